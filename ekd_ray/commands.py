@@ -1,0 +1,172 @@
+"""What the launchers do once their flags have become a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill
+from ekd_ray.engine.final import WEIGHTS, save_student
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.precision import environment
+from ekd_ray.errors import UserError
+from ekd_ray.files import write_json, write_text
+from ekd_ray.pipeline import check_study, check_writable, run_study
+from ekd_ray.plan_text import run_plan, study_plan
+from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.study import RESULT, Study
+from ekd_ray.scale.cluster import local_cpus
+from ekd_ray.terminal import Terminal, leaderboard_table
+
+RUNS = Path("runs")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, sort_keys=True))
+
+
+def tune(config: StudyConfig, args: argparse.Namespace) -> int:
+    """Run a study from teacher to exported winner; `--dry-run` stops after the plan."""
+    shared = config.distill
+    default = RUNS / f"{shared.dataset}-{shared.teacher or 'none'}-{shared.student}"
+    out = Path(args.out or default).absolute()
+    config = check_study(config, download=args.download)
+    if args.dry_run:
+        _plan(study_plan(config, out), config.to_dict(), args)
+        return 0
+    terminal = Terminal(
+        metric=config.metric,
+        mode=config.mode,
+        shown=tuple(config.space or {}),
+        quiet=args.quiet,
+    )
+    if not args.quiet:
+        terminal.console.print(study_plan(config, out), markup=False)
+    try:
+        bundle = run_study(config, out, terminal, resume=args.resume)
+    finally:
+        terminal.close()
+    study = Study.load(out)
+    if args.json:
+        _print_json({"study": str(out), "bundle": str(bundle.path), **bundle.metrics})
+        return 0
+    console = Console(highlight=False)
+    console.print(leaderboard_table(study.leaderboard(), config))
+    gap = _selection_gap(study)
+    if gap:
+        console.print(gap, markup=False)
+    console.print(f"bundle: {bundle.path}", markup=False, soft_wrap=True)
+    console.print(f"tensorboard --logdir {out}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _selection_gap(study: Study) -> str:
+    """The winner's curse in one line: its search score against its score under fresh seeds."""
+    board, metric = study.leaderboard(), study.config.metric
+    if not board or not board[0].val:
+        return ""
+    number = int(board[0].name.split()[-1])
+    (score,) = [r.value(metric) for r in study.records() if r.number == number]
+    fresh = sum(board[0].val) / len(board[0].val)
+    assert score is not None
+    return (
+        f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over "
+        f"{len(board[0].val)} fresh seed(s)"
+    )
+
+
+def train(config: DistillConfig, args: argparse.Namespace) -> int:
+    """Train one configuration into `--out`: history, events, weights, result.json."""
+    config = resolve(config, data_root=args.data_root, download=args.download)
+    default = RUNS / f"{config.dataset}-{config.student}-{config.method}-seed{config.seed}"
+    out = Path(args.out or default).absolute()
+    if args.dry_run:
+        _plan(run_plan(config, out), config.to_dict(), args)
+        return 0
+    _check_run_folder(out, config, resume=args.resume)
+    terminal = Terminal(quiet=args.quiet)
+    if not args.quiet:
+        terminal.console.print(run_plan(config, out), markup=False)
+    terminal.stage("training", 1, config.epochs)
+    terminal.started(config.student, 0, config.to_dict())
+    write_text(out / "config.yaml", config.to_yaml())
+    try:
+        result = distill(
+            config,
+            data_root=args.data_root,
+            out=out,
+            on_epoch=lambda row: terminal.epoch(0, row),
+            threads=args.cpus_per_trial or local_cpus(),
+        )
+    except Diverged as error:
+        raise UserError(str(error)) from None
+    finally:
+        terminal.close()
+    save_student(result, out / WEIGHTS)
+    record = {
+        "metrics": result.metrics,
+        "log_prior": result.log_prior,
+        "precision": result.precision,
+        "data_fingerprint": result.data_fingerprint,
+        "fingerprint": config.fingerprint(),
+        "seconds": result.seconds,
+        "environment": environment(),
+    }
+    write_json(out / RESULT, record)
+    if args.json:
+        _print_json({**record, "weights": str(out / WEIGHTS)})
+    else:
+        print(f"weights: {out / WEIGHTS}")
+    return 0
+
+
+def _check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:
+    """Refuse to mix runs: another configuration's folder, or this one's without --resume."""
+    check_writable(out)
+    if (out / "config.yaml").exists():
+        there = DistillConfig.from_yaml(out / "config.yaml")
+        if there.fingerprint() != config.fingerprint():
+            raise UserError(f"{out} belongs to another configuration: choose another --out.")
+        if not resume:
+            raise UserError(f"{out} holds this run already: add --resume, or choose another --out.")
+    elif any(out.iterdir()):
+        raise UserError(f"{out} holds something else: choose another --out.")
+    elif resume and not (out / CHECKPOINT).exists():
+        raise UserError(f"{out} holds no run to resume: check --out, or drop --resume.")
+
+
+def export(args: argparse.Namespace) -> int:
+    """Export a study's winner; with `--verify`, say whether the weights give what is stated."""
+    study = Study.load(args.run)
+    if args.dry_run:
+        winner = study.best()
+        print(f"would export {winner.name} of {args.run} to {args.out}")
+        return 0
+    bundle = export_bundle(study, Path(args.out))
+    data_root = args.data_root or study.config.data_root
+    found = bundle.verify(evaluate=args.verify, data_root=data_root)
+    if args.json:
+        _print_json({"bundle": str(bundle.path), "ok": found.ok, "problems": list(found.problems)})
+    elif not args.quiet:
+        _print_export(bundle, verified=args.verify and found.ok)
+    if not found.ok:
+        raise UserError(f"{bundle.path}: {' '.join(found.problems)}")
+    return 0
+
+
+def _print_export(bundle: Bundle, *, verified: bool) -> None:
+    stated = bundle.metrics["model"]["test_top1"]
+    note = ", reproduced by the stored weights" if verified else ""
+    print(f"bundle: {bundle.path} ({bundle.config.student}, test top-1 {stated:.2%}{note})")
+
+
+def _plan(text: str, values: dict[str, Any], args: argparse.Namespace) -> None:
+    if args.json:
+        _print_json(values)
+    else:
+        print(text)

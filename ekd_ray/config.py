@@ -1,0 +1,157 @@
+"""Every setting of a run (`DistillConfig`) and of a study (`StudyConfig`).
+
+Both are frozen, keyword-only and checked when built. The names are the ones used on the
+command line (`--set name=value`), in recipes, in TensorBoard and in the documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ekd_ray.errors import UserError
+from ekd_ray.settings import Settings, json_schema, load_yaml, parse_yaml, setting
+
+__all__ = ["DistillConfig", "StudyConfig", "json_schema", "load_yaml", "parse_yaml"]
+
+EVIDENCE = ("log1p_softplus", "softplus", "exp", "relu")
+BASELINES = ("none", "kd", "authors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(Settings):
+    """One training run: data, models, method, solver, numerics.
+
+    A setting that is None takes the default of its method, data set or teacher when the
+    run is planned (`ekd_ray.engine.plan.resolve`); results record the resolved value.
+    """
+
+    # Data
+    dataset: str = setting("cifar100", "data set: cifar10, cifar100, digits or synthetic")
+    data_fingerprint: str | None = setting(None, "fingerprint of the training images; checked")
+    train_subset: int | None = setting(None, "training images to draw (stratified)", low=1)
+    validation_fraction: float = setting(
+        0.1,
+        "share of the training images held out for validation; 0 trains on all",
+        low=0,
+        high=0.5,
+    )
+    split_seed: int = setting(0, "seed of the subset and of the validation split", low=0)
+    augment: str | None = setting(None, "view scheme: crop_flip, crop or none (data set's default)")
+
+    # Models
+    student: str = setting("resnet8x4", "student architecture, a name of the zoo")
+    teacher: str | None = setting(None, "teacher architecture, a name of the zoo")
+    teacher_weights: str | None = setting(None, "the teacher's checkpoint", identity=False)
+    teacher_sha256: str | None = setting(None, "SHA-256 of the teacher's checkpoint; checked")
+    teacher_normalization: str | None = setting(
+        None,
+        "imagenet, cifar10, cifar100, half, or 'mean,mean,mean/std,std,std' (the weights' own)",
+    )
+
+    # Method (METHODS.md, section 1)
+    method: str = setting("ekd", "distillation method: none, evidential, kd, ekd")
+    temperature: float | None = setting(None, "softening T of both logits", above=0, high=100)
+    ce_weight: float | None = setting(None, "weight of the (evidential) cross-entropy", low=0)
+    kd_weight: float | None = setting(None, "weight of KD / first-order expectation KD", low=0)
+    ekd_weight: float | None = setting(None, "weight of second-order distribution KD", low=0)
+    ekd_warmup: int | None = setting(None, "epochs over which ekd_weight ramps up linearly", low=0)
+    standardize: bool = setting(False, "standardise logits per row before KD (softmax methods)")
+    log_prior: float | None = setting(
+        None, "log of the prior mass per class (the teacher's learned one)", low=-20, high=20
+    )
+    learn_log_prior: bool = setting(
+        False, "train log_prior with the student, from its value or 1.0"
+    )
+    teacher_log_prior: float | None = setting(
+        None, "log_prior of the teacher's Dirichlet, where it differs", low=-20, high=20
+    )
+    evidence: str = setting("log1p_softplus", "second-order evidence function", choices=EVIDENCE)
+    prior_kl_weight: float = setting(0.0, "weight of the evidential regularisation", low=0)
+    prior_kl_warmup: int = setting(10, "epochs over which prior_kl_weight ramps up", low=0)
+    prior_kl_evidence: str = setting(
+        "softplus", "evidence function of the evidential regularisation", choices=EVIDENCE
+    )
+
+    # Solver
+    epochs: int = setting(240, "epochs of the whole schedule", low=1)
+    batch_size: int = setting(64, "global batch, summed over workers", low=1)
+    optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
+    lr: float = setting(0.05, "peak learning rate", above=0)
+    momentum: float = setting(0.9, "momentum of SGD", low=0, high=1)
+    nesterov: bool = setting(False, "Nesterov momentum (SGD)")
+    weight_decay: float = setting(5e-4, "weight decay", low=0)
+    schedule: str = setting("step", "learning-rate schedule", choices=("step", "cosine"))
+    lr_milestones: tuple[float, ...] = setting(
+        (0.625, 0.75, 0.875), "fractions of epochs after which lr is multiplied by lr_decay",
+        above=0, high=1,
+    )  # fmt: skip
+    lr_decay: float = setting(0.1, "factor at each milestone", above=0, high=1)
+    lr_min: float = setting(0.0, "final learning rate of the cosine schedule", low=0)
+    lr_warmup: int = setting(0, "epochs of linear learning-rate warm-up", low=0)
+
+    # Numerics
+    precision: str = setting(
+        "auto", "autocast precision; auto is bfloat16 where the hardware has it",
+        choices=("auto", "float32", "bfloat16"),
+    )  # fmt: skip
+    channels_last: bool = setting(True, "channels_last memory format")
+    seed: int = setting(0, "one seed for the weights, the order and the views", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
+            raise UserError(f"lr_milestones must increase, got {list(self.lr_milestones)}.")
+        if self.lr_min > self.lr:
+            raise UserError(f"lr_min must be <= lr ({self.lr}), got {self.lr_min}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(Settings):
+    """One study: what every trial shares, what is searched, and how the winner is confirmed."""
+
+    distill: DistillConfig = setting(DistillConfig(), "settings that every trial shares")
+    teacher_training: dict[str, Any] | None = setting(
+        None, "settings to train the teacher with when no teacher_weights are given"
+    )
+    space: dict[str, Any] | None = setting(None, "searched settings: name -> range (see README)")
+    first_points: tuple[dict[str, Any], ...] = setting((), "configurations tried first")
+    baselines: tuple[str, ...] = setting(
+        BASELINES, "rows the winner is compared with", choices=BASELINES
+    )
+    authors: dict[str, Any] | None = setting(
+        None, "the authors' values for this pair: first point and baseline"
+    )
+
+    trials: int = setting(16, "configurations to try", low=1, identity=False)
+    metric: str = setting(
+        "val_top1", "objective on the validation split", choices=("val_top1", "val_nll", "val_ece")
+    )
+    sampler: str = setting("tpe", "Optuna sampler", choices=("tpe", "random"))
+    scheduler: str = setting("asha", "early stopping of trials", choices=("asha", "none"))
+    grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
+    reduction_factor: int = setting(3, "ASHA keeps 1 / reduction_factor at each rung", low=2)
+    seed: int = setting(0, "seed of the sampler", low=0)
+
+    confirm_top_k: int = setting(3, "finalists that are run over several seeds", low=1)
+    confirm_seeds: int = setting(3, "seeds per finalist and baseline", low=1)
+
+    data_root: str | None = setting(None, "folder of the data sets", identity=False)
+    max_concurrent: int | None = setting(
+        None, "trials at once (as many as fit)", low=1, identity=False
+    )
+    workers_per_trial: int = setting(1, "data-parallel workers per trial", low=1)
+    cpus_per_trial: int = setting(1, "CPU threads per worker", low=1, identity=False)
+    gpus_per_trial: float = setting(
+        0.0, "GPUs per worker; a fraction shares one", low=0, identity=False
+    )
+
+    @property
+    def mode(self) -> str:
+        """`max` for accuracies, `min` for losses and calibration errors."""
+        return "max" if self.metric == "val_top1" else "min"
+
+    @property
+    def grace(self) -> int:
+        """Epochs of the first rung."""
+        return self.grace_epochs or max(1, self.distill.epochs // 8)

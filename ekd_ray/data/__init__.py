@@ -1,0 +1,62 @@
+"""Images in: data sets as arrays, honest splits, views as integers, counter-based batches."""
+
+from ekd_ray.data.counter import counter_hash
+from ekd_ray.data.datasets import (
+    DATASETS,
+    DatasetInfo,
+    ImageArrays,
+    check_dataset,
+    dataset_info,
+    default_cache_dir,
+    default_data_root,
+    load_dataset,
+)
+from ekd_ray.data.loader import (
+    Batch,
+    StagedImages,
+    epoch_batches,
+    epoch_order,
+    epoch_views,
+    steps_per_epoch,
+)
+from ekd_ray.data.splits import stratified_split, stratified_subset
+from ekd_ray.data.views import (
+    VIEW_SCHEMES,
+    ViewScheme,
+    apply_views,
+    identity_view,
+    normalize,
+    view_count,
+    view_scheme,
+)
+
+__all__ = [
+    # data sets
+    "DATASETS",
+    "DatasetInfo",
+    "ImageArrays",
+    "check_dataset",
+    "dataset_info",
+    "default_cache_dir",
+    "default_data_root",
+    "load_dataset",
+    # splits
+    "stratified_split",
+    "stratified_subset",
+    # views
+    "VIEW_SCHEMES",
+    "ViewScheme",
+    "apply_views",
+    "identity_view",
+    "normalize",
+    "view_count",
+    "view_scheme",
+    # draws and batches
+    "Batch",
+    "StagedImages",
+    "counter_hash",
+    "epoch_batches",
+    "epoch_order",
+    "epoch_views",
+    "steps_per_epoch",
+]

@@ -1,0 +1,152 @@
+"""Which samples, in which order, seen how: drawn by counters, so any step can be replayed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ekd_ray.data.counter import (
+    STREAM_ORDER,
+    STREAM_VIEW,
+    Int64Array,
+    bounded,
+    counter_hash,
+)
+from ekd_ray.data.datasets import ImageArrays
+from ekd_ray.errors import UserError
+
+__all__ = [
+    "Batch",
+    "StagedImages",
+    "counter_hash",
+    "epoch_batches",
+    "epoch_order",
+    "epoch_views",
+    "steps_per_epoch",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One worker's part of one step: which samples, and which view of each (int64 [B])."""
+
+    step: int
+    sample_ids: Int64Array
+    view_ids: Int64Array
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Int64Array:
+    """The order of positions 0..n-1 in `epoch`: a permutation, int64 [n]."""
+    bits = counter_hash(seed, STREAM_ORDER, epoch, np.arange(n))
+    return np.argsort(bits, kind="stable").astype(np.int64)
+
+
+def epoch_views(sample_ids: npt.ArrayLike, seed: int, epoch: int, num_views: int) -> Int64Array:
+    """The view of each sample in `epoch`: int64 in [0, num_views), shaped like `sample_ids`.
+
+    `sample_ids` index the data set (not a split of it), so a sample's view does not depend on
+    what else is trained on, nor on the batch it falls in.
+    """
+    return bounded(counter_hash(seed, STREAM_VIEW, epoch, sample_ids), num_views)
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Full batches in `n` samples; raises UserError if there is none."""
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {batch_size}.")
+    if n < batch_size:
+        raise UserError(
+            f"{n} training samples do not fill one batch of {batch_size}; choose a "
+            f"--batch-size of at most {n}."
+        )
+    return n // batch_size
+
+
+def epoch_batches(
+    sample_ids: npt.ArrayLike,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    num_views: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+) -> Iterator[Batch]:
+    """The batches of one epoch, from `start_step` on, for worker `rank` of `world_size`.
+
+    `sample_ids` (int64 [N]) index the data set; `batch_size` counts all workers. Global batch
+    s holds positions s * batch_size ... of the epoch's order, and a worker takes every
+    world_size-th of its rows: together the workers see what one alone would. An incomplete
+    last batch is dropped. Raises UserError, at the call, for a batch size that exceeds N or
+    does not divide among the workers.
+    """
+    ids = np.asarray(sample_ids, dtype=np.int64)
+    steps = steps_per_epoch(len(ids), batch_size)
+    if batch_size % world_size:
+        raise UserError(
+            f"--batch-size {batch_size} does not divide among {world_size} workers; choose a "
+            f"multiple of {world_size}."
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
+    if not 0 <= start_step <= steps:
+        raise ValueError(f"start_step must lie in 0..{steps}, got {start_step}")
+    order = ids[epoch_order(len(ids), seed, epoch)]
+
+    def batches() -> Iterator[Batch]:
+        for step in range(start_step, steps):
+            own = order[step * batch_size + rank : (step + 1) * batch_size : world_size]
+            yield Batch(step, own, epoch_views(own, seed, epoch, num_views))
+
+    return batches()
+
+
+class StagedImages:
+    """A split ready to be sampled on `device`.
+
+    On the CPU `images` shares the memory map (nothing is copied, and all processes share its
+    pages); on a GPU the whole split moves there once. `images` is uint8 [N, 3, H, W], never to
+    be written to; `labels` int64 [N].
+    """
+
+    def __init__(self, arrays: ImageArrays, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        if self.device.type == "cpu":
+            _touch(arrays.images)
+        with warnings.catch_warnings():
+            # Torch warns that the map is read-only; the tensor is only ever gathered from.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            self.images = torch.from_numpy(arrays.images).to(self.device)
+            self.labels = torch.from_numpy(arrays.labels).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, sample_ids: npt.ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of (images uint8 [B, 3, H, W], labels int64 [B]) on the device.
+
+        `sample_ids` are int64 [B] on the host. A GPU is not waited for.
+        """
+        index = self.to_device(sample_ids)
+        return self.images.index_select(0, index), self.labels.index_select(0, index)
+
+    def to_device(self, values: npt.ArrayLike) -> torch.Tensor:
+        """Host integers (sample or view ids, [B]) as an int64 tensor on the device."""
+        # A writable, contiguous copy: a worker's rows are a strided slice of the order.
+        tensor = torch.from_numpy(np.array(values, dtype=np.int64))
+        if self.device.type == "cpu":
+            return tensor
+        if self.device.type == "cuda":  # only from pinned memory does the copy not block
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+def _touch(images: npt.NDArray[np.uint8]) -> None:
+    """Read one byte of every page, in order: random cold reads cost 2 ms a batch instead."""
+    images.reshape(-1)[::4096].max(initial=0)

@@ -1,0 +1,348 @@
+"""One training run, with no Ray in it: the loop that every trial and final run goes through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import Batch, apply_views, counter_hash, epoch_batches, normalize, view_count
+from ekd_ray.data import steps_per_epoch as count_steps
+from ekd_ray.engine import ranks
+from ekd_ray.engine.checkpoint import load_checkpoint, save_checkpoint
+from ekd_ray.engine.metrics import classification_metrics
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
+from ekd_ray.engine.rundata import RunData, load_run_data
+from ekd_ray.engine.runlog import RunLog
+from ekd_ray.engine.schedule import learning_rate
+from ekd_ray.engine.teacher import LiveTeacher, load_teacher
+from ekd_ray.losses.objective import TERMS, Objective
+from ekd_ray.models import build_model
+
+CHECKPOINT = "checkpoint.safetensors"
+EVAL_BATCH = 500
+
+OnEpoch = Callable[[dict[str, Any]], None]
+
+
+class Diverged(Exception):
+    """A run whose loss or weights stopped being finite; the message says where."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run leaves in memory.
+
+    `metrics` is the last epoch's row (see `distill`), `history` all rows, `model` the
+    student with its trained weights, `log_prior` its prior if it is evidential.
+    """
+
+    config: DistillConfig
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    model: nn.Module
+    log_prior: float | None
+    precision: str
+    data_fingerprint: str
+    seconds: float
+
+
+class Learner(nn.Module):
+    """Student and objective as one module, so that DDP and checkpoints see all parameters."""
+
+    def __init__(self, student: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+
+    def forward(
+        self, inputs: Tensor, teacher_logits: Tensor | None, target: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        logits = self.student(inputs)
+        total, terms = self.objective(logits, teacher_logits, target, epoch)
+        return total, logits, terms
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """Everything one run holds while it trains."""
+
+    config: DistillConfig
+    data: RunData
+    learner: Learner
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    teacher: LiveTeacher | None
+    device: torch.device
+    precision: str
+    steps_per_epoch: int
+    sums: Tensor
+    epoch: int = 1
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def distill(
+    config: DistillConfig,
+    *,
+    data_root: str | None = None,
+    out: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    threads: int | None = None,
+    checkpoint_seconds: float = 30.0,
+    checkpoint_steps: int | None = None,
+) -> RunResult:
+    """Train one student (or, with a method that has no teacher, one network).
+
+    Args:
+        config: the run; it is resolved and checked first.
+        data_root: folder of the data sets.
+        out: folder for `history.jsonl`, TensorBoard events and the checkpoint; a run
+            interrupted there continues, bit for bit as if it had not been.
+        on_epoch: called (on every rank) with each epoch's row: `epoch` (from 1), `lr`,
+            `train_loss`, `train_top1`, `loss_<term>` (unweighted), `log_prior` if
+            evidential, `val_*` (see `classification_metrics`) if there is a validation
+            split, and `seconds`.
+        threads: CPU threads; part of what bitwise reproduction needs.
+        checkpoint_seconds: least time between two checkpoints at epoch ends.
+        checkpoint_steps: also checkpoint every so many steps, inside the epoch.
+
+    Raises:
+        UserError: bad configuration, data or checkpoint. Diverged: NaN or infinity.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    config = resolve(config, data_root=data_root)
+    run = _start(config, data_root)
+    checkpoint = out / CHECKPOINT if out else None
+    if checkpoint and checkpoint.exists():
+        _restore(run, checkpoint)
+    log = None
+    if out and ranks.is_first():
+        searched = {k: v for k, v in config.to_dict().items() if v is not None}
+        log = RunLog(out, hyperparameters=searched, keep_epochs=run.epoch - 1)
+    saved_at = started = time.monotonic()
+    try:
+        while run.epoch <= config.epochs:
+            epoch_started = time.monotonic()
+            for batch in _batches(run):
+                _train_step(run, batch)
+                if checkpoint and checkpoint_steps and run.step % checkpoint_steps == 0:
+                    _save(run, checkpoint)
+            row = _epoch_row(run)
+            row["seconds"] = time.monotonic() - epoch_started
+            run.history.append(row)
+            run.epoch, run.step = run.epoch + 1, 0
+            run.sums.zero_()
+            if log:
+                log.write(row)
+            due = time.monotonic() - saved_at >= checkpoint_seconds or run.epoch > config.epochs
+            if checkpoint and ranks.agree(due):
+                _save(run, checkpoint)
+                saved_at = time.monotonic()
+            if on_epoch:
+                on_epoch(row)
+    finally:
+        if log:
+            log.close()
+    return RunResult(
+        config=config,
+        metrics=run.history[-1],
+        history=run.history,
+        model=run.learner.student.eval(),
+        log_prior=run.learner.objective.log_prior_value,
+        precision=run.precision,
+        data_fingerprint=run.data.fingerprint,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _start(config: DistillConfig, data_root: str | None) -> _Run:
+    device = pick_device()
+    precision = resolve_precision(config.precision, device)
+    data = load_run_data(config, data_root=data_root, device=device)
+    num_classes = data.num_classes
+    objective = Objective(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        student = build_model(config.student, num_classes)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    learner = Learner(student, objective).to(device).to(memory_format=layout)
+    teacher = None
+    if objective.method.needs_teacher:
+        teacher = load_teacher(config, num_classes, precision=precision, device=device)
+    return _Run(
+        config=config,
+        data=data,
+        learner=learner,
+        forward=ranks.data_parallel(learner, device),
+        optimizer=_optimizer(config, learner),
+        teacher=teacher,
+        device=device,
+        precision=precision,
+        steps_per_epoch=count_steps(len(data.train_ids), config.batch_size),
+        sums=torch.zeros(2 + len(TERMS), dtype=torch.float64, device=device),
+    )
+
+
+def _optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optimizer:
+    parameters = learner.parameters()
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _batches(run: _Run) -> Any:
+    run.learner.train()
+    return epoch_batches(
+        run.data.train_ids,
+        batch_size=run.config.batch_size,
+        seed=run.config.seed,
+        epoch=run.epoch,
+        num_views=view_count(run.data.view_scheme),
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
+        start_step=run.step,
+    )
+
+
+def _train_step(run: _Run, batch: Batch) -> None:
+    config = run.config
+    images, target = run.data.images.gather(batch.sample_ids)
+    view_ids = torch.from_numpy(batch.view_ids).to(run.device, non_blocking=True)
+    images = apply_views(images, view_ids, run.data.view_scheme)
+    teacher_logits = run.teacher.logits(images) if run.teacher else None
+    inputs = normalize(images, run.data.mean, run.data.std, channels_last=config.channels_last)
+    global_step = (run.epoch - 1) * run.steps_per_epoch + run.step
+    lr = learning_rate(config, global_step, run.steps_per_epoch)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    # Dropout, where a student has it, draws from the step, so that a resumed run repeats it.
+    torch.manual_seed(int(counter_hash(config.seed, global_step, ranks.rank())) >> 1)
+    with autocast(run.precision, run.device):
+        loss, logits, terms = run.forward(inputs, teacher_logits, target, run.epoch)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimizer.step()
+    correct = (logits.detach().argmax(dim=1) == target).double().mean()
+    zero = loss.detach().new_zeros(())
+    named = [terms.get(name, zero) for name in TERMS]
+    # Running sums: loss, share of correct answers, then the terms.
+    run.sums += torch.stack([loss.detach(), correct, *named]).double()
+    run.step += 1
+
+
+def _epoch_row(run: _Run) -> dict[str, Any]:
+    """The epoch's metrics; the only place where the host waits for the device."""
+    means = (ranks.mean(run.sums) / run.steps_per_epoch).tolist()
+    last_step = run.epoch * run.steps_per_epoch - 1
+    row = {
+        "epoch": run.epoch,
+        "lr": learning_rate(run.config, last_step, run.steps_per_epoch),
+        "train_loss": means[0],
+        "train_top1": means[1],
+    }
+    objective = run.learner.objective
+    sums = dict(zip(TERMS, means[2:], strict=True))
+    row |= {f"loss_{name}": sums[name] for name in objective.weights(run.epoch)}
+    if objective.log_prior_value is not None:
+        row["log_prior"] = objective.log_prior_value
+    _check_finite(row, run)
+    if len(run.data.validation_ids):
+        row |= {f"val_{name}": value for name, value in _validate(run).items()}
+    _check_finite(row, run)
+    return row
+
+
+def _validate(run: _Run) -> dict[str, float]:
+    """Validation metrics, evaluated by the first rank and sent to the others.
+
+    Batch-norm statistics are rank-local between steps, and one set of figures must decide.
+    """
+    metrics = {}
+    if ranks.is_first():
+        metrics = evaluate_model(
+            run.learner.student,
+            run.data,
+            run.data.validation_ids,
+            precision=run.precision,
+            log_prior=run.learner.objective.log_prior_value,
+            channels_last=run.config.channels_last,
+        )
+    return ranks.from_first(metrics)
+
+
+def _check_finite(row: dict[str, Any], run: _Run) -> None:
+    for name, value in row.items():
+        if not abs(value) < float("inf"):
+            raise Diverged(
+                f"{name} became {value} in epoch {run.epoch} of {run.config.epochs} "
+                f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
+            )
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: nn.Module,
+    data: RunData,
+    sample_ids: np.ndarray,
+    *,
+    precision: str,
+    log_prior: float | None,
+    channels_last: bool,
+) -> dict[str, float]:
+    """Metrics of a model on the images `sample_ids` [N] of `data`, unaugmented."""
+    model.eval()
+    logits, targets = [], []
+    for start in range(0, len(sample_ids), EVAL_BATCH):
+        images, target = data.images.gather(sample_ids[start : start + EVAL_BATCH])
+        inputs = normalize(images, data.mean, data.std, channels_last=channels_last)
+        with autocast(precision, images.device):
+            logits.append(model(inputs).float())
+        targets.append(target)
+    return classification_metrics(torch.cat(logits), torch.cat(targets), log_prior=log_prior)
+
+
+def _save(run: _Run, path: Path) -> None:
+    # Each rank has summed its own share: the checkpoint holds the mean, so that any
+    # number of workers can continue it.
+    sums = ranks.mean(run.sums)
+    if not ranks.is_first():
+        return
+    progress = {
+        "fingerprint": run.config.fingerprint(),
+        "epoch": run.epoch,
+        "step": run.step,
+        "history": run.history,
+    }
+    save_checkpoint(
+        path, learner=run.learner, optimizer=run.optimizer, sums=sums, progress=progress
+    )
+
+
+def _restore(run: _Run, path: Path) -> None:
+    progress = load_checkpoint(
+        path,
+        fingerprint=run.config.fingerprint(),
+        learner=run.learner,
+        optimizer=run.optimizer,
+        sums=run.sums,
+    )
+    run.epoch, run.step, run.history = progress["epoch"], progress["step"], progress["history"]

@@ -1,0 +1,167 @@
+"""Checks and completes a configuration before any compute is spent."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import check_dataset, dataset_info, steps_per_epoch, view_count
+from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.losses.objective import method_of, resolve_method
+from ekd_ray.models import WeightsMetadata, build_model, read_metadata
+
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """Per-channel mean and standard deviation of images in [0, 1]."""
+
+    mean: Triple
+    std: Triple
+
+    def as_text(self) -> str:
+        """The form that `teacher_normalization` takes: 'mean,mean,mean/std,std,std'."""
+        return "/".join(",".join(str(value) for value in part) for part in (self.mean, self.std))
+
+
+def parse_normalization(text: str) -> Normalization:
+    """A named normalisation or 'm,m,m/s,s,s'; raises `UserError` naming the legal forms."""
+    if text in NORMALIZATIONS:
+        mean, std = NORMALIZATIONS[text]
+        return Normalization(mean=mean, std=std)
+    try:
+        parts = [tuple(float(v) for v in part.split(",")) for part in text.split("/")]
+    except ValueError:
+        parts = []
+    if [len(part) for part in parts] != [3, 3] or min(parts[1]) <= 0:
+        if re.fullmatch(r"\w+", text):
+            raise unknown_name("teacher_normalization", text, NORMALIZATIONS)
+        raise UserError(
+            "teacher_normalization must be a name or 'mean,mean,mean/std,std,std' "
+            f"with std > 0, got {text!r}."
+        )
+    return Normalization(mean=parts[0], std=parts[1])  # type: ignore[arg-type]
+
+
+def resolve(
+    config: DistillConfig, *, data_root: str | None = None, download: bool = False
+) -> DistillConfig:
+    """The configuration with every None that has a default filled in, fully checked.
+
+    Names (method, models, data set, view scheme) are looked up, the data's files are
+    probed, the teacher's checkpoint is read and hashed: its learned prior and its
+    normalisation enter the configuration unless that says otherwise. Idempotent.
+
+    Raises:
+        UserError: anything that would stop the run later, in one sentence.
+    """
+    config = resolve_method(config)
+    info = dataset_info(config.dataset)
+    config = config.replace(augment=config.augment or info.view_scheme)
+    view_count(config.augment or "")
+    _check_model(config.student, info.num_classes)
+    check_dataset(config.dataset, data_root=data_root, download=download)
+    if method_of(config).needs_teacher:
+        config = _resolve_teacher(config, info.num_classes)
+    else:
+        config = without_teacher(config)
+    _check_sizes(config, info.num_train)
+    return config
+
+
+def without_teacher(config: DistillConfig) -> DistillConfig:
+    """The configuration with every teacher setting cleared (methods that need none)."""
+    names = ("teacher", "teacher_weights", "teacher_sha256", "teacher_normalization")
+    return config.replace(**dict.fromkeys(names))
+
+
+def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
+    if config.teacher is None:
+        raise UserError(
+            f"method {config.method!r} needs a teacher: give --teacher NAME and --teacher-weights."
+        )
+    _check_model(config.teacher, num_classes)
+    if config.teacher_weights is None:
+        raise UserError(
+            f"no weights for teacher {config.teacher!r}: give --teacher-weights FILE, or train "
+            "one with launchers/train_teacher.py."
+        )
+    weights = read_metadata(config.teacher_weights)
+    _check_teacher(config, weights, num_classes)
+    changes: dict[str, object] = {"teacher_sha256": weights.sha256}
+    if config.teacher_normalization is None:
+        changes["teacher_normalization"] = _own_normalization(config, weights).as_text()
+    else:
+        changes["teacher_normalization"] = parse_normalization(
+            config.teacher_normalization
+        ).as_text()
+    if method_of(config).evidential:
+        changes |= _resolve_priors(config, weights.log_prior)
+    return config.replace(**changes)
+
+
+def _resolve_priors(config: DistillConfig, teacher_prior: float | None) -> dict[str, object]:
+    """An explicit log_prior serves both sides; else both take what the teacher learned.
+
+    Without either, log_prior is 0: one pseudo-count per class, the uniform Dirichlet.
+    """
+    if config.log_prior is not None:
+        return {}
+    if config.learn_log_prior:
+        own = teacher_prior if config.teacher_log_prior is None else config.teacher_log_prior
+        return {"log_prior": 1.0, "teacher_log_prior": own}
+    return {"log_prior": 0.0 if teacher_prior is None else teacher_prior}
+
+
+def _own_normalization(config: DistillConfig, weights: WeightsMetadata) -> Normalization:
+    if weights.mean is not None and weights.std is not None:
+        return Normalization(mean=weights.mean, std=weights.std)  # type: ignore[arg-type]
+    if weights.layout == "akamaster":
+        return parse_normalization("imagenet")
+    raise UserError(
+        f"{config.teacher_weights} does not say how its images were normalised: give "
+        f"--teacher-normalization ({', '.join(NORMALIZATIONS)} or 'm,m,m/s,s,s')."
+    )
+
+
+def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes: int) -> None:
+    path = config.teacher_weights
+    if weights.num_classes != num_classes:
+        raise UserError(
+            f"teacher {path} has {weights.num_classes} classes but dataset "
+            f"{config.dataset!r} has {num_classes}: choose a teacher trained for it."
+        )
+    if weights.model is not None and weights.model != config.teacher:
+        raise UserError(
+            f"{path} holds a {weights.model!r}, not a {config.teacher!r}: "
+            f"give --teacher {weights.model}."
+        )
+    if config.teacher_sha256 not in (None, weights.sha256):
+        raise UserError(
+            f"{path} is not the teacher of this configuration: its SHA-256 must be "
+            f"{config.teacher_sha256}, got {weights.sha256}."
+        )
+
+
+def _check_model(name: str, num_classes: int) -> None:
+    with torch.device("meta"):
+        build_model(name, num_classes)
+
+
+def _check_sizes(config: DistillConfig, num_train: int) -> None:
+    drawn = config.train_subset or num_train
+    if drawn > num_train:
+        raise UserError(f"train_subset must be <= {num_train} ({config.dataset}), got {drawn}.")
+    kept = drawn - round(drawn * config.validation_fraction)
+    steps_per_epoch(kept, config.batch_size)

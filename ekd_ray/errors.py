@@ -1,0 +1,21 @@
+"""The one exception whose message is meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: a flag, a file, a name, a value out of bounds.
+
+    The message is one sentence that names the thing, the bound, the value got and the
+    cure. Launchers print it without a traceback and exit with code 2.
+    """
+
+
+def unknown_name(kind: str, got: object, known: object) -> UserError:
+    """The error for a name that is not in a registry; suggests the nearest known one."""
+    import difflib
+
+    names = sorted(str(name) for name in known)  # type: ignore[attr-defined]
+    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.6)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,41 @@
+"""Distillation losses: pure functions of tensors, composed by `ekd_ray.losses.objective`.
+
+Every loss is a 0-d tensor in at least float32 (inside autocast too), a mean over the batch
+with the temperature squared already applied; no gradient reaches the teacher.
+"""
+
+from ekd_ray.losses.dirichlet import (
+    EVIDENCE_FUNCTIONS,
+    dirichlet_kl,
+    distribution_kd_loss,
+    evidence,
+    evidential_cross_entropy,
+    expectation_kd_loss,
+    log_concentration,
+    log_expectation,
+    prior_kl_loss,
+    vacuity,
+)
+from ekd_ray.losses.dkd import dkd_loss, expectation_dkd_loss
+from ekd_ray.losses.kd import at_least_float32, kd_loss, standardize_logits
+
+__all__ = [
+    # softmax statistics
+    "kd_loss",
+    "dkd_loss",
+    "standardize_logits",
+    # evidential
+    "evidential_cross_entropy",
+    "expectation_kd_loss",
+    "expectation_dkd_loss",
+    "distribution_kd_loss",
+    "prior_kl_loss",
+    "dirichlet_kl",
+    # what they are made of
+    "log_concentration",
+    "log_expectation",
+    "evidence",
+    "EVIDENCE_FUNCTIONS",
+    "vacuity",
+    "at_least_float32",
+]

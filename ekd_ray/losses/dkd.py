@@ -1,0 +1,130 @@
+"""Decoupled distillation, on softmax statistics and on Dirichlet expectations.
+
+Zhao et al., "Decoupled knowledge distillation", CVPR 2022; with EKD (ICCV 2025).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ekd_ray.losses.dirichlet import log_concentration, teacher_prior
+from ekd_ray.losses.kd import (
+    Scalar,
+    categorical_kl,
+    check_logits,
+    check_target,
+    check_temperature,
+    softmax_inputs,
+    without_autocast,
+)
+
+
+def _split(log_mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B, 2] of (target, rest), and [B, C - 1] among the rest.
+
+    The published code keeps the target's column and subtracts 1000 from it before the
+    softmax, which fails once logits differ by 1000. Leaving the column out is what that
+    approximates, and is exact; indices instead of a mask keep the shape known (no sync).
+    """
+    columns = torch.arange(log_mass.shape[1] - 1, device=log_mass.device)
+    columns = columns + (columns >= target[:, None]).long()
+    rest = log_mass.gather(1, columns)
+    pair = torch.cat([log_mass.gather(1, target[:, None]), rest.logsumexp(1, keepdim=True)], 1)
+    return functional.log_softmax(pair, dim=1), functional.log_softmax(rest, dim=1)
+
+
+def _decoupled_kl(
+    student: Tensor, teacher: Tensor, target: Tensor, alpha: float, beta: float
+) -> Tensor:
+    """`alpha * TCKD + beta * NCKD` of two unnormalised log distributions [B, C], batch mean."""
+    student_pair, student_rest = _split(student, target)
+    teacher_pair, teacher_rest = _split(teacher, target)
+    tckd = categorical_kl(teacher_pair, student_pair)
+    nckd = categorical_kl(teacher_rest, student_rest)
+    return (alpha * tckd + beta * nckd).mean()
+
+
+@without_autocast
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    temperature: Scalar,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    standardize: bool = False,
+) -> Tensor:
+    """`T^2 * (alpha * TCKD + beta * NCKD)`, mean over the batch.
+
+    TCKD is the KL, teacher first, of (target, all the rest); NCKD that of the softmax over
+    the classes other than the target.
+
+    Args:
+        student_logits: [B, C], any float dtype; computed in float32, in float64 if it is that.
+        teacher_logits: [B, C], any float dtype; gets no gradient.
+        target: [B] int64 class indices.
+        temperature: T > 0, or a 0-d tensor (learned).
+        alpha: weight of TCKD.
+        beta: weight of NCKD.
+        standardize: standardise both sides first (CVPR 2024).
+
+    Returns:
+        0-d, nats, times T^2.
+
+    Raises:
+        ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2; a target that
+            is not int64 [B]; T <= 0.
+
+    Zhao et al. 2022, eq. 7.
+    """
+    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
+    check_target(target, student_logits)
+    check_temperature(temperature)
+    student, teacher = softmax_inputs(student_logits, teacher_logits, standardize)
+    kl = _decoupled_kl(student / temperature, teacher / temperature, target, alpha, beta)
+    return temperature**2 * kl
+
+
+@without_autocast
+def expectation_dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    temperature: Scalar,
+    *,
+    log_prior: Scalar,
+    teacher_log_prior: Scalar | None = None,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> Tensor:
+    """`dkd_loss` on the Dirichlet expectations `a / S`, `a = exp(z / T) + e^lambda` (DKD+EKD).
+
+    Args:
+        student_logits: [B, C], any float dtype; computed in float32, in float64 if it is that.
+        teacher_logits: [B, C], any float dtype; gets no gradient.
+        target: [B] int64 class indices.
+        temperature: T > 0, or a 0-d tensor (learned).
+        log_prior: lambda, log of the prior mass per class; a 0-d tensor gets a gradient.
+        teacher_log_prior: the teacher's lambda, no gradient; None follows `log_prior`.
+        alpha: weight of the (target, rest) part.
+        beta: weight of the part over the non-target classes, renormalised.
+
+    Returns:
+        0-d, nats, times T^2. The method's `kd_weight` is the caller's.
+
+    Raises:
+        ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2; a target that
+            is not int64 [B]; T <= 0; a prior that is not finite or not 0-d.
+
+    EKD (ICCV 2025), first order, in Zhao et al. 2022, eq. 7.
+    """
+    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
+    check_target(target, student_logits)
+    check_temperature(temperature)
+    prior = teacher_prior(log_prior, teacher_log_prior)
+    student = log_concentration(student_logits, log_prior, temperature)
+    teacher = log_concentration(teacher_logits.detach(), prior, temperature)
+    return temperature**2 * _decoupled_kl(student, teacher, target, alpha, beta)

@@ -1,0 +1,88 @@
+"""One call for every model: own CIFAR networks, `torchvision:<name>` and `timm:<name>`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.models.resnet import CifarResNet
+from ekd_ray.models.wrn import WideResNet
+
+Builder = Callable[[int], nn.Module]
+
+#: Own models: name -> builder, called with the number of classes.
+MODELS: dict[str, Builder] = {
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{
+        f"resnet{depth}a": partial(CifarResNet, depth, shortcut="A")
+        for depth in (20, 32, 44, 56, 110)
+    },
+    **{
+        f"resnet{depth}x4": partial(CifarResNet, depth, widths=(32, 64, 128, 256))
+        for depth in (8, 32)
+    },
+    **{
+        f"wrn_{depth}_{widen}": partial(WideResNet, depth, widen)
+        for depth, widen in ((16, 1), (16, 2), (16, 4), (28, 2), (28, 4), (40, 1), (40, 2))
+    },
+}
+
+
+def model_names() -> list[str]:
+    """Names of the own models, in the zoo's order; `torchvision:` and `timm:` names come on top."""
+    return list(MODELS)
+
+
+def build_model(name: str, num_classes: int) -> nn.Module:
+    """Build an untrained classifier: images `[B, 3, H, W]` -> logits `[B, num_classes]`.
+
+    `name` is one of `model_names()`, `torchvision:<name>` or `timm:<name>`. Initial weights are
+    float32 and a function of torch's global random state alone: seed or fork it around the
+    call. The model carries `ekd_name` and `ekd_num_classes`, which `load_weights` compares with
+    a file.
+
+    Raises UserError for an unknown name, fewer than two classes, or a library not installed.
+    """
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+        raise UserError(f"num_classes must be a whole number of at least 2, got {num_classes!r}.")
+    library, colon, library_name = str(name).partition(":")
+    if colon and library == "torchvision":
+        model = _torchvision(library_name, num_classes)
+    elif colon and library == "timm":
+        model = _timm(library_name, num_classes)
+    elif name in MODELS:
+        model = MODELS[name](num_classes)
+    else:
+        raise unknown_name("model", name, [*MODELS, "torchvision:<name>", "timm:<name>"])
+    model.ekd_name, model.ekd_num_classes = name, num_classes  # type: ignore[assignment]
+    return model
+
+
+def _torchvision(name: str, num_classes: int) -> nn.Module:
+    from torchvision import models  # slow import, and most runs need none of it
+
+    known = models.list_models(module=models)  # classifiers only: no detection, no video
+    if name not in known:
+        raise unknown_name("torchvision model", name, known)
+    options: dict[str, object] = {"weights": None, "num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        # With auxiliary heads they return a tuple in training mode instead of logits.
+        options |= {"aux_logits": False, "init_weights": True}
+    return models.get_model(name, **options)
+
+
+def _timm(name: str, num_classes: int) -> nn.Module:
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the model 'timm:{name}' needs the timm library, which is not installed: "
+            "run `pip install timm`, or choose a model that is not from timm."
+        ) from error
+    if not timm.is_model(name):
+        raise unknown_name("timm model", name, timm.list_models())
+    return timm.create_model(name, pretrained=False, num_classes=num_classes)

@@ -1,0 +1,161 @@
+"""A study from teacher to exported winner: teacher -> search -> confirm -> export.
+
+Each stage leaves its artefact in the study's folder and is skipped or continued when it
+is there already.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import check_dataset, load_dataset
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.precision import environment
+from ekd_ray.engine.train_teacher import teacher_config, train_teacher
+from ekd_ray.errors import UserError
+from ekd_ray.files import write_text
+from ekd_ray.losses.objective import method_of, resolve_method, with_method
+from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
+from ekd_ray.scale.cluster import connected, local_cpus
+from ekd_ray.scale.confirm import confirm
+from ekd_ray.scale.search import Observer, search
+from ekd_ray.scale.space import check_space
+
+TEACHER = Path("teacher") / "teacher.safetensors"
+LEAST_FREE_BYTES = 200 * 2**20
+
+
+def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
+    """Everything that can be refused before compute: space, names, data, teacher, baselines.
+
+    Returns:
+        The study with its shared settings resolved as far as they can be: a teacher that
+        is still to be trained has no hash yet.
+    """
+    check_space(config)
+    base = config.distill
+    check_dataset(base.dataset, data_root=config.data_root, download=download)
+    if base.validation_fraction == 0:
+        raise UserError("validation_fraction must be > 0 in a study: the search needs the split.")
+    if method_of(base).needs_teacher and base.teacher_weights is None:
+        if not config.teacher_training or base.teacher is None:
+            resolve(base, data_root=config.data_root)  # says what is missing
+        teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
+        resolve(teacher, data_root=config.data_root)
+        resolve(with_method(base, "none"), data_root=config.data_root)
+        return config.replace(distill=resolve_method(base))
+    return config.replace(distill=resolve(base, data_root=config.data_root))
+
+
+def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
+    """Create the study's folder, or join the one that is there with `resume`.
+
+    Raises:
+        UserError: the folder holds another study, or something else, or cannot be written.
+    """
+    if (out / STUDY_FILE).exists():
+        study = Study.load(out)
+        if not resume:
+            raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
+        _check_same(study, config)
+    elif out.exists() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} exists and holds no study: choose another --out.")
+    elif resume:
+        raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
+    check_writable(out)
+    header = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": config.fingerprint(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+        "study": config.to_dict(),
+    }
+    write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False, allow_unicode=True))
+    return Study.load(out)
+
+
+def _check_same(study: Study, config: StudyConfig) -> None:
+    if study.config.fingerprint() == config.fingerprint():
+        return
+    old, new = _flat(study.config), _flat(config)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    first = changed[0]
+    raise UserError(
+        f"{study.path} belongs to another configuration: {first} is {old.get(first)} there and "
+        f"{new.get(first)} here ({len(changed)} setting(s) differ): resume it with its own "
+        "settings, or choose another --out."
+    )
+
+
+def _flat(config: StudyConfig) -> dict[str, object]:
+    values = config.identity()
+    return {**values.pop("distill"), **values}
+
+
+def check_writable(out: Path) -> None:
+    """Create the folder if need be; raises `UserError` if it is read-only or full."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.write_bytes(b"probe")
+        probe.unlink()
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {out} ({error.strerror}): choose another --out."
+        ) from None
+    if free < LEAST_FREE_BYTES:
+        raise UserError(
+            f"{out} has {free // 2**20} MiB free, a study needs >= {LEAST_FREE_BYTES // 2**20}: "
+            "free some or choose another --out."
+        )
+
+
+def run_study(
+    config: StudyConfig, out: Path, observer: Observer, *, resume: bool = False
+) -> Bundle:
+    """Run or continue a study to its exported bundle in `out/best`.
+
+    Args:
+        config: checked by `check_study`; out: the study's folder.
+
+    Raises:
+        UserError: refused before compute, or nothing came of it. KeyboardInterrupt: stopped
+            by the user; `resume=True` continues.
+    """
+    study = open_run(out, config, resume=resume)
+    # Decode once here: every trial of this node then maps the same pages.
+    load_dataset(config.distill.dataset, "train", data_root=config.data_root)
+    base = _teacher_stage(out, config, observer)
+    with connected(config):
+        search(out, config, base, observer)
+        confirm(out, config, base, observer)
+    return export_bundle(study, out / "best")
+
+
+def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> DistillConfig:
+    """The shared settings with a teacher that exists: given, or trained in `out/teacher`."""
+    base = config.distill
+    if not method_of(base).needs_teacher or base.teacher_weights is not None:
+        return resolve(base, data_root=config.data_root)
+    path = out / TEACHER
+    if not path.exists():
+        training = teacher_config(base, str(base.teacher), config.teacher_training or {})
+        observer.stage("teacher", 1, training.epochs)
+        observer.started(str(base.teacher), 0, training.to_dict())
+        train_teacher(
+            training,
+            path,
+            data_root=config.data_root,
+            on_epoch=lambda row: observer.epoch(0, row),
+            threads=min(local_cpus(), os.cpu_count() or 1),
+        )
+        observer.ended(0, failed=False)
+    return resolve(base.replace(teacher_weights=str(path)), data_root=config.data_root)

@@ -1,0 +1,161 @@
+"""The resolved plan of a study or run in words: what would run, on what, for how long."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import dataset_info, steps_per_epoch, view_count
+from ekd_ray.engine.train_teacher import teacher_config
+from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
+from ekd_ray.models import build_model
+from ekd_ray.results.study import milestone_epochs
+from ekd_ray.scale.cluster import fits, local_cpus
+from ekd_ray.scale.space import Space, first_points
+
+# Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
+CPU_FLOPS = 25e9
+GPU_FLOPS = 2e13
+
+
+def model_cost(name: str, num_classes: int, image_size: int) -> tuple[int, int]:
+    """(parameters, forward FLOPs per image) of a model, counted without computing."""
+    with torch.device("meta"):
+        model = build_model(name, num_classes).eval()
+        image = torch.empty(1, 3, image_size, image_size)
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
+
+
+def images_per_epoch(config: DistillConfig) -> int:
+    """Training images that one epoch visits."""
+    info = dataset_info(config.dataset)
+    drawn = config.train_subset or info.num_train
+    kept = drawn - round(drawn * config.validation_fraction)
+    return steps_per_epoch(kept, config.batch_size) * config.batch_size
+
+
+def run_flops(config: DistillConfig, *, final: bool = False) -> float:
+    """FLOPs of one full run: student forward and backward, teacher forward."""
+    info = dataset_info(config.dataset)
+    per_image = 3.0 * model_cost(config.student, info.num_classes, info.image_size)[1]
+    if config.teacher and method_of(config).needs_teacher:
+        per_image += model_cost(config.teacher, info.num_classes, info.image_size)[1]
+    if final:
+        config = config.replace(validation_fraction=0.0)
+    return per_image * images_per_epoch(config) * config.epochs
+
+
+def run_plan(config: DistillConfig, out: Path) -> str:
+    """The plan of one run."""
+    lines = [*_setup(config), f"out        {out} ({_free(out)})"]
+    lines.append(f"estimate   {_duration(run_flops(config), local_cpus(), 0.0)}")
+    return "\n".join(lines)
+
+
+def study_plan(config: StudyConfig, out: Path) -> str:
+    """The plan of a study: setup, space, trials, resources, disk, estimate."""
+    base, space = config.distill, Space(config.space)
+    parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
+    rungs = milestone_epochs(config)
+    slots = max(1, fits(config, cpus=local_cpus(), gpus=torch.cuda.device_count()))
+    used = slots * config.workers_per_trial
+    stopping = "none"
+    if config.scheduler == "asha":
+        epochs = ", ".join(map(str, rungs))
+        stopping = f"ASHA, rungs at epochs {epochs}, keeps 1 in {config.reduction_factor}"
+    cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
+    lines = [
+        *_setup(base),
+        f"space      {parameters[0]}",
+        *(f"           {line}" for line in parameters[1:]),
+        f"search     {config.trials} trials by {config.metric} on the validation split; "
+        f"sampler {config.sampler}; {len(first_points(config))} first point(s)",
+        f"stopping   {stopping}",
+        f"confirm    best {config.confirm_top_k} over {config.confirm_seeds} seed(s); then the "
+        f"winner and {', '.join(config.baselines) or 'no baselines'} on all training images, "
+        "test read once",
+        f"resources  {slots} trial(s) at once here: {config.workers_per_trial} worker(s) x "
+        f"{config.cpus_per_trial} CPU, {config.gpus_per_trial:g} GPU",
+        f"out        {out} ({_disk(config)}; {_free(out)})",
+        f"estimate   {_duration(_study_flops(config), cpus, gpus)}",
+    ]
+    return "\n".join(lines)
+
+
+def _setup(config: DistillConfig) -> list[str]:
+    info = dataset_info(config.dataset)
+    drawn = config.train_subset or info.num_train
+    held = round(drawn * config.validation_fraction)
+    views = view_count(config.augment or info.view_scheme)
+    lines = [
+        f"data       {config.dataset}: {drawn - held} training and {held} validation images, "
+        f"{info.num_classes} classes, {views} view(s) each",
+        f"student    {_model(config.student, config)}",
+    ]
+    if method_of(config).needs_teacher:
+        source = config.teacher_weights or "to be trained first"
+        lines.append(f"teacher    {_model(str(config.teacher), config)}, {source}")
+    solver = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
+    lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
+    return [*lines, f"method     {config.method} ({_method_values(config.to_dict(), config)})"]
+
+
+def _method_values(values: Mapping[str, Any], config: DistillConfig) -> str:
+    used = (name for name in METHOD_SETTINGS if name in method_of(config).uses)
+    return ", ".join(f"{name} {values[name]}" for name in used if values[name] is not None)
+
+
+def _model(name: str, config: DistillConfig) -> str:
+    info = dataset_info(config.dataset)
+    parameters, flops = model_cost(name, info.num_classes, info.image_size)
+    return f"{name} ({parameters / 1e6:.2f} M parameters, {flops / 2e6:.0f} M multiply-adds)"
+
+
+def _study_flops(config: StudyConfig) -> float:
+    """Upper estimate: rungs as full as ASHA leaves them on average, every confirm run full."""
+    base = config.distill
+    rungs = milestone_epochs(config)
+    share, total, before = 1.0, 0.0, 0
+    for epoch in rungs:
+        total += share * (epoch - before)
+        share, before = share / config.reduction_factor, epoch
+    trial_share = total / base.epochs
+    flops = config.trials * trial_share * run_flops(base)
+    flops += config.confirm_top_k * config.confirm_seeds * run_flops(base)
+    finals = 1 + len(config.baselines)
+    flops += finals * config.confirm_seeds * run_flops(base, final=True)
+    if base.teacher_weights is None and config.teacher_training and base.teacher:
+        flops += run_flops(teacher_config(base, base.teacher, config.teacher_training))
+    return flops
+
+
+def _duration(flops: float, cpus: int, gpus: float) -> str:
+    rate = gpus * GPU_FLOPS if gpus else cpus * CPU_FLOPS
+    minutes = flops / rate / 60
+    time = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
+    device = f"{gpus:g} GPU(s) at {GPU_FLOPS / 1e12:.0f} TFLOP/s"
+    if not gpus:
+        device = f"{cpus} CPU core(s) at {CPU_FLOPS / 1e9:.0f} GFLOP/s"
+    return f"{flops / 1e12:.1f} TFLOP, very roughly {time} on {device}"
+
+
+def _disk(config: StudyConfig) -> str:
+    info = dataset_info(config.distill.dataset)
+    parameters = model_cost(config.distill.student, info.num_classes, info.image_size)[0]
+    finals = (1 + len(config.baselines)) * config.confirm_seeds
+    running = 2 * max(1, fits(config, cpus=local_cpus(), gpus=torch.cuda.device_count()))
+    size = 4 * parameters * (finals + running + 1) + 100_000 * config.trials
+    return f"about {max(1, round(size / 2**20))} MiB"
+
+
+def _free(out: Path) -> str:
+    folder = next(parent for parent in (out, *out.parents) if parent.exists())
+    return f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free"

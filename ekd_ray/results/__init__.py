@@ -1,0 +1,6 @@
+"""Reads finished or running studies, and writes and checks their winners."""
+
+from ekd_ray.results.bundle import Bundle, Verification, export_bundle
+from ekd_ray.results.study import Row, Study, TrialRecord
+
+__all__ = ["Bundle", "Row", "Study", "TrialRecord", "Verification", "export_bundle"]

@@ -1,0 +1,279 @@
+"""A study on disk: its layout, its records, and one object that loads and ranks it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
+from ekd_ray.engine.runlog import read_history
+from ekd_ray.errors import UserError
+from ekd_ray.files import atomic_path, write_json, write_text
+
+FORMAT_VERSION = 1
+STUDY_FILE = "study.yaml"
+JOURNAL = "optuna.journal"
+FAILURE = "failure.json"
+RESULT = "result.json"
+
+
+def trial_folder(run: Path, number: int) -> Path:
+    """`<run>/trials/<number, 4 digits>`."""
+    return run / "trials" / f"{number:04d}"
+
+
+def milestone_epochs(config: StudyConfig) -> list[int]:
+    """Epochs at which trials are compared, ascending; the last is the full budget."""
+    epochs, epoch = [], config.grace
+    while config.scheduler == "asha" and epoch < config.distill.epochs:
+        epochs.append(epoch)
+        epoch *= config.reduction_factor
+    return [*epochs, config.distill.epochs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What is known of one trial; `result.json` once it has ended.
+
+    `status` is running, complete (all epochs), pruned (stopped early) or failed, with
+    the `reason`. `history` has one row per epoch, `params` the searched values.
+    """
+
+    number: int
+    params: dict[str, Any]
+    config: dict[str, Any]
+    status: str = "running"
+    reason: str | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The record of an ended trial, or None if it has not ended."""
+        path = folder / RESULT
+        return cls(**json.loads(path.read_text())) if path.exists() else None
+
+    def write_config(self, folder: Path) -> None:
+        """Write the trial's resolved configuration beside its events."""
+        write_text(folder / "config.yaml", DistillConfig.from_dict(self.config).to_yaml())
+
+    def status_of(self, folder: Path, *, error: bool, epochs: int) -> str:
+        """How a trial ended, judged from what it left in its folder."""
+        if error or (folder / FAILURE).exists():
+            return "failed"
+        last = [row["epoch"] for row in read_history(folder)][-1:]
+        if not last:
+            return "failed"
+        return "complete" if last[0] >= epochs else "pruned"
+
+    def ended(self, status: str, *, folder: Path, reason: str | None = None) -> TrialRecord:
+        """The closed record, written atomically to `result.json`."""
+        if status == "failed" and reason is None:
+            reason = _failure_reason(folder)
+        record = replace(self, status=status, reason=reason, history=read_history(folder))
+        write_json(folder / RESULT, asdict(record))
+        return record
+
+    def value(self, metric: str) -> float | None:
+        """The metric after the last epoch, or None if no epoch ended."""
+        return self.history[-1].get(metric) if self.history else None
+
+    @property
+    def seconds(self) -> float:
+        """Training and validation time of the epochs that ended."""
+        return sum(row.get("seconds", 0.0) for row in self.history)
+
+
+def _failure_reason(folder: Path) -> str:
+    path = folder / FAILURE
+    if path.exists():
+        return json.loads(path.read_text())["reason"]
+    return "the trial's process died (killed, or out of memory)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the leaderboard: a configuration and its confirmed figures.
+
+    `val` and `test` hold the values over seeds; empty where that stage did not run it.
+    """
+
+    name: str
+    config: DistillConfig
+    val: tuple[float, ...] = ()
+    test: tuple[float, ...] = ()
+    test_metrics: tuple[dict[str, float], ...] = ()
+    winner: bool = False
+
+
+def mean_sd(values: Iterable[float]) -> tuple[float, float, int]:
+    """Mean, sample standard deviation (0 for one value) and n."""
+    values = list(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(values), deviation, len(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A running or finished study in a folder.
+
+    Example:
+        >>> study = Study.load("runs/quickstart")      # doctest: +SKIP
+        >>> study.trials().to_pandas()                 # doctest: +SKIP
+        >>> study.best().config                        # doctest: +SKIP
+    """
+
+    path: Path
+    config: StudyConfig
+    header: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Open a study's folder; raises `UserError` if it holds none or a newer one."""
+        path = Path(path)
+        if not (path / STUDY_FILE).is_file():
+            raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
+        header = load_yaml(path / STUDY_FILE)
+        if header.get("format_version", 0) > FORMAT_VERSION:
+            raise UserError(
+                f"{path / STUDY_FILE} has format version {header['format_version']}, this "
+                f"ekd_ray reads <= {FORMAT_VERSION}: upgrade ekd_ray."
+            )
+        config = StudyConfig.from_dict(header.get("study") or {}, where=str(path / STUDY_FILE))
+        return cls(path=path, config=config, header=header)
+
+    def records(self) -> list[TrialRecord]:
+        """Every ended trial, by number."""
+        folders = sorted((self.path / "trials").glob("[0-9]*"))
+        records = (TrialRecord.read(folder) for folder in folders)
+        return [record for record in records if record is not None]
+
+    def ranked(self) -> list[TrialRecord]:
+        """Complete trials, best first by the study's metric on the validation split."""
+        metric, sign = self.config.metric, -1 if self.config.mode == "max" else 1
+        complete = [record for record in self.records() if record.status == "complete"]
+        return sorted(complete, key=lambda r: (sign * (r.value(metric) or 0.0), r.number))
+
+    def trials(self) -> pa.Table:
+        """One row per ended trial: number, status, reason, epochs, seconds, last metrics,
+        and the searched values as `param_<name>`."""
+        rows = [_trial_row(record, record.history) for record in self.records()]
+        return pa.Table.from_pylist(_same_columns(rows))
+
+    def rungs(self) -> pa.Table:
+        """One row per ended trial and rung (its last epoch included), columns as `trials`."""
+        milestones = set(milestone_epochs(self.config))
+        rows = []
+        for record in self.records():
+            for index, row in enumerate(record.history, start=1):
+                if row["epoch"] in milestones or index == len(record.history):
+                    rows.append(_trial_row(record, record.history[:index]))
+        return pa.Table.from_pylist(_same_columns(rows))
+
+    def write_tables(self) -> None:
+        """Write `trials.parquet` (one row per trial and rung) atomically."""
+        write_parquet(self.path / "trials.parquet", self.rungs())
+
+    def confirmed(self) -> pa.Table | None:
+        """The table of `confirm.parquet` (one row per stage, configuration and seed), or None."""
+        path = self.path / "confirm.parquet"
+        return pq.read_table(path) if path.exists() else None
+
+    def leaderboard(self) -> list[Row]:
+        """Confirmed configurations, the winner first, baselines and finalists after it.
+
+        The winner is the finalist with the best mean validation score over the confirm
+        seeds; its test figures played no part. Before confirm: empty.
+        """
+        table = self.confirmed()
+        if table is None:
+            return []
+        rows = _leaderboard_rows(table.to_pylist(), self.config.metric)
+        sign = -1 if self.config.mode == "max" else 1
+        finalists = [row for row in rows if row.val]
+        best = min(finalists, key=lambda r: sign * mean_sd(r.val)[0]).name if finalists else None
+        rows = [replace(row, winner=row.name == best) for row in rows]
+        return sorted(
+            rows,
+            key=lambda r: (not r.winner, not r.test, -mean_sd(r.test or r.val or (0.0,))[0]),
+        )
+
+    def best(self) -> Row:
+        """The confirmed winner; before confirm, the best complete trial of the search.
+
+        Raises:
+            UserError: no trial has finished all of its epochs yet.
+        """
+        board = self.leaderboard()
+        if board:
+            return board[0]
+        ranked = self.ranked()
+        if not ranked:
+            raise UserError(f"no trial of {self.path} has finished: let the search go on.")
+        top = ranked[0]
+        value = top.value(self.config.metric)
+        return Row(
+            name=f"trial {top.number}",
+            config=DistillConfig.from_dict(top.config),
+            val=() if value is None else (value,),
+        )
+
+
+def _leaderboard_rows(runs: list[dict[str, Any]], metric: str) -> list[Row]:
+    rows: dict[str, Row] = {}
+    for run in runs:
+        config = DistillConfig.from_dict(json.loads(run["config"]))
+        row = rows.setdefault(run["name"], Row(name=run["name"], config=config))
+        if run["stage"] == "select":
+            row = replace(row, val=(*row.val, run[metric]))
+        else:
+            found = {k: v for k, v in run.items() if k.startswith("test_") and v is not None}
+            row = replace(
+                row, test=(*row.test, run["test_top1"]), test_metrics=(*row.test_metrics, found)
+            )
+        rows[run["name"]] = row
+    return list(rows.values())
+
+
+def _trial_row(record: TrialRecord, history: list[dict[str, Any]]) -> dict[str, Any]:
+    last = history[-1] if history else {}
+    metrics = {key: value for key, value in last.items() if key != "seconds"}
+    return {
+        "trial": record.number,
+        "status": record.status,
+        "reason": record.reason,
+        "epoch": last.get("epoch", 0),
+        **metrics,
+        "seconds": sum(row.get("seconds", 0.0) for row in history),
+        **{f"param_{name}": value for name, value in record.params.items()},
+    }
+
+
+def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one schema: a column that any row has, all rows have; mixed types become text."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    kinds: dict[str, set[type]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if value is not None:
+                kinds.setdefault(name, set()).add(type(value))
+    mixed = {n for n, found in kinds.items() if len(found) > 1 and found != {int, float}}
+
+    def cell(name: str, value: Any) -> Any:
+        if value is None or name not in mixed:
+            return float(value) if kinds.get(name) == {int, float} and value is not None else value
+        return str(value)
+
+    return [{name: cell(name, row.get(name)) for name in names} for row in rows]
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table to Parquet atomically."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)

@@ -1,0 +1,77 @@
+"""Connecting to Ray, quietly, and knowing how much fits on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from ekd_ray.config import StudyConfig
+from ekd_ray.errors import UserError
+
+# Tune's own tables and per-trial loggers are switched off: a study has its own.
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextlib.contextmanager
+def connected(config: StudyConfig) -> Iterator[None]:
+    """Ray for the duration: the cluster named by RAY_ADDRESS, or a local one of our own."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        _check_fits(config)
+        yield
+        return
+    options = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if not os.environ.get("RAY_ADDRESS"):
+        # Without the dashboard, placement groups of stopped nested trials are never freed.
+        options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        options |= {"num_cpus": max(local_cpus(), config.cpus_per_trial)}
+    ray.init(**options)
+    try:
+        _check_fits(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def local_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fits(config: StudyConfig, *, cpus: float, gpus: float) -> int:
+    """How many trials run at once on so many CPUs and GPUs (0: not one)."""
+    workers = config.workers_per_trial
+    slots = int(cpus // (workers * config.cpus_per_trial))
+    if config.gpus_per_trial:
+        slots = min(slots, int(gpus / (workers * config.gpus_per_trial) + 1e-9))
+    return min(slots, config.max_concurrent or slots)
+
+
+def _check_fits(config: StudyConfig) -> None:
+    import ray
+
+    have = ray.cluster_resources()
+    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    if fits(config, cpus=cpus, gpus=gpus) < 1:
+        raise UserError(
+            f"one trial needs {config.workers_per_trial} worker(s) x {config.cpus_per_trial} "
+            f"CPU(s) and {config.gpus_per_trial:g} GPU(s), the cluster has {cpus:g} CPU(s) and "
+            f"{gpus:g} GPU(s): lower --workers-per-trial, --cpus-per-trial or --gpus-per-trial."
+        )
+
+
+def concurrency(config: StudyConfig) -> int:
+    """Trials at once on the connected cluster."""
+    import ray
+
+    have = ray.cluster_resources()
+    return fits(config, cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))

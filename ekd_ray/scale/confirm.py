@@ -1,0 +1,212 @@
+"""The confirm stage: finalists over several seeds, then the winner and the baselines on
+all training data, with one reading of the test split.
+
+1. *select*: the best `confirm_top_k` trials run again over `confirm_seeds` fresh seeds on
+   the training split; the best mean validation score is the winner.
+2. *final*: the winner and the baselines train on train + validation over the same seeds;
+   each final model reads the test split once. No decision follows from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine import ranks
+from ekd_ray.engine.final import final_evaluation
+from ekd_ray.engine.plan import resolve, without_teacher
+from ekd_ray.engine.precision import environment
+from ekd_ray.errors import UserError
+from ekd_ray.files import write_json
+from ekd_ray.losses.objective import with_method
+from ekd_ray.results.study import FAILURE, RESULT, Study, mean_sd, write_parquet
+from ekd_ray.scale.search import Observer, run_tuner
+from ekd_ray.scale.space import point_config
+from ekd_ray.scale.worker import Job, run_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the confirm stage: a named configuration under one seed."""
+
+    stage: str
+    name: str
+    config: DistillConfig
+
+    def folder(self, study: Path) -> Path:
+        """Keyed by what is run, so that equal configurations share one run."""
+        return study / "confirm" / f"{self.stage}-{self.config.fingerprint()}"
+
+
+def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
+    """Run (or continue) both steps; writes `confirm.parquet`.
+
+    Raises:
+        UserError: a finalist or baseline failed. KeyboardInterrupt: stopped by the user.
+    """
+    study = Study.load(run)
+    seeds = [base.seed + 1 + index for index in range(config.confirm_seeds)]
+    finalists = {
+        f"trial {record.number}": DistillConfig.from_dict(record.config)
+        for record in study.ranked()[: config.confirm_top_k]
+    }
+    select = _over_seeds("select", finalists, seeds)
+    _run_all(run, config, select, observer)
+    means = {name: _mean_score(run, select, name, config.metric) for name in finalists}
+    winner = (max if config.mode == "max" else min)(means, key=lambda name: means[name])
+    entries = {winner: finalists[winner], **baselines(config, base)}
+    everything = {name: c.replace(validation_fraction=0.0) for name, c in entries.items()}
+    final = _over_seeds("final", everything, seeds)
+    _run_all(run, config, final, observer)
+    write_parquet(run / "confirm.parquet", _table(run, [*select, *final], seeds))
+
+
+def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConfig]:
+    """The rows that a winner is compared with, under the same budget and solver.
+
+    `none`: the student alone; `kd`: KD with its defaults; `authors`: the authors' values
+    for the pair, where the recipe knows them.
+    """
+    rows = {}
+    for name in config.baselines:
+        if name == "none":
+            rows["none"] = without_teacher(with_method(base, "none"))
+        elif name == "kd":
+            rows["kd"] = with_method(base, "kd")
+        elif config.authors:
+            rows["authors"] = point_config(base, config.authors)
+    return {name: resolve(c, data_root=config.data_root) for name, c in rows.items()}
+
+
+def _over_seeds(stage: str, configs: dict[str, DistillConfig], seeds: list[int]) -> list[Run]:
+    return [
+        Run(stage=stage, name=name, config=entry.replace(seed=seed))
+        for name, entry in configs.items()
+        for seed in seeds
+    ]
+
+
+class _JobList(Searcher):
+    """Hands Tune a fixed list of jobs, in order."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        super().__init__(metric="train_loss", mode="min")
+        self._jobs = deque(jobs)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        return self._jobs.popleft().as_config() if self._jobs else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing to learn."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: finished runs have their `result.json`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+def _run_all(study: Path, config: StudyConfig, runs: list[Run], observer: Observer) -> None:
+    """Run those without a result; equal configurations once."""
+    open_runs = {r.folder(study): r for r in runs if not (r.folder(study) / RESULT).exists()}
+    jobs = []
+    for number, (folder, item) in enumerate(open_runs.items()):
+        (folder / FAILURE).unlink(missing_ok=True)
+        jobs.append(
+            Job(
+                name=f"{item.name} seed {item.config.seed}",
+                number=number,
+                folder=str(folder),
+                settings=item.config.to_dict(),
+                data_root=config.data_root,
+                threads=config.cpus_per_trial,
+            )
+        )
+    if jobs:
+        observer.stage(f"confirm: {runs[0].stage}", len(jobs), config.distill.epochs)
+        run_tuner(
+            study,
+            config,
+            searcher=_JobList(jobs),
+            scheduler=FIFOScheduler(),
+            num_samples=len(jobs),
+            observer=observer,
+            trial=(confirm_trial, nested_confirm_worker),
+        )
+    _check_all_done(open_runs)
+
+
+def _check_all_done(open_runs: dict[Path, Run]) -> None:
+    for folder, item in open_runs.items():
+        if (folder / FAILURE).exists():
+            reason = json.loads((folder / FAILURE).read_text())["reason"]
+            raise UserError(f"{item.name} failed in the {item.stage} step: {reason}")
+    if any(not (folder / RESULT).exists() for folder in open_runs):
+        raise KeyboardInterrupt
+
+
+def confirm_trial(config: dict[str, Any]) -> None:
+    """One confirm run in the Tune trial's own process."""
+    from ray import tune
+
+    _confirm_job(Job.from_config(config), tune.report)
+
+
+def nested_confirm_worker(config: dict[str, Any]) -> None:
+    """One worker of a confirm run that has several."""
+    import ray.train
+
+    _confirm_job(Job.from_config(config), ray.train.report)
+
+
+def _confirm_job(job: Job, report: Any) -> None:
+    result = run_job(job, report)
+    if result is None or not ranks.is_first():
+        return
+    metrics = dict(result.metrics)
+    if result.config.validation_fraction == 0.0:
+        metrics |= final_evaluation(result, Path(job.folder), data_root=job.data_root)
+    record = {
+        "metrics": metrics,
+        "precision": result.precision,
+        "data_fingerprint": result.data_fingerprint,
+        "environment": environment(),
+        "seconds": result.seconds,
+    }
+    write_json(Path(job.folder) / RESULT, record)
+
+
+def _mean_score(study: Path, runs: list[Run], name: str, metric: str) -> float:
+    scores = [_result(study, item)["metrics"][metric] for item in runs if item.name == name]
+    return mean_sd(scores)[0]
+
+
+def _result(study: Path, item: Run) -> dict[str, Any]:
+    return json.loads((item.folder(study) / RESULT).read_text())
+
+
+def _table(study: Path, runs: list[Run], seeds: list[int]) -> pa.Table:
+    rows = []
+    for item in runs:
+        result = _result(study, item)
+        rows.append(
+            {
+                "stage": item.stage,
+                "name": item.name,
+                "seed": item.config.seed,
+                "config": json.dumps(item.config.replace(seed=seeds[0]).to_dict()),
+                "folder": str(item.folder(study).relative_to(study)),
+                "seconds": result["seconds"],
+                **{k: v for k, v in result["metrics"].items() if k.startswith(("val_", "test_"))},
+            }
+        )
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    return pa.Table.from_pylist([{key: row.get(key) for key in names} for row in rows])

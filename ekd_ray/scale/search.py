@@ -1,0 +1,176 @@
+"""The search stage: Optuna suggests, ASHA stops early, Ray Tune runs the trials."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from optuna.trial import FrozenTrial
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import UserError
+from ekd_ray.results.study import Study
+from ekd_ray.scale.cluster import concurrency
+from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.trainer import trainable
+from ekd_ray.scale.worker import Job, nested_worker, search_trial
+
+
+class Observer(Protocol):
+    """Who is told of a study's progress (the terminal, a test)."""
+
+    def stage(self, title: str, total: int, epochs: int) -> None:
+        """A stage of `total` runs of at most `epochs` epochs begins."""
+
+    def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
+        """A run begins."""
+
+    def epoch(self, number: int, row: dict[str, Any]) -> None:
+        """A run has finished an epoch."""
+
+    def ended(self, number: int, *, failed: bool) -> None:
+        """A run has ended: all epochs done, stopped early, or failed."""
+
+
+def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
+    """Run (or continue) the search of a study until all of its trials have ended.
+
+    Args:
+        run: the study's folder; base: `config.distill` resolved.
+
+    Raises:
+        UserError: every trial failed. KeyboardInterrupt: stopped by the user; the study
+            can be resumed.
+    """
+    searcher = OptunaSearcher(run, config, base)
+    scheduler = make_scheduler(config)
+    replay(scheduler, searcher.finished())
+    if searcher.remaining:
+        observer.stage("search", searcher.remaining, config.distill.epochs)
+        run_tuner(
+            run,
+            config,
+            searcher=searcher,
+            scheduler=scheduler,
+            num_samples=searcher.remaining,
+            observer=observer,
+            trial=(search_trial, nested_worker),
+        )
+    study = Study.load(run)
+    study.write_tables()
+    if searcher.unfinished:
+        raise KeyboardInterrupt
+    if not study.ranked():
+        reasons = {record.reason for record in study.records() if record.reason}
+        raise UserError(
+            f"no trial of {run} finished its {config.distill.epochs} epochs; "
+            f"reasons: {'; '.join(sorted(reasons)) or 'all were stopped early'}."
+        )
+
+
+def make_scheduler(config: StudyConfig) -> TrialScheduler:
+    """ASHA by our own epoch counter, or no early stopping."""
+    if config.scheduler == "none":
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric=config.metric,
+        mode=config.mode,
+        # Above the budget, so that a trial of full length returns by itself.
+        max_t=config.distill.epochs + 1,
+        grace_period=min(config.grace, config.distill.epochs),
+        reduction_factor=config.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+def replay(scheduler: TrialScheduler, finished: list[FrozenTrial]) -> None:
+    """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
+    know them."""
+    if isinstance(scheduler, FIFOScheduler):
+        return
+    for trial in finished:
+        stand_in = SimpleNamespace(trial_id=f"replayed-{trial.number}")
+        scheduler.on_trial_add(None, stand_in)
+        for epoch, value in sorted(trial.intermediate_values.items()):
+            result = {"epoch": epoch, "training_iteration": epoch, scheduler.metric: value}
+            scheduler.on_trial_result(None, stand_in, result)
+
+
+class _Relay(tune.Callback):
+    """Passes Tune's events to an observer, which stays out of Tune's pickled snapshots."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer: Observer | None = observer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_observer": None}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        if self._observer:
+            job = Job.from_config(trial.config)
+            self._observer.started(job.name, job.number, job.settings)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        if self._observer and "epoch" in result:
+            self._observer.epoch(Job.from_config(trial.config).number, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        if self._observer:
+            self._observer.ended(Job.from_config(trial.config).number, failed=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        if self._observer:
+            self._observer.ended(Job.from_config(trial.config).number, failed=True)
+
+
+def run_tuner(
+    run: Path,
+    config: StudyConfig,
+    *,
+    searcher: Searcher,
+    scheduler: TrialScheduler,
+    num_samples: int,
+    observer: Observer,
+    trial: tuple[Callable[[dict[str, Any]], None], Callable[[dict[str, Any]], None]],
+) -> None:
+    """Let Tune run the jobs that `searcher` suggests; a failed trial does not stop it.
+
+    Args:
+        trial: what a trial runs, alone in its process or as one of several workers.
+    """
+    # Tune's own records: not needed to resume, so each run starts them afresh.
+    scratch = run / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    tuner = tune.Tuner(
+        trainable(config, *trial),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=num_samples,
+            max_concurrent_trials=concurrency(config),
+            reuse_actors=config.workers_per_trial == 1,
+            trial_dirname_creator=_dirname,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch.absolute()),
+            callbacks=[_Relay(observer)],
+            failure_config=tune.FailureConfig(max_failures=1),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _dirname(trial: Any) -> str:
+    return f"{Job.from_config(trial.config).number:04d}-{trial.trial_id}"

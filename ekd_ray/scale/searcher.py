@@ -1,0 +1,186 @@
+"""Optuna behind Ray Tune, with the credit that multi-fidelity search needs.
+
+Ray's own `OptunaSearch` tells Optuna that a trial stopped early is COMPLETE with its
+low-epoch value. Here every epoch's value is reported, an early-stopped trial ends as
+PRUNED and a failed one as FAIL. The Optuna journal and each trial's `result.json` are
+the truth of a study; Tune's own snapshots are not needed to resume.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from ray.tune.search import Searcher
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.plan import resolve
+from ekd_ray.errors import UserError
+from ekd_ray.results.study import JOURNAL, TrialRecord, trial_folder
+from ekd_ray.scale.space import Space, first_points, point_config
+from ekd_ray.scale.worker import Job
+
+STUDY_NAME = "ekd_ray"
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+def make_sampler(config: StudyConfig, *, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler that `config.sampler` names."""
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=8
+        )
+
+
+def open_study(run: Path, config: StudyConfig) -> optuna.Study:
+    """The study's Optuna journal, created on first use.
+
+    The sampler's seed advances with the number of trials, so that a resumed study does
+    not draw again what it drew before.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
+    study = optuna.create_study(
+        storage=storage,
+        study_name=STUDY_NAME,
+        direction="maximize" if config.mode == "max" else "minimize",
+        load_if_exists=True,
+    )
+    study.sampler = make_sampler(config, seed=config.seed + len(study.get_trials(deepcopy=False)))
+    return study
+
+
+class OptunaSearcher(Searcher):
+    """Suggests configurations, and ends each trial in Optuna and on disk.
+
+    Args:
+        run: the study's folder.
+        config: the study.
+        base: `config.distill` resolved, so that trials share the teacher's hash and prior.
+
+    On construction it settles what a killed run left: a trial whose `result.json` is
+    there is told to Optuna, and one that had not ended is continued under its number.
+    """
+
+    def __init__(self, run: Path, config: StudyConfig, base: DistillConfig) -> None:
+        super().__init__(metric=config.metric, mode=config.mode)
+        self.run = run
+        self.config = config
+        self.base = base
+        self.space = Space(config.space)
+        self.study = open_study(run, config)
+        self._running: dict[str, Trial] = {}
+        self._records: dict[str, TrialRecord] = {}
+        self._interrupted: deque[FrozenTrial] = deque()
+        if not self.study.get_trials(deepcopy=False):
+            for point in first_points(config):
+                self.study.enqueue_trial(self.space.searched(point), skip_if_exists=True)
+        self._settle()
+
+    def _settle(self) -> None:
+        for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
+            record = TrialRecord.read(trial_folder(self.run, frozen.number))
+            if record is not None:
+                self._tell(frozen.number, record)
+            elif (trial_folder(self.run, frozen.number) / "config.yaml").exists():
+                self._interrupted.append(frozen)
+            else:
+                self.study.tell(frozen.number, state=TrialState.FAIL)
+
+    @property
+    def remaining(self) -> int:
+        """Trials that this run still has to start: interrupted ones and new ones."""
+        known = self.study.get_trials(deepcopy=False)
+        begun = sum(trial.state != TrialState.WAITING for trial in known)
+        return len(self._interrupted) + max(0, self.config.trials - begun)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a trial was begun and has not ended, or has still to begin."""
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return bool(running) or self.remaining > 0
+
+    def finished(self) -> list[FrozenTrial]:
+        """Ended trials, for the scheduler to learn its rungs from."""
+        return [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished()]
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if self._interrupted:
+            frozen = self._interrupted.popleft()
+            trial = Trial(self.study, frozen._trial_id)
+            config = DistillConfig.from_yaml(trial_folder(self.run, trial.number) / "config.yaml")
+        else:
+            trial = self.study.ask()
+            point = self.space(trial)
+            try:
+                config = resolve(point_config(self.base, point), data_root=self.config.data_root)
+            except UserError as error:
+                return self._refuse(trial_id, trial, str(error))
+        folder = trial_folder(self.run, trial.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = TrialRecord(number=trial.number, params=trial.params, config=config.to_dict())
+        record.write_config(folder)
+        self._running[trial_id] = trial
+        self._records[trial_id] = record
+        return Job(
+            name=f"trial {trial.number}",
+            number=trial.number,
+            folder=str(folder),
+            settings=config.to_dict(),
+            data_root=self.config.data_root,
+            threads=self.config.cpus_per_trial,
+        ).as_config()
+
+    def _refuse(self, trial_id: str, trial: Trial, reason: str) -> dict[str, Any] | None:
+        """A point that is no legal configuration counts as a failed trial; ask for another."""
+        record = TrialRecord(number=trial.number, params=trial.params, config={})
+        ended = record.ended("failed", reason=reason, folder=trial_folder(self.run, trial.number))
+        self._tell(trial.number, ended)
+        return self.suggest(trial_id) if self.remaining else None
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        trial = self._running.get(trial_id)
+        if trial is not None and self.metric in result:
+            with warnings.catch_warnings():
+                # A continued trial repeats the epochs after its checkpoint.
+                warnings.simplefilter("ignore", UserWarning)
+                trial.report(result[self.metric], result["epoch"])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        trial = self._running.pop(trial_id, None)
+        if trial is None:
+            return
+        folder = trial_folder(self.run, trial.number)
+        record = self._records.pop(trial_id)
+        status = record.status_of(folder, error=error, epochs=self.base.epochs)
+        self._tell(trial.number, record.ended(status, folder=folder))
+
+    def _tell(self, number: int, record: TrialRecord) -> None:
+        state = _STATES[record.status]
+        value = record.value(self.config.metric) if state == TrialState.COMPLETE else None
+        if record.reason:
+            stored = self.study.get_trials(deepcopy=False)[number]
+            self.study._storage.set_trial_user_attr(stored._trial_id, "reason", record.reason)
+        self.study.tell(number, value, state=state)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the journal holds everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: the journal holds everything."""

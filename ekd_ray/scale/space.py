@@ -1,0 +1,202 @@
+"""The search space: ranges over settings of `DistillConfig`, asked of Optuna as it runs."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.losses.objective import resolve_method, with_method
+
+_KEYS = ("low", "high", "log", "step", "choices", "when")
+_HINTS = typing.get_type_hints(DistillConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One searched setting: a range (`low`, `high`, `log`, `step`) or `choices`.
+
+    `when` maps another parameter to the values for which this one exists.
+    """
+
+    name: str
+    integer: bool = False
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    step: float | None = None
+    choices: tuple[Any, ...] | None = None
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
+        """Ask Optuna for a value."""
+        if self.choices is not None:
+            return trial.suggest_categorical(self.name, self.choices)
+        if self.integer:
+            low, high, step = int(self.low), int(self.high), int(self.step or 1)
+            return trial.suggest_int(self.name, low, high, step=step, log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
+
+    def contains(self, value: Any) -> bool:
+        """Whether a first point may have this value."""
+        if self.choices is not None:
+            return value in self.choices
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high
+
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether its condition holds for the values chosen so far."""
+        return all(values.get(name) in legal for name, legal in self.when.items())
+
+    def describe(self) -> str:
+        """One line for plans: `0.5 .. 20 (log)` or `{1, 2, 4}`."""
+        if self.choices is not None:
+            text = "{" + ", ".join(str(choice) for choice in self.choices) + "}"
+        else:
+            text = f"{self.low:g} .. {self.high:g}" + (" (log)" if self.log else "")
+            text += f" step {self.step:g}" if self.step else ""
+        conditions = [f"{k} in {{{', '.join(map(str, v))}}}" for k, v in self.when.items()]
+        return text + (f" when {' and '.join(conditions)}" if conditions else "")
+
+
+class Space:
+    """The searched settings in order; calling it with an Optuna trial samples a point.
+
+    Raises:
+        UserError: an empty space, an unknown name or key, low > high, bounds that the
+            setting itself does not allow, or a condition on a later parameter.
+    """
+
+    def __init__(self, spec: Mapping[str, Any] | None) -> None:
+        if not spec:
+            raise UserError(
+                "the search space is empty: give --space FILE or a space: in the recipe."
+            )
+        self.parameters: dict[str, Parameter] = {}
+        for name, entry in spec.items():
+            self.parameters[name] = _parse(name, entry, self.parameters)
+
+    def __call__(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, parameter in self.parameters.items():
+            if parameter.applies(values):
+                values[name] = parameter.suggest(trial)
+        return values
+
+    def searched(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """The searched part of a first point: what Optuna is told to try.
+
+        Raises:
+            UserError: a value outside of its range.
+        """
+        kept: dict[str, Any] = {}
+        for name, parameter in self.parameters.items():
+            if name not in point:
+                continue
+            if not parameter.contains(point[name]):
+                raise UserError(
+                    f"first point has {name} = {point[name]}, outside of its range "
+                    f"{parameter.describe()}: widen the range or drop the point."
+                )
+            kept[name] = point[name]
+        return kept
+
+
+def point_config(base: DistillConfig, point: Mapping[str, Any]) -> DistillConfig:
+    """The configuration of a point: `base` with the point's values laid over it.
+
+    Under another method than the base's, the base's method settings do not carry over.
+    """
+    method = point.get("method", base.method)
+    if method == base.method:
+        return resolve_method(DistillConfig.from_dict({**base.to_dict(), **point}))
+    rest = {name: value for name, value in point.items() if name != "method"}
+    return with_method(base, method, **rest)
+
+
+def first_points(config: StudyConfig) -> tuple[dict[str, Any], ...]:
+    """What a study tries first: the authors' values, then the recipe's other points."""
+    authors = (config.authors,) if config.authors else ()
+    return (*authors, *config.first_points)
+
+
+def check_space(config: StudyConfig) -> Space:
+    """The parsed space of a study, after sampling it to see that its points are legal."""
+    space = Space(config.space)
+    for name, parameter in space.parameters.items():
+        if not parameter.when:
+            for value in parameter.choices or (parameter.low, parameter.high):
+                config.distill.replace(**{name: value})
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.RandomSampler(seed=config.seed)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(32):
+        point_config(config.distill, space(study.ask()))
+    for point in first_points(config):
+        space.searched(point)
+        point_config(config.distill, point)
+    return space
+
+
+def _parse(name: str, entry: Any, earlier: Mapping[str, Parameter]) -> Parameter:
+    if name not in DistillConfig.names():
+        raise unknown_name("searched setting", name, DistillConfig.names())
+    if not isinstance(entry, Mapping):
+        raise UserError(f"space.{name} must be {{low:, high:}} or {{choices:}}, got {entry!r}.")
+    for key in entry:
+        if key not in _KEYS:
+            raise unknown_name(f"key of space.{name}:", key, _KEYS)
+    when = _parse_when(name, entry.get("when") or {}, earlier)
+    if "choices" in entry:
+        choices = entry["choices"]
+        if not isinstance(choices, list) or not choices:
+            raise UserError(f"space.{name}.choices must be a list of values, got {choices!r}.")
+        return Parameter(name=name, choices=tuple(choices), when=when)
+    return _parse_range(name, entry, when)
+
+
+def _parse_range(
+    name: str, entry: Mapping[str, Any], when: Mapping[str, tuple[Any, ...]]
+) -> Parameter:
+    kinds = set(typing.get_args(_HINTS[name])) or {_HINTS[name]}
+    if not kinds & {int, float}:
+        raise UserError(f"space.{name} is no number: give choices: instead of a range.")
+    for key in ("low", "high", "step"):
+        value = entry.get(key)
+        if key == "step" and value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UserError(f"space.{name}.{key} must be a number, got {value!r}.")
+    low, high, log = entry["low"], entry["high"], bool(entry.get("log", False))
+    if low > high:
+        raise UserError(f"space.{name}: low must be <= high ({high}), got {low}.")
+    if log and low <= 0:
+        raise UserError(f"space.{name}: low must be > 0 with log: true, got {low}.")
+    if log and entry.get("step") is not None:
+        raise UserError(f"space.{name}: step cannot be combined with log: true; drop one.")
+    integer = float not in kinds
+    if integer and not (float(low).is_integer() and float(high).is_integer()):
+        raise UserError(f"space.{name}: low and high must be whole, got {low} and {high}.")
+    return Parameter(
+        name=name, integer=integer, low=low, high=high, log=log, step=entry.get("step"), when=when
+    )
+
+
+def _parse_when(
+    name: str, when: Any, earlier: Mapping[str, Parameter]
+) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(when, Mapping):
+        raise UserError(f"space.{name}.when must map a setting to its values, got {when!r}.")
+    conditions = {}
+    for other, values in when.items():
+        if other not in earlier:
+            raise UserError(
+                f"space.{name}.when names {other!r}, which must be a parameter above {name!r}."
+            )
+        conditions[other] = tuple(values) if isinstance(values, list) else (values,)
+    return conditions

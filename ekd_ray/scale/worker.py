@@ -1,0 +1,83 @@
+"""The train loop as a Ray worker: what a trial runs, alone or as one of several workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine import ranks
+from ekd_ray.engine.distill import Diverged, RunResult, distill
+from ekd_ray.errors import UserError
+from ekd_ray.files import write_json
+from ekd_ray.results.study import FAILURE
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run to do: a resolved configuration, where its files go and what it may use.
+
+    `name` is what progress shows; `number` the trial's number in the study.
+    """
+
+    name: str
+    number: int
+    folder: str
+    settings: dict[str, Any]
+    data_root: str | None
+    threads: int
+
+    def as_config(self) -> dict[str, Any]:
+        """The plain mapping that Ray carries as the trial's config."""
+        return {"job": asdict(self)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Job:
+        """The job back from `as_config`."""
+        return cls(**config["job"])
+
+
+def run_job(job: Job, report: Report) -> RunResult | None:
+    """Run one job, reporting each epoch's row.
+
+    A run that diverges, runs out of memory or proves illegal leaves its reason in
+    `failure.json` and returns None: that is a result of the search, not an error of it.
+    """
+    folder = Path(job.folder)
+    try:
+        return distill(
+            DistillConfig.from_dict(job.settings),
+            data_root=job.data_root,
+            out=folder,
+            on_epoch=report,
+            threads=job.threads,
+        )
+    except (Diverged, UserError) as error:
+        if ranks.is_first():
+            write_json(folder / FAILURE, {"reason": str(error)})
+    except torch.OutOfMemoryError as error:
+        reason = f"out of GPU memory: {str(error).splitlines()[0]}"
+        write_json(folder / FAILURE, {"reason": reason})
+        if ranks.world_size() > 1:
+            raise  # the other ranks wait in a collective: only a restart frees them
+    return None
+
+
+def search_trial(config: dict[str, Any]) -> None:
+    """A search trial in the Tune trial's own process; every epoch reaches the scheduler."""
+    from ray import tune
+
+    run_job(Job.from_config(config), tune.report)
+
+
+def nested_worker(config: dict[str, Any]) -> None:
+    """One worker of a trial that has several; all ranks report, as Ray Train asks."""
+    import ray.train
+
+    run_job(Job.from_config(config), ray.train.report)

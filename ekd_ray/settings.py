@@ -1,0 +1,272 @@
+"""Machinery of the configuration dataclasses: declare, check, read and write settings.
+
+A setting is a dataclass field made by `setting`, whose metadata carry its description,
+bounds and choices. Checking, YAML and JSON reading, the fingerprint and the JSON Schema
+all derive from those metadata, so that a bound is written once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from ekd_ray.errors import UserError, unknown_name
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    identity: bool = True,
+) -> Any:
+    """A dataclass field with its description and limits.
+
+    `low` and `high` are inclusive bounds and `above` an exclusive lower one; `choices`
+    are the legal strings; `identity=False` keeps places and resources, which do not
+    change a result, out of the fingerprint.
+    """
+    limits = {"low": low, "high": high, "above": above, "choices": choices}
+    metadata = {"doc": doc, "identity": identity, **limits}
+    if isinstance(default, dict | list):
+        raise TypeError("a setting's default must be immutable: use a tuple or None")
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of the frozen configurations. Raises `UserError` on any illegal value."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _coerce(field.name, hints[field.name], getattr(self, field.name))
+            _check_limits(field.name, value, field.metadata)
+            object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all settings, in order of declaration."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
+        """Build from a mapping; an unknown key is refused by name, with `where` to find it."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where} must be a mapping of settings, got {values!r}.")
+        for key in values:
+            if key not in cls.names():
+                raise unknown_name(f"setting in {where}:", key, cls.names())
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a YAML file (JSON is YAML too)."""
+        return cls.from_dict(load_yaml(path), where=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (dict, list, str, int, float, bool, None): JSON- and YAML-ready."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def to_yaml(self) -> str:
+        """YAML text in order of declaration; `from_yaml` reads it back equal."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def to_json(self) -> str:
+        """JSON text; `from_dict(json.loads(text))` reads it back equal."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some settings changed, checked like a new one."""
+        return type(self).from_dict({**self._values(), **changes})
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result, without places and resources."""
+        kept = {}
+        for field in dataclasses.fields(self):
+            if field.metadata.get("identity", True):
+                value = getattr(self, field.name)
+                kept[field.name] = value.identity() if isinstance(value, Settings) else value
+        return {name: _plain(value) for name, value in kept.items()}
+
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over the identity: equal settings, equal fingerprint."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def json_schema(cls: type[Settings]) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a configuration, for editors' completion and checks."""
+    hints = typing.get_type_hints(cls)
+    properties = {}
+    for field in dataclasses.fields(cls):
+        entry = _schema_of(hints[field.name])
+        limits = field.metadata
+        entry["description"] = limits.get("doc", "")
+        if limits.get("choices"):
+            nullable = _is_optional(hints[field.name])
+            entry["enum"] = [*limits["choices"], *([None] if nullable else [])]
+        named = {"minimum": "low", "maximum": "high", "exclusiveMinimum": "above"}
+        entry |= {key: limits[name] for key, name in named.items() if limits.get(name) is not None}
+        if field.default is not dataclasses.MISSING:
+            entry["default"] = _plain(field.default)
+        properties[field.name] = entry
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": cls.__name__,
+        "description": (cls.__doc__ or "").strip().splitlines()[0],
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads `5e-4` as a number (YAML 1.2) and refuses duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.MarkedYAMLError(
+                    problem=f"duplicate key {key!r}",
+                    problem_mark=key_node.start_mark,
+                    note=str(line),
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\.(inf|nan))$")
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:float"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Parse YAML text; a syntax error becomes one sentence with `where` and the line."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise UserError(f"{where}{line}: {problem}; correct the YAML there.") from None
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping from a file, with one-sentence errors."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"cannot read {path}: {reason}.") from None
+    values = parse_yaml(text, where=str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a YAML mapping, got {type(values).__name__}.")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _is_optional(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _coerce(name: str, hint: Any, value: Any) -> Any:
+    """`value` as the type that `hint` names, or a `UserError` with the type and the value got."""
+    if _is_optional(hint):
+        if value is None:
+            return None
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    origin = typing.get_origin(hint) or hint
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is float and number:
+        return _finite(name, float(value))
+    if origin is int and number and float(value).is_integer():
+        return int(value)
+    if origin is tuple and isinstance(value, tuple | list):
+        inner = typing.get_args(hint)[0]
+        return tuple(_coerce(f"{name}[{i}]", inner, item) for i, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(origin, type) and issubclass(origin, Settings) and isinstance(value, Mapping):
+        return origin.from_dict(value, where=name)
+    exact = origin in (bool, str) or (isinstance(origin, type) and issubclass(origin, Settings))
+    if exact and isinstance(value, origin):
+        return value
+    raise UserError(f"{name} must be {_type_name(hint)}, got {value!r}.")
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if typing.get_origin(hint) is tuple:
+        return "a list"
+    return names.get(hint, "a mapping")
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, got {value}.")
+    return value
+
+
+def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if value is None:
+        return
+    for item in value if isinstance(value, tuple) else (value,):
+        if limits.get("choices") and item not in limits["choices"]:
+            legal = ", ".join(limits["choices"])
+            raise UserError(f"{name} must be one of {legal}, got {item!r}.")
+        if limits.get("low") is not None and item < limits["low"]:
+            raise UserError(f"{name} must be >= {limits['low']}, got {item}.")
+        if limits.get("above") is not None and item <= limits["above"]:
+            raise UserError(f"{name} must be > {limits['above']}, got {item}.")
+        if limits.get("high") is not None and item > limits["high"]:
+            raise UserError(f"{name} must be <= {limits['high']}, got {item}.")
+
+
+def _schema_of(hint: Any) -> dict[str, Any]:
+    if _is_optional(hint):
+        (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        entry = _schema_of(inner)
+        return {**entry, "type": [entry["type"], "null"]}
+    origin = typing.get_origin(hint) or hint
+    if origin is tuple:
+        return {"type": "array", "items": _schema_of(typing.get_args(hint)[0])}
+    if isinstance(origin, type) and issubclass(origin, Settings):
+        return {
+            key: value
+            for key, value in json_schema(origin).items()
+            if key in ("type", "properties", "additionalProperties")
+        }
+    names = {int: "integer", float: "number", bool: "boolean", str: "string", dict: "object"}
+    return {"type": names[origin]}

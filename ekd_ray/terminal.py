@@ -1,0 +1,218 @@
+"""What a person sees: a live table on a terminal, plain lines elsewhere, the leaderboard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ekd_ray.config import StudyConfig
+from ekd_ray.results.study import Row, mean_sd
+
+LIVE_ROWS = 16
+
+
+@dataclass
+class _Progress:
+    """One run as the terminal knows it."""
+
+    name: str
+    settings: dict[str, Any]
+    row: dict[str, Any] = field(default_factory=dict)
+    state: str = "running"
+
+
+class Terminal:
+    """An `Observer` that draws a live table on a TTY, writes a line per event elsewhere.
+
+    Args:
+        shown: settings to show beside each run (the searched ones).
+        metric: the study's metric, for the best so far.
+    """
+
+    def __init__(
+        self, *, metric: str = "val_top1", mode: str = "max", shown: Iterable[str] = (),
+        quiet: bool = False, console: Console | None = None,
+    ) -> None:  # fmt: skip
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.metric, self.mode, self.shown = metric, mode, tuple(shown)
+        self.quiet = quiet
+        self._live: Live | None = None
+        self._reset("", 0, 0)
+
+    def _reset(self, title: str, total: int, epochs: int) -> None:
+        self.title, self.total, self.epochs = title, total, epochs
+        self.runs: dict[int, _Progress] = {}
+        self.started_at = time.monotonic()
+        self.epochs_done = 0
+
+    def stage(self, title: str, total: int, epochs: int) -> None:
+        """A stage of `total` runs of at most `epochs` epochs begins."""
+        self.close()
+        self._reset(title, total, epochs)
+        if self.quiet:
+            return
+        self.console.print(f"[bold]{title}[/bold]: {total} run(s) of up to {epochs} epoch(s)")
+        if self.console.is_terminal:
+            self._live = Live(self._table(), console=self.console, refresh_per_second=4)
+            self._live.start()
+
+    def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
+        """A run begins."""
+        self.runs[number] = _Progress(name, settings)
+        self._draw()
+
+    def epoch(self, number: int, row: dict[str, Any]) -> None:
+        """A run has finished an epoch."""
+        run = self.runs[number]
+        run.row = row
+        self.epochs_done += 1
+        last = row["epoch"] == self.epochs
+        if last:
+            run.state = "complete"
+        elif not self._live and self.total == 1:
+            self._line(f"{run.name} epoch {row['epoch']}/{self.epochs}  {_figures(row)}")
+        self._draw()
+
+    def ended(self, number: int, *, failed: bool) -> None:
+        """A run has ended: all epochs done, stopped early, or failed."""
+        run = self.runs[number]
+        if run.state == "running":
+            run.state = "failed" if failed or not run.row else "stopped early"
+        done = sum(r.state != "running" for r in self.runs.values())
+        if not self._live:
+            epoch = run.row.get("epoch", 0)
+            self._line(
+                f"[{done}/{self.total}] {run.name} {run.state} at epoch {epoch}/{self.epochs}  "
+                f"{_figures(run.row)}  {self._settings(run)}{self._summary()}"
+            )
+        self._draw()
+
+    def close(self) -> None:
+        """Leave the live table as it stands."""
+        if self._live:
+            self._live.update(self._table())
+            self._live.stop()
+            self._live = None
+
+    def _line(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text.rstrip(), markup=False)
+
+    def _draw(self) -> None:
+        if self._live:
+            self._live.update(self._table())
+
+    def _settings(self, run: _Progress) -> str:
+        values = ((name, run.settings.get(name)) for name in self.shown)
+        return " ".join(f"{name}={_short(value)}" for name, value in values if value is not None)
+
+    def best(self) -> _Progress | None:
+        """The run of this stage with the best latest metric."""
+        scored = [run for run in self.runs.values() if self.metric in run.row]
+        pick = max if self.mode == "max" else min
+        return pick(scored, key=lambda run: run.row[self.metric], default=None)
+
+    def _summary(self) -> str:
+        best = self.best()
+        text = f"  best {_metric(self.metric, best.row)} ({best.name})" if best else ""
+        left = self.seconds_left()
+        return text + (f"  at most {_duration(left)} left" if left else "")
+
+    def seconds_left(self) -> float | None:
+        """Upper estimate: every epoch still possible, at the pace so far."""
+        if not self.epochs_done:
+            return None
+        ended = sum(run.state != "running" for run in self.runs.values())
+        possible = (self.total - ended) * self.epochs
+        possible -= sum(r.row.get("epoch", 0) for r in self.runs.values() if r.state == "running")
+        return possible * (time.monotonic() - self.started_at) / self.epochs_done
+
+    def _table(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for column in ("run", "epoch", self.metric, "loss", "state", "settings"):
+            table.add_column(column, no_wrap=column != "settings")
+        best = self.best()
+        for run in list(self.runs.values())[-LIVE_ROWS:]:
+            table.add_row(
+                run.name,
+                f"{run.row.get('epoch', 0)}/{self.epochs}",
+                _metric(self.metric, run.row) if self.metric in run.row else "",
+                f"{run.row['train_loss']:.3f}" if run.row else "",
+                run.state,
+                self._settings(run),
+                style="bold green" if run is best else _STYLES.get(run.state),
+            )
+        ended = sum(run.state != "running" for run in self.runs.values())
+        return Group(table, Text(f"{self.title}: {ended}/{self.total} ended{self._summary()}"))
+
+
+_STYLES = {"stopped early": "dim", "failed": "red"}
+
+
+def _metric(name: str, row: dict[str, Any]) -> str:
+    value = row[name]
+    return f"{name} {value:.2%}" if name.endswith(("top1", "top5")) else f"{name} {value:.4f}"
+
+
+def _figures(row: dict[str, Any]) -> str:
+    names = [name for name in ("train_loss", "train_top1", "val_top1") if name in row]
+    return "  ".join(_metric(name, row) for name in names)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
+    """The closing table: the winner, the baselines, the other finalists."""
+    table = Table(title="leaderboard (test read once, after the choice)", title_justify="left")
+    table.add_column("configuration", no_wrap=True)
+    for name in (config.metric, "test_top1", "test_nll", "test_ece"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("difference", justify="right", no_wrap=True)
+    table.add_column("searched settings", overflow="fold")
+    names = list(config.space or {})
+    top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0
+    for row in board:
+        values = row.config.to_dict()
+        settings = " ".join(f"{n}={_short(values[n])}" for n in names if values[n] is not None)
+        difference = f"{mean_sd(row.test)[0] - top:+.2%}" if row.test and not row.winner else ""
+        table.add_row(
+            f"{row.name} (winner)" if row.winner else _LABELS.get(row.name, row.name),
+            _spread(row.val, percent=config.metric == "val_top1"),
+            _spread(row.test, percent=True),
+            _spread([m["test_nll"] for m in row.test_metrics]),
+            _spread([m["test_ece"] for m in row.test_metrics]),
+            difference,
+            settings if row.config.method != "none" else "",
+            style="bold" if row.winner else None,
+        )
+    return table
+
+
+_LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' EKD values"}
+
+
+def _spread(values: Iterable[float], *, percent: bool = False) -> str:
+    values = list(values)
+    if not values:
+        return ""
+    mean, deviation, count = mean_sd(values)
+    shown = f"{mean:.2%}" if percent else f"{mean:.4f}"
+    spread = f"{100 * deviation:.2f}" if percent else f"{deviation:.4f}"
+    return f"{shown} ± {spread} (n={count})"

@@ -1,0 +1,20 @@
+"""Train one configuration, without a search: one student from one teacher."""
+
+from __future__ import annotations
+
+from ekd_ray import cli
+
+
+def main() -> int:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", metavar="FILE", help="a distill.yaml to start from")
+    args = parser.parse_args()
+    config = cli.distill_config(args)
+
+    from ekd_ray import commands
+
+    return commands.train(config, args)
+
+
+if __name__ == "__main__":
+    cli.run(main)

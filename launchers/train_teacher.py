@@ -1,0 +1,23 @@
+"""Train a teacher (or any network alone) and keep its learned prior in its checkpoint."""
+
+from __future__ import annotations
+
+from ekd_ray import cli
+
+
+def main() -> int:
+    parser = cli.parser(__doc__, pair=False)
+    parser.add_argument("--model", required=True, help="architecture to train")
+    parser.add_argument(
+        "--evidential", action="store_true", help="evidential cross-entropy with a learned prior"
+    )
+    args = parser.parse_args()
+    config = cli.teacher_run_config(args)
+
+    from ekd_ray import commands
+
+    return commands.train(config, args)
+
+
+if __name__ == "__main__":
+    cli.run(main)

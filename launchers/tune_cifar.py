@@ -1,0 +1,19 @@
+"""Search the best distillation of a CIFAR-sized teacher into a student, confirm and export it."""
+
+from __future__ import annotations
+
+from ekd_ray import cli
+
+
+def main() -> int:
+    parser = cli.parser(__doc__, search=True)
+    args = parser.parse_args()
+    config = cli.study_config(args)
+
+    from ekd_ray import commands
+
+    return commands.tune(config, args)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,103 @@
+"""Small CIFAR look-alikes in both layouts, and one decoded copy of the real CIFAR-10."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import ekd_ray.data.datasets as datasets
+from ekd_ray.data import load_dataset
+
+NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """No test sees the user's cache or data, nor another test's."""
+    monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("EKD_DATA_ROOT", raising=False)
+    monkeypatch.setattr(datasets, "_opened", {})
+
+
+def random_images(n: int, size: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, 3, size, size), dtype=np.uint8)
+
+
+def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_parquet(
+    path: Path,
+    encoded: list[bytes | None],
+    labels: list[int | None],
+    *,
+    image: str = "img",
+    label: str = "label",
+    names: list[str] | None = NAMES_10,
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [None if data is None else {"bytes": data, "path": "x.png"} for data in encoded]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({image: pa.array(rows, kind), label: pa.array(labels, pa.int64())})
+    if names is not None:
+        features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
+        meta = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = table.replace_schema_metadata(meta)
+    pq.write_table(table, path, row_group_size=7)
+    return path
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Writes a small Parquet CIFAR-10 (20 train in one shard, 10 test); returns its root."""
+    folder = tmp_path / "root" / "cifar10"
+    images = random_images(30)
+    for split, part in (("train", slice(0, 20)), ("test", slice(20, 30))):
+        chosen = [encode(image) for image in images[part]]
+        labels = [i % 10 for i in range(len(chosen))]
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", chosen, labels)
+    return tmp_path / "root"
+
+
+@pytest.fixture(scope="session")
+def real_cifar10(tmp_path_factory):
+    """{"train": ..., "test": ...} of the real CIFAR-10, decoded once a session."""
+    root = _REAL_ROOT
+    if not root or not (Path(root) / "cifar10").is_dir():
+        pytest.skip("EKD_DATA_ROOT names no folder with cifar10/")
+    cache = tmp_path_factory.mktemp("real-cache")
+    return {
+        split: load_dataset("cifar10", split, data_root=root, cache_dir=cache)
+        for split in ("train", "test")
+    }
+
+
+_REAL_ROOT = os.environ.get("EKD_DATA_ROOT")
+
+
+@pytest.fixture(scope="session")
+def real_root():
+    return _REAL_ROOT
+
+
+@pytest.fixture
+def make():
+    """The helpers above, for tests in this folder."""
+
+    class Make:
+        images = staticmethod(random_images)
+        encode = staticmethod(encode)
+        parquet = staticmethod(write_parquet)
+
+    return Make

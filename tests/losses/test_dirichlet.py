@@ -1,0 +1,310 @@
+"""Evidential losses against torch.distributions, SciPy and arbitrary-precision arithmetic."""
+
+import functools
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from scipy import special
+
+from ekd_ray.config import EVIDENCE
+from ekd_ray.errors import UserError
+from ekd_ray.losses import (
+    EVIDENCE_FUNCTIONS,
+    dirichlet_kl,
+    distribution_kd_loss,
+    evidence,
+    evidential_cross_entropy,
+    expectation_kd_loss,
+    log_concentration,
+    log_expectation,
+    prior_kl_loss,
+    vacuity,
+)
+
+torch.set_num_threads(1)
+KINDS = tuple(EVIDENCE_FUNCTIONS)
+ORACLE_EVIDENCE = {
+    "log1p_softplus": lambda z: np.log1p(np.logaddexp(0, z)),
+    "softplus": lambda z: np.logaddexp(0, z),
+    "exp": np.exp,
+    "relu": lambda z: np.maximum(z, 0),
+}
+
+
+def draw(batch=6, classes=7, seed=0, scale=3.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = scale * torch.randn(
+        2, batch, classes, generator=generator, dtype=torch.float64
+    )
+    target = torch.randint(classes, (batch,), generator=generator)
+    return student.to(dtype), teacher.to(dtype), target
+
+
+def slow_dirichlet_kl(p, q):
+    """METHODS.md's formula, row by row."""
+    rows = []
+    for a, b in zip(p, q, strict=True):
+        value = special.gammaln(a.sum()) - special.gammaln(b.sum())
+        for x, y in zip(a, b, strict=True):
+            value -= special.gammaln(x) - special.gammaln(y)
+            value += (x - y) * (special.digamma(x) - special.digamma(a.sum()))
+        rows.append(value)
+    return np.array(rows)
+
+
+# ---------------------------------------------------------------- agreement with oracles
+
+
+@pytest.mark.parametrize("log_prior", [-20.0, -1.22, 0.0, 1.0, 5.0])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_evidential_cross_entropy_is_a_difference_of_digammas(log_prior, scale):
+    logits, _, target = draw(scale=scale)
+    got = evidential_cross_entropy(logits, target, log_prior)
+    a = np.exp(logits.numpy()) + np.exp(log_prior)
+    rows = [
+        special.digamma(r.sum()) - special.digamma(r[y]) for r, y in zip(a, target, strict=True)
+    ]
+    np.testing.assert_allclose(got, np.mean(rows), rtol=1e-12, atol=1e-9)
+
+
+def test_evidential_cross_entropy_is_continuous_where_the_series_takes_over():
+    z = torch.linspace(9.99, 10.01, 401, dtype=torch.float64).requires_grad_()
+    logits = torch.stack([z, torch.zeros_like(z)], 1)
+    for row in (0, 1):
+        loss = evidential_cross_entropy(logits, torch.full((401,), row), -20.0)
+        (gradient,) = torch.autograd.grad(loss, z, retain_graph=True)
+        x = np.exp(z.detach().numpy())
+        total = x + 1 + 2 * np.exp(-20.0)
+        other = x + np.exp(-20.0) if row == 0 else 1 + np.exp(-20.0)
+        value = special.digamma(total) - special.digamma(other)
+        np.testing.assert_allclose(loss.detach(), value.mean(), rtol=0, atol=1e-12)
+        expected = x * special.polygamma(1, total)
+        if row == 0:
+            expected = expected - x * special.polygamma(1, x + np.exp(-20.0))
+        np.testing.assert_allclose(gradient * 401, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_expectation_kd_is_the_kl_of_the_means_teacher_first(temperature):
+    student, teacher, _ = draw()
+    got = expectation_kd_loss(student, teacher, temperature, log_prior=-1.2, teacher_log_prior=0.3)
+    a_s, a_t = (
+        (student / temperature).exp() + np.exp(-1.2),
+        (teacher / temperature).exp() + np.exp(0.3),
+    )
+    p_s, p_t = (torch.distributions.Categorical(probs=a / a.sum(1, True)) for a in (a_s, a_t))
+    kl = torch.distributions.kl_divergence
+    torch.testing.assert_close(got, temperature**2 * kl(p_t, p_s).mean(), rtol=1e-9, atol=1e-9)
+    assert (got - temperature**2 * kl(p_s, p_t).mean()).abs() > 1e-3  # the other order is wrong
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_distribution_kd_is_the_dirichlet_kl_teacher_first(kind, temperature):
+    student, teacher, _ = draw()
+    got = distribution_kd_loss(
+        student, teacher, temperature, log_prior=-1.2, teacher_log_prior=0.3, evidence=kind
+    )
+    a_s = ORACLE_EVIDENCE[kind](student.numpy() / temperature) + np.exp(-1.2)
+    a_t = ORACLE_EVIDENCE[kind](teacher.numpy() / temperature) + np.exp(0.3)
+    p_s, p_t = (torch.distributions.Dirichlet(torch.from_numpy(a)) for a in (a_s, a_t))
+    kl = torch.distributions.kl_divergence
+    torch.testing.assert_close(got, temperature**2 * kl(p_t, p_s).mean(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        got, temperature**2 * slow_dirichlet_kl(a_t, a_s).mean(), rtol=1e-9, atol=1e-9
+    )
+    assert (got - temperature**2 * kl(p_s, p_t).mean()).abs() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prior_kl_leaves_the_targets_evidence_alone(kind):
+    logits, _, target = draw()
+    got = prior_kl_loss(logits, target, -0.9, evidence=kind)
+    a = np.full(logits.shape, np.exp(-0.9))
+    for i, row in enumerate(logits.numpy()):
+        for j, z in enumerate(row):
+            if j != target[i]:
+                a[i, j] += ORACLE_EVIDENCE[kind](z)
+    expected = slow_dirichlet_kl(a, np.full(a.shape, np.exp(-0.9))).mean()
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+    moved = logits.scatter_add(1, target[:, None], torch.full((6, 1), 5.0, dtype=torch.float64))
+    assert prior_kl_loss(moved, target, -0.9, evidence=kind) == got
+
+
+def test_prior_kl_is_zero_without_wrong_evidence():
+    logits = torch.full((2, 3), -1e4)
+    logits[:, 1] = 50.0
+    assert prior_kl_loss(logits, torch.tensor([1, 1]), -1.0).item() == 0
+
+
+@pytest.mark.parametrize("low_high", [(1e-6, 1e-2), (0.1, 10.0), (10.0, 1e4), (1e-3, 1e5)])
+def test_dirichlet_kl_agrees_with_arbitrary_precision(low_high):
+    rng = np.random.default_rng(0)
+    p, q = np.exp(rng.uniform(*np.log(low_high), size=(2, 3, 5)))
+    got = dirichlet_kl(torch.from_numpy(p), torch.from_numpy(q))
+    np.testing.assert_allclose(got, [exact_kl(a, b) for a, b in zip(p, q, strict=True)], rtol=1e-9)
+
+
+def exact_kl(p, q):
+    with mpmath.workdps(40):
+        p, q = [mpmath.mpf(float(x)) for x in p], [mpmath.mpf(float(x)) for x in q]
+        loggamma, digamma = functools.cache(mpmath.loggamma), functools.cache(mpmath.digamma)
+        p_total, q_total = sum(p), sum(q)
+        value = loggamma(p_total) - loggamma(q_total)
+        for x, y in zip(p, q, strict=True):
+            value += loggamma(y) - loggamma(x) + (x - y) * (digamma(x) - digamma(p_total))
+        return float(value)
+
+
+def test_dirichlet_kl_keeps_its_digits_where_float32_has_none():
+    # 1,000 classes of softplus evidence at z = 1e4: lnG(S) is 1.5e8, the divergence about 5.
+    p = torch.full((1, 1000), 1e4)
+    q = p * (1 + 1e-3 * torch.randn(1, 1000, generator=torch.Generator().manual_seed(0)))
+    exact = exact_kl(p[0].numpy(), q[0].numpy())
+    got = dirichlet_kl(p, q)
+    assert got.dtype == torch.float32
+    assert abs(got.item() - exact) < 1e-6 * max(1, exact)
+
+
+def test_saturated_exp_evidence_stays_within_the_documented_rounding():
+    p = torch.full((1, 1000), 20.0, dtype=torch.float64).exp()
+    for q in (p * 1.001, torch.full_like(p, 0.3)):
+        exact = exact_kl(p[0].numpy(), q[0].numpy())
+        assert abs(dirichlet_kl(p, q).item() - exact) < 0.01
+
+
+def test_log_expectation_log_concentration_and_vacuity():
+    logits, _, _ = draw()
+    a = np.exp(logits.numpy() / 2) + np.exp(-0.7)
+    np.testing.assert_allclose(log_concentration(logits, -0.7, 2.0), np.log(a), rtol=1e-12)
+    expected = np.log(a) - special.logsumexp(np.log(a), axis=1, keepdims=True)
+    np.testing.assert_allclose(log_expectation(logits, 2.0, -0.7), expected, rtol=1e-12)
+    a = np.exp(logits.numpy()) + np.exp(-0.7)
+    np.testing.assert_allclose(vacuity(logits, -0.7), 7 * np.exp(-0.7) / a.sum(1), rtol=1e-12)
+    assert vacuity(torch.full((1, 5), -1e4), 0.3).tolist() == [1.0]
+    assert vacuity(torch.full((1, 5), 1e4), 0.3).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evidence_values(kind):
+    z = torch.linspace(-15, 15, 61, dtype=torch.float64)
+    np.testing.assert_allclose(evidence(z, kind), ORACLE_EVIDENCE[kind](z.numpy()), atol=1e-9)
+    assert evidence(z.bfloat16(), kind).dtype == torch.float32
+    assert (evidence(z, kind) >= 0).all()
+
+
+def test_the_evidence_names_are_the_configurations():
+    assert set(EVIDENCE) == set(EVIDENCE_FUNCTIONS)
+
+
+# ---------------------------------------------------------------- gradients
+
+
+SECOND_ORDER = [functools.partial(distribution_kd_loss, evidence=kind) for kind in KINDS]
+
+
+@pytest.mark.parametrize("loss", [expectation_kd_loss, *SECOND_ORDER])
+def test_a_learned_prior_gets_its_gradient_from_the_students_side_only(loss):
+    student, teacher, _ = draw(batch=3, classes=4, scale=2.0)
+    prior = torch.tensor(-0.8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda p: loss(student, teacher, 2.0, log_prior=p, teacher_log_prior=-0.8), (prior,)
+    )
+    alone = loss(student, teacher, 2.0, log_prior=prior, teacher_log_prior=-0.8)
+    shared = loss(student, teacher, 2.0, log_prior=prior)
+    gradients = [torch.autograd.grad(value, prior)[0] for value in (alone, shared)]
+    assert gradients[0] == gradients[1]
+    assert gradients[0].abs() > 1e-4
+    own = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    assert not loss(student, teacher, 2.0, log_prior=-0.8, teacher_log_prior=own).requires_grad
+
+
+REGULARISERS = [functools.partial(prior_kl_loss, evidence=kind) for kind in KINDS]
+
+
+@pytest.mark.parametrize("loss", [evidential_cross_entropy, *REGULARISERS])
+def test_a_learned_prior_gets_the_gradient_of_the_terms_without_a_teacher(loss):
+    logits, _, target = draw(batch=3, classes=4, scale=2.0)
+    prior = torch.tensor(-0.8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p: loss(logits, target, p), (prior,))
+    (gradient,) = torch.autograd.grad(loss(logits, target, prior), prior)
+    assert gradient.abs() > 1e-4
+
+
+# ---------------------------------------------------------------- properties
+
+
+def test_every_knob_moves_the_loss():
+    student, teacher, target = draw(scale=1.0)
+    base = {"log_prior": -1.0, "teacher_log_prior": -1.0}
+    for loss in (expectation_kd_loss, distribution_kd_loss):
+        first = loss(student, teacher, 1.0, **base)
+        assert first == loss(student, teacher, 1.0, log_prior=-1.0)  # None follows log_prior
+        changed = [
+            loss(student, teacher, 2.0, **base),
+            loss(student, teacher, 1.0, **{**base, "log_prior": -0.5}),
+            loss(student, teacher, 1.0, **{**base, "teacher_log_prior": -0.5}),
+        ]
+        assert all((value - first).abs() > 1e-4 for value in changed)
+    kinds = [distribution_kd_loss(student, teacher, 1.0, **base, evidence=k) for k in KINDS]
+    assert kinds[0] == distribution_kd_loss(student, teacher, 1.0, **base)
+    assert len({round(value.item(), 5) for value in kinds}) == len(KINDS)
+    kinds = [prior_kl_loss(student, target, -1.0, evidence=kind) for kind in KINDS]
+    assert kinds[1] == prior_kl_loss(student, target, -1.0)
+    assert len({round(value.item(), 5) for value in kinds}) == len(KINDS)
+    assert prior_kl_loss(student, target, -1.0) != prior_kl_loss(student, target, -0.5)
+    assert (
+        evidential_cross_entropy(student, target, -1.0)
+        - evidential_cross_entropy(student, target, -0.5)
+    ).abs() > 1e-4
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_unknown_evidence_names_the_nearest():
+    z = torch.zeros(1, 2)
+    with pytest.raises(UserError, match="Did you mean 'softplus'"):
+        distribution_kd_loss(z, z, 1.0, log_prior=0.0, evidence="softpls")
+    with pytest.raises(UserError, match="relu"):
+        prior_kl_loss(z, torch.zeros(1, dtype=torch.long), 0.0, evidence="rule")
+
+
+@pytest.mark.parametrize("loss", [expectation_kd_loss, distribution_kd_loss])
+@pytest.mark.parametrize(
+    ("student", "teacher", "temperature", "log_prior", "message"),
+    [
+        ((2, 3), (2, 3), 0.0, 0.0, "temperature must be finite and > 0, got 0.0"),
+        ((2, 3), (2, 3), -1.0, 0.0, "got -1.0"),
+        ((2, 3), (2, 3), float("nan"), 0.0, "got nan"),
+        ((2, 3), (2, 4), 1.0, 0.0, r"teacher_logits must have the shape .*\(2, 3\), got \(2, 4\)"),
+        ((0, 3), (0, 3), 1.0, 0.0, r"B >= 1 and C >= 2, got \(0, 3\)"),
+        ((2, 1), (2, 1), 1.0, 0.0, r"got \(2, 1\)"),
+        ((3,), (3,), 1.0, 0.0, r"got \(3,\)"),
+        ((2, 3), (2, 3), 1.0, float("inf"), "log_prior must be finite, got inf"),
+        ((2, 3), (2, 3), 1.0, torch.zeros(1), r"log_prior must be 0-d, got shape \(1,\)"),
+    ],
+)
+def test_wrong_arguments_are_refused(loss, student, teacher, temperature, log_prior, message):
+    with pytest.raises(ValueError, match=message):
+        loss(torch.zeros(student), torch.zeros(teacher), temperature, log_prior=log_prior)
+
+
+@pytest.mark.parametrize("loss", [evidential_cross_entropy, prior_kl_loss])
+def test_wrong_targets_are_refused(loss):
+    logits = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"target must have shape \(2,\), got \(3,\)"):
+        loss(logits, torch.zeros(3, dtype=torch.long), 0.0)
+    with pytest.raises(ValueError, match="int64"):
+        loss(logits, torch.zeros(2), 0.0)
+    with pytest.raises(ValueError, match="floating"):
+        loss(logits.long(), torch.zeros(2, dtype=torch.long), 0.0)
+
+
+def test_dirichlet_kl_is_per_row_and_checks_shapes():
+    p = torch.tensor([[1.0, 2.0], [0.5, 0.5]])
+    assert dirichlet_kl(p, p).tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="concentration_q"):
+        dirichlet_kl(p, torch.ones(1, 2))

@@ -1,0 +1,231 @@
+"""Softmax distillation and its decoupled forms against slow plain versions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import special
+
+from ekd_ray.losses import dkd_loss, expectation_dkd_loss, kd_loss, standardize_logits
+
+torch.set_num_threads(1)
+
+
+def draw(batch=6, classes=7, seed=0, scale=3.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = scale * torch.randn(
+        2, batch, classes, generator=generator, dtype=torch.float64
+    )
+    target = torch.randint(classes, (batch,), generator=generator)
+    return student.to(dtype), teacher.to(dtype), target
+
+
+def all_terms(target, temperature=4.0):
+    """Every distillation term of this file as (student, teacher) -> loss."""
+    return {
+        "kd": lambda s, t: kd_loss(s, t, temperature),
+        "kd_standardized": lambda s, t: kd_loss(s, t, temperature, standardize=True),
+        "dkd": lambda s, t: dkd_loss(s, t, target, temperature),
+        "dkd_standardized": lambda s, t: dkd_loss(s, t, target, temperature, standardize=True),
+        "expectation_dkd": lambda s, t: expectation_dkd_loss(
+            s, t, target, temperature, log_prior=-1.2
+        ),
+    }
+
+
+TERM_NAMES = tuple(all_terms(None))
+
+
+def slow_dkd(p_student, p_teacher, target, alpha, beta):
+    """TCKD and NCKD of probabilities, one row and one class at a time."""
+    total = 0.0
+    for s, t, y in zip(p_student, p_teacher, target.tolist(), strict=True):
+        tckd = t[y] * math.log(t[y] / s[y])
+        tckd += (1 - t[y]) * math.log((1 - t[y]) / (1 - s[y]))
+        nckd = 0.0
+        for c in range(len(s)):
+            if c != y:
+                rest_t, rest_s = t[c] / (1 - t[y]), s[c] / (1 - s[y])
+                nckd += rest_t * math.log(rest_t / rest_s)
+        total += alpha * tckd + beta * nckd
+    return total / len(p_student)
+
+
+def slow_standardize(logits):
+    rows = []
+    for row in logits.tolist():
+        mean = sum(row) / len(row)
+        std = math.sqrt(sum((z - mean) ** 2 for z in row) / (len(row) - 1))
+        rows.append([(z - mean) / (1e-7 + std) for z in row])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------- agreement with oracles
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_kd_is_the_kl_of_softmaxes_teacher_first(temperature, standardize):
+    student, teacher, _ = draw()
+    got = kd_loss(student, teacher, temperature, standardize=standardize)
+    if standardize:
+        student, teacher = slow_standardize(student), slow_standardize(teacher)
+    p_s, p_t = (torch.distributions.Categorical(logits=z / temperature) for z in (student, teacher))
+    kl = torch.distributions.kl_divergence
+    torch.testing.assert_close(got, temperature**2 * kl(p_t, p_s).mean(), rtol=1e-9, atol=1e-9)
+    assert (got - temperature**2 * kl(p_s, p_t).mean()).abs() > 1e-3  # the other order is wrong
+
+
+def test_standardize_against_a_plain_loop():
+    logits, _, _ = draw(scale=20.0)
+    torch.testing.assert_close(standardize_logits(logits), slow_standardize(logits))
+    near = logits * 1e-7  # where the epsilon matters
+    torch.testing.assert_close(standardize_logits(near), slow_standardize(near))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e4, -12345.678])
+def test_standardize_maps_equal_logits_to_zero(value):
+    logits = torch.full((2, 1000), value, requires_grad=True)
+    result = standardize_logits(logits)
+    assert (result == 0).all()
+    result.pow(2).sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("alpha_beta", [(1.0, 8.0), (1.0, 0.0), (0.0, 1.0), (0.5, 2.0)])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_dkd_against_the_slow_split(alpha_beta, standardize):
+    alpha, beta = alpha_beta
+    student, teacher, target = draw()
+    got = dkd_loss(student, teacher, target, 3.0, alpha=alpha, beta=beta, standardize=standardize)
+    if standardize:
+        student, teacher = slow_standardize(student), slow_standardize(teacher)
+    p_s, p_t = (special.softmax(z.numpy() / 3, axis=1) for z in (student, teacher))
+    np.testing.assert_allclose(got, 9 * slow_dkd(p_s, p_t, target, alpha, beta), rtol=1e-9)
+    assert abs(got - 9 * slow_dkd(p_t, p_s, target, alpha, beta)) > 1e-3
+
+
+@pytest.mark.parametrize("alpha_beta", [(1.0, 8.0), (1.0, 0.0), (0.0, 1.0)])
+def test_expectation_dkd_against_the_slow_split(alpha_beta):
+    alpha, beta = alpha_beta
+    student, teacher, target = draw()
+    got = expectation_dkd_loss(
+        student, teacher, target, 2.0,
+        log_prior=-1.2, teacher_log_prior=0.3, alpha=alpha, beta=beta,
+    )  # fmt: skip
+    a_s, a_t = np.exp(student.numpy() / 2) + np.exp(-1.2), np.exp(teacher.numpy() / 2) + np.exp(0.3)
+    p_s, p_t = a_s / a_s.sum(1, keepdims=True), a_t / a_t.sum(1, keepdims=True)
+    np.testing.assert_allclose(got, 4 * slow_dkd(p_s, p_t, target, alpha, beta), rtol=1e-9)
+
+
+def test_the_published_masking_by_1000_is_the_softmax_over_the_rest():
+    student, teacher, target = draw(classes=10)
+    mask = 1000.0 * torch.nn.functional.one_hot(target, 10)
+    published = torch.nn.functional.kl_div(
+        torch.log_softmax(student / 4 - mask, 1),
+        torch.log_softmax(teacher / 4 - mask, 1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    got = dkd_loss(student, teacher, target, 4.0, alpha=0.0, beta=1.0)
+    torch.testing.assert_close(got, 16 * published, rtol=1e-9, atol=1e-12)
+    # It is exact where the published mask has lost: a target far above the rest.
+    student, teacher = student.clone(), teacher.clone()
+    for logits in (student, teacher):
+        logits[torch.arange(6), target] = 1e4
+    same = dkd_loss(student, teacher, target, 4.0, alpha=0.0, beta=1.0)
+    torch.testing.assert_close(same, got)
+
+
+def test_dkd_with_both_weights_at_the_teachers_masses_is_kd():
+    # KL = TCKD + (1 - p_t[y]) * NCKD, Zhao et al. 2022, eq. 6; one row, so beta is a number.
+    student, teacher, target = draw(batch=1)
+    rest = 1 - torch.softmax(teacher / 4, 1)[0, target[0]].item()
+    got = dkd_loss(student, teacher, target, 4.0, alpha=1.0, beta=rest)
+    torch.testing.assert_close(got, kd_loss(student, teacher, 4.0))
+
+
+def test_two_classes_have_no_non_target_part():
+    student, teacher, target = draw(classes=2)
+    assert dkd_loss(student, teacher, target, 4.0, alpha=0.0) == 0
+    torch.testing.assert_close(
+        dkd_loss(student, teacher, target, 4.0), kd_loss(student, teacher, 4.0)
+    )
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def test_a_learned_prior_gets_its_gradient_from_the_students_side_only():
+    student, teacher, target = draw()
+    prior, alone = (torch.tensor(-1.2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    expectation_dkd_loss(student, teacher, target, 2.0, log_prior=prior).backward()
+    expectation_dkd_loss(
+        student, teacher, target, 2.0, log_prior=alone, teacher_log_prior=-1.2
+    ).backward()
+    torch.testing.assert_close(prior.grad, alone.grad)
+    assert prior.grad.abs() > 1e-4
+
+
+# ---------------------------------------------------------------- properties
+
+
+def test_standardized_losses_ignore_shift_and_scale():
+    student, teacher, target = draw()
+    for name in ("kd_standardized", "dkd_standardized"):
+        term = all_terms(target)[name]
+        torch.testing.assert_close(
+            term(3 * student - 7, teacher), term(student, teacher), rtol=1e-5, atol=1e-8
+        )
+
+
+def test_every_knob_moves_the_loss():
+    student, teacher, target = draw(scale=1.0)
+
+    def moves(loss, *arguments, base, **changes):
+        first = loss(*arguments, **base)
+        for name, value in changes.items():
+            changed = loss(*arguments, **{**base, name: value})
+            assert (changed - first).abs() > 1e-5, name
+
+    softmax = {"temperature": 2.0, "standardize": False}
+    moves(kd_loss, student, teacher, base=softmax, temperature=3.0, standardize=True)
+    split = {"target": target, "alpha": 1.0, "beta": 8.0}
+    other = {"target": (target + 1) % 7, "alpha": 2.0, "beta": 4.0, "temperature": 3.0}
+    moves(dkd_loss, student, teacher, base={**softmax, **split}, **other, standardize=True)
+    prior = {"temperature": 2.0, "log_prior": -1.0, "teacher_log_prior": -1.0}
+    moves(
+        expectation_dkd_loss, student, teacher, base={**prior, **split},
+        **other, log_prior=-0.5, teacher_log_prior=-0.5,
+    )  # fmt: skip
+    assert dkd_loss(student, teacher, target, 2.0) == dkd_loss(
+        student, teacher, target, 2.0, alpha=1.0, beta=8.0
+    )
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("name", TERM_NAMES)
+@pytest.mark.parametrize(
+    ("student", "teacher", "temperature", "message"),
+    [
+        ((2, 3), (2, 3), 0.0, "temperature must be finite and > 0, got 0.0"),
+        ((2, 3), (2, 3), torch.ones(1), r"temperature must be 0-d, got shape \(1,\)"),
+        ((2, 3), (2, 4), 1.0, r"teacher_logits must have the shape .*\(2, 3\), got \(2, 4\)"),
+        ((0, 3), (0, 3), 1.0, r"B >= 1 and C >= 2, got \(0, 3\)"),
+        ((2, 1), (2, 1), 1.0, r"got \(2, 1\)"),
+    ],
+)
+def test_wrong_arguments_are_refused(name, student, teacher, temperature, message):
+    target = torch.zeros(student[0], dtype=torch.long)
+    with pytest.raises(ValueError, match=message):
+        all_terms(target, temperature)[name](torch.zeros(student), torch.zeros(teacher))
+
+
+@pytest.mark.parametrize("name", TERM_NAMES[2:])
+@pytest.mark.parametrize("target", [torch.zeros(3, dtype=torch.long), torch.zeros(2)])
+def test_wrong_targets_are_refused(name, target):
+    with pytest.raises(ValueError, match="target must"):
+        all_terms(target)[name](torch.zeros(2, 3), torch.zeros(2, 3))
