@@ -1,13 +1,38 @@
+# `make quickstart` and `make test` do all of the set-up on a fresh machine.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test lint types clean
+.PHONY: install quickstart test lint types check clean
 
 install: $(VENV)/.installed
 
+# torch first and by name alone: a machine's own pip configuration may hold a build for it.
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+# Teacher, search, confirm and export on digits, which need no download. An unfinished
+# quickstart is continued.
+quickstart: install
+	@if [ -f $(QUICKSTART)/best/MANIFEST ]; then rm -r $(QUICKSTART); fi
+	$(BIN)/python launchers/tune_cifar.py --dataset digits --pair resnet20-resnet8 \
+		--out $(QUICKSTART) $$(test -f $(QUICKSTART)/study.yaml && echo --resume)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill
+from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
 from ekd_ray.engine.final import WEIGHTS, save_student
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
@@ -21,7 +21,7 @@ from ekd_ray.plan_text import run_plan, study_plan
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import RESULT, Study
 from ekd_ray.scale.cluster import local_cpus
-from ekd_ray.terminal import Terminal, leaderboard_table
+from ekd_ray.terminal import Terminal, leaderboard_table, winner_settings
 
 RUNS = Path("runs")
 
@@ -55,13 +55,16 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
     if args.json:
         _print_json({"study": str(out), "bundle": str(bundle.path), **bundle.metrics})
         return 0
-    console = Console(highlight=False)
-    console.print(leaderboard_table(study.leaderboard(), config))
+    board = study.leaderboard()
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(leaderboard_table(board, config))
+    console.print(winner_settings(board, config), markup=False)
     gap = _selection_gap(study)
     if gap:
         console.print(gap, markup=False)
-    console.print(f"bundle: {bundle.path}", markup=False, soft_wrap=True)
-    console.print(f"tensorboard --logdir {out}", markup=False, soft_wrap=True)
+    console.print("The winner was chosen on validation; the test split was read once, after.")
+    console.print(f"bundle: {bundle.path}", markup=False)
+    console.print(f"look:   tensorboard --logdir {out}", markup=False)
     return 0
 
 
@@ -108,6 +111,7 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
     finally:
         terminal.close()
     save_student(result, out / WEIGHTS)
+    forget_checkpoint(out)
     record = {
         "metrics": result.metrics,
         "log_prior": result.log_prior,

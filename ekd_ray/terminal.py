@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -73,18 +74,17 @@ class Terminal:
         run = self.runs[number]
         run.row = row
         self.epochs_done += 1
-        last = row["epoch"] == self.epochs
-        if last:
-            run.state = "complete"
-        elif not self._live and self.total == 1:
+        if not self._live and self.total == 1 and row["epoch"] < self.epochs:
             self._line(f"{run.name} epoch {row['epoch']}/{self.epochs}  {_figures(row)}")
         self._draw()
 
     def ended(self, number: int, *, failed: bool) -> None:
         """A run has ended: all epochs done, stopped early, or failed."""
         run = self.runs[number]
-        if run.state == "running":
-            run.state = "failed" if failed or not run.row else "stopped early"
+        complete = run.row.get("epoch") == self.epochs
+        run.state = "complete" if complete else "stopped early"
+        if failed or not run.row:
+            run.state = "failed"
         done = sum(r.state != "running" for r in self.runs.values())
         if not self._live:
             epoch = run.row.get("epoch", 0)
@@ -180,29 +180,31 @@ def _duration(seconds: float) -> str:
 
 def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     """The closing table: the winner, the baselines, the other finalists."""
-    table = Table(title="leaderboard (test read once, after the choice)", title_justify="left")
+    table = Table(title="leaderboard", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("configuration", no_wrap=True)
-    for name in (config.metric, "test_top1", "test_nll", "test_ece"):
+    seeds = max((len(row.test) for row in board), default=0)
+    for name in (config.metric, f"test_top1 (n={seeds})", "to winner", "test_nll", "test_ece"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("difference", justify="right", no_wrap=True)
-    table.add_column("searched settings", overflow="fold")
-    names = list(config.space or {})
     top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0
     for row in board:
-        values = row.config.to_dict()
-        settings = " ".join(f"{n}={_short(values[n])}" for n in names if values[n] is not None)
-        difference = f"{mean_sd(row.test)[0] - top:+.2%}" if row.test and not row.winner else ""
+        difference = f"{100 * (mean_sd(row.test)[0] - top):+.2f}" if row.test else ""
         table.add_row(
             f"{row.name} (winner)" if row.winner else _LABELS.get(row.name, row.name),
             _spread(row.val, percent=config.metric == "val_top1"),
             _spread(row.test, percent=True),
+            difference if not row.winner else "",
             _spread([m["test_nll"] for m in row.test_metrics]),
             _spread([m["test_ece"] for m in row.test_metrics]),
-            difference,
-            settings if row.config.method != "none" else "",
             style="bold" if row.winner else None,
         )
     return table
+
+
+def winner_settings(board: list[Row], config: StudyConfig) -> str:
+    """The winner's searched settings, one line."""
+    values = board[0].config.to_dict()
+    shown = (f"{name}={_short(values[name])}" for name in config.space or {} if name in values)
+    return " ".join(["winner:", *shown])
 
 
 _LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' EKD values"}
@@ -212,7 +214,5 @@ def _spread(values: Iterable[float], *, percent: bool = False) -> str:
     values = list(values)
     if not values:
         return ""
-    mean, deviation, count = mean_sd(values)
-    shown = f"{mean:.2%}" if percent else f"{mean:.4f}"
-    spread = f"{100 * deviation:.2f}" if percent else f"{deviation:.4f}"
-    return f"{shown} ± {spread} (n={count})"
+    mean, deviation, _ = mean_sd(values)
+    return f"{mean:.2%} ± {100 * deviation:.2f}" if percent else f"{mean:.3f} ± {deviation:.3f}"

@@ -320,6 +320,11 @@ def evaluate_model(
     return classification_metrics(torch.cat(logits), torch.cat(targets), log_prior=log_prior)
 
 
+def forget_checkpoint(folder: Path) -> None:
+    """Remove an ended run's checkpoint: a study keeps those of running trials only."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
 def _save(run: _Run, path: Path) -> None:
     # Each rank has summed its own share: the checkpoint holds the mean, so that any
     # number of workers can continue it.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.distill import OnEpoch, RunResult, distill
+from ekd_ray.engine.distill import OnEpoch, RunResult, distill, forget_checkpoint
 from ekd_ray.engine.final import save_student
 from ekd_ray.engine.plan import without_teacher
 from ekd_ray.losses.objective import with_method
@@ -45,4 +45,5 @@ def train_teacher(
         config, data_root=data_root, out=path.parent, on_epoch=on_epoch, threads=threads
     )
     save_student(result, path)
+    forget_checkpoint(path.parent)
     return result

@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import ranks
+from ekd_ray.engine.distill import forget_checkpoint
 from ekd_ray.engine.final import final_evaluation
 from ekd_ray.engine.plan import resolve, without_teacher
 from ekd_ray.engine.precision import environment
@@ -182,6 +183,7 @@ def _confirm_job(job: Job, report: Any) -> None:
         "seconds": result.seconds,
     }
     write_json(Path(job.folder) / RESULT, record)
+    forget_checkpoint(Path(job.folder))
 
 
 def _mean_score(study: Path, runs: list[Run], name: str, metric: str) -> float:

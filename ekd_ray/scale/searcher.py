@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.distill import forget_checkpoint
 from ekd_ray.engine.plan import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import JOURNAL, TrialRecord, trial_folder
@@ -170,6 +171,7 @@ class OptunaSearcher(Searcher):
         record = self._records.pop(trial_id)
         status = record.status_of(folder, error=error, epochs=self.base.epochs)
         self._tell(trial.number, record.ended(status, folder=folder))
+        forget_checkpoint(folder)
 
     def _tell(self, number: int, record: TrialRecord) -> None:
         state = _STATES[record.status]
