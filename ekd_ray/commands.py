@@ -16,7 +16,7 @@ from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json, write_text
-from ekd_ray.pipeline import check_study, check_writable, run_study
+from ekd_ray.pipeline import check_study, check_writable, open_run, run_study
 from ekd_ray.plan_text import run_plan, study_plan
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import RESULT, Study
@@ -39,6 +39,7 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
     if args.dry_run:
         _plan(study_plan(config, out), config.to_dict(), args)
         return 0
+    study = open_run(out, config, resume=args.resume)
     terminal = Terminal(
         metric=config.metric,
         mode=config.mode,
@@ -48,10 +49,9 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
     if not args.quiet:
         terminal.console.print(study_plan(config, out), markup=False)
     try:
-        bundle = run_study(config, out, terminal, resume=args.resume)
+        bundle = run_study(study, terminal)
     finally:
         terminal.close()
-    study = Study.load(out)
     if args.json:
         _print_json({"study": str(out), "bundle": str(bundle.path), **bundle.metrics})
         return 0

@@ -6,12 +6,15 @@ is there already.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import check_dataset, load_dataset
@@ -118,19 +121,34 @@ def check_writable(out: Path) -> None:
         )
 
 
-def run_study(
-    config: StudyConfig, out: Path, observer: Observer, *, resume: bool = False
-) -> Bundle:
-    """Run or continue a study to its exported bundle in `out/best`.
+def run_study(study: Study, observer: Observer) -> Bundle:
+    """Run or continue a study to its exported bundle in `<study>/best`.
 
     Args:
-        config: checked by `check_study`; out: the study's folder.
+        study: opened by `open_run` from a configuration that `check_study` returned.
 
     Raises:
         UserError: refused before compute, or nothing came of it. KeyboardInterrupt: stopped
             by the user; `resume=True` continues.
     """
-    study = open_run(out, config, resume=resume)
+    config, out = study.config, study.path
+    with _only_driver(out):
+        return _run_stages(study, config, out, observer)
+
+
+@contextlib.contextmanager
+def _only_driver(out: Path) -> Iterator[None]:
+    """Hold the study's lock; the system releases it however this process ends."""
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{out} is being run by another process: wait for it or end it.") from None
+    with lock:
+        yield
+
+
+def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer) -> Bundle:
     # Decode once here: every trial of this node then maps the same pages.
     load_dataset(config.distill.dataset, "train", data_root=config.data_root)
     base = _teacher_stage(out, config, observer)

@@ -69,8 +69,8 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     used = slots * config.workers_per_trial
     stopping = "none"
     if config.scheduler == "asha":
-        epochs = ", ".join(map(str, rungs))
-        stopping = f"ASHA, rungs at epochs {epochs}, keeps 1 in {config.reduction_factor}"
+        epochs = ", ".join(map(str, rungs[:-1]))
+        stopping = f"ASHA keeps 1 in {config.reduction_factor} after epoch {epochs}"
     cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
     lines = [
         *_setup(base),

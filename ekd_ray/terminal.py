@@ -180,21 +180,24 @@ def _duration(seconds: float) -> str:
 
 def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     """The closing table: the winner, the baselines, the other finalists."""
-    table = Table(title="leaderboard", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("configuration", no_wrap=True)
+    percent = config.metric == "val_top1"
     seeds = max((len(row.test) for row in board), default=0)
-    for name in (config.metric, f"test_top1 (n={seeds})", "to winner", "test_nll", "test_ece"):
+    table = Table(title=f"leaderboard: mean ± sd over {seeds} seed(s)", title_justify="left")
+    table.box, table.pad_edge = box.SIMPLE_HEAD, False
+    table.add_column("configuration", no_wrap=True)
+    metric = f"{config.metric} %" if percent else config.metric
+    for name in (metric, "test_top1 %", "to winner", "test_nll", "test_ece"):
         table.add_column(name, justify="right", no_wrap=True)
     top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0
     for row in board:
         difference = f"{100 * (mean_sd(row.test)[0] - top):+.2f}" if row.test else ""
         table.add_row(
             f"{row.name} (winner)" if row.winner else _LABELS.get(row.name, row.name),
-            _spread(row.val, percent=config.metric == "val_top1"),
+            _spread(row.val, percent=percent),
             _spread(row.test, percent=True),
             difference if not row.winner else "",
-            _spread([m["test_nll"] for m in row.test_metrics]),
-            _spread([m["test_ece"] for m in row.test_metrics]),
+            _mean([m["test_nll"] for m in row.test_metrics]),
+            _mean([m["test_ece"] for m in row.test_metrics]),
             style="bold" if row.winner else None,
         )
     return table
@@ -207,7 +210,7 @@ def winner_settings(board: list[Row], config: StudyConfig) -> str:
     return " ".join(["winner:", *shown])
 
 
-_LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' EKD values"}
+_LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' EKD"}
 
 
 def _spread(values: Iterable[float], *, percent: bool = False) -> str:
@@ -215,4 +218,10 @@ def _spread(values: Iterable[float], *, percent: bool = False) -> str:
     if not values:
         return ""
     mean, deviation, _ = mean_sd(values)
-    return f"{mean:.2%} ± {100 * deviation:.2f}" if percent else f"{mean:.3f} ± {deviation:.3f}"
+    if percent:
+        return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+    return f"{mean:.3f} ± {deviation:.3f}"
+
+
+def _mean(values: list[float]) -> str:
+    return f"{mean_sd(values)[0]:.3f}" if values else ""
