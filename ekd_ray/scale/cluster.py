@@ -10,9 +10,11 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 
 # Tune's own tables and per-trial loggers are switched off: a study has its own.
-_QUIET = {
+_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A trial that fails in its first epoch, or is resumed at its end, reports no metric.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -21,7 +23,7 @@ _QUIET = {
 @contextlib.contextmanager
 def connected(config: StudyConfig) -> Iterator[None]:
     """Ray for the duration: the cluster named by RAY_ADDRESS, or a local one of our own."""
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 

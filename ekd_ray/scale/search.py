@@ -93,7 +93,7 @@ def make_scheduler(config: StudyConfig) -> TrialScheduler:
 def replay(scheduler: TrialScheduler, finished: list[FrozenTrial]) -> None:
     """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
     know them."""
-    if isinstance(scheduler, FIFOScheduler):
+    if not isinstance(scheduler, ASHAScheduler):
         return
     for trial in finished:
         stand_in = SimpleNamespace(trial_id=f"replayed-{trial.number}")

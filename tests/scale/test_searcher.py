@@ -1,0 +1,221 @@
+"""The searcher without a cluster: Tune's calls are made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.runlog import HISTORY
+from ekd_ray.results.study import FAILURE, RESULT, TrialRecord, trial_folder
+from ekd_ray.scale.search import make_scheduler, replay
+from ekd_ray.scale.searcher import OptunaSearcher, open_study
+from ekd_ray.scale.worker import Job
+
+EPOCHS = 9
+
+
+@pytest.fixture
+def config() -> StudyConfig:
+    return StudyConfig(
+        distill=DistillConfig(dataset="digits", student="resnet8", method="none", epochs=EPOCHS),
+        space={"lr": {"low": 0.001, "high": 0.1, "log": True}},
+        first_points=({"lr": 0.05},),
+        trials=4,
+    )
+
+
+def make(run: Path, config: StudyConfig) -> OptunaSearcher:
+    return OptunaSearcher(run, config, resolve(config.distill))
+
+
+def train(searcher: OptunaSearcher, trial_id: str, job: Job, values: list[float]) -> None:
+    """What a worker and Tune do for `len(values)` epochs."""
+    folder = Path(job.folder)
+    with open(folder / HISTORY, "a") as file:
+        for epoch, value in enumerate(values, start=1):
+            row = {"epoch": epoch, "val_top1": value, "seconds": 1.0}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            searcher.on_trial_result(trial_id, row)
+
+
+def suggest(searcher: OptunaSearcher, trial_id: str) -> Job:
+    suggested = searcher.suggest(trial_id)
+    assert suggested is not None
+    return Job.from_config(suggested)
+
+
+def states(run: Path, config: StudyConfig) -> list[TrialState]:
+    return [trial.state for trial in open_study(run, config).get_trials()]
+
+
+def test_the_first_suggestion_is_the_first_point(tmp_path: Path, config: StudyConfig) -> None:
+    job = suggest(make(tmp_path, config), "a")
+    assert job.number == 0
+    assert job.settings["lr"] == 0.05
+    written = DistillConfig.from_yaml(Path(job.folder) / "config.yaml")
+    assert written == DistillConfig.from_dict(job.settings)
+
+
+@pytest.mark.parametrize(
+    ("values", "failure", "error", "state", "status"),
+    [
+        ([0.1] * EPOCHS, None, False, TrialState.COMPLETE, "complete"),
+        ([0.1, 0.2, 0.3], None, False, TrialState.PRUNED, "pruned"),
+        ([0.1], "val_top1 became nan", False, TrialState.FAIL, "failed"),
+        ([0.1, 0.2], None, True, TrialState.FAIL, "failed"),
+        ([], None, False, TrialState.FAIL, "failed"),
+    ],
+)
+def test_a_trial_ends_in_optuna_and_on_disk_as_it_ended(
+    tmp_path: Path, config: StudyConfig, values: list[float], failure: str | None, error: bool,
+    state: TrialState, status: str,
+) -> None:  # fmt: skip
+    searcher = make(tmp_path, config)
+    job = suggest(searcher, "a")
+    train(searcher, "a", job, values)
+    if failure:
+        (Path(job.folder) / FAILURE).write_text(json.dumps({"reason": failure}))
+    searcher.on_trial_complete("a", {"epoch": len(values)}, error=error)
+
+    (trial,) = open_study(tmp_path, config).get_trials(states=[state])
+    record = TrialRecord.read(Path(job.folder))
+    assert record is not None
+    assert record.status == status
+    assert trial.intermediate_values == dict(enumerate(values, start=1))
+    if state == TrialState.FAIL:
+        assert record.reason == trial.user_attrs["reason"]
+        assert (failure or "died") in record.reason
+    if state == TrialState.COMPLETE:
+        assert trial.value == values[-1]
+
+
+def test_rays_own_adapter_calls_an_early_stopped_trial_complete() -> None:
+    """Why the searcher exists; when this fails, Ray has changed."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    theirs = OptunaSearch(
+        space=lambda trial: trial.suggest_float("lr", 0.0, 1.0) and None,
+        metric="val_top1",
+        mode="max",
+    )
+    theirs.suggest("a")
+    theirs.on_trial_result("a", {"val_top1": 0.1, "training_iteration": 1})
+    theirs.on_trial_complete("a", {"val_top1": 0.1, "training_iteration": 1})
+    (trial,) = theirs._ot_study.trials
+    assert trial.state == TrialState.COMPLETE
+
+
+def test_a_killed_run_is_settled_on_resume(tmp_path: Path, config: StudyConfig) -> None:
+    """Four trials: finished; finished but Optuna not told; running; begun without a file."""
+    first = make(tmp_path, config)
+    jobs = [suggest(first, name) for name in "abcd"]
+    train(first, "a", jobs[0], [0.3] * EPOCHS)
+    first.on_trial_complete("a", {})
+    train(first, "b", jobs[1], [0.2, 0.1])
+    record = TrialRecord(number=1, params={"lr": jobs[1].settings["lr"]}, config=jobs[1].settings)
+    record.ended("pruned", folder=Path(jobs[1].folder))
+    train(first, "c", jobs[2], [0.4])
+    (Path(jobs[3].folder) / "config.yaml").unlink()
+    before = {i: (Path(jobs[i].folder) / RESULT).read_bytes() for i in (0, 1)}
+
+    second = make(tmp_path, config)
+    assert states(tmp_path, config) == [
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.RUNNING,
+        TrialState.FAIL,
+    ]
+    assert second.remaining == 1, "only the interrupted trial is left to run"
+    again = suggest(second, "x")
+    assert (again.number, again.settings) == (2, jobs[2].settings)
+    train(second, "x", again, [0.4] + [0.5] * (EPOCHS - 1))
+    second.on_trial_complete("x", {})
+    assert second.remaining == 0
+    assert not second.unfinished
+    after = {i: (Path(jobs[i].folder) / RESULT).read_bytes() for i in (0, 1)}
+    assert before == after
+
+
+def test_more_trials_extend_a_finished_study(tmp_path: Path, config: StudyConfig) -> None:
+    searcher = make(tmp_path, config.replace(trials=1))
+    suggest(searcher, "a")
+    searcher.on_trial_complete("a", {}, error=True)
+    assert searcher.remaining == 0
+    assert make(tmp_path, config.replace(trials=3)).remaining == 2
+
+
+def test_a_resumed_study_does_not_draw_its_points_again(
+    tmp_path: Path, config: StudyConfig
+) -> None:
+    def draw(restart: bool) -> list[float]:
+        run = tmp_path / str(restart)
+        run.mkdir()
+        searcher = make(run, config.replace(trials=8))
+        rates = []
+        for number in range(8):
+            if restart and number == 4:
+                searcher = make(run, config.replace(trials=8))
+            rates.append(suggest(searcher, str(number)).settings["lr"])
+            searcher.on_trial_complete(str(number), {}, error=True)
+        return rates
+
+    for rates in (draw(False), draw(True)):
+        assert len(set(rates)) == 8
+
+
+def test_an_illegal_point_is_a_failed_trial_and_the_next_one_is_asked(
+    tmp_path: Path, config: StudyConfig
+) -> None:
+    """lr below lr_min: legal one by one, refused together."""
+    config = config.replace(
+        distill=config.distill.replace(lr=0.1, lr_min=0.04),
+        first_points=({"lr": 0.001}, {"lr": 0.05}),
+    )
+    job = suggest(make(tmp_path, config), "a")
+    assert (job.number, job.settings["lr"]) == (1, 0.05)
+    record = TrialRecord.read(trial_folder(tmp_path, 0))
+    assert record is not None
+    assert record.status == "failed"
+    assert "lr_min" in str(record.reason)
+
+
+def decisions(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, list[str]]:
+    """What the scheduler answers to each trial's epochs, one trial after the other."""
+    answers: dict[str, list[str]] = {}
+    for name, values in curves.items():
+        trial = SimpleNamespace(trial_id=name)
+        scheduler.on_trial_add(None, trial)
+        for epoch, value in enumerate(values, start=1):
+            result = {"epoch": epoch, "training_iteration": epoch, "val_top1": value}
+            answers.setdefault(name, []).append(scheduler.on_trial_result(None, trial, result))
+    return answers
+
+
+def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(config: StudyConfig) -> None:
+    curves = {f"t{i}": [i / 10 + e / 100 for e in range(EPOCHS)] for i in (5, 3, 4, 8, 1)}
+    later = {f"t{i}": [i / 10 + e / 100 for e in range(EPOCHS)] for i in (2, 9, 6)}
+    whole = make_scheduler(config)
+    decisions(whole, curves)
+    resumed = make_scheduler(config)
+    finished = [
+        optuna.trial.create_trial(
+            state=TrialState.PRUNED, intermediate_values=dict(enumerate(values, start=1))
+        )
+        for values in curves.values()
+    ]
+    for number, trial in enumerate(finished):
+        trial.number = number
+    replay(resumed, finished)
+    expected = decisions(whole, later)
+    assert decisions(resumed, later) == expected
+    assert "STOP" in expected["t2"]
+    assert "STOP" not in expected["t9"]

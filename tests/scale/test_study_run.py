@@ -1,0 +1,177 @@
+"""Whole studies on a real local Ray: killed, resumed, failing, nested."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.plan import resolve
+from ekd_ray.pipeline import check_study, open_run
+from ekd_ray.results import Bundle, Study
+from ekd_ray.scale.cluster import connected
+from ekd_ray.scale.search import search
+from ekd_ray.scale.searcher import STUDY_NAME
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+ROOT = Path(__file__).parents[2]
+TRIALS = 5
+
+
+def start(out: Path, *extra: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, str(ROOT / "launchers" / "tune_cifar.py"),
+        "--dataset", "digits", "--pair", "resnet20-resnet8", "--train-subset", "120",
+        "--epochs", "3", "--trials", str(TRIALS), "--seeds", "1", "--top-k", "1",
+        "--set", "baselines=[none]", "--set", "teacher=resnet8",
+        "--set", "teacher_training={epochs: 1}", "--out", str(out), *extra,
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def results(out: Path) -> dict[str, str]:
+    return {str(p): p.read_text() for p in out.glob("trials/*/result.json")}
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A study whose driver gets SIGKILL after two finished trials, then resumed to its end."""
+    out = tmp_path_factory.mktemp("study") / "run"
+    driver = start(out)
+    deadline = time.monotonic() + 240
+    while len(results(out)) < 2 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert driver.poll() is None, driver.communicate()[1]
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    before = results(out)
+    resumed = start(out, "--resume", "--json")
+    stdout, stderr = resumed.communicate(timeout=360)
+    assert resumed.returncode == 0, stderr
+    return {"out": out, "before": before, "report": json.loads(stdout), "stderr": stderr}
+
+
+def test_no_finished_trial_is_lost_or_repeated(killed_and_resumed: dict[str, Any]) -> None:
+    before, after = killed_and_resumed["before"], results(killed_and_resumed["out"])
+    assert len(before) >= 2
+    assert {path: after[path] for path in before} == before
+    assert len(after) == TRIALS
+    for text in after.values():
+        epochs = [row["epoch"] for row in json.loads(text)["history"]]
+        assert epochs == list(range(1, len(epochs) + 1)), "an epoch is missing or there twice"
+
+
+def test_the_journal_agrees_with_the_records(killed_and_resumed: dict[str, Any]) -> None:
+    out = killed_and_resumed["out"]
+    storage = JournalStorage(JournalFileBackend(str(out / "optuna.journal")))
+    trials = optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials()
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+    records = Study.load(out).records()
+    assert [trial.number for trial in trials] == [record.number for record in records]
+    for trial, record in zip(trials, records, strict=True):
+        assert trial.state == states[record.status]
+        assert trial.params == record.params
+        assert trial.intermediate_values == {r["epoch"]: r["val_top1"] for r in record.history}
+
+
+def test_the_bundle_gives_the_reported_accuracy(killed_and_resumed: dict[str, Any]) -> None:
+    report = killed_and_resumed["report"]
+    bundle = Bundle.load(report["bundle"])
+    found = bundle.verify(evaluate=True)
+    assert found.ok, found.problems
+    assert found.metrics["test_top1"] == report["model"]["test_top1"]
+    names = [entry["name"] for entry in report["leaderboard"]]
+    assert names[0].startswith("trial ")
+    assert names[1] == "none"
+
+
+def test_checkpoints_do_not_pile_up(killed_and_resumed: dict[str, Any]) -> None:
+    assert list(killed_and_resumed["out"].rglob("checkpoint.safetensors")) == []
+
+
+def test_the_search_never_read_the_test_split(killed_and_resumed: dict[str, Any]) -> None:
+    out = killed_and_resumed["out"]
+    for path in (*out.glob("trials/*/result.json"), *out.glob("confirm/select-*/result.json")):
+        assert "test_" not in path.read_text()
+    finals = list(out.glob("confirm/final-*/result.json"))
+    assert len(finals) == 2, "the winner and the student alone"
+    assert all("test_top1" in path.read_text() for path in finals)
+
+
+def test_another_configuration_is_refused_before_it_runs(
+    killed_and_resumed: dict[str, Any],
+) -> None:
+    refused = start(killed_and_resumed["out"], "--resume", "--seed", "7")
+    _, stderr = refused.communicate(timeout=120)
+    assert refused.returncode == 2
+    assert stderr.count("\n") == 1
+    assert "another configuration: seed is 0 there and 7 here" in stderr
+
+
+class Silent:
+    """An observer that remembers which runs failed."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, dict[str, Any]]] = []
+
+    def stage(self, title: str, total: int, epochs: int) -> None: ...
+    def started(self, name: str, number: int, settings: dict[str, Any]) -> None: ...
+    def ended(self, number: int, *, failed: bool) -> None: ...
+    def epoch(self, number: int, row: dict[str, Any]) -> None:
+        self.epochs.append((number, row))
+
+
+def small_study(**changes: Any) -> StudyConfig:
+    shared = DistillConfig(
+        dataset="digits", student="resnet8", method="none", epochs=2, batch_size=16,
+        train_subset=60, lr=0.02,
+    )  # fmt: skip
+    return StudyConfig(distill=shared, scheduler="none", baselines=(), **changes)
+
+
+def run_search(config: StudyConfig, out: Path) -> tuple[Study, Silent]:
+    config = check_study(config)
+    open_run(out, config, resume=False)
+    observer = Silent()
+    with connected(config):
+        search(out, config, resolve(config.distill), observer)
+    return Study.load(out), observer
+
+
+def test_a_diverging_trial_is_a_result_and_the_search_goes_on(tmp_path: Path) -> None:
+    config = small_study(
+        space={"lr": {"low": 1e-3, "high": 1e30, "log": True}},
+        first_points=({"lr": 1e30}, {"lr": 0.02}),
+        trials=2,
+    )
+    study, _ = run_search(config, tmp_path / "run")
+    failed, complete = study.records()
+    assert (failed.status, complete.status) == ("failed", "complete")
+    assert "became" in str(failed.reason)
+    assert "epoch 1 of 2" in str(failed.reason)
+    assert study.ranked()[0].number == 1
+
+
+def test_a_trial_of_two_workers_runs_nested(tmp_path: Path) -> None:
+    config = small_study(space={"lr": {"low": 0.01, "high": 0.1}}, trials=1, workers_per_trial=2)
+    study, observer = run_search(config, tmp_path / "run")
+    (record,) = study.records()
+    assert record.status == "complete"
+    assert [row["epoch"] for row in record.history] == [1, 2]
+    reported = [row["val_top1"] for _, row in observer.epochs]
+    assert reported == [row["val_top1"] for row in record.history]
