@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.config import DistillConfig, StudyConfig, parse_yaml
+from ekd_ray.config import DistillConfig, StudyConfig, load_yaml, parse_yaml
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.recipes import find_recipe, load_recipe, merge, with_epochs
 
@@ -169,8 +169,12 @@ def _absolute_paths(args: argparse.Namespace) -> None:
 def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """`StudyConfig`'s values from recipe and flags, and the name of the recipe."""
     _absolute_paths(args)
-    recipe = recipe_path(args)
-    values = load_recipe(recipe)
+    if args.resume and args.out and not (args.pair or args.student or args.space):
+        recipe = Path(args.out) / "study.yaml"
+        values = load_yaml(recipe).get("study") or {}
+    else:
+        recipe = recipe_path(args)
+        values = load_recipe(recipe)
     if args.epochs is not None:
         if args.epochs < 1:
             raise UserError(f"epochs must be >= 1, got {args.epochs}.")

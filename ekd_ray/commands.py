@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
-from ekd_ray.engine.final import WEIGHTS, save_student
+from ekd_ray.engine.final import WEIGHTS, save_student, test_metrics
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError
@@ -19,7 +19,7 @@ from ekd_ray.files import write_json, write_text
 from ekd_ray.pipeline import check_study, check_writable, open_run, run_study
 from ekd_ray.plan_text import run_plan, study_plan
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.study import RESULT, Study
+from ekd_ray.results.study import RESULT, Study, milestone_epochs
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.terminal import Terminal, leaderboard_table, winner_settings
 
@@ -44,6 +44,7 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
         metric=config.metric,
         mode=config.mode,
         shown=tuple(config.space or {}),
+        rungs=milestone_epochs(config),
         quiet=args.quiet,
     )
     if not args.quiet:
@@ -92,6 +93,9 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
         _plan(run_plan(config, out), config.to_dict(), args)
         return 0
     _check_run_folder(out, config, resume=args.resume)
+    if (out / RESULT).exists():  # finished before: nothing is left to do
+        _print_run(out, args)
+        return 0
     terminal = Terminal(quiet=args.quiet)
     if not args.quiet:
         terminal.console.print(run_plan(config, out), markup=False)
@@ -111,9 +115,11 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
     finally:
         terminal.close()
     save_student(result, out / WEIGHTS)
-    forget_checkpoint(out)
+    metrics = dict(result.metrics)
+    if args.test:
+        metrics |= test_metrics(result, data_root=args.data_root)
     record = {
-        "metrics": result.metrics,
+        "metrics": metrics,
         "log_prior": result.log_prior,
         "precision": result.precision,
         "data_fingerprint": result.data_fingerprint,
@@ -122,11 +128,19 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
         "environment": environment(),
     }
     write_json(out / RESULT, record)
+    forget_checkpoint(out)
+    _print_run(out, args)
+    return 0
+
+
+def _print_run(out: Path, args: argparse.Namespace) -> None:
+    record = json.loads((out / RESULT).read_text(encoding="utf-8"))
     if args.json:
         _print_json({**record, "weights": str(out / WEIGHTS)})
-    else:
-        print(f"weights: {out / WEIGHTS}")
-    return 0
+        return
+    figures = {k: v for k, v in record["metrics"].items() if k.startswith(("val_", "test_"))}
+    print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    print(f"weights: {out / WEIGHTS}")
 
 
 def _check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:

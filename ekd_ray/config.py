@@ -155,3 +155,12 @@ class StudyConfig(Settings):
     def grace(self) -> int:
         """Epochs of the first rung."""
         return self.grace_epochs or max(1, self.distill.epochs // 8)
+
+
+if __name__ == "__main__":
+    # The JSON Schema of recipes, for an editor's completion and checks.
+    import json
+    import sys
+
+    shown = DistillConfig if sys.argv[1:] == ["DistillConfig"] else StudyConfig
+    print(json.dumps(json_schema(shown), indent=2))

@@ -34,15 +34,16 @@ class Terminal:
 
     Args:
         shown: settings to show beside each run (the searched ones).
-        metric: the study's metric, for the best so far.
+        metric: the study's metric, for the best so far; rungs: epochs of early stopping.
     """
 
     def __init__(
         self, *, metric: str = "val_top1", mode: str = "max", shown: Iterable[str] = (),
-        quiet: bool = False, console: Console | None = None,
+        rungs: Iterable[int] = (), quiet: bool = False, console: Console | None = None,
     ) -> None:  # fmt: skip
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.metric, self.mode, self.shown = metric, mode, tuple(shown)
+        self.rungs = tuple(rungs)
         self.quiet = quiet
         self._live: Live | None = None
         self._reset("", 0, 0)
@@ -136,13 +137,14 @@ class Terminal:
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for column in ("run", "epoch", self.metric, "loss", "state", "settings"):
+        for column in ("run", "epoch", "rung", self.metric, "loss", "state", "settings"):
             table.add_column(column, no_wrap=column != "settings")
         best = self.best()
         for run in list(self.runs.values())[-LIVE_ROWS:]:
             table.add_row(
                 run.name,
                 f"{run.row.get('epoch', 0)}/{self.epochs}",
+                str(sum(rung <= run.row.get("epoch", 0) for rung in self.rungs)),
                 _metric(self.metric, run.row) if self.metric in run.row else "",
                 f"{run.row['train_loss']:.3f}" if run.row else "",
                 run.state,

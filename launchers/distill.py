@@ -8,6 +8,9 @@ from ekd_ray import cli
 def main() -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--config", metavar="FILE", help="a distill.yaml to start from")
+    parser.add_argument(
+        "--test", action="store_true", help="read the test split once, after the last epoch"
+    )
     args = parser.parse_args()
     config = cli.distill_config(args)
 

@@ -11,6 +11,9 @@ def main() -> int:
     parser.add_argument(
         "--evidential", action="store_true", help="evidential cross-entropy with a learned prior"
     )
+    parser.add_argument(
+        "--test", action="store_true", help="read the test split once, after the last epoch"
+    )
     args = parser.parse_args()
     config = cli.teacher_run_config(args)
 

@@ -226,7 +226,7 @@ def _batches(run: _Run) -> Any:
 def _train_step(run: _Run, batch: Batch) -> None:
     config = run.config
     images, target = run.data.images.gather(batch.sample_ids)
-    view_ids = torch.from_numpy(batch.view_ids).to(run.device, non_blocking=True)
+    view_ids = run.data.images.to_device(batch.view_ids)
     images = apply_views(images, view_ids, run.data.view_scheme)
     teacher_logits = run.teacher.logits(images) if run.teacher else None
     inputs = normalize(images, run.data.mean, run.data.std, channels_last=config.channels_last)

@@ -13,13 +13,8 @@ from ekd_ray.models import save_weights
 WEIGHTS = "model.safetensors"
 
 
-def final_evaluation(result: RunResult, folder: Path, *, data_root: str | None) -> dict[str, float]:
-    """Save a final run's weights to `folder/model.safetensors` and read the test split once.
-
-    Returns:
-        The test metrics as `test_<name>`, see `classification_metrics`.
-    """
-    save_student(result, folder / WEIGHTS)
+def test_metrics(result: RunResult, *, data_root: str | None) -> dict[str, float]:
+    """Read the test split: metrics as `test_<name>`, see `classification_metrics`."""
     data = load_test_data(result.config, data_root=data_root, device=pick_device())
     metrics = evaluate_model(
         result.model,

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import forget_checkpoint
-from ekd_ray.engine.final import final_evaluation
+from ekd_ray.engine.final import WEIGHTS, save_student, test_metrics
 from ekd_ray.engine.plan import resolve, without_teacher
 from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError
@@ -31,7 +31,7 @@ from ekd_ray.losses.objective import with_method
 from ekd_ray.results.study import FAILURE, RESULT, Study, mean_sd, write_parquet
 from ekd_ray.scale.search import Observer, run_tuner
 from ekd_ray.scale.space import point_config
-from ekd_ray.scale.worker import Job, run_job
+from ekd_ray.scale.worker import Job, Report, run_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def _run_all(study: Path, config: StudyConfig, runs: list[Run], observer: Observ
             scheduler=FIFOScheduler(),
             num_samples=len(jobs),
             observer=observer,
-            trial=(confirm_trial, nested_confirm_worker),
+            body=confirm_job,
         )
     _check_all_done(open_runs)
 
@@ -154,27 +154,15 @@ def _check_all_done(open_runs: dict[Path, Run]) -> None:
         raise KeyboardInterrupt
 
 
-def confirm_trial(config: dict[str, Any]) -> None:
-    """One confirm run in the Tune trial's own process."""
-    from ray import tune
-
-    _confirm_job(Job.from_config(config), tune.report)
-
-
-def nested_confirm_worker(config: dict[str, Any]) -> None:
-    """One worker of a confirm run that has several."""
-    import ray.train
-
-    _confirm_job(Job.from_config(config), ray.train.report)
-
-
-def _confirm_job(job: Job, report: Any) -> None:
+def confirm_job(job: Job, report: Report) -> None:
+    """One confirm run; without a validation split it is a final one, and reads the test split."""
     result = run_job(job, report)
     if result is None or not ranks.is_first():
         return
     metrics = dict(result.metrics)
     if result.config.validation_fraction == 0.0:
-        metrics |= final_evaluation(result, Path(job.folder), data_root=job.data_root)
+        save_student(result, Path(job.folder) / WEIGHTS)
+        metrics |= test_metrics(result, data_root=job.data_root)
     record = {
         "metrics": metrics,
         "precision": result.precision,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from ekd_ray.results.study import Study
 from ekd_ray.scale.cluster import concurrency
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trainer import trainable
-from ekd_ray.scale.worker import Job, nested_worker, search_trial
+from ekd_ray.scale.worker import Body, Job, run_job
 
 
 class Observer(Protocol):
@@ -60,7 +59,6 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
             scheduler=scheduler,
             num_samples=searcher.remaining,
             observer=observer,
-            trial=(search_trial, nested_worker),
         )
     study = Study.load(run)
     study.write_tables()
@@ -140,18 +138,18 @@ def run_tuner(
     scheduler: TrialScheduler,
     num_samples: int,
     observer: Observer,
-    trial: tuple[Callable[[dict[str, Any]], None], Callable[[dict[str, Any]], None]],
+    body: Body = run_job,
 ) -> None:
     """Let Tune run the jobs that `searcher` suggests; a failed trial does not stop it.
 
     Args:
-        trial: what a trial runs, alone in its process or as one of several workers.
+        body: what a trial runs, in its own process or in each of its workers.
     """
     # Tune's own records: not needed to resume, so each run starts them afresh.
     scratch = run / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
-        trainable(config, *trial),
+        trainable(config, body),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,

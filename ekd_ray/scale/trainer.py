@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.scale.worker import Job, nested_worker
+from ekd_ray.scale.worker import Body, Job, alone, in_group, run_job
 
 # Ray Train polls its workers, and so forwards their reports, at most this often.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -23,7 +22,7 @@ def nested_trial(
     workers: int,
     cpus: int,
     gpus: float,
-    worker: Callable[[dict[str, Any]], None] = nested_worker,
+    body: Body = run_job,
 ) -> None:
     """Run a job on a worker group of its own; reports of rank 0 reach Tune."""
     import ray.train
@@ -35,7 +34,7 @@ def nested_trial(
     if gpus:
         resources["GPU"] = gpus
     trainer = TorchTrainer(
-        worker,
+        functools.partial(in_group, body=body),
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
@@ -51,23 +50,23 @@ def nested_trial(
     trainer.fit()
 
 
-def trainable(config: StudyConfig, single: Callable[[dict[str, Any]], None], nested: Any) -> Any:
+def trainable(config: StudyConfig, body: Body) -> Any:
     """The Tune trainable of a study with its resources.
 
-    With one worker per trial, `single` runs in the trial's own process, which Tune reuses
-    for the next trial; with more, a driver without CPUs starts `nested` on each worker.
+    With one worker per trial, `body` runs in the trial's own process, which Tune reuses
+    for the next trial; with more, a driver without CPUs starts `body` on each worker.
     """
     from ray import tune
 
     if config.workers_per_trial == 1:
         needs = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
-        return tune.with_resources(single, needs)
+        return tune.with_resources(functools.partial(alone, body=body), needs)
     driver = functools.partial(
         nested_trial,
         workers=config.workers_per_trial,
         cpus=config.cpus_per_trial,
         gpus=config.gpus_per_trial,
-        worker=nested,
+        body=body,
     )
     # A driver that held a CPU could take the one that its own workers wait for.
     return tune.with_resources(driver, {"CPU": 0, "node:__internal_head__": 0.001})

@@ -69,15 +69,22 @@ def run_job(job: Job, report: Report) -> RunResult | None:
     return None
 
 
-def search_trial(config: dict[str, Any]) -> None:
-    """A search trial in the Tune trial's own process; every epoch reaches the scheduler."""
+Body = Callable[[Job, Report], object]
+
+
+def alone(config: dict[str, Any], *, body: Body = run_job) -> None:
+    """`body` in the Tune trial's own process; every epoch reaches the scheduler."""
     from ray import tune
 
-    run_job(Job.from_config(config), tune.report)
+    body(Job.from_config(config), tune.report)
 
 
-def nested_worker(config: dict[str, Any]) -> None:
-    """One worker of a trial that has several; all ranks report, as Ray Train asks."""
+def in_group(config: dict[str, Any], *, body: Body = run_job) -> None:
+    """`body` as one worker of a trial that has several; all ranks report, as Ray Train asks."""
     import ray.train
+    from ray.train.torch import get_device
 
-    run_job(Job.from_config(config), ray.train.report)
+    device = get_device()
+    if device.type == "cuda":  # a node's workers see all of its GPUs
+        torch.cuda.set_device(device)
+    body(Job.from_config(config), ray.train.report)
