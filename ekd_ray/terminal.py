@@ -81,7 +81,8 @@ class Terminal:
 
     def ended(self, number: int, *, failed: bool) -> None:
         """A run has ended: all epochs done, stopped early, or failed."""
-        run = self.runs[number]
+        # A run whose process never came up ends without having started.
+        run = self.runs.setdefault(number, _Progress(f"trial {number}", {}))
         complete = run.row.get("epoch") == self.epochs
         run.state = "complete" if complete else "stopped early"
         if failed or not run.row:
