@@ -26,7 +26,7 @@ from ekd_ray.files import write_text
 from ekd_ray.losses.objective import method_of, resolve_method, with_method
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
-from ekd_ray.scale.cluster import connected, local_cpus
+from ekd_ray.scale.cluster import check_fits, connected, local_cpus
 from ekd_ray.scale.confirm import confirm
 from ekd_ray.scale.search import Observer, search
 from ekd_ray.scale.space import check_space
@@ -43,6 +43,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         is still to be trained has no hash yet.
     """
     check_space(config)
+    check_fits(config)
     base = config.distill
     check_dataset(base.dataset, data_root=config.data_root, download=download)
     if base.validation_fraction == 0:

@@ -32,6 +32,7 @@ STREAM_VIEW = 2
 STREAM_SPLIT = 3
 STREAM_SUBSET = 4
 STREAM_SYNTHETIC = 5
+STREAM_STEP = 6
 
 
 def _as_uint64(value: int | npt.ArrayLike) -> UInt64Array:

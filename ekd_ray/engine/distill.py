@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import Batch, apply_views, counter_hash, epoch_batches, normalize, view_count
 from ekd_ray.data import steps_per_epoch as count_steps
+from ekd_ray.data.counter import STREAM_STEP
 from ekd_ray.engine import ranks
 from ekd_ray.engine.checkpoint import load_checkpoint, save_checkpoint
 from ekd_ray.engine.metrics import classification_metrics
@@ -235,7 +236,7 @@ def _train_step(run: _Run, batch: Batch) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     # Dropout, where a student has it, draws from the step, so that a resumed run repeats it.
-    torch.manual_seed(int(counter_hash(config.seed, global_step, ranks.rank())) >> 1)
+    torch.manual_seed(int(counter_hash(config.seed, STREAM_STEP, global_step, ranks.rank())) >> 1)
     with autocast(run.precision, run.device):
         loss, logits, terms = run.forward(inputs, teacher_logits, target, run.epoch)
     run.optimizer.zero_grad(set_to_none=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
+from typing import Any
+
+import torch
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
@@ -28,17 +32,17 @@ def connected(config: StudyConfig) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        _check_fits(config)
+        check_fits(config)
         yield
         return
-    options = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if not os.environ.get("RAY_ADDRESS"):
         # Without the dashboard, placement groups of stopped nested trials are never freed.
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        options |= {"num_cpus": max(local_cpus(), config.cpus_per_trial)}
+        options |= {"num_cpus": local_cpus()}
     ray.init(**options)
     try:
-        _check_fits(config)
+        check_fits(config)
         yield
     finally:
         ray.shutdown()
@@ -58,22 +62,33 @@ def fits(config: StudyConfig, *, cpus: float, gpus: float) -> int:
     return min(slots, config.max_concurrent or slots)
 
 
-def _check_fits(config: StudyConfig) -> None:
+def capacity() -> tuple[float, float]:
+    """(CPUs, GPUs) of the connected cluster, or of this machine where Ray will be our own.
+
+    Before a connection to a cluster elsewhere, its size is unknown: infinite.
+    """
     import ray
 
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    if fits(config, cpus=cpus, gpus=gpus) < 1:
+    if ray.is_initialized():
+        have = ray.cluster_resources()
+        return have.get("CPU", 0.0), have.get("GPU", 0.0)
+    if os.environ.get("RAY_ADDRESS"):
+        return math.inf, math.inf
+    return local_cpus(), torch.cuda.device_count()
+
+
+def check_fits(config: StudyConfig) -> None:
+    """Raise `UserError` if not one trial fits: it would wait for ever."""
+    cpus, gpus = capacity()
+    if math.isfinite(cpus) and fits(config, cpus=cpus, gpus=gpus) < 1:
         raise UserError(
             f"one trial needs {config.workers_per_trial} worker(s) x {config.cpus_per_trial} "
-            f"CPU(s) and {config.gpus_per_trial:g} GPU(s), the cluster has {cpus:g} CPU(s) and "
+            f"CPU(s) and {config.gpus_per_trial:g} GPU(s), there are {cpus:g} CPU(s) and "
             f"{gpus:g} GPU(s): lower --workers-per-trial, --cpus-per-trial or --gpus-per-trial."
         )
 
 
 def concurrency(config: StudyConfig) -> int:
     """Trials at once on the connected cluster."""
-    import ray
-
-    have = ray.cluster_resources()
-    return fits(config, cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
+    cpus, gpus = capacity()
+    return fits(config, cpus=cpus, gpus=gpus)

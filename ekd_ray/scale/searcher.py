@@ -97,10 +97,8 @@ class OptunaSearcher(Searcher):
             record = TrialRecord.read(trial_folder(self.run, frozen.number))
             if record is not None:
                 self._tell(frozen.number, record)
-            elif (trial_folder(self.run, frozen.number) / "config.yaml").exists():
-                self._interrupted.append(frozen)
             else:
-                self.study.tell(frozen.number, state=TrialState.FAIL)
+                self._interrupted.append(frozen)
 
     @property
     def remaining(self) -> int:
@@ -121,18 +119,16 @@ class OptunaSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if self._interrupted:
-            frozen = self._interrupted.popleft()
-            trial = Trial(self.study, frozen._trial_id)
-            config = DistillConfig.from_yaml(trial_folder(self.run, trial.number) / "config.yaml")
+            # Its stored values are suggested again, whatever it had of them when it died.
+            trial = Trial(self.study, self._interrupted.popleft()._trial_id)
         else:
             trial = self.study.ask()
-            point = self.space(trial)
-            try:
-                config = resolve(point_config(self.base, point), data_root=self.config.data_root)
-            except UserError as error:
-                return self._refuse(trial_id, trial, str(error))
+        point = self.space(trial)
+        try:
+            config = resolve(point_config(self.base, point), data_root=self.config.data_root)
+        except UserError as error:
+            return self._refuse(trial_id, trial, str(error))
         folder = trial_folder(self.run, trial.number)
-        folder.mkdir(parents=True, exist_ok=True)
         record = TrialRecord(number=trial.number, params=trial.params, config=config.to_dict())
         record.write_config(folder)
         self._running[trial_id] = trial
@@ -156,10 +152,13 @@ class OptunaSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._running.get(trial_id)
         if trial is not None and self.metric in result:
-            with warnings.catch_warnings():
-                # A continued trial repeats the epochs after its checkpoint.
-                warnings.simplefilter("ignore", UserWarning)
-                trial.report(result[self.metric], result["epoch"])
+            self._report(trial, result)
+
+    def _report(self, trial: Trial, row: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            # A continued trial repeats the epochs after its checkpoint.
+            warnings.simplefilter("ignore", UserWarning)
+            trial.report(row[self.metric], row["epoch"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -175,10 +174,15 @@ class OptunaSearcher(Searcher):
 
     def _tell(self, number: int, record: TrialRecord) -> None:
         state = _STATES[record.status]
-        value = record.value(self.config.metric) if state == TrialState.COMPLETE else None
+        value = record.value(self.metric) if state == TrialState.COMPLETE else None
+        stored = self.study.get_trials(deepcopy=False)[number]
+        trial = Trial(self.study, stored._trial_id)
+        for row in record.history:
+            # Tune keeps the epoch at which a trial stops to itself.
+            if row["epoch"] not in stored.intermediate_values and self.metric in row:
+                self._report(trial, row)
         if record.reason:
-            stored = self.study.get_trials(deepcopy=False)[number]
-            self.study._storage.set_trial_user_attr(stored._trial_id, "reason", record.reason)
+            trial.set_user_attr("reason", record.reason)
         self.study.tell(number, value, state=state)
 
     def save(self, checkpoint_path: str) -> None:
