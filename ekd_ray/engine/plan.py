@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import check_dataset, dataset_info, steps_per_epoch, view_count
+from ekd_ray.data import (
+    DatasetInfo,
+    check_dataset,
+    dataset_info,
+    steps_per_epoch,
+    view_count,
+)
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.losses.objective import method_of, resolve_method
 from ekd_ray.models import WeightsMetadata, build_model, read_metadata
@@ -76,7 +82,7 @@ def resolve(
         config = _resolve_teacher(config, info.num_classes)
     else:
         config = without_teacher(config)
-    _check_sizes(config, info.num_train)
+    _check_sizes(config, info)
     return config
 
 
@@ -159,9 +165,19 @@ def _check_model(name: str, num_classes: int) -> None:
         build_model(name, num_classes)
 
 
-def _check_sizes(config: DistillConfig, num_train: int) -> None:
-    drawn = config.train_subset or num_train
-    if drawn > num_train:
-        raise UserError(f"train_subset must be <= {num_train} ({config.dataset}), got {drawn}.")
-    kept = drawn - round(drawn * config.validation_fraction)
-    steps_per_epoch(kept, config.batch_size)
+def _check_sizes(config: DistillConfig, info: DatasetInfo) -> None:
+    """Enough images for every class on both sides of the split, and for one batch."""
+    drawn = info.num_train if config.train_subset is None else config.train_subset
+    if not info.num_classes <= drawn <= info.num_train:
+        raise UserError(
+            f"train_subset must be {info.num_classes} to {info.num_train} ({config.dataset}), "
+            f"got {drawn}."
+        )
+    held = round(drawn * config.validation_fraction)
+    if config.validation_fraction and not info.num_classes <= held <= drawn - info.num_classes:
+        raise UserError(
+            f"validation_fraction {config.validation_fraction:g} holds out {held} of {drawn} "
+            f"images, but each side needs one of each of the {info.num_classes} classes: raise "
+            "--train-subset or choose another fraction."
+        )
+    steps_per_epoch(drawn - held, config.batch_size)

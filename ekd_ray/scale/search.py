@@ -65,7 +65,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
     if searcher.unfinished:
         raise KeyboardInterrupt
     if not study.ranked():
-        reasons = {record.reason for record in study.records() if record.reason}
+        reasons = {record.reason.rstrip(".") for record in study.records() if record.reason}
         raise UserError(
             f"no trial of {run} finished its {config.distill.epochs} epochs; "
             f"reasons: {'; '.join(sorted(reasons)) or 'all were stopped early'}."

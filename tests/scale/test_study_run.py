@@ -139,7 +139,7 @@ class Silent:
 def small_study(**changes: Any) -> StudyConfig:
     shared = DistillConfig(
         dataset="digits", student="resnet8", method="none", epochs=2, batch_size=16,
-        train_subset=60, lr=0.02,
+        train_subset=120, lr=0.02,
     )  # fmt: skip
     return StudyConfig(distill=shared, scheduler="none", baselines=(), **changes)
 
