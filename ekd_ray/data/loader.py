@@ -58,11 +58,11 @@ def epoch_views(sample_ids: npt.ArrayLike, seed: int, epoch: int, num_views: int
 def steps_per_epoch(n: int, batch_size: int) -> int:
     """Full batches in `n` samples; raises UserError if there is none."""
     if batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, got {batch_size}.")
+        raise UserError(f"batch_size must be >= 1, got {batch_size}.")
     if n < batch_size:
         raise UserError(
             f"{n} training samples do not fill one batch of {batch_size}; choose a "
-            f"--batch-size of at most {n}."
+            f"batch_size <= {n} (--set batch_size=...)."
         )
     return n // batch_size
 
@@ -90,7 +90,7 @@ def epoch_batches(
     steps = steps_per_epoch(len(ids), batch_size)
     if batch_size % world_size:
         raise UserError(
-            f"--batch-size {batch_size} does not divide among {world_size} workers; choose a "
+            f"batch_size {batch_size} does not divide among {world_size} workers; choose a "
             f"multiple of {world_size}."
         )
     if not 0 <= rank < world_size:

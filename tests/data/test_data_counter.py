@@ -143,11 +143,11 @@ def test_restart_in_the_middle_of_an_epoch():
 
 def test_mistakes_are_named_at_the_call():
     settings_ = {"seed": 1, "epoch": 2, "num_views": 162}
-    with pytest.raises(UserError, match=r"5 .*batch of 8.*--batch-size of at most 5"):
+    with pytest.raises(UserError, match=r"5 .*batch of 8.*batch_size <= 5"):
         epoch_batches(np.arange(5), batch_size=8, **settings_)
-    with pytest.raises(UserError, match=r"--batch-size 8 does not divide among 3"):
+    with pytest.raises(UserError, match=r"batch_size 8 does not divide among 3"):
         epoch_batches(np.arange(50), batch_size=8, world_size=3, **settings_)
-    with pytest.raises(UserError, match="--batch-size"):
+    with pytest.raises(UserError, match="batch_size must be >= 1"):
         steps_per_epoch(5, 0)
     with pytest.raises(ValueError, match="rank"):
         epoch_batches(np.arange(50), batch_size=8, rank=2, world_size=2, **settings_)
