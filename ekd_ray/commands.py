@@ -60,6 +60,9 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     console.print(leaderboard_table(board, config))
     console.print(winner_settings(board, config), markup=False)
+    for row in board:
+        if row.failed:
+            console.print(f"{row.name} failed: {row.failed}", markup=False)
     gap = _selection_gap(study)
     if gap:
         console.print(gap, markup=False)

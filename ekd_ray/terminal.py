@@ -197,7 +197,7 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
         table.add_row(
             f"{row.name} (winner)" if row.winner else _LABELS.get(row.name, row.name),
             _spread(row.val, percent=percent),
-            _spread(row.test, percent=True),
+            _spread(row.test, percent=True) if not row.failed else "failed",
             difference if not row.winner else "",
             _mean([m["test_nll"] for m in row.test_metrics]),
             _mean([m["test_ece"] for m in row.test_metrics]),

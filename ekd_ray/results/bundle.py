@@ -149,6 +149,8 @@ def export_bundle(study: Study, out: Path) -> Bundle:
             f"{study.path} has no confirmed winner yet: finish it with --resume, then export."
         )
     winner = board[0]
+    if winner.failed:
+        raise UserError(f"the winner of {study.path}, {winner.name}, failed: {winner.failed}")
     if out.exists() and not (out / MANIFEST).exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no bundle: choose another --out.")
     table = study.confirmed()

@@ -75,7 +75,7 @@ class TrialRecord:
     def ended(self, status: str, *, folder: Path, reason: str | None = None) -> TrialRecord:
         """The closed record, written atomically to `result.json`."""
         if status == "failed" and reason is None:
-            reason = _failure_reason(folder)
+            reason = failure_reason(folder)
         record = replace(self, status=status, reason=reason, history=read_history(folder))
         write_json(folder / RESULT, asdict(record))
         return record
@@ -90,7 +90,8 @@ class TrialRecord:
         return sum(row.get("seconds", 0.0) for row in self.history)
 
 
-def _failure_reason(folder: Path) -> str:
+def failure_reason(folder: Path) -> str:
+    """Why the run in a folder failed, in its own words if it left any."""
     path = folder / FAILURE
     if path.exists():
         return json.loads(path.read_text())["reason"]
@@ -102,6 +103,7 @@ class Row:
     """One line of the leaderboard: a configuration and its confirmed figures.
 
     `val` and `test` hold the values over seeds; empty where that stage did not run it.
+    `failed` is the reason if a run of it failed.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Row:
     test: tuple[float, ...] = ()
     test_metrics: tuple[dict[str, float], ...] = ()
     winner: bool = False
+    failed: str | None = None
 
 
 def mean_sd(values: Iterable[float]) -> tuple[float, float, int]:
@@ -196,7 +199,7 @@ class Study:
             return []
         rows = _leaderboard_rows(table.to_pylist(), self.config.metric)
         sign = -1 if self.config.mode == "max" else 1
-        finalists = [row for row in rows if row.val]
+        finalists = [row for row in rows if row.val and not row.failed]
         best = min(finalists, key=lambda r: sign * mean_sd(r.val)[0]).name if finalists else None
         rows = [replace(row, winner=row.name == best) for row in rows]
         return sorted(
@@ -230,7 +233,9 @@ def _leaderboard_rows(runs: list[dict[str, Any]], metric: str) -> list[Row]:
     for run in runs:
         config = DistillConfig.from_dict(json.loads(run["config"]))
         row = rows.setdefault(run["name"], Row(name=run["name"], config=config))
-        if run["stage"] == "select":
+        if run.get("reason"):
+            row = replace(row, failed=run["reason"])
+        elif run["stage"] == "select":
             row = replace(row, val=(*row.val, run[metric]))
         else:
             found = {k: v for k, v in run.items() if k.startswith("test_") and v is not None}

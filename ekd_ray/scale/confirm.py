@@ -28,7 +28,14 @@ from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.losses.objective import with_method
-from ekd_ray.results.study import FAILURE, RESULT, Study, mean_sd, write_parquet
+from ekd_ray.results.study import (
+    FAILURE,
+    RESULT,
+    Study,
+    failure_reason,
+    mean_sd,
+    write_parquet,
+)
 from ekd_ray.scale.search import Observer, run_tuner
 from ekd_ray.scale.space import point_config
 from ekd_ray.scale.worker import Job, Report, run_job
@@ -50,8 +57,12 @@ class Run:
 def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
     """Run (or continue) both steps; writes `confirm.parquet`.
 
+    A finalist that fails under one of the seeds cannot win; a baseline that fails is
+    reported as failed.
+
     Raises:
-        UserError: a finalist or baseline failed. KeyboardInterrupt: stopped by the user.
+        UserError: every finalist failed, or a run's process died twice.
+        KeyboardInterrupt: stopped by the user.
     """
     study = Study.load(run)
     seeds = [base.seed + 1 + index for index in range(config.confirm_seeds)]
@@ -61,8 +72,7 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     }
     select = _over_seeds("select", finalists, seeds)
     _run_all(run, config, select, observer)
-    means = {name: _mean_score(run, select, name, config.metric) for name in finalists}
-    winner = (max if config.mode == "max" else min)(means, key=lambda name: means[name])
+    winner = _winner(run, config, select)
     entries = {winner: finalists[winner], **baselines(config, base)}
     everything = {name: c.replace(validation_fraction=0.0) for name, c in entries.items()}
     final = _over_seeds("final", everything, seeds)
@@ -101,12 +111,19 @@ class _JobList(Searcher):
     def __init__(self, jobs: list[Job]) -> None:
         super().__init__(metric="train_loss", mode="min")
         self._jobs = deque(jobs)
+        self._given: dict[str, Job] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        return self._jobs.popleft().as_config() if self._jobs else Searcher.FINISHED
+        if not self._jobs:
+            return Searcher.FINISHED
+        self._given[trial_id] = self._jobs.popleft()
+        return self._given[trial_id].as_config()
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing to learn."""
+        """A run whose process died, retries included, leaves word of it."""
+        if error:
+            folder = Path(self._given[trial_id].folder)
+            write_json(folder / FAILURE, {"reason": failure_reason(folder)})
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: finished runs have their `result.json`."""
@@ -146,22 +163,28 @@ def _run_all(study: Path, config: StudyConfig, runs: list[Run], observer: Observ
 
 
 def _check_all_done(open_runs: dict[Path, Run]) -> None:
-    for folder, item in open_runs.items():
+    missing = {f: item for f, item in open_runs.items() if not (f / RESULT).exists()}
+    for folder, item in missing.items():
         if (folder / FAILURE).exists():
-            reason = json.loads((folder / FAILURE).read_text())["reason"]
-            raise UserError(f"{item.name} failed in the {item.stage} step: {reason}")
-    if any(not (folder / RESULT).exists() for folder in open_runs):
+            raise UserError(
+                f"{item.name} (seed {item.config.seed}) did not finish the {item.stage} step: "
+                f"{failure_reason(folder)}; continue with --resume."
+            )
+    if missing:
         raise KeyboardInterrupt
 
 
 def confirm_job(job: Job, report: Report) -> None:
     """One confirm run; without a validation split it is a final one, and reads the test split."""
-    result = run_job(job, report)
-    if result is None or not ranks.is_first():
+    result, folder = run_job(job, report), Path(job.folder)
+    if not ranks.is_first():
+        return
+    if result is None:
+        write_json(folder / RESULT, {"reason": failure_reason(folder)})
         return
     metrics = dict(result.metrics)
     if result.config.validation_fraction == 0.0:
-        save_student(result, Path(job.folder) / WEIGHTS)
+        save_student(result, folder / WEIGHTS)
         metrics |= test_metrics(result, data_root=job.data_root)
     record = {
         "metrics": metrics,
@@ -170,17 +193,32 @@ def confirm_job(job: Job, report: Report) -> None:
         "environment": environment(),
         "seconds": result.seconds,
     }
-    write_json(Path(job.folder) / RESULT, record)
-    forget_checkpoint(Path(job.folder))
+    write_json(folder / RESULT, record)
+    forget_checkpoint(folder)
 
 
-def _mean_score(study: Path, runs: list[Run], name: str, metric: str) -> float:
-    scores = [_result(study, item)["metrics"][metric] for item in runs if item.name == name]
-    return mean_sd(scores)[0]
+def _winner(study: Path, config: StudyConfig, runs: list[Run]) -> str:
+    """The finalist with the best mean over its seeds, all of which it finished."""
+    scores: dict[str, list[float]] = {}
+    failed = {}
+    for item in runs:
+        result = _result(study, item)
+        if "reason" in result:
+            failed[item.name] = result["reason"]
+        else:
+            scores.setdefault(item.name, []).append(result["metrics"][config.metric])
+    means = {name: mean_sd(found)[0] for name, found in scores.items() if name not in failed}
+    if not means:
+        raise UserError(f"every finalist of {study} failed under a fresh seed: {failed}.")
+    return (max if config.mode == "max" else min)(means, key=lambda name: means[name])
 
 
 def _result(study: Path, item: Run) -> dict[str, Any]:
     return json.loads((item.folder(study) / RESULT).read_text())
+
+
+def _shown(metrics: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if k.startswith(("val_", "test_"))}
 
 
 def _table(study: Path, runs: list[Run], seeds: list[int]) -> pa.Table:
@@ -194,8 +232,9 @@ def _table(study: Path, runs: list[Run], seeds: list[int]) -> pa.Table:
                 "seed": item.config.seed,
                 "config": json.dumps(item.config.replace(seed=seeds[0]).to_dict()),
                 "folder": str(item.folder(study).relative_to(study)),
-                "seconds": result["seconds"],
-                **{k: v for k, v in result["metrics"].items() if k.startswith(("val_", "test_"))},
+                "reason": result.get("reason"),
+                "seconds": result.get("seconds"),
+                **_shown(result.get("metrics", {})),
             }
         )
     names = list(dict.fromkeys(key for row in rows for key in row))
