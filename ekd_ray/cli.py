@@ -190,6 +190,10 @@ def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         values["seed"] = args.seed
     for text in args.set:
         values = _set(values, text)
+    weights = (values.get("distill") or {}).get("teacher_weights")
+    if isinstance(weights, str):
+        weights = str(Path(weights).expanduser().absolute())
+        values = merge(values, {"distill": {"teacher_weights": weights}})
     return values, str(recipe)
 
 
@@ -237,6 +241,8 @@ def _parse_set(text: str) -> tuple[str, Any]:
 def _set(values: dict[str, Any], text: str) -> dict[str, Any]:
     """Apply one --set KEY=VALUE; a setting that is fixed so is no longer searched."""
     key, value = _parse_set(text)
+    if key == "method":
+        return _under_method(values, value)
     if key in DistillConfig.names():
         space = {k: v for k, v in (values.get("space") or {}).items() if k != key}
         return {**merge(values, {"distill": {key: value}}), "space": space}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.config import StudyConfig, load_yaml
+from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
 from ekd_ray.errors import UserError, unknown_name
 
 _EXTRA_KEYS = ("extends", "description")
@@ -22,8 +22,14 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         UserError: unreadable or malformed YAML, an unknown key, or a cycle of `extends`.
     """
     values = _merged(Path(path), seen=())
-    space = values.get("space")
-    if isinstance(space, Mapping):
+    for section in ("distill", "space", "authors", "teacher_training"):
+        if not isinstance(values.get(section), Mapping | None):
+            raise UserError(f"{path}: {section} must be a mapping, got {values[section]!r}.")
+    points = values.get("first_points") or []
+    if not isinstance(points, list) or not all(isinstance(point, Mapping) for point in points):
+        raise UserError(f"{path}: first_points must be a list of mappings, got {points!r}.")
+    space = values.get("space") or {}
+    if space:
         values["space"] = {name: spec for name, spec in space.items() if spec is not None}
     return values
 
@@ -84,9 +90,9 @@ def with_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     stays at least one. Ranges of the space scale likewise.
     """
     distill = dict(values.get("distill") or {})
-    before = distill.get("epochs")
+    before = DistillConfig(epochs=distill.get("epochs", DistillConfig().epochs)).epochs
     result = {**values, "distill": {**distill, "epochs": epochs}}
-    if before is None or before == epochs:
+    if before == epochs:
         return result
     for section in ("distill", "authors", "space"):
         if isinstance(result.get(section), Mapping):
@@ -105,9 +111,9 @@ def _scaled(section: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 def _scale(value: Any, factor: float) -> Any:
     if isinstance(value, Mapping):
-        return {key: _scale(item, factor) for key, item in value.items()}
+        return {k: item if k == "when" else _scale(item, factor) for k, item in value.items()}
     if isinstance(value, list):
-        return sorted({_scale(item, factor) for item in value})
+        return list(dict.fromkeys(_scale(item, factor) for item in value))
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         return value
     return max(1, round(value * factor))

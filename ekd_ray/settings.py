@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,14 +116,14 @@ def json_schema(cls: type[Settings]) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     properties = {}
     for field in dataclasses.fields(cls):
-        entry = _schema_of(hints[field.name])
-        limits = field.metadata
+        entry, limits = _schema_of(hints[field.name]), field.metadata
         entry["description"] = limits.get("doc", "")
+        limited = entry["items"] if entry["type"] == "array" else entry
         if limits.get("choices"):
             nullable = _is_optional(hints[field.name])
-            entry["enum"] = [*limits["choices"], *([None] if nullable else [])]
+            limited["enum"] = [*limits["choices"], *([None] if nullable else [])]
         named = {"minimum": "low", "maximum": "high", "exclusiveMinimum": "above"}
-        entry |= {key: limits[name] for key, name in named.items() if limits.get(name) is not None}
+        limited |= {k: limits[name] for k, name in named.items() if limits.get(name) is not None}
         if field.default is not dataclasses.MISSING:
             entry["default"] = _plain(field.default)
         properties[field.name] = entry
@@ -144,12 +144,13 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
                 raise yaml.MarkedYAMLError(
-                    problem=f"duplicate key {key!r}",
-                    problem_mark=key_node.start_mark,
-                    note=str(line),
+                    problem="a key must be a plain word", problem_mark=key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
@@ -172,6 +173,9 @@ def parse_yaml(text: str, *, where: str) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise UserError(f"{where}{line}: {problem}; correct the YAML there.") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where}: no legal YAML value ({reason}); correct it.") from None
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -208,16 +212,17 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
             return None
         (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
     origin = typing.get_origin(hint) or hint
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if origin is float and number:
-        return _finite(name, float(value))
-    if origin is int and number and float(value).is_integer():
-        return int(value)
+    if origin in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        number = _finite(name, value)
+        if origin is float:
+            return number
+        if number.is_integer():
+            return int(value)
     if origin is tuple and isinstance(value, tuple | list):
         inner = typing.get_args(hint)[0]
         return tuple(_coerce(f"{name}[{i}]", inner, item) for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
-        return dict(value)
+        return _json_copy(name, value)
     if isinstance(origin, type) and issubclass(origin, Settings) and isinstance(value, Mapping):
         return origin.from_dict(value, where=name)
     exact = origin in (bool, str) or (isinstance(origin, type) and issubclass(origin, Settings))
@@ -234,9 +239,24 @@ def _type_name(hint: Any) -> str:
 
 
 def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number, got {value}.")
-    return value
+    """`value` as a float (never -0.0, which would be another fingerprint)."""
+    if not abs(value) <= sys.float_info.max:
+        raise UserError(f"{name} must be a finite number, got {str(value)[:40]}.")
+    return float(value) + 0.0
+
+
+def _json_copy(name: str, value: Any) -> Any:
+    """A copy of nested plain values that the caller cannot change; `UserError` for others."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_copy(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_copy(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if isinstance(value, int | float):
+        _finite(name, value)
+        return value
+    raise UserError(f"{name} must be a number, a text or a list of them, got {value!r}.")
 
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:

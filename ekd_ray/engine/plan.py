@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ def parse_normalization(text: str) -> Normalization:
         parts = [tuple(float(v) for v in part.split(",")) for part in text.split("/")]
     except ValueError:
         parts = []
-    if [len(part) for part in parts] != [3, 3] or min(parts[1]) <= 0:
+    legal = [len(part) for part in parts] == [3, 3] and min(parts[1]) > 0
+    if not legal or not all(math.isfinite(value) for part in parts for value in part):
         if re.fullmatch(r"\w+", text):
             raise unknown_name("teacher_normalization", text, NORMALIZATIONS)
         raise UserError(
@@ -82,6 +84,8 @@ def resolve(
         config = _resolve_teacher(config, info.num_classes)
     else:
         config = without_teacher(config)
+        if method_of(config).evidential:
+            config = config.replace(**_resolve_priors(config, None))
     _check_sizes(config, info)
     return config
 

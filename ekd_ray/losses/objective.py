@@ -151,7 +151,10 @@ def resolve_method(config: DistillConfig) -> DistillConfig:
         for name, default in method.defaults.items()
         if getattr(config, name) is None
     }
-    return config.replace(**missing)
+    config = config.replace(**missing)
+    if not any(getattr(config, name) for name in method.uses if name.endswith("_weight")):
+        raise UserError(f"every loss weight of method {config.method!r} is 0: raise ce_weight.")
+    return config
 
 
 def with_method(config: DistillConfig, method: str, **values: Any) -> DistillConfig:

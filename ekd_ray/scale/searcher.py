@@ -37,7 +37,8 @@ _STATES = {
 
 
 def make_sampler(config: StudyConfig, *, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that `config.sampler` names."""
+    """The sampler that `config.sampler` names; NumPy takes 32 bits of the seed."""
+    seed %= 2**32
     if config.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():

@@ -133,7 +133,7 @@ def check_space(config: StudyConfig) -> Space:
             for value in parameter.choices or (parameter.low, parameter.high):
                 config.distill.replace(**{name: value})
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.RandomSampler(seed=config.seed)
+    sampler = optuna.samplers.RandomSampler(seed=config.seed % 2**32)
     study = optuna.create_study(sampler=sampler)
     for _ in range(32):
         point_config(config.distill, space(study.ask()))
@@ -156,6 +156,8 @@ def _parse(name: str, entry: Any, earlier: Mapping[str, Parameter]) -> Parameter
         choices = entry["choices"]
         if not isinstance(choices, list) or not choices:
             raise UserError(f"space.{name}.choices must be a list of values, got {choices!r}.")
+        if set(entry) - {"choices", "when"}:
+            raise UserError(f"space.{name} must have choices or low and high, not both.")
         return Parameter(name=name, choices=tuple(choices), when=when)
     return _parse_range(name, entry, when)
 
@@ -172,19 +174,22 @@ def _parse_range(
             continue
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise UserError(f"space.{name}.{key} must be a number, got {value!r}.")
-    low, high, log = entry["low"], entry["high"], bool(entry.get("log", False))
+    low, high, log, step = entry["low"], entry["high"], entry.get("log", False), entry.get("step")
+    if not isinstance(log, bool):
+        raise UserError(f"space.{name}.log must be true or false, got {log!r}.")
     if low > high:
         raise UserError(f"space.{name}: low must be <= high ({high}), got {low}.")
     if log and low <= 0:
         raise UserError(f"space.{name}: low must be > 0 with log: true, got {low}.")
-    if log and entry.get("step") is not None:
+    if log and step is not None:
         raise UserError(f"space.{name}: step cannot be combined with log: true; drop one.")
     integer = float not in kinds
     if integer and not (float(low).is_integer() and float(high).is_integer()):
         raise UserError(f"space.{name}: low and high must be whole, got {low} and {high}.")
-    return Parameter(
-        name=name, integer=integer, low=low, high=high, log=log, step=entry.get("step"), when=when
-    )
+    if step is not None and (step <= 0 or (integer and not float(step).is_integer())):
+        kind = "a whole number " if integer else ""
+        raise UserError(f"space.{name}.step must be {kind}> 0, got {step}.")
+    return Parameter(name=name, integer=integer, low=low, high=high, log=log, step=step, when=when)
 
 
 def _parse_when(
@@ -199,4 +204,10 @@ def _parse_when(
                 f"space.{name}.when names {other!r}, which must be a parameter above {name!r}."
             )
         conditions[other] = tuple(values) if isinstance(values, list) else (values,)
+        for value in conditions[other]:
+            if not earlier[other].contains(value):
+                raise UserError(
+                    f"space.{name}.when asks for {other} = {value}, which is never drawn from "
+                    f"{earlier[other].describe()}: correct one of them."
+                )
     return conditions

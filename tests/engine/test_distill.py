@@ -1,0 +1,254 @@
+"""The training loop: what it computes, what it reads, what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional
+from torchvision.transforms import functional as vision
+
+import ekd_ray.engine.distill as engine
+import ekd_ray.engine.rundata as rundata
+from ekd_ray.data import dataset_info, epoch_batches, load_dataset
+from ekd_ray.engine.distill import Diverged, distill
+from ekd_ray.engine.rundata import load_run_data, split_ids
+from ekd_ray.errors import UserError
+from ekd_ray.losses.objective import with_method
+from ekd_ray.models import build_model, load_weights
+
+
+def weights(result):
+    return {key: value.clone() for key, value in result.model.state_dict().items()}
+
+
+def untimed(history):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def same_weights(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.fixture(scope="module")
+def plain_run(tiny):
+    """An uninterrupted run of the tiny configuration, and its weights."""
+    result = distill(tiny(), threads=1)
+    return result, weights(result)
+
+
+# What it computes
+
+
+@pytest.fixture(scope="module")
+def kd_config(tiny, with_teacher):
+    return tiny(method="kd", epochs=1, lr_milestones=(), kd_weight=2.0, ce_weight=0.5,
+                temperature=3.0, **with_teacher)  # fmt: skip
+
+
+def slow_view(image, view):
+    """Crop with padding 4 and flip, one image at a time: (flip * 9 + top) * 9 + left."""
+    flip, top, left = view // 81, view // 9 % 9, view % 9
+    image = vision.crop(vision.pad(image, [4, 4, 4, 4]), top, left, 32, 32)
+    return vision.hflip(image) if flip else image
+
+
+def plain_training(config):
+    """One epoch of KD as a beginner would write it; returns (model, mean losses)."""
+    torch.manual_seed(config.seed)
+    student = build_model(config.student, 10).train()
+    teacher = build_model(config.teacher, 10)
+    load_weights(teacher, config.teacher_weights)
+    teacher.eval()
+    arrays, info = load_dataset("synthetic", "train"), dataset_info("synthetic")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (info.mean, info.std))
+    train_ids, _ = split_ids(config, arrays.labels)
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4,
+        foreach=False, fused=False,
+    )  # fmt: skip
+    losses, temperature = [], config.temperature
+    for batch in epoch_batches(
+        train_ids, batch_size=config.batch_size, seed=config.seed, epoch=1, num_views=162
+    ):
+        views = [
+            slow_view(torch.from_numpy(arrays.images[i].copy()), int(v))
+            for i, v in zip(batch.sample_ids, batch.view_ids, strict=True)
+        ]
+        images = torch.stack([(view / 255 - mean) / std for view in views])
+        target = torch.from_numpy(arrays.labels[batch.sample_ids])
+        with torch.no_grad():
+            soft = functional.softmax(teacher(images) / temperature, dim=1)
+        logits = student(images)
+        log_probs = functional.log_softmax(logits / temperature, dim=1)
+        kd = functional.kl_div(log_probs, soft, reduction="batchmean") * temperature**2
+        ce = functional.cross_entropy(logits, target)
+        total = config.ce_weight * ce + config.kd_weight * kd
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(torch.stack([total.detach(), ce.detach(), kd.detach()]))
+    return student, torch.stack(losses).mean(0).tolist()
+
+
+def test_three_steps_equal_a_plain_loop(kd_config):
+    student, (total, ce, kd) = plain_training(kd_config)
+    result = distill(kd_config, threads=1)
+    expected, found = student.state_dict(), result.model.state_dict()
+    assert result.metrics["train_loss"] == pytest.approx(total, rel=1e-4)
+    assert result.metrics["loss_ce"] == pytest.approx(ce, rel=1e-4)
+    assert result.metrics["loss_kd"] == pytest.approx(kd, rel=1e-4)
+    assert expected["bn1.num_batches_tracked"] == 3
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=2e-3, atol=2e-5, msg=key)
+
+
+@pytest.mark.parametrize("method", ["none", "evidential", "kd", "ekd"])
+def test_every_method_learns(method, tiny, learnable, with_teacher):
+    config = with_method(tiny(**learnable), method)
+    if method in ("kd", "ekd"):
+        config = config.replace(**with_teacher)
+    history = distill(config, threads=1).history
+    assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
+    assert history[-1]["train_top1"] > 0.3  # chance is 0.1
+    assert history[-1]["val_top1"] > 0.2
+
+
+def test_the_teacher_moves_the_student(kd_config):
+    one = weights(distill(kd_config, threads=1))
+    other = weights(distill(kd_config.replace(kd_weight=0.0), threads=1))
+    assert not same_weights(one, other)
+
+
+def test_rows_have_the_documented_columns(plain_run):
+    result, _ = plain_run
+    names = {"epoch", "lr", "train_loss", "train_top1", "loss_ce", "seconds"}
+    validation = {f"val_{name}" for name in ("top1", "top5", "nll", "ece")}
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert all(set(row) == names | validation for row in result.history)
+    assert result.metrics == result.history[-1]
+    assert result.history[0]["lr"] == 0.05
+    assert result.history[1]["lr"] == pytest.approx(0.05 * 0.1)  # milestone 0.625 * 2 is 1
+    assert not result.model.training
+
+
+def test_validation_metrics_are_those_of_the_final_weights(plain_run, tiny):
+    result, _ = plain_run
+    data = load_run_data(result.config, data_root=None, device=torch.device("cpu"))
+    again = engine.evaluate_model(
+        result.model, data, data.validation_ids,
+        precision="float32", log_prior=None, channels_last=True,
+    )  # fmt: skip
+    assert {f"val_{k}": v for k, v in again.items()}.items() <= result.metrics.items()
+
+
+# Determinism
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_the_global_generator(plain_run, tiny):
+    first, bits = plain_run
+    torch.manual_seed(987654321)
+    second = distill(tiny(), threads=1)
+    assert untimed(second.history) == untimed(first.history)
+    assert same_weights(weights(second), bits)
+
+
+def test_another_seed_gives_another_run_on_the_same_split(plain_run, tiny):
+    first, bits = plain_run
+    other = distill(tiny(seed=1, epochs=1), threads=1)
+    assert other.history[0]["train_loss"] != first.history[0]["train_loss"]
+    assert not torch.equal(other.model.conv1.weight, bits["conv1.weight"])
+    labels = load_dataset("synthetic", "train").labels
+    for one, two in zip(split_ids(tiny(), labels), split_ids(tiny(seed=1), labels), strict=True):
+        assert (one == two).all()
+
+
+# What it reads
+
+
+def test_training_never_opens_the_test_split(tiny, monkeypatch):
+    opened = []
+
+    def guarded(name, split, **kwargs):
+        opened.append(split)
+        assert split != "test", "distill opened the test split"
+        return load_dataset(name, split, **kwargs)
+
+    monkeypatch.setattr(rundata, "load_dataset", guarded)
+    distill(tiny(epochs=1), threads=1)
+    assert opened == ["train"]
+
+
+def test_no_validation_image_is_trained_on(tiny):
+    labels = load_dataset("synthetic", "train").labels
+    train, validation = split_ids(tiny(), labels)
+    assert len(train) == 48
+    assert len(validation) == 32
+    assert not set(train.tolist()) & set(validation.tolist())
+    whole, none = split_ids(tiny(validation_fraction=0.0), labels)
+    assert set(whole.tolist()) == set(train.tolist()) | set(validation.tolist())
+    assert len(none) == 0
+
+
+def test_the_steps_draw_the_training_ids_only(tiny, monkeypatch):
+    seen = []
+    step = engine._train_step
+    monkeypatch.setattr(
+        engine, "_train_step", lambda run, b: (seen.extend(b.sample_ids.tolist()), step(run, b))
+    )
+    distill(tiny(epochs=1), threads=1)
+    train, _ = split_ids(tiny(), load_dataset("synthetic", "train").labels)
+    assert sorted(seen) == train.tolist()
+
+
+def test_nothing_held_out_gives_no_validation_metrics(tiny):
+    result = distill(tiny(epochs=1, validation_fraction=0.0), threads=1)
+    assert not [name for name in result.metrics if name.startswith("val")]
+    assert result.metrics["train_top1"] >= 0
+
+
+def test_other_data_than_the_configuration_was_made_for_is_refused(tiny, plain_run):
+    fingerprint = plain_run[0].data_fingerprint
+    load_run_data(tiny(data_fingerprint=fingerprint), data_root=None, device=torch.device("cpu"))
+    with pytest.raises(UserError, match=f"must be 0123, got {fingerprint}"):
+        distill(tiny(data_fingerprint="0123"), threads=1)
+
+
+# How it fails
+
+
+@pytest.mark.parametrize("lr", [1e20, 1e38])
+def test_divergence_names_the_epoch(tiny, tmp_path, lr):
+    rows = []
+    with pytest.raises(Diverged, match=r"became (nan|inf) in epoch 1 of 2 \(lr 1e\+") as caught:
+        distill(tiny(lr=lr), out=tmp_path, on_epoch=rows.append, threads=1)
+    assert "\n" not in str(caught.value)
+    assert rows == []
+    assert (tmp_path / "history.jsonl").read_text() == ""
+
+
+def test_divergence_in_a_later_epoch_keeps_the_epochs_before(tiny, tmp_path, monkeypatch):
+    """From global step 4 on (epoch 2 has 3 to 5) the rate is absurd."""
+    sane = engine.learning_rate
+    monkeypatch.setattr(
+        engine, "learning_rate", lambda c, step, n: 1e30 if step >= 4 else sane(c, step, n)
+    )
+    rows = []
+    with pytest.raises(Diverged, match="in epoch 2 of 3"):
+        distill(tiny(epochs=3), out=tmp_path, on_epoch=rows.append, threads=1)
+    assert [row["epoch"] for row in rows] == [1]
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("validation_fraction", [0.4, 0.0])
+def test_divergence_in_the_very_last_step_is_noticed(tiny, monkeypatch, validation_fraction):
+    """No loss follows the last step: the validation, or without one the weights, must tell."""
+    sane, calls = engine.learning_rate, itertools.count()
+    config = tiny(epochs=1, validation_fraction=validation_fraction)
+    last = round(80 * (1 - validation_fraction)) // 16 - 1
+    monkeypatch.setattr(
+        engine, "learning_rate", lambda c, s, n: 1e300 if next(calls) == last else sane(c, s, n)
+    )
+    with pytest.raises(Diverged, match="epoch 1 of 1"):
+        distill(config, threads=1)

@@ -1,0 +1,138 @@
+"""Metrics against scikit-learn, torchmetrics, torch.distributions and plain float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ekd_ray.engine.metrics import (
+    CALIBRATION_BINS,
+    classification_metrics,
+    expected_calibration_error,
+)
+
+
+def sample(n=200, classes=10, scale=2.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(n, classes, generator=generator)
+    return logits, torch.randint(classes, (n,), generator=generator)
+
+
+def dirichlet_mean(logits, log_prior):
+    concentration = logits.double().exp() + math.exp(log_prior)
+    return torch.distributions.Dirichlet(concentration).mean
+
+
+def guo_ece(confidence, correct):
+    """The definition, bin by bin: bins (m / 15, (m + 1) / 15], weighted |accuracy - confidence|."""
+    total = 0.0
+    for m in range(CALIBRATION_BINS):
+        inside = (confidence > m / CALIBRATION_BINS) & (confidence <= (m + 1) / CALIBRATION_BINS)
+        if inside.any():
+            gap = correct[inside].double().mean() - confidence[inside].double().mean()
+            total += float(gap.abs()) * float(inside.double().mean())
+    return total
+
+
+@pytest.mark.parametrize("classes", [6, 10, 100])
+@pytest.mark.parametrize("log_prior", [None, -1.22, 1.5])
+def test_accuracy_and_likelihood_equal_scikit_learn(classes, log_prior):
+    from sklearn.metrics import log_loss, top_k_accuracy_score
+
+    logits, target = sample(classes=classes)
+    mean = logits.double().softmax(1) if log_prior is None else dirichlet_mean(logits, log_prior)
+    probs = mean.numpy()
+    probs /= probs.sum(1, keepdims=True)
+    labels = range(classes)
+    found = classification_metrics(logits, target, log_prior=log_prior)
+    top = {k: top_k_accuracy_score(target.numpy(), probs, k=k, labels=labels) for k in (1, 5)}
+    assert found["top1"] == pytest.approx(top[1], abs=1e-12)
+    assert found["top5"] == pytest.approx(top[5], abs=1e-12)
+    assert found["nll"] == pytest.approx(log_loss(target.numpy(), probs, labels=labels), rel=1e-5)
+    assert 0 < found["top1"] < found["top5"] < 1
+
+
+@pytest.mark.parametrize(("classes", "has_top5"), [(2, False), (5, False), (6, True)])
+def test_top5_needs_more_than_five_classes(classes, has_top5):
+    found = classification_metrics(*sample(classes=classes))
+    assert ("top5" in found) == has_top5
+    assert all(type(value) is float for value in found.values())
+
+
+@pytest.mark.parametrize("log_prior", [-3.0, 0.0, 2.0])
+def test_vacuity_is_the_share_of_the_prior(log_prior):
+    logits, target = sample()
+    mass = math.exp(log_prior)
+    expected = (10 * mass / (logits.double().exp() + mass).sum(1)).mean()
+    found = classification_metrics(logits, target, log_prior=log_prior)
+    assert found["vacuity"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_no_evidence_at_all_is_full_vacuity_and_a_uniform_guess():
+    found = classification_metrics(torch.full((4, 10), -1e4), torch.arange(4), log_prior=0.5)
+    assert found["vacuity"] == pytest.approx(1.0, abs=1e-6)
+    assert found["nll"] == pytest.approx(math.log(10), rel=1e-6)
+
+
+def test_a_softmax_student_has_no_vacuity():
+    assert set(classification_metrics(*sample())) == {"top1", "top5", "nll", "ece"}
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0, 20.0])
+def test_ece_equals_torchmetrics(scale):
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    logits, target = sample(n=500, scale=scale)
+    theirs = multiclass_calibration_error(
+        logits.softmax(1), target, num_classes=10, n_bins=CALIBRATION_BINS, norm="l1"
+    )
+    assert classification_metrics(logits, target)["ece"] == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_confidence_of_exactly_one_equals_torchmetrics():
+    """Logits of 1e4 give probability 1.0 in float32, the upper edge of the last bin."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    logits = torch.full((8, 10), -1e4)
+    logits[:, 3] = 1e4
+    target = torch.tensor([3, 3, 3, 3, 3, 3, 0, 1])
+    probs = logits.softmax(1)
+    assert probs.max() == 1.0
+    theirs = multiclass_calibration_error(probs, target, num_classes=10, n_bins=15, norm="l1")
+    found = classification_metrics(logits, target)
+    assert found["ece"] == pytest.approx(float(theirs)) == pytest.approx(0.25)
+
+
+def test_confidence_one_shares_the_last_bin():
+    """Guo et al. close bins above; torchmetrics would give 1.0 a bin of its own (0.525)."""
+    confidence = torch.tensor([1.0, 0.95])
+    predicted, target = torch.tensor([1, 1]), torch.tensor([0, 1])
+    found = expected_calibration_error(confidence, predicted, target)
+    assert float(found) == pytest.approx(abs(1.95 - 1) / 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pairs=st.lists(
+        st.tuples(st.floats(2**-7, 1.0, width=32), st.booleans()), min_size=1, max_size=40
+    )
+)
+def test_ece_equals_the_definition(pairs):
+    confidence = torch.tensor([p for p, _ in pairs])
+    edges = torch.arange(1, CALIBRATION_BINS) / CALIBRATION_BINS
+    near = (confidence[:, None] - edges).abs().min(1).values < 1e-6
+    confidence = torch.where(near, confidence + 1e-4, confidence)  # which side is rounding
+    correct = torch.tensor([c for _, c in pairs])
+    found = expected_calibration_error(confidence, torch.ones(len(pairs)).long(), correct.long())
+    assert float(found) == pytest.approx(guo_ece(confidence.double(), correct), abs=1e-9)
+    assert found.dtype == torch.float64
+
+
+def test_half_precision_logits_are_measured_in_float32():
+    logits, target = sample()
+    rounded = logits.bfloat16()
+    assert classification_metrics(rounded, target) == classification_metrics(
+        rounded.float(), target
+    )

@@ -1,0 +1,178 @@
+"""Two data-parallel processes over gloo: one spawn does every run, the tests read its record."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+import ekd_ray.engine.distill as engine
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import epoch_batches, load_dataset
+from ekd_ray.engine import ranks
+from ekd_ray.engine.distill import CHECKPOINT, distill
+from ekd_ray.engine.rundata import split_ids
+from ekd_ray.engine.runlog import read_history
+
+WORLD = 2
+
+
+class Killed(Exception):
+    pass
+
+
+def state(result):
+    return {key: value.clone() for key, value in result.model.state_dict().items()}
+
+
+def kill_after_first_epoch(row):
+    if row["epoch"] == 1:
+        raise Killed
+
+
+def worker(rank: int, settings: dict, folder: str) -> None:
+    """One of the processes: an uninterrupted run, and one killed twice and resumed."""
+    torch.set_num_threads(1)
+    out = Path(folder)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{out / 'rendezvous'}", rank=rank, world_size=WORLD,
+        timeout=datetime.timedelta(seconds=60),
+    )  # fmt: skip
+    config = DistillConfig.from_dict(settings)
+    steps, saves, kill_at = [], [], [0]
+    step, save = engine._train_step, engine.save_checkpoint
+
+    def recorded(run, batch):
+        steps.append((run.epoch, batch.step, batch.sample_ids, batch.view_ids))
+        if len(steps) == kill_at[0]:
+            raise Killed
+        step(run, batch)
+
+    def counted(path, **kwargs):
+        saves.append(path.name)
+        save(path, **kwargs)
+
+    engine._train_step, engine.save_checkpoint = recorded, counted
+    reported = []
+    straight = distill(
+        config, out=out / "straight", on_epoch=reported.append, threads=1, checkpoint_seconds=3600
+    )
+    record = {
+        "history": straight.history, "reported": reported, "weights": state(straight),
+        "parameters": {key: p.detach().clone() for key, p in straight.model.named_parameters()},
+        "log_prior": straight.log_prior, "steps": list(steps), "saves": list(saves),
+        "helpers": (ranks.rank(), ranks.world_size(), ranks.is_first(), ranks.agree(rank == 0),
+                    ranks.from_first({"rank": rank}), ranks.mean(torch.tensor([1.0, 2.0 * rank]))),
+    }  # fmt: skip
+    killed = []
+    for options in (
+        {"on_epoch": kill_after_first_epoch, "checkpoint_seconds": 0.0},
+        {"checkpoint_steps": 2, "checkpoint_seconds": 3600.0},
+    ):
+        steps.clear()
+        kill_at[0] = 3 if "checkpoint_steps" in options else 0
+        try:
+            distill(config, out=out / "resumed", threads=1, **options)
+        except Killed:
+            killed.append(True)
+        dist.barrier()
+    steps.clear()
+    kill_at[0] = 0
+    resumed = distill(config, out=out / "resumed", threads=1)
+    record |= {
+        "killed": killed, "resumed_history": resumed.history, "resumed_weights": state(resumed),
+        "resumed_steps": list(steps),
+    }  # fmt: skip
+    torch.save(record, out / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    return tiny(method="evidential", learn_log_prior=True, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(config, tmp_path_factory):
+    """(records by rank, folder) of the runs above."""
+    folder = tmp_path_factory.mktemp("ranks")
+    load_dataset("synthetic", "train")  # decoded once, before two processes want it
+    arguments = (config.to_dict(), str(folder))
+    torch.multiprocessing.spawn(worker, args=arguments, nprocs=WORLD)
+    records = [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(WORLD)]
+    return records, folder
+
+
+def untimed(history):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def test_the_helpers_agree(two_ranks):
+    for rank, record in enumerate(two_ranks[0]):
+        *rest, mean = record["helpers"]
+        assert rest == [rank, WORLD, rank == 0, True, {"rank": 0}]
+        assert mean.tolist() == [1.0, 1.0]
+
+
+def test_one_process_needs_no_group():
+    value = torch.tensor([3.0])
+    assert (ranks.rank(), ranks.world_size(), ranks.is_first()) == (0, 1, True)
+    assert ranks.agree(False) is False
+    assert ranks.mean(value).tolist() == [3.0]
+    assert ranks.mean(value) is not value
+    module = torch.nn.Linear(1, 1)
+    assert ranks.data_parallel(module, torch.device("cpu")) is module
+
+
+def test_both_ranks_end_with_the_same_parameters(two_ranks):
+    """Batch-norm statistics are each rank's own (of its last step); rank 0's are saved."""
+    first, second = (record["parameters"] for record in two_ranks[0])
+    assert first.keys() == second.keys()
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert two_ranks[0][0]["log_prior"] == two_ranks[0][1]["log_prior"] != 1.0
+
+
+def test_both_ranks_report_the_same_rows(two_ranks):
+    first, second = two_ranks[0]
+    assert untimed(first["history"]) == untimed(second["history"])
+    assert first["reported"] == first["history"]
+    assert second["reported"] == second["history"]
+    assert [row["epoch"] for row in first["history"]] == [1, 2]
+    assert all(np.isfinite(value) for row in first["history"] for value in row.values())
+
+
+def test_only_the_first_rank_writes(two_ranks):
+    records, folder = two_ranks
+    assert records[0]["saves"] == [CHECKPOINT]
+    assert records[1]["saves"] == []
+    assert untimed(read_history(folder / "straight")) == untimed(records[0]["history"])
+    assert len(list((folder / "straight").glob("events.out.tfevents.*"))) == 1
+
+
+def test_together_they_train_on_what_one_worker_would(two_ranks, config):
+    train_ids, _ = split_ids(config, load_dataset("synthetic", "train").labels)
+    shares = [{(e, s): (i, v) for e, s, i, v in record["steps"]} for record in two_ranks[0]]
+    for epoch in (1, 2):
+        alone = epoch_batches(train_ids, batch_size=16, seed=0, epoch=epoch, num_views=162)
+        for batch in alone:
+            parts = [share.pop((epoch, batch.step)) for share in shares]
+            assert [len(ids) for ids, _ in parts] == [8, 8]
+            both = [pair for ids, views in parts for pair in zip(ids, views, strict=True)]
+            expected = list(zip(batch.sample_ids, batch.view_ids, strict=True))
+            assert sorted(both) == sorted(expected)
+    assert shares == [{}, {}]
+
+
+def test_a_resumed_group_ends_bit_for_bit_the_same(two_ranks):
+    """Killed after epoch 1, then in step 3 of epoch 2 with a checkpoint after its step 2."""
+    for record in two_ranks[0]:
+        assert record["killed"] == [True, True]
+        assert [(epoch, step) for epoch, step, *_ in record["resumed_steps"]] == [(2, 2)]
+        assert untimed(record["resumed_history"]) == untimed(record["history"])
+    first = two_ranks[0][0]
+    expected, found = first["weights"], first["resumed_weights"]
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []

@@ -1,0 +1,93 @@
+"""The learning rate against torch's own schedulers and against plain formulas."""
+
+import math
+
+import pytest
+import torch
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine.schedule import learning_rate
+
+
+def optimizer(lr):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+
+
+def torch_rates(scheduler, steps):
+    rates = []
+    for _ in range(steps):
+        rates.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_step_schedule_is_multi_step_lr_of_the_authors():
+    config = DistillConfig(epochs=240, lr=0.05)
+    reference = torch.optim.lr_scheduler.MultiStepLR(optimizer(0.05), [150, 180, 210], gamma=0.1)
+    expected = torch_rates(reference, 240)
+    for within in (0, 3, 6):
+        found = [learning_rate(config, epoch * 7 + within, 7) for epoch in range(240)]
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lr"), [(0, 0.05), (149, 0.05), (150, 5e-3), (180, 5e-4), (209, 5e-4), (210, 5e-5)]
+)
+def test_milestones_pass_after_the_named_epoch(epoch, lr):
+    """Milestone 150: epochs 1 to 150 train at the first rate (0 to 149, counted from 0)."""
+    config = DistillConfig(epochs=240, lr=0.05)
+    assert learning_rate(config, epoch * 10 + 9, 10) == pytest.approx(lr, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "decay", "expected"),
+    [
+        (4, (0.5, 0.75), 0.5, [1.0, 1.0, 0.5, 0.25]),
+        (3, (0.625, 0.75, 0.875), 0.1, [1.0, 1.0, 0.01]),  # two round to 2, the last to 3
+        (2, (), 0.1, [1.0, 1.0]),
+        (2, (1.0,), 0.1, [1.0, 1.0]),
+    ],
+)
+def test_milestones_are_rounded_fractions_of_epochs(epochs, milestones, decay, expected):
+    config = DistillConfig(epochs=epochs, lr=1.0, lr_milestones=milestones, lr_decay=decay)
+    assert [learning_rate(config, e, 1) for e in range(epochs)] == pytest.approx(expected)
+
+
+def test_cosine_is_cosine_annealing_per_step():
+    config = DistillConfig(schedule="cosine", epochs=6, lr=5e-4, lr_min=5e-6)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer(5e-4), T_max=6 * 5, eta_min=5e-6
+    )
+    found = [learning_rate(config, step, 5) for step in range(30)]
+    assert found == pytest.approx(torch_rates(reference, 30), rel=1e-9)
+    assert found[0] == 5e-4
+    assert learning_rate(config, 30, 5) == pytest.approx(5e-6)
+
+
+def test_warm_up_is_linear_and_reaches_the_peak():
+    config = DistillConfig(schedule="cosine", epochs=10, lr=0.4, lr_warmup=2)
+    found = [learning_rate(config, step, 4) for step in range(9)]
+    assert found[:8] == pytest.approx([0.4 * k / 8 for k in range(1, 9)])
+    assert found[8] == pytest.approx(0.4)
+
+
+def test_cosine_after_warm_up_spans_the_rest():
+    config = DistillConfig(schedule="cosine", epochs=10, lr=0.4, lr_min=0.1, lr_warmup=2)
+    for step in range(8, 40):
+        share = (step - 8) / 32
+        expected = 0.1 + 0.3 * 0.5 * (1 + math.cos(math.pi * share))
+        assert learning_rate(config, step, 4) == pytest.approx(expected, rel=1e-12)
+
+
+def test_step_schedule_counts_its_milestones_from_the_start_of_training():
+    config = DistillConfig(epochs=4, lr=1.0, lr_milestones=(0.5,), lr_warmup=1)
+    found = [learning_rate(config, step, 2) for step in range(8)]
+    assert found == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_warm_up_may_be_longer_than_the_run(schedule):
+    config = DistillConfig(schedule=schedule, epochs=2, lr=1.0, lr_warmup=5)
+    found = [learning_rate(config, step, 3) for step in range(6)]
+    assert found == pytest.approx([k / 15 for k in range(1, 7)])

@@ -1,0 +1,185 @@
+"""The teacher: what its checkpoint carries, and what a student hears from it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ekd_ray.data import dataset_info
+from ekd_ray.engine.distill import CHECKPOINT, distill
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.precision import resolve_precision
+from ekd_ray.engine.teacher import LiveTeacher, load_teacher
+from ekd_ray.engine.train_teacher import teacher_config, train_teacher
+from ekd_ray.losses.objective import with_method
+from ekd_ray.models import build_model, load_weights, read_metadata
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def student(tiny, with_teacher):
+    """A resolved EKD run under the shared teacher."""
+    return resolve(with_method(tiny(), "ekd", **with_teacher))
+
+
+# What the checkpoint carries
+
+
+def test_the_checkpoint_says_how_to_use_the_teacher(teacher_run):
+    path, result = teacher_run
+    found, info = read_metadata(path), dataset_info("synthetic")
+    assert (found.model, found.num_classes, found.dataset) == ("resnet8", 10, "synthetic")
+    assert (found.mean, found.std) == (info.mean, info.std)
+    assert found.log_prior == result.log_prior == result.metrics["log_prior"]
+    assert found.extra["config"] == result.config.to_dict()
+    assert found.extra["precision"] == "float32"
+
+
+def test_the_prior_was_learned_from_one(teacher_run):
+    priors = [row["log_prior"] for row in teacher_run[1].history]
+    assert len(set(priors)) == len(priors)
+    assert all(0 < abs(prior - 1.0) < 0.5 for prior in priors)
+
+
+def test_the_stored_weights_are_the_trained_ones(teacher_run):
+    path, result = teacher_run
+    model = build_model("resnet8", 10)
+    load_weights(model, path)
+    expected = result.model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+def test_an_ended_training_leaves_history_and_no_checkpoint(teacher_run):
+    path, result = teacher_run
+    lines = (path.parent / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.history
+    assert not (path.parent / CHECKPOINT).exists()
+    events = EventAccumulator(str(path.parent)).Reload()
+    assert len(events.Scalars("val/top1")) == len(result.history)
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "learned"),
+    [
+        ({}, "evidential", True),
+        ({"learn_log_prior": False, "log_prior": -1.0}, "evidential", False),
+        ({"method": "none"}, "none", False),
+    ],
+)
+def test_teacher_config(student, settings, method, learned):
+    found = teacher_config(student, "resnet14", {"epochs": 7, **settings})
+    assert (found.student, found.method, found.learn_log_prior) == ("resnet14", method, learned)
+    assert (found.epochs, found.dataset, found.split_seed) == (7, "synthetic", student.split_seed)
+    assert found.teacher is None and found.teacher_weights is None and found.teacher_sha256 is None
+    assert found.kd_weight is None and found.ekd_weight is None
+    assert resolve(found).method == method
+
+
+def test_a_plain_teacher_has_no_prior(tiny, tmp_path):
+    path = tmp_path / "plain.safetensors"
+    train_teacher(teacher_config(tiny(epochs=1), "resnet8", {"method": "none"}), path, threads=1)
+    assert read_metadata(path).log_prior is None
+
+
+# What a student takes from it
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "teachers"),
+    [
+        ({}, "learned", None),
+        ({"log_prior": -1.22}, -1.22, None),
+        ({"log_prior": -1.22, "teacher_log_prior": 0.3}, -1.22, 0.3),
+        ({"learn_log_prior": True}, 1.0, "learned"),
+    ],
+)
+def test_the_learned_prior_serves_unless_configured(
+    tiny, with_teacher, teacher_run, settings, own, teachers
+):
+    config = resolve(with_method(tiny(), "ekd", **with_teacher, **settings))
+    names = {"learned": teacher_run[1].log_prior}
+    assert config.log_prior == names.get(own, own)
+    assert config.teacher_log_prior == names.get(teachers, teachers)
+    assert resolve(config) == config
+
+
+def test_the_student_trains_with_that_prior(student, teacher_run):
+    result = distill(student.replace(epochs=1), threads=1)
+    assert result.log_prior == pytest.approx(teacher_run[1].log_prior, rel=1e-6)
+    assert result.metrics["log_prior"] == result.log_prior
+    assert 0 < result.metrics["val_vacuity"] < 1
+    assert {"loss_ce", "loss_kd", "loss_ekd"} <= result.metrics.keys()
+
+
+def test_logits_are_a_plain_forward_with_the_teachers_own_statistics(images, teacher_run, student):
+    mean, std = (0.1, 0.5, 0.7), (0.3, 0.2, 0.9)  # neither the data set's nor a student's
+    text = "/".join(",".join(map(str, part)) for part in (mean, std))
+    config = student.replace(teacher_normalization=text)
+    found = load_teacher(config, 10, precision="float32", device=CPU).logits(images)
+    model = build_model("resnet8", 10)
+    load_weights(model, teacher_run[0])
+    inputs = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    with torch.no_grad():
+        expected = model.eval()(inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    own = load_teacher(student, 10, precision="float32", device=CPU).logits(images)
+    assert not torch.allclose(found, own, atol=1e-2)
+
+
+def test_the_teacher_is_frozen(images, student):
+    teacher = load_teacher(student, 10, precision="float32", device=CPU)
+    before = {key: value.clone() for key, value in teacher.model.state_dict().items()}
+    logits = teacher.logits(images)
+    assert not logits.requires_grad
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    distill(student.replace(epochs=1), threads=1)
+    after = teacher.model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert torch.equal(teacher.logits(images), logits)
+
+
+def test_bfloat16_logits_come_back_as_float32(images, teacher_run):
+    model = build_model("resnet8", 10)
+    load_weights(model, teacher_run[0])
+    exact, rough = (
+        LiveTeacher(model, "half", precision=p, channels_last=True).logits(images)
+        for p in ("float32", "bfloat16")
+    )
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1)
+
+
+def test_one_copy_serves_all_trials_of_a_process(student):
+    load = lambda config: load_teacher(config, 10, precision="float32", device=CPU)  # noqa: E731
+    first = load(student)
+    assert load(student.replace(seed=7, lr=0.2, kd_weight=1.0)) is first
+    assert load(student.replace(channels_last=False)) is not first
+
+
+def test_a_teacher_file_that_changed_is_loaded_anew(tiny, tmp_path, images):
+    """A reused process must not serve the old weights of a path that was written again."""
+    path, found = tmp_path / "teacher.safetensors", []
+    for seed in (0, 1):
+        config = teacher_config(tiny(epochs=1, seed=seed), "resnet8", {})
+        train_teacher(config, path, threads=1)
+        run = resolve(with_method(tiny(), "kd", teacher="resnet8", teacher_weights=str(path)))
+        found.append(load_teacher(run, 10, precision="float32", device=CPU).logits(images))
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_a_named_precision_is_kept_and_auto_is_one_of_them(name):
+    assert resolve_precision(name, CPU) == name
+    assert resolve_precision("auto", CPU) in ("float32", "bfloat16")

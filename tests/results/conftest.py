@@ -1,0 +1,148 @@
+"""A small real study folder, made without Ray: one winner with real weights, figures by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine import final as evaluation
+from ekd_ray.engine.distill import distill
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.precision import environment
+from ekd_ray.files import write_json
+from ekd_ray.losses.objective import with_method
+from ekd_ray.models import build_model, save_weights
+from ekd_ray.results import Study
+from ekd_ray.results.study import RESULT, TrialRecord, trial_folder, write_parquet
+
+BASE = DistillConfig(
+    dataset="synthetic", student="resnet8", method="none", train_subset=80,
+    validation_fraction=0.4, batch_size=16, epochs=9, precision="float32",
+)  # fmt: skip
+
+
+@dataclass
+class Maker:
+    """Writes a study folder piece by piece, in the formats that the search writes."""
+
+    path: Path
+
+    def study(self, *, version: int = 1, **settings: Any) -> Study:
+        config = StudyConfig(**{"distill": BASE, **settings})
+        header = {"format_version": version, "study": config.to_dict()}
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "study.yaml").write_text(yaml.safe_dump(header))
+        return Study.load(self.path)
+
+    def trial(
+        self, number: int, values: list[float], *, status: str = "complete",
+        reason: str | None = None, metric: str = "val_top1", **params: Any,
+    ) -> TrialRecord:  # fmt: skip
+        history = [
+            {"epoch": epoch, metric: value, "lr": 0.05, "seconds": 0.5}
+            for epoch, value in enumerate(values, start=1)
+        ]
+        config = {**BASE.to_dict(), "seed": number}
+        record = TrialRecord(
+            number=number, params=params, config=config, status=status,
+            reason=reason, history=history,
+        )  # fmt: skip
+        write_json(trial_folder(self.path, number) / RESULT, asdict(record))
+        return record
+
+    def confirm(self, rows: list[dict[str, Any]]) -> None:
+        """Rows of `confirm.parquet`; `config` may be a DistillConfig."""
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        plain = [{name: row.get(name) for name in names} for row in rows]
+        for row in plain:
+            row["config"] = json.dumps((row.get("config") or BASE).to_dict())
+        write_parquet(self.path / "confirm.parquet", pa.Table.from_pylist(plain))
+
+
+@pytest.fixture
+def maker(tmp_path):
+    return Maker(tmp_path / "run")
+
+
+def select(name, seed, value, config=BASE, metric="val_top1"):
+    return {"stage": "select", "name": name, "seed": seed, "config": config,
+            "folder": f"confirm/select-{name}-{seed}", "seconds": 1.0, metric: value}  # fmt: skip
+
+
+def final(name, seed, test_top1, config=BASE, folder="confirm/none"):
+    return {"stage": "final", "name": name, "seed": seed, "config": config, "folder": folder,
+            "seconds": 1.0, "test_top1": test_top1}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """The two makers of confirm rows: (select, final)."""
+    return select, final
+
+
+@pytest.fixture(scope="session")
+def winner_config(tmp_path_factory):
+    """EKD under a teacher of random weights; resolved, as the search's trials are."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    torch.manual_seed(0)
+    save_weights(
+        build_model("resnet8", 10), path, model_name="resnet8", num_classes=10,
+        mean=(0.5,) * 3, std=(0.5,) * 3, log_prior=-0.75,
+    )  # fmt: skip
+    base = BASE.replace(epochs=1)
+    return resolve(
+        with_method(base, "ekd", teacher="resnet8", teacher_weights=str(path), kd_weight=2.0)
+    )
+
+
+@pytest.fixture(scope="session")
+def real_study(winner_config, tmp_path_factory):
+    """(Study, RunResult of the winner's first final run); what confirm leaves, in small."""
+    maker = Maker(tmp_path_factory.mktemp("real") / "run")
+    study = maker.study(distill=BASE.replace(epochs=1), confirm_seeds=2)
+    run = winner_config.replace(validation_fraction=0.0, seed=1)
+    folder = maker.path / "confirm" / f"final-{run.fingerprint()}"
+    result = distill(run, out=folder, threads=1)
+    evaluation.save_student(result, folder / evaluation.WEIGHTS)
+    metrics = {**result.metrics, **evaluation.test_metrics(result, data_root=None)}
+    write_json(
+        folder / RESULT,
+        {
+            "metrics": metrics,
+            "precision": result.precision,
+            "data_fingerprint": result.data_fingerprint,
+            "environment": environment(),
+            "seconds": result.seconds,
+        },
+    )
+    chosen, whole = winner_config.replace(seed=1), run
+    relative = str(folder.relative_to(maker.path))
+    maker.confirm(
+        [
+            select("trial 0", 1, 0.30, BASE.replace(seed=1)),
+            select("trial 0", 2, 0.40, BASE.replace(seed=1)),
+            select("trial 1", 1, 0.45, chosen),
+            select("trial 1", 2, 0.55, chosen),
+            {**final("trial 1", 1, metrics["test_top1"], whole, relative), "test_nll": 2.0},
+            {**final("trial 1", 2, 0.25, whole, "confirm/gone"), "test_nll": 2.5},
+            final("none", 1, 0.9, BASE.replace(seed=1, validation_fraction=0.0)),
+            final("none", 2, 0.8, BASE.replace(seed=1, validation_fraction=0.0)),
+        ]
+    )
+    return study, result
+
+
+@pytest.fixture
+def copied_study(real_study, tmp_path):
+    """The real study in a folder that a test may damage."""
+    shutil.copytree(real_study[0].path, tmp_path / "study")
+    return Study.load(tmp_path / "study")

@@ -1,0 +1,288 @@
+"""Study: its tables, its ranking, and that the test split never decides."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import UserError
+from ekd_ray.results import Study
+from ekd_ray.results.study import RESULT, mean_sd, milestone_epochs, trial_folder
+
+# Trials
+
+
+def test_trials_have_one_row_each_with_the_last_metrics(maker):
+    study = maker.study()
+    maker.trial(0, [0.1, 0.2, 0.3], lr=0.05)
+    maker.trial(2, [0.4], status="pruned", lr=0.01)
+    maker.trial(1, [], status="failed", reason="out of memory", lr=0.3)
+    table = study.trials()
+    assert table.column("trial").to_pylist() == [0, 1, 2]
+    assert table.column("status").to_pylist() == ["complete", "failed", "pruned"]
+    assert table.column("reason").to_pylist() == [None, "out of memory", None]
+    assert table.column("epoch").to_pylist() == [3, 0, 1]
+    assert table.column("val_top1").to_pylist() == [0.3, None, 0.4]
+    assert table.column("seconds").to_pylist() == [1.5, 0.0, 0.5]
+    assert table.column("param_lr").to_pylist() == [0.05, 0.3, 0.01]
+
+
+def test_a_running_trial_has_no_row(maker):
+    study = maker.study()
+    maker.trial(0, [0.1])
+    (trial_folder(maker.path, 1)).mkdir(parents=True)
+    assert study.trials().column("trial").to_pylist() == [0]
+    assert [record.number for record in study.records()] == [0]
+
+
+def test_a_study_without_trials_has_an_empty_table(maker):
+    study = maker.study()
+    assert study.trials().num_rows == study.rungs().num_rows == 0
+    assert study.records() == study.ranked() == study.leaderboard() == []
+
+
+def test_more_than_ten_thousand_trials_stay_in_order(maker):
+    study = maker.study()
+    for number in (10_000, 9_999, 12):
+        maker.trial(number, [0.1])
+    assert study.trials().column("trial").to_pylist() == [12, 9_999, 10_000]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "kind"),
+    [
+        ([1, 0.5], [1.0, 0.5], pa.float64()),
+        ([1, 2], [1, 2], pa.int64()),
+        (["exp", "relu"], ["exp", "relu"], pa.string()),
+        (["cosine", 3], ["cosine", "3"], pa.string()),
+        ([True, 0.5], ["True", "0.5"], pa.string()),
+        ([None, 0.5], [None, 0.5], pa.float64()),
+        ([None, "a"], [None, "a"], pa.string()),
+    ],
+)
+def test_columns_of_searched_values_have_one_type(maker, values, expected, kind):
+    study = maker.study()
+    for number, value in enumerate(values):
+        maker.trial(number, [0.1], x=value)
+    column = study.trials().column("param_x")
+    assert column.to_pylist() == expected
+    assert column.type == kind
+
+
+def test_a_setting_that_only_some_trials_have_is_null_elsewhere(maker):
+    study = maker.study()
+    maker.trial(0, [0.1], lr=0.1)
+    maker.trial(1, [0.1], lr=0.2, momentum=0.9)
+    assert study.trials().column("param_momentum").to_pylist() == [None, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "expected"),
+    [
+        ({"grace_epochs": 1}, 9, [1, 3, 9]),
+        ({"grace_epochs": 1}, 10, [1, 3, 9, 10]),
+        ({"grace_epochs": 2, "reduction_factor": 2}, 9, [2, 4, 8, 9]),
+        ({}, 240, [30, 90, 240]),
+        ({}, 4, [1, 3, 4]),
+        ({"grace_epochs": 20}, 9, [9]),
+        ({"grace_epochs": 1, "scheduler": "none"}, 9, [9]),
+    ],
+)
+def test_milestones_are_ashas_rungs_and_the_full_budget(settings, epochs, expected):
+    config = StudyConfig(distill=DistillConfig(epochs=epochs), **settings)
+    assert milestone_epochs(config) == expected
+
+
+def test_rungs_have_a_row_per_milestone_and_the_last_epoch(maker):
+    study = maker.study(grace_epochs=1)
+    maker.trial(0, [0.1 * e for e in range(1, 10)], lr=0.1)
+    maker.trial(1, [0.2] * 4, status="failed", reason="x", lr=0.2)
+    maker.trial(2, [0.3] * 3, status="pruned", lr=0.3)
+    maker.trial(3, [], status="failed", reason="x", lr=0.4)
+    table = study.rungs()
+    found = list(zip(table["trial"].to_pylist(), table["epoch"].to_pylist(), strict=True))
+    assert found == [(0, 1), (0, 3), (0, 9), (1, 1), (1, 3), (1, 4), (2, 1), (2, 3)]
+    assert table["seconds"].to_pylist()[:3] == [0.5, 1.5, 4.5]
+    assert table["val_top1"].to_pylist()[1] == pytest.approx(0.3)
+    assert set(table.column_names) == set(study.trials().column_names)
+    study.write_tables()
+    assert pq.read_table(maker.path / "trials.parquet").equals(table)
+
+
+# Ranking
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("val_top1", [2, 0, 3]), ("val_nll", [3, 0, 2])])
+def test_ranked_are_the_complete_trials_best_first(maker, metric, expected):
+    study = maker.study(metric=metric)
+    for number, value in ((0, 0.5), (2, 0.7), (3, 0.4)):
+        maker.trial(number, [0.99, value], metric=metric)
+    maker.trial(1, [0.9], status="pruned", metric=metric)
+    maker.trial(4, [0.0], status="failed", reason="x", metric=metric)
+    assert [record.number for record in study.ranked()] == expected
+
+
+def test_equal_trials_rank_by_number(maker):
+    study = maker.study()
+    for number in (3, 1, 2):
+        maker.trial(number, [0.5])
+    assert [record.number for record in study.ranked()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("metric", ["val_top1", "val_nll"])
+def test_a_trial_without_the_metric_ranks_last(maker, metric):
+    study = maker.study(metric=metric)
+    maker.trial(0, [0.5], metric="train_loss")
+    maker.trial(1, [0.5], metric=metric)
+    assert [record.number for record in study.ranked()] == [1, 0]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=10))
+def test_mean_and_deviation_are_numpys(values):
+    mean, deviation, count = mean_sd(iter(values))
+    assert mean == pytest.approx(np.mean(values), abs=1e-6)
+    expected = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    assert deviation == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert count == len(values)
+
+
+# Leaderboard
+
+
+def three_finalists(maker, rows, metric="val_top1"):
+    """By validation trial 5 wins (0.60), by test trial 7 or a baseline would."""
+    select, final = rows
+    values = {"trial 5": (0.5, 0.7), "trial 7": (0.55, 0.55), "trial 2": (0.3, 0.9)}
+    if metric == "val_nll":
+        values = {"trial 7": (0.9, 0.9), "trial 5": (0.2, 0.4), "trial 2": (0.5, 0.5)}
+    else:
+        values["trial 2"] = (0.1, 0.8)
+    maker.confirm(
+        [
+            *(select(n, s, v, metric=metric) for n, vs in values.items() for s, v in enumerate(vs)),
+            *(final("trial 5", s, v) for s, v in enumerate((0.4, 0.42))),
+            *(final("none", s, v) for s, v in enumerate((0.8, 0.9))),
+            *(final("kd", s, v) for s, v in enumerate((0.95, 0.97))),
+        ]
+    )
+
+
+def test_the_winner_is_chosen_by_validation_and_never_by_test(maker, rows):
+    study = maker.study()
+    three_finalists(maker, rows)
+    board = study.leaderboard()
+    assert [row.name for row in board] == ["trial 5", "kd", "none", "trial 7", "trial 2"]
+    assert [row.winner for row in board] == [True, False, False, False, False]
+    assert (board[0].val, board[0].test) == ((0.5, 0.7), (0.4, 0.42))
+    assert board[0].test_metrics == ({"test_top1": 0.4}, {"test_top1": 0.42})
+    assert (board[1].val, board[1].test) == ((), (0.95, 0.97))
+    assert (board[3].val, board[3].test) == ((0.55, 0.55), ())
+
+
+def test_the_test_figures_of_other_finalists_play_no_part(maker, rows):
+    select, final = rows
+    study = maker.study()
+    maker.confirm(
+        [
+            select("trial 1", 0, 0.6), select("trial 2", 0, 0.5),
+            final("trial 1", 0, 0.1), final("trial 2", 0, 0.99),
+        ]
+    )  # fmt: skip
+    assert study.best().name == "trial 1"
+
+
+def test_with_a_loss_as_metric_the_least_wins(maker, rows):
+    study = maker.study(metric="val_nll")
+    three_finalists(maker, rows, metric="val_nll")
+    assert study.leaderboard()[0].name == "trial 5"
+    assert study.leaderboard()[0].winner
+
+
+def test_finalists_below_the_winner_are_best_first_for_a_loss_too(maker, rows):
+    study = maker.study(metric="val_nll")
+    three_finalists(maker, rows, metric="val_nll")
+    assert [row.name for row in study.leaderboard()][3:] == ["trial 2", "trial 7"]
+
+
+def test_a_tie_goes_to_the_finalist_named_first(maker, rows):
+    """As in confirm, which runs the final step for the first of equals."""
+    select, _ = rows
+    study = maker.study()
+    maker.confirm([select("trial 9", 0, 0.5), select("trial 1", 0, 0.5)])
+    assert study.leaderboard()[0].name == "trial 9"
+
+
+def test_best_before_confirm_is_the_best_complete_trial(maker):
+    study = maker.study()
+    with pytest.raises(UserError, match=r"no trial of .* has finished"):
+        study.best()
+    maker.trial(0, [0.9], status="pruned")
+    with pytest.raises(UserError, match=r"no trial of .* has finished"):
+        study.best()
+    maker.trial(1, [0.3, 0.4])
+    maker.trial(2, [0.5, 0.6])
+    best = study.best()
+    assert (best.name, best.val, best.test, best.winner) == ("trial 2", (0.6,), (), False)
+    assert best.config.seed == 2
+
+
+def test_best_after_confirm_is_the_confirmed_winner(maker, rows):
+    study = maker.study()
+    maker.trial(2, [0.99])
+    three_finalists(maker, rows)
+    assert study.best().name == "trial 5"
+    assert study.best().winner
+
+
+# Folders that are none
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("")])
+def test_a_folder_without_a_study_is_refused(tmp_path, make):
+    make(tmp_path / "x")
+    with pytest.raises(UserError, match=r"x holds no study .*give the folder of a run"):
+        Study.load(tmp_path / "x")
+
+
+def test_a_newer_study_is_refused(maker):
+    with pytest.raises(UserError, match="format version 2, this ekd_ray reads <= 1: upgrade"):
+        maker.study(version=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("format_version: 1\nstudy: {trails: 3}", "Did you mean 'trials'"),
+        ("format_version: 1\nstudy: {trials: 0}", "trials must be >= 1, got 0"),
+        ("- a list", "must hold a YAML mapping"),
+        ("a: [", "correct the YAML there"),
+        ("format_version: newest\nstudy: {}", "study.yaml"),
+    ],
+)
+def test_a_damaged_study_file_is_one_sentence(tmp_path, text, message):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        Study.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_configuration_comes_back_equal(maker):
+    config = maker.study(trials=5, confirm_top_k=2, space={"lr": {"low": 1, "high": 2}}).config
+    written = yaml.safe_load((maker.path / "study.yaml").read_text())["study"]
+    assert StudyConfig.from_dict(json.loads(json.dumps(written))) == config
+    assert (config.trials, config.distill.epochs) == (5, 9)
+
+
+def test_a_torn_trial_result_is_never_seen(maker):
+    """`result.json` appears whole: writing it leaves no other file behind."""
+    maker.study()
+    maker.trial(0, [0.1])
+    assert [p.name for p in trial_folder(maker.path, 0).iterdir()] == [RESULT]
