@@ -129,6 +129,8 @@ def study_config(args: argparse.Namespace) -> StudyConfig:
 def distill_config(args: argparse.Namespace) -> DistillConfig:
     """One run: a `--config` file, or the pair's recipe with the authors' values."""
     if args.config:
+        if args.pair or args.space:
+            raise UserError("--config is complete by itself: drop --pair and --space.")
         _absolute_paths(args)
         values = DistillConfig.from_yaml(args.config).to_dict()
         return _run_config(values, args, where=args.config)
@@ -214,7 +216,7 @@ def _under_method(values: dict[str, Any], method: str) -> dict[str, Any]:
     """The recipe under another method: its method settings and their ranges do not carry over."""
     from ekd_ray.losses.objective import METHOD_SETTINGS, METHODS
 
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise unknown_name("method", method, METHODS)
     distill = values.get("distill") or {}
     if distill.get("method", DistillConfig().method) == method:

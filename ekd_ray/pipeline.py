@@ -81,7 +81,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         "environment": environment(),
         "study": config.to_dict(),
     }
-    write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False, allow_unicode=True))
+    write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False))
     return Study.load(out)
 
 

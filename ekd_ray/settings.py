@@ -83,7 +83,7 @@ class Settings:
 
     def to_yaml(self) -> str:
         """YAML text in order of declaration; `from_yaml` reads it back equal."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def to_json(self) -> str:
         """JSON text; `from_dict(json.loads(text))` reads it back equal."""

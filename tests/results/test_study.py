@@ -220,6 +220,25 @@ def test_a_tie_goes_to_the_finalist_named_first(maker, rows):
     assert study.leaderboard()[0].name == "trial 9"
 
 
+def test_a_failed_finalist_cannot_win_and_a_failed_baseline_is_told(maker, rows):
+    """One seed of trial 1 diverged: its other seed, however good, does not count."""
+    select, final = rows
+    study = maker.study()
+    maker.confirm(
+        [
+            select("trial 1", 1, 0.99), {**select("trial 1", 2, None), "reason": "diverged"},
+            select("trial 2", 1, 0.5), select("trial 2", 2, 0.6),
+            final("trial 2", 1, 0.4), final("trial 2", 2, 0.4),
+            {**final("kd", 1, None), "reason": "out of memory"}, final("kd", 2, 0.9),
+        ]
+    )  # fmt: skip
+    board = {row.name: row for row in study.leaderboard()}
+    assert study.best().name == "trial 2"
+    assert board["trial 2"].failed is None
+    assert (board["trial 1"].failed, board["trial 1"].winner) == ("diverged", False)
+    assert board["kd"].failed == "out of memory"
+
+
 def test_best_before_confirm_is_the_best_complete_trial(maker):
     study = maker.study()
     with pytest.raises(UserError, match=r"no trial of .* has finished"):
