@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
-from ekd_ray.engine.final import WEIGHTS, save_student, test_metrics
+from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError
@@ -120,7 +120,7 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
     save_student(result, out / WEIGHTS)
     metrics = dict(result.metrics)
     if args.test:
-        metrics |= test_metrics(result, data_root=args.data_root)
+        metrics |= evaluate_test(result, data_root=args.data_root)
     record = {
         "metrics": metrics,
         "log_prior": result.log_prior,

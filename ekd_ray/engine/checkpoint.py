@@ -74,18 +74,19 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads((file.metadata() or {})[_KEY])
+            version, progress = header["format_version"], header["progress"]
+            groups, scalars = header["optimizer_groups"], header["optimizer_scalars"]
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(
             f"checkpoint {path} is damaged or not ours ({type(error).__name__}): delete it to "
             "start this run again."
         ) from None
-    if header["format_version"] > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise UserError(
-            f"checkpoint {path} has format version {header['format_version']}, this ekd_ray "
+            f"checkpoint {path} has format version {version}, this ekd_ray "
             f"reads <= {FORMAT_VERSION}: upgrade ekd_ray."
         )
-    progress = header["progress"]
     if progress["fingerprint"] != fingerprint:
         raise UserError(
             f"checkpoint {path} belongs to another configuration (fingerprint "
@@ -95,13 +96,17 @@ def load_checkpoint(
     learner.load_state_dict(
         {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     )
-    state: dict[int, dict[str, Any]] = {
-        int(k): dict(v) for k, v in header["optimizer_scalars"].items()
-    }
+    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in scalars.items()}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": header["optimizer_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # The file is row-major, and the fused kernels pair raw memory: every buffer must take
+    # its parameter's memory format (channels_last) again.
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter).copy_(value)
     sums.copy_(tensors["sums"])
     return progress

@@ -129,7 +129,7 @@ def distill(
     log = None
     if out and ranks.is_first():
         searched = {k: v for k, v in config.to_dict().items() if v is not None}
-        log = RunLog(out, hyperparameters=searched, keep_epochs=run.epoch - 1)
+        log = RunLog(out, hyperparameters=searched, history=run.history)
     saved_at = started = time.monotonic()
     try:
         while run.epoch <= config.epochs:
@@ -297,6 +297,13 @@ def _check_finite(row: dict[str, Any], run: _Run) -> None:
                 f"{name} became {value} in epoch {run.epoch} of {run.config.epochs} "
                 f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
             )
+    # The loss does not see what the last step did to the weights.
+    finite = torch.stack([value.isfinite().all() for value in run.learner.parameters()])
+    if not bool(finite.all()):
+        raise Diverged(
+            f"a weight became infinite or nan in epoch {run.epoch} of {run.config.epochs} "
+            f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
+        )
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from ekd_ray.models import save_weights
 WEIGHTS = "model.safetensors"
 
 
-def test_metrics(result: RunResult, *, data_root: str | None) -> dict[str, float]:
+def evaluate_test(result: RunResult, *, data_root: str | None) -> dict[str, float]:
     """Read the test split: metrics as `test_<name>`, see `classification_metrics`."""
     data = load_test_data(result.config, data_root=data_root, device=pick_device())
     metrics = evaluate_model(

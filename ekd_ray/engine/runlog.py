@@ -10,6 +10,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from ekd_ray.files import write_text
+
 HISTORY = "history.jsonl"
 
 
@@ -36,17 +38,17 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 class RunLog:
     """Appends epochs to `history.jsonl` and to the TensorBoard events of a run's folder.
 
-    Opening with `keep_epochs` drops whatever an interrupted run recorded beyond its
-    checkpoint, in both places.
+    It starts from `history`, the rows of the checkpoint: whatever an interrupted run
+    recorded beyond them is dropped, in both places.
     """
 
-    def __init__(self, folder: Path, *, hyperparameters: dict[str, Any], keep_epochs: int) -> None:
+    def __init__(
+        self, folder: Path, *, hyperparameters: dict[str, Any], history: list[dict[str, Any]]
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_history(folder) if row["epoch"] <= keep_epochs]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        (folder / HISTORY).write_text(text, encoding="utf-8")
+        write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
         self._history = open(folder / HISTORY, "a", encoding="utf-8")  # noqa: SIM115
-        self._events = SummaryWriter(str(folder), purge_step=keep_epochs + 1)
+        self._events = SummaryWriter(str(folder), purge_step=len(history) + 1)
         self._hyperparameters = {
             key: value if isinstance(value, int | float | str | bool) else str(value)
             for key, value in hyperparameters.items()

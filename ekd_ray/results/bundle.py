@@ -122,13 +122,15 @@ class Bundle:
 
 def _manifest_problems(path: Path) -> list[str]:
     problems, listed = [], set()
-    for line in (path / MANIFEST).read_text(encoding="utf-8").splitlines():
+    for line in (path / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         if name not in FILES:
             problems.append(f"{MANIFEST} lists {name!r}, which is no file of a bundle.")
             continue
         listed.add(name)
-        if sha256_file(path / name) != digest:
+        if not (path / name).is_file():
+            problems.append(f"{name} is missing.")
+        elif sha256_file(path / name) != digest:
             problems.append(f"{name} was changed: its SHA-256 is not the one in {MANIFEST}.")
     problems += [f"{MANIFEST} does not list {name}." for name in FILES if name not in listed]
     return problems
@@ -157,6 +159,9 @@ def export_bundle(study: Study, out: Path) -> Bundle:
     assert table is not None
     final = [r for r in table.to_pylist() if r["stage"] == "final" and r["name"] == winner.name]
     first = study.path / final[0]["folder"]
+    lost = [name for name in (WEIGHTS, RESULT) if not (first / name).is_file()]
+    if lost:
+        raise UserError(f"{first} lacks {', '.join(lost)}: run the study again with --resume.")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -170,10 +175,15 @@ def export_bundle(study: Study, out: Path) -> Bundle:
 
 def _swap(new: Path, out: Path) -> None:
     """Put `new` in the place of `out`; a rename cannot replace a folder that is not empty."""
-    old = new.with_suffix(".old")
+    old = new.with_name(new.name + ".old")
     if out.exists():
         out.rename(old)
-    new.rename(out)
+    try:
+        new.rename(out)
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -181,7 +191,7 @@ def _fill(
     folder: Path, study: Study, board: list[Row], first: Path, final: list[dict[str, Any]]
 ) -> None:
     result = json.loads((first / RESULT).read_text(encoding="utf-8"))
-    config = board[0].config.replace(
+    config = DistillConfig.from_dict(json.loads(final[0]["config"])).replace(
         seed=final[0]["seed"],
         precision=result["precision"],
         data_fingerprint=result["data_fingerprint"],

@@ -143,6 +143,8 @@ class Study:
         if not (path / STUDY_FILE).is_file():
             raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
         header = load_yaml(path / STUDY_FILE)
+        if not isinstance(header.get("format_version", 0), int):
+            raise UserError(f"{path / STUDY_FILE} is damaged: its format_version is no number.")
         if header.get("format_version", 0) > FORMAT_VERSION:
             raise UserError(
                 f"{path / STUDY_FILE} has format version {header['format_version']}, this "
@@ -153,15 +155,21 @@ class Study:
 
     def records(self) -> list[TrialRecord]:
         """Every ended trial, by number."""
-        folders = sorted((self.path / "trials").glob("[0-9]*"))
+        folders = (self.path / "trials").glob("[0-9]*")
         records = (TrialRecord.read(folder) for folder in folders)
-        return [record for record in records if record is not None]
+        return sorted((r for r in records if r is not None), key=lambda r: r.number)
 
     def ranked(self) -> list[TrialRecord]:
         """Complete trials, best first by the study's metric on the validation split."""
         metric, sign = self.config.metric, -1 if self.config.mode == "max" else 1
         complete = [record for record in self.records() if record.status == "complete"]
-        return sorted(complete, key=lambda r: (sign * (r.value(metric) or 0.0), r.number))
+        worst = float("inf")
+
+        def key(record: TrialRecord) -> tuple[float, int]:
+            value = record.value(metric)
+            return (worst if value is None else sign * value, record.number)
+
+        return sorted(complete, key=key)
 
     def trials(self) -> pa.Table:
         """One row per ended trial: number, status, reason, epochs, seconds, last metrics,
@@ -199,12 +207,16 @@ class Study:
             return []
         rows = _leaderboard_rows(table.to_pylist(), self.config.metric)
         sign = -1 if self.config.mode == "max" else 1
-        finalists = [row for row in rows if row.val and not row.failed]
+        finalists = [row for row in rows if row.val]
         best = min(finalists, key=lambda r: sign * mean_sd(r.val)[0]).name if finalists else None
         rows = [replace(row, winner=row.name == best) for row in rows]
         return sorted(
             rows,
-            key=lambda r: (not r.winner, not r.test, -mean_sd(r.test or r.val or (0.0,))[0]),
+            key=lambda r: (
+                not r.winner,
+                not r.test,
+                -mean_sd(r.test)[0] if r.test else sign * mean_sd(r.val or (0.0,))[0],
+            ),
         )
 
     def best(self) -> Row:
@@ -230,13 +242,15 @@ class Study:
 
 def _leaderboard_rows(runs: list[dict[str, Any]], metric: str) -> list[Row]:
     rows: dict[str, Row] = {}
+    # A finalist that failed under one seed has no mean over the seeds, and cannot win.
+    out = {run["name"] for run in runs if run["stage"] == "select" and run.get("reason")}
     for run in runs:
         config = DistillConfig.from_dict(json.loads(run["config"]))
         row = rows.setdefault(run["name"], Row(name=run["name"], config=config))
         if run.get("reason"):
             row = replace(row, failed=run["reason"])
         elif run["stage"] == "select":
-            row = replace(row, val=(*row.val, run[metric]))
+            row = replace(row, val=() if run["name"] in out else (*row.val, run[metric]))
         else:
             found = {k: v for k, v in run.items() if k.startswith("test_") and v is not None}
             row = replace(

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import forget_checkpoint
-from ekd_ray.engine.final import WEIGHTS, save_student, test_metrics
+from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.plan import resolve, without_teacher
 from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError
@@ -185,7 +185,7 @@ def confirm_job(job: Job, report: Report) -> None:
     metrics = dict(result.metrics)
     if result.config.validation_fraction == 0.0:
         save_student(result, folder / WEIGHTS)
-        metrics |= test_metrics(result, data_root=job.data_root)
+        metrics |= evaluate_test(result, data_root=job.data_root)
     record = {
         "metrics": metrics,
         "precision": result.precision,

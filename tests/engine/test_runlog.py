@@ -29,7 +29,7 @@ def row(epoch, value=0.5):
 
 
 def write(folder, epochs, *, keep=0, value=0.5, **hyperparameters):
-    log = RunLog(folder, hyperparameters=hyperparameters, keep_epochs=keep)
+    log = RunLog(folder, hyperparameters=hyperparameters, history=read_history(folder)[:keep])
     for epoch in epochs:
         log.write(row(epoch, value))
     log.close()
@@ -64,7 +64,7 @@ def test_scalars_come_back_under_their_groups(tmp_path):
 
 
 def test_an_epoch_is_on_disk_before_write_returns(tmp_path):
-    log = RunLog(tmp_path, hyperparameters={}, keep_epochs=0)
+    log = RunLog(tmp_path, hyperparameters={}, history=[])
     log.write(row(1))
     assert read_history(tmp_path) == [row(1)]
     assert [e.step for e in events(tmp_path).Scalars("val/top1")] == [1]
@@ -133,7 +133,7 @@ def test_no_history_yet_is_no_rows(tmp_path):
 
 
 def test_nan_never_reaches_the_history(tmp_path):
-    log = RunLog(tmp_path, hyperparameters={}, keep_epochs=0)
+    log = RunLog(tmp_path, hyperparameters={}, history=[])
     with pytest.raises(ValueError, match="JSON compliant"):
         log.write(row(1, float("nan")))
     log.close()

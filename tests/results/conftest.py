@@ -113,7 +113,7 @@ def real_study(winner_config, tmp_path_factory):
     folder = maker.path / "confirm" / f"final-{run.fingerprint()}"
     result = distill(run, out=folder, threads=1)
     evaluation.save_student(result, folder / evaluation.WEIGHTS)
-    metrics = {**result.metrics, **evaluation.test_metrics(result, data_root=None)}
+    metrics = {**result.metrics, **evaluation.evaluate_test(result, data_root=None)}
     write_json(
         folder / RESULT,
         {
