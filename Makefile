@@ -23,7 +23,7 @@ quickstart: install
 		--out $(QUICKSTART) $$(test -f $(QUICKSTART)/study.yaml && echo --resume)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

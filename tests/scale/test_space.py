@@ -61,7 +61,6 @@ def test_log_ranges_are_even_in_the_logarithm():
         ({"standardize": {"choices": [True, False]}}, {True, False}),
         ({"log_prior": {"choices": [None, -1.0]}}, {None, -1.0}),
     ],
-    ids=str,
 )
 def test_every_legal_value_and_no_other_is_sampled(spec, legal):
     values = column(spec)

@@ -1,0 +1,54 @@
+"""Real CIFAR-10 and a real published teacher, where EKD_DATA_ROOT has them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import stratified_subset
+from ekd_ray.engine.distill import distill
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.rundata import load_run_data
+from ekd_ray.engine.teacher import load_teacher
+
+ROOT = os.environ.get("EKD_DATA_ROOT")
+TEACHER = Path(ROOT or ".") / "teachers" / "cifar10_resnet56a_jpeg.th"
+pytestmark = pytest.mark.skipif(not TEACHER.is_file(), reason="EKD_DATA_ROOT has no teachers/")
+
+
+def configuration(**changes: object) -> DistillConfig:
+    values = {
+        "dataset": "cifar10", "student": "resnet8", "teacher": "resnet56a",
+        "teacher_weights": str(TEACHER), "train_subset": 160, "validation_fraction": 0.2,
+        "epochs": 1, "batch_size": 32, "lr": 0.01, **changes,
+    }  # fmt: skip
+    return resolve(DistillConfig.from_dict(values), data_root=ROOT)
+
+
+def test_the_teacher_sees_its_own_normalisation() -> None:
+    """It was trained on these images: near-perfect there, and worse under other statistics."""
+    config = configuration()
+    data = load_run_data(config, data_root=ROOT, device=torch.device("cpu"))
+    ids = stratified_subset(np.asarray(data.images.labels), 300, seed=5)
+    images, labels = data.images.gather(ids)
+
+    def accuracy(normalization: str) -> float:
+        chosen = config.replace(teacher_normalization=normalization)
+        teacher = load_teacher(chosen, 10, precision="float32", device=torch.device("cpu"))
+        return float((teacher.logits(images).argmax(dim=1) == labels).float().mean())
+
+    own = accuracy(str(config.teacher_normalization))
+    assert own > 0.9
+    assert accuracy("0,0,0/1,1,1") < own - 0.1
+
+
+def test_one_epoch_of_ekd_from_the_real_teacher() -> None:
+    result = distill(configuration(), data_root=ROOT, threads=1)
+    assert result.config.teacher_normalization == "0.485,0.456,0.406/0.229,0.224,0.225"
+    assert {"loss_ce", "loss_kd", "loss_ekd", "val_top1", "val_vacuity"} <= set(result.metrics)
+    assert len(result.data_fingerprint) >= 16
