@@ -25,16 +25,16 @@ from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.search import search
 from ekd_ray.scale.searcher import STUDY_NAME
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
-TRIALS = 5
+TRIALS = 6
 
 
 def start(out: Path, *extra: str) -> subprocess.Popen[str]:
     command = [
         sys.executable, str(ROOT / "launchers" / "tune_cifar.py"),
         "--dataset", "digits", "--pair", "resnet20-resnet8", "--train-subset", "120",
-        "--epochs", "3", "--trials", str(TRIALS), "--seeds", "1", "--top-k", "1",
+        "--epochs", "3", "--trials", str(TRIALS), "--seeds", "1", "--top-k", "1", "--max-concurrent", "2",
         "--set", "baselines=[none]", "--set", "teacher=resnet8",
         "--set", "teacher_training={epochs: 1}", "--out", str(out), *extra,
     ]  # fmt: skip
@@ -48,18 +48,27 @@ def results(out: Path) -> dict[str, str]:
     return {str(p): p.read_text() for p in out.glob("trials/*/result.json")}
 
 
+def stop_after(driver: subprocess.Popen[str], out: Path, trials: int, sign: int) -> str:
+    """Send a signal once so many trials have ended; returns what was said on stderr."""
+    deadline = time.monotonic() + 240
+    while len(results(out)) < trials and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert driver.poll() is None, driver.communicate()[1]
+    os.kill(driver.pid, sign)
+    return driver.communicate(timeout=120)[1]
+
+
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A study whose driver gets SIGKILL after two finished trials, then resumed to its end."""
+    """A study that gets SIGKILL after two trials, Ctrl-C in its second run, and then ends."""
     out = tmp_path_factory.mktemp("study") / "run"
-    driver = start(out)
-    deadline = time.monotonic() + 240
-    while len(results(out)) < 2 and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert driver.poll() is None, driver.communicate()[1]
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate()
+    stop_after(start(out), out, 2, signal.SIGKILL)
     before = results(out)
+    second = start(out, "--resume")
+    said = stop_after(second, out, len(before) + 1, signal.SIGINT)
+    assert second.returncode == 130, said
+    assert said.rstrip().endswith("run the same command with --resume to continue.")
+    before |= results(out)
     resumed = start(out, "--resume", "--json")
     stdout, stderr = resumed.communicate(timeout=360)
     assert resumed.returncode == 0, stderr
@@ -68,7 +77,7 @@ def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 def test_no_finished_trial_is_lost_or_repeated(killed_and_resumed: dict[str, Any]) -> None:
     before, after = killed_and_resumed["before"], results(killed_and_resumed["out"])
-    assert len(before) >= 2
+    assert len(before) >= 3
     assert {path: after[path] for path in before} == before
     assert len(after) == TRIALS
     for text in after.values():
