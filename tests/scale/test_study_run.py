@@ -34,7 +34,8 @@ def start(out: Path, *extra: str) -> subprocess.Popen[str]:
     command = [
         sys.executable, str(ROOT / "launchers" / "tune_cifar.py"),
         "--dataset", "digits", "--pair", "resnet20-resnet8", "--train-subset", "120",
-        "--epochs", "3", "--trials", str(TRIALS), "--seeds", "1", "--top-k", "1", "--max-concurrent", "2",
+        "--epochs", "3", "--trials", str(TRIALS), "--seeds", "1", "--top-k", "1",
+        "--max-concurrent", "2",
         "--set", "baselines=[none]", "--set", "teacher=resnet8",
         "--set", "teacher_training={epochs: 1}", "--out", str(out), *extra,
     ]  # fmt: skip
