@@ -185,11 +185,14 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     """The closing table: the winner, the baselines, the other finalists."""
     percent = config.metric == "val_top1"
     seeds = max((len(row.test) for row in board), default=0)
-    table = Table(title=f"leaderboard: mean ± sd over {seeds} seed(s)", title_justify="left")
+    table = Table(
+        title=f"leaderboard: mean ± sd over {seeds} seed(s), gap to the winner",
+        title_justify="left",
+    )
     table.box, table.pad_edge = box.SIMPLE_HEAD, False
     table.add_column("configuration", no_wrap=True)
     metric = f"{config.metric} %" if percent else config.metric
-    for name in (metric, "test_top1 %", "to winner", "test_nll", "test_ece"):
+    for name in (metric, "test_top1 %", "gap", "test_nll", "test_ece"):
         table.add_column(name, justify="right", no_wrap=True)
     top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0
     for row in board:
