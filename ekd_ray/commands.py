@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import load_dataset
 from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.plan import resolve
@@ -39,6 +40,8 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
     if args.dry_run:
         _plan(study_plan(config, out), config.to_dict(), args)
         return 0
+    if args.download:
+        load_dataset(shared.dataset, "train", data_root=config.data_root, download=True)
     study = open_run(out, config, resume=args.resume)
     terminal = Terminal(
         metric=config.metric,
@@ -99,6 +102,8 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
     if (out / RESULT).exists():  # finished before: nothing is left to do
         _print_run(out, args)
         return 0
+    if args.download:
+        load_dataset(config.dataset, "train", data_root=args.data_root, download=True)
     terminal = Terminal(quiet=args.quiet)
     if not args.quiet:
         terminal.console.print(run_plan(config, out), markup=False)

@@ -27,7 +27,7 @@ from ekd_ray.losses.objective import method_of, resolve_method, with_method
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
 from ekd_ray.scale.cluster import check_fits, connected, local_cpus
-from ekd_ray.scale.confirm import confirm
+from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.search import Observer, search
 from ekd_ray.scale.space import check_space
 
@@ -37,6 +37,8 @@ LEAST_FREE_BYTES = 200 * 2**20
 
 def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     """Everything that can be refused before compute: space, names, data, teacher, baselines.
+
+    With `download`, archives that would be fetched may be missing; nothing is fetched here.
 
     Returns:
         The study with its shared settings resolved as far as they can be: a teacher that
@@ -50,12 +52,15 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         raise UserError("validation_fraction must be > 0 in a study: the search needs the split.")
     if method_of(base).needs_teacher and base.teacher_weights is None:
         if not config.teacher_training or base.teacher is None:
-            resolve(base, data_root=config.data_root)  # says what is missing
+            resolve(base, data_root=config.data_root, download=download)  # says what is missing
         teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
-        resolve(teacher, data_root=config.data_root)
-        resolve(with_method(base, "none"), data_root=config.data_root)
+        resolve(teacher, data_root=config.data_root, download=download)
+        resolve(with_method(base, "none"), data_root=config.data_root, download=download)
         return config.replace(distill=resolve_method(base))
-    return config.replace(distill=resolve(base, data_root=config.data_root))
+    base = resolve(base, data_root=config.data_root, download=download)
+    for baseline in baselines(config, base).values():
+        resolve(baseline, data_root=config.data_root, download=download)
+    return config.replace(distill=base)
 
 
 def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:

@@ -17,6 +17,7 @@ from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
 from ekd_ray.models import build_model
 from ekd_ray.results.study import milestone_epochs
 from ekd_ray.scale.cluster import fits, local_cpus
+from ekd_ray.scale.confirm import baselines
 from ekd_ray.scale.space import Space, first_points
 
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
@@ -64,7 +65,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     """The plan of a study: setup, space, trials, resources, disk, estimate."""
     base, space = config.distill, Space(config.space)
     parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
-    rungs = milestone_epochs(config)
+    rungs, rows = milestone_epochs(config), baselines(config, base)
     slots = max(1, fits(config, cpus=local_cpus(), gpus=torch.cuda.device_count()))
     used = slots * config.workers_per_trial
     stopping = "none"
@@ -80,7 +81,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"sampler {config.sampler}; {len(first_points(config))} first point(s)",
         f"stopping   {stopping}",
         f"confirm    best {config.confirm_top_k} over {config.confirm_seeds} seed(s); then the "
-        f"winner and {', '.join(config.baselines) or 'no baselines'} on all training images, "
+        f"winner and {', '.join(rows) or 'no baselines'} on all training images, "
         "test read once",
         f"resources  {slots} trial(s) at once here: {config.workers_per_trial} worker(s) x "
         f"{config.cpus_per_trial} CPU, {config.gpus_per_trial:g} GPU",
@@ -130,8 +131,8 @@ def _study_flops(config: StudyConfig) -> float:
     trial_share = total / base.epochs
     flops = config.trials * trial_share * run_flops(base)
     flops += config.confirm_top_k * config.confirm_seeds * run_flops(base)
-    finals = 1 + len(config.baselines)
-    flops += finals * config.confirm_seeds * run_flops(base, final=True)
+    for entry in (base, *baselines(config, base).values()):
+        flops += config.confirm_seeds * run_flops(entry, final=True)
     if base.teacher_weights is None and config.teacher_training and base.teacher:
         flops += run_flops(teacher_config(base, base.teacher, config.teacher_training))
     return flops

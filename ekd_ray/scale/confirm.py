@@ -74,7 +74,10 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     _run_all(run, config, select, observer)
     winner = _winner(run, config, select)
     entries = {winner: finalists[winner], **baselines(config, base)}
-    everything = {name: c.replace(validation_fraction=0.0) for name, c in entries.items()}
+    everything = {
+        name: resolve(entry.replace(validation_fraction=0.0), data_root=config.data_root)
+        for name, entry in entries.items()
+    }
     final = _over_seeds("final", everything, seeds)
     _run_all(run, config, final, observer)
     write_parquet(run / "confirm.parquet", _table(run, [*select, *final], seeds))
@@ -84,17 +87,17 @@ def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConf
     """The rows that a winner is compared with, under the same budget and solver.
 
     `none`: the student alone; `kd`: KD with its defaults; `authors`: the authors' values
-    for the pair, where the recipe knows them.
+    for the pair, where the recipe knows them. The latter two need the study's teacher.
     """
     rows = {}
     for name in config.baselines:
         if name == "none":
             rows["none"] = without_teacher(with_method(base, "none"))
-        elif name == "kd":
+        elif name == "kd" and base.teacher:
             rows["kd"] = with_method(base, "kd")
-        elif config.authors:
+        elif name == "authors" and config.authors and base.teacher:
             rows["authors"] = point_config(base, config.authors)
-    return {name: resolve(c, data_root=config.data_root) for name, c in rows.items()}
+    return rows
 
 
 def _over_seeds(stage: str, configs: dict[str, DistillConfig], seeds: list[int]) -> list[Run]:
