@@ -115,6 +115,12 @@ class Terminal:
         values = ((name, run.settings.get(name)) for name in self.shown)
         return " ".join(f"{name}={_short(value)}" for name, value in values if value is not None)
 
+    def _rung(self, run: _Progress) -> str:
+        """Comparisons survived of those that a search makes; confirm runs make none."""
+        if self.title != "search":
+            return ""
+        return f"{sum(rung <= run.row.get('epoch', 0) for rung in self.rungs)}/{len(self.rungs)}"
+
     def best(self) -> _Progress | None:
         """The run of this stage with the best latest metric."""
         scored = [run for run in self.runs.values() if self.metric in run.row]
@@ -145,8 +151,8 @@ class Terminal:
             table.add_row(
                 run.name,
                 f"{run.row.get('epoch', 0)}/{self.epochs}",
-                str(sum(rung <= run.row.get("epoch", 0) for rung in self.rungs)),
-                _metric(self.metric, run.row) if self.metric in run.row else "",
+                self._rung(run),
+                _value(self.metric, run.row[self.metric]) if self.metric in run.row else "",
                 f"{run.row['train_loss']:.3f}" if run.row else "",
                 run.state,
                 self._settings(run),
@@ -159,9 +165,12 @@ class Terminal:
 _STYLES = {"stopped early": "dim", "failed": "red"}
 
 
+def _value(name: str, value: float) -> str:
+    return f"{value:.2%}" if name.endswith(("top1", "top5")) else f"{value:.4f}"
+
+
 def _metric(name: str, row: dict[str, Any]) -> str:
-    value = row[name]
-    return f"{name} {value:.2%}" if name.endswith(("top1", "top5")) else f"{name} {value:.4f}"
+    return f"{name} {_value(name, row[name])}"
 
 
 def _figures(row: dict[str, Any]) -> str:
