@@ -95,17 +95,18 @@ def _check_same(study: Study, config: StudyConfig) -> None:
         return
     old, new = _flat(study.config), _flat(config)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    first = changed[0]
+    key, name = changed[0], changed[0].removeprefix("distill.")
     raise UserError(
-        f"{study.path} belongs to another configuration: {first} is {old.get(first)} there and "
-        f"{new.get(first)} here ({len(changed)} setting(s) differ): resume it with its own "
+        f"{study.path} belongs to another configuration: {name} is {old.get(key)} there and "
+        f"{new.get(key)} here ({len(changed)} setting(s) differ): resume it with its own "
         "settings, or choose another --out."
     )
 
 
 def _flat(config: StudyConfig) -> dict[str, object]:
+    """Every setting by name; those of the runs under `distill.`, for both have a seed."""
     values = config.identity()
-    return {**values.pop("distill"), **values}
+    return {**{f"distill.{name}": v for name, v in values.pop("distill").items()}, **values}
 
 
 def check_writable(out: Path) -> None:

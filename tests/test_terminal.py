@@ -1,0 +1,117 @@
+"""What a person reads: plain lines, the live table, the leaderboard."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.results.study import Row
+from ekd_ray.terminal import Terminal, leaderboard_table, winner_settings
+
+CONFIG = StudyConfig(space={"kd_weight": {"low": 1, "high": 9}})
+
+
+def make(*, tty: bool = False, **options: Any) -> tuple[Terminal, io.StringIO]:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=tty, width=100, highlight=False, soft_wrap=True)
+    return Terminal(shown=("kd_weight",), rungs=(1, 3, 9), console=console, **options), text
+
+
+def play(terminal: Terminal) -> None:
+    """Three runs: to the end, stopped after epoch 3, and one whose process never came up."""
+    terminal.stage("search", 3, 9)
+    for number, epochs in ((0, 9), (1, 3)):
+        terminal.started(f"trial {number}", number, {"kd_weight": 2.5})
+        for epoch in range(1, epochs + 1):
+            row = {"epoch": epoch, "train_loss": 1.0, "val_top1": 0.5 - number / 10}
+            terminal.epoch(number, row)
+        terminal.ended(number, failed=False)
+    terminal.ended(2, failed=True)
+    terminal.close()
+
+
+def test_without_a_terminal_each_run_is_one_line() -> None:
+    terminal, text = make()
+    play(terminal)
+    title, first, second, third = text.getvalue().splitlines()
+    assert title == "search: 3 run(s) of up to 9 epoch(s)"
+    assert first.startswith("[1/3] trial 0 complete at epoch 9/9  train_loss 1.0000  val_top1 50")
+    assert "kd_weight=2.5  best val_top1 50.00% (trial 0)" in first
+    assert second.startswith("[2/3] trial 1 stopped early at epoch 3/9")
+    assert third.startswith("[3/3] trial 2 failed at epoch 0/9")
+
+
+def test_on_a_terminal_the_table_names_every_run_its_rung_and_the_best() -> None:
+    terminal, text = make(tty=True)
+    play(terminal)
+    shown = text.getvalue()
+    for words in ("trial 0", "trial 1", "9/9", "3/3", "2/3", "stopped early", "failed", "50.00%"):
+        assert words in shown
+    assert "search: 3/3 ended  best val_top1 50.00% (trial 0)" in shown
+
+
+def test_quiet_says_nothing() -> None:
+    terminal, text = make(quiet=True)
+    play(terminal)
+    assert text.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "best"), [("val_top1", "max", 0), ("val_nll", "min", 1)]
+)
+def test_the_best_follows_the_metric(metric: str, mode: str, best: int) -> None:
+    terminal, _ = make(metric=metric, mode=mode)
+    terminal.stage("search", 2, 9)
+    for number, value in enumerate((0.9, 0.3)):
+        terminal.started(f"trial {number}", number, {})
+        terminal.epoch(number, {"epoch": 1, "train_loss": 1.0, metric: value})
+    found = terminal.best()
+    assert found is not None
+    assert found.name == f"trial {best}"
+
+
+def test_the_time_left_counts_every_epoch_that_may_still_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ekd_ray.terminal.time.monotonic", lambda: now[0])
+    terminal, _ = make()
+    terminal.stage("search", 3, 9)
+    assert terminal.seconds_left() is None
+    terminal.started("trial 0", 0, {})
+    now[0] = 104.0
+    terminal.epoch(0, {"epoch": 1, "train_loss": 1.0})
+    terminal.epoch(0, {"epoch": 2, "train_loss": 1.0})
+    # Two epochs took 4 s; 7 of this run and 18 of two more may follow.
+    assert terminal.seconds_left() == 2.0 * 25
+
+
+def rows() -> list[Row]:
+    metrics = ({"test_nll": 1.0, "test_ece": 0.1},) * 2
+    config = DistillConfig(kd_weight=2.5)
+    return [
+        Row(name="trial 12", config=config, val=(0.5, 0.52), test=(0.6, 0.62),
+            test_metrics=metrics, winner=True),
+        Row(name="authors", config=config, test=(0.5, 0.5), test_metrics=metrics),
+        Row(name="kd", config=config, failed="train_loss became nan"),
+        Row(name="trial 3", config=config, val=(0.4, 0.4)),
+    ]  # fmt: skip
+
+
+def test_the_leaderboard_fits_eighty_columns() -> None:
+    text = io.StringIO()
+    Console(file=text, width=80, highlight=False).print(leaderboard_table(rows(), CONFIG))
+    shown = text.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    winner = next(line for line in shown.splitlines() if "winner)" in line)
+    assert winner.split() == [
+        "trial", "12", "(winner)", "51.00", "±", "1.41", "61.00", "±", "1.41", "1.000", "0.100",
+    ]  # fmt: skip
+    assert next(line for line in shown.splitlines() if "authors" in line).split()[-3] == "-11.00"
+    assert "failed" in next(line for line in shown.splitlines() if line.strip().startswith("KD"))
+    assert winner_settings(rows(), CONFIG) == "winner: kd_weight=2.5"
