@@ -129,7 +129,7 @@ def test_flags_override_the_recipe():
     assert (config.trials, config.confirm_seeds, config.confirm_top_k) == (5, 4, 6)
     assert (config.max_concurrent, config.workers_per_trial) == (2, 2)
     assert (config.cpus_per_trial, config.gpus_per_trial) == (3, 0.5)
-    assert (run.batch_size, run.schedule) == (32, "cosine"), "the rest is the recipe's"
+    assert (run.batch_size, run.schedule) == (16, "cosine"), "the rest is the recipe's"
 
 
 def test_without_flags_the_recipe_stands():
@@ -169,7 +169,7 @@ def test_another_method_drops_what_belongs_to_the_recipes():
     config = study(*DIGITS, "--method", "kd", "--epochs", 8)
     assert config.distill == DistillConfig(
         dataset="digits", teacher="resnet20", student="resnet8", method="kd", epochs=8,
-        batch_size=32, lr=0.02, schedule="cosine",
+        batch_size=16, lr=0.02, schedule="cosine",
     )  # fmt: skip
     assert set(config.space) == {"ce_weight", "kd_weight", "temperature"}
     assert config.authors is None and config.first_points == ()

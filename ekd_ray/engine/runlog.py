@@ -39,7 +39,8 @@ class RunLog:
     """Appends epochs to `history.jsonl` and to the TensorBoard events of a run's folder.
 
     It starts from `history`, the rows of the checkpoint: whatever an interrupted run
-    recorded beyond them is dropped, in both places.
+    recorded beyond them is dropped, in both places. The events are written anew into one
+    file: readers order several by name, which two of one second need not follow.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
         self._history = open(folder / HISTORY, "a", encoding="utf-8")  # noqa: SIM115
-        self._events = SummaryWriter(str(folder), purge_step=len(history) + 1)
+        for left in folder.glob("events.out.tfevents.*"):
+            left.unlink()
+        self._events = SummaryWriter(str(folder))
         self._hyperparameters = {
             key: value if isinstance(value, int | float | str | bool) else str(value)
             for key, value in hyperparameters.items()
@@ -58,16 +61,21 @@ class RunLog:
         start, info, _ = hparams(self._hyperparameters, {"val/top1": None})
         writer.add_summary(start)
         writer.add_summary(info)
+        for row in history:
+            self._add_scalars(row)
 
     def write(self, row: dict[str, Any]) -> None:
         """Record one epoch (flushed to the operating system before it returns)."""
         self._history.write(json.dumps(row, allow_nan=False) + "\n")
         self._history.flush()
         os.fsync(self._history.fileno())
+        self._add_scalars(row)
+        self._events.flush()
+
+    def _add_scalars(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name != "epoch" and isinstance(value, int | float):
                 self._events.add_scalar(grouped(name), value, row["epoch"])
-        self._events.flush()
 
     def close(self) -> None:
         """End the HParams session and close both files."""
