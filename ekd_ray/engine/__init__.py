@@ -1,0 +1,1 @@
+"""One training run, without Ray: plan, loop, teacher, metrics, checkpoint."""
