@@ -131,7 +131,7 @@ def distill_config(args: argparse.Namespace) -> DistillConfig:
     if args.config:
         if args.pair or args.space:
             raise UserError("--config is complete by itself: drop --pair and --space.")
-        _absolute_paths(args)
+        _absolute_data_root(args)
         values = DistillConfig.from_yaml(args.config).to_dict()
         return _run_config(values, args, where=args.config)
     values, where = _study_values(args)
@@ -143,7 +143,7 @@ def distill_config(args: argparse.Namespace) -> DistillConfig:
 
 def teacher_run_config(args: argparse.Namespace) -> DistillConfig:
     """A network trained alone: `--model`, evidential with a learned prior, or plain."""
-    _absolute_paths(args)
+    _absolute_data_root(args)
     values: dict[str, Any] = {"student": args.model, "method": "none"}
     if args.evidential:
         values |= {"method": "evidential", "learn_log_prior": True}
@@ -157,20 +157,31 @@ def _run_config(values: dict[str, Any], args: argparse.Namespace, *, where: str)
     for text in args.set:
         key, value = _parse_set(text)
         values[key] = value
-    return DistillConfig.from_dict(values, where=where)
+    return DistillConfig.from_dict(_absolute_weights(values), where=where)
 
 
-def _absolute_paths(args: argparse.Namespace) -> None:
-    """Paths as seen from here: trials run in other folders."""
+def _absolute_data_root(args: argparse.Namespace) -> None:
+    """The data root as seen from here: trials run in other folders."""
     args.data_root = args.data_root or os.environ.get("EKD_DATA_ROOT")
-    for key in ("data_root", "teacher_weights"):
-        if getattr(args, key, None):
-            setattr(args, key, str(Path(getattr(args, key)).expanduser().absolute()))
+    if args.data_root:
+        args.data_root = _absolute(args.data_root)
+
+
+def _absolute_weights(distill: dict[str, Any]) -> dict[str, Any]:
+    """The same for the teacher's checkpoint, wherever it was named: flag, --set or recipe."""
+    weights = distill.get("teacher_weights")
+    if isinstance(weights, str):
+        return {**distill, "teacher_weights": _absolute(weights)}
+    return distill
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """`StudyConfig`'s values from recipe and flags, and the name of the recipe."""
-    _absolute_paths(args)
+    _absolute_data_root(args)
     if args.resume and args.out and not (args.pair or args.student or args.space):
         recipe = Path(args.out) / "study.yaml"
         values = load_yaml(recipe).get("study") or {}
@@ -192,10 +203,7 @@ def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         values["seed"] = args.seed
     for text in args.set:
         values = _set(values, text)
-    weights = (values.get("distill") or {}).get("teacher_weights")
-    if isinstance(weights, str):
-        weights = str(Path(weights).expanduser().absolute())
-        values = merge(values, {"distill": {"teacher_weights": weights}})
+    values["distill"] = _absolute_weights(values["distill"])
     return values, str(recipe)
 
 

@@ -20,7 +20,7 @@ from ekd_ray.files import write_json, write_text
 from ekd_ray.pipeline import check_study, check_writable, open_run, run_study
 from ekd_ray.plan_text import run_plan, study_plan
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.study import RESULT, Study, milestone_epochs
+from ekd_ray.results.study import RESULT, Row, Study, mean_sd, milestone_epochs
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.terminal import Terminal, leaderboard_table, winner_settings
 
@@ -66,7 +66,7 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
     for row in board:
         if row.failed:
             console.print(f"{row.name} failed: {row.failed}", markup=False)
-    gap = _selection_gap(study)
+    gap = _selection_gap(study, board[0])
     if gap:
         console.print(gap, markup=False)
     console.print("The winner was chosen on validation; the test split was read once, after.")
@@ -75,19 +75,16 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
     return 0
 
 
-def _selection_gap(study: Study) -> str:
+def _selection_gap(study: Study, winner: Row) -> str:
     """The winner's curse in one line: its search score against its score under fresh seeds."""
-    board, metric = study.leaderboard(), study.config.metric
-    if not board or not board[0].val:
+    metric = study.config.metric
+    if not winner.val:
         return ""
-    number = int(board[0].name.split()[-1])
+    number = int(winner.name.split()[-1])
     (score,) = [r.value(metric) for r in study.records() if r.number == number]
-    fresh = sum(board[0].val) / len(board[0].val)
+    fresh, _, count = mean_sd(winner.val)
     assert score is not None
-    return (
-        f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over "
-        f"{len(board[0].val)} fresh seed(s)"
-    )
+    return f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"
 
 
 def train(config: DistillConfig, args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import dataset_info, steps_per_epoch, view_count
+from ekd_ray.engine.plan import split_sizes
 from ekd_ray.engine.train_teacher import teacher_config
 from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
 from ekd_ray.models import build_model
@@ -37,9 +38,7 @@ def model_cost(name: str, num_classes: int, image_size: int) -> tuple[int, int]:
 
 def images_per_epoch(config: DistillConfig) -> int:
     """Training images that one epoch visits."""
-    info = dataset_info(config.dataset)
-    drawn = config.train_subset or info.num_train
-    kept = drawn - round(drawn * config.validation_fraction)
+    kept, _ = split_sizes(config)
     return steps_per_epoch(kept, config.batch_size) * config.batch_size
 
 
@@ -93,11 +92,10 @@ def study_plan(config: StudyConfig, out: Path) -> str:
 
 def _setup(config: DistillConfig) -> list[str]:
     info = dataset_info(config.dataset)
-    drawn = config.train_subset or info.num_train
-    held = round(drawn * config.validation_fraction)
+    kept, held = split_sizes(config)
     views = view_count(config.augment or info.view_scheme)
     lines = [
-        f"data       {config.dataset}: {drawn - held} training and {held} validation images, "
+        f"data       {config.dataset}: {kept} training and {held} validation images, "
         f"{info.num_classes} classes, {views} view(s) each",
         f"student    {_model(config.student, config)}",
     ]

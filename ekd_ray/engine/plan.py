@@ -169,19 +169,26 @@ def _check_model(name: str, num_classes: int) -> None:
         build_model(name, num_classes)
 
 
+def split_sizes(config: DistillConfig) -> tuple[int, int]:
+    """(training, validation) images of a configuration, as `stratified_split` rounds them."""
+    drawn = config.train_subset or dataset_info(config.dataset).num_train
+    held = round(drawn * config.validation_fraction)
+    return drawn - held, held
+
+
 def _check_sizes(config: DistillConfig, info: DatasetInfo) -> None:
     """Enough images for every class on both sides of the split, and for one batch."""
-    drawn = info.num_train if config.train_subset is None else config.train_subset
+    kept, held = split_sizes(config)
+    drawn = kept + held
     if not info.num_classes <= drawn <= info.num_train:
         raise UserError(
             f"train_subset must be {info.num_classes} to {info.num_train} ({config.dataset}), "
             f"got {drawn}."
         )
-    held = round(drawn * config.validation_fraction)
     if config.validation_fraction and not info.num_classes <= held <= drawn - info.num_classes:
         raise UserError(
             f"validation_fraction {config.validation_fraction:g} holds out {held} of {drawn} "
             f"images, but each side needs one of each of the {info.num_classes} classes: raise "
             "--train-subset or choose another fraction."
         )
-    steps_per_epoch(drawn - held, config.batch_size)
+    steps_per_epoch(kept, config.batch_size)
