@@ -1,16 +1,22 @@
 """Image classifiers by name, and their weights from own or foreign files.
 
-Papers: He et al. 2016 (ResNet), Zagoruyko & Komodakis 2016 (Wide ResNet).
+Papers: He et al. 2016 (ResNet), Zagoruyko & Komodakis 2016 (Wide ResNet), Simonyan & Zisserman
+2015 (VGG), Sandler et al. 2018 (MobileNetV2), Zhang et al. 2018 and Ma et al. 2018 (ShuffleNet),
+Wang et al. 2021 (PVT), Yuan et al. 2021 (T2T-ViT).
 """
 
+from ekd_ray.models.teacher_zoo import find_teacher, list_teachers
 from ekd_ray.models.weights import WeightsMetadata, load_weights, read_metadata, save_weights
-from ekd_ray.models.zoo import build_model, model_names
+from ekd_ray.models.zoo import ALIASES, build_model, model_names
 
 __all__ = [
     "build_model",
     "model_names",
+    "ALIASES",
     "load_weights",
     "save_weights",
     "read_metadata",
     "WeightsMetadata",
+    "find_teacher",
+    "list_teachers",
 ]

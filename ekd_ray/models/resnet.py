@@ -106,10 +106,12 @@ def _stage(
 
 
 def init_convolutions(model: nn.Module) -> None:
-    """Kaiming-normal, fan-out, ReLU gain for every convolution, in module order.
+    """Kaiming-normal, fan-out, ReLU gain for every convolution, in module order, and zero biases.
 
     Batch norms keep torch's default, which is the published one (weight 1, bias 0).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -4,8 +4,8 @@ Layouts, told apart by content, not by suffix:
 
 - `ekd_ray`: our safetensors, with JSON under the header key `ekd_ray`
 - `mdistiller`: a torch pickle `{"model": state_dict}` (also the authors of EKD; DeiT shares it)
-- `akamaster`: a state_dict whose classifier is called `linear`, as a rule inside
-  `{"state_dict": ...}` and with every key prefixed `module.`
+- `akamaster`: a state_dict of a CIFAR ResNet with a stem of 16 channels whose classifier is called
+  `linear`, as a rule inside `{"state_dict": ...}` and with every key prefixed `module.`
 - `plain`: any other state_dict, pickled or as safetensors (torchvision, timm)
 """
 
@@ -111,10 +111,26 @@ def read_tensors(path: Path) -> tuple[str, dict[str, Tensor]]:
     for prefix in ("module.", "_orig_mod."):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    if "linear.weight" in state and "layer1.0.conv1.weight" in state and "fc.weight" not in state:
+    if _is_akamaster(state):
         layout = "akamaster"
         state = {re.sub(r"^linear\.", "fc.", key): value for key, value in state.items()}
     return layout, state
+
+
+def _is_akamaster(state: Mapping[str, Tensor]) -> bool:
+    """Whether the classifier `linear` is what our CIFAR ResNets call `fc`.
+
+    The ResNets and ShuffleNets of mdistiller, whose classifier is rightly `linear`, have the same
+    names in front; their stems have 64 and 24 channels.
+    """
+    stem = state.get("conv1.weight")
+    return (
+        stem is not None
+        and stem.shape == (16, 3, 3, 3)
+        and "linear.weight" in state
+        and "layer1.0.conv1.weight" in state
+        and "fc.weight" not in state
+    )
 
 
 def _unpickled(path: Path) -> object:

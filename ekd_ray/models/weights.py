@@ -26,10 +26,12 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, sha256_file
 from ekd_ray.models import weight_files
 from ekd_ray.models.weight_files import shown
-from ekd_ray.models.zoo import MODELS, build_model
+from ekd_ray.models.zoo import ALIASES, MODELS, build_model
 
 # Counters that checkpoints older than torch 0.4.1 lack; inference and training work without.
 _COUNTER = "num_batches_tracked"
+# A class count that is no width inside an own model: it marks the classifier's sizes.
+_PROBE = 1013
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,7 @@ def _check_names_and_shapes(
     metadata: WeightsMetadata | None,
 ) -> None:
     built_as = getattr(model, "ekd_name", None)
-    if metadata and built_as and metadata.model != built_as:
+    if metadata and built_as and _same_name(metadata.model) != _same_name(built_as):
         raise UserError(
             f"the weights file {shown(path)} holds a {metadata.model!r}, the model is a "
             f"{built_as!r}: build the model that the file names, or give other weights."
@@ -236,6 +238,11 @@ def _check_names_and_shapes(
         else "build the model that the weights were made for"
     )
     raise UserError(f"the weights file {shown(path)} {problem}: {cure}.")
+
+
+def _same_name(model_name: str | None) -> str | None:
+    """One name for an alias and what it stands for."""
+    return ALIASES.get(model_name, model_name) if model_name else None
 
 
 def _checked(path: Path, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -312,13 +319,23 @@ def _only_classes_differ(
 def _fitting_model(found: Mapping[str, torch.Size], num_classes: int) -> str | None:
     """The own model whose parameter names and shapes are these, None if there is none."""
     wanted = {key: shape for key, shape in found.items() if not key.endswith(_COUNTER)}
-    return next((name for name in MODELS if _zoo_shapes(name, num_classes) == wanted), None)
+    for name in MODELS:
+        own = {
+            key: torch.Size(num_classes if size == _PROBE else size for size in shape)
+            for key, shape in _zoo_shapes(name).items()
+        }
+        if own == wanted:
+            return name
+    return None
 
 
-@functools.lru_cache(maxsize=64)
-def _zoo_shapes(name: str, num_classes: int) -> dict[str, torch.Size]:
-    """Shapes of an own model without its counters; cached, building the whole zoo takes 1 s."""
-    # Real memory, not the meta device, which is four times slower; the caller's draws stay.
+@functools.cache
+def _zoo_shapes(name: str) -> dict[str, torch.Size]:
+    """Shapes of an own model of `_PROBE` classes, without its counters.
+
+    Cached, building the whole zoo takes 2 s.
+    """
+    # Real memory, not the meta device, which is no faster; the caller's draws stay.
     with torch.random.fork_rng(devices=[]):
-        shapes = _shapes(build_model(name, num_classes).state_dict())
+        shapes = _shapes(build_model(name, _PROBE).state_dict())
     return {key: shape for key, shape in shapes.items() if not key.endswith(_COUNTER)}

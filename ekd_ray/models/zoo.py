@@ -1,4 +1,4 @@
-"""One call for every model: own CIFAR networks, `torchvision:<name>` and `timm:<name>`."""
+"""One call for every model: own networks, `torchvision:<name>` and `timm:<name>`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import importlib
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.models.mobilenetv2 import MobileNetV2
+from ekd_ray.models.pvt import PvtTiny
 from ekd_ray.models.resnet import CifarResNet
+from ekd_ray.models.resnet_large import LargeResNet
+from ekd_ray.models.shufflenet import ShuffleV1, ShuffleV2
+from ekd_ray.models.t2t import T2tVit7
+from ekd_ray.models.transformer import require_size
+from ekd_ray.models.vgg import Vgg
 from ekd_ray.models.wrn import WideResNet
 
 Builder = Callable[[int], nn.Module]
@@ -29,27 +36,46 @@ MODELS: dict[str, Builder] = {
         f"wrn_{depth}_{widen}": partial(WideResNet, depth, widen)
         for depth, widen in ((16, 1), (16, 2), (16, 4), (28, 2), (28, 4), (40, 1), (40, 2))
     },
+    **{f"vgg{depth}": partial(Vgg, depth) for depth in (8, 11, 13, 16, 19)},
+    **{f"ResNet{depth}": partial(LargeResNet, depth) for depth in (18, 34, 50)},
+    "MobileNetV2": MobileNetV2,
+    "ShuffleV1": ShuffleV1,
+    "ShuffleV2": ShuffleV2,
+    "PVT_Ti": PvtTiny,
+    "T2T_ViT_7": T2tVit7,
+}
+
+#: Short names of models that other libraries build, as the distillation papers call them.
+ALIASES: dict[str, str] = {
+    "DeiT_Ti": "timm:deit_tiny_patch16_224",
+    "PiT_Ti": "timm:pit_ti_224",
+    # The ImageNet student of the papers, with timm's ReLU6 where mdistiller's copy has ReLU.
+    "MobileNetV1": "timm:mobilenetv1_100",
 }
 
 
 def model_names() -> list[str]:
-    """Names of the own models, in the zoo's order; `torchvision:` and `timm:` names come on top."""
+    """Names of the own models, in the zoo's order.
+
+    `ALIASES`, `torchvision:` and `timm:` names come on top.
+    """
     return list(MODELS)
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:
     """Build an untrained classifier: images `[B, 3, H, W]` -> logits `[B, num_classes]`.
 
-    `name` is one of `model_names()`, `torchvision:<name>` or `timm:<name>`. Initial weights are
-    float32 and a function of torch's global random state alone: seed or fork it around the
-    call. The model carries `ekd_name` and `ekd_num_classes`, which `load_weights` compares with
-    a file.
+    `name` is one of `model_names()` or `ALIASES`, `torchvision:<name>` or `timm:<name>`. Initial
+    weights are float32 and a function of torch's global random state alone: seed or fork it
+    around the call. The model carries `ekd_name` (an alias stays the alias) and
+    `ekd_num_classes`, which `load_weights` compares with a file. Models for one image size
+    (vision transformers, 224 x 224) raise UserError in the forward for another.
 
     Raises UserError for an unknown name, fewer than two classes, or a library not installed.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
         raise UserError(f"num_classes must be a whole number of at least 2, got {num_classes!r}.")
-    library, colon, library_name = str(name).partition(":")
+    library, colon, library_name = ALIASES.get(name, str(name)).partition(":")
     if colon and library == "torchvision":
         model = _torchvision(library_name, num_classes)
     elif colon and library == "timm":
@@ -57,7 +83,8 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     elif name in MODELS:
         model = MODELS[name](num_classes)
     else:
-        raise unknown_name("model", name, [*MODELS, "torchvision:<name>", "timm:<name>"])
+        known = [*MODELS, *ALIASES, "torchvision:<name>", "timm:<name>"]
+        raise unknown_name("model", name, known)
     model.ekd_name, model.ekd_num_classes = name, num_classes  # type: ignore[assignment]
     return model
 
@@ -85,4 +112,14 @@ def _timm(name: str, num_classes: int) -> nn.Module:
         ) from error
     if not timm.is_model(name):
         raise unknown_name("timm model", name, timm.list_models())
-    return timm.create_model(name, pretrained=False, num_classes=num_classes)
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    facts = getattr(model, "pretrained_cfg", None) or {}
+    if facts.get("fixed_input_size"):
+        # In place of timm's assertion, which is a traceback to the user.
+        size = tuple(facts["input_size"][-2:])
+        model.register_forward_pre_hook(partial(_check_input, size))
+    return model
+
+
+def _check_input(size: tuple[int, int], model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    require_size(inputs[0], size, str(model.ekd_name))
