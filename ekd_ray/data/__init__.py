@@ -4,12 +4,14 @@ from ekd_ray.data.counter import counter_hash
 from ekd_ray.data.datasets import (
     DATASETS,
     DatasetInfo,
+    EncodedImages,
     ImageArrays,
     check_dataset,
     dataset_info,
     default_cache_dir,
     default_data_root,
     load_dataset,
+    num_train,
 )
 from ekd_ray.data.loader import (
     Batch,
@@ -20,7 +22,17 @@ from ekd_ray.data.loader import (
     steps_per_epoch,
 )
 from ekd_ray.data.splits import stratified_split, stratified_subset
+from ekd_ray.data.staging import (
+    ENCODED_SCHEMES,
+    IMAGE_SIZES,
+    Stage,
+    StagedEncodedImages,
+    check_view_scheme,
+    stage_images,
+)
 from ekd_ray.data.views import (
+    DEFAULT_POOL,
+    RESIZED_CROP,
     VIEW_SCHEMES,
     ViewScheme,
     apply_views,
@@ -34,16 +46,20 @@ __all__ = [
     # data sets
     "DATASETS",
     "DatasetInfo",
+    "EncodedImages",
     "ImageArrays",
     "check_dataset",
     "dataset_info",
     "default_cache_dir",
     "default_data_root",
     "load_dataset",
+    "num_train",
     # splits
     "stratified_split",
     "stratified_subset",
     # views
+    "DEFAULT_POOL",
+    "RESIZED_CROP",
     "VIEW_SCHEMES",
     "ViewScheme",
     "apply_views",
@@ -52,11 +68,17 @@ __all__ = [
     "view_count",
     "view_scheme",
     # draws and batches
+    "ENCODED_SCHEMES",
+    "IMAGE_SIZES",
     "Batch",
+    "Stage",
+    "StagedEncodedImages",
     "StagedImages",
+    "check_view_scheme",
     "counter_hash",
     "epoch_batches",
     "epoch_order",
     "epoch_views",
+    "stage_images",
     "steps_per_epoch",
 ]

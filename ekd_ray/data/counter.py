@@ -33,6 +33,9 @@ STREAM_SPLIT = 3
 STREAM_SUBSET = 4
 STREAM_SYNTHETIC = 5
 STREAM_STEP = 6
+STREAM_STRONG = 7
+STREAM_STRONG_ID = 8
+STREAM_CROP = 9
 
 
 def _as_uint64(value: int | npt.ArrayLike) -> UInt64Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,14 @@ import torch
 
 from ekd_ray.data.counter import (
     STREAM_ORDER,
+    STREAM_STRONG_ID,
     STREAM_VIEW,
     Int64Array,
     bounded,
     counter_hash,
 )
 from ekd_ray.data.datasets import ImageArrays
+from ekd_ray.data.views import apply_views, view_scheme
 from ekd_ray.errors import UserError
 
 __all__ = [
@@ -33,11 +35,15 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One worker's part of one step: which samples, and which view of each (int64 [B])."""
+    """One worker's part of one step: which samples, and which view of each (int64 [B]).
+
+    `strong_ids` names a strong view of each as well (int64 [B]), for methods that need one.
+    """
 
     step: int
     sample_ids: Int64Array
     view_ids: Int64Array
+    strong_ids: Int64Array | None = None
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Int64Array:
@@ -77,14 +83,16 @@ def epoch_batches(
     rank: int = 0,
     world_size: int = 1,
     start_step: int = 0,
+    strong_pool: int | None = None,
 ) -> Iterator[Batch]:
     """The batches of one epoch, from `start_step` on, for worker `rank` of `world_size`.
 
     `sample_ids` (int64 [N]) index the data set; `batch_size` counts all workers. Global batch
     s holds positions s * batch_size ... of the epoch's order, and a worker takes every
     world_size-th of its rows: together the workers see what one alone would. An incomplete
-    last batch is dropped. Raises UserError, at the call, for a batch size that exceeds N or
-    does not divide among the workers.
+    last batch is dropped. With `strong_pool`, every sample gets a strong id in
+    [0, strong_pool) too, drawn apart from its view. Raises UserError, at the call, for a batch
+    size that exceeds N or does not divide among the workers.
     """
     ids = np.asarray(sample_ids, dtype=np.int64)
     steps = steps_per_epoch(len(ids), batch_size)
@@ -102,21 +110,34 @@ def epoch_batches(
     def batches() -> Iterator[Batch]:
         for step in range(start_step, steps):
             own = order[step * batch_size + rank : (step + 1) * batch_size : world_size]
-            yield Batch(step, own, epoch_views(own, seed, epoch, num_views))
+            strong = None
+            if strong_pool is not None:
+                strong = bounded(counter_hash(seed, STREAM_STRONG_ID, epoch, own), strong_pool)
+            yield Batch(step, own, epoch_views(own, seed, epoch, num_views), strong)
 
     return batches()
 
 
 class StagedImages:
-    """A split ready to be sampled on `device`.
+    """A decoded split ready to be sampled on `device`.
 
     On the CPU `images` shares the memory map (nothing is copied, and all processes share its
-    pages); on a GPU the whole split moves there once. `images` is uint8 [N, 3, H, W], never to
-    be written to; `labels` int64 [N].
+    pages); on a GPU the whole split moves there once. `images` is uint8 [N, 3, S, S], never to
+    be written to; `labels` int64 [N]. `scheme` says what `views` makes of a view id; raises
+    UserError if it is unknown or not for decoded images.
     """
 
-    def __init__(self, arrays: ImageArrays, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        arrays: ImageArrays,
+        device: str | torch.device = "cpu",
+        *,
+        scheme: str = "none",
+    ) -> None:
         self.device = torch.device(device)
+        self.scheme = scheme
+        self.num_views = view_scheme(scheme).count
+        self.image_size = arrays.image_size
         if self.device.type == "cpu":
             _touch(arrays.images)
         with warnings.catch_warnings():
@@ -129,22 +150,54 @@ class StagedImages:
         return len(self.labels)
 
     def gather(self, sample_ids: npt.ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of (images uint8 [B, 3, H, W], labels int64 [B]) on the device.
+        """Copies of (images uint8 [B, 3, S, S], labels int64 [B]) on the device.
 
         `sample_ids` are int64 [B] on the host. A GPU is not waited for.
         """
         index = self.to_device(sample_ids)
         return self.images.index_select(0, index), self.labels.index_select(0, index)
 
+    def views(
+        self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(images uint8 [B, 3, S, S], labels int64 [B]) on the device, as views `view_ids`.
+
+        Both ids are int64 [B] on the host; without view ids, the images themselves.
+        """
+        images, labels = self.gather(sample_ids)
+        if view_ids is not None:
+            images = apply_views(images, self.to_device(view_ids), self.scheme)
+        return images, labels
+
+    def stream(
+        self, batches: Iterable[Batch]
+    ) -> Generator[tuple[Batch, torch.Tensor, torch.Tensor], None, None]:
+        """Every batch with what `views` makes of it."""
+        for batch in batches:
+            yield batch, *self.views(batch.sample_ids, batch.view_ids)
+
+    def evaluation(
+        self, sample_ids: npt.ArrayLike, batch_size: int
+    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+        """(images, labels) of `sample_ids` [N], unaugmented and in order, the last part too."""
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        for start in range(0, len(ids), batch_size):
+            yield self.gather(ids[start : start + batch_size])
+
     def to_device(self, values: npt.ArrayLike) -> torch.Tensor:
         """Host integers (sample or view ids, [B]) as an int64 tensor on the device."""
-        # A writable, contiguous copy: a worker's rows are a strided slice of the order.
-        tensor = torch.from_numpy(np.array(values, dtype=np.int64))
-        if self.device.type == "cpu":
-            return tensor
-        if self.device.type == "cuda":  # only from pinned memory does the copy not block
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return to_device(values, self.device)
+
+
+def to_device(values: npt.ArrayLike, device: torch.device) -> torch.Tensor:
+    """Host integers as an int64 tensor on `device`; a GPU is not waited for."""
+    # A writable, contiguous copy: a worker's rows are a strided slice of the order.
+    tensor = torch.from_numpy(np.array(values, dtype=np.int64))
+    if device.type == "cpu":
+        return tensor
+    if device.type == "cuda":  # only from pinned memory does the copy not block
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _touch(images: npt.NDArray[np.uint8]) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.generated import digits_split, synthetic_split
+from ekd_ray.data.views import RESIZED_CROP
 from ekd_ray.errors import unknown_name
 
 Triple = tuple[float, float, float]
@@ -26,12 +27,29 @@ class CifarFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureFiles:
+    """Where a data set of pictures is: class folders below train/, or Parquet shards.
+
+    `held_out` names the folder of the "test" split and `held_out_shards` the prefix of its
+    shards, the first that exists wins; no prefixes mean that there is no Parquet layout.
+    """
+
+    held_out: tuple[str, ...]
+    held_out_shards: tuple[str, ...] = ()
+    archive_folder: str | None = None  # that the original archive unpacks to
+    label_columns: tuple[str, ...] = ("label",)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
     """Constants of one data set.
 
-    `num_train` is the size of the training split as published; `mean` and `std` are per
-    channel on the [0, 1] scale; `view_scheme` is the augmentation used when none is asked
-    for; exactly one of `files` and `generate` is set.
+    `num_train` is the size of the training split as published (of the files found:
+    `ekd_ray.data.num_train`); `mean` and `std` are per channel on the [0, 1] scale;
+    `view_scheme` is the augmentation used when none is asked for; `class_names` is () where
+    the files tell. Images of an `encoded` data set vary in size and are decoded on demand, to
+    `image_size` unless another is asked for; all others have exactly `image_size` pixels a
+    side and are decoded once. Exactly one of `files` and `generate` is set.
     """
 
     name: str
@@ -42,10 +60,15 @@ class DatasetInfo:
     std: Triple
     view_scheme: str
     class_names: tuple[str, ...]
-    files: CifarFiles | None = None
+    encoded: bool = False
+    files: CifarFiles | PictureFiles | None = None
     generate: Generator | None = None
     generator_version: int = 1  # part of the cache key of generated data
 
+
+FOLDER_PREFIX = "folder:"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100 = """
@@ -114,13 +137,60 @@ DATASETS: dict[str, DatasetInfo] = {
             class_names=tuple(f"pattern{c}" for c in range(10)),
             generate=synthetic_split,
         ),
+        DatasetInfo(
+            name="tiny_imagenet",
+            num_classes=200,
+            image_size=64,
+            num_train=100_000,
+            mean=(0.4802, 0.4481, 0.3975),
+            std=(0.2302, 0.2265, 0.2262),
+            view_scheme="crop8_flip",
+            class_names=(),
+            files=PictureFiles(
+                # The archive's own test images have no labels; its validation images do.
+                held_out=("val", "valid", "validation"),
+                held_out_shards=("valid", "validation", "val", "test"),
+                archive_folder="tiny-imagenet-200",
+            ),
+        ),
+        DatasetInfo(
+            name="imagenet",
+            num_classes=1000,
+            image_size=224,
+            num_train=1_281_167,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            view_scheme=RESIZED_CROP,
+            class_names=(),
+            encoded=True,
+            files=PictureFiles(
+                held_out=("val", "validation"),
+                held_out_shards=("validation", "val", "valid", "test"),
+            ),
+        ),
     )
 }
 
 
-def dataset_info(name: str) -> DatasetInfo:
+def registered(name: str) -> DatasetInfo:
     """The registry's entry; raises UserError for an unknown name, with the nearest known one."""
     try:
         return DATASETS[name]
     except (KeyError, TypeError):
-        raise unknown_name("dataset", name, DATASETS) from None
+        raise unknown_name("dataset", name, [*DATASETS, f"{FOLDER_PREFIX}PATH"]) from None
+
+
+def folder_info(name: str, class_names: tuple[str, ...], num_train: int) -> DatasetInfo:
+    """The constants of a `folder:PATH` data set: ImageNet's, with its own classes."""
+    return DatasetInfo(
+        name=name,
+        num_classes=len(class_names),
+        image_size=224,
+        num_train=num_train,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        view_scheme=RESIZED_CROP,
+        class_names=class_names,
+        encoded=True,
+        files=PictureFiles(held_out=("test", "val", "valid", "validation")),
+    )

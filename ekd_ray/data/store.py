@@ -2,7 +2,8 @@
 
 An entry is a folder `<cache>/datasets/<dataset>-<split>-<key>/` with images.npy, labels.npy
 and meta.json. The key covers the decoder's version and every source file's path, size and
-modification time, so changed sources make a new entry and an entry never changes.
+modification time (of class folders: theirs), so changed sources make a new entry and an entry
+never changes. How an entry comes to be is the same for data sets that stay encoded (encoded.py).
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 
 _VERSION = 1  # raise it when the same files would decode to other pixels
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +52,28 @@ def default_cache_dir() -> Path:
 
 def entry_path(cache_dir: Path, info: DatasetInfo, split: str, source: Source) -> Path:
     """Where the decoded form of `source` belongs. Raises UserError for a missing file."""
-    facts: list[Any] = [_VERSION, info.generator_version, info.name, split, info.image_size]
-    for path in source.files:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise UserError(
-                f"cannot read {path} ({error.strerror}); give the complete folder with "
-                "--data-root or fetch it with --download."
-            ) from error
-        facts.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
+    facts = [_VERSION, info.generator_version, info.name, split, info.image_size]
+    return named_entry(cache_dir, f"{info.name}-{split}", [*facts, *source.facts()])
+
+
+def named_entry(cache_dir: Path, label: str, facts: list[Any]) -> Path:
+    """The entry `label` that all of `facts` (JSON) belong to."""
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
-    return cache_dir.absolute() / "datasets" / f"{info.name}-{split}-{key}"
+    return cache_dir.absolute() / "datasets" / f"{label}-{key}"
 
 
 def load_entry(path: Path, info: DatasetInfo, source: Source) -> Entry:
-    """Open the entry at `path`, building it from `source` if it is missing or damaged.
+    """Open the decoded entry at `path`, as `open_entry` does."""
+    return open_entry(path, lambda: _read(path, info), lambda folder: _write(folder, info, source))
+
+
+def open_entry(path: Path, read: Callable[[], T | None], write: Callable[[Path], None]) -> T:
+    """What `read` makes of the entry at `path`; `write` fills it if it is missing or damaged.
 
     One process builds, the others wait for it. Raises UserError for bad sources and for a
     cache folder that cannot be written.
     """
-    entry = _read(path, info)  # needs no lock, so a read-only cache that is complete works
+    entry = read()  # needs no lock, so a read-only cache that is complete works
     if entry is not None:
         return entry
     from filelock import FileLock
@@ -77,18 +81,30 @@ def load_entry(path: Path, info: DatasetInfo, source: Source) -> Entry:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(path.name + ".lock")):
-            entry = _read(path, info)  # another process may have built it meanwhile
+            entry = read()  # another process may have built it meanwhile
             if entry is None:
-                _build(path, info, source)
-                entry = _read(path, info)
+                _build(path, write)
+                entry = read()
     except OSError as error:
         raise UserError(
             f"cannot write the data cache {path.parent} ({error.strerror or error}); set "
             "EKD_CACHE_DIR to a folder on a disk with room."
         ) from error
     if entry is None:
-        raise RuntimeError(f"the entry {path} was built and cannot be read back")
+        # The sources of a sound entry are compared too: they may have changed meanwhile.
+        raise UserError(
+            f"the files of {path.name} changed while they were read; start again when nothing "
+            "writes to them."
+        )
     return entry
+
+
+def unchanged(folders: Mapping[str, int]) -> bool:
+    """Whether every folder still has its modification time (ns)."""
+    try:
+        return all(os.stat(folder).st_mtime_ns == time for folder, time in folders.items())
+    except OSError:
+        return False
 
 
 def _read(path: Path, info: DatasetInfo) -> Entry | None:
@@ -110,8 +126,9 @@ def _read(path: Path, info: DatasetInfo) -> Entry | None:
             and (labels.dtype, labels.shape) == (np.int64, (rows,))
             and hashlib.sha256(labels.tobytes()).hexdigest() == meta["labels_sha256"]
             and len(names) == info.num_classes
+            and unchanged(meta.get("folders", {}))
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
     if not sound:
         return None
@@ -119,15 +136,15 @@ def _read(path: Path, info: DatasetInfo) -> Entry | None:
     return Entry(images, labels, names, fingerprint)
 
 
-def _build(path: Path, info: DatasetInfo, source: Source) -> None:
-    """Decode into a folder beside `path`, then rename it into place. The lock is held."""
+def _build(path: Path, write: Callable[[Path], None]) -> None:
+    """Write into a folder beside `path`, then rename it into place. The lock is held."""
     prefix = f".{path.name}."
     for stale in path.parent.glob(f"{prefix}*"):  # of builders that were killed
         shutil.rmtree(stale, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     try:
         folder.chmod(0o755)
-        _write(folder, info, source)
+        write(folder)
         if path.exists():  # damaged: out of the way first, rename needs a free name
             os.rename(path, folder / "damaged")
             shutil.rmtree(folder / "damaged", ignore_errors=True)
@@ -142,7 +159,7 @@ def _write(folder: Path, info: DatasetInfo, source: Source) -> None:
     digest = hashlib.sha256()
     parts: list[Int64Array] = []
     # Sequential writes and not a writable map: on a full disk a map dies with SIGBUS.
-    with _synced(folder / "images.npy") as file:
+    with synced(folder / "images.npy") as file:
         start = _header(file, (0, *shape))
         for images, labels in source.batches():
             if images.shape != (len(labels), *shape):
@@ -156,7 +173,7 @@ def _write(folder: Path, info: DatasetInfo, source: Source) -> None:
         # NumPy leaves room in the header for the first axis to grow; never trust it blindly.
         if _header(file, (len(labels), *shape)) != start:
             raise RuntimeError("the .npy header changed its length")
-    with _synced(folder / "labels.npy") as file:
+    with synced(folder / "labels.npy") as file:
         np.save(file, labels, allow_pickle=False)
     digest.update(repr((len(labels), *shape)).encode())
     digest.update(labels.astype("<i8").tobytes())
@@ -167,6 +184,7 @@ def _write(folder: Path, info: DatasetInfo, source: Source) -> None:
         "fingerprint": digest.hexdigest()[:16],
         "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
         "sources": [str(file) for file in source.files],
+        "folders": source.folders,
     }
     write_json(folder / "meta.json", meta)
 
@@ -178,7 +196,7 @@ def _header(file: Any, shape: tuple[int, ...]) -> int:
 
 
 @contextlib.contextmanager
-def _synced(path: Path) -> Iterator[Any]:
+def synced(path: Path) -> Iterator[Any]:
     """A new file, flushed to the disk before the folder is renamed into place."""
     with open(path, "wb") as file:
         yield file

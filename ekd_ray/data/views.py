@@ -3,6 +3,9 @@
 For a scheme with padding p, let s = 2p + 1. View id = (flip * s + dy) * s + dx, where the crop
 starts at row dy and column dx of the image padded with p black pixels on every side, and is
 mirrored left to right when flip is 1.
+
+The scheme "resized_crop" has no such list: its outcomes depend on the picture's own size, so
+it keeps a pool of drawn views of every sample and cuts them while decoding (crops.py).
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ekd_ray.errors import unknown_name
+from ekd_ray.errors import UserError, unknown_name
+
+RESIZED_CROP = "resized_crop"
+DEFAULT_POOL = 64  # views of each sample of "resized_crop" where no other number is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,7 @@ VIEW_SCHEMES: dict[str, ViewScheme] = {
     scheme.name: scheme
     for scheme in (
         ViewScheme(name="crop_flip", padding=4, flip=True),
+        ViewScheme(name="crop8_flip", padding=8, flip=True),
         ViewScheme(name="crop", padding=4, flip=False),
         ViewScheme(name="none", padding=0, flip=False),
     )
@@ -52,20 +59,33 @@ VIEW_SCHEMES: dict[str, ViewScheme] = {
 
 
 def view_scheme(name: str) -> ViewScheme:
-    """The scheme of that name; raises UserError with the nearest known name."""
+    """The enumerated scheme of that name.
+
+    Raises UserError for "resized_crop", which is none, and for any other name that is unknown,
+    with the nearest known one.
+    """
+    if name == RESIZED_CROP:
+        raise UserError(
+            f"the view scheme {name!r} is cut while a picture is decoded; for images of one size "
+            f"choose {', '.join(VIEW_SCHEMES)}."
+        )
     try:
         return VIEW_SCHEMES[name]
     except (KeyError, TypeError):
-        raise unknown_name("view scheme", name, VIEW_SCHEMES) from None
+        raise unknown_name("view scheme", name, [*VIEW_SCHEMES, RESIZED_CROP]) from None
 
 
-def view_count(scheme: str) -> int:
-    """Number of views of a scheme: 162 for "crop_flip", 81 for "crop", 1 for "none"."""
-    return view_scheme(scheme).count
+def view_count(scheme: str, pool: int = DEFAULT_POOL) -> int:
+    """Number of views of a sample.
+
+    162 for "crop_flip", 578 for "crop8_flip", 81 for "crop", 1 for "none", and `pool` for
+    "resized_crop". Raises UserError for an unknown scheme.
+    """
+    return pool if scheme == RESIZED_CROP else view_scheme(scheme).count
 
 
 def identity_view(scheme: str) -> int:
-    """Id of the view that changes nothing: 40 for the crops, 0 for "none"."""
+    """Id of the view that changes nothing: 40 for crops by 4, 144 by 8, 0 for "none"."""
     return view_scheme(scheme).identity
 
 
@@ -75,7 +95,7 @@ def apply_views(images: torch.Tensor, view_ids: torch.Tensor, scheme: str) -> to
     `images` is uint8 [B, 3, H, W] (any number of channels will do), `view_ids` int64 [B] on
     the same device with values in [0, view_count(scheme)); ids are not checked, which would
     make a GPU wait. Returns uint8 [B, 3, H, W]; the images themselves for a scheme with one
-    view. Raises UserError for an unknown scheme.
+    view. Raises UserError for an unknown scheme and for "resized_crop".
     """
     rules = view_scheme(scheme)
     if rules.count == 1:

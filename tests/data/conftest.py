@@ -15,8 +15,10 @@ from PIL import Image
 
 import ekd_ray.data.datasets as datasets
 from ekd_ray.data import load_dataset
+from ekd_ray.data.miniature import write_miniature
 
 NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+NAMES_1000 = [f"n{i:08d}" for i in range(1000)]
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,38 @@ def encode(image: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0)).save(buffer, kind)
     return buffer.getvalue()
+
+
+def picture(width: int, height: int, seed: int = 0, kind: str = "PNG") -> bytes:
+    """A smooth random picture of any size, encoded."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return encode(np.asarray(smooth).transpose(2, 0, 1), kind)
+
+
+def write_tree(root: Path, files: dict[str, bytes]) -> Path:
+    """Files by their path below `root`, with the folders they need."""
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+@pytest.fixture(scope="session")
+def miniatures(tmp_path_factory):
+    """{"folders": root, "parquet": root} of the same generated ImageNet, 1000 + 1000 images."""
+    roots = {}
+    for layout in ("folders", "parquet"):
+        roots[layout] = tmp_path_factory.mktemp(layout)
+        write_miniature(
+            roots[layout] / "imagenet",
+            classes=1000,
+            train_per_class=1,
+            test_per_class=1,
+            size=24,
+            parquet=layout == "parquet",
+        )
+    return roots
 
 
 def write_parquet(
@@ -70,6 +104,20 @@ def hub(tmp_path):
     return tmp_path / "root"
 
 
+@pytest.fixture
+def shards(tmp_path):
+    """A Parquet ImageNet with 20 training rows and 6 labelled validation rows; its root."""
+    folder = tmp_path / "root/imagenet/data"
+    for split, count, shards in (("train", 20, 2), ("validation", 6, 1)):
+        data = [picture(20 + i, 30 - i, i, "JPEG") for i in range(count)]
+        labels = [(i * 53) % 1000 for i in range(count)]
+        for shard in range(shards):
+            part = slice(shard * count // shards, (shard + 1) * count // shards)
+            path = folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
+            write_parquet(path, data[part], labels[part], image="image", names=NAMES_1000)
+    return tmp_path / "root"
+
+
 @pytest.fixture(scope="session")
 def real_cifar10(tmp_path_factory):
     """{"train": ..., "test": ...} of the real CIFAR-10, decoded once a session."""
@@ -98,6 +146,8 @@ def make():
     class Make:
         images = staticmethod(random_images)
         encode = staticmethod(encode)
+        picture = staticmethod(picture)
+        tree = staticmethod(write_tree)
         parquet = staticmethod(write_parquet)
 
     return Make

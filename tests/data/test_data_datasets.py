@@ -40,10 +40,12 @@ def forget(monkeypatch):
 
 
 def test_registry():
-    assert set(DATASETS) == {"cifar10", "cifar100", "digits", "synthetic"}
+    small = {"cifar10", "cifar100", "digits", "synthetic"}
+    assert set(DATASETS) == small | {"tiny_imagenet", "imagenet"}
     for name, info in DATASETS.items():
         assert info.name == name
-        assert len(set(info.class_names)) == info.num_classes
+        assert len(set(info.class_names)) == (info.num_classes if name in small else 0)
+        assert info.encoded == (info.view_scheme == "resized_crop")
         assert (info.files is None) != (info.generate is None)
         assert view_count(info.view_scheme) > 1
     with pytest.raises(UserError, match="Did you mean 'cifar100'"):
@@ -160,7 +162,7 @@ def test_unwritable_cache(hub, tmp_path, monkeypatch, kind):
         def full(path):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(store, "_synced", full)
+        monkeypatch.setattr(store, "synced", full)
     with pytest.raises(UserError, match="EKD_CACHE_DIR") as caught:
         load_dataset("cifar10", "train", data_root=hub)
     assert str(tmp_path / "cache") in str(caught.value)

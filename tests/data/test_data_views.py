@@ -7,6 +7,7 @@ import torch
 import torchvision.transforms.functional as TF
 
 from ekd_ray.data import (
+    DEFAULT_POOL,
     VIEW_SCHEMES,
     apply_views,
     identity_view,
@@ -23,18 +24,21 @@ def images(n, height=32, width=32):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 28)])
-@pytest.mark.parametrize(("scheme", "count"), [("crop_flip", 162), ("crop", 81)])
-def test_every_view(scheme, count, height, width):
+@pytest.mark.parametrize(
+    ("scheme", "count", "pad"), [("crop_flip", 162, 4), ("crop", 81, 4), ("crop8_flip", 578, 8)]
+)
+def test_every_view(scheme, count, pad, height, width):
     assert view_count(scheme) == count
     batch = images(count, height, width)
     got = apply_views(batch, torch.arange(count), scheme)
     assert got.dtype == torch.uint8
     assert got.shape == batch.shape
-    for flip in range(count // 81):
-        for dy in range(9):
-            for dx in range(9):
-                view = (flip * 9 + dy) * 9 + dx
-                want = TF.crop(TF.pad(batch[view], [4]), dy, dx, height, width)
+    side = 2 * pad + 1
+    for flip in range(count // side**2):
+        for dy in range(side):
+            for dx in range(side):
+                view = (flip * side + dy) * side + dx
+                want = TF.crop(TF.pad(batch[view], [pad]), dy, dx, height, width)
                 want = TF.hflip(want) if flip else want
                 assert torch.equal(got[view], want), (flip, dy, dx)
 
@@ -65,6 +69,16 @@ def test_unknown_scheme():
         view_scheme("crop_flop")
     with pytest.raises(UserError, match="view scheme"):
         apply_views(images(1), torch.zeros(1, dtype=torch.int64), "x")
+    with pytest.raises(UserError, match="Did you mean 'resized_crop'"):
+        view_count("resize_crop")
+
+
+def test_a_drawn_scheme_is_counted_and_not_applied():
+    assert view_count("resized_crop", 17) == 17
+    assert view_count("resized_crop") == DEFAULT_POOL
+    assert view_count("none", 17) == 1
+    with pytest.raises(UserError, match=r"cut while a picture is decoded; .* choose crop_flip"):
+        apply_views(images(1), torch.zeros(1, dtype=torch.int64), "resized_crop")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -1,0 +1,112 @@
+"""Encoded pictures to pixels, with PIL. Functions of one picture, called from many threads."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ekd_ray.data.counter import UInt64Array
+from ekd_ray.data.crops import Region, crop_box, crop_flips, evaluation_region
+from ekd_ray.errors import UserError
+
+UInt8Array = npt.NDArray[np.uint8]
+
+FIXED_FORMATS = ("JPEG", "PNG")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+# Shrinking by cheap means stops at this multiple of the final size; the rest is filtered well.
+_GAP = 2.0
+
+
+def read_picture(path: str) -> bytes:
+    """The bytes of an image file; raises UserError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the image {path} ({error.strerror}); restore the file."
+        ) from error
+
+
+def decode_fixed(data: bytes, where: str, size: int, dataset: str) -> UInt8Array:
+    """RGB pixels [size, size, 3] of a JPEG or PNG that must have exactly that size.
+
+    `where` names the picture in messages ("the image in row 3 of FILE"). Raises UserError for
+    a damaged picture or one of another size.
+    """
+    with _opened(data, where, FIXED_FORMATS) as image:
+        got = image.size
+        # A giant picture is refused by its header, before it is decoded.
+        if got == (size, size):
+            return np.asarray(image.convert("RGB"))
+    raise UserError(
+        f"{where} has {got[0]}x{got[1]} pixels, but {dataset} has {size}x{size}; put the files "
+        f"of {dataset} there."
+    )
+
+
+def decode_view(data: bytes, where: str, size: int, bits: UInt64Array | None) -> UInt8Array:
+    """RGB pixels [3, size, size] of one view of a picture of any size.
+
+    `bits` is a row of `crops.crop_bits` (a random resized crop, perhaps mirrored) or None for
+    the evaluation view (centre crop after resizing). Bilinear with antialiasing. Raises
+    UserError, with the name `where`, for a damaged picture.
+    """
+    with _opened(data, where, FORMATS) as image:
+        width, height = image.size
+        if bits is None:
+            region = evaluation_region(width, height, size)
+        else:
+            box = crop_box(width, height, bits)
+            region = Region(box.left, box.top, box.left + box.width, box.top + box.height)
+        pixels = _cut(image, region, size, whole_pixels=bits is not None)
+    if bits is not None and crop_flips(bits):
+        pixels = pixels[:, ::-1]
+    return pixels.transpose(2, 0, 1)
+
+
+def _cut(image: Any, region: Region, size: int, *, whole_pixels: bool) -> UInt8Array:
+    """`region` of an image that is not loaded yet, resized to [size, size, 3]."""
+    from PIL import Image
+
+    shrink = _draft(image, region, size)
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    box: tuple[float, ...] | None = tuple(edge / shrink for edge in region)
+    if whole_pixels and shrink == 1:
+        # Cut first, as torchvision does: PIL's filter would look across the edges of a box.
+        rgb, box = rgb.crop(region), None
+    small = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=_GAP)
+    return np.asarray(small)
+
+
+def _draft(image: Any, region: Region, size: int) -> int:
+    """Let a JPEG decoder skip resolution that the final size cannot show; returns the factor."""
+    spare = min(region.right - region.left, region.bottom - region.top) / (_GAP * size)
+    if spare < 2:
+        return 1
+    width, height = image.size
+    drafted = image.draft(None, (math.ceil(width / spare), math.ceil(height / spare)))
+    return 1 if drafted is None else round(width / drafted[1][2])
+
+
+@contextmanager
+def _opened(data: bytes, where: str, formats: tuple[str, ...]) -> Iterator[Any]:
+    """The picture, opened by its header; whatever PIL raises inside becomes a UserError."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            yield image
+    except Exception as error:  # PIL raises a dozen kinds for damaged files
+        # Its own text names a BytesIO by address, which helps nobody.
+        kinds = f"{', '.join(formats[:-1])} or {formats[-1]}"
+        raise UserError(
+            f"{where} is not a readable {kinds} ({type(error).__name__}); fetch or replace the "
+            "file."
+        ) from error
