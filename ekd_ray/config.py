@@ -27,7 +27,10 @@ class DistillConfig(Settings):
     """
 
     # Data
-    dataset: str = setting("cifar100", "data set: cifar10, cifar100, digits or synthetic")
+    dataset: str = setting(
+        "cifar100",
+        "data set: cifar10, cifar100, tiny_imagenet, imagenet, digits, synthetic or folder:PATH",
+    )
     data_fingerprint: str | None = setting(None, "fingerprint of the training images; checked")
     train_subset: int | None = setting(None, "training images to draw (stratified)", low=1)
     validation_fraction: float = setting(
@@ -37,10 +40,25 @@ class DistillConfig(Settings):
         high=0.5,
     )
     split_seed: int = setting(0, "seed of the subset and of the validation split", low=0)
-    augment: str | None = setting(None, "view scheme: crop_flip, crop or none (data set's default)")
+    augment: str | None = setting(
+        None, "view scheme: crop_flip, crop8_flip, crop, resized_crop or none (data set's default)"
+    )
+    view_pool: int = setting(
+        64, "views per image of a drawn scheme (resized_crop, strong views)", low=1
+    )
+    view_seed: int = setting(0, "seed of the drawn views, shared by all runs of a study", low=0)
+    image_size: int | None = setting(
+        None, "side of the views in pixels (the data set's own)", low=8, high=1024
+    )
+    ood_dataset: str | None = setting(
+        None, "second data set, out of distribution, for ood_auroc (unused by the training)"
+    )
 
     # Models
     student: str = setting("resnet8x4", "student architecture, a name of the zoo")
+    student_image_size: int | None = setting(
+        None, "side to which the student's views are resized, e.g. 224 for a ViT", low=8, high=1024
+    )
     teacher: str | None = setting(None, "teacher architecture, a name of the zoo")
     teacher_weights: str | None = setting(None, "the teacher's checkpoint", identity=False)
     teacher_sha256: str | None = setting(None, "SHA-256 of the teacher's checkpoint; checked")
@@ -49,14 +67,30 @@ class DistillConfig(Settings):
         "imagenet, cifar10, cifar100, half, or 'mean,mean,mean/std,std,std' (the weights' own)",
     )
 
+    teacher_cache: str = setting(
+        "auto", "keep the teacher's logits on disk: on, off, or auto (where the disk has room)",
+        choices=("auto", "on", "off"), identity=False,
+    )  # fmt: skip
+    teacher_top: int | None = setting(
+        None, "keep this many of the teacher's logits per view, and the mass of the rest", low=1
+    )
+
     # Method (METHODS.md, section 1)
-    method: str = setting("ekd", "distillation method: none, evidential, kd, ekd")
+    method: str = setting("ekd", "distillation method: a name of METHODS (docs/methods.md)")
     temperature: float | None = setting(None, "softening T of both logits", above=0, high=100)
     ce_weight: float | None = setting(None, "weight of the (evidential) cross-entropy", low=0)
     kd_weight: float | None = setting(None, "weight of KD / first-order expectation KD", low=0)
+    kd_warmup: int | None = setting(None, "epochs over which DKD's kd_weight ramps up", low=0)
     ekd_weight: float | None = setting(None, "weight of second-order distribution KD", low=0)
     ekd_warmup: int | None = setting(None, "epochs over which ekd_weight ramps up linearly", low=0)
     standardize: bool = setting(False, "standardise logits per row before KD (softmax methods)")
+    dkd_alpha: float = setting(1.0, "DKD: weight of the (target, rest) part", low=0)
+    dkd_beta: float = setting(8.0, "DKD: weight of the part among the other classes", low=0)
+    ctkd_t_start: float = setting(1.0, "CTKD: lower end of the learned temperature", above=0)
+    ctkd_t_end: float = setting(20.0, "CTKD: width of the learned temperature's range", above=0)
+    ctkd_warmup: int | None = setting(
+        None, "CTKD: epochs over which the gradient reversal grows to full strength", low=0
+    )
     log_prior: float | None = setting(
         None, "log of the prior mass per class (the teacher's learned one)", low=-20, high=20
     )
@@ -135,6 +169,11 @@ class StudyConfig(Settings):
 
     confirm_top_k: int = setting(3, "finalists that are run over several seeds", low=1)
     confirm_seeds: int = setting(3, "seeds per finalist and baseline", low=1)
+
+    teacher_fill: str = setting(
+        "eager", "when the teacher cache is filled: before the trials (eager) or by them (lazy)",
+        choices=("eager", "lazy"), identity=False,
+    )  # fmt: skip
 
     data_root: str | None = setting(None, "folder of the data sets", identity=False)
     max_concurrent: int | None = setting(

@@ -1,9 +1,11 @@
 """Distillation losses: pure functions of tensors, composed by `ekd_ray.losses.objective`.
 
 Every loss is a 0-d tensor in at least float32 (inside autocast too), a mean over the batch
-with the temperature squared already applied; no gradient reaches the teacher.
+with the temperature squared already applied; no gradient reaches the teacher. The batch and
+class alignments of `mlkd_terms` are the exception: they compare samples with each other.
 """
 
+from ekd_ray.losses.ctkd import adversarial_temperature
 from ekd_ray.losses.dirichlet import (
     EVIDENCE_FUNCTIONS,
     dirichlet_kl,
@@ -18,16 +20,20 @@ from ekd_ray.losses.dirichlet import (
 )
 from ekd_ray.losses.dkd import dkd_loss, expectation_dkd_loss
 from ekd_ray.losses.kd import at_least_float32, kd_loss, standardize_logits
+from ekd_ray.losses.mlkd import expectation_mlkd_terms, mlkd_terms
 
 __all__ = [
     # softmax statistics
     "kd_loss",
     "dkd_loss",
+    "mlkd_terms",
+    "adversarial_temperature",
     "standardize_logits",
     # evidential
     "evidential_cross_entropy",
     "expectation_kd_loss",
     "expectation_dkd_loss",
+    "expectation_mlkd_terms",
     "distribution_kd_loss",
     "prior_kl_loss",
     "dirichlet_kl",

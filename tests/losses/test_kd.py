@@ -1,8 +1,7 @@
 """Softmax distillation and its decoupled forms against slow plain versions."""
 
-import math
-
 import numpy as np
+import oracles
 import pytest
 import torch
 from scipy import special
@@ -37,28 +36,8 @@ def all_terms(target, temperature=4.0):
 TERM_NAMES = tuple(all_terms(None))
 
 
-def slow_dkd(p_student, p_teacher, target, alpha, beta):
-    """TCKD and NCKD of probabilities, one row and one class at a time."""
-    total = 0.0
-    for s, t, y in zip(p_student, p_teacher, target.tolist(), strict=True):
-        tckd = t[y] * math.log(t[y] / s[y])
-        tckd += (1 - t[y]) * math.log((1 - t[y]) / (1 - s[y]))
-        nckd = 0.0
-        for c in range(len(s)):
-            if c != y:
-                rest_t, rest_s = t[c] / (1 - t[y]), s[c] / (1 - s[y])
-                nckd += rest_t * math.log(rest_t / rest_s)
-        total += alpha * tckd + beta * nckd
-    return total / len(p_student)
-
-
 def slow_standardize(logits):
-    rows = []
-    for row in logits.tolist():
-        mean = sum(row) / len(row)
-        std = math.sqrt(sum((z - mean) ** 2 for z in row) / (len(row) - 1))
-        rows.append([(z - mean) / (1e-7 + std) for z in row])
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.from_numpy(oracles.standardized(logits.numpy()))
 
 
 # ---------------------------------------------------------------- agreement with oracles
@@ -102,8 +81,10 @@ def test_dkd_against_the_slow_split(alpha_beta, standardize):
     if standardize:
         student, teacher = slow_standardize(student), slow_standardize(teacher)
     p_s, p_t = (special.softmax(z.numpy() / 3, axis=1) for z in (student, teacher))
-    np.testing.assert_allclose(got, 9 * slow_dkd(p_s, p_t, target, alpha, beta), rtol=1e-9)
-    assert abs(got - 9 * slow_dkd(p_t, p_s, target, alpha, beta)) > 1e-3
+    np.testing.assert_allclose(
+        got, 9 * oracles.decoupled_kl(p_s, p_t, target, alpha, beta), rtol=1e-9
+    )
+    assert abs(got - 9 * oracles.decoupled_kl(p_t, p_s, target, alpha, beta)) > 1e-3
 
 
 @pytest.mark.parametrize("alpha_beta", [(1.0, 8.0), (1.0, 0.0), (0.0, 1.0)])
@@ -116,26 +97,50 @@ def test_expectation_dkd_against_the_slow_split(alpha_beta):
     )  # fmt: skip
     a_s, a_t = np.exp(student.numpy() / 2) + np.exp(-1.2), np.exp(teacher.numpy() / 2) + np.exp(0.3)
     p_s, p_t = a_s / a_s.sum(1, keepdims=True), a_t / a_t.sum(1, keepdims=True)
-    np.testing.assert_allclose(got, 4 * slow_dkd(p_s, p_t, target, alpha, beta), rtol=1e-9)
-
-
-def test_the_published_masking_by_1000_is_the_softmax_over_the_rest():
-    student, teacher, target = draw(classes=10)
-    mask = 1000.0 * torch.nn.functional.one_hot(target, 10)
-    published = torch.nn.functional.kl_div(
-        torch.log_softmax(student / 4 - mask, 1),
-        torch.log_softmax(teacher / 4 - mask, 1),
-        log_target=True,
-        reduction="batchmean",
+    np.testing.assert_allclose(
+        got, 4 * oracles.decoupled_kl(p_s, p_t, target, alpha, beta), rtol=1e-9
     )
-    got = dkd_loss(student, teacher, target, 4.0, alpha=0.0, beta=1.0)
-    torch.testing.assert_close(got, 16 * published, rtol=1e-9, atol=1e-12)
-    # It is exact where the published mask has lost: a target far above the rest.
-    student, teacher = student.clone(), teacher.clone()
-    for logits in (student, teacher):
+
+
+def published_dkd(student, teacher, target, temperature, alpha, beta):
+    """The released form: target and rest by masked sums, the target masked by -1000."""
+    one_hot = torch.nn.functional.one_hot(target, student.shape[1])
+
+    def divergence(log_student, p_teacher):
+        kl = torch.nn.functional.kl_div(log_student, p_teacher, reduction="sum")
+        return temperature**2 * kl / len(target)
+
+    def target_and_rest(logits):
+        p = torch.softmax(logits / temperature, 1)
+        return torch.stack([(p * one_hot).sum(1), (p * (1 - one_hot)).sum(1)], 1)
+
+    masked = [logits / temperature - 1000.0 * one_hot for logits in (student, teacher)]
+    tckd = divergence(target_and_rest(student).log(), target_and_rest(teacher))
+    nckd = divergence(torch.log_softmax(masked[0], 1), torch.softmax(masked[1], 1))
+    return alpha * tckd + beta * nckd
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 8.0), (0.0, 1.0), (1.0, 0.0)])
+def test_dkd_is_the_published_masking_by_1000_on_moderate_logits(alpha, beta, dtype):
+    student, teacher, target = draw(classes=10, dtype=dtype)
+    got = dkd_loss(student, teacher, target, 4.0, alpha=alpha, beta=beta)
+    expected = published_dkd(student, teacher, target, 4.0, alpha, beta)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=1e-9)
+
+
+def test_dkd_is_exact_where_the_published_mask_has_lost():
+    """A target far above the rest shows through a mask of 1000."""
+    student, teacher, target = draw(classes=10)
+    small = dkd_loss(student, teacher, target, 4.0, alpha=0.0, beta=1.0)
+    high = [logits.clone() for logits in (student, teacher)]
+    for logits in high:
         logits[torch.arange(6), target] = 1e4
-    same = dkd_loss(student, teacher, target, 4.0, alpha=0.0, beta=1.0)
-    torch.testing.assert_close(same, got)
+    same = dkd_loss(*high, target, 4.0, alpha=0.0, beta=1.0)
+    torch.testing.assert_close(same, small)
+    published = published_dkd(*high, target, 4.0, 0.0, 1.0)
+    assert not torch.isclose(published, small)  # it is NaN: log(0) of the rest
 
 
 def test_dkd_with_both_weights_at_the_teachers_masses_is_kd():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from objective_cases import AutocastRecorder
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 
 from ekd_ray.losses import (
     EVIDENCE_FUNCTIONS,
@@ -61,20 +61,6 @@ def all_terms(target, temperature=1.0, log_prior=-1.2):
 
 DISTILLATION_NAMES = tuple(distillation_terms(None))
 TERM_NAMES = tuple(all_terms(None))
-
-
-class AutocastRecorder(TorchFunctionMode):
-    """Notes, for every operation that makes a tensor, whether autocast is on."""
-
-    def __init__(self):
-        super().__init__()
-        self.enabled = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.enabled.append(torch.is_autocast_enabled("cpu"))
-        return result
 
 
 # ---------------------------------------------------------------- gradients

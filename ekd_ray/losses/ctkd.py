@@ -1,0 +1,65 @@
+"""Curriculum temperature distillation: the temperature is learned, against the student.
+
+Li et al., "Curriculum temperature for knowledge distillation", AAAI 2023, with the global
+temperature of their released code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Where the learned scalar starts: T = t_start + t_end * sigmoid(1).
+INITIAL_LOGIT = 1.0
+
+
+def reversal_strength(epoch: int, warmup: int) -> float:
+    """Factor on the temperature's gradient in an epoch (from 1): a half cosine from 0 to -1.
+
+    It stays at -1 once `warmup` epochs have passed, and is -1 at once for `warmup = 0`.
+    Li et al. 2023, section 3.3 (the curriculum), cosine schedule.
+    """
+    if epoch >= warmup:
+        return -1.0
+    return (math.cos(math.pi * epoch / warmup) - 1.0) / 2.0
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+def adversarial_temperature(
+    logit: Tensor, epoch: int, *, t_start: float, t_end: float, warmup: int
+) -> Tensor:
+    """`T = t_start + t_end * sigmoid(g)`, with g's gradient reversed.
+
+    Minimising a loss at this temperature moves the student down the loss and the
+    temperature up: the curriculum grows harder.
+
+    Args:
+        logit: g, a 0-d float32 tensor, learned.
+        epoch: counted from 1, for `reversal_strength`.
+        t_start: lower end of T, > 0.
+        t_end: width of T's range: T lies in (t_start, t_start + t_end).
+        warmup: epochs over which the reversal grows to full strength.
+
+    Returns:
+        0-d, float32 (also inside autocast).
+
+    Li et al. 2023, eq. 4 to 6.
+    """
+    with torch.autocast(logit.device.type, enabled=False):
+        reversed_logit: Tensor = _ScaledGradient.apply(logit, reversal_strength(epoch, warmup))
+        return t_start + t_end * torch.sigmoid(reversed_logit.float())

@@ -1,0 +1,100 @@
+"""What a method learns beside the student: the log prior, the temperature, and their state."""
+
+import io
+
+import pytest
+import torch
+from objective_cases import build, draw, every_method, everything_on, methods_where, run
+
+from ekd_ray.losses.objective import METHODS
+
+torch.set_num_threads(1)
+
+
+@methods_where("evidential")
+@pytest.mark.parametrize(
+    ("values", "start"),
+    [
+        ({}, 0.0),
+        ({"log_prior": -1.2}, -1.2),
+        ({"learn_log_prior": True}, 1.0),
+        ({"learn_log_prior": True, "log_prior": -1.2}, -1.2),
+    ],
+    ids=str,
+)
+def test_the_log_prior_starts_where_it_should_and_travels_in_the_state(method, values, start):
+    objective = build(method, **everything_on(method), **values)
+    learned = values.get("learn_log_prior", False)
+    assert objective.log_prior_value == pytest.approx(start, abs=1e-7)
+    assert objective.log_prior.dtype == torch.float32
+    assert isinstance(objective.log_prior, torch.nn.Parameter) == learned
+    torch.testing.assert_close(objective.state_dict()["log_prior"], torch.tensor(start))
+    if learned:
+        run(objective, draw())[0].backward()
+        assert objective.log_prior.grad.abs() > 1e-4
+
+
+@methods_where("evidential", False)
+def test_softmax_methods_have_no_log_prior(method):
+    objective = build(method)
+    assert objective.log_prior_value is None
+    assert "log_prior" not in objective.state_dict() | objective.state(1)
+
+
+@pytest.fixture
+def every_warning():
+    """PyTorch's own come once a process; here they come every time."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+@every_method
+@pytest.mark.usefixtures("every_warning")
+@pytest.mark.filterwarnings("error")
+def test_what_is_learned_is_what_the_method_says(method):
+    entry = METHODS[method]
+    option = {"learn_log_prior": True} if entry.evidential else {}
+    objective = build(method, **option)
+    expected = {"log_prior": entry.evidential, "temperature_logit": entry.adversarial}
+    learned = {name for name, present in expected.items() if present}
+    assert {name for name, _ in objective.named_parameters()} == learned
+    assert set(objective.state_dict()) == learned
+    reported = {"log_prior": entry.evidential, "temperature": entry.adversarial}
+    assert set(objective.state(1)) == {name for name, present in reported.items() if present}
+    assert all(type(value) is float for value in objective.state(1).values())
+
+
+@every_method
+def test_the_state_comes_back_from_a_file(method):
+    """Saved, read with `weights_only`, and loaded: the same total and the same state."""
+    option = {"learn_log_prior": True} if METHODS[method].evidential else {}
+    trained, fresh = (build(method, **everything_on(method), **option) for _ in range(2))
+    with torch.no_grad():
+        for i, parameter in enumerate(trained.parameters()):
+            parameter.add_(0.25 + i)
+    file = io.BytesIO()
+    torch.save(trained.state_dict(), file)
+    file.seek(0)
+    batch = draw()
+    if trained.state_dict():
+        assert run(fresh, batch)[0] != run(trained, batch)[0]
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert run(fresh, batch)[0] == run(trained, batch)[0]
+    assert fresh.state(3) == trained.state(3)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if "teacher_log_prior" in METHODS[m].uses])
+def test_the_teachers_own_prior_is_kept_apart(method):
+    objective = build(method, log_prior=-1.2, teacher_log_prior=0.4, learn_log_prior=True)
+    assert objective.priors["log_prior"] is objective.log_prior
+    torch.testing.assert_close(objective.priors["teacher_log_prior"], torch.tensor(0.4))
+    assert not objective.teacher_log_prior.requires_grad
+    assert "teacher_log_prior" in objective.state_dict()
+    assert build(method).priors["teacher_log_prior"] is None
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if "temperature" in METHODS[m].uses])
+def test_a_fixed_temperature_is_the_setting(method):
+    assert build(method, temperature=2.5).temperature(1) == 2.5
