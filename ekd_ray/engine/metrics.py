@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ekd_ray.losses.dirichlet import log_expectation, vacuity
+from ekd_ray.engine.uncertainty import ood_auroc, uncertainty, uncertainty_metrics
+from ekd_ray.losses.dirichlet import log_expectation
 
 CALIBRATION_BINS = 15
 
 
 def classification_metrics(
-    logits: Tensor, target: Tensor, *, log_prior: float | None = None
+    logits: Tensor,
+    target: Tensor,
+    *,
+    log_prior: float | None = None,
+    ood_logits: Tensor | None = None,
 ) -> dict[str, float]:
     """Metrics of one split, from the logits of all of its images.
 
@@ -20,13 +25,22 @@ def classification_metrics(
         logits: [N, C] float; target: [N] int64.
         log_prior: log of the prior mass per class, for an evidential student, whose
             class probabilities are the expectation of its Dirichlet; None for a softmax one.
+        ood_logits: [M, C] float, of images from outside the data set.
 
     Returns:
         `top1` and `top5` (fractions in [0, 1]; `top5` only with more than 5 classes),
-        `nll` (nats), `ece` (15 equal-width bins, L1; Guo et al., 2017), and `vacuity`
-        (mean of prior mass / total mass, in (0, 1]) for an evidential student.
+        `nll` (nats), `ece` (15 equal-width bins, L1; Guo et al., 2017), what
+        `uncertainty_metrics` gives (`aurc`, `error_auroc` unless it is undefined, and for an
+        evidential student the means `vacuity`, `dissonance`, `aleatoric_entropy` and
+        `epistemic_entropy`), and `ood_auroc` with `ood_logits`. NaN logits make all but `top1`
+        and `top5` NaN.
+
+    Raises:
+        ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2, or that
+            differ in C; a target that is not int64 [N]; a prior that is not finite.
     """
     logits = logits.float()
+    uncertain = uncertainty_metrics(logits, target, log_prior=log_prior)
     if log_prior is None:
         log_probs = functional.log_softmax(logits, dim=1)
     else:
@@ -40,9 +54,14 @@ def classification_metrics(
     }
     if num_classes > 5:
         values["top5"] = ranked.any(dim=1).double().mean()
-    if log_prior is not None:
-        values["vacuity"] = vacuity(logits, log_prior).double().mean()
-    return {name: float(value) for name, value in values.items()}
+    found = {name: float(value) for name, value in values.items()} | uncertain
+    if ood_logits is not None:
+        if ood_logits.shape[-1] != num_classes:
+            got = ood_logits.shape[-1]
+            raise ValueError(f"ood_logits must have C = {num_classes} like logits, got {got}")
+        foreign = uncertainty(ood_logits, log_prior)
+        found["ood_auroc"] = ood_auroc(uncertainty(logits, log_prior), foreign)
+    return found
 
 
 def expected_calibration_error(confidence: Tensor, predicted: Tensor, target: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from ekd_ray.engine.metrics import (
     expected_calibration_error,
 )
 
+EVIDENTIAL = {"vacuity", "dissonance", "aleatoric_entropy", "epistemic_entropy"}
+
 
 def sample(n=200, classes=10, scale=2.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -76,8 +78,57 @@ def test_no_evidence_at_all_is_full_vacuity_and_a_uniform_guess():
     assert found["nll"] == pytest.approx(math.log(10), rel=1e-6)
 
 
-def test_a_softmax_student_has_no_vacuity():
-    assert set(classification_metrics(*sample())) == {"top1", "top5", "nll", "ece"}
+@pytest.mark.parametrize(("log_prior", "more"), [(None, set()), (-1.22, EVIDENTIAL)])
+def test_the_metrics_of_a_student(log_prior, more):
+    logits, target = sample()
+    expected = {"top1", "top5", "nll", "ece", "aurc", "error_auroc"} | more
+    found = classification_metrics(logits, target, log_prior=log_prior)
+    assert set(found) == expected
+    with_ood = classification_metrics(logits, target, log_prior=log_prior, ood_logits=logits[:9])
+    assert with_ood.items() - found.items() == {("ood_auroc", with_ood["ood_auroc"])}
+
+
+@pytest.mark.parametrize("log_prior", [None, -1.22])
+def test_a_perfect_student_has_no_error_auroc(log_prior):
+    logits, _ = sample()
+    found = classification_metrics(logits, logits.argmax(1), log_prior=log_prior)
+    assert found["top1"] == 1 and found["aurc"] == 0
+    assert "error_auroc" not in found
+
+
+@pytest.mark.parametrize("log_prior", [None, -1.22])
+def test_uncertainty_ranks_errors_and_foreign_images(log_prior):
+    """The plain scores of the two kinds of student, in float64, by scikit-learn."""
+    from sklearn.metrics import roc_auc_score
+
+    logits, target = sample()
+    foreign, _ = sample(n=70, scale=1.0, seed=1)
+    if log_prior is None:
+        score, other = (1 - z.double().softmax(1).amax(1) for z in (logits, foreign))
+    else:
+        score, other = (1 / z.double().exp().add(math.exp(-1.22)).sum(1) for z in (logits, foreign))
+    wrong = logits.argmax(1) != target
+    wrong[:100] = False  # otherwise a sample of chance: 90 % are wrong
+    target = torch.where(wrong, target, logits.argmax(1))
+    found = classification_metrics(logits, target, log_prior=log_prior, ood_logits=foreign)
+    assert found["error_auroc"] == pytest.approx(roc_auc_score(wrong.numpy(), score.numpy()))
+    risk = wrong[score.argsort()].double().cumsum(0) / torch.arange(1, 201)
+    assert found["aurc"] == pytest.approx(float(risk.mean()))
+    labels = torch.arange(270) >= 200
+    expected = roc_auc_score(labels.numpy(), torch.cat((score, other)).numpy())
+    assert found["ood_auroc"] == pytest.approx(expected)
+    assert 0.6 < found["ood_auroc"] < 1
+
+
+def test_foreign_logits_need_the_same_classes():
+    logits, target = sample()
+    with pytest.raises(ValueError, match="ood_logits must have C = 10 like logits, got 9"):
+        classification_metrics(logits, target, ood_logits=logits[:, :9])
+
+
+def test_logits_of_a_diverged_student_give_nan_and_no_error():
+    found = classification_metrics(torch.full((4, 10), math.nan), torch.arange(4), log_prior=0.0)
+    assert {name for name, value in found.items() if not math.isnan(value)} == {"top1", "top5"}
 
 
 @pytest.mark.parametrize("scale", [0.3, 2.0, 20.0])
