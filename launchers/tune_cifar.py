@@ -8,11 +8,11 @@ from ekd_ray import cli
 def main() -> int:
     parser = cli.parser(__doc__, search=True)
     args = parser.parse_args()
-    config = cli.study_config(args)
+    configs = cli.study_configs(args)
 
     from ekd_ray import commands
 
-    return commands.tune(config, args)
+    return commands.tune(configs, args)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,44 @@ from ekd_ray.cli import SEARCH_SPACES
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.losses.objective import METHODS
-from ekd_ray.models import model_names
+from ekd_ray.models import ALIASES, model_names
 from ekd_ray.recipes import find_recipe, load_recipe, merge, with_epochs
 from ekd_ray.scale.space import check_space, first_points, point_config
 
 RECIPES = sorted(SEARCH_SPACES.rglob("*.yaml"))
-PAIRS = [path for path in RECIPES if path.parent != SEARCH_SPACES]
+PAIRS = [p for p in RECIPES if p.parent != SEARCH_SPACES and not p.stem.startswith("_")]
+# A folder is called after its data set, save for the transformers.
+DATASET_OF = {"vit": "cifar100"}
+# ImageNet's models are called after their libraries in the settings, not in file names.
+SHORT = {"MobileNetV1": "mobilenetv1"}
 
-# METHODS.md, section 1, the ResNet and WRN pairs of CIFAR-100: lambda, kd, ekd; ce ran as 1.
+# METHODS.md, section 1, CIFAR-100: lambda, kd, ekd, warm-up; ce ran as 1.
 AUTHORS = {
-    "resnet32x4-resnet8x4": (-1.22, 4.5, 4.5),
-    "resnet32x4-wrn_16_2": (-1.22, 4.5, 4.5),
-    "resnet32x4-wrn_40_2": (-1.22, 4.5, 4.5),
-    "resnet110-resnet20": (-0.86, 4.5, 1.0),
-    "resnet110-resnet32": (-0.86, 2.5, 2.5),
-    "resnet56-resnet20": (-0.93, 3.0, 2.0),
-    "wrn_40_2-wrn_16_2": (-1.16, 2.5, 2.5),
-    "wrn_40_2-wrn_40_1": (-1.21, 4.5, 2.0),
-    "wrn_40_2-resnet8x4": (-1.16, 6.0, 3.0),
+    "resnet32x4-resnet8x4": (-1.22, 4.5, 4.5, 30),
+    "resnet32x4-wrn_16_2": (-1.22, 4.5, 4.5, 30),
+    "resnet32x4-wrn_40_2": (-1.22, 4.5, 4.5, 30),
+    "resnet110-resnet20": (-0.86, 4.5, 1.0, 30),
+    "resnet110-resnet32": (-0.86, 2.5, 2.5, 30),
+    "resnet56-resnet20": (-0.93, 3.0, 2.0, 30),
+    "wrn_40_2-wrn_16_2": (-1.16, 2.5, 2.5, 30),
+    "wrn_40_2-wrn_40_1": (-1.21, 4.5, 2.0, 30),
+    "wrn_40_2-resnet8x4": (-1.16, 6.0, 3.0, 30),
+    "resnet32x4-ShuffleV2": (-1.22, 4.5, 4.5, 30),
+    "wrn_40_2-MobileNetV2": (-1.21, 4.5, 4.5, 150),
+    "vgg13-MobileNetV2": (-1.23, 4.5, 3.0, 150),
+    "vgg13-vgg8": (-1.23, 4.5, 4.5, 30),
+    "ResNet50-MobileNetV2": (-1.10, 4.5, 3.0, 150),
+}
+# DKD's beta, and DKD+EKD: lambda, kd, ekd, warm-up, beta. Pairs that are not listed have 8.
+BETA = {
+    "resnet32x4-resnet8x4": 8, "resnet32x4-ShuffleV2": 8, "vgg13-vgg8": 6, "vgg13-MobileNetV2": 6,
+    "wrn_40_2-wrn_16_2": 6, "wrn_40_2-wrn_40_1": 6, "resnet110-resnet32": 2, "resnet56-resnet20": 2,
+}  # fmt: skip
+DKD_EKD = {
+    "resnet32x4-resnet8x4": (-1.22, 0.5, 4.5, 20, 8),
+    "vgg13-vgg8": (-1.23, 0.5, 4.5, 30, 6),
+    "wrn_40_2-wrn_40_1": (-1.16, 0.5, 1.0, 30, 8),
+    "resnet110-resnet32": (-0.86, 0.3, 6.0, 30, 2),
 }
 
 
@@ -60,9 +80,11 @@ def test_every_recipe_is_a_legal_study(path, epochs):
 @pytest.mark.parametrize("path", PAIRS, ids=relative)
 def test_a_recipe_holds_what_its_name_says(path):
     shared = study_of(path).distill
-    assert path.parent.name == shared.dataset
-    assert path.stem == f"{shared.teacher}-{shared.student}"
-    assert {shared.teacher, shared.student} <= set(model_names())
+    assert DATASET_OF.get(path.parent.name, path.parent.name) == shared.dataset
+    names = [name.removeprefix("torchvision:") for name in (shared.teacher, shared.student)]
+    assert path.stem == "-".join(SHORT.get(name, name) for name in names)
+    library = {name for name in (shared.teacher, shared.student) if ":" in name}
+    assert {shared.teacher, shared.student} - library <= {*model_names(), *ALIASES}
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=relative)
@@ -75,17 +97,33 @@ def test_every_pair_starts_from_the_authors_values(path):
 @pytest.mark.parametrize("pair", AUTHORS)
 def test_authors_values_on_cifar100(pair):
     study = study_of(find_recipe(SEARCH_SPACES, "cifar100", pair))
-    log_prior, kd_weight, ekd_weight = AUTHORS[pair]
+    log_prior, kd_weight, ekd_weight, warmup = AUTHORS[pair]
     expected = {
         "log_prior": log_prior,
         "temperature": 1.0,
         "ce_weight": 1.0,
         "kd_weight": kd_weight,
         "ekd_weight": ekd_weight,
-        "ekd_warmup": 30,
+        "ekd_warmup": warmup,
     }
     assert study.authors == expected
     assert study.distill.teacher_normalization == "cifar100"
+
+
+@pytest.mark.parametrize("pair", AUTHORS)
+def test_published_values_of_dkd(pair):
+    path = find_recipe(SEARCH_SPACES, "cifar100", pair)
+    for method in ("dkd", "dkd-standardized"):
+        authors = load_recipe(path, method)["authors"]
+        assert (authors["dkd_beta"], authors["kd_warmup"]) == (BETA.get(pair, 8), 20)
+    own = load_recipe(path, "dkd+ekd")["authors"]
+    log_prior, kd, ekd, warmup, beta = DKD_EKD.get(
+        pair, (AUTHORS[pair][0], 0.5, 4.5, 30, BETA.get(pair, 8))
+    )
+    assert own == {
+        "log_prior": log_prior, "temperature": 1.0, "ce_weight": 1.0, "kd_weight": kd,
+        "ekd_weight": ekd, "ekd_warmup": warmup, "dkd_beta": beta, "kd_warmup": 20,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("student", ["resnet8", "resnet20"])
@@ -108,7 +146,9 @@ def test_authors_values_on_cifar10(student):
 def test_cifar_recipes_use_the_published_solver(path):
     run = point_config(study_of(path).distill, study_of(path).authors)
     assert (run.optimizer, run.momentum, run.nesterov) == ("sgd", 0.9, False)
-    assert (run.lr, run.weight_decay, run.batch_size, run.epochs) == (0.05, 5e-4, 64, 240)
+    slow = run.student in ("MobileNetV2", "ShuffleV2")
+    assert run.lr == (0.01 if slow else 0.05)
+    assert (run.weight_decay, run.batch_size, run.epochs) == (5e-4, 64, 240)
     assert (run.schedule, run.lr_decay, run.lr_warmup) == ("step", 0.1, 0)
     assert [part * run.epochs for part in run.lr_milestones] == [150, 180, 210]
     assert (run.evidence, run.prior_kl_weight) == ("log1p_softplus", 0.0)
@@ -293,7 +333,7 @@ def test_find_recipe():
     ("dataset", "pair", "words"),
     [
         ("cifar100", "resnet32x4-resnet8x5", ["pair", "Did you mean 'resnet32x4-resnet8x4'"]),
-        ("cifar10", "vgg13-vgg8", ["vgg13-vgg8", "resnet56a-resnet20, resnet56a-resnet8"]),
+        ("cifar10", "vgg13-vgg9", ["vgg13-vgg8", "resnet56a-resnet20, resnet56a-resnet8"]),
         ("cifar1000", "a-b", ["cifar1000", "Did you mean 'cifar100'", "digits"]),
     ],
 )

@@ -1,0 +1,19 @@
+"""Search the best distillation of a CNN teacher into a vision transformer."""
+
+from __future__ import annotations
+
+from ekd_ray import cli
+
+
+def main() -> int:
+    parser = cli.parser(__doc__, search=True, home="vit")
+    args = parser.parse_args()
+    configs = cli.study_configs(args)
+
+    from ekd_ray import commands
+
+    return commands.tune(configs, args)
+
+
+if __name__ == "__main__":
+    cli.run(main)
