@@ -11,7 +11,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml, parse_yaml
 from ekd_ray.errors import UserError, unknown_name
-from ekd_ray.recipes import find_recipe, load_recipe, merge, with_epochs
+from ekd_ray.recipes import find_recipe, known_pairs, load_recipe, merge, select_method, with_epochs
 
 SEARCH_SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
 EXIT_USER_ERROR = 2
@@ -24,8 +24,8 @@ _RUN_FLAGS = (
     "student",
     "teacher_weights",
     "teacher_normalization",
-    "method",
     "train_subset",
+    "ood_dataset",
     "seed",
 )
 _STUDY_FLAGS = {
@@ -56,26 +56,19 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
-def parser(description: str, *, pair: bool = True, search: bool = False) -> argparse.ArgumentParser:
+def parser(
+    description: str, *, pair: bool = True, search: bool = False, home: str | None = None
+) -> argparse.ArgumentParser:
     """A launcher's argument parser with the shared flags.
 
     Args:
         pair: add what names a teacher, a student and a method; search: add the flags of a
             search and of its confirmation.
+        home: the folder of `search_spaces/` that pairs are looked up in (the data set's).
     """
     made = argparse.ArgumentParser(description=description)
-    what = made.add_argument_group("what to train")
-    what.add_argument(
-        "--dataset", help="cifar10, cifar100 (default), digits (no download) or synthetic"
-    )
-    if pair:
-        _pair_flags(what)
-    what.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable"
-    )
-    what.add_argument("--epochs", type=int, help="epochs of a full run")
-    what.add_argument("--train-subset", type=int, metavar="N", help="draw N training images")
-    what.add_argument("--seed", type=int, help="seed of weights, order, views and search (0)")
+    made.set_defaults(home=home)
+    _add_shared(made, pair=pair)
     if search:
         _search_flags(made)
     where = made.add_argument_group("where and how")
@@ -92,22 +85,86 @@ def parser(description: str, *, pair: bool = True, search: bool = False) -> argp
     return made
 
 
+def _add_shared(made: argparse.ArgumentParser, *, pair: bool) -> None:
+    """What says which run is meant."""
+    what = made.add_argument_group("what to train")
+    what.add_argument(
+        "--dataset",
+        "--data",
+        metavar="NAME",
+        help="cifar10, cifar100 (the default of CIFAR pairs), tiny_imagenet, imagenet, "
+        "folder:PATH, digits (no download) or synthetic",
+    )
+    if pair:
+        _pair_flags(what)
+    what.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable"
+    )
+    what.add_argument("--epochs", type=int, help="epochs of a full run")
+    what.add_argument("--train-subset", type=int, metavar="N", help="draw N training images")
+    what.add_argument("--seed", type=int, help="seed of weights, order, views and search (0)")
+    what.add_argument(
+        "--ood-dataset", metavar="NAME", help="second data set, for out-of-distribution AUROC"
+    )
+
+
+def cache_parser(description: str) -> argparse.ArgumentParser:
+    """The parser of `launchers/cache.py`: ls, fill, verify and rm."""
+    made = argparse.ArgumentParser(description=description)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("ls", help="tables, how full they are and what they take")
+    fill = commands.add_parser("fill", help="compute the logits that runs will read")
+    fill.set_defaults(home=None, config=None, test=False, resume=False, epochs=None)
+    _add_shared(fill, pair=True)
+    fill.add_argument(
+        "--seeds", dest="run_seeds", default="0", metavar="LIST", help="seeds of the runs (0)"
+    )
+    fill.add_argument("--data-root", metavar="DIR", help="folder of the data sets")
+    fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+    verify = commands.add_parser("verify", help="compare every check word of a table")
+    remove = commands.add_parser("rm", help="remove tables")
+    for command in (verify, remove):
+        command.add_argument("tables", nargs="*", metavar="TABLE", help="name, or its beginning")
+    remove.add_argument("--all", action="store_true", help="every table")
+    remove.add_argument(
+        "--unused-days", type=float, metavar="N", help="those not written to for so many days"
+    )
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="results as JSON")
+    return made
+
+
 def _pair_flags(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--pair", metavar="T-S", help="teacher-student pair that has a recipe")
     what.add_argument("--teacher", help="teacher architecture")
     what.add_argument("--student", help="student architecture")
     what.add_argument("--teacher-weights", metavar="FILE", help="the teacher's checkpoint")
     what.add_argument(
+        "--teacher-zoo",
+        metavar="DIR",
+        help="folder of teachers by name, e.g. mdistiller's cifar_teachers",
+    )
+    what.add_argument(
         "--teacher-normalization",
         metavar="NAME",
         help="imagenet, cifar10, cifar100, half or mean,mean,mean/std,std,std",
     )
-    what.add_argument("--method", help="none, evidential, kd or ekd (default: the recipe's)")
+    what.add_argument(
+        "--method",
+        help="the recipe under another method: none, evidential, kd, dkd, mlkd, ctkd, ekd, "
+        "dkd+ekd, mlkd+ekd, ctkd+ekd; kd-standardized and the like; any (searched too)",
+    )
     what.add_argument("--space", metavar="FILE", help="recipe to use instead of the pair's own")
 
 
 def _search_flags(made: argparse.ArgumentParser) -> None:
     search = made.add_argument_group("search")
+    search.add_argument(
+        "--pairs", metavar="LIST", help="'all', or pairs with commas between: a study for each"
+    )
+    search.add_argument(
+        "--methods", metavar="LIST", help="methods with commas between: a study for each"
+    )
     search.add_argument("--trials", type=int, help="configurations to try")
     search.add_argument("--seeds", type=int, help="seeds per finalist and baseline")
     search.add_argument("--top-k", type=int, help="finalists that are confirmed")
@@ -124,6 +181,41 @@ def study_config(args: argparse.Namespace) -> StudyConfig:
     """
     values, where = _study_values(args)
     return StudyConfig.from_dict(values, where=where)
+
+
+def study_configs(args: argparse.Namespace) -> dict[str, StudyConfig]:
+    """Every study that the flags ask for, by its folder below --out; one alone has "".
+
+    `--pairs` and `--methods` make a study for each pair and each method, `<pair>/<method>`.
+    """
+    if not (args.pairs or args.methods):
+        return {"": study_config(args)}
+    if args.pairs and (args.pair or args.student or args.space):
+        raise UserError("--pairs names its recipes by itself: drop --pair, --student and --space.")
+    if args.methods and args.method:
+        raise UserError("give --method for one study or --methods for several, not both.")
+    pairs = [args.pair]
+    if args.pairs:
+        pairs = known_pairs(SEARCH_SPACES, recipe_home(args))
+        if args.pairs != "all":
+            pairs = _names("--pairs", args.pairs)
+    configs = {}
+    for pair in pairs:
+        for method in _names("--methods", args.methods) if args.methods else [args.method]:
+            one = argparse.Namespace(**{**vars(args), "pair": pair, "method": method})
+            config = study_config(one)
+            shared = config.distill
+            name = pair or f"{shared.teacher or 'none'}-{shared.student}"
+            configs[f"{name}/{method or shared.method}"] = config
+    args.data_root = one.data_root
+    return configs
+
+
+def _names(flag: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"{flag} takes different names with commas between, got {text!r}.")
+    return names
 
 
 def distill_config(args: argparse.Namespace) -> DistillConfig:
@@ -151,13 +243,13 @@ def teacher_run_config(args: argparse.Namespace) -> DistillConfig:
 
 
 def _run_config(values: dict[str, Any], args: argparse.Namespace, *, where: str) -> DistillConfig:
-    for key in (*_RUN_FLAGS, "epochs"):
+    for key in (*_RUN_FLAGS, "method", "epochs"):
         if getattr(args, key, None) is not None:
             values[key] = getattr(args, key)
     for text in args.set:
         key, value = _parse_set(text)
         values[key] = value
-    return DistillConfig.from_dict(_absolute_weights(values), where=where)
+    return DistillConfig.from_dict(_absolute_paths(values), where=where)
 
 
 def _absolute_data_root(args: argparse.Namespace) -> None:
@@ -167,12 +259,17 @@ def _absolute_data_root(args: argparse.Namespace) -> None:
         args.data_root = _absolute(args.data_root)
 
 
-def _absolute_weights(distill: dict[str, Any]) -> dict[str, Any]:
-    """The same for the teacher's checkpoint, wherever it was named: flag, --set or recipe."""
+def _absolute_paths(distill: dict[str, Any]) -> dict[str, Any]:
+    """The same for checkpoint and image folders, wherever named: flag, --set or recipe."""
+    changes = {}
     weights = distill.get("teacher_weights")
     if isinstance(weights, str):
-        return {**distill, "teacher_weights": _absolute(weights)}
-    return distill
+        changes["teacher_weights"] = _absolute(weights)
+    for name in ("dataset", "ood_dataset"):
+        kind, colon, path = str(distill.get(name)).partition(":")
+        if colon and kind == "folder":
+            changes[name] = f"folder:{_absolute(path)}"
+    return {**distill, **changes}
 
 
 def _absolute(path: str) -> str:
@@ -184,16 +281,14 @@ def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     _absolute_data_root(args)
     if args.resume and args.out and not (args.pair or args.student or args.space):
         recipe = Path(args.out) / "study.yaml"
-        values = load_yaml(recipe).get("study") or {}
+        values = select_method(load_yaml(recipe).get("study") or {}, _method_flag(args))
     else:
         recipe = recipe_path(args)
-        values = load_recipe(recipe)
+        values = load_recipe(recipe, _method_flag(args))
     if args.epochs is not None:
         if args.epochs < 1:
             raise UserError(f"epochs must be >= 1, got {args.epochs}.")
         values = with_epochs(values, args.epochs)
-    if args.method is not None:
-        values = _under_method(values, args.method)
     given = {key: getattr(args, key) for key in _RUN_FLAGS if getattr(args, key) is not None}
     values = merge(values, {"distill": given})
     for flag, name in _STUDY_FLAGS.items():
@@ -203,42 +298,48 @@ def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         values["seed"] = args.seed
     for text in args.set:
         values = _set(values, text)
-    values["distill"] = _absolute_weights(values["distill"])
+    values["distill"] = _absolute_paths(_from_zoo(values["distill"], args))
     return values, str(recipe)
+
+
+def _from_zoo(distill: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The teacher's checkpoint out of --teacher-zoo, unless a file is named already."""
+    if args.teacher_zoo is None or distill.get("teacher_weights") is not None:
+        return distill
+    from ekd_ray.models import find_teacher
+
+    if not isinstance(distill.get("teacher"), str):
+        raise UserError("--teacher-zoo needs to know the teacher: give --teacher NAME or --pair.")
+    path = find_teacher(Path(args.teacher_zoo).expanduser(), distill["teacher"])
+    return {**distill, "teacher_weights": str(path)}
 
 
 def recipe_path(args: argparse.Namespace) -> Path:
     """The recipe that --space, --pair, or --teacher and --student name."""
     if args.space:
         return Path(args.space)
-    dataset = args.dataset or DistillConfig().dataset
+    home = recipe_home(args)
     if args.pair:
-        return find_recipe(SEARCH_SPACES, dataset, args.pair)
+        return find_recipe(SEARCH_SPACES, home, args.pair)
     if args.student:
-        own = SEARCH_SPACES / dataset / f"{args.teacher}-{args.student}.yaml"
-        return own if own.exists() else SEARCH_SPACES / "default.yaml"
+        own = SEARCH_SPACES / home / f"{args.teacher}-{args.student}.yaml"
+        base = SEARCH_SPACES / home / "_base.yaml"
+        return next((p for p in (own, base) if p.exists()), SEARCH_SPACES / "default.yaml")
     raise UserError("name what to distil: --pair T-S, or --teacher T --student S.")
 
 
-def _under_method(values: dict[str, Any], method: str) -> dict[str, Any]:
-    """The recipe under another method: its method settings and their ranges do not carry over."""
-    from ekd_ray.losses.objective import METHOD_SETTINGS, METHODS
+def recipe_home(args: argparse.Namespace) -> str:
+    """The folder of `search_spaces/` with the recipes of this launcher or data set."""
+    return str(args.home or args.dataset or DistillConfig().dataset)
 
-    if not isinstance(method, str) or method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    distill = values.get("distill") or {}
-    if distill.get("method", DistillConfig().method) == method:
-        return values
-    kept = {k: v for k, v in distill.items() if k not in METHOD_SETTINGS}
-    space = values.get("space") or {}
-    unused = set(METHOD_SETTINGS) - set(METHODS[method].uses)
-    return {
-        **values,
-        "distill": {**kept, "method": method},
-        "space": {k: v for k, v in space.items() if k not in unused and k != "method"},
-        "authors": None,
-        "first_points": [],
-    }
+
+def _method_flag(args: argparse.Namespace) -> Any:
+    """What --method, or --set method=, asks for; None leaves the recipe's own."""
+    chosen = args.method
+    for text in args.set:
+        key, value = _parse_set(text)
+        chosen = value if key == "method" else chosen
+    return chosen
 
 
 def _parse_set(text: str) -> tuple[str, Any]:
@@ -251,8 +352,8 @@ def _parse_set(text: str) -> tuple[str, Any]:
 def _set(values: dict[str, Any], text: str) -> dict[str, Any]:
     """Apply one --set KEY=VALUE; a setting that is fixed so is no longer searched."""
     key, value = _parse_set(text)
-    if key == "method":
-        return _under_method(values, value)
+    if key == "method":  # has chosen the recipe's method already
+        return values
     if key in DistillConfig.names():
         space = {k: v for k, v in (values.get("space") or {}).items() if k != key}
         return {**merge(values, {"distill": {key: value}}), "space": space}

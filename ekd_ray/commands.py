@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ekd_ray.comparison import COMPARISON, compare, comparison_table, write_comparison
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import load_dataset
 from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
@@ -16,12 +19,12 @@ from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_json, write_text
+from ekd_ray.files import file_name, write_json, write_text
 from ekd_ray.pipeline import check_study, check_writable, open_run, run_study
 from ekd_ray.plan_text import run_plan, study_plan
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.study import RESULT, Row, Study, mean_sd, milestone_epochs
-from ekd_ray.scale.cluster import local_cpus
+from ekd_ray.results.study import RESULT, STUDY_FILE, Row, Study, mean_sd, milestone_epochs
+from ekd_ray.scale.cluster import connected, local_cpus
 from ekd_ray.terminal import Terminal, leaderboard_table, winner_settings
 
 RUNS = Path("runs")
@@ -31,18 +34,76 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, sort_keys=True))
 
 
-def tune(config: StudyConfig, args: argparse.Namespace) -> int:
-    """Run a study from teacher to exported winner; `--dry-run` stops after the plan."""
+def tune(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
+    """Run one study, or one after the other, from teacher to exported winner.
+
+    Args:
+        configs: the studies by their folder below `--out`; a single one has the name "".
+    """
+    if "" in configs:
+        return _tune_one(configs[""], args)
+    return _tune_many(configs, args)
+
+
+def _tune_one(config: StudyConfig, args: argparse.Namespace) -> int:
     shared = config.distill
-    default = RUNS / f"{shared.dataset}-{shared.teacher or 'none'}-{shared.student}"
+    data = shared.dataset.rpartition("/")[2]  # of folder:PATH its last part
+    default = RUNS / f"{data}-{file_name(shared.teacher or 'none')}-{file_name(shared.student)}"
     out = Path(args.out or default).absolute()
     config = check_study(config, download=args.download)
     if args.dry_run:
         _plan(study_plan(config, out), config.to_dict(), args)
         return 0
+    study, bundle = _run(config, out, args, resume=args.resume)
+    if args.json:
+        _print_json({"study": str(out), "bundle": str(bundle.path), **bundle.metrics})
+    else:
+        _print_study(study, bundle)
+    return 0
+
+
+def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
+    """A study for every pair and method, then one table; a study that fails stays one cell."""
+    out = Path(args.out or RUNS / "comparison").absolute()
+    # All are checked before the first one costs anything.
+    checked = {name: check_study(c, download=args.download) for name, c in configs.items()}
+    there = [name for name in configs if (out / name / STUDY_FILE).exists()]
+    if there and not args.resume:
+        raise UserError(f"{out / there[0]} holds a study already: add --resume, or another --out.")
+    if args.dry_run:
+        plans = {name: study_plan(config, out / name) for name, config in checked.items()}
+        text = "\n\n".join(f"study      {name}\n{plan}" for name, plan in plans.items())
+        _plan(text, {name: config.to_dict() for name, config in checked.items()}, args)
+        return 0
+    failures = {}
+    with connected(*checked.values()):
+        for name, config in checked.items():
+            if not args.quiet:
+                Console(highlight=False).rule(name)
+            try:
+                _run(config, out / name, args, resume=name in there)
+            except UserError as error:
+                failures[name] = str(error)
+                print(f"error: {name}: {error}", file=sys.stderr)
+    cells = compare(out, list(checked), failures)
+    write_comparison(out, cells)
+    if args.json:
+        _print_json({"out": str(out), "cells": [asdict(cell) for cell in cells]})
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(comparison_table(cells))
+        console.print(f"table: {out / COMPARISON}.md", markup=False)
+    return 1 if failures else 0
+
+
+def _run(
+    config: StudyConfig, out: Path, args: argparse.Namespace, *, resume: bool
+) -> tuple[Study, Bundle]:
+    """Run (or continue) a checked study with its progress on the terminal."""
+    shared = config.distill
     if args.download:
         load_dataset(shared.dataset, "train", data_root=config.data_root, download=True)
-    study = open_run(out, config, resume=args.resume)
+    study = open_run(out, config, resume=resume)
     terminal = Terminal(
         metric=config.metric,
         mode=config.mode,
@@ -53,13 +114,13 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
     if not args.quiet:
         terminal.console.print(study_plan(config, out), markup=False)
     try:
-        bundle = run_study(study, terminal)
+        return study, run_study(study, terminal)
     finally:
         terminal.close()
-    if args.json:
-        _print_json({"study": str(out), "bundle": str(bundle.path), **bundle.metrics})
-        return 0
-    board = study.leaderboard()
+
+
+def _print_study(study: Study, bundle: Bundle) -> None:
+    board, config = study.leaderboard(), study.config
     console = Console(highlight=False, soft_wrap=True)
     console.print(leaderboard_table(board, config))
     console.print(winner_settings(board, config), markup=False)
@@ -71,8 +132,7 @@ def tune(config: StudyConfig, args: argparse.Namespace) -> int:
         console.print(gap, markup=False)
     console.print("The winner was chosen on validation; the test split was read once, after.")
     console.print(f"bundle: {bundle.path}", markup=False)
-    console.print(f"look:   tensorboard --logdir {out}", markup=False)
-    return 0
+    console.print(f"look:   tensorboard --logdir {study.path}", markup=False)
 
 
 def _selection_gap(study: Study, winner: Row) -> str:
@@ -90,10 +150,11 @@ def _selection_gap(study: Study, winner: Row) -> str:
 def train(config: DistillConfig, args: argparse.Namespace) -> int:
     """Train one configuration into `--out`: history, events, weights, result.json."""
     config = resolve(config, data_root=args.data_root, download=args.download)
-    default = RUNS / f"{config.dataset}-{config.student}-{config.method}-seed{config.seed}"
+    data = config.dataset.rpartition("/")[2]
+    default = RUNS / f"{data}-{file_name(config.student)}-{config.method}-seed{config.seed}"
     out = Path(args.out or default).absolute()
     if args.dry_run:
-        _plan(run_plan(config, out), config.to_dict(), args)
+        _plan(run_plan(config, out, args.data_root), config.to_dict(), args)
         return 0
     _check_run_folder(out, config, resume=args.resume)
     if (out / RESULT).exists():  # finished before: nothing is left to do
@@ -103,7 +164,7 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
         load_dataset(config.dataset, "train", data_root=args.data_root, download=True)
     terminal = Terminal(quiet=args.quiet)
     if not args.quiet:
-        terminal.console.print(run_plan(config, out), markup=False)
+        terminal.console.print(run_plan(config, out, args.data_root), markup=False)
     terminal.stage("training", 1, config.epochs)
     terminal.started(config.student, 0, config.to_dict())
     write_text(out / "config.yaml", config.to_yaml())

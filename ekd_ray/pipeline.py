@@ -28,7 +28,8 @@ from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
 from ekd_ray.scale.cluster import check_fits, connected, local_cpus
 from ekd_ray.scale.confirm import baselines, confirm
-from ekd_ray.scale.search import Observer, search
+from ekd_ray.scale.observer import Observer
+from ekd_ray.scale.search import search
 from ekd_ray.scale.space import check_space
 
 TEACHER = Path("teacher") / "teacher.safetensors"

@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import dataset_info, steps_per_epoch, view_count
-from ekd_ray.engine.plan import split_sizes
+from ekd_ray.engine.plan import split_sizes, student_size
+from ekd_ray.engine.teacher import table_bytes, uses_cache
+from ekd_ray.engine.teacher_cache import tables_dir
 from ekd_ray.engine.train_teacher import teacher_config
 from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
 from ekd_ray.models import build_model
@@ -36,27 +38,42 @@ def model_cost(name: str, num_classes: int, image_size: int) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
 
 
-def images_per_epoch(config: DistillConfig) -> int:
+def images_per_epoch(config: DistillConfig, data_root: str | None) -> int:
     """Training images that one epoch visits."""
-    kept, _ = split_sizes(config)
+    kept, _ = split_sizes(config, data_root)
     return steps_per_epoch(kept, config.batch_size) * config.batch_size
 
 
-def run_flops(config: DistillConfig, *, final: bool = False) -> float:
-    """FLOPs of one full run: student forward and backward, teacher forward."""
+def run_flops(config: DistillConfig, data_root: str | None, *, final: bool = False) -> float:
+    """FLOPs of one full run: student forward and backward, without the teacher."""
     info = dataset_info(config.dataset)
-    per_image = 3.0 * model_cost(config.student, info.num_classes, info.image_size)[1]
-    if config.teacher and method_of(config).needs_teacher:
-        per_image += model_cost(config.teacher, info.num_classes, info.image_size)[1]
+    per_image = 3.0 * model_cost(config.student, info.num_classes, student_size(config))[1]
+    return per_image * _views(config, data_root, final=final)
+
+
+def teacher_flops(config: DistillConfig, data_root: str | None, *, final: bool = False) -> float:
+    """FLOPs of the teacher for the views of one full run, 0 for a method without one."""
+    if not (config.teacher and method_of(config).needs_teacher):
+        return 0.0
+    info = dataset_info(config.dataset)
+    size = config.image_size or info.image_size
+    cost = model_cost(config.teacher, info.num_classes, size)[1]
+    return cost * _views(config, data_root, final=final)
+
+
+def _views(config: DistillConfig, data_root: str | None, *, final: bool) -> int:
+    """Views of images that a run shows its student."""
     if final:
         config = config.replace(validation_fraction=0.0)
-    return per_image * images_per_epoch(config) * config.epochs
+    each = 2 if method_of(config).strong_view else 1
+    return each * images_per_epoch(config, data_root) * config.epochs
 
 
-def run_plan(config: DistillConfig, out: Path) -> str:
+def run_plan(config: DistillConfig, out: Path, data_root: str | None) -> str:
     """The plan of one run."""
-    lines = [*_setup(config), f"out        {out} ({_free(out)})"]
-    lines.append(f"estimate   {_duration(run_flops(config), local_cpus(), 0.0)}")
+    lines = [*_setup(config, data_root), f"out        {out} ({_free(out)})"]
+    flops = run_flops(config, data_root) + teacher_flops(config, data_root)
+    lines.append(f"estimate   {_duration(flops, local_cpus(), 0.0)}")
     return "\n".join(lines)
 
 
@@ -73,7 +90,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         stopping = f"ASHA keeps 1 in {config.reduction_factor} after epoch {epochs}"
     cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
     lines = [
-        *_setup(base),
+        *_setup(base, config.data_root),
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
         f"search     {config.trials} trials by {config.metric} on the validation split; "
@@ -90,21 +107,33 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     return "\n".join(lines)
 
 
-def _setup(config: DistillConfig) -> list[str]:
+def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
     info = dataset_info(config.dataset)
-    kept, held = split_sizes(config)
-    views = view_count(config.augment or info.view_scheme)
+    kept, held = split_sizes(config, data_root)
+    views = view_count(config.augment or info.view_scheme, config.view_pool)
+    size = config.image_size or info.image_size
     lines = [
-        f"data       {config.dataset}: {kept} training and {held} validation images, "
-        f"{info.num_classes} classes, {views} view(s) each",
-        f"student    {_model(config.student, config)}",
+        f"data       {config.dataset}: {kept} training and {held} validation images of "
+        f"{size} x {size}, {info.num_classes} classes, {views} view(s) each",
+        f"student    {_model(config.student, config, student_size(config))}",
     ]
     if method_of(config).needs_teacher:
         source = config.teacher_weights or "to be trained first"
-        lines.append(f"teacher    {_model(str(config.teacher), config)}, {source}")
+        lines.append(f"teacher    {_model(str(config.teacher), config, size)}, {source}")
+        lines.append(f"cache      {_cache(config, data_root)}")
+    if config.ood_dataset:
+        lines.append(f"unknown    {config.ood_dataset}, for ood_auroc")
     solver = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
     lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
     return [*lines, f"method     {config.method} ({_method_values(config.to_dict(), config)})"]
+
+
+def _cache(config: DistillConfig, data_root: str | None) -> str:
+    """Where the teacher's logits are kept and how large that can grow, known before it does."""
+    if not uses_cache(config, data_root):
+        return f"teacher_cache {config.teacher_cache}: the teacher runs in every step"
+    size = table_bytes(config, data_root) / 2**30
+    return f"teacher logits on disk, at most {size:.2f} GiB in {tables_dir()}"
 
 
 def _method_values(values: Mapping[str, Any], config: DistillConfig) -> str:
@@ -112,27 +141,31 @@ def _method_values(values: Mapping[str, Any], config: DistillConfig) -> str:
     return ", ".join(f"{name} {values[name]}" for name in used if values[name] is not None)
 
 
-def _model(name: str, config: DistillConfig) -> str:
-    info = dataset_info(config.dataset)
-    parameters, flops = model_cost(name, info.num_classes, info.image_size)
+def _model(name: str, config: DistillConfig, size: int) -> str:
+    parameters, flops = model_cost(name, dataset_info(config.dataset).num_classes, size)
     return f"{name} ({parameters / 1e6:.2f} M parameters, {flops / 2e6:.0f} M multiply-adds)"
 
 
 def _study_flops(config: StudyConfig) -> float:
     """Upper estimate: rungs as full as ASHA leaves them on average, every confirm run full."""
-    base = config.distill
+    base, root = config.distill, config.data_root
     rungs = milestone_epochs(config)
     share, total, before = 1.0, 0.0, 0
     for epoch in rungs:
         total += share * (epoch - before)
         share, before = share / config.reduction_factor, epoch
     trial_share = total / base.epochs
-    flops = config.trials * trial_share * run_flops(base)
-    flops += config.confirm_top_k * config.confirm_seeds * run_flops(base)
-    for entry in (base, *baselines(config, base).values()):
-        flops += config.confirm_seeds * run_flops(entry, final=True)
+    seeds, select = config.confirm_seeds, config.confirm_top_k * config.confirm_seeds
+    flops = (config.trials * trial_share + select) * run_flops(base, root)
+    finals = (base, *baselines(config, base).values())
+    flops += seeds * sum(run_flops(entry, root, final=True) for entry in finals)
+    if uses_cache(base, root):  # once for the search, once for every seed of confirm
+        flops += teacher_flops(base, root) + seeds * teacher_flops(base, root, final=True)
+    else:
+        flops += (config.trials * trial_share + select) * teacher_flops(base, root)
+        flops += seeds * sum(teacher_flops(entry, root, final=True) for entry in finals)
     if base.teacher_weights is None and config.teacher_training and base.teacher:
-        flops += run_flops(teacher_config(base, base.teacher, config.teacher_training))
+        flops += run_flops(teacher_config(base, base.teacher, config.teacher_training), root)
     return flops
 
 
@@ -147,8 +180,9 @@ def _duration(flops: float, cpus: int, gpus: float) -> str:
 
 
 def _disk(config: StudyConfig) -> str:
-    info = dataset_info(config.distill.dataset)
-    parameters = model_cost(config.distill.student, info.num_classes, info.image_size)[0]
+    base = config.distill
+    num_classes = dataset_info(base.dataset).num_classes
+    parameters = model_cost(base.student, num_classes, student_size(base))[0]
     finals = (1 + len(config.baselines)) * config.confirm_seeds
     running = 2 * max(1, fits(config, cpus=local_cpus(), gpus=torch.cuda.device_count()))
     size = 4 * parameters * (finals + running + 1) + 100_000 * config.trials

@@ -54,6 +54,12 @@ class Terminal:
         self.started_at = time.monotonic()
         self.epochs_done = 0
 
+    def filled(self, done: int, total: int) -> None:
+        """Parts of the teacher's logits that the next stage will read."""
+        if done == 0:
+            self.close()
+        self._line(f"[{done}/{total}] teacher logits")
+
     def stage(self, title: str, total: int, epochs: int) -> None:
         """A stage of `total` runs of at most `epochs` epochs begins."""
         self.close()
@@ -225,7 +231,7 @@ def winner_settings(board: list[Row], config: StudyConfig) -> str:
     return " ".join(["winner:", *shown])
 
 
-_LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' EKD"}
+_LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' values"}
 
 
 def _spread(values: Iterable[float], *, percent: bool = False) -> str:

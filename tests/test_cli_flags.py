@@ -21,6 +21,8 @@ LAUNCHERS = ROOT / "launchers"
 SHARED = {
     "--help",
     "--dataset",
+    "--data",
+    "--ood-dataset",
     "--set",
     "--epochs",
     "--train-subset",
@@ -39,11 +41,14 @@ PAIR = {
     "--teacher",
     "--student",
     "--teacher-weights",
+    "--teacher-zoo",
     "--teacher-normalization",
     "--method",
     "--space",
 }
 SEARCH = {
+    "--pairs",
+    "--methods",
     "--trials",
     "--seeds",
     "--top-k",
@@ -55,6 +60,9 @@ FLAGS = {
     "train_teacher": SHARED | {"--model", "--evidential", "--test"},
     "distill": SHARED | PAIR | {"--config", "--test"},
     "tune_cifar": SHARED | PAIR | SEARCH,
+    "tune_imagenet": SHARED | PAIR | SEARCH,
+    "tune_vit": SHARED | PAIR | SEARCH,
+    "cache": {"--help"},
     "export_best": {"--help", "--out", "--data-root", "--verify", "--dry-run", "--quiet", "--json"},
 }
 DIGITS = ("--dataset", "digits", "--pair", "resnet20-resnet8")
@@ -172,7 +180,8 @@ def test_another_method_drops_what_belongs_to_the_recipes():
         batch_size=16, lr=0.02, schedule="cosine",
     )  # fmt: skip
     assert set(config.space) == {"ce_weight", "kd_weight", "temperature"}
-    assert config.authors is None and config.first_points == ()
+    assert config.authors == {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9}
+    assert config.first_points == ()
 
 
 def test_the_recipes_own_method_changes_nothing():
@@ -185,7 +194,7 @@ def test_one_run_takes_the_authors_values_unless_set():
     config = one_run("--pair", "resnet110-resnet20", "--set", "kd_weight=2")
     assert (config.kd_weight, config.ekd_weight) == (2.0, 1.0)
     config = one_run(*DIGITS, "--method", "kd")
-    assert (config.kd_weight, config.ekd_weight, config.ekd_warmup) == (None, None, None)
+    assert (config.kd_weight, config.temperature, config.ekd_weight) == (0.9, 4.0, None)
 
 
 def test_one_run_from_a_file(tmp_path):

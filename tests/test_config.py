@@ -222,7 +222,7 @@ def legal(cls, field):
     elif item is bool:
         values = st.booleans()
     elif item is int:
-        values = st.integers(low, low + 10_000)
+        values = st.integers(low, low + 10_000 if limits["high"] is None else limits["high"])
     elif item is float:
         high = 1e6 if limits["high"] is None else limits["high"]
         values = st.floats(low, high, exclude_min=limits["above"] is not None)
@@ -378,7 +378,8 @@ def another(cls, field):
         return not field.default
     if kind is str:
         return "another"
-    return (field.default or 0) + (1 if kind is int else 0.01)
+    start = field.default or (limits["low"] if kind is int else 0) or 0
+    return start + (1 if kind is int else 0.01)
 
 
 def other_value(cls, field):
@@ -386,8 +387,11 @@ def other_value(cls, field):
 
 
 PLACES = {
-    DistillConfig: {"teacher_weights"},
-    StudyConfig: {"trials", "data_root", "max_concurrent", "cpus_per_trial", "gpus_per_trial"},
+    DistillConfig: {"teacher_weights", "teacher_cache"},
+    StudyConfig: {
+        *("trials", "data_root", "teacher_fill"),
+        *("max_concurrent", "cpus_per_trial", "gpus_per_trial"),
+    },
 }
 
 

@@ -28,7 +28,7 @@ FLOORS = {
     "files": {"errors"},
     "settings": {"errors"},
     "config": {"errors", "settings"},
-    "recipes": BASE,
+    "recipes": BASE | {"losses"},
 }
 HEAVY = {"torch", "torchvision", "ray", "optuna", "sklearn", "pyarrow", "tensorboard"}
 

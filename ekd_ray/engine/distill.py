@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import Batch, apply_views, counter_hash, epoch_batches, normalize, view_count
+from ekd_ray.data import Batch, counter_hash, epoch_batches
 from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.data.counter import STREAM_STEP
 from ekd_ray.engine import ranks
 from ekd_ray.engine.checkpoint import load_checkpoint, save_checkpoint
-from ekd_ray.engine.metrics import classification_metrics
+from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
-from ekd_ray.engine.rundata import RunData, load_run_data
+from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.runlog import RunLog
 from ekd_ray.engine.schedule import learning_rate
-from ekd_ray.engine.teacher import LiveTeacher, load_teacher
+from ekd_ray.engine.teacher import Teacher, load_teacher
 from ekd_ray.losses.objective import TERMS, Objective
 from ekd_ray.models import build_model
 
 CHECKPOINT = "checkpoint.safetensors"
-EVAL_BATCH = 500
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -65,10 +64,25 @@ class Learner(nn.Module):
         self.objective = objective
 
     def forward(
-        self, inputs: Tensor, teacher_logits: Tensor | None, target: Tensor, epoch: int
+        self,
+        inputs: Tensor,
+        teacher_logits: Tensor | None,
+        target: Tensor,
+        epoch: int,
+        strong_inputs: Tensor | None = None,
+        teacher_strong: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logits = self.student(inputs)
-        total, terms = self.objective(logits, teacher_logits, target, epoch)
+        # A pass of its own, as published: each view has its own batch statistics.
+        strong = None if strong_inputs is None else self.student(strong_inputs)
+        total, terms = self.objective(
+            logits,
+            teacher_logits,
+            target,
+            epoch,
+            student_strong=strong,
+            teacher_strong=teacher_strong,
+        )
         return total, logits, terms
 
 
@@ -81,7 +95,8 @@ class _Run:
     learner: Learner
     forward: nn.Module
     optimizer: torch.optim.Optimizer
-    teacher: LiveTeacher | None
+    teacher: Teacher | None
+    strong_teacher: Teacher | None
     device: torch.device
     precision: str
     steps_per_epoch: int
@@ -110,8 +125,8 @@ def distill(
             interrupted there continues, bit for bit as if it had not been.
         on_epoch: called (on every rank) with each epoch's row: `epoch` (from 1), `lr`,
             `train_loss`, `train_top1`, `loss_<term>` (unweighted), `log_prior` if
-            evidential, `val_*` (see `classification_metrics`) if there is a validation
-            split, and `seconds`.
+            evidential, `temperature` if learned, `val_*` (see `classification_metrics`) if
+            there is a validation split, and `seconds`.
         threads: CPU threads; part of what bitwise reproduction needs.
         checkpoint_seconds: least time between two checkpoints at epoch ends.
         checkpoint_steps: also checkpoint every so many steps, inside the epoch.
@@ -134,10 +149,11 @@ def distill(
     try:
         while run.epoch <= config.epochs:
             epoch_started = time.monotonic()
-            for batch in _batches(run):
-                _train_step(run, batch)
-                if checkpoint and checkpoint_steps and run.step % checkpoint_steps == 0:
-                    _save(run, checkpoint)
+            with contextlib.closing(_batches(run)) as batches:
+                for batch, images, target in batches:
+                    _train_step(run, batch, images, target)
+                    if checkpoint and checkpoint_steps and run.step % checkpoint_steps == 0:
+                        _save(run, checkpoint)
             row = _epoch_row(run)
             row["seconds"] = time.monotonic() - epoch_started
             run.history.append(row)
@@ -177,9 +193,13 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
         student = build_model(config.student, num_classes)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     learner = Learner(student, objective).to(device).to(memory_format=layout)
-    teacher = None
+    teacher = strong_teacher = None
     if objective.method.needs_teacher:
-        teacher = load_teacher(config, num_classes, precision=precision, device=device)
+        teacher = load_teacher(config, data, precision=precision, device=device)
+        if objective.method.strong_view:
+            strong_teacher = load_teacher(
+                config, data, precision=precision, device=device, strong=True
+            )
     return _Run(
         config=config,
         data=data,
@@ -187,6 +207,7 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
         forward=ranks.data_parallel(learner, device),
         optimizer=_optimizer(config, learner),
         teacher=teacher,
+        strong_teacher=strong_teacher,
         device=device,
         precision=precision,
         steps_per_epoch=count_steps(len(data.train_ids), config.batch_size),
@@ -210,27 +231,34 @@ def _optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optimizer
     )
 
 
-def _batches(run: _Run) -> Any:
+def _batches(run: _Run) -> Generator[tuple[Batch, Tensor, Tensor], None, None]:
     run.learner.train()
-    return epoch_batches(
+    config = run.config
+    batches = epoch_batches(
         run.data.train_ids,
-        batch_size=run.config.batch_size,
-        seed=run.config.seed,
+        batch_size=config.batch_size,
+        seed=config.seed,
         epoch=run.epoch,
-        num_views=view_count(run.data.view_scheme),
+        num_views=run.data.images.num_views,
         rank=ranks.rank(),
         world_size=ranks.world_size(),
         start_step=run.step,
+        strong_pool=config.view_pool if run.learner.objective.method.strong_view else None,
     )
+    return run.data.images.stream(batches)
 
 
-def _train_step(run: _Run, batch: Batch) -> None:
+def _train_step(run: _Run, batch: Batch, images: Tensor, target: Tensor) -> None:
     config = run.config
-    images, target = run.data.images.gather(batch.sample_ids)
-    view_ids = run.data.images.to_device(batch.view_ids)
-    images = apply_views(images, view_ids, run.data.view_scheme)
-    teacher_logits = run.teacher.logits(images) if run.teacher else None
-    inputs = normalize(images, run.data.mean, run.data.std, channels_last=config.channels_last)
+    teacher_logits = teacher_strong = strong_inputs = None
+    if run.teacher:
+        teacher_logits = run.teacher.logits(images, batch.sample_ids, batch.view_ids)
+    inputs = student_inputs(images, run.data, config)
+    if batch.strong_ids is not None:
+        strong = strong_images(config, run.data, batch.sample_ids, batch.strong_ids)
+        strong_inputs = student_inputs(strong, run.data, config)
+        assert run.strong_teacher
+        teacher_strong = run.strong_teacher.logits(strong, batch.sample_ids, batch.strong_ids)
     global_step = (run.epoch - 1) * run.steps_per_epoch + run.step
     lr = learning_rate(config, global_step, run.steps_per_epoch)
     for group in run.optimizer.param_groups:
@@ -238,7 +266,9 @@ def _train_step(run: _Run, batch: Batch) -> None:
     # Dropout, where a student has it, draws from the step, so that a resumed run repeats it.
     torch.manual_seed(int(counter_hash(config.seed, STREAM_STEP, global_step, ranks.rank())) >> 1)
     with autocast(run.precision, run.device):
-        loss, logits, terms = run.forward(inputs, teacher_logits, target, run.epoch)
+        loss, logits, terms = run.forward(
+            inputs, teacher_logits, target, run.epoch, strong_inputs, teacher_strong
+        )
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.optimizer.step()
@@ -263,8 +293,7 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
     objective = run.learner.objective
     sums = dict(zip(TERMS, means[2:], strict=True))
     row |= {f"loss_{name}": sums[name] for name in objective.weights(run.epoch)}
-    if objective.log_prior_value is not None:
-        row["log_prior"] = objective.log_prior_value
+    row |= objective.state(run.epoch)
     _check_finite(row, run)
     if len(run.data.validation_ids):
         row |= {f"val_{name}": value for name, value in _validate(run).items()}
@@ -283,9 +312,9 @@ def _validate(run: _Run) -> dict[str, float]:
             run.learner.student,
             run.data,
             run.data.validation_ids,
+            config=run.config,
             precision=run.precision,
             log_prior=run.learner.objective.log_prior_value,
-            channels_last=run.config.channels_last,
         )
     return ranks.from_first(metrics)
 
@@ -304,28 +333,6 @@ def _check_finite(row: dict[str, Any], run: _Run) -> None:
             f"a weight became infinite or nan in epoch {run.epoch} of {run.config.epochs} "
             f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
         )
-
-
-@torch.no_grad()
-def evaluate_model(
-    model: nn.Module,
-    data: RunData,
-    sample_ids: np.ndarray,
-    *,
-    precision: str,
-    log_prior: float | None,
-    channels_last: bool,
-) -> dict[str, float]:
-    """Metrics of a model on the images `sample_ids` [N] of `data`, unaugmented."""
-    model.eval()
-    logits, targets = [], []
-    for start in range(0, len(sample_ids), EVAL_BATCH):
-        images, target = data.images.gather(sample_ids[start : start + EVAL_BATCH])
-        inputs = normalize(images, data.mean, data.std, channels_last=channels_last)
-        with autocast(precision, images.device):
-            logits.append(model(inputs).float())
-        targets.append(target)
-    return classification_metrics(torch.cat(logits), torch.cat(targets), log_prior=log_prior)
 
 
 def forget_checkpoint(folder: Path) -> None:

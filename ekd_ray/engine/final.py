@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ekd_ray.data import dataset_info
-from ekd_ray.engine.distill import RunResult, evaluate_model
+from ekd_ray.engine.distill import RunResult
+from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.models import save_weights
@@ -20,9 +21,9 @@ def evaluate_test(result: RunResult, *, data_root: str | None) -> dict[str, floa
         result.model,
         data,
         data.validation_ids,
+        config=result.config,
         precision=result.precision,
         log_prior=result.log_prior,
-        channels_last=result.config.channels_last,
     )
     return {f"test_{name}": value for name, value in metrics.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import (
     DatasetInfo,
     check_dataset,
+    check_view_scheme,
     dataset_info,
+    num_train,
     steps_per_epoch,
-    view_count,
 )
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.losses.objective import method_of, resolve_method
@@ -76,18 +78,44 @@ def resolve(
     """
     config = resolve_method(config)
     info = dataset_info(config.dataset)
-    config = config.replace(augment=config.augment or info.view_scheme)
-    view_count(config.augment or "")
-    _check_model(config.student, info.num_classes)
+    config = config.replace(
+        augment=config.augment or info.view_scheme,
+        image_size=config.image_size or info.image_size,
+    )
+    assert config.augment and config.image_size
+    check_view_scheme(info, config.augment, config.image_size)
+    check_model(config.student, info.num_classes, student_size(config), "student_image_size")
     check_dataset(config.dataset, data_root=data_root, download=download)
+    if config.ood_dataset is not None:
+        _check_ood(config, data_root)
     if method_of(config).needs_teacher:
         config = _resolve_teacher(config, info.num_classes)
     else:
         config = without_teacher(config)
         if method_of(config).evidential:
             config = config.replace(**_resolve_priors(config, None))
-    _check_sizes(config, info)
+    _check_sizes(config, info, data_root)
+    if config.teacher_top is not None and config.teacher_top >= info.num_classes:
+        raise UserError(
+            f"teacher_top must be below the number of classes ({info.num_classes}), got "
+            f"{config.teacher_top}: leave it out to keep all of them."
+        )
     return config
+
+
+def student_size(config: DistillConfig) -> int:
+    """Side of the images that the student sees, in pixels."""
+    size = config.student_image_size or config.image_size
+    return size or dataset_info(config.dataset).image_size
+
+
+def _check_ood(config: DistillConfig, data_root: str | None) -> None:
+    assert config.ood_dataset is not None
+    if config.ood_dataset == config.dataset:
+        raise UserError(
+            f"ood_dataset must be another data set than dataset, got {config.ood_dataset!r} twice."
+        )
+    check_dataset(config.ood_dataset, data_root=data_root)
 
 
 def without_teacher(config: DistillConfig) -> DistillConfig:
@@ -101,7 +129,8 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
         raise UserError(
             f"method {config.method!r} needs a teacher: give --teacher NAME and --teacher-weights."
         )
-    _check_model(config.teacher, num_classes)
+    size = config.image_size or dataset_info(config.dataset).image_size
+    check_model(config.teacher, num_classes, size, "image_size")
     if config.teacher_weights is None:
         raise UserError(
             f"no weights for teacher {config.teacher!r}: give --teacher-weights FILE, or train "
@@ -164,26 +193,41 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
         )
 
 
-def _check_model(name: str, num_classes: int) -> None:
+@functools.lru_cache(maxsize=64)
+def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
+    """Build the model without memory and show it one image; `setting` names the size's setting.
+
+    Raises:
+        UserError: an unknown name, or a model that does not take images of `size` pixels.
+    """
     with torch.device("meta"):
-        build_model(name, num_classes)
+        model = build_model(name, num_classes).eval()
+        image = torch.empty(1, 3, size, size)
+    try:
+        with torch.no_grad():
+            model(image)
+    except Exception as error:  # each library refuses a size in its own way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{name} does not take images of {size} x {size} pixels ({reason}): set {setting}, "
+            "224 for most models of torchvision and timm."
+        ) from None
 
 
-def split_sizes(config: DistillConfig) -> tuple[int, int]:
+def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:
     """(training, validation) images of a configuration, as `stratified_split` rounds them."""
-    drawn = config.train_subset or dataset_info(config.dataset).num_train
+    drawn = config.train_subset or num_train(config.dataset, data_root=data_root)
     held = round(drawn * config.validation_fraction)
     return drawn - held, held
 
 
-def _check_sizes(config: DistillConfig, info: DatasetInfo) -> None:
+def _check_sizes(config: DistillConfig, info: DatasetInfo, data_root: str | None) -> None:
     """Enough images for every class on both sides of the split, and for one batch."""
-    kept, held = split_sizes(config)
-    drawn = kept + held
-    if not info.num_classes <= drawn <= info.num_train:
+    kept, held = split_sizes(config, data_root)
+    drawn, there = kept + held, num_train(config.dataset, data_root=data_root)
+    if not info.num_classes <= drawn <= there:
         raise UserError(
-            f"train_subset must be {info.num_classes} to {info.num_train} ({config.dataset}), "
-            f"got {drawn}."
+            f"train_subset must be {info.num_classes} to {there} ({config.dataset}), got {drawn}."
         )
     if config.validation_fraction and not info.num_classes <= held <= drawn - info.num_classes:
         raise UserError(

@@ -9,13 +9,16 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import (
+    EncodedImages,
     ImageArrays,
-    StagedImages,
+    Stage,
     dataset_info,
     load_dataset,
+    stage_images,
     stratified_split,
     stratified_subset,
 )
+from ekd_ray.data.strong import strong_augment, strong_base_views, strong_draws
 from ekd_ray.errors import UserError
 
 
@@ -24,18 +27,20 @@ class RunData:
     """Training images with the ids that train and the ids that validate.
 
     `train_ids` and `validation_ids` are int64 indices into `images`; the latter is empty
-    when the configuration holds nothing out.
+    when the configuration holds nothing out. `ood_images` and `ood_ids` are those of a
+    second data set, None and empty unless the configuration names one.
     """
 
-    images: StagedImages
+    images: Stage
     train_ids: np.ndarray
     validation_ids: np.ndarray
     num_classes: int
     class_names: tuple[str, ...]
     fingerprint: str
-    view_scheme: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    ood_images: Stage | None
+    ood_ids: np.ndarray
 
 
 def split_ids(config: DistillConfig, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +62,8 @@ def load_run_data(config: DistillConfig, *, data_root: str | None, device: torch
             f"{arrays.fingerprint}."
         )
     train_ids, validation_ids = split_ids(config, arrays.labels)
-    return _run_data(config, arrays, train_ids, validation_ids, device)
+    ood = _load_ood(config, "train", data_root)
+    return _run_data(config, arrays, train_ids, validation_ids, device, ood)
 
 
 def load_test_data(
@@ -66,25 +72,60 @@ def load_test_data(
     """The test split, as `RunData` without training ids. Only final evaluation calls this."""
     arrays = load_dataset(config.dataset, "test", data_root=data_root)
     everything = np.arange(len(arrays.labels), dtype=np.int64)
-    return _run_data(config, arrays, everything[:0], everything, device)
+    ood = _load_ood(config, "test", data_root)
+    return _run_data(config, arrays, everything[:0], everything, device, ood)
 
 
 def _run_data(
     config: DistillConfig,
-    arrays: ImageArrays,
+    arrays: ImageArrays | EncodedImages,
     train_ids: np.ndarray,
     validation_ids: np.ndarray,
     device: torch.device,
+    ood: ImageArrays | EncodedImages | None,
 ) -> RunData:
     info = dataset_info(config.dataset)
+    outside, outside_ids = None, validation_ids[:0]
+    if ood is not None and len(validation_ids):
+        scheme = dataset_info(ood.name).view_scheme
+        outside = stage_images(ood, device, scheme=scheme)
+        count = min(len(ood), len(validation_ids))
+        outside_ids = stratified_subset(ood.labels, count, config.split_seed)
     return RunData(
-        images=StagedImages(arrays, device),
+        images=stage_images(
+            arrays,
+            device,
+            scheme=config.augment or info.view_scheme,
+            image_size=config.image_size,
+            pool=config.view_pool,
+            seed=config.view_seed,
+        ),
         train_ids=train_ids,
         validation_ids=validation_ids,
         num_classes=arrays.num_classes,
         class_names=arrays.class_names,
         fingerprint=arrays.fingerprint,
-        view_scheme=config.augment or info.view_scheme,
         mean=info.mean,
         std=info.std,
+        ood_images=outside,
+        ood_ids=outside_ids,
     )
+
+
+def _load_ood(
+    config: DistillConfig, split: str, data_root: str | None
+) -> ImageArrays | EncodedImages | None:
+    """The same split of the second data set: test images stay unseen until the end there too."""
+    if config.ood_dataset is None:
+        return None
+    return load_dataset(config.ood_dataset, split, data_root=data_root)
+
+
+def strong_images(
+    config: DistillConfig, data: RunData, samples: np.ndarray, strong_ids: np.ndarray
+) -> torch.Tensor:
+    """Strong views uint8 [B, 3, H, W]: functions of `view_seed`, sample and strong id alone."""
+    seed, num_views = config.view_seed, data.images.num_views
+    base = strong_base_views(samples, strong_ids, seed=seed, num_views=num_views)
+    images, _ = data.images.views(samples, base)
+    return strong_augment(images, strong_draws(samples, strong_ids, seed=seed))

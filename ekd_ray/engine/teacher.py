@@ -1,17 +1,36 @@
-"""Where a run gets its teacher's logits from: the live network."""
+"""Where a run gets its teacher's logits from: the live network, or the table of them."""
 
 from __future__ import annotations
 
 import functools
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import normalize
+from ekd_ray.data import dataset_info, normalize, num_train, view_count
 from ekd_ray.engine.plan import parse_normalization
 from ekd_ray.engine.precision import autocast
+from ekd_ray.engine.rundata import RunData
+from ekd_ray.engine.teacher_cache import (
+    Ids,
+    RowFormat,
+    TableSpec,
+    TeacherTable,
+    open_table,
+    tables_dir,
+)
+from ekd_ray.losses.objective import method_of
 from ekd_ray.models import build_model, load_weights
+
+# `auto` uses no table larger than this, nor one that would take half of the free disk.
+LARGEST_TABLE = 40 * 2**30
 
 
 class LiveTeacher:
@@ -31,7 +50,7 @@ class LiveTeacher:
         self.channels_last = channels_last
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Logits [B, C] float32 of uint8 images [B, 3, H, W], already augmented."""
         mean, std = self.normalization.mean, self.normalization.std
         inputs = normalize(images, mean, std, channels_last=self.channels_last)
@@ -39,8 +58,64 @@ class LiveTeacher:
             return self.model(inputs).float()
 
 
+class Teacher:
+    """A run's teacher: logits by sample and view, out of its table where they are there.
+
+    `table` is None without a cache. Rows that are missing are computed by the network, all of
+    a batch at once, and stored. The network is not even loaded as long as none is missing.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[], LiveTeacher],
+        row_format: RowFormat,
+        table: TeacherTable | None,
+    ) -> None:
+        self._network, self._format, self.table = network, row_format, table
+        self.computed = 0
+
+    def logits(self, images: Tensor, sample_ids: Ids, view_ids: Ids) -> Tensor:
+        """Logits float32 [B, C], on the images' device, without gradient.
+
+        Args:
+            images: uint8 [B, 3, H, W], the views themselves, needed for rows that are missing.
+            sample_ids, view_ids: int64 [B] on the host.
+        """
+        if self.table is None:
+            return self._format.rounded(self._asked(images))
+        rows, found = self.table.read(sample_ids, view_ids)
+        if not found.all():
+            self._fill(images, sample_ids, view_ids, rows, np.flatnonzero(~found))
+        bits = torch.from_numpy(rows.view(np.int16))
+        if images.device.type == "cuda":
+            bits = bits.pin_memory()
+        return self._format.decode(bits.to(images.device, non_blocking=True))
+
+    def _asked(self, images: Tensor) -> Tensor:
+        self.computed += len(images)
+        return self._network()(images)
+
+    def _fill(
+        self, images: Tensor, sample_ids: Ids, view_ids: Ids, rows: np.ndarray, missing: np.ndarray
+    ) -> None:
+        """Compute the missing rows into `rows` and into the table."""
+        assert self.table is not None
+        index = torch.from_numpy(missing).to(images.device)
+        bits = self._format.encode(self._asked(images.index_select(0, index)))
+        rows[missing] = bits.cpu().numpy().view(np.uint16)
+        try:
+            self.table.write(sample_ids[missing], view_ids[missing], rows[missing])
+        except OSError as error:
+            warnings.warn(
+                f"the teacher cache {self.table.folder} cannot be written ({error.strerror}): "
+                "going on with the live teacher.",
+                stacklevel=2,
+            )
+            self.table = None
+
+
 @functools.lru_cache(maxsize=2)
-def _cached(
+def _network(
     name: str, path: str, sha256: str, normalization: str, num_classes: int,
     precision: str, channels_last: bool, device: torch.device,
 ) -> LiveTeacher:  # fmt: skip
@@ -51,12 +126,100 @@ def _cached(
     )
 
 
+# Open tables of this process, by folder: trials that follow each other share the maps.
+_tables: dict[Path, TeacherTable] = {}
+
+
 def load_teacher(
-    config: DistillConfig, num_classes: int, *, precision: str, device: torch.device
-) -> LiveTeacher:
-    """The teacher of a resolved configuration; one copy per process serves all its trials."""
+    config: DistillConfig,
+    data: RunData,
+    *,
+    precision: str,
+    device: torch.device,
+    strong: bool = False,
+) -> Teacher:
+    """The teacher of a resolved configuration; one network per process serves all its trials.
+
+    With `strong`, of the strong views: their ids name other pictures, so their table is
+    another.
+    """
     assert config.teacher and config.teacher_weights and config.teacher_normalization
-    return _cached(
-        config.teacher, config.teacher_weights, config.teacher_sha256 or "",
-        config.teacher_normalization, num_classes, precision, config.channels_last, device,
+    network = functools.partial(
+        _network, config.teacher, config.teacher_weights, config.teacher_sha256 or "",
+        config.teacher_normalization, data.num_classes, precision, config.channels_last, device,
     )  # fmt: skip
+    spec = table_spec(config, data, precision=precision, strong=strong)
+    return Teacher(network, spec.row_format, _open(config, spec))
+
+
+def table_spec(
+    config: DistillConfig, data: RunData, *, precision: str, strong: bool = False
+) -> TableSpec:
+    """The table that a run reads, whether or not it is there."""
+    drawn = strong or config.augment == "resized_crop"
+    facts = {
+        "teacher": config.teacher,
+        "teacher_sha256": config.teacher_sha256,
+        "normalization": config.teacher_normalization,
+        "precision": precision,
+        "channels_last": config.channels_last,
+        "dataset": config.dataset,
+        "data_fingerprint": data.fingerprint,
+        "view_scheme": config.augment,
+        "image_size": data.images.image_size,
+        "strong": strong,
+        "view_seed": config.view_seed if drawn else None,
+    }
+    return TableSpec(
+        num_samples=len(data.images),
+        num_views=config.view_pool if strong else data.images.num_views,
+        row_format=RowFormat(num_classes=data.num_classes, top=config.teacher_top),
+        facts=facts,
+    )
+
+
+def _open(config: DistillConfig, spec: TableSpec) -> TeacherTable | None:
+    """The table, or None where the settings or the disk say no."""
+    if config.teacher_cache == "off":
+        return None
+    folder = spec.folder()
+    table = _tables.get(folder)
+    if table is not None and folder.exists():
+        return table
+    try:
+        if config.teacher_cache == "auto" and not (folder.exists() or affordable(spec.size)):
+            return None
+        table = _tables[folder] = open_table(spec)
+    except OSError as error:
+        warnings.warn(
+            f"the teacher cache {folder} cannot be used ({error.strerror}): going on with the "
+            "live teacher.",
+            stacklevel=2,
+        )
+        return None
+    return table
+
+
+def affordable(size: int) -> bool:
+    """Whether `teacher_cache: auto` makes a table of `size` bytes when full: the disk has room."""
+    folder = tables_dir()
+    home = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    room = min(LARGEST_TABLE, shutil.disk_usage(home).free // 2)
+    return size <= room and os.access(home, os.W_OK)
+
+
+def table_bytes(config: DistillConfig, data_root: str | None) -> int:
+    """Bytes of the full tables of a configuration, known before any data is read."""
+    info = dataset_info(config.dataset)
+    views = view_count(config.augment or info.view_scheme, config.view_pool)
+    if method_of(config).strong_view:
+        views += config.view_pool
+    width = RowFormat(num_classes=info.num_classes, top=config.teacher_top).width
+    return num_train(config.dataset, data_root=data_root) * views * (2 * width + 4)
+
+
+def uses_cache(config: DistillConfig, data_root: str | None) -> bool:
+    """Whether a run of a configuration keeps its teacher's logits on disk."""
+    if not method_of(config).needs_teacher or config.teacher_cache == "off":
+        return False
+    return config.teacher_cache == "on" or affordable(table_bytes(config, data_root))

@@ -18,7 +18,7 @@ from torch import nn
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info, load_dataset
-from ekd_ray.engine.distill import evaluate_model
+from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.rundata import load_test_data
@@ -95,9 +95,9 @@ class Bundle:
             self.model().to(device).to(memory_format=layout),
             data,
             data.validation_ids,
+            config=self.config,
             precision=self.config.precision,
             log_prior=read_metadata(self.path / WEIGHTS).log_prior,
-            channels_last=self.config.channels_last,
         )
         return {f"test_{name}": value for name, value in metrics.items()}
 

@@ -22,6 +22,7 @@ STUDY_FILE = "study.yaml"
 JOURNAL = "optuna.journal"
 FAILURE = "failure.json"
 RESULT = "result.json"
+CONFIRMED = "confirm.parquet"
 
 
 def trial_folder(run: Path, number: int) -> Path:
@@ -193,7 +194,7 @@ class Study:
 
     def confirmed(self) -> pa.Table | None:
         """The table of `confirm.parquet` (one row per stage, configuration and seed), or None."""
-        path = self.path / "confirm.parquet"
+        path = self.path / CONFIRMED
         return pq.read_table(path) if path.exists() else None
 
     def leaderboard(self) -> list[Row]:

@@ -25,14 +25,18 @@ _ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def connected(config: StudyConfig) -> Iterator[None]:
-    """Ray for the duration: the cluster named by RAY_ADDRESS, or a local one of our own."""
+def connected(*configs: StudyConfig) -> Iterator[None]:
+    """Ray for the duration: the cluster named by RAY_ADDRESS, or a local one of our own.
+
+    A connection that is there already is used and left open. Every study must fit.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
-        check_fits(config)
+        for config in configs:
+            check_fits(config)
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -42,7 +46,8 @@ def connected(config: StudyConfig) -> Iterator[None]:
         options |= {"num_cpus": local_cpus()}
     ray.init(**options)
     try:
-        check_fits(config)
+        for config in configs:
+            check_fits(config)
         yield
     finally:
         ray.shutdown()

@@ -29,6 +29,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.losses.objective import with_method
 from ekd_ray.results.study import (
+    CONFIRMED,
     FAILURE,
     RESULT,
     Study,
@@ -36,7 +37,9 @@ from ekd_ray.results.study import (
     mean_sd,
     write_parquet,
 )
-from ekd_ray.scale.search import Observer, run_tuner
+from ekd_ray.scale.fill import fill_cache
+from ekd_ray.scale.observer import Observer
+from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.space import point_config
 from ekd_ray.scale.worker import Job, Report, run_job
 
@@ -71,6 +74,9 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
         for record in study.ranked()[: config.confirm_top_k]
     }
     select = _over_seeds("select", finalists, seeds)
+    if not (run / CONFIRMED).exists():
+        # The views of a sample do not depend on the split: those of all images serve both steps.
+        fill_cache(config, base.replace(validation_fraction=0.0), seeds, observer)
     _run_all(run, config, select, observer)
     winner = _winner(run, config, select)
     entries = {winner: finalists[winner], **baselines(config, base)}
@@ -80,7 +86,7 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     }
     final = _over_seeds("final", everything, seeds)
     _run_all(run, config, final, observer)
-    write_parquet(run / "confirm.parquet", _table(run, [*select, *final], seeds))
+    write_parquet(run / CONFIRMED, _table(run, [*select, *final], seeds))
 
 
 def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 from optuna.trial import FrozenTrial
 from ray import tune
@@ -16,25 +16,11 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import Study
 from ekd_ray.scale.cluster import concurrency
+from ekd_ray.scale.fill import fill_cache
+from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trainer import trainable
 from ekd_ray.scale.worker import Body, Job, run_job
-
-
-class Observer(Protocol):
-    """Who is told of a study's progress (the terminal, a test)."""
-
-    def stage(self, title: str, total: int, epochs: int) -> None:
-        """A stage of `total` runs of at most `epochs` epochs begins."""
-
-    def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
-        """A run begins."""
-
-    def epoch(self, number: int, row: dict[str, Any]) -> None:
-        """A run has finished an epoch."""
-
-    def ended(self, number: int, *, failed: bool) -> None:
-        """A run has ended: all epochs done, stopped early, or failed."""
 
 
 def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
@@ -51,6 +37,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
     scheduler = make_scheduler(config)
     replay(scheduler, searcher.finished())
     if searcher.remaining:
+        fill_cache(config, base, [base.seed], observer)
         observer.stage("search", searcher.remaining, config.distill.epochs)
         run_tuner(
             run,

@@ -1,0 +1,91 @@
+"""What a network sees, and how it is evaluated: on unaugmented images, in one pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import Stage, normalize
+from ekd_ray.engine.metrics import classification_metrics
+from ekd_ray.engine.precision import autocast
+from ekd_ray.engine.rundata import RunData
+
+EVAL_BATCH = 500
+# Pixels of a batch of 500 images of 64 x 64; larger images come in smaller batches.
+EVAL_PIXELS = EVAL_BATCH * 64 * 64
+
+
+def student_inputs(images: Tensor, data: RunData, config: DistillConfig) -> Tensor:
+    """The student's view of augmented images: normalised, and resized if the student asks.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+
+    Returns:
+        float32 [B, 3, S, S], S = `config.student_image_size` or H. Enlarging is bicubic, as
+        the ViT recipes do it; shrinking is antialiased as well.
+    """
+    size = config.student_image_size or images.shape[-1]
+    if size == images.shape[-1]:
+        return normalize(images, data.mean, data.std, channels_last=config.channels_last)
+    inputs = normalize(images, data.mean, data.std)
+    shrinks = size < images.shape[-1]
+    inputs = functional.interpolate(inputs, (size, size), mode="bicubic", antialias=shrinks)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return inputs.contiguous(memory_format=layout)
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: nn.Module,
+    data: RunData,
+    sample_ids: np.ndarray,
+    *,
+    config: DistillConfig,
+    precision: str,
+    log_prior: float | None,
+) -> dict[str, float]:
+    """Metrics of a model on the images `sample_ids` [N] of `data`, unaugmented.
+
+    With out-of-distribution images in `data`, also how well uncertainty tells them apart.
+    """
+    model.eval()
+    logits, targets = [], []
+    for inputs, target in _batches(data, data.images, sample_ids, config):
+        with autocast(precision, inputs.device):
+            logits.append(model(inputs).float())
+        targets.append(target)
+    outside = []
+    if data.ood_images is not None:
+        for inputs, _ in _batches(data, data.ood_images, data.ood_ids, config):
+            with autocast(precision, inputs.device):
+                outside.append(model(inputs).float())
+    return classification_metrics(
+        torch.cat(logits),
+        torch.cat(targets),
+        log_prior=log_prior,
+        ood_logits=torch.cat(outside) if outside else None,
+    )
+
+
+def _batches(
+    data: RunData, stage: Stage, sample_ids: np.ndarray, config: DistillConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
+    side = max(data.images.image_size, config.student_image_size or 0)
+    count = max(1, min(EVAL_BATCH, EVAL_PIXELS // side**2))
+    with contextlib.closing(stage.evaluation(sample_ids, count)) as batches:
+        for images, target in batches:
+            if images.shape[-1] != data.images.image_size:  # another data set's images
+                images = _resized(images, data.images.image_size)
+            yield student_inputs(images, data, config), target
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    resized = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)

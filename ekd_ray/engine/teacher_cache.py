@@ -1,0 +1,308 @@
+"""A teacher's logits on disk: one row for every (sample, view), asked for once.
+
+A table is a folder `<cache>/teachers/<teacher>-<dataset>-<key>/` of three files: `meta.json`
+with all that decides a row, `rows.bin` (uint16 [N * V, W], sparse) and `words.bin` (uint32
+[N * V], sparse). A row's check word is a hash of its bits, its place and the table's key,
+never 0. A reader trusts a row whose word fits and takes any other for missing: never written,
+half written, or damaged. So readers need no lock, and several processes fill a table at once;
+the worst that can happen is that two of them compute the same row.
+
+Writing goes through `pwrite` and reading through a memory map: on a full disk the former
+fails with an error, a map with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ekd_ray.data import counter_hash, default_cache_dir
+from ekd_ray.errors import UserError
+from ekd_ray.files import file_name, write_json
+
+FORMAT_VERSION = 1
+_LARGEST_HALF = 65504.0
+Rows = npt.NDArray[np.uint16]
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFormat:
+    """How the logits of one sample become W words of 16 bits, and back.
+
+    Dense rows hold every class as float16. With `top` = k they hold the k largest logits,
+    their classes, and one value for all the rest, chosen so that the softmax mass of the
+    rest is exact. The teacher's logits are *defined* as what a row gives back, whether they
+    come from a table or from the network: a cached run equals a live one bit for bit.
+    """
+
+    num_classes: int
+    top: int | None = None
+
+    @property
+    def width(self) -> int:
+        """W, words of 16 bits in a row."""
+        return self.num_classes if self.top is None else 2 * self.top + 1
+
+    def encode(self, logits: Tensor) -> Tensor:
+        """Float logits [B, C] -> int16 [B, W] on the same device (the bits of the row)."""
+        logits = logits.float().clamp(-_LARGEST_HALF, _LARGEST_HALF)
+        if self.top is None:
+            return logits.half().view(torch.int16)
+        values, classes = logits.topk(self.top, dim=1)
+        rest = logits.scatter(1, classes, -torch.inf).logsumexp(dim=1, keepdim=True)
+        rest = rest - torch.log(torch.tensor(float(self.num_classes - self.top)))
+        return torch.cat(
+            [values.half().view(torch.int16), classes.short(), rest.half().view(torch.int16)], 1
+        )
+
+    def decode(self, rows: Tensor) -> Tensor:
+        """int16 [B, W] -> float32 logits [B, C] on the same device."""
+        if self.top is None:
+            return rows.view(torch.float16).float()
+        k = self.top
+        values = rows[:, :k].contiguous().view(torch.float16).float()
+        rest = rows[:, 2 * k :].contiguous().view(torch.float16).float()
+        # Classes beyond 32,767 would be negative as int16: the mask makes them whole again.
+        classes = rows[:, k : 2 * k].long() & 0xFFFF
+        return rest.repeat(1, self.num_classes).scatter(1, classes, values)
+
+    def rounded(self, logits: Tensor) -> Tensor:
+        """What a table would give back for these logits: float32 [B, C]."""
+        return self.decode(self.encode(logits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSpec:
+    """All that decides a table: its shape, and what its rows are a function of."""
+
+    num_samples: int
+    num_views: int
+    row_format: RowFormat
+    facts: Mapping[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the full table."""
+        return self.num_samples * self.num_views * (2 * self.row_format.width + 4)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain values for meta.json."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "num_samples": self.num_samples,
+            "num_views": self.num_views,
+            "num_classes": self.row_format.num_classes,
+            "top": self.row_format.top,
+            **self.facts,
+        }
+
+    @property
+    def key(self) -> str:
+        """24 hex digits: equal rows, equal key."""
+        text = json.dumps(self.identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def folder(self, cache_dir: Path | None = None) -> Path:
+        """Where the table belongs."""
+        name = file_name(f"{self.facts['teacher']}-{self.facts['dataset'].rpartition('/')[2]}")
+        return tables_dir(cache_dir) / f"{name}-{self.key}"
+
+
+def tables_dir(cache_dir: Path | None = None) -> Path:
+    """The folder of all tables, `<cache>/teachers`."""
+    return (cache_dir or default_cache_dir()).absolute() / "teachers"
+
+
+class TeacherTable:
+    """An open table. Make one with `open_table`."""
+
+    def __init__(self, folder: Path, spec: TableSpec) -> None:
+        self.folder, self.spec = folder, spec
+        self._rows_fd = os.open(folder / "rows.bin", os.O_RDWR)
+        try:
+            self._words_fd = os.open(folder / "words.bin", os.O_RDWR)
+        except BaseException:
+            os.close(self._rows_fd)
+            raise
+        count, width = spec.num_samples * spec.num_views, spec.row_format.width
+        self._rows = np.memmap(folder / "rows.bin", np.uint16, "r", shape=(count, width))
+        self._words = np.memmap(folder / "words.bin", np.uint32, "r", shape=(count,))
+        self._factors = counter_hash(0, np.arange(width)) | np.uint64(1)
+        self._salt = np.uint64(int(spec.key[:16], 16))
+        # Cold random reads cost 2 ms a batch; sequential ones nearly nothing.
+        for descriptor in (self._words_fd, self._rows_fd):
+            with contextlib.suppress(OSError, AttributeError):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Close both files; reading and writing are over."""
+        os.close(self._rows_fd)
+        os.close(self._words_fd)
+
+    def _places(self, sample_ids: Ids, view_ids: Ids) -> Ids:
+        return np.asarray(sample_ids, np.int64) * self.spec.num_views + view_ids
+
+    def _check_words(self, rows: Rows, places: Ids) -> npt.NDArray[np.uint32]:
+        bits = (rows.astype(np.uint64) * self._factors).sum(axis=1, dtype=np.uint64)
+        mixed = counter_hash(0, (bits ^ self._salt).view(np.int64), places)
+        return (mixed >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+
+    def read(self, sample_ids: Ids, view_ids: Ids) -> tuple[Rows, npt.NDArray[np.bool_]]:
+        """(rows uint16 [B, W], found bool [B]) of samples and views, int64 [B] each.
+
+        Rows that are not found hold anything.
+        """
+        places = self._places(sample_ids, view_ids)
+        # The word first: a writer stores it last, so a word that is there has its row.
+        words = self._words[places]
+        rows = np.asarray(self._rows[places])
+        return rows, words == self._check_words(rows, places)
+
+    def write(self, sample_ids: Ids, view_ids: Ids, rows: Rows) -> None:
+        """Store rows uint16 [B, W]; raises OSError (a full disk), harmless to readers."""
+        places = self._places(sample_ids, view_ids)
+        rows = np.ascontiguousarray(rows)
+        words = self._check_words(rows, places)
+        for place, row, word in zip(places.tolist(), rows, words, strict=True):
+            _write_all(self._rows_fd, row.tobytes(), place * row.nbytes)
+            _write_all(self._words_fd, word.tobytes(), place * 4)
+
+    def filled(self) -> int:
+        """Number of rows that were ever written (a word that is not 0)."""
+        return int(np.count_nonzero(self._words))
+
+    def sound(self, chunk: int = 1 << 16) -> tuple[int, int]:
+        """(sound, damaged) numbers of written rows: every check word is compared."""
+        good = bad = 0
+        written = np.flatnonzero(self._words)
+        for start in range(0, len(written), chunk):
+            places = written[start : start + chunk]
+            fits = self._words[places] == self._check_words(np.asarray(self._rows[places]), places)
+            good, bad = good + int(fits.sum()), bad + int((~fits).sum())
+        return good, bad
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    if os.pwrite(descriptor, data, offset) != len(data):
+        raise OSError(28, "No space left on device")
+
+
+def open_table(spec: TableSpec, cache_dir: Path | None = None) -> TeacherTable:
+    """Open the table of `spec`, made empty (and sparse) if it is not there.
+
+    Raises:
+        OSError: the cache folder cannot be written.
+    """
+    folder = spec.folder(cache_dir)
+    if not _is_whole(folder, spec):
+        _create(folder, spec)
+    return TeacherTable(folder, spec)
+
+
+def _is_whole(folder: Path, spec: TableSpec) -> bool:
+    count = spec.num_samples * spec.num_views
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        sizes = [(folder / name).stat().st_size for name in ("rows.bin", "words.bin")]
+    except (OSError, ValueError):
+        return False
+    return meta == spec.identity and sizes == [2 * count * spec.row_format.width, 4 * count]
+
+
+def _create(folder: Path, spec: TableSpec) -> None:
+    """A new folder beside the place, renamed into it; another process may come first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        count = spec.num_samples * spec.num_views
+        for name, size in (("rows.bin", 2 * spec.row_format.width), ("words.bin", 4)):
+            with open(temporary / name, "wb") as file:
+                file.truncate(count * size)
+        write_json(temporary / "meta.json", spec.identity)
+        if folder.exists() and not _is_whole(folder, spec):
+            folder.rename(temporary / "damaged")
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not _is_whole(folder, spec):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableInfo:
+    """One table on disk: what it is, its rows, bytes on disk and bytes when full."""
+
+    folder: Path
+    meta: dict[str, Any]
+    rows: int
+    filled: int
+    bytes_used: int
+    bytes_full: int
+    modified: float
+
+
+def list_tables(cache_dir: Path | None = None) -> Iterator[TableInfo]:
+    """Every whole table of the cache, by name."""
+    for folder in sorted(tables_dir(cache_dir).glob("[!.]*")):
+        spec = read_spec(folder)
+        if spec is None:
+            continue
+        table = TeacherTable(folder, spec)
+        stats = [(folder / name).stat() for name in ("rows.bin", "words.bin")]
+        yield TableInfo(
+            folder=folder,
+            meta=spec.identity,
+            rows=spec.num_samples * spec.num_views,
+            filled=table.filled(),
+            bytes_used=sum(512 * status.st_blocks for status in stats),
+            bytes_full=spec.size,
+            modified=max(status.st_mtime for status in stats),
+        )
+        table.close()
+
+
+def read_spec(folder: Path) -> TableSpec | None:
+    """The spec of a table folder, None if it is none (or of another version)."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        shape = {name: meta.pop(name) for name in ("num_samples", "num_views", "num_classes")}
+        top, version = meta.pop("top"), meta.pop("format_version")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    spec = TableSpec(
+        num_samples=shape["num_samples"],
+        num_views=shape["num_views"],
+        row_format=RowFormat(num_classes=shape["num_classes"], top=top),
+        facts=meta,
+    )
+    return spec if version == FORMAT_VERSION and _is_whole(folder, spec) else None
+
+
+def find_table(name: str, cache_dir: Path | None = None) -> Path:
+    """The folder of a table by its name or the beginning of it; raises `UserError`."""
+    names = [folder.name for folder in tables_dir(cache_dir).glob("[!.]*")]
+    found = [candidate for candidate in names if candidate.startswith(name)]
+    if len(found) != 1:
+        state = "no table" if not found else f"{len(found)} tables"
+        raise UserError(
+            f"{state} of the teacher cache begin(s) with {name!r}: see launchers/cache.py ls."
+        )
+    return tables_dir(cache_dir) / found[0]

@@ -1,0 +1,18 @@
+"""Look after the teacher cache: list its tables, fill one ahead, verify or remove them."""
+
+from __future__ import annotations
+
+from ekd_ray import cli
+
+
+def main() -> int:
+    args = cli.cache_parser(__doc__).parse_args()
+    config = cli.distill_config(args) if args.command == "fill" else None
+
+    from ekd_ray import cache_commands
+
+    return cache_commands.run(args, config)
+
+
+if __name__ == "__main__":
+    cli.run(main)
