@@ -85,7 +85,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     slots = max(1, fits(config, cpus=local_cpus(), gpus=torch.cuda.device_count()))
     used = slots * config.workers_per_trial
     stopping = "none"
-    if config.scheduler == "asha":
+    if config.scheduler == "asha" and rungs[:-1]:
         epochs = ", ".join(map(str, rungs[:-1]))
         stopping = f"ASHA keeps 1 in {config.reduction_factor} after epoch {epochs}"
     cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial

@@ -136,6 +136,11 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
             f"no weights for teacher {config.teacher!r}: give --teacher-weights FILE, or train "
             "one with launchers/train_teacher.py."
         )
+    if config.teacher_top is not None and config.teacher_top >= num_classes:
+        raise UserError(
+            f"teacher_top must be < {num_classes}, the classes of {config.dataset}, got "
+            f"{config.teacher_top}: leave it out to keep every logit."
+        )
     weights = read_metadata(config.teacher_weights)
     _check_teacher(config, weights, num_classes)
     changes: dict[str, object] = {"teacher_sha256": weights.sha256}
@@ -207,7 +212,7 @@ def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
         with torch.no_grad():
             model(image)
     except Exception as error:  # each library refuses a size in its own way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(
             f"{name} does not take images of {size} x {size} pixels ({reason}): set {setting}, "
             "224 for most models of torchvision and timm."

@@ -63,8 +63,11 @@ class RowFormat:
         if self.top is None:
             return logits.half().view(torch.int16)
         values, classes = logits.topk(self.top, dim=1)
-        rest = logits.scatter(1, classes, -torch.inf).logsumexp(dim=1, keepdim=True)
-        rest = rest - torch.log(torch.tensor(float(self.num_classes - self.top)))
+        others = logits.scatter(1, classes, -torch.inf)
+        highest = others.amax(dim=1, keepdim=True)
+        mass = (others - highest).exp().sum(dim=1, keepdim=True)
+        # The log of a mean of 1 is exactly 0, so that rounding twice is rounding once.
+        rest = highest + (mass / (self.num_classes - self.top)).log()
         return torch.cat(
             [values.half().view(torch.int16), classes.short(), rest.half().view(torch.int16)], 1
         )
@@ -285,7 +288,7 @@ def read_spec(folder: Path) -> TableSpec | None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         shape = {name: meta.pop(name) for name in ("num_samples", "num_views", "num_classes")}
         top, version = meta.pop("top"), meta.pop("format_version")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
     spec = TableSpec(
         num_samples=shape["num_samples"],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.engine.rundata import load_run_data
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 
 # 48 images train (3 steps of 16), 32 validate; seconds on one slow core.
@@ -53,3 +55,16 @@ def teacher_run(tiny, learnable, tmp_path_factory):
 def with_teacher(teacher_run):
     """The two settings that name the teacher."""
     return {"teacher": "resnet8", "teacher_weights": str(teacher_run[0])}
+
+
+@pytest.fixture(scope="session")
+def run_data():
+    """The staged training data of a resolved configuration."""
+    return lambda config: load_run_data(config, data_root=None, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache folder that no other test has filled; returns its folder of teacher tables."""
+    monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "teachers"

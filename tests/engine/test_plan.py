@@ -83,7 +83,7 @@ def test_normalization_with_a_misspelt_name():
 def test_resolving_fills_everything_and_again_changes_nothing(save, method):
     weights = save(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), log_prior=-0.75)
     done = resolve(run(weights, method=method))
-    assert done.augment == "crop"
+    assert (done.augment, done.image_size) == ("crop", 32)
     assert done.teacher_sha256 == sha256_file(weights)
     assert done.teacher_normalization == "0.1,0.2,0.3/1.0,2.0,3.0"
     assert None not in (done.temperature, done.ce_weight, done.kd_weight)
@@ -145,6 +145,9 @@ def test_methods_without_a_teacher_drop_it(save):
         ({}, {"batch_size": 1295}, ["1294 ", "1295"]),  # 1438 less a tenth for validation
         ({}, {"train_subset": 1439}, ["train_subset", "1438", "1439"]),
         ({}, {"train_subset": 110, "batch_size": 100}, ["99 ", "100"]),
+        ({}, {"teacher_top": 10}, ["teacher_top", "< 10", "got 10", "leave it out"]),
+        ({}, {"image_size": 64}, ["image_size", "digits", "32", "64"]),
+        ({}, {"augment": "resized_crop"}, ["resized_crop", "digits", "crop_flip"]),
     ],
     ids=str,
 )
@@ -155,7 +158,9 @@ def test_what_would_stop_the_run_later_is_refused_now(save, saved, values, words
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("values", [{"batch_size": 1294}, {"train_subset": 1438}])
+@pytest.mark.parametrize(
+    "values", [{"batch_size": 1294}, {"train_subset": 1438}, {"teacher_top": 9}, {"image_size": 32}]
+)
 def test_the_largest_sizes_that_fit(save, values):
     resolve(run(save(), **values))
 

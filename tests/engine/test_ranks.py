@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from engine_runs import Killed, state, untimed
 
 import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
@@ -17,16 +18,9 @@ from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import CHECKPOINT, distill
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.runlog import read_history
+from ekd_ray.losses.objective import with_method
 
 WORLD = 2
-
-
-class Killed(Exception):
-    pass
-
-
-def state(result):
-    return {key: value.clone() for key, value in result.model.state_dict().items()}
 
 
 def kill_after_first_epoch(row):
@@ -40,17 +34,18 @@ def worker(rank: int, settings: dict, folder: str) -> None:
     out = Path(folder)
     dist.init_process_group(
         "gloo", init_method=f"file://{out / 'rendezvous'}", rank=rank, world_size=WORLD,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=120),
     )  # fmt: skip
     config = DistillConfig.from_dict(settings)
     steps, saves, kill_at = [], [], [0]
     step, save = engine._train_step, engine.save_checkpoint
 
-    def recorded(run, batch):
-        steps.append((run.epoch, batch.step, batch.sample_ids, batch.view_ids))
+    def recorded(run, batch, images, target):
+        ids = (batch.sample_ids, batch.view_ids, batch.strong_ids)
+        steps.append((run.epoch, batch.step, ids))
         if len(steps) == kill_at[0]:
             raise Killed
-        step(run, batch)
+        step(run, batch, images, target)
 
     def counted(path, **kwargs):
         saves.append(path.name)
@@ -92,8 +87,9 @@ def worker(rank: int, settings: dict, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def config(tiny):
-    return tiny(method="evidential", learn_log_prior=True, epochs=2)
+def config(tiny, with_teacher):
+    """A learned prior, a teacher whose tables both processes fill, and two views."""
+    return with_method(tiny(), "mlkd+ekd", learn_log_prior=True, view_pool=4, **with_teacher)
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +101,6 @@ def two_ranks(config, tmp_path_factory):
     torch.multiprocessing.spawn(worker, args=arguments, nprocs=WORLD)
     records = [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(WORLD)]
     return records, folder
-
-
-def untimed(history):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
 
 
 def test_the_helpers_agree(two_ranks):
@@ -155,14 +147,17 @@ def test_only_the_first_rank_writes(two_ranks):
 
 def test_together_they_train_on_what_one_worker_would(two_ranks, config):
     train_ids, _ = split_ids(config, load_dataset("synthetic", "train").labels)
-    shares = [{(e, s): (i, v) for e, s, i, v in record["steps"]} for record in two_ranks[0]]
+    shares = [{(e, s): ids for e, s, ids in record["steps"]} for record in two_ranks[0]]
     for epoch in (1, 2):
-        alone = epoch_batches(train_ids, batch_size=16, seed=0, epoch=epoch, num_views=162)
+        alone = epoch_batches(
+            train_ids, batch_size=16, seed=0, epoch=epoch, num_views=162, strong_pool=4
+        )
         for batch in alone:
             parts = [share.pop((epoch, batch.step)) for share in shares]
-            assert [len(ids) for ids, _ in parts] == [8, 8]
-            both = [pair for ids, views in parts for pair in zip(ids, views, strict=True)]
-            expected = list(zip(batch.sample_ids, batch.view_ids, strict=True))
+            assert [len(ids) for part in parts for ids in part] == [8] * 6
+            both = [row for part in parts for row in zip(*part, strict=True)]
+            ids = (batch.sample_ids, batch.view_ids, batch.strong_ids)
+            expected = list(zip(*ids, strict=True))
             assert sorted(both) == sorted(expected)
     assert shares == [{}, {}]
 

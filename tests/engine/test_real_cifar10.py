@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine_runs import same_weights, state, untimed
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import stratified_subset
@@ -15,6 +16,7 @@ from ekd_ray.engine.distill import distill
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.rundata import load_run_data
 from ekd_ray.engine.teacher import load_teacher
+from ekd_ray.engine.teacher_cache import list_tables
 
 ROOT = os.environ.get("EKD_DATA_ROOT")
 TEACHER = Path(ROOT or ".") / "teachers" / "cifar10_resnet56a_jpeg.th"
@@ -35,16 +37,33 @@ def test_the_teacher_sees_its_own_normalisation() -> None:
     config = configuration()
     data = load_run_data(config, data_root=ROOT, device=torch.device("cpu"))
     ids = stratified_subset(np.asarray(data.images.labels), 300, seed=5)
-    images, labels = data.images.gather(ids)
+    images, labels = data.images.views(ids, None)
 
     def accuracy(normalization: str) -> float:
-        chosen = config.replace(teacher_normalization=normalization)
-        teacher = load_teacher(chosen, 10, precision="float32", device=torch.device("cpu"))
-        return float((teacher.logits(images).argmax(dim=1) == labels).float().mean())
+        chosen = config.replace(teacher_normalization=normalization, teacher_cache="off")
+        teacher = load_teacher(chosen, data, precision="float32", device=torch.device("cpu"))
+        found = teacher.logits(images, ids, np.zeros_like(ids))
+        return float((found.argmax(dim=1) == labels).float().mean())
 
     own = accuracy(str(config.teacher_normalization))
     assert own > 0.9
     assert accuracy("0,0,0/1,1,1") < own - 0.1
+
+
+def test_a_run_from_the_real_teachers_table_is_the_live_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this machine's own precision: of one part of the images, then of a larger one."""
+    monkeypatch.setattr("ekd_ray.engine.teacher_cache.default_cache_dir", lambda: tmp_path)
+    settings = {"method": "kd", "augment": "none", "validation_fraction": 0.0}
+    config = configuration(**settings, teacher_cache="off")
+    live = distill(config, data_root=ROOT, threads=1)
+    for part in (configuration(**settings, train_subset=100, seed=4), config, config):
+        cached = distill(part.replace(teacher_cache="on"), data_root=ROOT, threads=1)
+    (table,) = list_tables(tmp_path)
+    assert table.filled >= 160
+    assert untimed(cached.history) == untimed(live.history)
+    assert same_weights(state(cached), state(live))
 
 
 def test_one_epoch_of_ekd_from_the_real_teacher() -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from engine_runs import Killed, kill_at_step, state, untimed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,18 +20,6 @@ from ekd_ray.losses.objective import with_method
 KEY = "ekd_ray_checkpoint"
 
 
-class Killed(Exception):
-    """Stands for SIGKILL: nothing in the engine catches it."""
-
-
-def state(result):
-    return {key: value.clone() for key, value in result.model.state_dict().items()}
-
-
-def untimed(history):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
-
-
 def kill_after_epoch(epoch):
     def on_epoch(row):
         if row["epoch"] == epoch:
@@ -42,19 +31,6 @@ def kill_after_epoch(epoch):
 def killed_run(config, folder, epoch):
     """Checkpointed at the end of every epoch, killed after epoch `epoch`."""
     distill(config, out=folder, on_epoch=kill_after_epoch(epoch), threads=1, checkpoint_seconds=0)
-
-
-def kill_at_step(monkeypatch, count):
-    """The `count`-th call of the step raises before it computes."""
-    step, calls = engine._train_step, [0]
-
-    def guarded(run, batch):
-        calls[0] += 1
-        if calls[0] == count:
-            raise Killed
-        step(run, batch)
-
-    monkeypatch.setattr(engine, "_train_step", guarded)
 
 
 SOLVERS = {

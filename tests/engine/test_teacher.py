@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
+import numpy as np
 import pytest
 import torch
+from engine_runs import CPU, by_hand
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ekd_ray.data import dataset_info
@@ -17,13 +20,24 @@ from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model, load_weights, read_metadata
 
-CPU = torch.device("cpu")
+IDS = np.arange(8)
 
 
 @pytest.fixture
 def images():
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def load(run_data):
+    """The teacher of a resolved run, asked live."""
+
+    def made(config, precision="float32"):
+        config = config.replace(teacher_cache="off")
+        return load_teacher(config, run_data(config), precision=precision, device=CPU)
+
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -121,39 +135,52 @@ def test_the_student_trains_with_that_prior(student, teacher_run):
     assert {"loss_ce", "loss_kd", "loss_ekd"} <= result.metrics.keys()
 
 
-def test_logits_are_a_plain_forward_with_the_teachers_own_statistics(images, teacher_run, student):
+def test_logits_are_a_plain_forward_with_the_teachers_own_statistics(
+    images, teacher_run, student, load
+):
     mean, std = (0.1, 0.5, 0.7), (0.3, 0.2, 0.9)  # neither the data set's nor a student's
     text = "/".join(",".join(map(str, part)) for part in (mean, std))
-    config = student.replace(teacher_normalization=text)
-    found = load_teacher(config, 10, precision="float32", device=CPU).logits(images)
+    found = load(student.replace(teacher_normalization=text)).logits(images, IDS, IDS)
     model = build_model("resnet8", 10)
     load_weights(model, teacher_run[0])
-    inputs = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     with torch.no_grad():
-        expected = model.eval()(inputs)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    own = load_teacher(student, 10, precision="float32", device=CPU).logits(images)
+        expected = model.eval()(by_hand(images, mean, std))
+    assert (found.dtype, found.shape) == (torch.float32, (8, 10))
+    # Half a unit in the last place of float16, and the arithmetic's own error.
+    torch.testing.assert_close(found, expected, rtol=2**-11 + 1e-4, atol=1e-4)
+    assert torch.equal(found.half().float(), found)
+    own = load(student).logits(images, IDS, IDS)
     assert not torch.allclose(found, own, atol=1e-2)
 
 
-def test_the_teacher_is_frozen(images, student):
-    teacher = load_teacher(student, 10, precision="float32", device=CPU)
-    before = {key: value.clone() for key, value in teacher.model.state_dict().items()}
-    logits = teacher.logits(images)
+def test_with_top_only_the_largest_logits_are_told_apart(images, student, load):
+    every = load(student).logits(images, IDS, IDS)
+    three = load(student.replace(teacher_top=3)).logits(images, IDS, IDS)
+    kept = every.topk(3).indices
+    assert torch.equal(three.gather(1, kept), every.gather(1, kept))
+    assert all(len(row.unique()) <= 4 for row in three)
+
+
+def test_the_teacher_is_frozen(images, student, load):
+    teacher = load(student)
+    logits = teacher.logits(images, IDS, IDS)
+    model = teacher._network().model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     assert not logits.requires_grad
-    assert not teacher.model.training
-    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
-    distill(student.replace(epochs=1), threads=1)
-    after = teacher.model.state_dict()
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    distill(student.replace(epochs=1, teacher_cache="off"), threads=1)
+    after = model.state_dict()
+    assert teacher._network().model is model
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    assert torch.equal(teacher.logits(images), logits)
+    assert torch.equal(teacher.logits(images, IDS, IDS), logits)
 
 
 def test_bfloat16_logits_come_back_as_float32(images, teacher_run):
     model = build_model("resnet8", 10)
     load_weights(model, teacher_run[0])
     exact, rough = (
-        LiveTeacher(model, "half", precision=p, channels_last=True).logits(images)
+        LiveTeacher(model, "half", precision=p, channels_last=True)(images)
         for p in ("float32", "bfloat16")
     )
     assert rough.dtype == torch.float32
@@ -161,22 +188,28 @@ def test_bfloat16_logits_come_back_as_float32(images, teacher_run):
     torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1)
 
 
-def test_one_copy_serves_all_trials_of_a_process(student):
-    load = lambda config: load_teacher(config, 10, precision="float32", device=CPU)  # noqa: E731
-    first = load(student)
-    assert load(student.replace(seed=7, lr=0.2, kd_weight=1.0)) is first
-    assert load(student.replace(channels_last=False)) is not first
+def test_one_copy_serves_all_trials_of_a_process(student, load):
+    first = load(student)._network()
+    assert load(student.replace(seed=7, lr=0.2, kd_weight=1.0))._network() is first
+    assert load(student.replace(channels_last=False))._network() is not first
 
 
-def test_a_teacher_file_that_changed_is_loaded_anew(tiny, tmp_path, images):
+def test_a_teacher_file_that_changed_is_loaded_anew(tiny, tmp_path, images, load):
     """A reused process must not serve the old weights of a path that was written again."""
     path, found = tmp_path / "teacher.safetensors", []
     for seed in (0, 1):
         config = teacher_config(tiny(epochs=1, seed=seed), "resnet8", {})
         train_teacher(config, path, threads=1)
         run = resolve(with_method(tiny(), "kd", teacher="resnet8", teacher_weights=str(path)))
-        found.append(load_teacher(run, 10, precision="float32", device=CPU).logits(images))
+        found.append(load(run).logits(images, IDS, IDS))
     assert not torch.equal(*found)
+
+
+def test_these_tests_leave_the_users_cache_alone(student, run_data, tmp_path_factory):
+    teacher = load_teacher(student, run_data(student), precision="float32", device=CPU)
+    assert teacher.table is not None
+    assert teacher.table.folder.is_relative_to(os.environ["EKD_CACHE_DIR"])
+    assert teacher.table.folder.is_relative_to(tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])

@@ -1,0 +1,265 @@
+"""A run on the teacher's table is the live run, bit for bit; no disk can stop it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from engine_runs import CPU, Killed, assert_same_run, kill_at_step, same_weights, state
+
+import ekd_ray.engine.distill as engine
+import ekd_ray.engine.teacher as teachers
+from ekd_ray.data import epoch_batches, load_dataset
+from ekd_ray.engine.distill import distill
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.rundata import split_ids
+from ekd_ray.engine.teacher import LiveTeacher, Teacher, load_teacher
+from ekd_ray.engine.teacher_cache import RowFormat, list_tables, open_table
+from ekd_ray.losses.objective import with_method
+from ekd_ray.models import build_model
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The teachers of all runs from here on, in order."""
+    made = []
+
+    def recorded(*args, **kwargs):
+        made.append(load_teacher(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(engine, "load_teacher", recorded)
+    return made
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """From the call on, no teacher can be built."""
+
+    def forbid():
+        teachers._network.cache_clear()
+        monkeypatch.setattr(teachers, "build_model", None)
+
+    return forbid
+
+
+@pytest.fixture(scope="module")
+def small(tiny, with_teacher):
+    """Builds a configuration under the shared teacher; with one view, epoch 2 repeats epoch 1."""
+
+    def made(method="kd", **values):
+        return with_method(tiny(), method, **{"augment": "none", **with_teacher, **values})
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def live(small):
+    """(config, result, weights) of the live run that most tests compare with."""
+    config = small()
+    result = run(config, "off")
+    return config, result, state(result)
+
+
+def run(config, cache, **options):
+    return distill(config.replace(teacher_cache=cache), threads=1, **options)
+
+
+def drawn_ids(config):
+    """All samples that the steps of a run see."""
+    train_ids, _ = split_ids(config, load_dataset("synthetic", "train").labels)
+    options = {"batch_size": config.batch_size, "seed": config.seed, "num_views": 1}
+    epochs = [epoch_batches(train_ids, epoch=e + 1, **options) for e in range(config.epochs)]
+    return {int(i) for batches in epochs for batch in batches for i in batch.sample_ids}
+
+
+# The same bits
+
+
+RUNS = {
+    "kd": {"augment": "crop_flip"},
+    "ekd": {"augment": "crop_flip", "learn_log_prior": True},
+    "mlkd+ekd": {"view_pool": 3},
+    "kd, top": {"teacher_top": 2},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_cold_and_warm_runs_equal_the_live_one(name, small, own_cache, asked, no_network):
+    config = small(name.partition(",")[0], **RUNS[name])
+    views = 2 if name == "mlkd+ekd" else 1
+    expected = run(config, "off")
+    weights = state(expected)
+    assert not own_cache.exists()
+    assert [teacher.computed for teacher in asked] == [96] * views  # 2 epochs of 48 images
+    assert_same_run(run(config, "on"), expected, weights)
+    assert all(0 < teacher.computed <= 96 for teacher in asked[views:])
+    assert len(list(list_tables())) == views
+    no_network()
+    assert_same_run(run(config, "on"), expected, weights)
+    assert [teacher.computed for teacher in asked[2 * views :]] == [0] * views
+
+
+def test_epochs_share_rows_where_views_repeat(live, own_cache, asked):
+    assert_same_run(run(live[0], "auto"), *live[1:])
+    assert asked[0].computed == 48
+    (table,) = list_tables()
+    assert (table.rows, table.filled) == (2000, 48)
+
+
+def test_a_run_takes_the_rows_it_finds_and_computes_the_others(small, own_cache, asked):
+    """Another subset, seed and method on one table: parts of most batches are missing."""
+    first, second = small(train_subset=60), small("ekd", train_subset=90, seed=3)
+    expected = run(second, "off")
+    weights = state(expected)
+    run(first, "on")
+    assert_same_run(run(second, "on"), expected, weights)
+    there, needed = drawn_ids(first), drawn_ids(second)
+    assert asked[1].computed == len(there)
+    assert asked[2].computed == len(needed - there)
+    assert len(needed & there) > 10
+    assert len(list(list_tables())) == 1
+
+
+def test_damaged_rows_are_computed_again(live, own_cache, asked):
+    run(live[0], "on")
+    (table,) = list_tables()
+    written = np.flatnonzero(np.fromfile(table.folder / "words.bin", np.uint32))
+    np.memmap(table.folder / "rows.bin", np.uint16, "r+").reshape(2000, 10)[written[:20], 3] ^= 1
+    assert_same_run(run(live[0], "on"), *live[1:])
+    assert [teacher.computed for teacher in asked] == [48, 20]
+
+
+def test_a_resumed_run_goes_on_with_the_table(live, own_cache, asked, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 3)
+        with pytest.raises(Killed):
+            run(live[0], "on", out=out, checkpoint_steps=1)
+    assert_same_run(run(live[0], "on", out=out), *live[1:])
+    assert [teacher.computed for teacher in asked] == [32, 16]
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "threads"),
+    [("resnet20", 100, 1), ("resnet8", 1000, 1), ("resnet8", 1000, 2)],
+)
+def test_logits_do_not_depend_on_what_else_is_asked_for(model, classes, threads):
+    """Missing rows come in batches of any size and order; a live run asks for all of them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = LiveTeacher(
+            build_model(model, classes), "half", precision="float32", channels_last=True
+        )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    teacher = Teacher(lambda: network, RowFormat(num_classes=classes), None)
+    nobody = np.zeros(64, np.int64)
+    torch.set_num_threads(threads)
+    try:
+        together = teacher.logits(images, nobody, nobody)
+        for count in (1, 2, 3, 5, 7, 11, 17, 33):
+            some = torch.randperm(64, generator=generator)[:count]
+            alone = teacher.logits(images[some], nobody[:count], nobody[:count])
+            assert torch.equal(alone, together[some]), count
+    finally:
+        torch.set_num_threads(1)
+    assert teacher.computed == 64 + 1 + 2 + 3 + 5 + 7 + 11 + 17 + 33
+
+
+def test_trials_of_a_process_share_the_open_table(live, own_cache, run_data):
+    config = resolve(live[0].replace(teacher_cache="on"))
+    load = lambda: load_teacher(config, run_data(config), precision="float32", device=CPU)  # noqa: E731
+    table = load().table
+    assert load().table is table
+    shutil.rmtree(table.folder)  # launchers/cache.py rm, by another process
+    assert load().table is not table
+    assert load().table.folder.is_dir()
+
+
+# No disk can stop it
+
+
+def blocked(folder):
+    """A file where the folder of all tables belongs: nobody can write there, not even root."""
+    folder.parent.mkdir(parents=True)
+    folder.write_text("")
+
+
+def read_only(folder):
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    folder.mkdir(parents=True)
+    folder.chmod(0o500)
+
+
+@pytest.mark.parametrize("hinder", [blocked, read_only])
+def test_a_folder_that_cannot_be_written_leaves_the_live_teacher(hinder, live, own_cache, asked):
+    hinder(own_cache)
+    with pytest.warns(UserWarning, match="cannot be used .* live teacher") as caught:
+        assert_same_run(run(live[0], "on"), *live[1:])
+    assert str(own_cache) in str(caught[0].message)
+    assert (asked[0].table, asked[0].computed) == (None, 96)
+
+
+def test_automatic_caching_does_without_where_there_is_no_room(live, own_cache, asked, monkeypatch):
+    monkeypatch.setattr(teachers, "LARGEST_TABLE", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same_run(run(live[0], "auto"), *live[1:])
+    assert asked[0].table is None
+    assert not own_cache.exists()
+
+
+def raises(descriptor, data, offset):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def falls_short(descriptor, data, offset):
+    return len(data) // 2
+
+
+@pytest.mark.parametrize("full", [raises, falls_short])
+@pytest.mark.parametrize("after", [0, 41])
+def test_a_full_disk_leaves_the_live_teacher(
+    full, after, live, own_cache, asked, no_network, monkeypatch
+):
+    """From the start, or between a row and its word: the rows before it stay good."""
+    write, calls = os.pwrite, []
+
+    def pwrite(*arguments):
+        calls.append(arguments)
+        return (full if len(calls) > after else write)(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        with pytest.warns(UserWarning, match=r"cannot be written \(No space left") as caught:
+            assert_same_run(run(live[0], "on"), *live[1:])
+    assert len(caught) == 1
+    assert asked[0].table is None
+    assert len(calls) == after + 1
+    (table,) = list_tables()
+    assert table.filled == after // 2
+    # With room again the same table fills up.
+    assert_same_run(run(live[0], "on"), *live[1:])
+    assert asked[1].computed == 48 - after // 2
+    no_network()
+    assert_same_run(run(live[0], "on"), *live[1:])
+
+
+def test_a_table_of_other_rows_changes_the_run(live, own_cache, asked):
+    """The other way round: what a run hears does come from the table."""
+    run(live[0], "on")
+    table = open_table(asked[0].table.spec)
+    ids = np.array(sorted(drawn_ids(live[0])))
+    rows, found = table.read(ids, np.zeros_like(ids))
+    assert found.all()
+    table.write(ids, np.zeros_like(ids), rows[::-1])
+    result = run(live[0], "on")
+    assert asked[1].computed == 0
+    assert not same_weights(state(result), live[2])

@@ -1,0 +1,210 @@
+"""Students that see larger or smaller images than their teacher, and models that refuse a size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from engine_runs import by_hand, same_weights, slow_view, state, watch_steps, watch_student
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import dataset_info, load_dataset
+from ekd_ray.engine.distill import distill
+from ekd_ray.engine.evaluate import EVAL_BATCH, evaluate_model, student_inputs
+from ekd_ray.engine.final import evaluate_test
+from ekd_ray.engine.plan import check_model, resolve, split_sizes
+from ekd_ray.engine.rundata import split_ids
+from ekd_ray.engine.teacher import LiveTeacher
+from ekd_ray.errors import UserError
+from ekd_ray.losses.objective import with_method
+
+
+def cubic(distance):
+    """The kernel of Keys, 1981, with a = -3/4, as torch has it."""
+    a, x = -0.75, np.abs(distance)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def bicubic(size, target):
+    """Interpolation matrix [target, size] with half-pixel centres and repeated borders."""
+    matrix = np.zeros((target, size))
+    for row in range(target):
+        centre = (row + 0.5) * size / target - 0.5
+        for tap in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            matrix[row, min(max(tap, 0), size - 1)] += cubic(tap - centre)
+    return torch.from_numpy(matrix)
+
+
+def enlarged(images, size):
+    """Normalised images [B, 3, 32, 32] -> [B, 3, size, size], in float64."""
+    weights = bicubic(images.shape[-1], size)
+    return weights @ images.double() @ weights.T
+
+
+def normalized(images):
+    info = dataset_info("synthetic")
+    return by_hand(images, info.mean, info.std)
+
+
+@pytest.fixture(scope="module")
+def large(tiny, with_teacher):
+    """A student at 64 below the shared teacher at 32; 24 images train and 16 validate."""
+    values = {"train_subset": 40, "batch_size": 8, "epochs": 1, "student_image_size": 64}
+    return with_method(tiny(**values), "kd", **with_teacher)
+
+
+# What each sees
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_students_views_are_enlarged_and_the_teachers_are_not(
+    channels_last, large, monkeypatch
+):
+    asked, batches = [], []
+    call = LiveTeacher.__call__
+
+    def recorded(self, images):
+        asked.append(images.clone())
+        return call(self, images)
+
+    monkeypatch.setattr(LiveTeacher, "__call__", recorded)
+    watch_steps(monkeypatch, lambda _, run, batch: batches.append(batch))
+    seen = watch_student(monkeypatch)
+    distill(large.replace(channels_last=channels_last, teacher_cache="off"), threads=1)
+    arrays = load_dataset("synthetic", "train")
+    assert (len(batches), len(seen)) == (3, 4)
+    for batch, inputs, images in zip(batches, seen, asked, strict=False):
+        views = torch.stack(
+            [
+                slow_view(torch.from_numpy(arrays.images[i].copy()), int(view))
+                for i, view in zip(batch.sample_ids, batch.view_ids, strict=True)
+            ]
+        )
+        assert torch.equal(images[: len(views)], views)
+        assert (inputs.shape, inputs.dtype) == ((8, 3, 64, 64), torch.float32)
+        assert inputs.is_contiguous(memory_format=torch.channels_last) == channels_last
+        expected = enlarged(normalized(views), 64).float()
+        torch.testing.assert_close(inputs, expected, rtol=1e-4, atol=1e-4)
+    # Validation: as they are, and as large.
+    _, validation = split_ids(large, arrays.labels)
+    plain = normalized(torch.from_numpy(arrays.images[validation]))
+    torch.testing.assert_close(seen[3], enlarged(plain, 64).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_test_images_are_enlarged_as_well(large):
+    result = distill(large, threads=1)
+    shapes = set()
+    result.model.register_forward_pre_hook(lambda _, inputs: shapes.add(inputs[0].shape))
+    evaluate_test(result, data_root=None)
+    assert shapes == {(500, 3, 64, 64)}
+
+
+def test_a_smaller_student_sees_the_mean_of_pixels(tiny, run_data):
+    """Antialiased: of alternating columns nothing is left, where skipping would keep one kind."""
+    config = tiny(student_image_size=16)
+    columns = torch.tensor([0, 200], dtype=torch.uint8).repeat(16).expand(2, 3, 32, 32)
+    found = student_inputs(columns, run_data(config), config)
+    assert found.shape == (2, 3, 16, 16)
+    grey = normalized(torch.full((2, 3, 16, 16), 100.0))
+    torch.testing.assert_close(found[..., 2:-2], grey[..., 2:-2], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("size", [None, 32])
+def test_the_native_size_is_not_resampled(size, tiny, run_data):
+    config = tiny(student_image_size=size)
+    images = torch.from_numpy(load_dataset("synthetic", "train").images[:4])
+    found = student_inputs(images, run_data(config), config)
+    torch.testing.assert_close(found, normalized(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(None, 500), (64, 500), (128, 125), (1024, 1)])
+def test_large_images_are_evaluated_in_small_batches(size, batch, tiny, run_data, monkeypatch):
+    """As many pixels as 500 images of 64 x 64 have."""
+    assert EVAL_BATCH == 500
+    config = tiny(student_image_size=size)
+    data, counts = run_data(config), []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, inputs):
+            counts.append(len(inputs))
+            return inputs.flatten(1)[:, :10]
+
+    ids = np.arange(batch + 1 if batch > 1 else 2)
+    found = evaluate_model(
+        Recorder(), data, ids, config=config, precision="float32", log_prior=None
+    )
+    assert counts == [batch, 1]
+    assert 0 <= found["top1"] <= 1
+
+
+def test_the_size_is_part_of_the_run(large):
+    other = distill(large.replace(student_image_size=None), threads=1)
+    assert not same_weights(state(distill(large, threads=1)), state(other))
+
+
+# Plans
+
+
+@pytest.mark.parametrize(("dataset", "size"), [("digits", 32), ("synthetic", 32)])
+def test_resolving_fills_in_the_size_of_the_views(dataset, size):
+    done = resolve(DistillConfig(dataset=dataset, method="none"))
+    assert done.image_size == size
+    assert done.student_image_size is None
+    assert resolve(done) == done
+
+
+def refusal(config):
+    with pytest.raises(UserError) as refused:
+        resolve(config)
+    text = str(refused.value)
+    assert "\n" not in text
+    assert len(text) < 300
+    return text
+
+
+def test_a_student_that_does_not_take_the_size_is_refused(tiny):
+    text = refusal(tiny(student="T2T_ViT_7"))
+    assert "T2T_ViT_7 does not take images of 32 x 32" in text
+    assert text.endswith("): set student_image_size, 224 for most models of torchvision and timm.")
+    assert ".)" not in text
+    resolve(tiny(student="T2T_ViT_7", student_image_size=224))
+
+
+def test_a_teacher_that_does_not_take_the_size_is_refused(tiny, with_teacher):
+    values = {**with_teacher, "teacher": "T2T_ViT_7", "student_image_size": 224}
+    text = refusal(with_method(tiny(), "kd", **values))
+    assert "T2T_ViT_7 does not take images of 32 x 32" in text
+    assert "set image_size" in text
+
+
+def test_a_vit_of_timm_at_32_is_refused(tiny):
+    pytest.importorskip("timm")
+    text = refusal(tiny(student="timm:deit_tiny_patch16_224"))
+    assert "timm:deit_tiny_patch16_224 does not take images of 32 x 32" in text
+    check_model("timm:deit_tiny_patch16_224", 10, 224, "student_image_size")
+
+
+def test_a_network_that_shrinks_images_to_nothing_is_refused(tiny):
+    text = refusal(tiny(student="torchvision:alexnet"))
+    assert "torchvision:alexnet does not take images of 32 x 32" in text
+
+
+def test_checking_a_model_draws_nothing_and_takes_no_memory():
+    before = torch.get_rng_state()
+    check_model.__wrapped__("torchvision:vgg19", 1000, 224, "image_size")  # 575 MB of weights
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_unknown_name_is_refused_as_such():
+    with pytest.raises(UserError, match="'resnet9'"):
+        check_model("resnet9", 10, 32, "image_size")
+
+
+@pytest.mark.parametrize("subset", [None, 120, 133])
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.33])
+def test_the_announced_sizes_are_those_of_the_split(subset, fraction, tiny):
+    config = tiny(train_subset=subset, validation_fraction=fraction)
+    sides = split_ids(config, load_dataset("synthetic", "train").labels)
+    assert split_sizes(config, None) == tuple(len(side) for side in sides)

@@ -1,0 +1,154 @@
+"""CTKD in the loop: the temperature is trained, against the student, logged and checkpointed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from engine_runs import (
+    Killed,
+    assert_same_run,
+    by_hand,
+    kill_at_step,
+    one_step,
+    slow_view,
+    state,
+    watch_steps,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional
+
+import ekd_ray.engine.distill as engine
+from ekd_ray.data import dataset_info, load_dataset
+from ekd_ray.engine.distill import distill
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.runlog import read_history
+from ekd_ray.losses.objective import with_method
+from ekd_ray.models import build_model, load_weights
+
+START = 1 + 4 / (1 + math.exp(-1.0))  # t_start + t_end * sigmoid(1)
+
+
+@pytest.fixture(scope="module")
+def ctkd(tiny, with_teacher):
+    """Full reversal from the first step on."""
+    values = {"ctkd_t_start": 1.0, "ctkd_t_end": 4.0, "ctkd_warmup": 0, **with_teacher}
+    return with_method(tiny(epochs=3), "ctkd", **values)
+
+
+def temperatures(result):
+    return [row["temperature"] for row in result.history]
+
+
+def plain_kd(student, teacher, temperature):
+    p, q = (functional.log_softmax(z / temperature, 1) for z in (teacher, student))
+    return temperature**2 * (p.exp() * (p - q)).sum(1).mean()
+
+
+def first_logits(config, batch):
+    """Student's and teacher's logits in the first step, of plain networks."""
+    arrays, info = load_dataset("synthetic", "train"), dataset_info("synthetic")
+    images = torch.stack(
+        [
+            slow_view(torch.from_numpy(arrays.images[i].copy()), int(view))
+            for i, view in zip(batch.sample_ids, batch.view_ids, strict=True)
+        ]
+    )
+    inputs = by_hand(images, info.mean, info.std)
+    torch.manual_seed(config.seed)
+    student, teacher = build_model("resnet8", 10).train(), build_model("resnet8", 10).eval()
+    load_weights(teacher, config.teacher_weights)
+    with torch.no_grad():
+        return student(inputs), teacher(inputs).half().float()
+
+
+def test_one_step_climbs_the_loss(ctkd, monkeypatch):
+    """SGD descends, the reversal ascends: g <- g + lr * dL/dg, while the student descends."""
+    config = one_step(ctkd.replace(kd_weight=2.0, weight_decay=0.0, lr=0.5))
+    batches = []
+    watch_steps(monkeypatch, lambda _, run, batch: batches.append(batch))
+    result = distill(config, threads=1)
+    student, teacher = first_logits(config, batches[0])
+    g = torch.tensor(1.0, requires_grad=True)
+    loss = plain_kd(student, teacher, 1 + 4 * torch.sigmoid(g))
+    (2.0 * loss).backward()
+    climbed = 1 + 4 * torch.sigmoid(1 + 0.5 * g.grad)
+    assert result.metrics["loss_kd"] == pytest.approx(loss.item(), rel=1e-3)
+    assert abs(float(climbed) - START) > 1e-3
+    assert temperatures(result) == [pytest.approx(float(climbed), abs=1e-5)]
+
+
+def test_weight_decay_holds_the_temperature_too(ctkd):
+    """It sits with the other parameters, as in the released code."""
+    runs = [one_step(ctkd.replace(weight_decay=decay, lr=0.5)) for decay in (0.0, 0.1)]
+    without, held = (temperatures(distill(config, threads=1))[0] for config in runs)
+    g = [math.log((t - 1) / (5 - t)) for t in (without, held)]
+    assert g[0] - g[1] == pytest.approx(0.5 * 0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_whole_way_is_momentum_ascent_on_what_the_student_said(ctkd, warmup, monkeypatch):
+    """Its path from the logits of every step, under a half cosine over the warm-up's epochs."""
+    config = ctkd.replace(ctkd_warmup=warmup, kd_weight=20.0, weight_decay=0.0, lr_milestones=())
+    said, start = [], engine._start
+
+    def started(*args):
+        run = start(*args)
+        run.learner.objective.register_forward_hook(
+            lambda module, inputs, _: said.append([inputs[0].detach().clone(), inputs[1]])
+        )
+        return run
+
+    monkeypatch.setattr(engine, "_start", started)
+    result = distill(config, threads=1)
+    assert len(said) == 9
+    g, momentum, expected = torch.tensor(1.0), 0.0, []
+    for step, (student, teacher) in enumerate(said):
+        epoch = 1 + step // 3
+        strength = 1.0 if epoch >= warmup else (1 - math.cos(math.pi * epoch / warmup)) / 2
+        g.requires_grad_()
+        loss = 20.0 * plain_kd(student, teacher, 1 + 4 * torch.sigmoid(g))
+        (slope,) = torch.autograd.grad(loss, g)
+        momentum = 0.9 * momentum + strength * float(slope)
+        g = g.detach() + config.lr * momentum
+        if step % 3 == 2:
+            expected.append(float(1 + 4 * torch.sigmoid(g)))
+    assert temperatures(result) == pytest.approx(expected, abs=1e-4)
+    assert max(abs(t - START) for t in expected) > 0.05
+
+
+def test_the_default_warm_up_is_the_authors_share_of_the_epochs(tiny, with_teacher):
+    config = with_method(tiny(epochs=48), "ctkd", **with_teacher)
+    assert resolve(config).ctkd_warmup == 2  # 10 of 240
+
+
+VARIANTS = {
+    "ctkd": ("ctkd", {}),
+    "adamw": ("ctkd", {"optimizer": "adamw", "lr": 0.01}),
+    "ctkd+ekd": ("ctkd+ekd", {"learn_log_prior": True}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_resumes_inside_an_epoch_bit_for_bit(name, ctkd, tmp_path, monkeypatch):
+    """Killed at step 5 (of 3 an epoch), resumed after step 4, momentum of the temperature too."""
+    method, values = VARIANTS[name]
+    config = with_method(ctkd, method, **values)
+    straight = distill(config, threads=1)
+    weights = state(straight)
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 5)
+        with pytest.raises(Killed):
+            distill(config, out=tmp_path, threads=1, checkpoint_steps=1)
+    result = distill(config, out=tmp_path, threads=1)
+    assert len({START, *temperatures(result)}) == 4
+    assert_same_run(result, straight, weights)
+    assert [row["temperature"] for row in read_history(tmp_path)] == temperatures(straight)
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("solver/temperature")
+    assert [event.value for event in events] == pytest.approx(temperatures(straight), rel=1e-6)
+
+
+def test_a_fixed_temperature_is_no_column(tiny, with_teacher):
+    result = distill(with_method(tiny(epochs=1), "kd", **with_teacher), threads=1)
+    assert "temperature" not in result.metrics

@@ -1,0 +1,116 @@
+"""One table, three processes at once: two that write the same and other rows, one that reads."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ekd_ray.engine.teacher_cache import RowFormat, TableSpec, open_table
+
+WIDTH, ROUNDS = 200, 12
+SPEC = TableSpec(
+    num_samples=150,
+    num_views=2,
+    row_format=RowFormat(num_classes=WIDTH),
+    facts={"teacher": "resnet8", "dataset": "synthetic"},
+)
+# Both writers write these, with other bits; the rest is one writer's or the other's alone.
+CONTESTED, OWN = np.arange(100), (np.arange(100, 180), np.arange(180, 260))
+NOBODYS = np.arange(260, 300)
+
+
+def rows_of(places, writer):
+    """Rows uint16 [B, WIDTH] that differ in every word between writers and places."""
+    base = np.asarray(places)[:, None] * 100 + np.arange(WIDTH) % 50
+    return (2 * base + writer).astype(np.uint16)
+
+
+def ids(places):
+    return places // SPEC.num_views, places % SPEC.num_views
+
+
+def write(folder: str, writer: int, start, done) -> None:
+    """Opens (or makes) the table and writes its rows over and over, in ever new batches."""
+    draw = np.random.default_rng(writer)
+    start.wait()
+    table = open_table(SPEC, Path(folder))
+    mine = np.concatenate([CONTESTED, OWN[writer]])
+    for _ in range(ROUNDS):
+        for places in np.array_split(draw.permutation(mine), 6):
+            table.write(*ids(places), rows_of(places, writer))
+    done.release()
+
+
+def read(folder: str, start, done, record) -> None:
+    """Reads at random until both writers are done; sends what it found and what was wrong."""
+    draw, table = np.random.default_rng(9), None
+    everything = np.arange(SPEC.num_samples * SPEC.num_views)
+    found, wrong, passes, ended = np.zeros(len(everything), bool), 0, 0, 0
+    start.wait()
+    while ended < 2:
+        ended += done.acquire(block=False)
+        table = table or open_table(SPEC, Path(folder))
+        places = draw.permutation(everything)
+        rows, there = table.read(*ids(places))
+        whole = [(rows == rows_of(places, writer)).all(1) for writer in (0, 1)]
+        legal = [whole[w] & (places < 100) | whole[w] & np.isin(places, OWN[w]) for w in (0, 1)]
+        wrong += int((there & ~(legal[0] | legal[1])).sum())
+        found[places[there]] = True
+        passes += 1
+    record.put((np.flatnonzero(found).tolist(), wrong, passes))
+
+
+@pytest.fixture(scope="module")
+def aftermath(tmp_path_factory):
+    """(the table, what the reader found) once all three processes have ended."""
+    folder = tmp_path_factory.mktemp("cache")
+    spawned = multiprocessing.get_context("spawn")
+    start, done, record = spawned.Barrier(3), spawned.Semaphore(0), spawned.Queue()
+    processes = [
+        spawned.Process(target=write, args=(str(folder), writer, start, done)) for writer in (0, 1)
+    ]
+    processes.append(spawned.Process(target=read, args=(str(folder), start, done, record)))
+    for process in processes:
+        process.start()
+    seen = record.get(timeout=120)
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    return open_table(SPEC, folder), seen
+
+
+def test_a_reader_never_trusts_a_row_that_nobody_wrote(aftermath):
+    found, wrong, passes = aftermath[1]
+    assert wrong == 0
+    assert passes > 1
+    assert not set(found) & set(NOBODYS.tolist())
+
+
+def test_rows_of_one_writer_are_all_there(aftermath):
+    table = aftermath[0]
+    for writer in (0, 1):
+        rows, there = table.read(*ids(OWN[writer]))
+        assert there.all()
+        assert (rows == rows_of(OWN[writer], writer)).all()
+
+
+def test_rows_of_two_writers_are_one_of_the_two_or_missing(aftermath):
+    """A row of one beside the word of the other is taken for missing and written again."""
+    table = aftermath[0]
+    rows, there = table.read(*ids(CONTESTED))
+    whole = sum((rows == rows_of(CONTESTED, writer)).all(1) for writer in (0, 1))
+    assert (whole[there] == 1).all()
+    missing = CONTESTED[~there]
+    if len(missing):
+        table.write(*ids(missing), rows_of(missing, 0))
+    assert table.read(*ids(CONTESTED))[1].all()
+    assert not table.read(*ids(NOBODYS))[1].any()
+    assert table.sound() == (260, 0)
+
+
+def test_three_processes_made_one_folder(aftermath):
+    folder = aftermath[0].folder
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
