@@ -95,11 +95,6 @@ def resolve(
         if method_of(config).evidential:
             config = config.replace(**_resolve_priors(config, None))
     _check_sizes(config, info, data_root)
-    if config.teacher_top is not None and config.teacher_top >= info.num_classes:
-        raise UserError(
-            f"teacher_top must be below the number of classes ({info.num_classes}), got "
-            f"{config.teacher_top}: leave it out to keep all of them."
-        )
     return config
 
 
