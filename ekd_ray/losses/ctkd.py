@@ -20,7 +20,7 @@ def reversal_strength(epoch: int, warmup: int) -> float:
     """Factor on the temperature's gradient in an epoch (from 1): a half cosine from 0 to -1.
 
     It stays at -1 once `warmup` epochs have passed, and is -1 at once for `warmup = 0`.
-    Li et al. 2023, section 3.3 (the curriculum), cosine schedule.
+    Li et al. 2023, eq. 11: the cosine schedule of the curriculum.
     """
     if epoch >= warmup:
         return -1.0
@@ -58,7 +58,7 @@ def adversarial_temperature(
     Returns:
         0-d, float32 (also inside autocast).
 
-    Li et al. 2023, eq. 4 to 6.
+    Li et al. 2023, the global temperature of the released code.
     """
     with torch.autocast(logit.device.type, enabled=False):
         reversed_logit: Tensor = _ScaledGradient.apply(logit, reversal_strength(epoch, warmup))

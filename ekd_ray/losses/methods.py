@@ -267,8 +267,8 @@ METHODS: dict[str, Method] = {
             "prior_kl": _both_views(_prior_kl),
         },
         uses=("temperature", *_WEIGHTS, *_EVIDENTIAL, *_SECOND_ORDER),
-        # Nobody published values: the softmax method's weight, whose five temperatures
-        # already sum to many times a single KD term, with EKD's others.
+        # No results are published for it: the softmax method's weight, whose five
+        # temperatures already sum to many times a single KD term, with EKD's others.
         defaults={**_EKD_DEFAULTS, "kd_weight": 0.9},
         evidential=True,
         strong_view=True,

@@ -245,7 +245,7 @@ def test_another_method_resets_the_method_settings_and_nothing_else(method):
         log_prior=-1.0, evidence="relu", prior_kl_weight=0.5, lr=0.3, seed=7, epochs=8,
     )  # fmt: skip
     config = point_config(base, {"method": method, "lr": 0.4})
-    default = resolve_method(DistillConfig(method=method))
+    default = resolve_method(DistillConfig(method=method, epochs=8))
     for name in METHOD_SETTINGS:
         assert getattr(config, name) == getattr(default, name), name
     assert (config.method, config.lr, config.seed, config.epochs) == (method, 0.4, 7, 8)
