@@ -128,7 +128,7 @@ def test_pictures_of_any_size_are_brought_to_the_students(tiny, tmp_path, monkey
                 pixels = draw.integers(0, 256, (40 + 9 * i, 64, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     seen = watch_student(monkeypatch)
-    config = tiny(ood_dataset=f"folder:{tmp_path / 'pets'}", epochs=1, student_image_size=48)
+    config = tiny(ood_dataset=f"folder:{tmp_path / 'pets'}", epochs=1)
     metrics = distill(config, threads=1).metrics
     assert 0 <= metrics["val_ood_auroc"] <= 1
-    assert [tuple(inputs.shape) for inputs in seen[-2:]] == [(32, 3, 48, 48), (6, 3, 48, 48)]
+    assert [tuple(inputs.shape) for inputs in seen[-2:]] == [(32, 3, 32, 32), (6, 3, 32, 32)]

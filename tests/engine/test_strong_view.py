@@ -26,12 +26,12 @@ from ekd_ray.losses import mlkd_terms
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model, load_weights
 
-POOL = 5
+POOL, SEED = 5, 7
 
 
 @pytest.fixture(scope="module")
 def mlkd(tiny, with_teacher):
-    return with_method(tiny(view_pool=POOL), "mlkd", **with_teacher)
+    return with_method(tiny(view_pool=POOL, view_seed=SEED), "mlkd", **with_teacher)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +41,16 @@ def straight(mlkd):
     return result, state(result)
 
 
-def weak_and_strong(batch, seed=0):
+def weak_and_strong(batch):
     """uint8 images of a batch in both views, image by image."""
     arrays = load_dataset("synthetic", "train")
     weak, strong = [], []
     for i, view, drawn in zip(batch.sample_ids, batch.view_ids, batch.strong_ids, strict=True):
         image, ids = torch.from_numpy(arrays.images[i].copy()), (np.array([i]), np.array([drawn]))
-        base = strong_base_views(*ids, seed=seed, num_views=162)
+        base = strong_base_views(*ids, seed=SEED, num_views=162)
         weak.append(slow_view(image, int(view)))
         cropped = slow_view(image, int(base[0]))[None]
-        strong.append(strong_augment(cropped, strong_draws(*ids, seed=seed))[0])
+        strong.append(strong_augment(cropped, strong_draws(*ids, seed=SEED))[0])
     return torch.stack(weak), torch.stack(strong)
 
 
@@ -143,7 +143,7 @@ def test_the_view_seed_draws_other_strong_views_and_no_other_weak_ones(mlkd, mon
     watch_steps(monkeypatch, lambda _, run, batch: views.append((batch.view_ids, batch.strong_ids)))
     one = distill(mlkd.replace(epochs=1), threads=1)
     half = len(views)
-    other = distill(mlkd.replace(epochs=1, view_seed=1), threads=1)
+    other = distill(mlkd.replace(epochs=1, view_seed=0), threads=1)
     for (weak, strong), (weak_again, strong_again) in zip(views[:half], views[half:], strict=True):
         assert (weak == weak_again).all()
         assert (strong == strong_again).all()  # the same numbers name other pictures

@@ -95,6 +95,9 @@ def test_drawn_views_have_a_table_for_each_seed_and_listed_ones_do_not(spec, con
     assert spec(other, strong=True).key != spec(strong=True).key
     cropped = config.replace(augment="resized_crop"), other.replace(augment="resized_crop")
     assert spec(cropped[0]).key != spec(cropped[1]).key
+    # As many views, of the same seed, but other pictures.
+    pool = cropped[0].replace(view_pool=spec().num_views)
+    assert spec(pool, strong=True).key != spec(pool).key
 
 
 def test_a_table_holds_the_whole_split_and_all_views(spec, config):
