@@ -56,22 +56,35 @@ def evaluate_model(
     With out-of-distribution images in `data`, also how well uncertainty tells them apart.
     """
     model.eval()
-    logits, targets = [], []
-    for inputs, target in _batches(data, data.images, sample_ids, config):
-        with autocast(precision, inputs.device):
-            logits.append(model(inputs).float())
-        targets.append(target)
-    outside = []
+    logits, targets = _predict(model, data, data.images, sample_ids, config, precision)
+    outside = None
     if data.ood_images is not None:
-        for inputs, _ in _batches(data, data.ood_images, data.ood_ids, config):
-            with autocast(precision, inputs.device):
-                outside.append(model(inputs).float())
-    return classification_metrics(
-        torch.cat(logits),
-        torch.cat(targets),
-        log_prior=log_prior,
-        ood_logits=torch.cat(outside) if outside else None,
-    )
+        outside, _ = _predict(model, data, data.ood_images, data.ood_ids, config, precision)
+    return classification_metrics(logits, targets, log_prior=log_prior, ood_logits=outside)
+
+
+def _predict(
+    model: nn.Module,
+    data: RunData,
+    stage: Stage,
+    sample_ids: np.ndarray,
+    config: DistillConfig,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """(logits float32 [N, C], labels int64 [N]) of a stage's images."""
+    # Written into place: small results kept from every batch would lie between its large
+    # buffers, and the allocator could never give these back (24 MB a batch at 224 x 224).
+    device = stage.device
+    logits = torch.empty((len(sample_ids), data.num_classes), device=device)
+    targets = torch.empty(len(sample_ids), dtype=torch.int64, device=device)
+    start = 0
+    for inputs, target in _batches(data, stage, sample_ids, config):
+        with autocast(precision, device):
+            output = model(inputs)
+        end = start + len(target)
+        logits[start:end], targets[start:end] = output, target
+        start = end
+    return logits, targets
 
 
 def _batches(
