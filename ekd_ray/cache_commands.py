@@ -21,6 +21,7 @@ from ekd_ray.engine.teacher_cache import (
     find_table,
     list_tables,
     read_spec,
+    table_folders,
     tables_dir,
 )
 from ekd_ray.engine.teacher_fill import fill_tables
@@ -116,7 +117,7 @@ def _fill(args: argparse.Namespace, config: DistillConfig) -> int:
 def _chosen(args: argparse.Namespace) -> list[Path]:
     if args.tables:
         return [find_table(name) for name in args.tables]
-    return [table.folder for table in list_tables()]
+    return table_folders()
 
 
 def _verify(args: argparse.Namespace) -> int:

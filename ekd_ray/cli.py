@@ -114,7 +114,7 @@ def cache_parser(description: str) -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("ls", help="tables, how full they are and what they take")
     fill = commands.add_parser("fill", help="compute the logits that runs will read")
-    fill.set_defaults(home=None, config=None, test=False, resume=False, epochs=None)
+    fill.set_defaults(home=None, config=None, resume=False)
     _add_shared(fill, pair=True)
     fill.add_argument(
         "--seeds", dest="run_seeds", default="0", metavar="LIST", help="seeds of the runs (0)"

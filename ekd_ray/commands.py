@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ekd_ray.comparison import COMPARISON, compare, comparison_table, write_comparison
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.data import load_dataset
+from ekd_ray.data import load_dataset, short_name
 from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.plan import resolve
@@ -47,7 +47,7 @@ def tune(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
 
 def _tune_one(config: StudyConfig, args: argparse.Namespace) -> int:
     shared = config.distill
-    data = shared.dataset.rpartition("/")[2]  # of folder:PATH its last part
+    data = short_name(shared.dataset)
     default = RUNS / f"{data}-{file_name(shared.teacher or 'none')}-{file_name(shared.student)}"
     out = Path(args.out or default).absolute()
     config = check_study(config, download=args.download)
@@ -150,7 +150,7 @@ def _selection_gap(study: Study, winner: Row) -> str:
 def train(config: DistillConfig, args: argparse.Namespace) -> int:
     """Train one configuration into `--out`: history, events, weights, result.json."""
     config = resolve(config, data_root=args.data_root, download=args.download)
-    data = config.dataset.rpartition("/")[2]
+    data = short_name(config.dataset)
     default = RUNS / f"{data}-{file_name(config.student)}-{config.method}-seed{config.seed}"
     out = Path(args.out or default).absolute()
     if args.dry_run:

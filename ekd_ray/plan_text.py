@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.data import dataset_info, steps_per_epoch, view_count
+from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
 from ekd_ray.engine.plan import split_sizes, student_size
 from ekd_ray.engine.teacher import table_bytes, uses_cache
 from ekd_ray.engine.teacher_cache import tables_dir
@@ -132,7 +132,7 @@ def _cache(config: DistillConfig, data_root: str | None) -> str:
     """Where the teacher's logits are kept and how large that can grow, known before it does."""
     if not uses_cache(config, data_root):
         return f"teacher_cache {config.teacher_cache}: the teacher runs in every step"
-    size = table_bytes(config, data_root) / 2**30
+    size = table_bytes(config, num_train(config.dataset, data_root=data_root)) / 2**30
     return f"teacher logits on disk, at most {size:.2f} GiB in {tables_dir()}"
 
 

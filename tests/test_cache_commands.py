@@ -1,24 +1,19 @@
 """launchers/cache.py: the tables of the teacher cache, listed, filled, verified, removed."""
 
-import importlib.util
+import functools
 import json
 import os
 import re
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-import ekd_ray
-from ekd_ray import cli
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.teacher_cache import list_tables
 from ekd_ray.models import build_model, save_weights
 
-LAUNCHER = Path(ekd_ray.__file__).parent.parent / "launchers" / "cache.py"
 FILL = {
     "--help", "--dataset", "--data", "--pair", "--teacher", "--student", "--teacher-weights",
     "--teacher-zoo", "--teacher-normalization", "--method", "--space", "--set", "--epochs",
@@ -27,22 +22,10 @@ FILL = {
 
 
 @pytest.fixture
-def launch(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def cache(launch, monkeypatch, tmp_path):
+    """The launcher, over an empty cache."""
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "cache"))
-
-    def run(*argv):
-        spec = importlib.util.spec_from_file_location("cache_launcher", LAUNCHER)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", ["cache", *map(str, argv)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.run(module.main)
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return run
+    return functools.partial(launch, "cache")
 
 
 @pytest.fixture
@@ -70,21 +53,21 @@ RUN = ("--dataset", "digits", "--teacher", "resnet8", "--student", "resnet8", "-
         ("rm", {"--help", "--json", "--all", "--unused-days"}),
     ],
 )
-def test_the_flags_are_frozen(command, flags, launch):
-    code, out, _ = launch(command, "--help")
+def test_the_flags_are_frozen(command, flags, cache):
+    code, out, _ = cache(command, "--help")
     assert code == 0
     assert set(re.findall(r"--[a-z][a-z-]*", out)) == flags
 
 
-def test_fill_then_a_run_asks_nothing(launch, teacher, monkeypatch):
-    code, out, _ = launch("fill", *RUN, "--teacher-weights", teacher, "--seeds", "3,4", "--json")
+def test_fill_then_a_run_asks_nothing(cache, teacher, monkeypatch):
+    code, out, _ = cache("fill", *RUN, "--teacher-weights", teacher, "--seeds", "3,4", "--json")
     assert code == 0
     # 60 training images, 2 epochs, 2 seeds; few draws of 81 views coincide.
     computed = json.loads(out)["computed"]
     assert 220 <= computed <= 240
     (table,) = list_tables()
     assert table.filled == computed and table.rows == 1438 * 81
-    code, out, _ = launch("fill", *RUN, "--teacher-weights", teacher, "--seeds", "3")
+    code, out, _ = cache("fill", *RUN, "--teacher-weights", teacher, "--seeds", "3")
     assert code == 0 and out.splitlines()[-1].startswith("0 rows computed")
     monkeypatch.setattr(
         "ekd_ray.engine.teacher._network", lambda *a: pytest.fail("the network was asked")
@@ -96,30 +79,30 @@ def test_fill_then_a_run_asks_nothing(launch, teacher, monkeypatch):
     assert distill(config, threads=1).metrics["epoch"] == 2
 
 
-def test_list_verify_and_remove(launch, teacher):
-    assert launch("ls")[1].startswith("no tables")
-    launch("fill", *RUN, "--teacher-weights", teacher)
+def test_list_verify_and_remove(cache, teacher):
+    assert cache("ls")[1].startswith("no tables")
+    cache("fill", *RUN, "--teacher-weights", teacher)
     (table,) = list_tables()
     name = table.folder.name
     assert name.startswith("resnet8-digits-")
-    code, out, _ = launch("ls")
+    code, out, _ = cache("ls")
     assert code == 0 and name in out and str(1438 * 81) in out
-    (listed,) = json.loads(launch("ls", "--json")[1])
+    (listed,) = json.loads(cache("ls", "--json")[1])
     assert listed["filled"] == table.filled and listed["dataset"] == "digits"
-    assert launch("verify")[0] == 0
+    assert cache("verify")[0] == 0
     rows = table.folder / "rows.bin"
     content = bytearray(rows.read_bytes())
     place = next(i for i in range(0, len(content), 20) if any(content[i : i + 20]))
     content[place] ^= 1
     rows.write_bytes(content)
-    code, out, _ = launch("verify", name[:12], "--json")
+    code, out, _ = cache("verify", name[:12], "--json")
     assert code == 1 and json.loads(out) == {name: {"sound": table.filled - 1, "damaged": 1}}
-    assert launch("rm")[0] == 2
-    assert launch("rm", "--unused-days", 1)[0] == 0 and table.folder.exists()
+    assert cache("rm")[0] == 2
+    assert cache("rm", "--unused-days", 1)[0] == 0 and table.folder.exists()
     old = time.time() - 2 * 86400
     for path in table.folder.iterdir():
         os.utime(path, (old, old))
-    assert launch("rm", "--unused-days", 1)[1] == f"removed {name}\n"
+    assert cache("rm", "--unused-days", 1)[1] == f"removed {name}\n"
     assert not table.folder.exists()
 
 
@@ -133,6 +116,6 @@ def test_list_verify_and_remove(launch, teacher):
         (["rm"], "rm removes named tables"),
     ],
 )
-def test_mistakes_end_with_one_sentence(argv, words, launch):
-    code, out, err = launch(*argv)
+def test_mistakes_end_with_one_sentence(argv, words, cache):
+    code, out, err = cache(*argv)
     assert code == 2 and words in err and err.count("\n") == 1 and not out

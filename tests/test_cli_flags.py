@@ -1,22 +1,14 @@
 """The launchers' flags, how they become a configuration, and how mistakes end."""
 
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from launchers_run import DIGITS, LAUNCHERS, command
 
-import ekd_ray
 from ekd_ray import cli
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
-
-ROOT = Path(ekd_ray.__file__).parent.parent
-LAUNCHERS = ROOT / "launchers"
 
 SHARED = {
     "--help",
@@ -65,36 +57,6 @@ FLAGS = {
     "cache": {"--help"},
     "export_best": {"--help", "--out", "--data-root", "--verify", "--dry-run", "--quiet", "--json"},
 }
-DIGITS = ("--dataset", "digits", "--pair", "resnet20-resnet8")
-
-
-def command(name, *argv):
-    """A launcher in its own process."""
-    return subprocess.run(
-        [sys.executable, str(LAUNCHERS / f"{name}.py"), *argv],
-        capture_output=True, text=True, timeout=120,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-@pytest.fixture
-def launch(monkeypatch, capsys, tmp_path):
-    """A launcher in this process: (exit code, stdout, stderr). It starts no training."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("EKD_DATA_ROOT", raising=False)
-
-    def run(name, *argv):
-        spec = importlib.util.spec_from_file_location(name, LAUNCHERS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.run(module.main)
-        captured = capsys.readouterr()
-        return left.value.code, captured.out, captured.err
-
-    return run
 
 
 def study(*argv):
@@ -258,146 +220,6 @@ def test_bad_set(text, message):
         study(*DIGITS, "--set", text)
 
 
-# Mistakes end with code 2 and one sentence
-
-BAD_SPACES = {
-    "key": ("trails: 3", "Did you mean 'trials'"),
-    "setting": ("distill: {lrr: 1}", "Did you mean 'lr'"),
-    "searched": ("space: {kd_wieght: {low: 1, high: 2}}", "Did you mean 'kd_weight'"),
-    "empty": ("space: {}", "search space is empty"),
-    "null": ("space: null", "search space is empty"),
-    "swapped": ("space: {lr: {low: 2, high: 1}}", "low must be <= high (1), got 2"),
-    "nan": ("space: {lr: {low: .nan, high: 1}}", "lr"),
-    "step": ("space: {lr: {low: 0.1, high: 1, step: 0}}", "step"),
-    "bound": ("space: {lr: {low: 0, high: 1}}", "lr must be > 0, got 0"),
-    "syntax": ("space: {lr: [", "space.yaml:"),
-    "twice": ("trials: 1\ntrials: 2", "space.yaml:2: duplicate key 'trials'"),
-    "list": ("- 1", "must hold a YAML mapping"),
-    "extends": ("extends: none.yaml", "none.yaml"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SPACES)
-def test_mistakes_in_a_space_file(case, launch, tmp_path):
-    text, words = BAD_SPACES[case]
-    (tmp_path / "space.yaml").write_text(text)
-    code, out, err = launch(
-        "tune_cifar", "--dry-run", "--space", tmp_path / "space.yaml", "--dataset", "digits",
-        "--teacher", "resnet20", "--student", "resnet8",
-    )  # fmt: skip
-    assert_one_sentence(code, out, err)
-    assert words in err
-
-
-NEW = ("--dataset", "digits", "--teacher", "resnet20", "--student")
-MISTAKES = [
-    (("--dataset", "cifar101", "--pair", "resnet32x4-resnet8x4"), "Did you mean 'cifar10"),
-    (("--dataset", "digit", "--teacher", "resnet20", "--student", "resnet8"), "'digits'"),
-    (("--dataset", "digits", "--pair", "resnet20-resnet9"), "Did you mean 'resnet20-resnet8'"),
-    (("--dataset", "digits"), "--pair"),
-    ((*NEW, "resnet9"), "'resnet9'"),
-    ((*DIGITS, "--teacher", "resnet21"), "'resnet21'"),
-    ((*DIGITS, "--method", "edk"), "'edk'"),
-    ((*DIGITS, "--set", "method=edk"), "'edk'"),
-    ((*DIGITS, "--trials", 0), "trials must be >= 1, got 0"),
-    ((*DIGITS, "--epochs", 0), "epochs must be >= 1, got 0"),
-    ((*DIGITS, "--epochs", -3), "epochs must be >= 1, got -3"),
-    ((*DIGITS, "--seeds", 0), "confirm_seeds must be >= 1, got 0"),
-    ((*DIGITS, "--top-k", 0), "confirm_top_k must be >= 1, got 0"),
-    ((*DIGITS, "--max-concurrent", 0), "max_concurrent must be >= 1, got 0"),
-    ((*DIGITS, "--workers-per-trial", 0), "workers_per_trial must be >= 1, got 0"),
-    ((*DIGITS, "--cpus-per-trial", 0), "cpus_per_trial must be >= 1, got 0"),
-    ((*DIGITS, "--gpus-per-trial", -1), "gpus_per_trial must be >= 0, got -1"),
-    ((*DIGITS, "--train-subset", 0), "train_subset must be >= 1, got 0"),
-    ((*DIGITS, "--train-subset", 5000), "train_subset"),
-    ((*DIGITS, "--seed", -1), "seed must be >= 0, got -1"),
-    ((*DIGITS, "--set", "validation_fraction=0"), "validation_fraction must be > 0"),
-    ((*DIGITS, "--teacher-weights", "none.safetensors"), "none.safetensors"),
-    ((*NEW, "resnet14"), "--teacher-weights"),
-    (("--space", "none.yaml"), "cannot read none.yaml"),
-    (("--dataset", "cifar10", "--pair", "resnet56a-resnet8", "--data-root", "."), "--data-root"),
-]
-
-
-def assert_one_sentence(code, out, err):
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
-    assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(("argv", "words"), MISTAKES, ids=lambda value: str(value)[-40:])
-def test_mistakes_end_with_one_sentence(argv, words, launch, tmp_path):
-    code, out, err = launch("tune_cifar", "--dry-run", *argv)
-    assert_one_sentence(code, out, err)
-    assert words in err
-    assert not list(tmp_path.iterdir()), "a refused plan leaves nothing behind"
-
-
-@pytest.mark.parametrize(
-    ("name", "argv", "words"),
-    [
-        ("train_teacher", ("--dataset", "digits", "--model", "resnet9"), "'resnet9'"),
-        ("train_teacher", ("--dataset", "digits", "--model", "resnet8", "--epochs", 0), "epochs"),
-        ("train_teacher", ("--dataset", "cifar10", "--model", "resnet8"), "--data-root"),
-        ("distill", ("--config", "none.yaml"), "cannot read none.yaml"),
-        ("distill", (*DIGITS,), "--teacher-weights"),
-        ("export_best", ("none", "--out", "best"), "none"),
-    ],
-)
-def test_mistakes_in_the_other_launchers(name, argv, words, launch):
-    code, out, err = launch(name, "--dry-run", *argv)
-    assert_one_sentence(code, out, err)
-    assert words in err
-
-
-@pytest.mark.parametrize("content", [b"no weights", b"", b"PK\x03\x04 torn"])
-def test_a_damaged_teacher(content, launch, tmp_path):
-    (tmp_path / "t.pth").write_bytes(content)
-    code, out, err = launch("tune_cifar", "--dry-run", *DIGITS, "--teacher-weights", "t.pth")
-    assert_one_sentence(code, out, err)
-    assert "t.pth" in err
-
-
-@pytest.mark.parametrize(
-    ("prepare", "flags", "words"),
-    [
-        (lambda out: out.write_text("a file"), (), "choose another --out"),
-        (lambda out: (out / "x").mkdir(parents=True), (), "choose another --out"),
-        (lambda out: None, ("--resume",), "no study to resume"),
-    ],
-)
-def test_an_unsuitable_folder_is_refused_before_anything_runs(
-    prepare, flags, words, launch, tmp_path, monkeypatch
-):
-    from ekd_ray import pipeline
-
-    def too_late(*args, **kwargs):
-        raise AssertionError("computing has begun")
-
-    for name in ("load_dataset", "train_teacher", "connected", "search"):
-        monkeypatch.setattr(pipeline, name, too_late)
-    prepare(tmp_path / "out")
-    code, out, err = launch("tune_cifar", *DIGITS, "--quiet", "--out", tmp_path / "out", *flags)
-    assert_one_sentence(code, out, err)
-    assert words in err
-
-
-def test_an_interrupt_names_the_cure(capsys):
-    def main():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as left:
-        cli.run(main)
-    assert left.value.code == 130
-    assert "--resume" in capsys.readouterr().err
-
-
-def test_other_errors_keep_their_traceback():
-    """Only the user's mistakes are one sentence: a bug must stay visible."""
-    with pytest.raises(ZeroDivisionError):
-        cli.run(lambda: 1 // 0)
-
-
 def test_dry_run_prints_the_plan_and_leaves_nothing(launch, tmp_path):
     code, out, err = launch("tune_cifar", "--dry-run", *DIGITS, "--epochs", 8, "--trials", 5)
     assert (code, err) == (0, "")
@@ -411,17 +233,3 @@ def test_dry_run_as_json_is_the_configuration(launch):
     assert (code, err) == (0, "")
     config = StudyConfig.from_dict(json.loads(out))
     assert (config.trials, config.distill.student) == (5, "resnet8")
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ("--dataset", "digits", "--pair", "resnet20-resnet9"),
-        (*DIGITS, "--teacher-weights", "/none/there.safetensors"),
-    ],
-    ids=["light", "heavy"],
-)
-def test_nothing_but_the_sentence_in_a_process_of_its_own(argv):
-    """No warning of any library beside it."""
-    done = command("tune_cifar", "--dry-run", *argv)
-    assert_one_sentence(done.returncode, done.stdout, done.stderr)

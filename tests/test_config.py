@@ -9,22 +9,11 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from setting_fields import CLASSES, FIELDS, case_id, hint_of
 
 from ekd_ray.config import DistillConfig, StudyConfig, json_schema
 from ekd_ray.errors import UserError
-from ekd_ray.settings import Settings, load_yaml, parse_yaml, setting
-
-CLASSES = (DistillConfig, StudyConfig)
-FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
-
-
-def hint_of(cls, field):
-    """(type, may be None) of a setting."""
-    hint = typing.get_type_hints(cls)[field.name]
-    args = typing.get_args(hint)
-    optional = type(None) in args
-    inner = next(arg for arg in args if arg is not type(None)) if optional else hint
-    return typing.get_origin(inner) or inner, optional
+from ekd_ray.settings import parse_yaml, setting
 
 
 def item_type(cls, field):
@@ -61,10 +50,6 @@ def bounded_cases():
             yield cls, field, bound, bound - 7, None
         if high is not None:
             yield cls, field, high, high + 7, None
-
-
-def case_id(value):
-    return getattr(value, "name", None) or getattr(value, "__name__", None) or str(value)
 
 
 BOUNDED = list(bounded_cases())
@@ -279,150 +264,6 @@ def test_round_trip_through_a_file(cls, tmp_path):
     assert cls.from_yaml(path) == cls()
     path.write_text(cls().to_json(), encoding="utf-8")
     assert cls.from_yaml(path) == cls()
-
-
-# YAML
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("5e-4", 5e-4),
-        ("1E3", 1000.0),
-        ("-2.5e+1", -25.0),
-        (".5", 0.5),
-        ("1.", 1.0),
-        ("-0.93", -0.93),
-        ("3", 3),
-        ("true", True),
-        ("resnet8x4", "resnet8x4"),
-        ("1e", "1e"),
-        ("e5", "e5"),
-        ("null", None),
-    ],
-)
-def test_yaml_scalars(text, value):
-    parsed = parse_yaml(text, where="test")
-    assert parsed == value and type(parsed) is type(value)
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "key"),
-    [
-        ("lr: 1\nseed: 2\nlr: 3\n", 3, "lr"),
-        ("space:\n  lr: {low: 1}\n  kd_weight: {low: 1}\n  lr: {low: 2}\n", 4, "lr"),
-        ("space: {a: {low: 1, low: 2}}", 1, "low"),
-    ],
-)
-def test_duplicate_keys_are_refused_with_their_line(text, line, key, tmp_path):
-    path = tmp_path / "twice.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=rf"twice\.yaml:{line}: duplicate key '{key}'"):
-        load_yaml(path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"", b"- 1", b"5", b"a: [1", b"a: 'x", b"\tb: 1", b"a: \xff", b"a: !!python/object:x y",
-        b"[1]: 2", b"{a: 1}: 2", b"a: 2020-13-45", b"a: !!int abc", b"a: " + b"[" * 3000,
-    ],
-)  # fmt: skip
-def test_broken_yaml_is_one_sentence_naming_the_file(text, tmp_path):
-    path = tmp_path / "broken.yaml"
-    path.write_bytes(text)
-    with pytest.raises(UserError, match=r"broken\.yaml") as refused:
-        load_yaml(path)
-    assert "\n" not in str(refused.value)
-
-
-def test_unreadable_files(tmp_path):
-    for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(UserError, match="cannot read"):
-            load_yaml(path)
-
-
-# Fingerprint
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Toy(Settings):
-    """A configuration that never changes."""
-
-    name: str = setting("a", "a name")
-    size: int | None = setting(None, "a size", low=0)
-    rate: float = setting(0.5, "a rate")
-    parts: tuple[float, ...] = setting((1.0, 2.0), "parts")
-    place: str | None = setting(None, "a folder", identity=False)
-
-
-def test_fingerprint_is_frozen():
-    """Studies on disk are recognised by it: a change of its making needs a migration."""
-    assert Toy().fingerprint() == "bac713763e4672d4"
-    assert Toy(size=3, place="/x").fingerprint() == "010338fb79a1e0c8"
-
-
-def another(cls, field):
-    """A legal value that is not the default."""
-    kind, _ = hint_of(cls, field)
-    limits = field.metadata
-    if field.name == "distill":
-        return DistillConfig(seed=1)
-    if kind is tuple:
-        return [*limits["choices"][:1]] if limits["choices"] else [{"lr": 1}, {"lr": 2}]
-    if limits["choices"]:
-        return next(choice for choice in limits["choices"] if choice != field.default)
-    if kind is dict:
-        return {"lr": 0.5}
-    if kind is bool:
-        return not field.default
-    if kind is str:
-        return "another"
-    start = field.default or (limits["low"] if kind is int else 0) or 0
-    return start + (1 if kind is int else 0.01)
-
-
-def other_value(cls, field):
-    return [0.25] if field.name == "lr_milestones" else another(cls, field)
-
-
-PLACES = {
-    DistillConfig: {"teacher_weights", "teacher_cache"},
-    StudyConfig: {
-        *("trials", "data_root", "teacher_fill"),
-        *("max_concurrent", "cpus_per_trial", "gpus_per_trial"),
-    },
-}
-
-
-@pytest.mark.parametrize(("cls", "field"), FIELDS, ids=case_id)
-def test_fingerprint_follows_every_setting_but_places_and_resources(cls, field):
-    changed = cls(**{field.name: other_value(cls, field)})
-    assert changed != cls()
-    same = changed.fingerprint() == cls().fingerprint()
-    assert same == (field.name in PLACES[cls])
-
-
-def test_study_fingerprint_ignores_places_of_the_shared_run():
-    here = StudyConfig(distill=DistillConfig(teacher_weights="/a"))
-    there = StudyConfig(distill=DistillConfig(teacher_weights="/b"))
-    assert here.fingerprint() == there.fingerprint()
-
-
-def test_fingerprint_does_not_depend_on_order_or_spelling():
-    values = DistillConfig(lr=1.0, kd_weight=4.0).to_dict()
-    backwards = dict(reversed(values.items()))
-    assert DistillConfig(**backwards).fingerprint() == DistillConfig(**values).fingerprint()
-    spelt = {**values, "lr": 1, "kd_weight": 4, "epochs": 240.0}
-    assert DistillConfig(**spelt).fingerprint() == DistillConfig(**values).fingerprint()
-    one = StudyConfig(authors={"a": 1, "b": 2})
-    assert one.fingerprint() == StudyConfig(authors={"b": 2, "a": 1}).fingerprint()
-
-
-def test_equal_settings_have_equal_fingerprints_minus_zero_included():
-    plus, minus = DistillConfig(weight_decay=0.0), DistillConfig(weight_decay=-0.0)
-    assert plus == minus
-    assert plus.fingerprint() == minus.fingerprint()
 
 
 # Shape of the classes

@@ -12,12 +12,14 @@ from ekd_ray.data.datasets import (
     default_data_root,
     load_dataset,
     num_train,
+    short_name,
 )
 from ekd_ray.data.loader import (
     Batch,
     StagedImages,
     epoch_batches,
     epoch_order,
+    epoch_strong_ids,
     epoch_views,
     steps_per_epoch,
 )
@@ -54,6 +56,7 @@ __all__ = [
     "default_data_root",
     "load_dataset",
     "num_train",
+    "short_name",
     # splits
     "stratified_split",
     "stratified_subset",
@@ -78,6 +81,7 @@ __all__ = [
     "counter_hash",
     "epoch_batches",
     "epoch_order",
+    "epoch_strong_ids",
     "epoch_views",
     "stage_images",
     "steps_per_epoch",

@@ -39,6 +39,7 @@ __all__ = [
     "default_data_root",
     "load_dataset",
     "num_train",
+    "short_name",
 ]
 
 
@@ -94,6 +95,11 @@ def dataset_info(name: str) -> DatasetInfo:
     if not name.startswith(FOLDER_PREFIX):
         return info
     return folder_info(name, info.class_names, num_train(name))
+
+
+def short_name(name: str) -> str:
+    """A data set's name for folders and titles: of "folder:PATH" the path's last part."""
+    return name.rpartition("/")[2]
 
 
 def num_train(name: str, *, data_root: str | os.PathLike[str] | None = None) -> int:

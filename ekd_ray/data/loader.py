@@ -28,6 +28,7 @@ __all__ = [
     "counter_hash",
     "epoch_batches",
     "epoch_order",
+    "epoch_strong_ids",
     "epoch_views",
     "steps_per_epoch",
 ]
@@ -59,6 +60,13 @@ def epoch_views(sample_ids: npt.ArrayLike, seed: int, epoch: int, num_views: int
     what else is trained on, nor on the batch it falls in.
     """
     return bounded(counter_hash(seed, STREAM_VIEW, epoch, sample_ids), num_views)
+
+
+def epoch_strong_ids(
+    sample_ids: npt.ArrayLike, seed: int, epoch: int, strong_pool: int
+) -> Int64Array:
+    """The strong view of each sample, as `epoch_views`: int64 in [0, strong_pool)."""
+    return bounded(counter_hash(seed, STREAM_STRONG_ID, epoch, sample_ids), strong_pool)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -112,7 +120,7 @@ def epoch_batches(
             own = order[step * batch_size + rank : (step + 1) * batch_size : world_size]
             strong = None
             if strong_pool is not None:
-                strong = bounded(counter_hash(seed, STREAM_STRONG_ID, epoch, own), strong_pool)
+                strong = epoch_strong_ids(own, seed, epoch, strong_pool)
             yield Batch(step, own, epoch_views(own, seed, epoch, num_views), strong)
 
     return batches()

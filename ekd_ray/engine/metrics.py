@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ekd_ray.engine.uncertainty import ood_auroc, uncertainty, uncertainty_metrics
+from ekd_ray.engine.uncertainty import uncertainty_metrics
 from ekd_ray.losses.dirichlet import log_expectation
 
 CALIBRATION_BINS = 15
@@ -30,9 +30,9 @@ def classification_metrics(
     Returns:
         `top1` and `top5` (fractions in [0, 1]; `top5` only with more than 5 classes),
         `nll` (nats), `ece` (15 equal-width bins, L1; Guo et al., 2017), what
-        `uncertainty_metrics` gives (`aurc`, `error_auroc` unless it is undefined, and for an
+        `uncertainty_metrics` gives (`aurc`, `error_auroc` unless it is undefined, for an
         evidential student the means `vacuity`, `dissonance`, `aleatoric_entropy` and
-        `epistemic_entropy`), and `ood_auroc` with `ood_logits`. NaN logits make all but `top1`
+        `epistemic_entropy`, and `ood_auroc` with `ood_logits`). NaN logits make all but `top1`
         and `top5` NaN.
 
     Raises:
@@ -40,7 +40,7 @@ def classification_metrics(
             differ in C; a target that is not int64 [N]; a prior that is not finite.
     """
     logits = logits.float()
-    uncertain = uncertainty_metrics(logits, target, log_prior=log_prior)
+    uncertain = uncertainty_metrics(logits, target, log_prior=log_prior, ood_logits=ood_logits)
     if log_prior is None:
         log_probs = functional.log_softmax(logits, dim=1)
     else:
@@ -54,14 +54,7 @@ def classification_metrics(
     }
     if num_classes > 5:
         values["top5"] = ranked.any(dim=1).double().mean()
-    found = {name: float(value) for name, value in values.items()} | uncertain
-    if ood_logits is not None:
-        if ood_logits.shape[-1] != num_classes:
-            got = ood_logits.shape[-1]
-            raise ValueError(f"ood_logits must have C = {num_classes} like logits, got {got}")
-        foreign = uncertainty(ood_logits, log_prior)
-        found["ood_auroc"] = ood_auroc(uncertainty(logits, log_prior), foreign)
-    return found
+    return {name: float(value) for name, value in values.items()} | uncertain
 
 
 def expected_calibration_error(confidence: Tensor, predicted: Tensor, target: Tensor) -> Tensor:

@@ -216,15 +216,20 @@ def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
 
 def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:
     """(training, validation) images of a configuration, as `stratified_split` rounds them."""
-    drawn = config.train_subset or num_train(config.dataset, data_root=data_root)
+    return _split_sizes(config, num_train(config.dataset, data_root=data_root))
+
+
+def _split_sizes(config: DistillConfig, there: int) -> tuple[int, int]:
+    drawn = config.train_subset or there
     held = round(drawn * config.validation_fraction)
     return drawn - held, held
 
 
 def _check_sizes(config: DistillConfig, info: DatasetInfo, data_root: str | None) -> None:
     """Enough images for every class on both sides of the split, and for one batch."""
-    kept, held = split_sizes(config, data_root)
-    drawn, there = kept + held, num_train(config.dataset, data_root=data_root)
+    there = num_train(config.dataset, data_root=data_root)
+    kept, held = _split_sizes(config, there)
+    drawn = kept + held
     if not info.num_classes <= drawn <= there:
         raise UserError(
             f"train_subset must be {info.num_classes} to {there} ({config.dataset}), got {drawn}."

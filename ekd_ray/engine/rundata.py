@@ -13,6 +13,7 @@ from ekd_ray.data import (
     ImageArrays,
     Stage,
     dataset_info,
+    epoch_order,
     load_dataset,
     stage_images,
     stratified_split,
@@ -90,7 +91,8 @@ def _run_data(
         scheme = dataset_info(ood.name).view_scheme
         outside = stage_images(ood, device, scheme=scheme)
         count = min(len(ood), len(validation_ids))
-        outside_ids = stratified_subset(ood.labels, count, config.split_seed)
+        # Not by classes: there may be more of them than images to draw.
+        outside_ids = np.sort(epoch_order(len(ood), config.split_seed, 0)[:count])
     return RunData(
         images=stage_images(
             arrays,

@@ -106,11 +106,13 @@ class Teacher:
     def _fill(
         self, images: Tensor, sample_ids: Ids, view_ids: Ids, rows: np.ndarray, missing: np.ndarray
     ) -> None:
-        """Compute the missing rows into `rows` and into the table."""
+        """Compute the missing rows into `rows`, and into the table if it may be written."""
         assert self.table is not None
         index = torch.from_numpy(missing).to(images.device)
         bits = self._format.encode(self._asked(images.index_select(0, index)))
         rows[missing] = bits.cpu().numpy().view(np.uint16)
+        if not self.table.writable:
+            return
         try:
             self.table.write(sample_ids[missing], view_ids[missing], rows[missing])
         except OSError as error:
@@ -157,7 +159,8 @@ def load_teacher(
         config.teacher_normalization, data.num_classes, precision, config.channels_last, device,
     )  # fmt: skip
     spec = table_spec(config, data, precision=precision, strong=strong)
-    return Teacher(network, spec.row_format, _open(config, spec))
+    wanted = _wants_tables(config, len(data.images))
+    return Teacher(network, spec.row_format, _open(config, spec, wanted=wanted))
 
 
 def table_spec(
@@ -170,6 +173,7 @@ def table_spec(
         "teacher_sha256": config.teacher_sha256,
         "normalization": config.teacher_normalization,
         "precision": precision,
+        "device": data.images.device.type,
         "channels_last": config.channels_last,
         "dataset": config.dataset,
         "data_fingerprint": data.fingerprint,
@@ -186,17 +190,20 @@ def table_spec(
     )
 
 
-def _open(config: DistillConfig, spec: TableSpec) -> TeacherTable | None:
-    """The table, or None where the settings or the disk say no."""
-    if config.teacher_cache == "off":
-        return None
+def _open(config: DistillConfig, spec: TableSpec, *, wanted: bool) -> TeacherTable | None:
+    """The table, or None where the settings or the disk say no.
+
+    Under `auto` a table that is there is used even if a new one would not be made.
+    """
     folder = spec.folder()
+    if config.teacher_cache == "off" or not (wanted or folder.exists()):
+        return None
     table = _tables.get(folder)
     if table is not None and folder.exists():
         return table
+    if table is not None:
+        table.close()
     try:
-        if config.teacher_cache == "auto" and not (folder.exists() or affordable(spec.size)):
-            return None
         table = _tables[folder] = open_table(spec)
     except OSError as error:
         warnings.warn(
@@ -216,18 +223,24 @@ def affordable(size: int) -> bool:
     return size <= room and os.access(home, os.W_OK)
 
 
-def table_bytes(config: DistillConfig, data_root: str | None) -> int:
-    """Bytes of the full tables of a configuration, known before any data is read."""
+def table_bytes(config: DistillConfig, num_samples: int) -> int:
+    """Bytes of the full tables of a configuration's views of `num_samples` images."""
     info = dataset_info(config.dataset)
     views = view_count(config.augment or info.view_scheme, config.view_pool)
     if method_of(config).strong_view:
         views += config.view_pool
     width = RowFormat(num_classes=info.num_classes, top=config.teacher_top).width
-    return num_train(config.dataset, data_root=data_root) * views * (2 * width + 4)
+    return num_samples * views * (2 * width + 4)
+
+
+def _wants_tables(config: DistillConfig, num_samples: int) -> bool:
+    if config.teacher_cache == "auto":
+        return affordable(table_bytes(config, num_samples))
+    return config.teacher_cache == "on"
 
 
 def uses_cache(config: DistillConfig, data_root: str | None) -> bool:
     """Whether a run of a configuration keeps its teacher's logits on disk."""
-    if not method_of(config).needs_teacher or config.teacher_cache == "off":
+    if not method_of(config).needs_teacher:
         return False
-    return config.teacher_cache == "on" or affordable(table_bytes(config, data_root))
+    return _wants_tables(config, num_train(config.dataset, data_root=data_root))

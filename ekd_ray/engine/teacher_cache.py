@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ekd_ray.data import counter_hash, default_cache_dir
+from ekd_ray.data import counter_hash, default_cache_dir, short_name
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name, write_json
 
@@ -122,7 +122,7 @@ class TableSpec:
 
     def folder(self, cache_dir: Path | None = None) -> Path:
         """Where the table belongs."""
-        name = file_name(f"{self.facts['teacher']}-{self.facts['dataset'].rpartition('/')[2]}")
+        name = file_name(f"{self.facts['teacher']}-{short_name(self.facts['dataset'])}")
         return tables_dir(cache_dir) / f"{name}-{self.key}"
 
 
@@ -132,13 +132,20 @@ def tables_dir(cache_dir: Path | None = None) -> Path:
 
 
 class TeacherTable:
-    """An open table. Make one with `open_table`."""
+    """An open table. Make one with `open_table`.
+
+    `writable` is False for a table that this process may only read (another user's, or on a
+    read-only mount).
+    """
 
     def __init__(self, folder: Path, spec: TableSpec) -> None:
         self.folder, self.spec = folder, spec
-        self._rows_fd = os.open(folder / "rows.bin", os.O_RDWR)
+        names = ("rows.bin", "words.bin")
+        self.writable = all(os.access(folder / name, os.W_OK) for name in names)
+        mode = os.O_RDWR if self.writable else os.O_RDONLY
+        self._rows_fd = os.open(folder / "rows.bin", mode)
         try:
-            self._words_fd = os.open(folder / "words.bin", os.O_RDWR)
+            self._words_fd = os.open(folder / "words.bin", mode)
         except BaseException:
             os.close(self._rows_fd)
             raise
@@ -262,9 +269,14 @@ class TableInfo:
     modified: float
 
 
+def table_folders(cache_dir: Path | None = None) -> list[Path]:
+    """The folder of every table of the cache, whole or not, by name."""
+    return sorted(tables_dir(cache_dir).glob("[!.]*"))
+
+
 def list_tables(cache_dir: Path | None = None) -> Iterator[TableInfo]:
     """Every whole table of the cache, by name."""
-    for folder in sorted(tables_dir(cache_dir).glob("[!.]*")):
+    for folder in table_folders(cache_dir):
         spec = read_spec(folder)
         if spec is None:
             continue
@@ -301,11 +313,10 @@ def read_spec(folder: Path) -> TableSpec | None:
 
 def find_table(name: str, cache_dir: Path | None = None) -> Path:
     """The folder of a table by its name or the beginning of it; raises `UserError`."""
-    names = [folder.name for folder in tables_dir(cache_dir).glob("[!.]*")]
-    found = [candidate for candidate in names if candidate.startswith(name)]
+    found = [folder for folder in table_folders(cache_dir) if folder.name.startswith(name)]
     if len(found) != 1:
         state = "no table" if not found else f"{len(found)} tables"
         raise UserError(
             f"{state} of the teacher cache begin(s) with {name!r}: see launchers/cache.py ls."
         )
-    return tables_dir(cache_dir) / found[0]
+    return found[0]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import epoch_batches
+from ekd_ray.data import epoch_order, epoch_strong_ids, epoch_views, steps_per_epoch
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import pick_device, resolve_precision
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
@@ -85,14 +85,11 @@ def _missing(
 ) -> tuple[Ids, Ids]:
     """(sample ids, view ids) of this part's rows that are not in the table, each once."""
     num_views = config.view_pool if strong else data.images.num_views
-    wanted = [
-        np.unique(samples * num_views + views)
-        for samples, views in _drawn(config, data, seeds, strong)
+    drawn = [
+        samples * num_views + views for samples, views in _drawn(config, data, seeds, part, strong)
     ]
-    places = np.unique(np.concatenate(wanted))
+    places = np.unique(np.concatenate(drawn))
     samples, views = places // num_views, places % num_views
-    own = samples % part.count == part.index
-    samples, views = samples[own], views[own]
     if teacher.table is None:
         return samples[:0], views[:0]
     missing = np.zeros(len(samples), dtype=bool)
@@ -103,23 +100,20 @@ def _missing(
 
 
 def _drawn(
-    config: DistillConfig, data: RunData, seeds: Sequence[int], strong: bool
+    config: DistillConfig, data: RunData, seeds: Sequence[int], part: FillPart, strong: bool
 ) -> Iterator[tuple[Ids, Ids]]:
-    """What the training loop draws, by batches."""
+    """(sample ids, view ids) that the training loop draws of this part's samples, by epochs."""
+    num_views = data.images.num_views
+    trained = steps_per_epoch(len(data.train_ids), config.batch_size) * config.batch_size
     for seed in seeds:
         for epoch in range(1, config.epochs + 1):
-            batches = epoch_batches(
-                data.train_ids,
-                batch_size=config.batch_size,
-                seed=seed,
-                epoch=epoch,
-                num_views=data.images.num_views,
-                strong_pool=config.view_pool if strong else None,
-            )
-            for batch in batches:
-                ids = batch.strong_ids if strong else batch.view_ids
-                assert ids is not None
-                yield batch.sample_ids, ids
+            # The loop drops an incomplete last batch: another part of the order every epoch.
+            samples = data.train_ids[epoch_order(len(data.train_ids), seed, epoch)[:trained]]
+            samples = samples[samples % part.count == part.index]
+            if strong:
+                yield samples, epoch_strong_ids(samples, seed, epoch, config.view_pool)
+            else:
+                yield samples, epoch_views(samples, seed, epoch, num_views)
 
 
 def _images(

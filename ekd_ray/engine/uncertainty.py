@@ -310,7 +310,11 @@ def ood_auroc(in_uncertainty: Tensor, out_uncertainty: Tensor) -> float:
 
 
 def uncertainty_metrics(
-    logits: Tensor, target: Tensor, *, log_prior: float | None
+    logits: Tensor,
+    target: Tensor,
+    *,
+    log_prior: float | None,
+    ood_logits: Tensor | None = None,
 ) -> dict[str, float]:
     """Uncertainty of one split, from the logits of all of its images.
 
@@ -321,6 +325,7 @@ def uncertainty_metrics(
         logits: [N, C], any float dtype; target: [N] int64.
         log_prior: lambda of an evidential network, log of the prior mass per class; None for a
             softmax one.
+        ood_logits: [M, C], any float dtype, of images from outside the data set.
 
     Returns:
         `aurc` and `error_auroc` of `uncertainty` (the latter left out if all predictions are
@@ -328,11 +333,11 @@ def uncertainty_metrics(
         `vacuity`, `dissonance` (both in [0, 1]), `aleatoric_entropy` and `epistemic_entropy`
         (nats). With more than 64 classes the mean dissonance is that of evenly spaced rows, as
         many as 4e8 elementary operations allow (at least one): 16,000 at C = 100, 160 at
-        C = 1,000.
+        C = 1,000. `ood_auroc` with `ood_logits`.
 
     Raises:
-        ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2; a target that
-            is not int64 [N]; a prior that is not finite.
+        ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2, or that differ
+            in C; a target that is not int64 [N]; a prior that is not finite.
     """
     scores = uncertainty(logits, log_prior)
     check_target(target, logits)
@@ -350,6 +355,11 @@ def uncertainty_metrics(
             "epistemic_entropy": epistemic,
         }
         values |= {name: float(value.mean()) for name, value in means.items()}
+    if ood_logits is not None:
+        expected, got = logits.shape[-1], ood_logits.shape[-1]
+        if got != expected:
+            raise ValueError(f"ood_logits must have C = {expected} like logits, got {got}")
+        values["ood_auroc"] = ood_auroc(scores, uncertainty(ood_logits, log_prior))
     return values
 
 

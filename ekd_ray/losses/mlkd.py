@@ -157,10 +157,10 @@ def instance_alignment(views: TwoViews, share: Tensor) -> Tensor:
 
     Jin et al. 2023, eq. 3, as released.
     """
-    masked = sum(_kd(views.weak, at) for at in views.temperatures)
+    weak = {at: _kd(views.weak, at) for at in TEMPERATURES}
+    masked = _kd(views.weak, views.temperature) + sum(weak.values())
     strong = sum(_kd(views.strong, at) for at in (views.temperature, *STRONG_TEMPERATURES))
-    again = sum(_kd(views.weak, at) for at in WEAK_AGAIN)
-    return share * masked + strong + again
+    return share * masked + strong + sum(weak[at] for at in WEAK_AGAIN)
 
 
 def batch_alignment(views: TwoViews) -> Tensor:

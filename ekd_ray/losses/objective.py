@@ -97,9 +97,8 @@ class Objective(nn.Module):
 
         A `log_prior` that is not learned is reported as well.
         """
-        values = {}
-        if self.method.evidential:
-            values["log_prior"] = float(self.log_prior.detach())
+        prior = self.log_prior_value
+        values = {} if prior is None else {"log_prior": prior}
         if self.method.adversarial:
             with torch.no_grad():
                 values["temperature"] = float(self.temperature(epoch))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from refusals import message
 
 import ekd_ray.data.datasets as datasets
 import ekd_ray.data.encoded as encoded
@@ -18,19 +19,9 @@ import ekd_ray.data.store as store
 from ekd_ray.data import check_dataset, load_dataset, num_train, stage_images
 from ekd_ray.data.decode import decode_view
 from ekd_ray.data.parquet import ParquetSource
-from ekd_ray.errors import UserError
 
 NAMES = [f"n{i:08d}" for i in range(1000)]
 TRAIN = "train-00000-of-00001.parquet"
-
-
-def message(call, *args, **kwargs):
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
 
 
 def forget(monkeypatch):

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import message
 
 import ekd_ray.data.datasets as datasets
 from ekd_ray.data import (
@@ -20,18 +21,8 @@ from ekd_ray.data import (
     stage_images,
 )
 from ekd_ray.data.registry import DATASETS
-from ekd_ray.errors import UserError
 
 CLASSES = [f"n{i:08d}" for i in range(200)]
-
-
-def message(call, *args, **kwargs):
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
 
 
 def refused(name, root=None, split="train", checked=True):

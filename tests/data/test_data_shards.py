@@ -4,21 +4,13 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
+from refusals import message
 
 import ekd_ray.data.store as store
 from ekd_ray.data import check_dataset, load_dataset, num_train
 from ekd_ray.errors import UserError
 
 NAMES = [f"n{i:08d}" for i in range(1000)]
-
-
-def message(call, *args, **kwargs):
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
 
 
 def refused(root, split="train", checked=True):

@@ -12,21 +12,12 @@ import pytest
 import torchvision.datasets as tv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from refusals import message
 
 from ekd_ray.data import check_dataset, load_dataset, parquet
 from ekd_ray.errors import UserError
 
 SHARD = "train-00000-of-00001.parquet"
-
-
-def message(call, *args, **kwargs):
-    """The UserError's text, which must be one line."""
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    return text
 
 
 def refused(root, name="cifar10", split="train", checked=True):

@@ -20,6 +20,7 @@ from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.teacher import LiveTeacher, Teacher, load_teacher
 from ekd_ray.engine.teacher_cache import RowFormat, list_tables, open_table
+from ekd_ray.engine.teacher_fill import FillPart, fill_tables
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model
 
@@ -263,3 +264,20 @@ def test_a_table_of_other_rows_changes_the_run(live, own_cache, asked):
     result = run(live[0], "on")
     assert asked[1].computed == 0
     assert not same_weights(state(result), live[2])
+
+
+def test_a_table_that_may_only_be_read_is_read(live, own_cache, asked, monkeypatch):
+    """Another user's cache: what it holds is used, what it lacks is computed and not stored."""
+    half = FillPart(index=0, count=2)
+    config = live[0].replace(teacher_cache="on")
+    held = fill_tables(config, data_root=None, seeds=[config.seed], part=half, threads=1)
+    assert 0 < held < 48
+    teachers._tables.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        assert_same_run(run(live[0], "on"), *live[1:])
+    teachers._tables.clear()
+    assert not asked[0].table.writable
+    assert asked[0].computed == 2 * (48 - held)  # in both epochs
+    (table,) = list_tables()
+    assert table.filled == held

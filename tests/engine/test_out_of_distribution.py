@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engine_runs import by_hand, same_weights, state, untimed, watch_student
+from engine_runs import CPU, by_hand, same_weights, state, untimed, watch_student
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import ekd_ray.engine.rundata as rundata
-from ekd_ray.data import dataset_info, load_dataset, stratified_subset
+from ekd_ray.data import dataset_info, load_dataset
+from ekd_ray.data.miniature import write_miniature
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.final import evaluate_test
 from ekd_ray.engine.plan import resolve
@@ -52,7 +53,8 @@ def test_the_column_of_the_validation(result):
     assert all(0 <= row["val_ood_auroc"] <= 1 for row in result.history)
     inside, outside = load_dataset("synthetic", "train"), load_dataset("digits", "train")
     _, ids = split_ids(result.config, inside.labels)
-    drawn = stratified_subset(outside.labels, len(ids), result.config.split_seed)
+    drawn = load_run_data(result.config, data_root=None, device=CPU).ood_ids
+    assert len(set(drawn.tolist())) == len(ids)
     expected = auroc(result, inside.images[ids], outside.images[drawn])
     assert result.metrics["val_ood_auroc"] == pytest.approx(expected, abs=0.01)
 
@@ -132,3 +134,10 @@ def test_pictures_of_any_size_are_brought_to_the_students(tiny, tmp_path, monkey
     metrics = distill(config, threads=1).metrics
     assert 0 <= metrics["val_ood_auroc"] <= 1
     assert [tuple(inputs.shape) for inputs in seen[-2:]] == [(32, 3, 32, 32), (6, 3, 32, 32)]
+
+
+def test_a_second_data_set_with_more_classes_than_images_to_draw(tiny, tmp_path):
+    write_miniature(tmp_path / "many", classes=40, train_per_class=1, test_per_class=1, size=32)
+    config = resolve(tiny(ood_dataset=f"folder:{tmp_path / 'many'}"))
+    data = load_run_data(config, data_root=None, device=CPU)
+    assert len(set(data.ood_ids.tolist())) == len(data.validation_ids) < 40

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 import ekd_ray.engine.teacher as teachers
+from ekd_ray.data import num_train
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.teacher import table_bytes, table_spec, uses_cache
 from ekd_ray.losses.objective import METHODS, with_method
@@ -87,6 +88,7 @@ def test_arithmetic_data_and_the_strong_view_have_tables_of_their_own(spec, conf
         )
     }
     assert len(keys) == 5
+    assert {found.facts["device"] for found in (spec(), spec(strong=True))} == {"cpu"}
 
 
 def test_drawn_views_have_a_table_for_each_seed_and_listed_ones_do_not(spec, config):
@@ -121,7 +123,7 @@ def test_the_announced_bytes_are_those_of_the_tables(change, config, spec, run_d
     changed = config.replace(**change)
     parts = [False, True] if METHODS[changed.method].strong_view else [False]
     sizes = [spec(changed, data=run_data(changed), strong=strong).size for strong in parts]
-    assert table_bytes(changed, None) == sum(sizes)
+    assert table_bytes(changed, num_train(changed.dataset)) == sum(sizes)
 
 
 def test_a_run_uses_the_cache_where_it_may_and_there_is_room(config, monkeypatch):

@@ -1,0 +1,22 @@
+"""Every setting of every configuration class, for tests over all of them."""
+
+import dataclasses
+import typing
+
+from ekd_ray.config import DistillConfig, StudyConfig
+
+CLASSES = (DistillConfig, StudyConfig)
+FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
+
+
+def hint_of(cls, field):
+    """(type, may be None) of a setting."""
+    hint = typing.get_type_hints(cls)[field.name]
+    args = typing.get_args(hint)
+    optional = type(None) in args
+    inner = next(arg for arg in args if arg is not type(None)) if optional else hint
+    return typing.get_origin(inner) or inner, optional
+
+
+def case_id(value):
+    return getattr(value, "name", None) or getattr(value, "__name__", None) or str(value)
