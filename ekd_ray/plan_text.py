@@ -45,10 +45,14 @@ def images_per_epoch(config: DistillConfig, data_root: str | None) -> int:
 
 
 def run_flops(config: DistillConfig, data_root: str | None, *, final: bool = False) -> float:
-    """FLOPs of one full run: student forward and backward, without the teacher."""
+    """FLOPs of one full run, without the teacher: forward and backward, and evaluation.
+
+    A final run holds nothing out and reads the test split at its end.
+    """
     info = dataset_info(config.dataset)
-    per_image = 3.0 * model_cost(config.student, info.num_classes, student_size(config))[1]
-    return per_image * _views(config, data_root, final=final)
+    forward = model_cost(config.student, info.num_classes, student_size(config))[1]
+    evaluated = info.num_test if final else config.epochs * split_sizes(config, data_root)[1]
+    return forward * (3.0 * _views(config, data_root, final=final) + evaluated)
 
 
 def teacher_flops(config: DistillConfig, data_root: str | None, *, final: bool = False) -> float:

@@ -45,7 +45,7 @@ class DatasetInfo:
     """Constants of one data set.
 
     `num_train` is the size of the training split as published (of the files found:
-    `ekd_ray.data.num_train`); `mean` and `std` are per channel on the [0, 1] scale;
+    `ekd_ray.data.num_train`), `num_test` of the test split (0: unknown); `mean` and `std` are per channel on the [0, 1] scale;
     `view_scheme` is the augmentation used when none is asked for; `class_names` is () where
     the files tell. Images of an `encoded` data set vary in size and are decoded on demand, to
     `image_size` unless another is asked for; all others have exactly `image_size` pixels a
@@ -56,6 +56,7 @@ class DatasetInfo:
     num_classes: int
     image_size: int
     num_train: int
+    num_test: int
     mean: Triple
     std: Triple
     view_scheme: str
@@ -90,6 +91,7 @@ DATASETS: dict[str, DatasetInfo] = {
             num_classes=10,
             image_size=32,
             num_train=50_000,
+            num_test=10_000,
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
             view_scheme="crop_flip",
@@ -105,6 +107,7 @@ DATASETS: dict[str, DatasetInfo] = {
             num_classes=100,
             image_size=32,
             num_train=50_000,
+            num_test=10_000,
             mean=(0.5071, 0.4867, 0.4408),
             std=(0.2675, 0.2565, 0.2761),
             view_scheme="crop_flip",
@@ -120,6 +123,7 @@ DATASETS: dict[str, DatasetInfo] = {
             num_classes=10,
             image_size=32,
             num_train=1_438,
+            num_test=359,
             mean=(0.3052, 0.3052, 0.3052),
             std=(0.3240, 0.3240, 0.3240),
             view_scheme="crop",  # a mirrored digit is not a digit
@@ -131,6 +135,7 @@ DATASETS: dict[str, DatasetInfo] = {
             num_classes=10,
             image_size=32,
             num_train=2_000,
+            num_test=500,
             mean=(0.4711, 0.5159, 0.4952),
             std=(0.1710, 0.1781, 0.1653),
             view_scheme="crop_flip",
@@ -142,6 +147,7 @@ DATASETS: dict[str, DatasetInfo] = {
             num_classes=200,
             image_size=64,
             num_train=100_000,
+            num_test=10_000,
             mean=(0.4802, 0.4481, 0.3975),
             std=(0.2302, 0.2265, 0.2262),
             view_scheme="crop8_flip",
@@ -158,6 +164,7 @@ DATASETS: dict[str, DatasetInfo] = {
             num_classes=1000,
             image_size=224,
             num_train=1_281_167,
+            num_test=50_000,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             view_scheme=RESIZED_CROP,
@@ -187,6 +194,7 @@ def folder_info(name: str, class_names: tuple[str, ...], num_train: int) -> Data
         num_classes=len(class_names),
         image_size=224,
         num_train=num_train,
+        num_test=0,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         view_scheme=RESIZED_CROP,

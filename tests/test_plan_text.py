@@ -1,0 +1,40 @@
+"""The plan's figures, against counts made by hand."""
+
+import pytest
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine.plan import resolve
+from ekd_ray.plan_text import model_cost, run_flops
+
+# resnet8 on 32 x 32: multiply-adds of its convolutions and of its linear layer, times two.
+STAGES = [(16, 16, 32), (16, 32, 16), (32, 64, 8)]
+RESNET8 = 2 * (
+    9 * 3 * 16 * 32**2
+    + sum(9 * (a * b + b * b) * side**2 for a, b, side in STAGES)
+    + sum(a * b * side**2 for a, b, side in STAGES[1:])
+    + 64 * 10
+)
+
+
+def test_a_models_multiply_adds():
+    parameters, flops = model_cost("resnet8", 10, 32)
+    assert (parameters, flops) == (78_042, RESNET8)
+
+
+@pytest.mark.parametrize(
+    ("final", "forwards"),
+    [
+        # 80 images: 32 held out, 48 in 3 steps; forward and backward cost three forwards.
+        (False, 2 * (3 * 48 + 32)),
+        # All 80 train, and the test split's 500 are read once.
+        (True, 2 * 3 * 80 + 500),
+    ],
+)
+def test_a_run_costs_its_steps_and_its_evaluation(final, forwards):
+    config = resolve(
+        DistillConfig(
+            dataset="synthetic", student="resnet8", method="none", epochs=2, batch_size=16,
+            train_subset=80, validation_fraction=0.4,
+        )
+    )  # fmt: skip
+    assert run_flops(config, None, final=final) == RESNET8 * forwards
