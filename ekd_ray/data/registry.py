@@ -45,11 +45,12 @@ class DatasetInfo:
     """Constants of one data set.
 
     `num_train` is the size of the training split as published (of the files found:
-    `ekd_ray.data.num_train`), `num_test` of the test split (0: unknown); `mean` and `std` are per channel on the [0, 1] scale;
-    `view_scheme` is the augmentation used when none is asked for; `class_names` is () where
-    the files tell. Images of an `encoded` data set vary in size and are decoded on demand, to
-    `image_size` unless another is asked for; all others have exactly `image_size` pixels a
-    side and are decoded once. Exactly one of `files` and `generate` is set.
+    `ekd_ray.data.num_train`), `num_test` of the test split (0: unknown); `mean` and `std` are
+    per channel on the [0, 1] scale; `view_scheme` is the augmentation used when none is asked
+    for; `class_names` is () where the files tell. Images of an `encoded` data set vary in size
+    and are decoded on demand, to `image_size` unless another is asked for; all others have
+    exactly `image_size` pixels a side and are decoded once. Exactly one of `files` and
+    `generate` is set.
     """
 
     name: str

@@ -1,7 +1,5 @@
 """Every view against torchvision's own pad, crop and flip."""
 
-import time
-
 import pytest
 import torch
 import torchvision.transforms.functional as TF
@@ -101,22 +99,6 @@ def test_normalize_constants_survive_inference_mode():
     weight = torch.ones(1, 3, 1, 1, requires_grad=True)
     (normalize(images(1), (0.1, 0.2, 0.3), (0.9, 0.8, 0.7)) * weight).sum().backward()
     assert weight.grad is not None
-
-
-def test_views_are_fast():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        batch, ids = images(64), torch.randint(0, 162, (64,))
-        times = []
-        for _ in range(60):
-            start = time.perf_counter()
-            apply_views(batch, ids, "crop_flip")
-            times.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    # About 0.4 ms; the bound is loose because the machine is shared.
-    assert min(times) < 3e-3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
