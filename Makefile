@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test lint types check clean
+.PHONY: install quickstart test bench lint types check clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,11 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# EKD_DATA_ROOT with CIFAR-10 and its teacher adds the benchmark of a whole study.
+bench: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	$(BIN)/python -m benchmarks.run --json bench.json
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,102 @@
+"""Run the benchmarks: every figure beside the one that it is compared with, in the same run.
+
+python -m benchmarks.run --json out.json
+python -m benchmarks.run step --pairs resnet56-resnet20 --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import memory, step, study
+from benchmarks.measure import machine
+from ekd_ray.files import write_json
+from ekd_ray.models import model_names
+from ekd_ray.scale.cluster import local_cpus
+
+THEMES = ("step", "peer", "study", "memory")
+ROUNDS = 5
+
+
+def parse() -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog="peer adds torchdistill to step; study reports the overhead share as well.",
+    )
+    parser.add_argument("themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--pairs", default=",".join(step.PAIRS), metavar="T-S,...")
+    parser.add_argument("--steps", type=int, default=8, metavar="N", help="steps a round (8)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="rounds (5)")
+    parser.add_argument("--study-rounds", type=int, default=ROUNDS, metavar="N", help="(5)")
+    parser.add_argument("--threads", type=int, default=local_cpus(), metavar="N", help="(all)")
+    study.flags(parser)
+    args = parser.parse_args()
+    unknown = sorted(set(args.themes) - set(THEMES))
+    if unknown:
+        parser.error(f"unknown theme {unknown[0]!r}: choose of {', '.join(THEMES)}")
+    everything, args.themes = not args.themes, args.themes or list(THEMES)
+    args.pairs = args.pairs.split(",")
+    for pair in args.pairs:
+        names = pair.split("-")
+        wrong = [name for name in names if name not in model_names()]
+        if len(names) != 2 or wrong:
+            parser.error(f"--pairs takes TEACHER-STUDENT of the model zoo, got {pair!r}")
+    for name in ("steps", "rounds", "study_rounds", "threads", "train_subset"):
+        if getattr(args, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            parser.error(f"{flag} must be >= 1, got {getattr(args, name)}")
+    study.find_teacher(args)
+    if "study" in args.themes and not args.teacher_weights:
+        needs = "study needs CIFAR-10 and its teacher: give --data-root and --teacher-weights"
+        if not everything:
+            parser.error(needs)
+        _note(f"{needs}; it is left out")
+        args.themes.remove("study")
+    if "peer" in args.themes and not importlib.util.find_spec("torchdistill"):
+        parser.error("peer needs torchdistill: pip install '.[bench]'")
+    return args
+
+
+def main() -> None:
+    """Run the themes asked for, print the ratios, write the result."""
+    args = parse()
+    result: dict[str, Any] = {"machine": machine(args.threads), "ratios": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        # Nothing of the user's cache is used or left behind.
+        os.environ["EKD_CACHE_DIR"] = folder + "/cache"
+        if "step" in args.themes or "peer" in args.themes:
+            found = {
+                pair: step.measure_pair(
+                    pair, Path(folder), steps=args.steps, rounds=args.rounds,
+                    threads=args.threads, peer="peer" in args.themes, note=_note,
+                )
+                for pair in args.pairs
+            }  # fmt: skip
+            result["step"], ratios = step.summary(found)
+            result["ratios"] |= ratios
+        if "memory" in args.themes:
+            result["memory"], ratios = memory.measure(Path(folder), _note)
+            result["ratios"] |= ratios
+        if "study" in args.themes:
+            result["study"], ratios = study.measure(args, _note)
+            result["ratios"] |= ratios
+    for name, value in result["ratios"].items():
+        print(f"{name:50s} {value:.3g}")
+    if args.json:
+        write_json(args.json, result)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
