@@ -130,6 +130,9 @@ class DistillConfig(Settings):
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
     channels_last: bool = setting(True, "channels_last memory format")
+    compile: bool = setting(
+        False, "torch.compile the student's training step: a start-up of up to minutes"
+    )
     seed: int = setting(0, "one seed for the weights, the order and the views", low=0)
 
     def __post_init__(self) -> None:

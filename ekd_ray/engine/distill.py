@@ -56,12 +56,22 @@ class RunResult:
 
 
 class Learner(nn.Module):
-    """Student and objective as one module, so that DDP and checkpoints see all parameters."""
+    """Student and objective as one module, so that DDP and checkpoints see all parameters.
 
-    def __init__(self, student: nn.Module, objective: Objective) -> None:
+    With `compiled` the student trains as one compiled program. It is evaluated as it is: other
+    batch sizes and batch norm's other mode would each cost a compilation.
+    """
+
+    def __init__(self, student: nn.Module, objective: Objective, *, compiled: bool = False) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
+        self._student: Callable[[Tensor], Tensor] = student.__call__
+        if compiled:
+            # Trials that follow each other in a process are other modules: without this the
+            # ninth would silently run uncompiled. What they compiled is kept on disk.
+            torch.compiler.reset()
+            self._student = torch.compile(student.forward, dynamic=False)
 
     def forward(
         self,
@@ -72,9 +82,9 @@ class Learner(nn.Module):
         strong_inputs: Tensor | None = None,
         teacher_strong: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logits = self.student(inputs)
+        logits = self._student(inputs)
         # A pass of its own, as published: each view has its own batch statistics.
-        strong = None if strong_inputs is None else self.student(strong_inputs)
+        strong = None if strong_inputs is None else self._student(strong_inputs)
         total, terms = self.objective(
             logits,
             teacher_logits,
@@ -192,7 +202,9 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
         torch.manual_seed(config.seed)
         student = build_model(config.student, num_classes)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    learner = Learner(student, objective).to(device).to(memory_format=layout)
+    learner = (
+        Learner(student, objective, compiled=config.compile).to(device).to(memory_format=layout)
+    )
     teacher = strong_teacher = None
     if objective.method.needs_teacher:
         teacher = load_teacher(config, data, precision=precision, device=device)

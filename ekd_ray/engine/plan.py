@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +86,8 @@ def resolve(
     )
     assert config.augment and config.image_size
     check_view_scheme(info, config.augment, config.image_size)
+    if config.compile:
+        _check_compiler()
     check_model(config.student, info.num_classes, student_size(config), "student_image_size")
     check_dataset(config.dataset, data_root=data_root, download=download)
     if config.ood_dataset is not None:
@@ -96,6 +100,16 @@ def resolve(
             config = config.replace(**_resolve_priors(config, None))
     _check_sizes(config, info, data_root)
     return config
+
+
+def _check_compiler() -> None:
+    """On a CPU torch.compile needs a C++ compiler; on a GPU Triton brings its own."""
+    names = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
+    if not torch.cuda.is_available() and not any(map(shutil.which, names)):
+        raise UserError(
+            f"compile needs a C++ compiler ({', '.join(names)}) and none is installed: install "
+            "one, or set compile=false."
+        )
 
 
 def student_size(config: DistillConfig) -> int:
