@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import re
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ekd_ray.scale.cluster import local_cpus
 
 THEMES = ("step", "peer", "study", "memory")
 ROUNDS = 5
+RESULTS = Path(__file__).parent / "results"
 
 
 def parse() -> argparse.Namespace:
@@ -32,6 +35,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument(
+        "--save", action="store_true", help=f"also keep the result in benchmarks/{RESULTS.name}/"
+    )
     parser.add_argument("--pairs", default=",".join(step.PAIRS), metavar="T-S,...")
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="steps a round (8)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="rounds (5)")
@@ -92,6 +98,10 @@ def main() -> None:
         print(f"{name:50s} {value:.3g}")
     if args.json:
         write_json(args.json, result)
+    if args.save:
+        hardware = re.sub(r"\W+", "-", result["machine"]["processor"]).strip("-").lower()
+        name = f"{'-'.join(args.themes)}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
+        write_json(RESULTS / name, result)
 
 
 def _note(text: str) -> None:
