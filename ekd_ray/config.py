@@ -16,6 +16,9 @@ __all__ = ["DistillConfig", "StudyConfig", "json_schema", "load_yaml", "parse_ya
 
 EVIDENCE = ("log1p_softplus", "softplus", "exp", "relu")
 BASELINES = ("none", "kd", "authors")
+# Which of them go together: `ekd_ray.scale.samplers`.
+SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
+SCHEDULERS = ("asha", "hyperband", "median", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +167,8 @@ class StudyConfig(Settings):
     metric: str = setting(
         "val_top1", "objective on the validation split", choices=("val_top1", "val_nll", "val_ece")
     )
-    sampler: str = setting("tpe", "Optuna sampler", choices=("tpe", "random"))
-    scheduler: str = setting("asha", "early stopping of trials", choices=("asha", "none"))
+    sampler: str = setting("tpe", "Optuna sampler", choices=SAMPLERS)
+    scheduler: str = setting("asha", "early stopping of trials", choices=SCHEDULERS)
     grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
     reduction_factor: int = setting(3, "ASHA keeps 1 / reduction_factor at each rung", low=2)
     seed: int = setting(0, "seed of the sampler", low=0)

@@ -29,6 +29,7 @@ from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
 from ekd_ray.scale.cluster import check_fits, connected, local_cpus
 from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.observer import Observer
+from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
 from ekd_ray.scale.space import check_space
 
@@ -45,7 +46,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         The study with its shared settings resolved as far as they can be: a teacher that
         is still to be trained has no hash yet.
     """
-    check_space(config)
+    check_sampler(config, check_space(config))
     check_fits(config)
     base = config.distill
     check_dataset(base.dataset, data_root=config.data_root, download=download)

@@ -89,9 +89,11 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     slots = max(1, fits(config, cpus=local_cpus(), gpus=torch.cuda.device_count()))
     used = slots * config.workers_per_trial
     stopping = "none"
-    if config.scheduler == "asha" and rungs[:-1]:
+    if config.scheduler == "median":
+        stopping = f"median rule from epoch {config.grace} on"
+    elif rungs[:-1]:
         epochs = ", ".join(map(str, rungs[:-1]))
-        stopping = f"ASHA keeps 1 in {config.reduction_factor} after epoch {epochs}"
+        stopping = f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
     cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
     lines = [
         *_setup(base, config.data_root),

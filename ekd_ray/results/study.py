@@ -33,7 +33,7 @@ def trial_folder(run: Path, number: int) -> Path:
 def milestone_epochs(config: StudyConfig) -> list[int]:
     """Epochs at which trials are compared, ascending; the last is the full budget."""
     epochs, epoch = [], config.grace
-    while config.scheduler == "asha" and epoch < config.distill.epochs:
+    while config.scheduler in ("asha", "hyperband") and epoch < config.distill.epochs:
         epochs.append(epoch)
         epoch *= config.reduction_factor
     return [*epochs, config.distill.epochs]

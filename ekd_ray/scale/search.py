@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from optuna.trial import FrozenTrial
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -18,6 +17,7 @@ from ekd_ray.results.study import Study
 from ekd_ray.scale.cluster import concurrency
 from ekd_ray.scale.fill import fill_cache
 from ekd_ray.scale.observer import Observer
+from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trainer import trainable
 from ekd_ray.scale.worker import Body, Job, run_job
@@ -59,33 +59,27 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         )
 
 
-def make_scheduler(config: StudyConfig) -> TrialScheduler:
-    """ASHA by our own epoch counter, or no early stopping."""
-    if config.scheduler == "none":
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric=config.metric,
-        mode=config.mode,
-        # Above the budget, so that a trial of full length returns by itself.
-        max_t=config.distill.epochs + 1,
-        grace_period=min(config.grace, config.distill.epochs),
-        reduction_factor=config.reduction_factor,
-        stop_last_trials=False,
-    )
+class _StandIn:
+    """What schedulers need to know of a trial that ended before this process began."""
+
+    def __init__(self, number: int) -> None:
+        self.trial_id = f"replayed-{number}"
 
 
 def replay(scheduler: TrialScheduler, finished: list[FrozenTrial]) -> None:
     """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
     know them."""
-    if not isinstance(scheduler, ASHAScheduler):
+    if type(scheduler) is FIFOScheduler:  # which the others inherit from
         return
+    # The median rule takes whole curves, and asks a live controller about running trials.
+    median = isinstance(scheduler, MedianStoppingRule)
+    tell = scheduler.on_trial_complete if median else scheduler.on_trial_result
     for trial in finished:
-        stand_in = SimpleNamespace(trial_id=f"replayed-{trial.number}")
+        stand_in = _StandIn(trial.number)
         scheduler.on_trial_add(None, stand_in)
         for epoch, value in sorted(trial.intermediate_values.items()):
             result = {"epoch": epoch, "training_iteration": epoch, scheduler.metric: value}
-            scheduler.on_trial_result(None, stand_in, result)
+            tell(None, stand_in, result)
 
 
 class _Relay(tune.Callback):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -25,10 +24,14 @@ from ekd_ray.engine.distill import forget_checkpoint
 from ekd_ray.engine.plan import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import JOURNAL, TrialRecord, trial_folder
+from ekd_ray.scale.samplers import make_sampler, quiet
 from ekd_ray.scale.space import Space, first_points, point_config
 from ekd_ray.scale.worker import Job
 
 STUDY_NAME = "ekd_ray"
+REPEATS = 64  # points in a row that were tried before: then the space holds no new one
+_EXHAUSTED = "exhausted"
+_REPEATED = "repeats trial"
 _STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -36,25 +39,9 @@ _STATES = {
 }
 
 
-def make_sampler(config: StudyConfig, *, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler that `config.sampler` names; NumPy takes 32 bits of the seed."""
-    seed %= 2**32
-    if config.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=8
-        )
-
-
 def open_study(run: Path, config: StudyConfig) -> optuna.Study:
-    """The study's Optuna journal, created on first use.
-
-    The sampler's seed advances with the number of trials, so that a resumed study does
-    not draw again what it drew before.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    """The study's Optuna journal, created on first use."""
+    quiet()
     storage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
     study = optuna.create_study(
         storage=storage,
@@ -62,7 +49,7 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
         direction="maximize" if config.mode == "max" else "minimize",
         load_if_exists=True,
     )
-    study.sampler = make_sampler(config, seed=config.seed + len(study.get_trials(deepcopy=False)))
+    study.sampler = make_sampler(config, begun=len(study.get_trials(deepcopy=False)))
     return study
 
 
@@ -105,8 +92,12 @@ class OptunaSearcher(Searcher):
     def remaining(self) -> int:
         """Trials that this run still has to start: interrupted ones and new ones."""
         known = self.study.get_trials(deepcopy=False)
-        begun = sum(trial.state != TrialState.WAITING for trial in known)
-        return len(self._interrupted) + max(0, self.config.trials - begun)
+        begun = sum(
+            trial.state != TrialState.WAITING and _REPEATED not in trial.user_attrs
+            for trial in known
+        )
+        new = 0 if _EXHAUSTED in self.study.user_attrs else max(0, self.config.trials - begun)
+        return len(self._interrupted) + new
 
     @property
     def unfinished(self) -> bool:
@@ -118,13 +109,16 @@ class OptunaSearcher(Searcher):
         """Ended trials, for the scheduler to learn its rungs from."""
         return [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished()]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._interrupted:
             # Its stored values are suggested again, whatever it had of them when it died.
             trial = Trial(self.study, self._interrupted.popleft()._trial_id)
+            point = self.space(trial)
         else:
-            trial = self.study.ask()
-        point = self.space(trial)
+            asked = self._ask()
+            if asked is None:
+                return Searcher.FINISHED
+            trial, point = asked
         try:
             config = resolve(point_config(self.base, point), data_root=self.config.data_root)
         except UserError as error:
@@ -143,7 +137,36 @@ class OptunaSearcher(Searcher):
             threads=self.config.cpus_per_trial,
         ).as_config()
 
-    def _refuse(self, trial_id: str, trial: Trial, reason: str) -> dict[str, Any] | None:
+    def _ask(self) -> tuple[Trial, dict[str, Any]] | None:
+        """A trial at a point that no other has, None if there is none left.
+
+        Runs are functions of their configuration: a point that comes again is ended in Optuna
+        as the first one was, without being run, and counts for nothing.
+        """
+        for _ in range(REPEATS):
+            trial = self.study.ask()
+            point = self.space(trial)
+            first = next(
+                other
+                for other in self.study.get_trials(deepcopy=False)
+                if other.params == trial.params and other.state != TrialState.WAITING
+            )
+            if first.number == trial.number:
+                return trial, point
+            self._repeat(trial, first)
+        self.study.set_user_attr(_EXHAUSTED, True)
+        return None
+
+    def _repeat(self, trial: Trial, first: FrozenTrial) -> None:
+        trial.set_user_attr(_REPEATED, first.number)
+        for epoch, reported in first.intermediate_values.items():
+            trial.report(reported, epoch)
+        # Of one that still runs nothing is known but what it has reported.
+        state = TrialState.PRUNED if first.state == TrialState.RUNNING else first.state
+        value = first.value if state == TrialState.COMPLETE else None
+        self.study.tell(trial.number, value, state=state)
+
+    def _refuse(self, trial_id: str, trial: Trial, reason: str) -> dict[str, Any] | str | None:
         """A point that is no legal configuration counts as a failed trial; ask for another."""
         record = TrialRecord(number=trial.number, params=trial.params, config={})
         ended = record.ended("failed", reason=reason, folder=trial_folder(self.run, trial.number))

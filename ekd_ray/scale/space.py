@@ -49,6 +49,16 @@ class Parameter:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and self.low <= value <= self.high
 
+    def number_of_values(self) -> int | None:
+        """How many values it can take, None if endlessly many."""
+        if self.choices is not None:
+            return len(self.choices)
+        if self.low == self.high:
+            return 1
+        if self.step is None and not self.integer:
+            return None
+        return int((self.high - self.low) / (self.step or 1) + 1e-9) + 1
+
     def applies(self, values: Mapping[str, Any]) -> bool:
         """Whether its condition holds for the values chosen so far."""
         return all(values.get(name) in legal for name, legal in self.when.items())

@@ -1,0 +1,204 @@
+"""Samplers and schedulers by name, and which of them go together.
+
+A sampler proposes configurations, a scheduler stops trials early. They go together if the
+sampler can use, or has no need of, the trials that the scheduler stops:
+
+| sampler | Optuna's class | learns from | schedulers |
+|---|---|---|---|
+| `tpe` | TPESampler, multivariate and grouped | ended and early-stopped trials | all |
+| `cmaes` | CmaEsSampler (numbers; the rest at random) | ended and early-stopped trials | all |
+| `random`, `qmc`, `grid` | RandomSampler, QMCSampler, BruteForceSampler | nothing | all |
+| `gp` | GPSampler | trials of full length | `none` |
+| `nsga2`, `nsga3` | NSGAIISampler, NSGAIIISampler | trials of full length | `none` |
+
+Schedulers: `asha` keeps the best 1 / reduction_factor at every rung; `hyperband` is its form
+with several brackets, which begin to stop at later and later rungs; `median` stops what is
+worse than the median of the others at the same epoch; `none` stops nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    BruteForceSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from ekd_ray.config import StudyConfig
+from ekd_ray.errors import UserError
+from ekd_ray.scale.space import Space
+
+STARTUP_TRIALS = 8  # drawn at random before a model of the objective is asked
+BRACKETS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerKind:
+    """How to make a sampler from a seed, and what it asks of a study.
+
+    `full_length`: it learns only from trials that were not stopped early. `finite`: it
+    enumerates, so that every parameter needs finitely many values. `sequence`: it draws a
+    sequence whose position it keeps in the study, and must go on under the same seed.
+    """
+
+    make: Callable[[int, int], BaseSampler]
+    full_length: bool = False
+    finite: bool = False
+    sequence: bool = False
+
+
+class _Grid(BruteForceSampler):
+    """Optuna's, which at its end stops a loop that is not there: trials are told one by one.
+
+    The searcher notices by itself that nothing new comes.
+    """
+
+    def after_trial(self, *args: object) -> None:
+        pass
+
+
+def _tpe(seed: int, trials: int) -> BaseSampler:
+    return TPESampler(
+        seed=seed,
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        n_startup_trials=STARTUP_TRIALS,
+    )
+
+
+def _cmaes(seed: int, trials: int) -> BaseSampler:
+    return CmaEsSampler(
+        seed=seed,
+        consider_pruned_trials=True,
+        n_startup_trials=STARTUP_TRIALS,
+        warn_independent_sampling=False,
+    )
+
+
+def _genetic(kind: type[NSGAIISampler] | type[NSGAIIISampler]) -> Callable[[int, int], BaseSampler]:
+    # A generation is a quarter of the study: the published 50 would never see a second one.
+    return lambda seed, trials: kind(seed=seed, population_size=max(4, trials // 4))
+
+
+SAMPLERS: dict[str, SamplerKind] = {
+    "tpe": SamplerKind(make=_tpe),
+    "gp": SamplerKind(
+        make=lambda seed, trials: GPSampler(
+            seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
+        ),
+        full_length=True,
+    ),
+    "cmaes": SamplerKind(make=_cmaes),
+    "qmc": SamplerKind(
+        make=lambda seed, trials: QMCSampler(
+            seed=seed,
+            scramble=True,
+            warn_independent_sampling=False,
+            warn_asynchronous_seeding=False,
+        ),
+        sequence=True,
+    ),
+    "random": SamplerKind(make=lambda seed, trials: RandomSampler(seed=seed)),
+    "grid": SamplerKind(make=lambda seed, trials: _Grid(seed=seed), finite=True),
+    "nsga2": SamplerKind(make=_genetic(NSGAIISampler), full_length=True),
+    "nsga3": SamplerKind(make=_genetic(NSGAIIISampler), full_length=True),
+}
+
+
+def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
+    """The sampler that `config.sampler` names, for a study with so many trials begun.
+
+    Its seed advances with them: a resumed study must not draw again what it drew before.
+    """
+    kind = SAMPLERS[config.sampler]
+    seed = config.seed + (0 if kind.sequence else begun)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return kind.make(seed % 2**32, config.trials)  # NumPy takes 32 bits
+
+
+def _asha(config: StudyConfig, brackets: int) -> TrialScheduler:
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric=config.metric,
+        mode=config.mode,
+        # Above the budget, so that a trial of full length returns by itself.
+        max_t=config.distill.epochs + 1,
+        grace_period=min(config.grace, config.distill.epochs),
+        reduction_factor=config.reduction_factor,
+        brackets=brackets,
+        stop_last_trials=False,
+    )
+
+
+def _median(config: StudyConfig) -> TrialScheduler:
+    return MedianStoppingRule(
+        time_attr="epoch",
+        metric=config.metric,
+        mode=config.mode,
+        grace_period=min(config.grace, config.distill.epochs),
+        min_samples_required=3,
+        # It would pause a trial to let others catch up, which costs a restart.
+        min_time_slice=float("inf"),
+    )
+
+
+SCHEDULERS: dict[str, Callable[[StudyConfig], TrialScheduler]] = {
+    "asha": lambda config: _asha(config, 1),
+    "hyperband": lambda config: _asha(config, _brackets(config)),
+    "median": _median,
+    "none": lambda config: FIFOScheduler(),
+}
+
+
+def _brackets(config: StudyConfig) -> int:
+    """As many as have a rung of their own within the budget, at most `BRACKETS`."""
+    count, epoch = 1, config.grace * config.reduction_factor
+    while count < BRACKETS and epoch < config.distill.epochs:
+        count, epoch = count + 1, epoch * config.reduction_factor
+    return count
+
+
+def make_scheduler(config: StudyConfig) -> TrialScheduler:
+    """The scheduler that `config.scheduler` names, by our own epoch counter."""
+    return SCHEDULERS[config.scheduler](config)
+
+
+def check_sampler(config: StudyConfig, space: Space) -> None:
+    """Raises `UserError` for a sampler that does not go with the scheduler or the space."""
+    kind = SAMPLERS[config.sampler]
+    if kind.full_length and config.scheduler != "none":
+        raise UserError(
+            f"sampler {config.sampler} learns only from trials of full length, so "
+            f"scheduler {config.scheduler} would hide most of them: set scheduler=none, or "
+            f"choose {', '.join(name for name in SAMPLERS if not SAMPLERS[name].full_length)}."
+        )
+    if not kind.finite:
+        return
+    endless = [
+        name for name, parameter in space.parameters.items() if parameter.number_of_values() is None
+    ]
+    if endless:
+        raise UserError(
+            f"sampler {config.sampler} tries every combination, but {endless[0]} has endlessly "
+            "many values: give it choices or a step, or choose another sampler."
+        )
+
+
+def quiet() -> None:
+    """Keep Optuna's own progress lines from the terminal."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)

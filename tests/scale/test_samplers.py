@@ -1,0 +1,298 @@
+"""What every sampler must do behind the searcher, and which schedulers go with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+from ray.tune.search import Searcher
+
+from ekd_ray.config import SAMPLERS as NAMES
+from ekd_ray.config import SCHEDULERS as SCHEDULER_NAMES
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.runlog import HISTORY
+from ekd_ray.errors import UserError
+from ekd_ray.pipeline import check_study
+from ekd_ray.scale.samplers import SAMPLERS, SCHEDULERS, check_sampler, make_scheduler
+from ekd_ray.scale.search import replay
+from ekd_ray.scale.searcher import OptunaSearcher, open_study
+from ekd_ray.scale.space import Space
+from ekd_ray.scale.worker import Job
+
+EPOCHS = 9
+FLOATS = {
+    "lr": {"low": 0.001, "high": 0.1, "log": True},
+    "momentum": {"low": 0.5, "high": 0.99},
+}
+MIXED = {
+    **FLOATS,
+    "batch_size": {"low": 16, "high": 64, "step": 16},
+    "optimizer": {"choices": ["sgd", "adamw"]},
+    "nesterov": {"choices": [True, False], "when": {"optimizer": ["sgd"]}},
+}
+# 2 x 2 x 3 with sgd, 2 x 3 with adamw.
+FINITE = {
+    "optimizer": {"choices": ["sgd", "adamw"]},
+    "nesterov": {"choices": [True, False], "when": {"optimizer": ["sgd"]}},
+    "batch_size": {"low": 16, "high": 32, "step": 16},
+    "lr": {"choices": [0.01, 0.02, 0.05]},
+}
+COMBINATIONS = 18
+
+
+def study_of(sampler: str, **values: Any) -> StudyConfig:
+    kind = SAMPLERS[sampler]
+    defaults: dict[str, Any] = {
+        "distill": DistillConfig(dataset="digits", student="resnet8", method="none", epochs=EPOCHS),
+        "space": FINITE if kind.finite else MIXED,
+        "sampler": sampler,
+        "scheduler": "none" if kind.full_length else "asha",
+        "trials": 16,
+    }
+    return StudyConfig(**(defaults | values))
+
+
+def score(settings: dict[str, Any]) -> float:
+    """Best at lr 0.01, momentum 0.9."""
+    return -abs(np.log(settings["lr"] / 0.01)) - 5 * abs(settings["momentum"] - 0.9)
+
+
+def run(folder: Path, config: StudyConfig, count: int, at_once: int = 2) -> list[dict[str, Any]]:
+    """Drive a searcher as Tune does; the settings of the trials that it let run, in order.
+
+    Every third trial is stopped after three epochs where the scheduler would do that.
+    """
+    searcher = OptunaSearcher(folder, config, resolve(config.distill))
+    ran, running = [], []
+
+    def end(trial_id: str, job: Job) -> None:
+        stopped = config.scheduler != "none" and job.number % 3 == 2
+        epochs = 3 if stopped else EPOCHS
+        with open(Path(job.folder) / HISTORY, "a") as file:
+            for epoch in range(1, epochs + 1):
+                value = score(job.settings) - 1 / epoch
+                row = {"epoch": epoch, "val_top1": value, "seconds": 1.0}
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                if epoch < epochs:
+                    searcher.on_trial_result(trial_id, row)
+        searcher.on_trial_complete(trial_id, {"epoch": epochs})
+
+    for index in range(count):
+        suggested = searcher.suggest(f"t{index}")
+        if suggested == Searcher.FINISHED:
+            break
+        assert isinstance(suggested, dict)
+        job = Job.from_config(suggested)
+        ran.append(job.settings)
+        running.append((f"t{index}", job))
+        if len(running) == at_once:
+            end(*running.pop(0))
+    for item in running:
+        end(*item)
+    return ran
+
+
+def points(settings: list[dict[str, Any]], space: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [tuple(entry[name] for name in space) for entry in settings]
+
+
+def test_the_names_are_those_of_the_configuration():
+    assert tuple(SAMPLERS) == NAMES
+    assert tuple(SCHEDULERS) == SCHEDULER_NAMES
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_points_lie_in_the_space_and_none_comes_twice(sampler, tmp_path):
+    config = study_of(sampler)
+    ran = run(tmp_path, config, config.trials)
+    assert len(ran) == 16
+    space = Space(config.space)
+    for settings in ran:
+        for name, parameter in space.parameters.items():
+            if parameter.applies(settings):
+                assert parameter.contains(settings[name])
+    assert len(set(points(ran, config.space))) == 16
+    ended = open_study(tmp_path, config).get_trials()
+    kept = [trial for trial in ended if "repeats trial" not in trial.user_attrs]
+    states = {TrialState.COMPLETE} | (set() if config.scheduler == "none" else {TrialState.PRUNED})
+    assert len(kept) == 16 and {trial.state for trial in kept} == states
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_seed_decides(sampler, tmp_path):
+    config = study_of(sampler)
+    drawn = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        ran = run(tmp_path / name, config.replace(seed=seed), 12)
+        drawn.append(points(ran, config.space))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_resumed_study_goes_on_with_new_points(sampler, tmp_path):
+    config = study_of(sampler)
+    ran = [*run(tmp_path, config, 9), *run(tmp_path, config, 7)]
+    assert len(set(points(ran, config.space))) == 16
+
+
+@pytest.fixture(scope="module")
+def late_mean(tmp_path_factory):
+    """The mean score of the last 10 of 30 points of a sampler."""
+
+    @functools.cache
+    def made(sampler):
+        folder = tmp_path_factory.mktemp(sampler)
+        config = study_of(sampler, space=FLOATS, trials=30)
+        return np.mean([score(settings) for settings in run(folder, config, 30)[20:]])
+
+    return made
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "nsga3"])
+def test_those_that_learn_do_better_than_chance(sampler, late_mean):
+    assert late_mean(sampler) > late_mean("random") + 0.3
+
+
+def test_a_finite_space_is_tried_whole_and_then_the_search_is_over(tmp_path):
+    config = study_of("grid", trials=40)
+    ran = run(tmp_path, config, 40)
+    combinations = {
+        (
+            s["optimizer"],
+            s["nesterov"] if s["optimizer"] == "sgd" else None,
+            s["batch_size"],
+            s["lr"],
+        )
+        for s in ran
+    }
+    assert len(ran) == len(combinations) == COMBINATIONS
+    again = OptunaSearcher(tmp_path, config, resolve(config.distill))
+    assert again.remaining == 0 and not again.unfinished
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_point_that_comes_again_is_not_run_again(sampler, tmp_path):
+    config = study_of(sampler, space={"lr": {"choices": [0.01, 0.02, 0.05]}}, trials=10)
+    ran = run(tmp_path, config, 10, at_once=1)
+    assert sorted(s["lr"] for s in ran) == [0.01, 0.02, 0.05]
+    trials = open_study(tmp_path, config).get_trials()
+    repeated = [trial for trial in trials if "repeats trial" in trial.user_attrs]
+    assert repeated
+    for trial in repeated:
+        first = trials[trial.user_attrs["repeats trial"]]
+        assert (trial.params, trial.intermediate_values) == (
+            first.params, first.intermediate_values,
+        )  # fmt: skip
+        assert (trial.state, trial.value) == (first.state, first.value)
+
+
+# Which go together
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_table_of_legal_pairs(sampler, scheduler):
+    config = study_of(sampler, scheduler=scheduler)
+    if SAMPLERS[sampler].full_length and scheduler != "none":
+        with pytest.raises(UserError, match=f"sampler {sampler} learns only from .* scheduler"):
+            check_study(config)
+    else:
+        check_study(config)
+
+
+def test_a_grid_needs_a_finite_space():
+    config = study_of("grid", space=MIXED)
+    with pytest.raises(UserError, match="sampler grid tries every combination, but lr has endl"):
+        check_study(config)
+    check_sampler(study_of("grid"), Space(FINITE))
+
+
+@pytest.mark.parametrize(
+    ("entry", "count"),
+    [
+        ({"low": 16, "high": 64}, 49),
+        ({"low": 16, "high": 64, "step": 16}, 4),
+        ({"low": 16, "high": 16}, 1),
+        ({"choices": [16, 32]}, 2),
+    ],
+)
+def test_how_many_values_a_parameter_has(entry, count):
+    assert Space({"batch_size": entry}).parameters["batch_size"].number_of_values() == count
+
+
+def test_how_many_values_a_number_has():
+    parameters = Space({"lr": {"low": 0.1, "high": 0.7, "step": 0.2}, **FLOATS}).parameters
+    assert dataclasses.replace(parameters["lr"], step=0.2).number_of_values() is not None
+    assert parameters["momentum"].number_of_values() is None
+
+
+# Schedulers
+
+
+class Trial:
+    def __init__(self, name: str) -> None:
+        self.trial_id = name
+
+
+def stopped(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, int]:
+    """After which epoch the scheduler stops each trial; one trial after the other."""
+    found = {}
+    for name, values in curves.items():
+        trial = Trial(name)
+        scheduler.on_trial_add(None, trial)
+        for epoch, value in enumerate(values, start=1):
+            result = {"epoch": epoch, "training_iteration": epoch, "val_top1": value}
+            if epoch == len(values):
+                scheduler.on_trial_complete(None, trial, result)
+            elif scheduler.on_trial_result(None, trial, result) == "STOP":
+                found[name] = epoch
+                break
+    return found
+
+
+CURVES = {f"t{i}": [i / 10 + e / 100 for e in range(EPOCHS)] for i in (5, 6, 7, 8)}
+
+
+def test_the_median_rule_stops_what_is_worse_than_the_median():
+    scheduler = make_scheduler(study_of("tpe", scheduler="median"))
+    assert isinstance(scheduler, MedianStoppingRule)
+    assert not stopped(scheduler, CURVES)
+    later = {"bad": [0.1] * EPOCHS, "good": [0.9] * EPOCHS}
+    assert stopped(scheduler, later) == {"bad": 1}
+
+
+def test_a_resumed_median_rule_knows_the_curves_before():
+    import optuna
+
+    finished = [
+        optuna.trial.create_trial(
+            state=TrialState.COMPLETE, value=values[-1],
+            intermediate_values=dict(enumerate(values, start=1)),
+        )
+        for values in CURVES.values()
+    ]  # fmt: skip
+    for number, trial in enumerate(finished):
+        trial.number = number
+    scheduler = make_scheduler(study_of("tpe", scheduler="median"))
+    replay(scheduler, finished)
+    later = {"bad": [0.1] * EPOCHS, "good": [0.9] * EPOCHS}
+    assert stopped(scheduler, later) == {"bad": 1}
+
+
+@pytest.mark.parametrize(("epochs", "brackets"), [(2, 1), (9, 2), (27, 3), (240, 3)])
+def test_hyperband_has_brackets_that_fit_the_budget(epochs, brackets):
+    config = study_of("tpe", scheduler="hyperband", grace_epochs=1)
+    config = config.replace(distill=config.distill.replace(epochs=epochs))
+    scheduler = make_scheduler(config)
+    assert isinstance(scheduler, ASHAScheduler)
+    assert len(scheduler._brackets) == brackets
