@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,12 @@ def _add_shared(made: argparse.ArgumentParser, *, pair: bool) -> None:
     if pair:
         _pair_flags(what)
     what.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, or a range to search it (log:LOW:HIGH, range:LOW:HIGH[:STEP], "
+        "choice:A,B); repeatable",
     )
     what.add_argument("--epochs", type=int, help="epochs of a full run")
     what.add_argument("--train-subset", type=int, metavar="N", help="draw N training images")
@@ -166,6 +171,9 @@ def _search_flags(made: argparse.ArgumentParser) -> None:
         "--methods", metavar="LIST", help="methods with commas between: a study for each"
     )
     search.add_argument("--trials", type=int, help="configurations to try")
+    search.add_argument(
+        "--extend", type=int, metavar="N", help="N more configurations for the study in --out"
+    )
     search.add_argument("--seeds", type=int, help="seeds per finalist and baseline")
     search.add_argument("--top-k", type=int, help="finalists that are confirmed")
     search.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once")
@@ -296,10 +304,25 @@ def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             values[name] = getattr(args, flag)
     if args.seed is not None:
         values["seed"] = args.seed
+    if getattr(args, "extend", None) is not None:
+        values["trials"] = _extended(values, args)
     for text in args.set:
         values = _set(values, text)
     values["distill"] = _absolute_paths(_from_zoo(values["distill"], args))
     return values, str(recipe)
+
+
+def _extended(values: Mapping[str, Any], args: argparse.Namespace) -> int:
+    """The number of trials of a study that is continued with --extend."""
+    if not args.resume or not args.out:
+        raise UserError("--extend continues a study: add --resume and --out RUN.")
+    if args.trials is not None or args.extend < 1:
+        raise UserError(
+            f"give --trials for the whole number, or --extend >= 1 for what is added, got "
+            f"--extend {args.extend}" + (f" and --trials {args.trials}." if args.trials else ".")
+        )
+    there = load_yaml(Path(args.out) / "study.yaml").get("study") or {}
+    return int(there.get("trials", StudyConfig().trials)) + args.extend
 
 
 def _from_zoo(distill: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -338,7 +361,8 @@ def _method_flag(args: argparse.Namespace) -> Any:
     chosen = args.method
     for text in args.set:
         key, value = _parse_set(text)
-        chosen = value if key == "method" else chosen
+        fixed = _parse_range(key, value) is None
+        chosen = value if key == "method" and fixed else chosen
     return chosen
 
 
@@ -349,9 +373,35 @@ def _parse_set(text: str) -> tuple[str, Any]:
     return key, parse_yaml(raw, where=f"--set {key}")
 
 
+_RANGES = "log:LOW:HIGH, range:LOW:HIGH, range:LOW:HIGH:STEP or choice:A,B,..."
+
+
+def _parse_range(key: str, value: Any) -> dict[str, Any] | None:
+    """A range on the command line as an entry of the space; None for any other value."""
+    kind, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if not colon or kind not in ("log", "range", "choice"):
+        return None
+    parts = rest.split("," if kind == "choice" else ":")
+    items = [parse_yaml(part, where=f"--set {key}") if part.strip() else None for part in parts]
+    if kind == "choice" and None not in items:
+        return {"choices": items}
+    numbers = all(isinstance(item, int | float) and not isinstance(item, bool) for item in items)
+    if numbers and kind == "log" and len(items) == 2:
+        return {"low": items[0], "high": items[1], "log": True}
+    if numbers and kind == "range" and len(items) in (2, 3):
+        return dict(zip(("low", "high", "step"), items, strict=False))
+    raise UserError(f"--set {key} takes {_RANGES} to search it, got {value!r}.")
+
+
 def _set(values: dict[str, Any], text: str) -> dict[str, Any]:
-    """Apply one --set KEY=VALUE; a setting that is fixed so is no longer searched."""
+    """Apply one --set KEY=VALUE; a setting that is fixed so is no longer searched.
+
+    A range as value (`_parse_range`) has the setting searched instead.
+    """
     key, value = _parse_set(text)
+    spec = _parse_range(key, value)
+    if spec is not None and key in DistillConfig.names():
+        return {**values, "space": {**(values.get("space") or {}), key: spec}}
     if key == "method":  # has chosen the recipe's method already
         return values
     if key in DistillConfig.names():

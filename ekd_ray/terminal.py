@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.losses.objective import METHOD_SETTINGS, METHODS
 from ekd_ray.results.study import Row, mean_sd
 
 LIVE_ROWS = 16
@@ -118,8 +119,7 @@ class Terminal:
             self._live.update(self._table())
 
     def _settings(self, run: _Progress) -> str:
-        values = ((name, run.settings.get(name)) for name in self.shown)
-        return " ".join(f"{name}={_short(value)}" for name, value in values if value is not None)
+        return _assignments(run.settings, self.shown)
 
     def _rung(self, run: _Progress) -> str:
         """Comparisons survived of those that a search makes; confirm runs make none."""
@@ -226,9 +226,18 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
 
 def winner_settings(board: list[Row], config: StudyConfig) -> str:
     """The winner's searched settings, one line."""
-    values = board[0].config.to_dict()
-    shown = (f"{name}={_short(values[name])}" for name in config.space or {} if name in values)
-    return " ".join(["winner:", *shown])
+    return f"winner: {_assignments(board[0].config.to_dict(), config.space or {})}"
+
+
+def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Those of `names` that have a value and that the settings' method, if it is known, reads."""
+    method = METHODS.get(settings.get("method", ""))
+    return " ".join(
+        f"{name}={_short(settings[name])}"
+        for name in names
+        if settings.get(name) is not None
+        and (method is None or name not in METHOD_SETTINGS or name in method.uses)
+    )
 
 
 _LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' values"}

@@ -42,6 +42,7 @@ SEARCH = {
     "--pairs",
     "--methods",
     "--trials",
+    "--extend",
     "--seeds",
     "--top-k",
     "--max-concurrent",
@@ -201,8 +202,56 @@ def test_a_teacher_is_a_run_without_a_teacher(evidential, method):
 
 
 @pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("kd_weight=log:0.5:20", {"low": 0.5, "high": 20, "log": True}),
+        ("lr=log:1e-3:1e-1", {"low": 1e-3, "high": 1e-1, "log": True}),
+        ("temperature=range:1:6", {"low": 1, "high": 6}),
+        ("batch_size=range:16:64:16", {"low": 16, "high": 64, "step": 16}),
+        ("optimizer=choice:sgd,adamw", {"choices": ["sgd", "adamw"]}),
+        ("nesterov=choice:true,false", {"choices": [True, False]}),
+    ],
+)
+def test_set_searches_a_range(text, spec):
+    name, before = text.partition("=")[0], study(*DIGITS)
+    config = study(*DIGITS, "--set", text)
+    assert config.space == {**before.space, name: spec}
+    assert config.distill == before.distill
+
+
+def test_the_last_set_of_a_setting_stands():
+    fixed, searched = "kd_weight=2", "kd_weight=log:1:3"
+    assert "kd_weight" not in study(*DIGITS, "--set", searched, "--set", fixed).space
+    assert study(*DIGITS, "--set", fixed, "--set", searched).space["kd_weight"]["high"] == 3
+
+
+def test_extend_adds_to_the_trials_of_the_study(tmp_path):
+    (tmp_path / "study.yaml").write_text(f"study: {study(*DIGITS, '--trials', 5).to_json()}")
+    flags = ("--resume", "--out", tmp_path, "--extend", 3)
+    assert study(*flags).trials == study(*DIGITS, *flags).trials == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--extend", 3), "add --resume and --out"),
+        (("--extend", 3, "--out", "run"), "add --resume and --out"),
+        (("--extend", 0, "--resume", "--out", "run"), "--extend >= 1"),
+        (("--extend", 3, "--trials", 4, "--resume", "--out", "run"), "--trials 4"),
+    ],
+)
+def test_bad_extend(flags, words):
+    with pytest.raises(UserError, match=words):
+        study(*DIGITS, *flags)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("kd_weight=log:0.5", "--set kd_weight takes log:LOW:HIGH.* got 'log:0.5'"),
+        ("kd_weight=log:a:b", "--set kd_weight takes"),
+        ("kd_weight=range:1:2:3:4", "--set kd_weight takes"),
+        ("kd_weight=choice:1,,2", "--set kd_weight takes"),
         ("lr", "--set takes KEY=VALUE, got 'lr'"),
         ("lrr=1", "unknown setting in --set: 'lrr'.*Did you mean 'lr'"),
         ("=1", "unknown setting in --set"),

@@ -115,3 +115,17 @@ def test_the_leaderboard_fits_eighty_columns() -> None:
     assert next(line for line in shown.splitlines() if "authors" in line).split()[-3] == "-11.00"
     assert "failed" in next(line for line in shown.splitlines() if line.strip().startswith("KD"))
     assert winner_settings(rows(), CONFIG) == "winner: kd_weight=2.5"
+
+
+def test_a_run_shows_what_its_method_reads():
+    """With the method itself searched, each run has settings of its own."""
+    terminal = Terminal(shown=("method", "kd_weight", "dkd_beta", "lr"))
+    settings = {"kd_weight": 2.0, "dkd_beta": 8.0, "lr": 0.05, "temperature": None}
+    for number, method in enumerate(("kd", "dkd", "none")):
+        terminal.started(method, number, {**settings, "method": method})
+    shown = [terminal._settings(terminal.runs[number]) for number in range(3)]
+    assert shown == [
+        "method=kd kd_weight=2 lr=0.05",
+        "method=dkd kd_weight=2 dkd_beta=8 lr=0.05",
+        "method=none lr=0.05",
+    ]
