@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from ekd_ray.comparison import COMPARISON, compare, comparison_table, write_comparison
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -20,11 +22,13 @@ from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name, write_json, write_text
+from ekd_ray.losses.objective import resolve_method
 from ekd_ray.pipeline import check_study, check_writable, open_run, run_study
 from ekd_ray.plan_text import run_plan, study_plan
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import RESULT, STUDY_FILE, Row, Study, mean_sd, milestone_epochs
 from ekd_ray.scale.cluster import connected, local_cpus
+from ekd_ray.scale.space import check_space, first_points
 from ekd_ray.terminal import Terminal, leaderboard_table, winner_settings
 
 RUNS = Path("runs")
@@ -145,6 +149,38 @@ def _selection_gap(study: Study, winner: Row) -> str:
     fresh, _, count = mean_sd(winner.val)
     assert score is not None
     return f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"
+
+
+def show_space(config: StudyConfig, args: argparse.Namespace) -> int:
+    """A search space in words, points drawn from it at random, and what all trials share.
+
+    Nothing is looked up but names and bounds: data and teacher need not be there.
+    """
+    if args.points < 1:
+        raise UserError(f"--points must be >= 1, got {args.points}.")
+    space, base = check_space(config), resolve_method(config.distill)
+    points = space.sample(args.points, seed=args.seed)
+    if args.json:
+        _print_json({"points": points, "distill": base.to_dict(), "space": config.space})
+        return 0
+    # Names and figures whole: a line that the terminal breaks is better than one cut short.
+    width = max(Console().width, 10 + sum(max(9, len(name)) + 3 for name in space.parameters))
+    console = Console(highlight=False, width=width)
+    for name, parameter in space.parameters.items():
+        console.print(f"{name:16s} {parameter.describe()}", markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("point", *space.parameters):
+        table.add_column(column, justify="right", no_wrap=True)
+    named = [("first", point) for point in first_points(config)]
+    for name, point in [*named, *((str(i), point) for i, point in enumerate(points, start=1))]:
+        cells = (point.get(column, "") for column in space.parameters)
+        table.add_row(name, *(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
+    console.print(table)
+    console.print("shared by all trials:")
+    for name, value in base.to_dict().items():
+        if value is not None and name not in space.parameters:
+            console.print(f"  {name}: {value}", markup=False)
+    return 0
 
 
 def train(config: DistillConfig, args: argparse.Namespace) -> int:

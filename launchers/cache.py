@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ekd_ray import cli
+from ekd_ray import cli, flags
 
 
 def main() -> int:
-    args = cli.cache_parser(__doc__).parse_args()
+    args = flags.cache_parser(__doc__).parse_args()
     config = cli.distill_config(args) if args.command == "fill" else None
 
     from ekd_ray import cache_commands

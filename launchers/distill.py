@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ekd_ray import cli
+from ekd_ray import cli, flags
 
 
 def main() -> int:
-    parser = cli.parser(__doc__)
+    parser = flags.parser(__doc__)
     parser.add_argument("--config", metavar="FILE", help="a distill.yaml to start from")
     parser.add_argument(
         "--test", action="store_true", help="read the test split once, after the last epoch"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ekd_ray import cli
+from ekd_ray import cli, flags
 
 
 def main() -> int:
-    parser = cli.parser(__doc__, pair=False)
+    parser = flags.parser(__doc__, pair=False)
     parser.add_argument("--model", required=True, help="architecture to train")
     parser.add_argument(
         "--evidential", action="store_true", help="evidential cross-entropy with a learned prior"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ekd_ray import cli
+from ekd_ray import cli, flags
 
 
 def main() -> int:
-    parser = cli.parser(__doc__, search=True, home="vit")
+    parser = flags.parser(__doc__, search=True, home="vit")
     args = parser.parse_args()
     configs = cli.study_configs(args)
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from launchers_run import DIGITS, LAUNCHERS, command
 
-from ekd_ray import cli
+from ekd_ray import cli, flags
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 
@@ -56,16 +56,17 @@ FLAGS = {
     "tune_imagenet": SHARED | PAIR | SEARCH,
     "tune_vit": SHARED | PAIR | SEARCH,
     "cache": {"--help"},
+    "space": {"--help"},
     "export_best": {"--help", "--out", "--data-root", "--verify", "--dry-run", "--quiet", "--json"},
 }
 
 
 def study(*argv):
-    return cli.study_config(cli.parser("test", search=True).parse_args([*map(str, argv)]))
+    return cli.study_config(flags.parser("test", search=True).parse_args([*map(str, argv)]))
 
 
 def one_run(*argv):
-    parser = cli.parser("test")
+    parser = flags.parser("test")
     parser.add_argument("--config")
     return cli.distill_config(parser.parse_args([*map(str, argv)]))
 
@@ -192,11 +193,11 @@ def test_the_data_root_comes_from_the_environment_unless_given(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("evidential", "method"), [(True, "evidential"), (False, "none")])
 def test_a_teacher_is_a_run_without_a_teacher(evidential, method):
-    parser = cli.parser("test", pair=False)
+    parser = flags.parser("test", pair=False)
     parser.add_argument("--model")
     parser.add_argument("--evidential", action="store_true")
-    flags = ["--model", "resnet20", "--dataset", "digits", "--epochs", "3"]
-    config = cli.teacher_run_config(parser.parse_args(flags + ["--evidential"] * evidential))
+    given = ["--model", "resnet20", "--dataset", "digits", "--epochs", "3"]
+    config = cli.teacher_run_config(parser.parse_args(given + ["--evidential"] * evidential))
     assert (config.student, config.method, config.epochs) == ("resnet20", method, 3)
     assert config.learn_log_prior == evidential
 
@@ -282,3 +283,40 @@ def test_dry_run_as_json_is_the_configuration(launch):
     assert (code, err) == (0, "")
     config = StudyConfig.from_dict(json.loads(out))
     assert (config.trials, config.distill.student) == (5, "resnet8")
+
+
+def test_a_space_can_be_looked_at(launch, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "distill: {student: resnet8, method: none, batch_size: 32}\n"
+        "space: {lr: {low: 0.01, high: 0.1, log: true}, momentum: {choices: [0.5, 0.9]}}\n"
+        "first_points: [{lr: 0.05}]\n"
+    )
+    code, out, err = launch("space", "show", "mine.yaml", "--points", 3)
+    assert (code, err) == (0, "")
+    for words in ("0.01 .. 0.1 (log)", "{0.5, 0.9}", "first", "batch_size: 32", "student: resnet8"):
+        assert words in out
+    assert "lr: " not in out.split("shared by all trials")[1].replace("lr_", "")
+    code, out, _ = launch("space", "show", "mine.yaml", "--points", 3, "--seed", 1, "--json")
+    shown = json.loads(out)
+    assert len(shown["points"]) == 3
+    assert all(0.01 <= point["lr"] <= 0.1 for point in shown["points"])
+    assert shown["distill"]["batch_size"] == 32
+    again = json.loads(
+        launch("space", "show", "mine.yaml", "--points", 3, "--seed", 1, "--json")[1]
+    )
+    assert again == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "words"),
+    [
+        ("space: {lr: {low: 2, high: 1}}", (), "low must be <= high"),
+        ("space: {lr: {low: 0.1, high: 1}}", ("--points", 0), "--points must be >= 1, got 0"),
+        ("space: {lr: {low: 0.1, high: 1}}", ("--method", "edk"), "'edk'"),
+    ],
+)
+def test_a_bad_space_is_refused_when_looked_at(text, flags, words, launch, tmp_path):
+    (tmp_path / "mine.yaml").write_text("distill: {method: none}\n" + text)
+    code, out, err = launch("space", "show", "mine.yaml", *flags)
+    assert (code, out) == (2, "")
+    assert words in err and err.count("\n") == 1

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from ekd_ray import cli
+from ekd_ray import cli, flags
 from ekd_ray.comparison import Cell, compare, comparison_table, write_comparison
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
@@ -17,7 +17,7 @@ BASE = DistillConfig(dataset="synthetic", student="resnet8", method="none")
 
 
 def studies(*argv, home=None):
-    parser = cli.parser("test", search=True, home=home)
+    parser = flags.parser("test", search=True, home=home)
     return cli.study_configs(parser.parse_args([*map(str, argv)]))
 
 

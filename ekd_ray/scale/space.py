@@ -98,6 +98,12 @@ class Space:
                 values[name] = parameter.suggest(trial)
         return values
 
+    def sample(self, count: int, *, seed: int) -> list[dict[str, Any]]:
+        """So many points drawn at random."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed % 2**32))
+        return [self(study.ask()) for _ in range(count)]
+
     def searched(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """The searched part of a first point: what Optuna is told to try.
 
@@ -142,11 +148,8 @@ def check_space(config: StudyConfig) -> Space:
         if not parameter.when:
             for value in parameter.choices or (parameter.low, parameter.high):
                 config.distill.replace(**{name: value})
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.RandomSampler(seed=config.seed % 2**32)
-    study = optuna.create_study(sampler=sampler)
-    for _ in range(32):
-        point_config(config.distill, space(study.ask()))
+    for point in space.sample(32, seed=config.seed):
+        point_config(config.distill, point)
     for point in first_points(config):
         space.searched(point)
         point_config(config.distill, point)
