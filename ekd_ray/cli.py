@@ -30,6 +30,8 @@ _RUN_FLAGS = (
 )
 _STUDY_FLAGS = {
     "trials": "trials",
+    "budget_epochs": "budget_epochs",
+    "budget_hours": "budget_hours",
     "seeds": "confirm_seeds",
     "top_k": "confirm_top_k",
     "max_concurrent": "max_concurrent",

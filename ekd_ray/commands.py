@@ -30,6 +30,7 @@ from ekd_ray.results.study import RESULT, STUDY_FILE, Row, Study, mean_sd, miles
 from ekd_ray.scale.cluster import connected, local_cpus
 from ekd_ray.scale.space import check_space, first_points
 from ekd_ray.terminal import Terminal, leaderboard_table, winner_settings
+from ekd_ray.warm_start import warm_started
 
 RUNS = Path("runs")
 
@@ -44,6 +45,8 @@ def tune(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
     Args:
         configs: the studies by their folder below `--out`; a single one has the name "".
     """
+    if args.warm_start:
+        configs = {name: warm_started(c, args.warm_start) for name, c in configs.items()}
     if "" in configs:
         return _tune_one(configs[""], args)
     return _tune_many(configs, args)

@@ -164,6 +164,13 @@ class StudyConfig(Settings):
     )
 
     trials: int = setting(16, "configurations to try", low=1, identity=False)
+    budget_epochs: int | None = setting(
+        None, "start no trial once all together have trained so many epochs", low=1, identity=False
+    )
+    budget_hours: float | None = setting(
+        None, "start no trial so many hours after the search (or its continuation) began",
+        above=0, identity=False,
+    )  # fmt: skip
     metric: str = setting(
         "val_top1", "objective on the validation split", choices=("val_top1", "val_nll", "val_ece")
     )

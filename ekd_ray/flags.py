@@ -136,6 +136,19 @@ def _search_flags(made: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--extend", type=int, metavar="N", help="N more configurations for the study in --out"
     )
+    search.add_argument(
+        "--warm-start",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="finished studies, the best points of which are tried first",
+    )
+    search.add_argument(
+        "--budget-epochs", type=int, metavar="N", help="start no trial after N epochs in all"
+    )
+    search.add_argument(
+        "--budget-hours", type=float, metavar="X", help="start no trial after X hours of search"
+    )
     search.add_argument("--seeds", type=int, help="seeds per finalist and baseline")
     search.add_argument("--top-k", type=int, help="finalists that are confirmed")
     search.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once")

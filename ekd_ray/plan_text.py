@@ -100,7 +100,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
         f"search     {config.trials} trials by {config.metric} on the validation split; "
-        f"sampler {config.sampler}; {len(first_points(config))} first point(s)",
+        f"sampler {config.sampler}; {len(first_points(config))} first point(s){_budget(config)}",
         f"stopping   {stopping}",
         f"confirm    best {config.confirm_top_k} over {config.confirm_seeds} seed(s); then the "
         f"winner and {', '.join(rows) or 'no baselines'} on all training images, "
@@ -111,6 +111,12 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"estimate   {_duration(_study_flops(config), cpus, gpus)}",
     ]
     return "\n".join(lines)
+
+
+def _budget(config: StudyConfig) -> str:
+    limits = {"epochs in all": config.budget_epochs, "hours": config.budget_hours}
+    given = [f"{limit:g} {unit}" for unit, limit in limits.items() if limit is not None]
+    return f"; no new one after {' or '.join(given)}" if given else ""
 
 
 def _setup(config: DistillConfig, data_root: str | None) -> list[str]:

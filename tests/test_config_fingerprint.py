@@ -53,7 +53,7 @@ def other_value(cls, field):
 PLACES = {
     DistillConfig: {"teacher_weights", "teacher_cache"},
     StudyConfig: {
-        *("trials", "data_root", "teacher_fill"),
+        *("trials", "budget_epochs", "budget_hours", "data_root", "teacher_fill"),
         *("max_concurrent", "cpus_per_trial", "gpus_per_trial"),
     },
 }

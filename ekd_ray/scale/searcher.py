@@ -8,6 +8,7 @@ the truth of a study; Tune's own snapshots are not needed to resume.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections import deque
 from pathlib import Path
@@ -72,6 +73,7 @@ class OptunaSearcher(Searcher):
         self.base = base
         self.space = Space(config.space)
         self.study = open_study(run, config)
+        self._began = time.monotonic()
         self._running: dict[str, Trial] = {}
         self._records: dict[str, TrialRecord] = {}
         self._interrupted: deque[FrozenTrial] = deque()
@@ -96,8 +98,18 @@ class OptunaSearcher(Searcher):
             trial.state != TrialState.WAITING and _REPEATED not in trial.user_attrs
             for trial in known
         )
-        new = 0 if _EXHAUSTED in self.study.user_attrs else max(0, self.config.trials - begun)
-        return len(self._interrupted) + new
+        over = _EXHAUSTED in self.study.user_attrs or self._spent(known)
+        return len(self._interrupted) + (0 if over else max(0, self.config.trials - begun))
+
+    def _spent(self, known: list[FrozenTrial]) -> bool:
+        """Whether the budget of epochs or of hours is used up."""
+        epochs, hours = self.config.budget_epochs, self.config.budget_hours
+        if hours is not None and time.monotonic() - self._began >= 3600 * hours:
+            return True
+        if epochs is None:
+            return False
+        own = (trial for trial in known if _REPEATED not in trial.user_attrs)
+        return sum(max(trial.intermediate_values, default=0) for trial in own) >= epochs
 
     @property
     def unfinished(self) -> bool:
@@ -115,7 +127,7 @@ class OptunaSearcher(Searcher):
             trial = Trial(self.study, self._interrupted.popleft()._trial_id)
             point = self.space(trial)
         else:
-            asked = self._ask()
+            asked = self._ask() if self.remaining else None
             if asked is None:
                 return Searcher.FINISHED
             trial, point = asked

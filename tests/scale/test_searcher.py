@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,34 @@ def test_more_trials_extend_a_finished_study(tmp_path: Path, config: StudyConfig
     searcher.on_trial_complete("a", {}, error=True)
     assert searcher.remaining == 0
     assert make(tmp_path, config.replace(trials=3)).remaining == 2
+
+
+@pytest.mark.parametrize("budget", [{"budget_epochs": 2 * EPOCHS}, {"budget_hours": 0.5}])
+def test_no_trial_begins_after_the_budget(
+    tmp_path: Path, config: StudyConfig, budget: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trials of full length, or of a quarter of an hour each; a third one is not begun."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    searcher = make(tmp_path, config.replace(**budget))
+    for number in range(2):
+        assert searcher.remaining == 4 - number
+        train(searcher, "a", suggest(searcher, "a"), [0.1] * EPOCHS)
+        searcher.on_trial_complete("a", {})
+        clock[0] += 900
+    assert searcher.suggest("b") == "FINISHED"
+    assert (searcher.remaining, searcher.unfinished) == (0, False)
+    assert make(tmp_path, config).remaining == 2, "a larger budget goes on"
+
+
+def test_a_trial_that_was_begun_is_finished_beyond_the_budget(
+    tmp_path: Path, config: StudyConfig
+) -> None:
+    first = make(tmp_path, config)
+    train(first, "a", suggest(first, "a"), [0.1] * 3)
+    second = make(tmp_path, config.replace(budget_epochs=1))
+    assert second.remaining == 1
+    assert suggest(second, "a").number == 0
 
 
 def test_a_resumed_study_does_not_draw_its_points_again(

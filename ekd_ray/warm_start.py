@@ -1,0 +1,70 @@
+"""Knowledge carried over: the best points of finished studies as first points of a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ekd_ray.config import StudyConfig
+from ekd_ray.errors import UserError
+from ekd_ray.results.study import Study
+from ekd_ray.scale.space import Space, first_points, point_config
+
+POINTS = 3  # of each study
+
+
+def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig:
+    """The study with the best points of other studies after its own first points.
+
+    Of each study in `runs` the best trials of full length, at most `POINTS`, are mapped onto
+    the space of `config`: what that does not search is left out, a number beyond a range
+    becomes its end. They are tried, and judged, like any other point; nothing else of the
+    other studies is believed.
+
+    Raises:
+        UserError: a folder without a study, or a study none of whose trials has finished or
+            fits.
+    """
+    space = Space(config.space)
+    known = [space.searched(point) for point in first_points(config)]
+    added: list[dict[str, Any]] = []
+    for run in runs:
+        study = Study.load(run)
+        ranked = study.ranked()
+        if not ranked:
+            raise UserError(f"{run} has no trial of full length to start from: finish it first.")
+        found = [_mapped(record.params, study, config, space) for record in ranked[:POINTS]]
+        fitting = [point for point in found if point]
+        if not fitting:
+            raise UserError(
+                f"nothing that {run} searched is searched here ({', '.join(space.parameters)}): "
+                "drop it from --warm-start."
+            )
+        added += [point for point in fitting if point not in [*known, *added]]
+    return config.replace(first_points=[*config.first_points, *added])
+
+
+def _mapped(
+    params: dict[str, Any], study: Study, config: StudyConfig, space: Space
+) -> dict[str, Any]:
+    """A point of another study in this space; empty if nothing of it is searched here."""
+    method = params.get("method", study.config.distill.method)
+    if "method" not in space.parameters and method != config.distill.method:
+        return {}
+    point: dict[str, Any] = {}
+    for name, parameter in space.parameters.items():
+        value = method if name == "method" else params.get(name)
+        if value is None or not parameter.applies(point):
+            continue
+        if parameter.choices is None:
+            value = min(max(value, parameter.low), parameter.high)
+        if parameter.contains(value):
+            point[name] = value
+    if "method" in space.parameters and "method" not in point:
+        return {}
+    try:
+        point_config(config.distill, point)
+    except UserError:
+        return {}
+    return point
