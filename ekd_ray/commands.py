@@ -29,7 +29,7 @@ from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import RESULT, STUDY_FILE, Row, Study, mean_sd, milestone_epochs
 from ekd_ray.scale.cluster import connected, local_cpus
 from ekd_ray.scale.space import check_space, first_points
-from ekd_ray.terminal import Terminal, leaderboard_table, winner_settings
+from ekd_ray.terminal import Terminal, difference_lines, leaderboard_table, winner_settings
 from ekd_ray.warm_start import warm_started
 
 RUNS = Path("runs")
@@ -134,6 +134,8 @@ def _print_study(study: Study, bundle: Bundle) -> None:
     for row in board:
         if row.failed:
             console.print(f"{row.name} failed: {row.failed}", markup=False)
+    for line in difference_lines(study.differences()):
+        console.print(line, markup=False)
     gap = _selection_gap(study, board[0])
     if gap:
         console.print(gap, markup=False)

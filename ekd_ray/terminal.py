@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.losses.objective import METHOD_SETTINGS, METHODS
+from ekd_ray.results.paired import Paired
 from ekd_ray.results.study import Row, mean_sd
 
 LIVE_ROWS = 16
@@ -227,6 +228,17 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
 def winner_settings(board: list[Row], config: StudyConfig) -> str:
     """The winner's searched settings, one line."""
     return f"winner: {_assignments(board[0].config.to_dict(), config.space or {})}"
+
+
+def difference_lines(differences: Mapping[str, Paired]) -> list[str]:
+    """The winner against each baseline, a line each, in points of top-1."""
+    lines = []
+    for name, found in differences.items():
+        line = f"winner - {_LABELS.get(name, name)}: {100 * found.mean:+.2f} points of test_top1"
+        if found.low is not None and found.high is not None:
+            line += f", 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
+        lines.append(f"{line} (paired, {found.n} seed{'s' if found.n > 1 else ''})")
+    return lines
 
 
 def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:

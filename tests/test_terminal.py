@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.results.paired import Paired
 from ekd_ray.results.study import Row
-from ekd_ray.terminal import Terminal, leaderboard_table, winner_settings
+from ekd_ray.terminal import Terminal, difference_lines, leaderboard_table, winner_settings
 
 CONFIG = StudyConfig(space={"kd_weight": {"low": 1, "high": 9}})
 
@@ -128,4 +129,17 @@ def test_a_run_shows_what_its_method_reads():
         "method=kd kd_weight=2 lr=0.05",
         "method=dkd kd_weight=2 dkd_beta=8 lr=0.05",
         "method=none lr=0.05",
+    ]
+
+
+def test_the_winner_against_each_baseline_in_words() -> None:
+    lines = difference_lines(
+        {
+            "kd": Paired(mean=0.012, low=-0.001, high=0.025, n=3),
+            "none": Paired(mean=-0.02, low=None, high=None, n=1),
+        }
+    )
+    assert lines == [
+        "winner - KD: +1.20 points of test_top1, 95 % interval -0.10 to +2.50 (paired, 3 seeds)",
+        "winner - student alone: -2.00 points of test_top1 (paired, 1 seed)",
     ]

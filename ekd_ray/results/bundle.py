@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -220,6 +220,8 @@ def _metrics(
         "seeds": [row["seed"] for row in final],
         "model": {k: v for k, v in result["metrics"].items() if k.startswith(("test_", "train_"))},
         "leaderboard": [_board_entry(row) for row in board],
+        # The winner's test top-1 minus each baseline's.
+        "differences": {name: asdict(found) for name, found in study.differences().items()},
     }
 
 

@@ -16,6 +16,7 @@ from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, write_json, write_text
+from ekd_ray.results.paired import Paired, paired_difference
 
 FORMAT_VERSION = 1
 STUDY_FILE = "study.yaml"
@@ -219,6 +220,18 @@ class Study:
                 -mean_sd(r.test)[0] if r.test else sign * mean_sd(r.val or (0.0,))[0],
             ),
         )
+
+    def differences(self) -> dict[str, Paired]:
+        """The winner's test top-1 minus that of each baseline, paired over the final seeds.
+
+        A baseline that failed under a seed is left out. Before confirm: empty.
+        """
+        board = self.leaderboard()
+        return {
+            row.name: paired_difference(board[0].test, row.test)
+            for row in board[1:]
+            if board[0].test and row.test and not (row.failed or board[0].failed)
+        }
 
     def best(self) -> Row:
         """The confirmed winner; before confirm, the best complete trial of the search.

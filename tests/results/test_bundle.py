@@ -99,6 +99,11 @@ def test_the_evidence_is_the_leaderboard(exported, real_study):
     assert first["val"]["sd"] == pytest.approx(0.0707106781)
     assert first["test_top1"]["values"] == [metrics["model"]["test_top1"], 0.25]
     assert "test_top1" not in metrics["leaderboard"][2]
+    difference = metrics["differences"]["none"]
+    other = metrics["leaderboard"][1]["test_top1"]["values"]
+    pairs = zip(first["test_top1"]["values"], other, strict=True)
+    assert difference["mean"] == pytest.approx(sum(a - b for a, b in pairs) / 2)
+    assert difference["low"] < difference["mean"] < difference["high"]
     assert metrics["seeds"] == [1, 2]
     assert metrics["study"] == real_study[0].config.fingerprint()
     assert exported.class_names == load_dataset("synthetic", "test").class_names

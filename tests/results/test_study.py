@@ -187,6 +187,30 @@ def test_the_winner_is_chosen_by_validation_and_never_by_test(maker, rows):
     assert (board[3].val, board[3].test) == ((0.55, 0.55), ())
 
 
+def test_the_winner_is_compared_seed_by_seed_with_each_baseline(maker, rows):
+    study = maker.study()
+    assert study.differences() == {}
+    three_finalists(maker, rows)
+    found = study.differences()
+    assert list(found) == ["kd", "none"]  # the other finalists have no test figures
+    assert found["none"].mean == pytest.approx(-0.44)  # of -0.40 and -0.48
+    assert (found["none"].low, found["none"].high) == pytest.approx((-0.948, 0.068), abs=1e-3)
+
+
+def test_a_failed_baseline_is_not_compared(maker, rows):
+    select, final = rows
+    study = maker.study()
+    maker.confirm(
+        [
+            select("trial 1", 0, 0.6), select("trial 1", 1, 0.6),
+            final("trial 1", 0, 0.5), final("trial 1", 1, 0.6),
+            final("kd", 0, 0.4), {**final("kd", 1, 0.4), "reason": "died", "test_top1": None},
+            final("none", 0, 0.4), final("none", 1, 0.4),
+        ]
+    )  # fmt: skip
+    assert list(study.differences()) == ["none"]
+
+
 def test_the_test_figures_of_other_finalists_play_no_part(maker, rows):
     select, final = rows
     study = maker.study()
