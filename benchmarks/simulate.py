@@ -1,0 +1,318 @@
+"""Searches raced on recorded learning curves: regret against epochs spent.
+
+    python -m benchmarks.simulate benchmarks/curves/NAME.parquet --seeds 20 --json out.json
+
+Forests fitted to the recorded curves stand for training: a configuration's curve is what they
+predict for it, plus the residual curve of one recorded configuration, chosen by a hash of the
+configuration, so that a search sees noise and sees the same again. Four workers train an epoch
+in about the same time; the scheduler is told of every epoch in the order of the clock, and a
+free worker asks for the next configuration at once, as under Ray Tune.
+
+Regret is the best value that there is minus the value, without noise, of the configuration
+that the search holds for the best after so many epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import heapq
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+from sklearn.ensemble import ExtraTreesRegressor
+
+from benchmarks.curves import EPOCHS, recorded_study
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import dataset_info
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.runlog import HISTORY
+from ekd_ray.files import write_json
+from ekd_ray.models import build_model, save_weights
+from ekd_ray.scale.samplers import make_scheduler
+from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.space import Space
+from ekd_ray.scale.worker import Job
+
+WORKERS = 4
+METRIC = "val_top1"
+Point = Mapping[str, Any]
+
+
+class Landscape:
+    """Learning curves of all configurations of a space, out of those of some."""
+
+    def __init__(self, table: Path, space: Space, *, seed: int = 0) -> None:
+        self.space = space
+        rows = pq.read_table(table).to_pylist()
+        curves: dict[int, list[float]] = {}
+        points: dict[int, Point] = {}
+        for row in rows:
+            curves.setdefault(row["number"], []).append(row[METRIC])
+            points[row["number"]] = row
+        # A run that diverged stays where it was.
+        whole = {n: [*c, *[c[-1]] * (EPOCHS - len(c))] for n, c in curves.items()}
+        self.recorded = [points[number] for number in whole]
+        measured = np.array(list(whole.values()))
+        inputs = np.array([self._unit(point) for point in self.recorded])
+        self._forest = ExtraTreesRegressor(
+            n_estimators=200, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=seed
+        ).fit(inputs, measured)
+        self._residuals = measured - self._forest.oob_prediction_
+        self.explained = float(self._forest.oob_score_)
+        candidates = np.random.default_rng(seed).random((20_000, inputs.shape[1]))
+        self.best = float(self._forest.predict(np.vstack([inputs, candidates]))[:, -1].max())
+
+    def _unit(self, point: Point) -> list[float]:
+        """Coordinates in [0, 1], logarithmic where the range is."""
+        found = []
+        for name, parameter in self.space.parameters.items():
+            low, high, value = parameter.low, parameter.high, float(point[name])
+            if parameter.log:
+                low, high, value = np.log([low, high, value]).tolist()
+            found.append((value - low) / (high - low))
+        return found
+
+    def curve(self, point: Point) -> tuple[list[float], float]:
+        """(noisy value after each epoch, true final value) of a configuration."""
+        unit = self._unit(point)
+        digest = hashlib.sha256(np.round(unit, 9).tobytes()).digest()
+        noise = self._residuals[int.from_bytes(digest[:8], "little") % len(self._residuals)]
+        true = self._forest.predict([unit])[0]
+        return (true + noise).tolist(), float(true[-1])
+
+
+class Player(Protocol):
+    """A search: proposes configurations and is told of their epochs."""
+
+    def ask(self, trial_id: str) -> Point | None: ...
+
+    def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> None: ...
+
+
+class Ours:
+    """The searcher that studies run, with its journal and its trial folders."""
+
+    def __init__(self, config: StudyConfig, folder: Path) -> None:
+        self.searcher = OptunaSearcher(folder, config, config.distill)
+        self._folders: dict[str, Path] = {}
+
+    def ask(self, trial_id: str) -> Point | None:
+        suggested = self.searcher.suggest(trial_id)
+        if not isinstance(suggested, dict):
+            return None
+        job = Job.from_config(suggested)
+        self._folders[trial_id] = Path(job.folder)
+        return job.settings
+
+    def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> None:
+        with open(self._folders[trial_id] / HISTORY, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if last:
+            self.searcher.on_trial_complete(trial_id, row)
+        else:
+            self.searcher.on_trial_result(trial_id, row)
+
+
+class RaysAdapter:
+    """TPE through Ray's own OptunaSearch, as most people run it."""
+
+    def __init__(self, config: StudyConfig, seed: int) -> None:
+        from ray.tune.search.optuna import OptunaSearch
+
+        space = Space(config.space)
+
+        def define(trial: Any) -> None:
+            space(trial)
+
+        points = [space.searched(config.authors or {})]
+        self.searcher = OptunaSearch(
+            space=define, metric=METRIC, mode="max", seed=seed, points_to_evaluate=points
+        )
+
+    def ask(self, trial_id: str) -> Point | None:
+        return self.searcher.suggest(trial_id)
+
+    def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> None:
+        result = {**row, "training_iteration": row["epoch"]}
+        if last:
+            self.searcher.on_trial_complete(trial_id, result)
+        else:
+            self.searcher.on_trial_result(trial_id, result)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A way to search: which sampler, which scheduler, through whose adapter."""
+
+    sampler: str
+    scheduler: str
+    rays_adapter: bool = False
+
+
+CONTESTANTS = {
+    "random, full length": Contestant(sampler="random", scheduler="none"),
+    "random, ASHA": Contestant(sampler="random", scheduler="asha"),
+    "TPE through Ray's adapter, ASHA": Contestant(
+        sampler="tpe", scheduler="asha", rays_adapter=True
+    ),
+    "GP, full length": Contestant(sampler="gp", scheduler="none"),
+    "TPE, Hyperband (BOHB-like)": Contestant(sampler="tpe", scheduler="hyperband"),
+    "TPE, ASHA (default)": Contestant(sampler="tpe", scheduler="asha"),
+}
+
+
+class _Trial:
+    """What a scheduler needs to know of a trial."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+
+def race(
+    landscape: Landscape, contestant: Contestant, base: StudyConfig, *, seed: int, budget: int
+) -> list[float]:
+    """Regret after 1, 2, ... `budget` epochs of one search (infinite before the first)."""
+    config = base.replace(
+        sampler=contestant.sampler, scheduler=contestant.scheduler, seed=seed, trials=budget
+    )
+    scheduler: Any = make_scheduler(config)
+    rng = np.random.default_rng(seed)
+    np.random.seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        player: Player = (
+            RaysAdapter(config, seed) if contestant.rays_adapter else Ours(config, Path(folder))
+        )
+        return _race(landscape, player, scheduler, rng, budget)
+
+
+def _race(
+    landscape: Landscape, player: Player, scheduler: Any, rng: np.random.Generator, budget: int
+) -> list[float]:
+    clock: list[tuple[float, int, str, int]] = []  # when, order, trial, epoch it will have done
+    curves: dict[str, tuple[list[float], float]] = {}
+    trials: dict[str, _Trial] = {}
+    order = itertools.count()
+
+    def begin(now: float) -> None:
+        trial_id = f"t{len(trials)}"
+        point = player.ask(trial_id)
+        if point is None:
+            return
+        trials[trial_id] = _Trial(trial_id)
+        curves[trial_id] = landscape.curve(point)
+        scheduler.on_trial_add(None, trials[trial_id])
+        heapq.heappush(clock, (now + rng.uniform(0.9, 1.1), next(order), trial_id, 1))
+
+    for _ in range(WORKERS):
+        begin(0.0)
+    regrets: list[float] = []
+    held = (0, -np.inf, np.inf)  # epochs, value seen, regret of the best so far
+    while clock and len(regrets) < budget:
+        now, _, trial_id, epoch = heapq.heappop(clock)
+        seen, true = curves[trial_id][0][epoch - 1], curves[trial_id][1]
+        row = {"epoch": epoch, "training_iteration": epoch, METRIC: seen, "seconds": 1.0}
+        # What has trained longest is trusted most, then what has scored best.
+        held = max(held, (epoch, seen, landscape.best - true), key=lambda item: item[:2])
+        regrets.append(held[2])
+        stops = epoch == EPOCHS
+        if not stops:
+            stops = scheduler.on_trial_result(None, trials[trial_id], row) == "STOP"
+        else:
+            scheduler.on_trial_complete(None, trials[trial_id], row)
+        player.tell(trial_id, row, last=stops)
+        if stops:
+            begin(now)
+        else:
+            heapq.heappush(clock, (now + rng.uniform(0.9, 1.1), next(order), trial_id, epoch + 1))
+    return [*regrets, *[regrets[-1]] * (budget - len(regrets))]
+
+
+def summary(regrets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Mean and 95 % interval (bootstrap over seeds) by contestant, at every epoch."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, values in regrets.items():
+        draws = rng.integers(0, len(values), (2000, len(values)))
+        means = values[draws].mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975], axis=0)
+        found[name] = {
+            "mean": values.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()
+        }  # fmt: skip
+    return found
+
+
+def epochs_to_reach(mean: list[float], regret: float) -> int | None:
+    """The first epoch from which on the mean regret is at most `regret`."""
+    above = [index for index, value in enumerate(mean) if value > regret]
+    first = above[-1] + 1 if above else 0
+    return first + 1 if first < len(mean) else None
+
+
+def main() -> None:
+    """Race all contestants."""
+    parser = argparse.ArgumentParser(description="Race searches on recorded learning curves.")
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--seeds", type=int, default=20, metavar="N")
+    parser.add_argument("--budget", type=int, default=300, metavar="EPOCHS")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    study = recorded_study()
+    landscape = Landscape(args.table, Space(study.space))
+    with tempfile.TemporaryDirectory() as folder:
+        base = study.replace(distill=_stand_in(Path(folder)))
+        regrets = _race_all(landscape, base, args)
+    _report(landscape, regrets, args)
+
+
+def _stand_in(folder: Path) -> DistillConfig:
+    """Shared settings that are legal anywhere: points are checked against them, not trained."""
+    weights, info = folder / "teacher.safetensors", dataset_info("synthetic")
+    save_weights(
+        build_model("resnet8", info.num_classes), weights, model_name="resnet8",
+        num_classes=info.num_classes, mean=info.mean, std=info.std, log_prior=None,
+        dataset="synthetic",
+    )  # fmt: skip
+    return resolve(
+        DistillConfig(
+            dataset="synthetic", teacher="resnet8", student="resnet8", epochs=EPOCHS,
+            teacher_weights=str(weights),
+        )
+    )  # fmt: skip
+
+
+def _race_all(
+    landscape: Landscape, base: StudyConfig, args: argparse.Namespace
+) -> dict[str, np.ndarray]:
+    regrets = {}
+    for name, contestant in CONTESTANTS.items():
+        runs = [
+            race(landscape, contestant, base, seed=seed, budget=args.budget)
+            for seed in range(args.seeds)
+        ]
+        regrets[name] = np.array(runs)
+        print(f"{name:35s} final regret {regrets[name][:, -1].mean():.4f}", flush=True)
+    return regrets
+
+
+def _report(
+    landscape: Landscape, regrets: Mapping[str, np.ndarray], args: argparse.Namespace
+) -> None:
+    found = summary(regrets)
+    target = found["random, full length"]["mean"][-1]
+    for name, curve in found.items():
+        print(f"{name:35s} reaches {target:.4f} after {epochs_to_reach(curve['mean'], target)}")
+    if args.json:
+        facts = {"explained": landscape.explained, "best": landscape.best, "seeds": args.seeds}
+        write_json(args.json, {**facts, "regret": found})
+
+
+if __name__ == "__main__":
+    main()
