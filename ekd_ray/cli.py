@@ -109,7 +109,17 @@ def _names(flag: str, text: str) -> list[str]:
 
 
 def distill_config(args: argparse.Namespace) -> DistillConfig:
-    """One run: a `--config` file, or the pair's recipe with the authors' values."""
+    """One run: a `--config` file, or the pair's recipe with the authors' values.
+
+    `--resume --out RUN` alone is the run that RUN holds.
+    """
+    for text in args.set:
+        if _parse_range(*_parse_set(text)) is not None:
+            raise UserError(
+                f"one run searches nothing: give --set {text.partition('=')[0]} a value."
+            )
+    if _continues(args) and not args.config:
+        args.config = str(Path(args.out) / "config.yaml")
     if args.config:
         if args.pair or args.space:
             raise UserError("--config is complete by itself: drop --pair and --space.")
@@ -169,7 +179,7 @@ def _absolute(path: str) -> str:
 def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """`StudyConfig`'s values from recipe and flags, and the name of the recipe."""
     _absolute_data_root(args)
-    if args.resume and args.out and not (args.pair or args.student or args.space):
+    if _continues(args):
         recipe = Path(args.out) / "study.yaml"
         values = select_method(load_yaml(recipe).get("study") or {}, _method_flag(args))
     else:
@@ -192,6 +202,11 @@ def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         values = _set(values, text)
     values["distill"] = _absolute_paths(_from_zoo(values["distill"], args))
     return values, str(recipe)
+
+
+def _continues(args: argparse.Namespace) -> bool:
+    """Whether `--resume --out RUN` stands alone, so that RUN itself says what it is."""
+    return bool(args.resume and args.out and not (args.pair or args.student or args.space))
 
 
 def _extended(values: Mapping[str, Any], args: argparse.Namespace) -> int:

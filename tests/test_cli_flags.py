@@ -171,6 +171,17 @@ def test_one_run_from_a_file(tmp_path):
     assert config == DistillConfig(dataset="digits", lr=0.3, seed=5, kd_weight=2)
 
 
+def test_one_run_is_continued_by_its_folder_alone(tmp_path):
+    config = one_run(*DIGITS, "--set", "kd_weight=2", "--epochs", 3)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert one_run("--resume", "--out", tmp_path) == config
+
+
+def test_one_run_searches_nothing():
+    with pytest.raises(UserError, match="one run searches nothing: give --set kd_weight a value"):
+        one_run(*DIGITS, "--set", "kd_weight=log:1:3")
+
+
 def test_a_recipe_is_found_by_teacher_and_student_too():
     flags = ("--dataset", "digits", "--teacher", "resnet20", "--student", "resnet8")
     assert study(*flags) == study(*DIGITS)
