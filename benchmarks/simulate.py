@@ -19,9 +19,11 @@ import hashlib
 import heapq
 import itertools
 import json
+import multiprocessing
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +38,7 @@ from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.files import write_json
 from ekd_ray.models import build_model, save_weights
+from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
@@ -291,15 +294,21 @@ def _stand_in(folder: Path) -> DistillConfig:
 def _race_all(
     landscape: Landscape, base: StudyConfig, args: argparse.Namespace
 ) -> dict[str, np.ndarray]:
-    regrets = {}
-    for name, contestant in CONTESTANTS.items():
-        runs = [
-            race(landscape, contestant, base, seed=seed, budget=args.budget)
-            for seed in range(args.seeds)
-        ]
-        regrets[name] = np.array(runs)
-        print(f"{name:35s} final regret {regrets[name][:, -1].mean():.4f}", flush=True)
-    return regrets
+    jobs = [(name, seed) for name in CONTESTANTS for seed in range(args.seeds)]
+    one = partial(_one, landscape=landscape, base=base, budget=args.budget)
+    found: dict[str, list[list[float]]] = {name: [] for name in CONTESTANTS}
+    with multiprocessing.get_context("spawn").Pool(local_cpus()) as pool:
+        for (name, _), regret in zip(jobs, pool.imap(one, jobs), strict=True):
+            found[name].append(regret)
+            if len(found[name]) == args.seeds:
+                mean = np.mean([run[-1] for run in found[name]])
+                print(f"{name:35s} final regret {mean:.4f}", flush=True)
+    return {name: np.array(runs) for name, runs in found.items()}
+
+
+def _one(job: tuple[str, int], landscape: Landscape, base: StudyConfig, budget: int) -> list[float]:
+    name, seed = job
+    return race(landscape, CONTESTANTS[name], base, seed=seed, budget=budget)
 
 
 def _report(
