@@ -1,0 +1,105 @@
+"""The simulated race: its landscape, its clock, its arithmetic."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ray.tune.schedulers import FIFOScheduler
+
+from benchmarks.curves import EPOCHS, points, recorded_study
+from benchmarks.simulate import METRIC, Landscape, _race, epochs_to_reach, summary
+from ekd_ray.scale.space import Space
+
+
+def value(point, epoch):
+    """A smooth truth: best at kd_weight 2, ekd_weight 1."""
+    final = 0.5 - 0.03 * (np.log(point["kd_weight"] / 2) ** 2 + np.log(point["ekd_weight"]) ** 2)
+    return final * (1 - np.exp(-epoch / 3))
+
+
+@pytest.fixture(scope="module")
+def landscape(tmp_path_factory):
+    path = tmp_path_factory.mktemp("curves") / "table.parquet"
+    rows = [
+        {"number": number, **point, "epoch": epoch, METRIC: value(point, epoch)}
+        for number, point in enumerate(points(120))
+        for epoch in range(1, EPOCHS + 1)
+        if not (number == 7 and epoch > 2)  # diverged
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return Landscape(path, Space(recorded_study().space))
+
+
+def test_the_landscape_is_near_the_truth(landscape):
+    assert landscape.explained > 0.6
+    truth = [value(point, EPOCHS) for point in landscape.recorded]
+    guessed = [landscape.curve(point)[1] for point in landscape.recorded]
+    assert np.corrcoef(truth, guessed)[0, 1] > 0.9
+    assert max(guessed) <= landscape.best < 0.5
+
+
+def test_a_configuration_has_one_curve(landscape):
+    point, other = points(3, seed=9)[1:]
+    assert landscape.curve(point) == landscape.curve(dict(point))
+    assert landscape.curve(point) != landscape.curve(other)
+    curve, true = landscape.curve(point)
+    assert len(curve) == EPOCHS and curve[-1] != true
+
+
+class Fixed:
+    """Proposes given points and notes what it is told."""
+
+    def __init__(self, given):
+        self.given, self.told = list(given), []
+
+    def ask(self, trial_id):
+        return self.given.pop(0) if self.given else None
+
+    def tell(self, trial_id, row, *, last):
+        self.told.append((trial_id, row["epoch"], last))
+
+
+def test_four_workers_train_side_by_side_and_the_best_is_held(landscape):
+    given = landscape.recorded[:6]
+    player = Fixed(given)
+    budget = 6 * EPOCHS
+    regrets = _race(landscape, player, FIFOScheduler(), np.random.default_rng(0), budget)
+    assert len(regrets) == len(player.told) == budget
+    for trial in range(6):
+        own = [(epoch, last) for name, epoch, last in player.told if name == f"t{trial}"]
+        assert own == [(epoch, epoch == EPOCHS) for epoch in range(1, EPOCHS + 1)]
+    first_epochs = {name for name, *_ in player.told[:4]}
+    assert first_epochs == {"t0", "t1", "t2", "t3"}
+    ended = [name for name, _, last in player.told if last]
+    assert set(ended[:4]) == first_epochs
+    seen = [landscape.curve(point) for point in given]
+    best = max(seen, key=lambda item: item[0][-1])
+    assert regrets[-1] == pytest.approx(landscape.best - best[1])
+    assert min(regrets) >= 0
+
+
+class StopsAtThree(FIFOScheduler):
+    def on_trial_result(self, controller, trial, result):
+        return "STOP" if result["epoch"] == 3 else "CONTINUE"
+
+
+def test_a_stopped_trial_frees_its_worker(landscape):
+    player = Fixed(landscape.recorded[:9])
+    _race(landscape, player, StopsAtThree(), np.random.default_rng(0), 27)
+    assert len(player.told) == 27 and not player.given
+    assert {epoch for _, epoch, last in player.told if last} == {3}
+
+
+@pytest.mark.parametrize(
+    ("mean", "regret", "expected"),
+    [([3, 2, 1], 2, 2), ([3, 1, 2, 1], 1.5, 4), ([1, 1], 2, 1), ([3, 3], 1, None)],
+)
+def test_when_a_regret_is_reached_for_good(mean, regret, expected):
+    assert epochs_to_reach(mean, regret) == expected
+
+
+def test_the_interval_is_over_seeds():
+    found = summary({"a": np.array([[0.0, 1.0], [0.0, 3.0]])})["a"]
+    assert found["mean"] == [0.0, 2.0]
+    assert found["low"] == [0.0, 1.0]
+    assert found["high"] == [0.0, 3.0]
