@@ -118,8 +118,9 @@ class OptunaSearcher(Searcher):
         return bool(running) or self.remaining > 0
 
     def finished(self) -> list[FrozenTrial]:
-        """Ended trials, for the scheduler to learn its rungs from."""
-        return [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished()]
+        """Ended trials that were run, for the scheduler to learn its rungs from."""
+        known = self.study.get_trials(deepcopy=False)
+        return [t for t in known if t.state.is_finished() and _REPEATED not in t.user_attrs]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._interrupted:

@@ -188,6 +188,9 @@ def test_a_point_that_comes_again_is_not_run_again(sampler, tmp_path):
     trials = open_study(tmp_path, config).get_trials()
     repeated = [trial for trial in trials if "repeats trial" in trial.user_attrs]
     assert repeated
+    # A scheduler's rungs must not count a run twice.
+    resumed = OptunaSearcher(tmp_path, config, resolve(config.distill))
+    assert len(resumed.finished()) == 3
     for trial in repeated:
         first = trials[trial.user_attrs["repeats trial"]]
         assert (trial.params, trial.intermediate_values) == (
