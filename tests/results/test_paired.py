@@ -11,7 +11,7 @@ VALUES = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 4))
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=8))
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=3, max_size=8))
 def test_the_interval_is_that_of_the_paired_t_test(pairs):
     first, second = zip(*pairs, strict=True)
     found = paired_difference(first, second)
@@ -31,9 +31,10 @@ def test_what_both_sides_share_drops_out():
     assert (found.mean, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01))
 
 
-def test_one_seed_has_no_interval():
-    found = paired_difference([0.6], [0.5])
-    assert (found.n, found.low, found.high) == (1, None, None)
+@pytest.mark.parametrize("n", [1, 2])
+def test_few_seeds_have_no_interval(n):
+    found = paired_difference([0.6] * n, [0.5] * n)
+    assert (found.n, found.low, found.high) == (n, None, None)
     assert found.mean == pytest.approx(0.1)
 
 

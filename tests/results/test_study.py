@@ -194,7 +194,7 @@ def test_the_winner_is_compared_seed_by_seed_with_each_baseline(maker, rows):
     found = study.differences()
     assert list(found) == ["kd", "none"]  # the other finalists have no test figures
     assert found["none"].mean == pytest.approx(-0.44)  # of -0.40 and -0.48
-    assert (found["none"].low, found["none"].high) == pytest.approx((-0.948, 0.068), abs=1e-3)
+    assert (found["none"].n, found["none"].low) == (2, None)
 
 
 def test_a_failed_baseline_is_not_compared(maker, rows):
