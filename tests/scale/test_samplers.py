@@ -55,7 +55,7 @@ def study_of(sampler: str, **values: Any) -> StudyConfig:
         "space": FINITE if kind.finite else MIXED,
         "sampler": sampler,
         "scheduler": "none" if kind.full_length else "asha",
-        "trials": 16,
+        "trials": 12,
     }
     return StudyConfig(**(defaults | values))
 
@@ -114,17 +114,17 @@ def test_the_names_are_those_of_the_configuration():
 def test_points_lie_in_the_space_and_none_comes_twice(sampler, tmp_path):
     config = study_of(sampler)
     ran = run(tmp_path, config, config.trials)
-    assert len(ran) == 16
+    assert len(ran) == 12
     space = Space(config.space)
     for settings in ran:
         for name, parameter in space.parameters.items():
             if parameter.applies(settings):
                 assert parameter.contains(settings[name])
-    assert len(set(points(ran, config.space))) == 16
+    assert len(set(points(ran, config.space))) == 12
     ended = open_study(tmp_path, config).get_trials()
     kept = [trial for trial in ended if "repeats trial" not in trial.user_attrs]
     states = {TrialState.COMPLETE} | (set() if config.scheduler == "none" else {TrialState.PRUNED})
-    assert len(kept) == 16 and {trial.state for trial in kept} == states
+    assert len(kept) == 12 and {trial.state for trial in kept} == states
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -133,7 +133,7 @@ def test_the_seed_decides(sampler, tmp_path):
     drawn = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / name).mkdir()
-        ran = run(tmp_path / name, config.replace(seed=seed), 12)
+        ran = run(tmp_path / name, config.replace(seed=seed), 10)
         drawn.append(points(ran, config.space))
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -141,8 +141,8 @@ def test_the_seed_decides(sampler, tmp_path):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_resumed_study_goes_on_with_new_points(sampler, tmp_path):
     config = study_of(sampler)
-    ran = [*run(tmp_path, config, 9), *run(tmp_path, config, 7)]
-    assert len(set(points(ran, config.space))) == 16
+    ran = [*run(tmp_path, config, 9), *run(tmp_path, config, 3)]
+    assert len(set(points(ran, config.space))) == 12
 
 
 @pytest.fixture(scope="module")
