@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reference import random_teacher
 from benchmarks.step import BATCH, DATASET
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import dataset_info
-from ekd_ray.models import build_model, save_weights
 
 CONCURRENT = (1, 4, 16)
 TEACHER, STUDENT = "resnet56", "resnet20"
@@ -66,13 +65,8 @@ def measure(folder: Path, note: Any) -> tuple[dict[str, Any], dict[str, float]]:
     """(details, flat ratios): RSS and PSS of 1, 4 and 16 trials that run at the same time."""
     import ray
 
-    info = dataset_info(DATASET)
     weights = folder / "memory.safetensors"
-    save_weights(
-        build_model(TEACHER, info.num_classes), weights, model_name=TEACHER,
-        num_classes=info.num_classes, mean=info.mean, std=info.std, log_prior=None,
-        dataset=DATASET,
-    )  # fmt: skip
+    random_teacher(TEACHER, DATASET, weights)
     base = DistillConfig(
         dataset=DATASET, teacher=TEACHER, student=STUDENT, teacher_weights=str(weights),
         teacher_cache="on", method="kd", temperature=4.0, ce_weight=0.1, kd_weight=0.9,

@@ -8,6 +8,7 @@ the loss and the accuracy from the device in every step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from ekd_ray.data import ImageArrays, dataset_info, load_dataset
+from ekd_ray.models import build_model, save_weights
 
 TEMPERATURE, CE_WEIGHT, KD_WEIGHT = 4.0, 0.1, 0.9
 LOADER_WORKERS = 2
@@ -49,6 +51,17 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(self.pictures[index]), self.labels[index]
 
 
+def random_teacher(name: str, dataset: str, path: Path) -> nn.Module:
+    """A teacher that has learned nothing, and its checkpoint at `path`: as slow as any other."""
+    info = dataset_info(dataset)
+    teacher = build_model(name, info.num_classes)
+    save_weights(
+        teacher, path, model_name=name, num_classes=info.num_classes, mean=info.mean,
+        std=info.std, log_prior=None, dataset=dataset,
+    )  # fmt: skip
+    return teacher
+
+
 def training_pictures(dataset: str, count: int, data_root: str | None) -> Pictures:
     """The first `count` training pictures of a data set."""
     arrays = load_dataset(dataset, "train", data_root=data_root)
@@ -56,15 +69,23 @@ def training_pictures(dataset: str, count: int, data_root: str | None) -> Pictur
     return Pictures(arrays, np.arange(count))
 
 
-def kd_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    """Hinton et al. (2015) with the usual weights: logits [B, C] twice, target [B] -> 0-d."""
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = TEMPERATURE,
+    ce_weight: float = CE_WEIGHT,
+    kd_weight: float = KD_WEIGHT,
+) -> Tensor:
+    """Hinton et al. (2015), by default with the usual weights: logits [B, C], target [B] -> 0-d."""
     soft = nn.functional.kl_div(
-        nn.functional.log_softmax(student / TEMPERATURE, 1),
-        nn.functional.softmax(teacher / TEMPERATURE, 1),
+        nn.functional.log_softmax(student / temperature, 1),
+        nn.functional.softmax(teacher / temperature, 1),
         reduction="batchmean",
     )
     hard = nn.functional.cross_entropy(student, target)
-    return CE_WEIGHT * hard + KD_WEIGHT * TEMPERATURE**2 * soft
+    return ce_weight * hard + kd_weight * temperature**2 * soft
 
 
 class Meter:

@@ -32,12 +32,11 @@ import pyarrow.parquet as pq
 from sklearn.ensemble import ExtraTreesRegressor
 
 from benchmarks.curves import EPOCHS, recorded_study
+from benchmarks.reference import random_teacher
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.data import dataset_info
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.files import write_json
-from ekd_ray.models import build_model, save_weights
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
@@ -277,12 +276,8 @@ def main() -> None:
 
 def _stand_in(folder: Path) -> DistillConfig:
     """Shared settings that are legal anywhere: points are checked against them, not trained."""
-    weights, info = folder / "teacher.safetensors", dataset_info("synthetic")
-    save_weights(
-        build_model("resnet8", info.num_classes), weights, model_name="resnet8",
-        num_classes=info.num_classes, mean=info.mean, std=info.std, log_prior=None,
-        dataset="synthetic",
-    )  # fmt: skip
+    weights = folder / "teacher.safetensors"
+    random_teacher("resnet8", "synthetic", weights)
     return resolve(
         DistillConfig(
             dataset="synthetic", teacher="resnet8", student="resnet8", epochs=EPOCHS,

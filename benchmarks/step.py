@@ -13,12 +13,19 @@ from torch import nn
 
 from benchmarks.measure import geometric_mean, ratio, spread
 from benchmarks.peer import Torchdistill
-from benchmarks.reference import CE_WEIGHT, KD_WEIGHT, TEMPERATURE, Reference, training_pictures
+from benchmarks.reference import (
+    CE_WEIGHT,
+    KD_WEIGHT,
+    TEMPERATURE,
+    Reference,
+    random_teacher,
+    training_pictures,
+)
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import ImageArrays, dataset_info, load_dataset, normalize
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
-from ekd_ray.models import build_model, save_weights
+from ekd_ray.models import build_model
 
 PAIRS = ("resnet32x4-resnet8x4", "resnet56-resnet20", "wrn_40_2-wrn_16_2", "vgg13-vgg8")
 DATASET, BATCH = "synthetic", 64  # generated 32 x 32 images: nothing to download
@@ -122,12 +129,9 @@ def measure_pair(
     torch.manual_seed(0)
     names = tuple(pair.split("-"))
     info = dataset_info(DATASET)
-    teacher, student = (build_model(name, info.num_classes) for name in names)
     weights = folder / f"{pair}.safetensors"
-    save_weights(
-        teacher, weights, model_name=names[0], num_classes=info.num_classes, mean=info.mean,
-        std=info.std, log_prior=None, dataset=DATASET,
-    )  # fmt: skip
+    teacher = random_teacher(names[0], DATASET, weights)
+    student = build_model(names[1], info.num_classes)
     pictures = training_pictures(DATASET, info.num_train, None)
     made = {
         "reference": outside(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,10 @@ def _trial(config: dict[str, float], args: dict[str, Any]) -> None:
     import numpy as np
     import torch
     from ray import tune
-    from torch import nn
     from torch.utils.data import DataLoader
     from torchvision import transforms
 
-    from benchmarks.reference import Pictures, Reference
+    from benchmarks.reference import Pictures, Reference, kd_loss
     from ekd_ray.data import dataset_info, load_dataset
     from ekd_ray.engine.plan import parse_normalization, resolve
     from ekd_ray.engine.rundata import split_ids
@@ -201,16 +201,12 @@ def _trial(config: dict[str, float], args: dict[str, Any]) -> None:
     torch.manual_seed(0)
     student = build_model(base.student, classes)
 
-    def loss(z: torch.Tensor, t: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        temperature = config["temperature"]
-        soft = nn.functional.kl_div(
-            nn.functional.log_softmax(z / temperature, 1),
-            nn.functional.softmax(t / temperature, 1),
-            reduction="batchmean",
-        )
-        hard = nn.functional.cross_entropy(z, target)
-        return config["ce_weight"] * hard + config["kd_weight"] * temperature**2 * soft
-
+    loss = partial(
+        kd_loss,
+        temperature=config["temperature"],
+        ce_weight=config["ce_weight"],
+        kd_weight=config["kd_weight"],
+    )
     run = Reference(student, teacher, train, batch_size=base.batch_size, loss=loss)
     validation = DataLoader(held, batch_size=base.batch_size, num_workers=2)
     milestones = [round(m * EPOCHS) for m in base.lr_milestones]

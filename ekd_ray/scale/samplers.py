@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
     BaseSampler,
@@ -197,8 +196,3 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
             f"sampler {config.sampler} tries every combination, but {endless[0]} has endlessly "
             "many values: give it choices or a step, or choose another sampler."
         )
-
-
-def quiet() -> None:
-    """Keep Optuna's own progress lines from the terminal."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)

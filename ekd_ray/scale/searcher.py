@@ -25,8 +25,8 @@ from ekd_ray.engine.distill import forget_checkpoint
 from ekd_ray.engine.plan import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import JOURNAL, TrialRecord, trial_folder
-from ekd_ray.scale.samplers import make_sampler, quiet
-from ekd_ray.scale.space import Space, first_points, point_config
+from ekd_ray.scale.samplers import make_sampler
+from ekd_ray.scale.space import Space, first_points, point_config, quiet
 from ekd_ray.scale.worker import Job
 
 STUDY_NAME = "ekd_ray"
@@ -93,11 +93,8 @@ class OptunaSearcher(Searcher):
     @property
     def remaining(self) -> int:
         """Trials that this run still has to start: interrupted ones and new ones."""
-        known = self.study.get_trials(deepcopy=False)
-        begun = sum(
-            trial.state != TrialState.WAITING and _REPEATED not in trial.user_attrs
-            for trial in known
-        )
+        known = self._own_trials()
+        begun = sum(trial.state != TrialState.WAITING for trial in known)
         over = _EXHAUSTED in self.study.user_attrs or self._spent(known)
         return len(self._interrupted) + (0 if over else max(0, self.config.trials - begun))
 
@@ -108,8 +105,12 @@ class OptunaSearcher(Searcher):
             return True
         if epochs is None:
             return False
-        own = (trial for trial in known if _REPEATED not in trial.user_attrs)
-        return sum(max(trial.intermediate_values, default=0) for trial in own) >= epochs
+        return sum(max(trial.intermediate_values, default=0) for trial in known) >= epochs
+
+    def _own_trials(self) -> list[FrozenTrial]:
+        """All trials but those that repeat another one's point."""
+        known = self.study.get_trials(deepcopy=False)
+        return [trial for trial in known if _REPEATED not in trial.user_attrs]
 
     @property
     def unfinished(self) -> bool:
@@ -119,8 +120,7 @@ class OptunaSearcher(Searcher):
 
     def finished(self) -> list[FrozenTrial]:
         """Ended trials that were run, for the scheduler to learn its rungs from."""
-        known = self.study.get_trials(deepcopy=False)
-        return [t for t in known if t.state.is_finished() and _REPEATED not in t.user_attrs]
+        return [trial for trial in self._own_trials() if trial.state.is_finished()]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._interrupted:

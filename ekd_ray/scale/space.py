@@ -17,6 +17,11 @@ _KEYS = ("low", "high", "log", "step", "choices", "when")
 _HINTS = typing.get_type_hints(DistillConfig)
 
 
+def quiet() -> None:
+    """Keep Optuna's own progress lines from the terminal."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
     """One searched setting: a range (`low`, `high`, `log`, `step`) or `choices`.
@@ -100,7 +105,7 @@ class Space:
 
     def sample(self, count: int, *, seed: int) -> list[dict[str, Any]]:
         """So many points drawn at random."""
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        quiet()
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed % 2**32))
         return [self(study.ask()) for _ in range(count)]
 
