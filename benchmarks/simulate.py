@@ -63,7 +63,7 @@ class Landscape:
         whole = {n: [*c, *[c[-1]] * (EPOCHS - len(c))] for n, c in curves.items()}
         self.recorded = [points[number] for number in whole]
         measured = np.array(list(whole.values()))
-        inputs = np.array([self._unit(point) for point in self.recorded])
+        inputs = np.array([self.space.unit(point) for point in self.recorded])
         self._forest = ExtraTreesRegressor(
             n_estimators=200, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=seed
         ).fit(inputs, measured)
@@ -72,19 +72,9 @@ class Landscape:
         candidates = np.random.default_rng(seed).random((20_000, inputs.shape[1]))
         self.best = float(self._forest.predict(np.vstack([inputs, candidates]))[:, -1].max())
 
-    def _unit(self, point: Point) -> list[float]:
-        """Coordinates in [0, 1], logarithmic where the range is."""
-        found = []
-        for name, parameter in self.space.parameters.items():
-            low, high, value = parameter.low, parameter.high, float(point[name])
-            if parameter.log:
-                low, high, value = np.log([low, high, value]).tolist()
-            found.append((value - low) / (high - low))
-        return found
-
     def curve(self, point: Point) -> tuple[list[float], float]:
         """(noisy value after each epoch, true final value) of a configuration."""
-        unit = self._unit(point)
+        unit = self.space.unit(point)
         digest = hashlib.sha256(np.round(unit, 9).tobytes()).digest()
         noise = self._residuals[int.from_bytes(digest[:8], "little") % len(self._residuals)]
         true = self._forest.predict([unit])[0]

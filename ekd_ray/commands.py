@@ -26,10 +26,17 @@ from ekd_ray.losses.objective import resolve_method
 from ekd_ray.pipeline import check_study, check_writable, open_run, run_study
 from ekd_ray.plan_text import run_plan, study_plan
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.study import RESULT, STUDY_FILE, Row, Study, mean_sd, milestone_epochs
+from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.study import RESULT, STUDY_FILE, Study, milestone_epochs
 from ekd_ray.scale.cluster import connected, local_cpus
 from ekd_ray.scale.space import check_space, first_points
-from ekd_ray.terminal import Terminal, difference_lines, leaderboard_table, winner_settings
+from ekd_ray.terminal import (
+    Terminal,
+    difference_lines,
+    front_table,
+    leaderboard_table,
+    winner_settings,
+)
 from ekd_ray.warm_start import warm_started
 
 RUNS = Path("runs")
@@ -129,6 +136,8 @@ def _run(
 def _print_study(study: Study, bundle: Bundle) -> None:
     board, config = study.leaderboard(), study.config
     console = Console(highlight=False, soft_wrap=True)
+    if config.objectives:
+        console.print(front_table(study.pareto(), config))
     console.print(leaderboard_table(board, config))
     console.print(winner_settings(board, config), markup=False)
     for row in board:

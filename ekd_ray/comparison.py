@@ -9,7 +9,8 @@ from rich import box
 from rich.table import Table
 
 from ekd_ray.files import write_json, write_text
-from ekd_ray.results.study import Study, mean_sd
+from ekd_ray.results.leaderboard import mean_sd
+from ekd_ray.results.study import Study
 
 COMPARISON = "comparison"
 # Rows that every study of a pair has in common, in the order of the table.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ekd_ray.errors import UserError
+from ekd_ray.objectives import COSTS, DIRECTIONS, METRICS, Constraint
 from ekd_ray.settings import Settings, json_schema, load_yaml, parse_yaml, setting
 
 __all__ = ["DistillConfig", "StudyConfig", "json_schema", "load_yaml", "parse_yaml"]
@@ -171,23 +172,43 @@ class StudyConfig(Settings):
         None, "start no trial so many hours after the search (or its continuation) began",
         above=0, identity=False,
     )  # fmt: skip
-    metric: str = setting(
-        "val_top1", "objective on the validation split", choices=("val_top1", "val_nll", "val_ece")
+    budget_gpu_hours: float | None = setting(
+        None, "start no trial once all together have trained so many GPU-hours", above=0,
+        identity=False,
+    )  # fmt: skip
+    stop_below: float | None = setting(
+        None, "start no trial once none can be expected to improve the metric by more than this",
+        above=0, identity=False,
+    )  # fmt: skip
+    metric: str = setting("val_top1", "objective on the validation split", choices=METRICS)
+    objectives: tuple[str, ...] = setting(
+        (), "further objectives: the search looks for the Pareto front", choices=tuple(DIRECTIONS)
     )
+    constraints: tuple[str, ...] = setting((), "bounds to keep, such as val_ece<=0.05")
     sampler: str = setting("tpe", "Optuna sampler", choices=SAMPLERS)
-    scheduler: str = setting("asha", "early stopping of trials", choices=SCHEDULERS)
+    scheduler: str = setting(
+        "auto", "early stopping of trials (auto: asha, or none with several objectives)",
+        choices=("auto", *SCHEDULERS),
+    )  # fmt: skip
     grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
     reduction_factor: int = setting(3, "ASHA keeps 1 / reduction_factor at each rung", low=2)
     seed: int = setting(0, "seed of the sampler", low=0)
 
     confirm_top_k: int = setting(3, "finalists that are run over several seeds", low=1)
     confirm_seeds: int = setting(3, "seeds per finalist and baseline", low=1)
+    confirm_elimination: bool = setting(
+        True, "give no further seeds to a finalist that is clearly worse than the best"
+    )
 
     teacher_fill: str = setting(
         "eager", "when the teacher cache is filled: before the trials (eager) or by them (lazy)",
         choices=("eager", "lazy"), identity=False,
     )  # fmt: skip
 
+    optuna_storage: str | None = setting(
+        None, "database URL of the Optuna study (a journal file in the study's folder)",
+        identity=False,
+    )  # fmt: skip
     data_root: str | None = setting(None, "folder of the data sets", identity=False)
     max_concurrent: int | None = setting(
         None, "trials at once (as many as fit)", low=1, identity=False
@@ -198,10 +219,47 @@ class StudyConfig(Settings):
         0.0, "GPUs per worker; a fraction shares one", low=0, identity=False
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheduler == "auto":
+            object.__setattr__(self, "scheduler", "none" if self.objectives else "asha")
+        if len({*self.objectives, self.metric}) <= len(self.objectives):
+            raise UserError(
+                f"objectives must differ from metric ({self.metric}) and from each other, "
+                f"got {list(self.objectives)}."
+            )
+        for text in self.constraints:
+            Constraint.parse(text)
+
     @property
     def mode(self) -> str:
         """`max` for accuracies, `min` for losses and calibration errors."""
-        return "max" if self.metric == "val_top1" else "min"
+        return DIRECTIONS[self.metric]
+
+    @property
+    def all_objectives(self) -> tuple[str, ...]:
+        """The metric, then the further objectives."""
+        return (self.metric, *self.objectives)
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """`max` or `min` for each of `all_objectives`."""
+        return tuple(DIRECTIONS[name] for name in self.all_objectives)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The objectives, then what else is bounded."""
+        return tuple(dict.fromkeys([*self.all_objectives, *(b.metric for b in self.bounds)]))
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """What is to be known of a student besides its metrics."""
+        return tuple(name for name in self.watched if name in COSTS)
+
+    @property
+    def bounds(self) -> tuple[Constraint, ...]:
+        """The constraints, parsed."""
+        return tuple(Constraint.parse(text) for text in self.constraints)
 
     @property
     def grace(self) -> int:

@@ -149,6 +149,27 @@ def _search_flags(made: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--budget-hours", type=float, metavar="X", help="start no trial after X hours of search"
     )
+    search.add_argument(
+        "--budget-gpu-hours", type=float, metavar="X", help="the same, in GPU-hours of all trials"
+    )
+    search.add_argument(
+        "--objective",
+        action="append",
+        metavar="NAME",
+        help="optimise this too (val_ece, val_nll, val_aurc, parameters, flops, latency_ms, ...): "
+        "a Pareto front; repeatable",
+    )
+    search.add_argument(
+        "--constraint",
+        action="append",
+        metavar="BOUND",
+        help="keep a bound, such as 'val_ece<=0.05'; repeatable",
+    )
+    search.add_argument(
+        "--optuna-storage",
+        metavar="URL",
+        help="keep Optuna's records in a database; ${NAME} stands for an environment variable",
+    )
     search.add_argument("--seeds", type=int, help="seeds per finalist and baseline")
     search.add_argument("--top-k", type=int, help="finalists that are confirmed")
     search.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once")

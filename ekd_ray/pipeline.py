@@ -26,12 +26,14 @@ from ekd_ray.files import write_text
 from ekd_ray.losses.objective import method_of, resolve_method, with_method
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
+from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import check_fits, connected, local_cpus
 from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
 from ekd_ray.scale.space import check_space
+from ekd_ray.scale.storage import check_storage
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 LEAST_FREE_BYTES = 200 * 2**20
@@ -47,8 +49,12 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         is still to be trained has no hash yet.
     """
     check_sampler(config, check_space(config))
+    check_budget(config)
     check_fits(config)
+    check_storage(config)
     base = config.distill
+    if "val_ood_auroc" in config.watched and base.ood_dataset is None:
+        raise UserError("val_ood_auroc needs a second data set: give --ood-dataset NAME.")
     check_dataset(base.dataset, data_root=config.data_root, download=download)
     if base.validation_fraction == 0:
         raise UserError("validation_fraction must be > 0 in a study: the search needs the split.")

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
+from ekd_ray.engine.cost import model_cost
 from ekd_ray.engine.plan import split_sizes, student_size
 from ekd_ray.engine.teacher import table_bytes, uses_cache
 from ekd_ray.engine.teacher_cache import tables_dir
 from ekd_ray.engine.train_teacher import teacher_config
 from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
-from ekd_ray.models import build_model
 from ekd_ray.results.study import milestone_epochs
 from ekd_ray.scale.cluster import fits, local_cpus
 from ekd_ray.scale.confirm import baselines
@@ -26,16 +25,6 @@ from ekd_ray.scale.space import Space, first_points
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9
 GPU_FLOPS = 2e13
-
-
-def model_cost(name: str, num_classes: int, image_size: int) -> tuple[int, int]:
-    """(parameters, forward FLOPs per image) of a model, counted without computing."""
-    with torch.device("meta"):
-        model = build_model(name, num_classes).eval()
-        image = torch.empty(1, 3, image_size, image_size)
-    with FlopCounterMode(display=False) as counter:
-        model(image)
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
 
 
 def images_per_epoch(config: DistillConfig, data_root: str | None) -> int:
@@ -99,7 +88,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         *_setup(base, config.data_root),
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
-        f"search     {config.trials} trials by {config.metric} on the validation split; "
+        f"search     {config.trials} trials by {_aims(config)} on the validation split; "
         f"sampler {config.sampler}; {len(first_points(config))} first point(s){_budget(config)}",
         f"stopping   {stopping}",
         f"confirm    best {config.confirm_top_k} over {config.confirm_seeds} seed(s); then the "
@@ -114,9 +103,22 @@ def study_plan(config: StudyConfig, out: Path) -> str:
 
 
 def _budget(config: StudyConfig) -> str:
-    limits = {"epochs in all": config.budget_epochs, "hours": config.budget_hours}
-    given = [f"{limit:g} {unit}" for unit, limit in limits.items() if limit is not None]
-    return f"; no new one after {' or '.join(given)}" if given else ""
+    limits = {
+        "epochs in all": config.budget_epochs,
+        "hours": config.budget_hours,
+        "GPU-hours in all": config.budget_gpu_hours,
+    }
+    given = [f"after {limit:g} {unit}" for unit, limit in limits.items() if limit is not None]
+    if config.stop_below is not None:
+        given.append(f"once no gain above {config.stop_below:g} is expected")
+    return f"; no new one {' or '.join(given)}" if given else ""
+
+
+def _aims(config: StudyConfig) -> str:
+    """`val_top1`, `val_top1 and parameters (Pareto front)`, `val_top1 with val_ece<=0.05`."""
+    text = " and ".join(config.all_objectives)
+    text += " (Pareto front)" if config.objectives else ""
+    return text + (f" with {', '.join(config.constraints)}" if config.constraints else "")
 
 
 def _setup(config: DistillConfig, data_root: str | None) -> list[str]:

@@ -15,8 +15,10 @@ from rich.text import Text
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.losses.objective import METHOD_SETTINGS, METHODS
+from ekd_ray.objectives import COSTS, total_violation
+from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import Paired
-from ekd_ray.results.study import Row, mean_sd
+from ekd_ray.results.study import TrialRecord
 
 LIVE_ROWS = 16
 
@@ -173,6 +175,8 @@ _STYLES = {"stopped early": "dim", "failed": "red"}
 
 
 def _value(name: str, value: float) -> str:
+    if name in ("parameters", "flops"):
+        return f"{value:,.0f}"
     return f"{value:.2%}" if name.endswith(("top1", "top5")) else f"{value:.4f}"
 
 
@@ -198,8 +202,10 @@ def _duration(seconds: float) -> str:
 
 
 def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
-    """The closing table: the winner, the baselines, the other finalists."""
-    percent = config.metric == "val_top1"
+    """The closing table: the winner, the baselines, the other finalists.
+
+    One column for each objective and bounded metric, then the test split's.
+    """
     seeds = max((len(row.test) for row in board), default=0)
     table = Table(
         title=f"leaderboard: mean ± sd over {seeds} seed(s), gap to the winner",
@@ -207,16 +213,20 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     )
     table.box, table.pad_edge = box.SIMPLE_HEAD, False
     table.add_column("configuration", no_wrap=True)
-    metric = f"{config.metric} %" if percent else config.metric
-    for name in (metric, "test_top1 %", "gap", "test_nll", "test_ece"):
+    names = [f"{name} %" if name == "val_top1" else name for name in config.watched]
+    for name in (*names, "test_top1 %", "gap", "test_nll", "test_ece"):
         table.add_column(name, justify="right", no_wrap=True)
     top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0
+    longest = max((len(row.val) for row in board), default=0)
     for row in board:
         difference = f"{100 * (mean_sd(row.test)[0] - top):+.2f}" if row.test else ""
+        # A finalist that was clearly worse was given fewer seeds.
+        fewer = f" (n={len(row.val)})" if 0 < len(row.val) < longest else ""
         table.add_row(
             f"{row.name} (winner)" if row.winner else _LABELS.get(row.name, row.name),
-            _spread(row.val, percent=percent),
-            _spread(row.test, percent=True) if not row.failed else "failed",
+            _spread(row.val, config.metric) + fewer,
+            *(_spread(row.figures(name), name) for name in config.watched[1:]),
+            _spread(row.test, "test_top1") if not row.failed else "failed",
             difference if not row.winner else "",
             _mean([m["test_nll"] for m in row.test_metrics]),
             _mean([m["test_ece"] for m in row.test_metrics]),
@@ -225,9 +235,29 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     return table
 
 
+def front_table(front: list[TrialRecord], config: StudyConfig) -> Table:
+    """The Pareto front of the search: its trials, one column per objective."""
+    table = Table(title="Pareto front of the search", title_justify="left")
+    table.box, table.pad_edge = box.SIMPLE_HEAD, False
+    table.add_column("trial", justify="right")
+    for name in config.watched:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("settings")
+    for record in front:
+        figures = [_value(name, record.last[name]) for name in config.watched]
+        table.add_row(str(record.number), *figures, _assignments(record.config, config.space or {}))
+    return table
+
+
 def winner_settings(board: list[Row], config: StudyConfig) -> str:
-    """The winner's searched settings, one line."""
-    return f"winner: {_assignments(board[0].config.to_dict(), config.space or {})}"
+    """The winner's searched settings, one line; a second one if it breaks a constraint."""
+    text = f"winner: {_assignments(board[0].config.to_dict(), config.space or {})}"
+    if total_violation(config.bounds, board[0].means()) > 0:
+        text += (
+            f"\nno finalist keeps {', '.join(config.constraints)} in the mean over its seeds: "
+            "the winner is the nearest"
+        )
+    return text
 
 
 def difference_lines(differences: Mapping[str, Paired]) -> list[str]:
@@ -255,12 +285,14 @@ def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:
 _LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' values"}
 
 
-def _spread(values: Iterable[float], *, percent: bool = False) -> str:
+def _spread(values: Iterable[float], name: str) -> str:
     values = list(values)
     if not values:
         return ""
+    if name in COSTS:
+        return _value(name, values[0])
     mean, deviation, _ = mean_sd(values)
-    if percent:
+    if name.endswith("top1"):
         return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
     return f"{mean:.3f} ± {deviation:.3f}"
 

@@ -90,7 +90,9 @@ def test_out_of_bounds_is_refused_by_class_and_schema(cls, field, bound, illegal
 @pytest.mark.parametrize(("cls", "field"), CHOICES, ids=case_id)
 def test_choices(cls, field):
     for choice in field.metadata["choices"]:
-        cls(**{field.name: wrap(cls, field, choice)})
+        # A further objective cannot be the metric.
+        other = {"metric": "val_nll"} if (field.name, choice) == ("objectives", "val_top1") else {}
+        cls(**{field.name: wrap(cls, field, choice)}, **other)
         assert valid_for_schema(cls, {field.name: wrap(cls, field, choice)})
     with pytest.raises(UserError, match=f"{field.name} must be one of .*'no-such'"):
         cls(**{field.name: wrap(cls, field, "no-such")})
@@ -202,7 +204,9 @@ def legal(cls, field):
     kind, optional = hint_of(cls, field)
     limits, item = field.metadata, item_type(cls, field)
     low = limits["above"] if limits["low"] is None else limits["low"]
-    if limits["choices"]:
+    if field.name == "constraints":
+        values = st.sampled_from(["val_ece<=0.05", "parameters<=300000"])
+    elif limits["choices"]:
         values = st.sampled_from(limits["choices"])
     elif item is bool:
         values = st.booleans()
@@ -224,6 +228,9 @@ def legal(cls, field):
 def build(cls, values):
     if cls is DistillConfig:
         values["lr_min"] = min(values["lr_min"], values["lr"])
+    else:
+        metric = values.get("metric", "val_top1")
+        values["objectives"] = [n for n in values.get("objectives", ()) if n != metric]
     return cls(**values)
 
 

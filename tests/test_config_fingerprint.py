@@ -26,12 +26,18 @@ def test_fingerprint_is_frozen():
     assert Toy(size=3, place="/x").fingerprint() == "010338fb79a1e0c8"
 
 
+# Further objectives must not repeat the metric; a constraint has a form of its own.
+SPECIAL = {"objectives": ["val_ece"], "constraints": ["val_ece<=0.05"], "scheduler": "median"}
+
+
 def another(cls, field):
     """A legal value that is not the default."""
     kind, _ = hint_of(cls, field)
     limits = field.metadata
     if field.name == "distill":
         return DistillConfig(seed=1)
+    if field.name in SPECIAL:
+        return SPECIAL[field.name]
     if kind is tuple:
         return [*limits["choices"][:1]] if limits["choices"] else [{"lr": 1}, {"lr": 2}]
     if limits["choices"]:
@@ -53,7 +59,8 @@ def other_value(cls, field):
 PLACES = {
     DistillConfig: {"teacher_weights", "teacher_cache"},
     StudyConfig: {
-        *("trials", "budget_epochs", "budget_hours", "data_root", "teacher_fill"),
+        *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours", "stop_below"),
+        *("data_root", "teacher_fill", "optuna_storage"),
         *("max_concurrent", "cpus_per_trial", "gpus_per_trial"),
     },
 }

@@ -15,7 +15,7 @@ ROOT = LIBRARY.parent
 MODULES = sorted(LIBRARY.rglob("*.py"))
 LAUNCHERS = sorted((ROOT / "launchers").glob("*.py"))
 
-BASE = {"config", "settings", "errors", "files", "__version__"}
+BASE = {"config", "objectives", "settings", "errors", "files", "__version__"}
 # Room -> the rooms and modules of the library that it may import besides itself.
 FLOORS = {
     "models": {"errors", "files"},
@@ -23,11 +23,14 @@ FLOORS = {
     "data": BASE,
     "engine": BASE | {"losses", "data", "models"},
     "results": BASE | {"losses", "data", "models", "engine"},
-    "scale": BASE | {"losses", "data", "models", "engine", "results.study"},
+    "scale": BASE
+    | {"losses", "data", "models", "engine"}
+    | {"results.study", "results.leaderboard", "results.paired"},
     "errors": set(),
     "files": {"errors"},
     "settings": {"errors"},
-    "config": {"errors", "settings"},
+    "objectives": {"errors"},
+    "config": {"errors", "objectives", "settings"},
     "recipes": BASE | {"losses"},
 }
 HEAVY = {"torch", "torchvision", "ray", "optuna", "sklearn", "pyarrow", "tensorboard"}

@@ -3,8 +3,9 @@
 import pytest
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.engine.cost import model_cost
 from ekd_ray.engine.plan import resolve
-from ekd_ray.plan_text import model_cost, run_flops
+from ekd_ray.plan_text import run_flops
 
 # resnet8 on 32 x 32: multiply-adds of its convolutions and of its linear layer, times two.
 STAGES = [(16, 16, 32), (16, 32, 16), (32, 64, 8)]

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.results.leaderboard import Row
 from ekd_ray.results.paired import Paired
-from ekd_ray.results.study import Row
 from ekd_ray.terminal import Terminal, difference_lines, leaderboard_table, winner_settings
 
 CONFIG = StudyConfig(space={"kd_weight": {"low": 1, "high": 9}})

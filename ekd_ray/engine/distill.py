@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ def distill(
     threads: int | None = None,
     checkpoint_seconds: float = 30.0,
     checkpoint_steps: int | None = None,
+    constants: Mapping[str, float] | None = None,
 ) -> RunResult:
     """Train one student (or, with a method that has no teacher, one network).
 
@@ -140,6 +141,7 @@ def distill(
         threads: CPU threads; part of what bitwise reproduction needs.
         checkpoint_seconds: least time between two checkpoints at epoch ends.
         checkpoint_steps: also checkpoint every so many steps, inside the epoch.
+        constants: figures that every row is to carry, such as the student's costs.
 
     Raises:
         UserError: bad configuration, data or checkpoint. Diverged: NaN or infinity.
@@ -165,6 +167,7 @@ def distill(
                     if checkpoint and checkpoint_steps and run.step % checkpoint_steps == 0:
                         _save(run, checkpoint)
             row = _epoch_row(run)
+            row |= constants or {}
             row["seconds"] = time.monotonic() - epoch_started
             run.history.append(row)
             run.epoch, run.step = run.epoch + 1, 0

@@ -1,6 +1,7 @@
 """Reads finished or running studies, and writes and checks their winners."""
 
 from ekd_ray.results.bundle import Bundle, Verification, export_bundle
-from ekd_ray.results.study import Row, Study, TrialRecord
+from ekd_ray.results.leaderboard import Row
+from ekd_ray.results.study import Study, TrialRecord
 
 __all__ = ["Bundle", "Row", "Study", "TrialRecord", "Verification", "export_bundle"]

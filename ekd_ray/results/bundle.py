@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ekd_ray import __version__
-from ekd_ray.config import DistillConfig
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import dataset_info, load_dataset
 from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.final import WEIGHTS
@@ -25,7 +25,8 @@ from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file, write_json, write_text
 from ekd_ray.models import build_model, load_weights, read_metadata
-from ekd_ray.results.study import RESULT, Row, Study, mean_sd
+from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.study import RESULT, Study, TrialRecord
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST"
@@ -219,15 +220,26 @@ def _metrics(
         "class_names": list(arrays.class_names),
         "seeds": [row["seed"] for row in final],
         "model": {k: v for k, v in result["metrics"].items() if k.startswith(("test_", "train_"))},
-        "leaderboard": [_board_entry(row) for row in board],
+        "leaderboard": [_board_entry(row, study.config) for row in board],
+        # Search scores: of one seed each, on the validation split.
+        "pareto_front": [
+            _front_entry(record, study.config)
+            for record in (study.pareto() if study.config.objectives else ())
+        ],
         # The winner's test top-1 minus each baseline's.
         "differences": {name: asdict(found) for name, found in study.differences().items()},
     }
 
 
-def _board_entry(row: Row) -> dict[str, Any]:
+def _front_entry(record: TrialRecord, config: StudyConfig) -> dict[str, Any]:
+    figures = {name: record.last[name] for name in config.watched}
+    return {"trial": record.number, **figures, "params": record.params}
+
+
+def _board_entry(row: Row, config: StudyConfig) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": row.name, "winner": row.winner}
-    for name, values in (("val", row.val), ("test_top1", row.test)):
+    further = [(name, row.figures(name)) for name in config.watched if name != config.metric]
+    for name, values in (("val", row.val), *further, ("test_top1", row.test)):
         if values:
             mean, deviation, count = mean_sd(values)
             entry[name] = {"mean": mean, "sd": deviation, "n": count, "values": list(values)}

@@ -1,11 +1,12 @@
-"""The difference between two configurations that ran under the same seeds."""
+"""Differences between configurations that ran under the same seeds."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
@@ -42,3 +43,36 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
         return Paired(mean=mean, low=None, high=None, n=n)
     reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * statistics.stdev(differences) / n**0.5
     return Paired(mean=mean, low=mean - float(reach), high=mean + float(reach), n=n)
+
+
+def clearly_worse(scores: Mapping[str, Sequence[float]]) -> set[str]:
+    """Those whose mean lies below the best one's by more than the seeds explain.
+
+    What a seed adds to all configurations alike is taken out (a two-way table without
+    interaction); what is left gives one standard deviation for all, from
+    (configurations - 1) x (seeds - 1) degrees of freedom. A configuration is clearly worse
+    if the one-sided 95 % bound of its paired difference to the best is below zero.
+
+    Args:
+        scores: by configuration, its values under the same seeds; larger is better.
+
+    Raises:
+        ValueError: different numbers of values.
+    """
+    if len(scores) < 2:
+        return set()
+    table = np.array(list(scores.values()), dtype=float)
+    if table.ndim != 2:
+        raise ValueError("need as many values of every configuration")
+    count, seeds = table.shape
+    freedom = (count - 1) * (seeds - 1)
+    if freedom < 1:
+        return set()
+    means = table.mean(axis=1)
+    residuals = table - means[:, None] - table.mean(axis=0) + table.mean()
+    deviation = float(np.sqrt((residuals**2).sum() / freedom))
+    # A split of a few hundred images often gives equal scores: no spread is no evidence.
+    if deviation <= 1e-12 * max(1.0, float(np.abs(table).max())):
+        return set()
+    reach = stats.t.ppf(LEVEL, freedom) * deviation * np.sqrt(2 / seeds)
+    return {name for name, mean in zip(scores, means, strict=True) if means.max() - mean > reach}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +14,8 @@ from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, write_json, write_text
+from ekd_ray.objectives import along, pareto_front, total_violation, violations
+from ekd_ray.results.leaderboard import Row, leaderboard_rows, ordered
 from ekd_ray.results.paired import Paired, paired_difference
 
 FORMAT_VERSION = 1
@@ -82,9 +82,14 @@ class TrialRecord:
         write_json(folder / RESULT, asdict(record))
         return record
 
+    @property
+    def last(self) -> dict[str, Any]:
+        """The row of the last epoch that ended; empty before the first."""
+        return self.history[-1] if self.history else {}
+
     def value(self, metric: str) -> float | None:
         """The metric after the last epoch, or None if no epoch ended."""
-        return self.history[-1].get(metric) if self.history else None
+        return self.last.get(metric)
 
     @property
     def seconds(self) -> float:
@@ -98,30 +103,6 @@ def failure_reason(folder: Path) -> str:
     if path.exists():
         return json.loads(path.read_text())["reason"]
     return "the trial's process died (killed, or out of memory)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the leaderboard: a configuration and its confirmed figures.
-
-    `val` and `test` hold the values over seeds; empty where that stage did not run it.
-    `failed` is the reason if a run of it failed.
-    """
-
-    name: str
-    config: DistillConfig
-    val: tuple[float, ...] = ()
-    test: tuple[float, ...] = ()
-    test_metrics: tuple[dict[str, float], ...] = ()
-    winner: bool = False
-    failed: str | None = None
-
-
-def mean_sd(values: Iterable[float]) -> tuple[float, float, int]:
-    """Mean, sample standard deviation (0 for one value) and n."""
-    values = list(values)
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return statistics.fmean(values), deviation, len(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,16 +143,43 @@ class Study:
         return sorted((r for r in records if r is not None), key=lambda r: r.number)
 
     def ranked(self) -> list[TrialRecord]:
-        """Complete trials, best first by the study's metric on the validation split."""
+        """Complete trials, best first by the study's metric on the validation split.
+
+        Those that break a constraint come after all that keep them, the nearest first.
+        """
         metric, sign = self.config.metric, -1 if self.config.mode == "max" else 1
         complete = [record for record in self.records() if record.status == "complete"]
         worst = float("inf")
 
-        def key(record: TrialRecord) -> tuple[float, int]:
+        def key(record: TrialRecord) -> tuple[float, float, int]:
             value = record.value(metric)
-            return (worst if value is None else sign * value, record.number)
+            broken = total_violation(self.config.bounds, record.last)
+            return broken, worst if value is None else sign * value, record.number
 
         return sorted(complete, key=key)
+
+    def feasible(self) -> list[TrialRecord]:
+        """Those of `ranked` that keep all constraints."""
+        bounds = self.config.bounds
+        return [r for r in self.ranked() if all(v <= 0 for v in violations(bounds, r.last))]
+
+    def pareto(self) -> list[TrialRecord]:
+        """The Pareto front over the study's objectives, best by its metric first.
+
+        Complete trials that keep the constraints and that none of the others is at least as
+        good as in every objective and better in one. With one objective: the best trials.
+        """
+        records = self.feasible()
+        front = pareto_front([r.last for r in records], self.config.all_objectives)
+        return [records[index] for index in front]
+
+    def finalists(self) -> list[TrialRecord]:
+        """The trials that are to be confirmed: the best, or evenly along the Pareto front."""
+        records, count = self.feasible(), self.config.confirm_top_k
+        if not self.config.objectives:
+            return records[:count]
+        front = self.pareto()
+        return [front[index] for index in along(range(len(front)), count)]
 
     def trials(self) -> pa.Table:
         """One row per ended trial: number, status, reason, epochs, seconds, last metrics,
@@ -207,19 +215,7 @@ class Study:
         table = self.confirmed()
         if table is None:
             return []
-        rows = _leaderboard_rows(table.to_pylist(), self.config.metric)
-        sign = -1 if self.config.mode == "max" else 1
-        finalists = [row for row in rows if row.val]
-        best = min(finalists, key=lambda r: sign * mean_sd(r.val)[0]).name if finalists else None
-        rows = [replace(row, winner=row.name == best) for row in rows]
-        return sorted(
-            rows,
-            key=lambda r: (
-                not r.winner,
-                not r.test,
-                -mean_sd(r.test)[0] if r.test else sign * mean_sd(r.val or (0.0,))[0],
-            ),
-        )
+        return ordered(leaderboard_rows(table.to_pylist(), self.config), self.config)
 
     def differences(self) -> dict[str, Paired]:
         """The winner's test top-1 minus that of each baseline, paired over the final seeds.
@@ -252,26 +248,6 @@ class Study:
             config=DistillConfig.from_dict(top.config),
             val=() if value is None else (value,),
         )
-
-
-def _leaderboard_rows(runs: list[dict[str, Any]], metric: str) -> list[Row]:
-    rows: dict[str, Row] = {}
-    # A finalist that failed under one seed has no mean over the seeds, and cannot win.
-    out = {run["name"] for run in runs if run["stage"] == "select" and run.get("reason")}
-    for run in runs:
-        config = DistillConfig.from_dict(json.loads(run["config"]))
-        row = rows.setdefault(run["name"], Row(name=run["name"], config=config))
-        if run.get("reason"):
-            row = replace(row, failed=run["reason"])
-        elif run["stage"] == "select":
-            row = replace(row, val=() if run["name"] in out else (*row.val, run[metric]))
-        else:
-            found = {k: v for k, v in run.items() if k.startswith("test_") and v is not None}
-            row = replace(
-                row, test=(*row.test, run["test_top1"]), test_metrics=(*row.test_metrics, found)
-            )
-        rows[run["name"]] = row
-    return list(rows.values())
 
 
 def _trial_row(record: TrialRecord, history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The confirm stage: finalists over several seeds, then the winner and the baselines on
 all training data, with one reading of the test split.
 
-1. *select*: the best `confirm_top_k` trials run again over `confirm_seeds` fresh seeds on
-   the training split; the best mean validation score is the winner.
+1. *select*: the best `confirm_top_k` trials run again over up to `confirm_seeds` fresh seeds
+   on the training split; a finalist that is clearly worse than the best gets no further
+   ones. The best mean validation score is the winner.
 2. *final*: the winner and the baselines train on train + validation over the same seeds;
    each final model reads the test split once. No decision follows from it.
 """
@@ -28,13 +29,15 @@ from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.losses.objective import with_method
+from ekd_ray.objectives import COSTS
+from ekd_ray.results.leaderboard import leaderboard_rows, winner_of
+from ekd_ray.results.paired import clearly_worse
 from ekd_ray.results.study import (
     CONFIRMED,
     FAILURE,
     RESULT,
     Study,
     failure_reason,
-    mean_sd,
     write_parquet,
 )
 from ekd_ray.scale.fill import fill_cache
@@ -71,22 +74,51 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     seeds = [base.seed + 1 + index for index in range(config.confirm_seeds)]
     finalists = {
         f"trial {record.number}": DistillConfig.from_dict(record.config)
-        for record in study.ranked()[: config.confirm_top_k]
+        for record in study.finalists()
     }
-    select = _over_seeds("select", finalists, seeds)
     if not (run / CONFIRMED).exists():
         # The views of a sample do not depend on the split: those of all images serve both steps.
         fill_cache(config, base.replace(validation_fraction=0.0), seeds, observer)
-    _run_all(run, config, select, observer)
-    winner = _winner(run, config, select)
-    entries = {winner: finalists[winner], **baselines(config, base)}
+    select = _select(run, config, finalists, seeds, observer)
+    winner = _winner(run, config, select, seeds)
+    # Compared with others of its own architecture, where that was searched.
+    compared = base.replace(student=finalists[winner].student)
+    entries = {winner: finalists[winner], **baselines(config, compared)}
     everything = {
         name: resolve(entry.replace(validation_fraction=0.0), data_root=config.data_root)
         for name, entry in entries.items()
     }
     final = _over_seeds("final", everything, seeds)
     _run_all(run, config, final, observer)
-    write_parquet(run / CONFIRMED, _table(run, [*select, *final], seeds))
+    write_parquet(run / CONFIRMED, _table(_rows(run, [*select, *final], seeds)))
+
+
+def _select(
+    run: Path,
+    config: StudyConfig,
+    finalists: dict[str, DistillConfig],
+    seeds: list[int],
+    observer: Observer,
+) -> list[Run]:
+    """Run the finalists, seed by seed where some may be left out of the later ones."""
+    races = config.confirm_elimination and not (config.objectives or config.constraints)
+    # One seed shows no spread, so that nothing can be said after it.
+    rounds = [seeds[:2], *([seed] for seed in seeds[2:])] if races else [seeds]
+    done: list[Run] = []
+    for batch in rounds:
+        runs = _over_seeds("select", finalists, batch)
+        _run_all(run, config, runs, observer)
+        done += runs
+        rows = leaderboard_rows(_rows(run, done, seeds), config)
+        # What failed under a seed cannot win.
+        scores = {row.name: row.val for row in rows if row.name in finalists and not row.failed}
+        sign = 1 if config.mode == "max" else -1
+        out = clearly_worse({n: [sign * v for v in found] for n, found in scores.items()})
+        left = {name: finalists[name] for name in scores if name not in out}
+        if len(finalists) > 1 >= len(left):
+            break
+        finalists = left
+    return done
 
 
 def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConfig]:
@@ -155,6 +187,7 @@ def _run_all(study: Path, config: StudyConfig, runs: list[Run], observer: Observ
                 settings=item.config.to_dict(),
                 data_root=config.data_root,
                 threads=config.cpus_per_trial,
+                costs=config.costs,
             )
         )
     if jobs:
@@ -206,34 +239,27 @@ def confirm_job(job: Job, report: Report) -> None:
     forget_checkpoint(folder)
 
 
-def _winner(study: Path, config: StudyConfig, runs: list[Run]) -> str:
-    """The finalist with the best mean over its seeds, all of which it finished."""
-    scores: dict[str, list[float]] = {}
-    failed = {}
-    for item in runs:
-        result = _result(study, item)
-        if "reason" in result:
-            failed[item.name] = result["reason"]
-        else:
-            scores.setdefault(item.name, []).append(result["metrics"][config.metric])
-    means = {name: mean_sd(found)[0] for name, found in scores.items() if name not in failed}
-    if not means:
+def _winner(study: Path, config: StudyConfig, runs: list[Run], seeds: list[int]) -> str:
+    """The name of the finalist that has won."""
+    rows = leaderboard_rows(_rows(study, runs, seeds), config)
+    winner = winner_of(rows, config)
+    if winner is None:
+        failed = {row.name: row.failed for row in rows}
         raise UserError(f"every finalist of {study} failed under a fresh seed: {failed}.")
-    return (max if config.mode == "max" else min)(means, key=lambda name: means[name])
+    return winner.name
 
 
 def _result(study: Path, item: Run) -> dict[str, Any]:
     return json.loads((item.folder(study) / RESULT).read_text())
 
 
-def _shown(metrics: dict[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if k.startswith(("val_", "test_"))}
-
-
-def _table(study: Path, runs: list[Run], seeds: list[int]) -> pa.Table:
+def _rows(study: Path, runs: list[Run], seeds: list[int]) -> list[dict[str, Any]]:
+    """What `confirm.parquet` says of each run."""
     rows = []
     for item in runs:
         result = _result(study, item)
+        metrics = result.get("metrics", {})
+        shown = {k: v for k, v in metrics.items() if k.startswith(("val_", "test_")) or k in COSTS}
         rows.append(
             {
                 "stage": item.stage,
@@ -243,8 +269,12 @@ def _table(study: Path, runs: list[Run], seeds: list[int]) -> pa.Table:
                 "folder": str(item.folder(study).relative_to(study)),
                 "reason": result.get("reason"),
                 "seconds": result.get("seconds"),
-                **_shown(result.get("metrics", {})),
+                **shown,
             }
         )
+    return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
     names = list(dict.fromkeys(key for row in rows for key in row))
     return pa.Table.from_pylist([{key: row.get(key) for key in names} for row in rows])

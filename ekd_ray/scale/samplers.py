@@ -51,12 +51,14 @@ class SamplerKind:
     `full_length`: it learns only from trials that were not stopped early. `finite`: it
     enumerates, so that every parameter needs finitely many values. `sequence`: it draws a
     sequence whose position it keeps in the study, and must go on under the same seed.
+    `plain`: it knows one objective and no constraints.
     """
 
     make: Callable[[int, int], BaseSampler]
     full_length: bool = False
     finite: bool = False
     sequence: bool = False
+    plain: bool = False
 
 
 class _Grid(BruteForceSampler):
@@ -101,7 +103,7 @@ SAMPLERS: dict[str, SamplerKind] = {
         ),
         full_length=True,
     ),
-    "cmaes": SamplerKind(make=_cmaes),
+    "cmaes": SamplerKind(make=_cmaes, plain=True),
     "qmc": SamplerKind(
         make=lambda seed, trials: QMCSampler(
             seed=seed,
@@ -185,6 +187,16 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
             f"sampler {config.sampler} learns only from trials of full length, so "
             f"scheduler {config.scheduler} would hide most of them: set scheduler=none, or "
             f"choose {', '.join(name for name in SAMPLERS if not SAMPLERS[name].full_length)}."
+        )
+    if config.objectives and config.scheduler != "none":
+        raise UserError(
+            f"scheduler {config.scheduler} would stop trials by {config.metric} alone, which may "
+            f"be on the Pareto front by {', '.join(config.objectives)}: set scheduler=none."
+        )
+    if kind.plain and (config.objectives or config.constraints):
+        raise UserError(
+            f"sampler {config.sampler} knows one objective and no constraints: choose "
+            f"{', '.join(name for name in SAMPLERS if not SAMPLERS[name].plain)}."
         )
     if not kind.finite:
         return

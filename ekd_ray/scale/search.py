@@ -51,7 +51,15 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
     study.write_tables()
     if searcher.unfinished:
         raise KeyboardInterrupt
-    if not study.ranked():
+    if not study.feasible():
+        nearest = study.ranked()[:1]
+        if nearest:
+            figures = ", ".join(f"{b.metric} {nearest[0].value(b.metric)}" for b in config.bounds)
+            raise UserError(
+                f"no trial of {run} keeps {', '.join(config.constraints)}; the nearest is trial "
+                f"{nearest[0].number} with {figures}: loosen the constraints, or search longer "
+                "with --extend."
+            )
         reasons = {record.reason.rstrip(".") for record in study.records() if record.reason}
         raise UserError(
             f"no trial of {run} finished its {config.distill.epochs} epochs; "

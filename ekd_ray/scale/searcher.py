@@ -8,28 +8,25 @@ the truth of a study; Tune's own snapshots are not needed to resume.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import forget_checkpoint
 from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.results.study import JOURNAL, TrialRecord, trial_folder
-from ekd_ray.scale.samplers import make_sampler
-from ekd_ray.scale.space import Space, first_points, point_config, quiet
+from ekd_ray.results.study import TrialRecord, trial_folder
+from ekd_ray.scale.budget import Budget
+from ekd_ray.scale.space import Space, first_points, point_config
+from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import Job
 
-STUDY_NAME = "ekd_ray"
 REPEATS = 64  # points in a row that were tried before: then the space holds no new one
 _EXHAUSTED = "exhausted"
 _REPEATED = "repeats trial"
@@ -38,20 +35,6 @@ _STATES = {
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-
-
-def open_study(run: Path, config: StudyConfig) -> optuna.Study:
-    """The study's Optuna journal, created on first use."""
-    quiet()
-    storage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
-    study = optuna.create_study(
-        storage=storage,
-        study_name=STUDY_NAME,
-        direction="maximize" if config.mode == "max" else "minimize",
-        load_if_exists=True,
-    )
-    study.sampler = make_sampler(config, begun=len(study.get_trials(deepcopy=False)))
-    return study
 
 
 class OptunaSearcher(Searcher):
@@ -73,7 +56,7 @@ class OptunaSearcher(Searcher):
         self.base = base
         self.space = Space(config.space)
         self.study = open_study(run, config)
-        self._began = time.monotonic()
+        self._budget = Budget(config, self.space)
         self._running: dict[str, Trial] = {}
         self._records: dict[str, TrialRecord] = {}
         self._interrupted: deque[FrozenTrial] = deque()
@@ -83,6 +66,8 @@ class OptunaSearcher(Searcher):
         self._settle()
 
     def _settle(self) -> None:
+        for frozen in self.study.get_trials(deepcopy=False):
+            self._budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
             record = TrialRecord.read(trial_folder(self.run, frozen.number))
             if record is not None:
@@ -95,17 +80,8 @@ class OptunaSearcher(Searcher):
         """Trials that this run still has to start: interrupted ones and new ones."""
         known = self._own_trials()
         begun = sum(trial.state != TrialState.WAITING for trial in known)
-        over = _EXHAUSTED in self.study.user_attrs or self._spent(known)
+        over = _EXHAUSTED in self.study.user_attrs or self._budget.spent(known)
         return len(self._interrupted) + (0 if over else max(0, self.config.trials - begun))
-
-    def _spent(self, known: list[FrozenTrial]) -> bool:
-        """Whether the budget of epochs or of hours is used up."""
-        epochs, hours = self.config.budget_epochs, self.config.budget_hours
-        if hours is not None and time.monotonic() - self._began >= 3600 * hours:
-            return True
-        if epochs is None:
-            return False
-        return sum(max(trial.intermediate_values, default=0) for trial in known) >= epochs
 
     def _own_trials(self) -> list[FrozenTrial]:
         """All trials but those that repeat another one's point."""
@@ -148,6 +124,7 @@ class OptunaSearcher(Searcher):
             settings=config.to_dict(),
             data_root=self.config.data_root,
             threads=self.config.cpus_per_trial,
+            costs=self.config.costs,
         ).as_config()
 
     def _ask(self) -> tuple[Trial, dict[str, Any]] | None:
@@ -174,10 +151,12 @@ class OptunaSearcher(Searcher):
         trial.set_user_attr(_REPEATED, first.number)
         for epoch, reported in first.intermediate_values.items():
             trial.report(reported, epoch)
+        for name, violation in first.constraints.items():
+            trial.set_constraint(name, violation)
         # Of one that still runs nothing is known but what it has reported.
         state = TrialState.PRUNED if first.state == TrialState.RUNNING else first.state
-        value = first.value if state == TrialState.COMPLETE else None
-        self.study.tell(trial.number, value, state=state)
+        values = first.values if state == TrialState.COMPLETE else None
+        self.study.tell(trial.number, values, state=state)
 
     def _refuse(self, trial_id: str, trial: Trial, reason: str) -> dict[str, Any] | str | None:
         """A point that is no legal configuration counts as a failed trial; ask for another."""
@@ -189,9 +168,12 @@ class OptunaSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._running.get(trial_id)
         if trial is not None and self.metric in result:
+            self._budget.add(trial.number, result)
             self._report(trial, result)
 
     def _report(self, trial: Trial, row: dict[str, Any]) -> None:
+        if self.config.objectives:  # Optuna keeps the epochs of one objective only
+            return
         with warnings.catch_warnings():
             # A continued trial repeats the epochs after its checkpoint.
             warnings.simplefilter("ignore", UserWarning)
@@ -211,16 +193,24 @@ class OptunaSearcher(Searcher):
 
     def _tell(self, number: int, record: TrialRecord) -> None:
         state = _STATES[record.status]
-        value = record.value(self.metric) if state == TrialState.COMPLETE else None
         stored = self.study.get_trials(deepcopy=False)[number]
         trial = Trial(self.study, stored._trial_id)
+        self._budget.record(number, record.history)
         for row in record.history:
             # Tune keeps the epoch at which a trial stops to itself.
             if row["epoch"] not in stored.intermediate_values and self.metric in row:
                 self._report(trial, row)
         if record.reason:
             trial.set_user_attr("reason", record.reason)
-        self.study.tell(number, value, state=state)
+        values = None
+        if state == TrialState.COMPLETE:
+            values = [record.last[name] for name in self.config.all_objectives]
+        if state != TrialState.FAIL:
+            for bound in self.config.bounds:
+                # Killed between this and the next line, it is there already.
+                if bound.text not in stored.constraints:
+                    trial.set_constraint(bound.text, bound.violation(record.last))
+        self.study.tell(number, values, state=state)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal holds everything."""

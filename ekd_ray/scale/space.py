@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,15 @@ class Parameter:
             return None
         return int((self.high - self.low) / (self.step or 1) + 1e-9) + 1
 
+    def place(self, value: float) -> float:
+        """Where a number lies between `low` (0) and `high` (1), by its logarithm if `log`."""
+        low, high, at = float(self.low), float(self.high), float(value)
+        if low == high:
+            return 0.5
+        if self.log:
+            low, high, at = math.log(low), math.log(high), math.log(at)
+        return (at - low) / (high - low)
+
     def applies(self, values: Mapping[str, Any]) -> bool:
         """Whether its condition holds for the values chosen so far."""
         return all(values.get(name) in legal for name, legal in self.when.items())
@@ -102,6 +112,18 @@ class Space:
             if parameter.applies(values):
                 values[name] = parameter.suggest(trial)
         return values
+
+    def unit(self, point: Mapping[str, Any]) -> list[float]:
+        """Coordinates of a point in [0, 1]: numbers along their (logarithmic) range, a choice
+        as one coordinate per value, parameters that the point lacks in the middle."""
+        found: list[float] = []
+        for name, parameter in self.parameters.items():
+            value = point.get(name)
+            if parameter.choices is not None:
+                found += [float(value == choice) for choice in parameter.choices]
+            else:
+                found.append(0.5 if value is None else parameter.place(value))
+        return found
 
     def sample(self, count: int, *, seed: int) -> list[dict[str, Any]]:
         """So many points drawn at random."""

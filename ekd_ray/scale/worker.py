@@ -11,6 +11,7 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
+from ekd_ray.engine.cost import student_costs
 from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
@@ -23,7 +24,8 @@ Report = Callable[[dict[str, Any]], None]
 class Job:
     """One run to do: a resolved configuration, where its files go and what it may use.
 
-    `name` is what progress shows; `number` the trial's number in the study.
+    `name` is what progress shows; `number` the trial's number in the study; `costs` names
+    what is to be known of the student besides its metrics.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Job:
     settings: dict[str, Any]
     data_root: str | None
     threads: int
+    costs: tuple[str, ...] = ()
 
     def as_config(self) -> dict[str, Any]:
         """The plain mapping that Ray carries as the trial's config."""
@@ -51,12 +54,15 @@ def run_job(job: Job, report: Report) -> RunResult | None:
     """
     folder = Path(job.folder)
     try:
+        config = DistillConfig.from_dict(job.settings)
+        torch.set_num_threads(job.threads)
         return distill(
-            DistillConfig.from_dict(job.settings),
+            config,
             data_root=job.data_root,
             out=folder,
             on_epoch=report,
             threads=job.threads,
+            constants=student_costs(config, job.costs),
         )
     except (Diverged, UserError) as error:
         if ranks.is_first():

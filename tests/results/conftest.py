@@ -45,10 +45,11 @@ class Maker:
 
     def trial(
         self, number: int, values: list[float], *, status: str = "complete",
-        reason: str | None = None, metric: str = "val_top1", **params: Any,
+        reason: str | None = None, metric: str = "val_top1",
+        also: dict[str, float] | None = None, **params: Any,
     ) -> TrialRecord:  # fmt: skip
         history = [
-            {"epoch": epoch, metric: value, "lr": 0.05, "seconds": 0.5}
+            {"epoch": epoch, metric: value, **(also or {}), "lr": 0.05, "seconds": 0.5}
             for epoch, value in enumerate(values, start=1)
         ]
         config = {**BASE.to_dict(), "seed": number}

@@ -4,105 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
-from ray.tune.search import Searcher
+from search_runs import COMBINATIONS, EPOCHS, FINITE, FLOATS, MIXED, points, run, score, study_of
 
 from ekd_ray.config import SAMPLERS as NAMES
 from ekd_ray.config import SCHEDULERS as SCHEDULER_NAMES
-from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.plan import resolve
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
 from ekd_ray.pipeline import check_study
+from ekd_ray.results.study import TrialRecord, trial_folder
 from ekd_ray.scale.samplers import SAMPLERS, SCHEDULERS, check_sampler, make_scheduler
 from ekd_ray.scale.search import replay
-from ekd_ray.scale.searcher import OptunaSearcher, open_study
+from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
-from ekd_ray.scale.worker import Job
-
-EPOCHS = 9
-FLOATS = {
-    "lr": {"low": 0.001, "high": 0.1, "log": True},
-    "momentum": {"low": 0.5, "high": 0.99},
-}
-MIXED = {
-    **FLOATS,
-    "batch_size": {"low": 16, "high": 64, "step": 16},
-    "optimizer": {"choices": ["sgd", "adamw"]},
-    "nesterov": {"choices": [True, False], "when": {"optimizer": ["sgd"]}},
-}
-# 2 x 2 x 3 with sgd, 2 x 3 with adamw.
-FINITE = {
-    "optimizer": {"choices": ["sgd", "adamw"]},
-    "nesterov": {"choices": [True, False], "when": {"optimizer": ["sgd"]}},
-    "batch_size": {"low": 16, "high": 32, "step": 16},
-    "lr": {"choices": [0.01, 0.02, 0.05]},
-}
-COMBINATIONS = 18
-
-
-def study_of(sampler: str, **values: Any) -> StudyConfig:
-    kind = SAMPLERS[sampler]
-    defaults: dict[str, Any] = {
-        "distill": DistillConfig(dataset="digits", student="resnet8", method="none", epochs=EPOCHS),
-        "space": FINITE if kind.finite else MIXED,
-        "sampler": sampler,
-        "scheduler": "none" if kind.full_length else "asha",
-        "trials": 12,
-    }
-    return StudyConfig(**(defaults | values))
-
-
-def score(settings: dict[str, Any]) -> float:
-    """Best at lr 0.01, momentum 0.9."""
-    return -abs(np.log(settings["lr"] / 0.01)) - 5 * abs(settings["momentum"] - 0.9)
-
-
-def run(folder: Path, config: StudyConfig, count: int, at_once: int = 2) -> list[dict[str, Any]]:
-    """Drive a searcher as Tune does; the settings of the trials that it let run, in order.
-
-    Every third trial is stopped after three epochs where the scheduler would do that.
-    """
-    searcher = OptunaSearcher(folder, config, resolve(config.distill))
-    ran, running = [], []
-
-    def end(trial_id: str, job: Job) -> None:
-        stopped = config.scheduler != "none" and job.number % 3 == 2
-        epochs = 3 if stopped else EPOCHS
-        with open(Path(job.folder) / HISTORY, "a") as file:
-            for epoch in range(1, epochs + 1):
-                value = score(job.settings) - 1 / epoch
-                row = {"epoch": epoch, "val_top1": value, "seconds": 1.0}
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                if epoch < epochs:
-                    searcher.on_trial_result(trial_id, row)
-        searcher.on_trial_complete(trial_id, {"epoch": epochs})
-
-    for index in range(count):
-        suggested = searcher.suggest(f"t{index}")
-        if suggested == Searcher.FINISHED:
-            break
-        assert isinstance(suggested, dict)
-        job = Job.from_config(suggested)
-        ran.append(job.settings)
-        running.append((f"t{index}", job))
-        if len(running) == at_once:
-            end(*running.pop(0))
-    for item in running:
-        end(*item)
-    return ran
-
-
-def points(settings: list[dict[str, Any]], space: dict[str, Any]) -> list[tuple[Any, ...]]:
-    return [tuple(entry[name] for name in space) for entry in settings]
+from ekd_ray.scale.storage import open_study
 
 
 def test_the_names_are_those_of_the_configuration():
@@ -197,6 +117,70 @@ def test_a_point_that_comes_again_is_not_run_again(sampler, tmp_path):
             first.params, first.intermediate_values,
         )  # fmt: skip
         assert (trial.state, trial.value) == (first.state, first.value)
+
+
+# Several objectives and constraints
+
+SEVERAL = [name for name, kind in SAMPLERS.items() if not kind.plain]
+
+
+@pytest.mark.parametrize("sampler", SEVERAL)
+def test_several_objectives_and_constraints(sampler, tmp_path):
+    config = study_of(
+        sampler, objectives=["val_ece", "parameters"], constraints=["parameters<=40"],
+        scheduler="none",
+    )  # fmt: skip
+    run(tmp_path, config, 8)
+    ran = run(tmp_path, config, 4)  # resumed
+    assert len(ran) == 4
+    trials = [t for t in open_study(tmp_path, config).get_trials() if t.user_attrs == {}]
+    assert len(trials) == 12
+    for trial in trials:
+        record = TrialRecord.read(trial_folder(tmp_path, trial.number))
+        last = record.history[-1]
+        assert trial.values == [last["val_top1"], last["val_ece"], last["parameters"]]
+        assert trial.constraints == {"parameters<=40": last["parameters"] - 40}
+
+
+def test_a_stopped_trial_tells_what_it_broke(tmp_path):
+    config = study_of("tpe", constraints=["val_ece<=0.01"], trials=6)
+    run(tmp_path, config, 6)
+    trials = open_study(tmp_path, config).get_trials()
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial in trials:
+        assert trial.constraints == {"val_ece<=0.01": pytest.approx(trial.params["lr"] - 0.01)}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_constraints_turn_the_search(sampler, tmp_path):
+    """Best at lr 0.01; kept below 0.004, the search ends there and not at 0.01."""
+    config = study_of(
+        sampler, space={**FLOATS, "batch_size": {"low": 16, "high": 64}}, trials=30,
+        scheduler="none", constraints=["val_ece<=0.004"],
+    )  # fmt: skip
+    late = run(tmp_path, config, 30)[15:]
+    free = study_of(sampler, space=config.space, trials=30, scheduler="none")
+    (tmp_path / "free").mkdir()
+    freely = run(tmp_path / "free", free, 30)[15:]
+    kept = [np.mean([settings["lr"] <= 0.004 for settings in ran]) for ran in (late, freely)]
+    assert kept[0] > kept[1] + 0.2
+
+
+@pytest.mark.parametrize("changes", [{"objectives": ["val_ece"]}, {"constraints": ["val_ece<=1"]}])
+def test_cmaes_knows_one_objective_and_no_constraints(changes):
+    with pytest.raises(UserError, match="sampler cmaes knows one objective and no constraints"):
+        check_study(study_of("cmaes", scheduler="none", **changes))
+
+
+def test_no_metric_alone_may_stop_a_trial_of_several_objectives():
+    with pytest.raises(UserError, match=r"scheduler asha would stop .* by val_top1 alone"):
+        check_study(study_of("tpe", objectives=["val_ece"]))
+    check_study(study_of("tpe", objectives=["val_ece"], scheduler="auto"))
+
+
+def test_the_second_data_set_must_be_there():
+    with pytest.raises(UserError, match="val_ood_auroc needs a second data set"):
+        check_study(study_of("tpe", constraints=["val_ood_auroc>=0.9"]))
 
 
 # Which go together

@@ -18,7 +18,8 @@ from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.study import FAILURE, RESULT, TrialRecord, trial_folder
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.search import replay
-from ekd_ray.scale.searcher import OptunaSearcher, open_study
+from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import Job
 
 EPOCHS = 9

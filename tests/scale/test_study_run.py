@@ -23,7 +23,7 @@ from ekd_ray.pipeline import check_study, open_run
 from ekd_ray.results import Bundle, Study
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.search import search
-from ekd_ray.scale.searcher import STUDY_NAME
+from ekd_ray.scale.storage import STUDY_NAME
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,107 @@
+"""What a study optimises: its metric, further objectives, constraints, and their trade-off."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ekd_ray.errors import UserError, unknown_name
+
+# What the rows of a trial's epochs carry, and which way each is better.
+DIRECTIONS = {
+    "val_top1": "max",
+    "val_nll": "min",
+    "val_ece": "min",
+    "val_aurc": "min",
+    "val_ood_auroc": "max",
+    "parameters": "min",
+    "flops": "min",
+    "latency_ms": "min",
+}
+METRICS = tuple(name for name in DIRECTIONS if name.startswith("val_"))
+COSTS = tuple(name for name in DIRECTIONS if name not in METRICS)  # of the student alone
+
+_CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """A bound that a configuration has to keep: `metric` <= or >= `bound`."""
+
+    metric: str
+    sense: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Constraint:
+        """From `METRIC<=NUMBER` or `METRIC>=NUMBER`; raises `UserError` for anything else."""
+        match = _CONSTRAINT.match(text)
+        try:
+            bound = float(match[3]) if match else float("nan")
+        except ValueError:
+            bound = float("nan")
+        if not match or not abs(bound) < float("inf"):
+            raise UserError(f"a constraint must be METRIC<=NUMBER or METRIC>=NUMBER, got {text!r}.")
+        if match[1] not in DIRECTIONS:
+            raise unknown_name("metric in a constraint:", match[1], DIRECTIONS)
+        return cls(metric=match[1], sense=match[2], bound=bound)
+
+    @property
+    def text(self) -> str:
+        """`METRIC<=NUMBER`, as `parse` takes it."""
+        return f"{self.metric}{self.sense}{self.bound:g}"
+
+    def violation(self, row: Mapping[str, float | None]) -> float:
+        """By how much a row breaks it: <= 0 if it keeps it, infinite if the metric is missing."""
+        value = row.get(self.metric)
+        if value is None:
+            return float("inf")
+        return value - self.bound if self.sense == "<=" else self.bound - value
+
+
+def violations(constraints: Sequence[Constraint], row: Mapping[str, float | None]) -> list[float]:
+    """`Constraint.violation` of each."""
+    return [constraint.violation(row) for constraint in constraints]
+
+
+def total_violation(constraints: Sequence[Constraint], row: Mapping[str, float | None]) -> float:
+    """How far a row is from keeping all constraints, in parts of each bound; 0 if it does."""
+    return sum(max(0.0, c.violation(row)) / (abs(c.bound) or 1.0) for c in constraints)
+
+
+def pareto_front(
+    rows: Sequence[Mapping[str, float | None]], objectives: Sequence[str]
+) -> list[int]:
+    """Indices of the rows that no other row is at least as good as in all and better in one.
+
+    Rows that lack an objective are on no front. Equal rows are on it together.
+    """
+    points = {
+        index: [_loss(row[name], name) for name in objectives]  # type: ignore[arg-type]
+        for index, row in enumerate(rows)
+        if all(row.get(name) is not None for name in objectives)
+    }
+    return [
+        index
+        for index, point in points.items()
+        if not any(_dominates(other, point) for other in points.values())
+    ]
+
+
+def _loss(value: float, name: str) -> float:
+    return -value if DIRECTIONS[name] == "max" else value
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+def along(front: Sequence[int], count: int) -> list[int]:
+    """At most `count` of a front's members (sorted by an objective), evenly, both ends included."""
+    if count >= len(front):
+        return list(front)
+    if count == 1:
+        return [front[0]]
+    step = (len(front) - 1) / (count - 1)
+    return [front[round(index * step)] for index in range(count)]

@@ -1,0 +1,68 @@
+"""What a student costs, and that rows carry it where a study asks."""
+
+import pytest
+import torch
+from torch import nn
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine.cost import latency_ms, model_cost, student_costs
+from ekd_ray.engine.plan import resolve
+from ekd_ray.models import build_model
+from ekd_ray.scale.worker import Job, run_job
+
+CONFIG = DistillConfig(
+    dataset="synthetic", student="resnet8", method="none", train_subset=80, batch_size=16, epochs=2,
+    validation_fraction=0.4,
+    precision="float32",
+)  # fmt: skip
+
+
+def test_parameters_and_flops_against_a_plain_count():
+    """Two operations per multiply-add of convolutions and of the last layer, by hooks."""
+    parameters, flops = model_cost("resnet8", 10, 32)
+    model = build_model("resnet8", 10)
+    assert parameters == sum(value.numel() for value in model.parameters())
+    counted = []
+
+    def count(module, inputs, output):
+        if isinstance(module, nn.Conv2d):
+            taps = module.in_channels // module.groups * module.kernel_size[0] ** 2
+            counted.append(2 * taps * output.numel())
+        elif isinstance(module, nn.Linear):
+            counted.append(2 * module.in_features * output.numel())
+
+    for module in model.modules():
+        module.register_forward_hook(count)
+    model.eval()(torch.zeros(1, 3, 32, 32))
+    assert flops == sum(counted)
+
+
+def test_only_what_is_asked_for_is_measured(monkeypatch):
+    config = resolve(CONFIG)
+    monkeypatch.setattr("ekd_ray.engine.cost.latency_ms", lambda *_: pytest.fail("measured"))
+    assert student_costs(config, ()) == {}
+    assert student_costs(config, ("parameters",)) == {
+        "parameters": model_cost("resnet8", 10, 32)[0]
+    }
+
+
+def test_latency_is_measured_once_a_process():
+    latency_ms.cache_clear()
+    first = latency_ms("resnet8", 10, 32, 1)
+    assert first > 0
+    assert latency_ms("resnet8", 10, 32, 1) == first
+
+
+def test_the_rows_of_a_trial_carry_the_costs_and_are_else_the_same(tmp_path):
+    reported = {}
+    for name, costs in (("plain", ()), ("costs", ("parameters", "latency_ms"))):
+        rows = reported.setdefault(name, [])
+        job = Job(
+            name=name, number=0, folder=str(tmp_path / name), settings=resolve(CONFIG).to_dict(),
+            data_root=None, threads=1, costs=costs,
+        )  # fmt: skip
+        assert run_job(job, rows.append) is not None
+    for plain, row in zip(reported["plain"], reported["costs"], strict=True):
+        assert row.pop("parameters") == model_cost("resnet8", 10, 32)[0]
+        assert row.pop("latency_ms") > 0
+        assert {**plain, "seconds": 0} == {**row, "seconds": 0}

@@ -1,0 +1,108 @@
+"""Which finalists are given which seeds; runs are made up, files are real."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import UserError
+from ekd_ray.files import write_json
+from ekd_ray.results.study import RESULT
+from ekd_ray.scale import confirm
+
+FINALISTS = {f"trial {n}": DistillConfig(method="none", lr=0.01 * (n + 1)) for n in range(4)}
+SEEDS = [1, 2, 3, 4]
+
+
+@pytest.fixture
+def selected(monkeypatch, tmp_path):
+    """Run the select step on made-up scores: (winner, {finalist: seeds it was given}, rounds)."""
+
+    def run(score, *, finalists=FINALISTS, resume=False, **settings):
+        rounds = []
+
+        def run_all(study, config, runs, observer):
+            rounds.append([(item.name, item.config.seed) for item in runs])
+            for item in runs:
+                path = item.folder(study) / RESULT
+                assert resume or not path.exists()
+                value = score(item.name, item.config.seed)
+                entry = {"metrics": {"val_top1": value, "val_nll": value}}
+                write_json(path, {"reason": "diverged"} if value is None else entry)
+
+        monkeypatch.setattr(confirm, "_run_all", run_all)
+        config = StudyConfig(confirm_seeds=len(SEEDS), **settings)
+        runs = confirm._select(tmp_path, config, finalists, SEEDS, SimpleNamespace())
+        given = {name: [r.config.seed for r in runs if r.name == name] for name in finalists}
+        return confirm._winner(tmp_path, config, runs, SEEDS), given, len(rounds)
+
+    return run
+
+
+def noise(name, seed):
+    """What a seed does to all, and a little of each finalist's own."""
+    return 0.05 * seed + 0.002 * ((int(name[-1]) * 7 + seed * 5) % 3)
+
+
+def test_who_is_clearly_worse_is_given_no_further_seeds(selected):
+    quality = {"trial 0": 0.60, "trial 1": 0.61, "trial 2": 0.40, "trial 3": 0.61}
+    winner, given, rounds = selected(lambda name, seed: quality[name] + noise(name, seed))
+    assert given["trial 2"] == [1, 2]
+    assert given[winner] == SEEDS and winner in ("trial 1", "trial 3")
+    assert rounds == 3
+
+
+def test_a_race_that_is_decided_ends(selected):
+    quality = {"trial 0": 0.30, "trial 1": 0.90, "trial 2": 0.40, "trial 3": 0.35}
+    winner, given, rounds = selected(lambda name, seed: quality[name] + noise(name, seed))
+    assert (winner, rounds) == ("trial 1", 1)
+    assert set(map(tuple, given.values())) == {(1, 2)}
+
+
+def test_for_a_loss_less_is_better(selected):
+    quality = {"trial 0": 0.30, "trial 1": 0.90, "trial 2": 0.80, "trial 3": 0.95}
+    winner, *_ = selected(lambda name, seed: quality[name] + noise(name, seed), metric="val_nll")
+    assert winner == "trial 0"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"confirm_elimination": False}, {"objectives": ["val_nll"]}, {"constraints": ["val_nll<=9"]}],
+)
+def test_all_seeds_for_all_where_one_metric_does_not_decide(selected, settings):
+    quality = {"trial 0": 0.30, "trial 1": 0.90, "trial 2": 0.40, "trial 3": 0.35}
+    winner, given, rounds = selected(
+        lambda name, seed: quality[name] + noise(name, seed), **settings
+    )
+    assert (winner, rounds) == ("trial 1", 1)
+    assert set(map(tuple, given.values())) == {tuple(SEEDS)}
+
+
+def test_one_that_fails_is_out_and_a_single_finalist_gets_all_seeds(selected):
+    def score(name, seed):
+        return None if (name, seed) == ("trial 3", 2) else 0.5 + noise(name, seed)
+
+    winner, given, _ = selected(score)
+    assert given["trial 3"] == [1, 2] and winner != "trial 3"
+    one = {"trial 0": FINALISTS["trial 0"]}
+    winner, given, _ = selected(score, finalists=one, resume=True)
+    assert (winner, given) == ("trial 0", {"trial 0": SEEDS})
+
+
+def test_a_resumed_select_step_asks_for_the_same_runs(selected, tmp_path):
+    quality = {"trial 0": 0.60, "trial 1": 0.61, "trial 2": 0.40, "trial 3": 0.61}
+
+    def score(name, seed):
+        return quality[name] + noise(name, seed)
+
+    first = selected(score)
+    results = sorted(tmp_path.glob("confirm/*/result.json"))
+    assert selected(score, resume=True) == first
+    assert sorted(tmp_path.glob("confirm/*/result.json")) == results
+    assert json.loads(results[0].read_text())["metrics"]
+
+
+def test_if_all_fail_it_is_said(selected):
+    with pytest.raises(UserError, match=r"every finalist of .* failed under a fresh seed"):
+        selected(lambda name, seed: None)
