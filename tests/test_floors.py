@@ -15,7 +15,7 @@ ROOT = LIBRARY.parent
 MODULES = sorted(LIBRARY.rglob("*.py"))
 LAUNCHERS = sorted((ROOT / "launchers").glob("*.py"))
 
-BASE = {"config", "settings", "errors", "files", "__version__"}
+BASE = {"config", "settings", "yaml_files", "errors", "files", "__version__"}
 # Room -> the rooms and modules of the library that it may import besides itself.
 FLOORS = {
     "models": {"errors", "files"},
@@ -26,8 +26,9 @@ FLOORS = {
     "scale": BASE | {"losses", "data", "models", "engine", "results.study"},
     "errors": set(),
     "files": {"errors"},
-    "settings": {"errors"},
-    "config": {"errors", "settings"},
+    "yaml_files": {"errors"},
+    "settings": {"errors", "yaml_files"},
+    "config": {"errors", "settings", "yaml_files"},
     "recipes": BASE | {"losses"},
 }
 HEAVY = {"torch", "torchvision", "ray", "optuna", "sklearn", "pyarrow", "tensorboard"}

@@ -184,7 +184,8 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
         raise UserError(
             f"sampler {config.sampler} learns only from trials of full length, so "
             f"scheduler {config.scheduler} would hide most of them: set scheduler=none, or "
-            f"choose {', '.join(name for name in SAMPLERS if not SAMPLERS[name].full_length)}."
+            f"choose {', '.join(name for name in SAMPLERS if not SAMPLERS[name].full_length)}.",
+            keys=("sampler",),
         )
     if not kind.finite:
         return
@@ -194,5 +195,6 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
     if endless:
         raise UserError(
             f"sampler {config.sampler} tries every combination, but {endless[0]} has endlessly "
-            "many values: give it choices or a step, or choose another sampler."
+            "many values: give it choices or a step, or choose another sampler.",
+            keys=("space", endless[0]),
         )
