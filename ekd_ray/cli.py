@@ -6,12 +6,21 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml, parse_yaml
-from ekd_ray.errors import UserError, unknown_name
-from ekd_ray.recipes import find_recipe, known_pairs, load_recipe, merge, select_method, with_epochs
+from ekd_ray.errors import UserError, at, unknown_name
+from ekd_ray.recipes import (
+    Origin,
+    find_recipe,
+    known_pairs,
+    load_recipe,
+    merge,
+    select_method,
+    with_epochs,
+)
 
 SEARCH_SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
 EXIT_USER_ERROR = 2
@@ -63,8 +72,11 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def recipe_config(args: argparse.Namespace) -> StudyConfig:
-    """The study that a recipe alone describes."""
-    return StudyConfig.from_dict(load_recipe(args.space, args.method), where=str(args.space))
+    """The study that a recipe alone describes; sets `args.origins` as `study_configs` does."""
+    values = load_recipe(args.space, args.method)
+    origin = Origin(path=Path(args.space), values=values, method=args.method)
+    args.origins = {"": origin}
+    return _study(origin)
 
 
 def study_config(args: argparse.Namespace) -> StudyConfig:
@@ -73,17 +85,23 @@ def study_config(args: argparse.Namespace) -> StudyConfig:
     Raises:
         UserError: an unknown name, or a value out of its bounds.
     """
-    values, where = _study_values(args)
-    return StudyConfig.from_dict(values, where=where)
+    return _study(_study_values(args))
+
+
+def _study(origin: Origin) -> StudyConfig:
+    with origin.lines():
+        return StudyConfig.from_dict(origin.values, where=str(origin.path))
 
 
 def study_configs(args: argparse.Namespace) -> dict[str, StudyConfig]:
     """Every study that the flags ask for, by its folder below --out; one alone has "".
 
     `--pairs` and `--methods` make a study for each pair and each method, `<pair>/<method>`.
+    Sets `args.origins`: where each was read, for errors that are only found later.
     """
     if not (args.pairs or args.methods):
-        return {"": study_config(args)}
+        args.origins = {"": _study_values(args)}
+        return {"": _study(args.origins[""])}
     if args.pairs and (args.pair or args.student or args.space):
         raise UserError("--pairs names its recipes by itself: drop --pair, --student and --space.")
     if args.methods and args.method:
@@ -93,14 +111,16 @@ def study_configs(args: argparse.Namespace) -> dict[str, StudyConfig]:
         pairs = known_pairs(SEARCH_SPACES, recipe_home(args))
         if args.pairs != "all":
             pairs = _names("--pairs", args.pairs)
-    configs = {}
+    configs, args.origins = {}, {}
     for pair in pairs:
         for method in _names("--methods", args.methods) if args.methods else [args.method]:
             one = argparse.Namespace(**{**vars(args), "pair": pair, "method": method})
-            config = study_config(one)
+            origin = _study_values(one)
+            config = _study(origin)
             shared = config.distill
             name = pair or f"{shared.teacher or 'none'}-{shared.student}"
             configs[f"{name}/{method or shared.method}"] = config
+            args.origins[f"{name}/{method or shared.method}"] = origin
     args.data_root = one.data_root
     return configs
 
@@ -130,11 +150,13 @@ def distill_config(args: argparse.Namespace) -> DistillConfig:
         _absolute_data_root(args)
         values = DistillConfig.from_yaml(args.config).to_dict()
         return _run_config(values, args, where=args.config)
-    values, where = _study_values(args)
-    study = StudyConfig.from_dict({**values, "space": None}, where=where)
-    fixed = {text.partition("=")[0] for text in args.set}
-    authors = {k: v for k, v in (study.authors or {}).items() if k not in fixed}
-    return DistillConfig.from_dict({**study.distill.to_dict(), **authors}, where=where)
+    origin, where = _study_values(args), "the authors' values"
+    with origin.lines():
+        study = StudyConfig.from_dict({**origin.values, "space": None}, where=str(origin.path))
+        fixed = {text.partition("=")[0] for text in args.set}
+        authors = {k: v for k, v in (study.authors or {}).items() if k not in fixed}
+        with at("authors"):
+            return DistillConfig.from_dict({**study.distill.to_dict(), **authors}, where=where)
 
 
 def teacher_run_config(args: argparse.Namespace) -> DistillConfig:
@@ -180,19 +202,23 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """`StudyConfig`'s values from recipe and flags, and the name of the recipe."""
+def _study_values(args: argparse.Namespace) -> Origin:
+    """`StudyConfig`'s values from recipe and flags, and where they come from."""
     _absolute_data_root(args)
+    method = _method_flag(args)
+    root: tuple[str, ...] = ()
     if _continues(args):
-        recipe = Path(args.out) / "study.yaml"
-        values = select_method(load_yaml(recipe).get("study") or {}, _method_flag(args))
+        recipe, root = Path(args.out) / "study.yaml", ("study",)
+        values = select_method(load_yaml(recipe).get("study") or {}, method)
     else:
         recipe = recipe_path(args)
-        values = load_recipe(recipe, _method_flag(args))
+        values = load_recipe(recipe, method)
+    origin = Origin(path=recipe, values=values, method=method, root=root)
     if args.epochs is not None:
         if args.epochs < 1:
             raise UserError(f"epochs must be >= 1, got {args.epochs}.")
-        values = with_epochs(values, args.epochs)
+        with origin.lines():
+            values = with_epochs(values, args.epochs)
     given = {key: getattr(args, key) for key in _RUN_FLAGS if getattr(args, key) is not None}
     values = merge(values, {"distill": given})
     for flag, name in _STUDY_FLAGS.items():
@@ -205,7 +231,7 @@ def _study_values(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for text in args.set:
         values = _set(values, text)
     values["distill"] = _absolute_paths(_from_zoo(values["distill"], args))
-    return values, str(recipe)
+    return replace(origin, values=values)
 
 
 def _continues(args: argparse.Namespace) -> bool:

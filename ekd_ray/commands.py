@@ -52,11 +52,17 @@ def tune(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
     Args:
         configs: the studies by their folder below `--out`; a single one has the name "".
     """
-    if args.warm_start:
-        configs = {name: warm_started(c, args.warm_start) for name, c in configs.items()}
     if "" in configs:
         return _tune_one(configs[""], args)
     return _tune_many(configs, args)
+
+
+def _checked(name: str, config: StudyConfig, args: argparse.Namespace) -> StudyConfig:
+    """A study warm-started and checked, its recipe's mistakes told with their lines."""
+    with args.origins[name].lines():
+        if args.warm_start:
+            config = warm_started(config, args.warm_start)
+        return check_study(config, download=args.download)
 
 
 def _tune_one(config: StudyConfig, args: argparse.Namespace) -> int:
@@ -64,7 +70,7 @@ def _tune_one(config: StudyConfig, args: argparse.Namespace) -> int:
     data = short_name(shared.dataset)
     default = RUNS / f"{data}-{file_name(shared.teacher or 'none')}-{file_name(shared.student)}"
     out = Path(args.out or default).absolute()
-    config = check_study(config, download=args.download)
+    config = _checked("", config, args)
     if args.dry_run:
         _plan(study_plan(config, out), config.to_dict(), args)
         return 0
@@ -80,7 +86,7 @@ def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int
     """A study for every pair and method, then one table; a study that fails stays one cell."""
     out = Path(args.out or RUNS / "comparison").absolute()
     # All are checked before the first one costs anything.
-    checked = {name: check_study(c, download=args.download) for name, c in configs.items()}
+    checked = {name: _checked(name, config, args) for name, config in configs.items()}
     there = [name for name in configs if (out / name / STUDY_FILE).exists()]
     if there and not args.resume:
         raise UserError(f"{out / there[0]} holds a study already: add --resume, or another --out.")
@@ -172,7 +178,9 @@ def show_space(config: StudyConfig, args: argparse.Namespace) -> int:
     """
     if args.points < 1:
         raise UserError(f"--points must be >= 1, got {args.points}.")
-    space, base = check_space(config), resolve_method(config.distill)
+    with args.origins[""].lines():
+        space = check_space(config)
+    base = resolve_method(config.distill)
     points = space.sample(args.points, seed=args.seed)
     if args.json:
         _print_json({"points": points, "distill": base.to_dict(), "space": config.space})

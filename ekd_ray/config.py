@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, at
 from ekd_ray.objectives import COSTS, DIRECTIONS, METRICS, Constraint
-from ekd_ray.settings import Settings, json_schema, load_yaml, parse_yaml, setting
+from ekd_ray.settings import Settings, json_schema, setting
+from ekd_ray.yaml_files import load_yaml, parse_yaml
 
 __all__ = ["DistillConfig", "StudyConfig", "json_schema", "load_yaml", "parse_yaml"]
 
@@ -142,9 +143,12 @@ class DistillConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
-            raise UserError(f"lr_milestones must increase, got {list(self.lr_milestones)}.")
+            got = list(self.lr_milestones)
+            raise UserError(f"lr_milestones must increase, got {got}.", keys=("lr_milestones",))
         if self.lr_min > self.lr:
-            raise UserError(f"lr_min must be <= lr ({self.lr}), got {self.lr_min}.")
+            raise UserError(
+                f"lr_min must be <= lr ({self.lr}), got {self.lr_min}.", keys=("lr_min",)
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +230,12 @@ class StudyConfig(Settings):
         if len({*self.objectives, self.metric}) <= len(self.objectives):
             raise UserError(
                 f"objectives must differ from metric ({self.metric}) and from each other, "
-                f"got {list(self.objectives)}."
+                f"got {list(self.objectives)}.",
+                keys=("objectives",),
             )
-        for text in self.constraints:
-            Constraint.parse(text)
+        for index, text in enumerate(self.constraints):
+            with at("constraints", index):
+                Constraint.parse(text)
 
     @property
     def mode(self) -> str:

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+Keys = tuple[str | int, ...]
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a flag, a file, a name, a value out of bounds.
 
     The message is one sentence that names the thing, the bound, the value got and the
     cure. Launchers print it without a traceback and exit with code 2.
+
+    Args:
+        keys: the way to the value among those that are being read, e.g. `("space", "lr",
+            "low")`, from which whoever read them finds its line; None if no single value
+            is to blame.
     """
 
+    def __init__(self, message: str, *, keys: Keys | None = None) -> None:
+        super().__init__(message)
+        self.keys = keys
 
-def unknown_name(kind: str, got: object, known: object) -> UserError:
+
+@contextlib.contextmanager
+def at(*keys: str | int) -> Iterator[None]:
+    """What is read inside stands under `keys`: put them before those of an error."""
+    try:
+        yield
+    except UserError as error:
+        if error.keys is not None:
+            error.keys = (*keys, *error.keys)
+        raise
+
+
+def unknown_name(kind: str, got: object, known: object, *, keys: Keys | None = None) -> UserError:
     """The error for a name that is not in a registry; suggests the nearest known one."""
     import difflib
 
     names = sorted(str(name) for name in known)  # type: ignore[attr-defined]
     near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}.")
+    return UserError(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}.", keys=keys)

@@ -42,9 +42,11 @@ class Constraint:
         except ValueError:
             bound = float("nan")
         if not match or not abs(bound) < float("inf"):
-            raise UserError(f"a constraint must be METRIC<=NUMBER or METRIC>=NUMBER, got {text!r}.")
+            raise UserError(
+                f"a constraint must be METRIC<=NUMBER or METRIC>=NUMBER, got {text!r}.", keys=()
+            )
         if match[1] not in DIRECTIONS:
-            raise unknown_name("metric in a constraint:", match[1], DIRECTIONS)
+            raise unknown_name("metric in a constraint:", match[1], DIRECTIONS, keys=())
         return cls(metric=match[1], sense=match[2], bound=bound)
 
     @property

@@ -21,7 +21,7 @@ from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, at
 from ekd_ray.files import write_text
 from ekd_ray.losses.objective import method_of, resolve_method, with_method
 from ekd_ray.results.bundle import Bundle, export_bundle
@@ -55,17 +55,25 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     base = config.distill
     if "val_ood_auroc" in config.watched and base.ood_dataset is None:
         raise UserError("val_ood_auroc needs a second data set: give --ood-dataset NAME.")
-    check_dataset(base.dataset, data_root=config.data_root, download=download)
+    with at("distill", "dataset"):
+        check_dataset(base.dataset, data_root=config.data_root, download=download)
     if base.validation_fraction == 0:
-        raise UserError("validation_fraction must be > 0 in a study: the search needs the split.")
+        raise UserError(
+            "validation_fraction must be > 0 in a study: the search needs the split.",
+            keys=("distill", "validation_fraction"),
+        )
     if method_of(base).needs_teacher and base.teacher_weights is None:
         if not config.teacher_training or base.teacher is None:
-            resolve(base, data_root=config.data_root, download=download)  # says what is missing
-        teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
+            with at("distill"):  # says what is missing
+                resolve(base, data_root=config.data_root, download=download)
+        with at("teacher_training"):
+            teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
         resolve(teacher, data_root=config.data_root, download=download)
-        resolve(with_method(base, "none"), data_root=config.data_root, download=download)
+        with at("distill"):
+            resolve(with_method(base, "none"), data_root=config.data_root, download=download)
         return config.replace(distill=resolve_method(base))
-    base = resolve(base, data_root=config.data_root, download=download)
+    with at("distill"):
+        base = resolve(base, data_root=config.data_root, download=download)
     for baseline in baselines(config, base).values():
         resolve(baseline, data_root=config.data_root, download=download)
     return config.replace(distill=base)

@@ -10,17 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 import sys
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import Keys, UserError, at, unknown_name
+from ekd_ray.yaml_files import in_file, load_yaml
 
 
 def setting(
@@ -53,7 +53,7 @@ class Settings:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value = _coerce(field.name, hints[field.name], getattr(self, field.name))
+            value = _coerce((field.name,), hints[field.name], getattr(self, field.name))
             _check_limits(field.name, value, field.metadata)
             object.__setattr__(self, field.name, value)
 
@@ -66,16 +66,18 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
         """Build from a mapping; an unknown key is refused by name, with `where` to find it."""
         if not isinstance(values, Mapping):
-            raise UserError(f"{where} must be a mapping of settings, got {values!r}.")
+            raise UserError(f"{where} must be a mapping of settings, got {values!r}.", keys=())
         for key in values:
             if key not in cls.names():
-                raise unknown_name(f"setting in {where}:", key, cls.names())
+                raise unknown_name(f"setting in {where}:", key, cls.names(), keys=(key,))
         return cls(**values)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        """Read a YAML file (JSON is YAML too)."""
-        return cls.from_dict(load_yaml(path), where=str(path))
+        """Read a YAML file (JSON is YAML too); an illegal value is refused with its line."""
+        values = load_yaml(path)
+        with in_file(path):
+            return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (dict, list, str, int, float, bool, None): JSON- and YAML-ready."""
@@ -137,60 +139,6 @@ def json_schema(cls: type[Settings]) -> dict[str, Any]:
     }
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `5e-4` as a number (YAML 1.2) and refuses duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.MarkedYAMLError(
-                    problem="a key must be a plain word", problem_mark=key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\.(inf|nan))$")
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:float"]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-def parse_yaml(text: str, *, where: str) -> Any:
-    """Parse YAML text; a syntax error becomes one sentence with `where` and the line."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise UserError(f"{where}{line}: {problem}; correct the YAML there.") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{where}: no legal YAML value ({reason}); correct it.") from None
-
-
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping from a file, with one-sentence errors."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"cannot read {path}: {reason}.") from None
-    values = parse_yaml(text, where=str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a YAML mapping, got {type(values).__name__}.")
-    return values
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return value.to_dict()
@@ -205,7 +153,13 @@ def _is_optional(hint: Any) -> bool:
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 
-def _coerce(name: str, hint: Any, value: Any) -> Any:
+def _name(keys: Keys) -> str:
+    """The keys to a value as they are written for people: `first_points[0].lr`."""
+    first, *rest = keys
+    return f"{first}" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in rest)
+
+
+def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
     """`value` as the type that `hint` names, or a `UserError` with the type and the value got."""
     if _is_optional(hint):
         if value is None:
@@ -213,22 +167,23 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
         (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
     origin = typing.get_origin(hint) or hint
     if origin in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        number = _finite(name, value)
+        number = _finite(keys, value)
         if origin is float:
             return number
         if number.is_integer():
             return int(value)
     if origin is tuple and isinstance(value, tuple | list):
         inner = typing.get_args(hint)[0]
-        return tuple(_coerce(f"{name}[{i}]", inner, item) for i, item in enumerate(value))
+        return tuple(_coerce((*keys, i), inner, item) for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
-        return _json_copy(name, value)
+        return _json_copy(keys, value)
     if isinstance(origin, type) and issubclass(origin, Settings) and isinstance(value, Mapping):
-        return origin.from_dict(value, where=name)
+        with at(*keys):
+            return origin.from_dict(value, where=_name(keys))
     exact = origin in (bool, str) or (isinstance(origin, type) and issubclass(origin, Settings))
     if exact and isinstance(value, origin):
         return value
-    raise UserError(f"{name} must be {_type_name(hint)}, got {value!r}.")
+    raise UserError(f"{_name(keys)} must be {_type_name(hint)}, got {value!r}.", keys=keys)
 
 
 def _type_name(hint: Any) -> str:
@@ -238,25 +193,28 @@ def _type_name(hint: Any) -> str:
     return names.get(hint, "a mapping")
 
 
-def _finite(name: str, value: float) -> float:
+def _finite(keys: Keys, value: float) -> float:
     """`value` as a float (never -0.0, which would be another fingerprint)."""
     if not abs(value) <= sys.float_info.max:
-        raise UserError(f"{name} must be a finite number, got {str(value)[:40]}.")
+        got = str(value)[:40]
+        raise UserError(f"{_name(keys)} must be a finite number, got {got}.", keys=keys)
     return float(value) + 0.0
 
 
-def _json_copy(name: str, value: Any) -> Any:
+def _json_copy(keys: Keys, value: Any) -> Any:
     """A copy of nested plain values that the caller cannot change; `UserError` for others."""
     if isinstance(value, Mapping):
-        return {str(key): _json_copy(f"{name}.{key}", item) for key, item in value.items()}
+        return {str(key): _json_copy((*keys, key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_copy(f"{name}[{i}]", item) for i, item in enumerate(value)]
+        return [_json_copy((*keys, i), item) for i, item in enumerate(value)]
     if isinstance(value, bool | str) or value is None:
         return value
     if isinstance(value, int | float):
-        _finite(name, value)
+        _finite(keys, value)
         return value
-    raise UserError(f"{name} must be a number, a text or a list of them, got {value!r}.")
+    raise UserError(
+        f"{_name(keys)} must be a number, a text or a list of them, got {value!r}.", keys=keys
+    )
 
 
 def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
@@ -265,13 +223,13 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if limits.get("choices") and item not in limits["choices"]:
             legal = ", ".join(limits["choices"])
-            raise UserError(f"{name} must be one of {legal}, got {item!r}.")
+            raise UserError(f"{name} must be one of {legal}, got {item!r}.", keys=(name,))
         if limits.get("low") is not None and item < limits["low"]:
-            raise UserError(f"{name} must be >= {limits['low']}, got {item}.")
+            raise UserError(f"{name} must be >= {limits['low']}, got {item}.", keys=(name,))
         if limits.get("above") is not None and item <= limits["above"]:
-            raise UserError(f"{name} must be > {limits['above']}, got {item}.")
+            raise UserError(f"{name} must be > {limits['above']}, got {item}.", keys=(name,))
         if limits.get("high") is not None and item > limits["high"]:
-            raise UserError(f"{name} must be <= {limits['high']}, got {item}.")
+            raise UserError(f"{name} must be <= {limits['high']}, got {item}.", keys=(name,))
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import Study
-from ekd_ray.scale.space import Space, first_points, point_config
+from ekd_ray.scale.space import Space, check_space, first_points, point_config
 
 POINTS = 3  # of each study
 
@@ -23,10 +23,10 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
     other studies is believed.
 
     Raises:
-        UserError: a folder without a study, or a study none of whose trials has finished or
-            fits.
+        UserError: an illegal space, a folder without a study, or a study none of whose trials
+            has finished or fits.
     """
-    space = Space(config.space)
+    space = check_space(config)
     known = [space.searched(point) for point in first_points(config)]
     added: list[dict[str, Any]] = []
     for run in runs:

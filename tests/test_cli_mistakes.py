@@ -7,14 +7,20 @@ from ekd_ray import cli
 
 BAD_SPACES = {
     "key": ("trails: 3", "Did you mean 'trials'"),
-    "setting": ("distill: {lrr: 1}", "Did you mean 'lr'"),
+    "setting": (
+        "distill: {lrr: 1}",
+        "space.yaml:1: unknown setting in distill: 'lrr'. Did you mean 'lr'",
+    ),
     "searched": ("space: {kd_wieght: {low: 1, high: 2}}", "Did you mean 'kd_weight'"),
     "empty": ("space: {}", "search space is empty"),
     "null": ("space: null", "search space is empty"),
-    "swapped": ("space: {lr: {low: 2, high: 1}}", "low must be <= high (1), got 2"),
+    "swapped": (
+        "space: {lr: {low: 2, high: 1}}",
+        "space.yaml:1: space.lr: low must be <= high (1), got 2",
+    ),
     "nan": ("space: {lr: {low: .nan, high: 1}}", "lr"),
     "step": ("space: {lr: {low: 0.1, high: 1, step: 0}}", "step"),
-    "bound": ("space: {lr: {low: 0, high: 1}}", "lr must be > 0, got 0"),
+    "bound": ("space: {lr: {low: 0, high: 1}}", "space.yaml:1: lr must be > 0, got 0"),
     "syntax": ("space: {lr: [", "space.yaml:"),
     "twice": ("trials: 1\ntrials: 2", "space.yaml:2: duplicate key 'trials'"),
     "list": ("- 1", "must hold a YAML mapping"),

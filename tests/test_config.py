@@ -13,7 +13,8 @@ from setting_fields import CLASSES, FIELDS, case_id, hint_of
 
 from ekd_ray.config import DistillConfig, StudyConfig, json_schema
 from ekd_ray.errors import UserError
-from ekd_ray.settings import parse_yaml, setting
+from ekd_ray.settings import setting
+from ekd_ray.yaml_files import parse_yaml
 
 
 def item_type(cls, field):

@@ -3,7 +3,7 @@
 import pytest
 
 from ekd_ray.errors import UserError
-from ekd_ray.settings import load_yaml, parse_yaml
+from ekd_ray.yaml_files import load_yaml, parse_yaml, place_in
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,45 @@ def test_unreadable_files(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(UserError, match="cannot read"):
             load_yaml(path)
+
+
+LINES = """\
+distill:
+  lr: 0.1
+shared: &shared
+  low: 1
+space:
+  lr: {<<: *shared,
+    high: 2}
+  evidence:
+    choices:
+      - relu
+      - exp
+8: eight
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (("distill",), 1),
+        (("distill", "lr"), 2),
+        (("space", "lr", "high"), 7),
+        (("space", "lr", "low"), 4),  # where the mapping stands that `<<` brings in
+        (("space", "lr", "step"), 6),  # the last key on the way that is there
+        (("space", "evidence", "choices", 1), 11),
+        (("space", "evidence", "choices", 2), 9),
+        (("space", "evidence", "choices", "exp"), 9),
+        (("distill", "lr", "deeper"), 2),
+        ((8,), 12),
+    ],
+)
+def test_the_line_of_a_value(keys, line, tmp_path):
+    (tmp_path / "lines.yaml").write_text(LINES)
+    assert place_in(tmp_path / "lines.yaml", keys) == f"{tmp_path}/lines.yaml:{line}"
+
+
+@pytest.mark.parametrize("keys", [None, (), ("trials",)])
+def test_a_value_that_is_not_there_has_no_line(keys, tmp_path):
+    (tmp_path / "lines.yaml").write_text(LINES)
+    assert place_in(tmp_path / "lines.yaml", keys) == f"{tmp_path}/lines.yaml"

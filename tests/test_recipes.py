@@ -205,10 +205,10 @@ def test_a_circle_of_extends_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("child", "base", "message"),
     [
-        ("trails: 3", "", r"child\.yaml.*'trails'.*Did you mean 'trials'"),
-        ("extends: base.yaml", "spcae: {}", r"base\.yaml.*'spcae'.*Did you mean 'space'"),
+        ("trails: 3", "", r"child\.yaml:1: .*'trails'.*Did you mean 'trials'"),
+        ("extends: base.yaml", "spcae: {}", r"base\.yaml:1: .*'spcae'.*Did you mean 'space'"),
         ("extends: none.yaml", "", r"cannot read .*none\.yaml"),
-        ("extends: [base.yaml]", "trials: 1", r"child\.yaml: extends must be a file name"),
+        ("extends: [base.yaml]", "trials: 1", r"child\.yaml:1: extends must be a file name"),
         ("- 1", "", r"child\.yaml must hold a YAML mapping"),
         ("", "", r"child\.yaml must hold a YAML mapping"),
         ("trials: 1\ntrials: 2", "", r"child\.yaml:2: duplicate key 'trials'"),

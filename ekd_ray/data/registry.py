@@ -185,7 +185,8 @@ def registered(name: str) -> DatasetInfo:
     try:
         return DATASETS[name]
     except (KeyError, TypeError):
-        raise unknown_name("dataset", name, [*DATASETS, f"{FOLDER_PREFIX}PATH"]) from None
+        known = [*DATASETS, f"{FOLDER_PREFIX}PATH"]
+        raise unknown_name("dataset", name, known, keys=()) from None
 
 
 def folder_info(name: str, class_names: tuple[str, ...], num_train: int) -> DatasetInfo:

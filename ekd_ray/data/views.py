@@ -72,7 +72,8 @@ def view_scheme(name: str) -> ViewScheme:
     try:
         return VIEW_SCHEMES[name]
     except (KeyError, TypeError):
-        raise unknown_name("view scheme", name, [*VIEW_SCHEMES, RESIZED_CROP]) from None
+        known = [*VIEW_SCHEMES, RESIZED_CROP]
+        raise unknown_name("view scheme", name, known, keys=()) from None
 
 
 def view_count(scheme: str, pool: int = DEFAULT_POOL) -> int:

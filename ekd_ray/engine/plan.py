@@ -20,7 +20,7 @@ from ekd_ray.data import (
     num_train,
     steps_per_epoch,
 )
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError, at, unknown_name
 from ekd_ray.losses.objective import method_of, resolve_method
 from ekd_ray.models import WeightsMetadata, build_model, read_metadata
 
@@ -58,10 +58,12 @@ def parse_normalization(text: str) -> Normalization:
     legal = [len(part) for part in parts] == [3, 3] and min(parts[1]) > 0
     if not legal or not all(math.isfinite(value) for part in parts for value in part):
         if re.fullmatch(r"\w+", text):
-            raise unknown_name("teacher_normalization", text, NORMALIZATIONS)
+            keys = ("teacher_normalization",)
+            raise unknown_name("teacher_normalization", text, NORMALIZATIONS, keys=keys)
         raise UserError(
             "teacher_normalization must be a name or 'mean,mean,mean/std,std,std' "
-            f"with std > 0, got {text!r}."
+            f"with std > 0, got {text!r}.",
+            keys=("teacher_normalization",),
         )
     return Normalization(mean=parts[0], std=parts[1])  # type: ignore[arg-type]
 
@@ -85,13 +87,16 @@ def resolve(
         image_size=config.image_size or info.image_size,
     )
     assert config.augment and config.image_size
-    check_view_scheme(info, config.augment, config.image_size)
+    with at("augment"):
+        check_view_scheme(info, config.augment, config.image_size)
     if config.compile:
         _check_compiler()
-    check_model(config.student, info.num_classes, student_size(config), "student_image_size")
+    with at("student"):
+        check_model(config.student, info.num_classes, student_size(config), "student_image_size")
     check_dataset(config.dataset, data_root=data_root, download=download)
     if config.ood_dataset is not None:
-        _check_ood(config, data_root)
+        with at("ood_dataset"):
+            _check_ood(config, data_root)
     if method_of(config).needs_teacher:
         config = _resolve_teacher(config, info.num_classes)
     else:
@@ -139,7 +144,8 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
             f"method {config.method!r} needs a teacher: give --teacher NAME and --teacher-weights."
         )
     size = config.image_size or dataset_info(config.dataset).image_size
-    check_model(config.teacher, num_classes, size, "image_size")
+    with at("teacher"):
+        check_model(config.teacher, num_classes, size, "image_size")
     if config.teacher_weights is None:
         raise UserError(
             f"no weights for teacher {config.teacher!r}: give --teacher-weights FILE, or train "

@@ -293,7 +293,7 @@ METHOD_SETTINGS = tuple(sorted({name for method in METHODS.values() for name in 
 def method_of(config: DistillConfig) -> Method:
     """The method that the configuration names; raises `UserError` for an unknown name."""
     if config.method not in METHODS:
-        raise unknown_name("method", config.method, METHODS)
+        raise unknown_name("method", config.method, METHODS, keys=("method",))
     return METHODS[config.method]
 
 
@@ -306,7 +306,8 @@ def resolve_method(config: DistillConfig) -> DistillConfig:
             users = ", ".join(key for key, entry in METHODS.items() if name in entry.uses)
             raise UserError(
                 f"{name} is not used by method {config.method!r}, got {getattr(config, name)}; "
-                f"remove it or choose a method that uses it ({users})."
+                f"remove it or choose a method that uses it ({users}).",
+                keys=(name,),
             )
     missing = {
         name: default(config) if callable(default) else default

@@ -84,7 +84,7 @@ def build_model(name: str, num_classes: int) -> nn.Module:
         model = MODELS[name](num_classes)
     else:
         known = [*MODELS, *ALIASES, "torchvision:<name>", "timm:<name>"]
-        raise unknown_name("model", name, known)
+        raise unknown_name("model", name, known, keys=())
     model.ekd_name, model.ekd_num_classes = name, num_classes  # type: ignore[assignment]
     return model
 
@@ -94,7 +94,7 @@ def _torchvision(name: str, num_classes: int) -> nn.Module:
 
     known = models.list_models(module=models)  # classifiers only: no detection, no video
     if name not in known:
-        raise unknown_name("torchvision model", name, known)
+        raise unknown_name("torchvision model", name, known, keys=())
     options: dict[str, object] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         # With auxiliary heads they return a tuple in training mode instead of logits.
@@ -111,7 +111,7 @@ def _timm(name: str, num_classes: int) -> nn.Module:
             "run `pip install timm`, or choose a model that is not from timm."
         ) from error
     if not timm.is_model(name):
-        raise unknown_name("timm model", name, timm.list_models())
+        raise unknown_name("timm model", name, timm.list_models(), keys=())
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
     facts = getattr(model, "pretrained_cfg", None) or {}
     if facts.get("fixed_input_size"):

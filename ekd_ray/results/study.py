@@ -17,6 +17,7 @@ from ekd_ray.files import atomic_path, write_json, write_text
 from ekd_ray.objectives import along, pareto_front, total_violation, violations
 from ekd_ray.results.leaderboard import Row, leaderboard_rows, ordered
 from ekd_ray.results.paired import Paired, paired_difference
+from ekd_ray.yaml_files import in_file
 
 FORMAT_VERSION = 1
 STUDY_FILE = "study.yaml"
@@ -133,7 +134,8 @@ class Study:
                 f"{path / STUDY_FILE} has format version {header['format_version']}, this "
                 f"ekd_ray reads <= {FORMAT_VERSION}: upgrade ekd_ray."
             )
-        config = StudyConfig.from_dict(header.get("study") or {}, where=str(path / STUDY_FILE))
+        with in_file(path / STUDY_FILE, "study"):
+            config = StudyConfig.from_dict(header.get("study") or {})
         return cls(path=path, config=config, header=header)
 
     def records(self) -> list[TrialRecord]:

@@ -186,17 +186,20 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
         raise UserError(
             f"sampler {config.sampler} learns only from trials of full length, so "
             f"scheduler {config.scheduler} would hide most of them: set scheduler=none, or "
-            f"choose {', '.join(name for name in SAMPLERS if not SAMPLERS[name].full_length)}."
+            f"choose {', '.join(name for name in SAMPLERS if not SAMPLERS[name].full_length)}.",
+            keys=("sampler",),
         )
     if config.objectives and config.scheduler != "none":
         raise UserError(
             f"scheduler {config.scheduler} would stop trials by {config.metric} alone, which may "
-            f"be on the Pareto front by {', '.join(config.objectives)}: set scheduler=none."
+            f"be on the Pareto front by {', '.join(config.objectives)}: set scheduler=none.",
+            keys=("scheduler",),
         )
     if kind.plain and (config.objectives or config.constraints):
         raise UserError(
             f"sampler {config.sampler} knows one objective and no constraints: choose "
-            f"{', '.join(name for name in SAMPLERS if not SAMPLERS[name].plain)}."
+            f"{', '.join(name for name in SAMPLERS if not SAMPLERS[name].plain)}.",
+            keys=("sampler",),
         )
     if not kind.finite:
         return
@@ -206,5 +209,6 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
     if endless:
         raise UserError(
             f"sampler {config.sampler} tries every combination, but {endless[0]} has endlessly "
-            "many values: give it choices or a step, or choose another sampler."
+            "many values: give it choices or a step, or choose another sampler.",
+            keys=("space", endless[0]),
         )

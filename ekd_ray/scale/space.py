@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import Keys, UserError, at, unknown_name
 from ekd_ray.losses.objective import resolve_method, with_method
 
 _KEYS = ("low", "high", "log", "step", "choices", "when")
@@ -47,6 +48,12 @@ class Parameter:
             low, high, step = int(self.low), int(self.high), int(self.step or 1)
             return trial.suggest_int(self.name, low, high, step=step, log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
+
+    def extremes(self) -> list[tuple[Keys, Any]]:
+        """Values that are legal only if all are, each with its keys in the entry."""
+        if self.choices is not None:
+            return [(("choices", index), value) for index, value in enumerate(self.choices)]
+        return [(("low",), self.low), (("high",), self.high)]
 
     def contains(self, value: Any) -> bool:
         """Whether a first point may have this value."""
@@ -100,11 +107,13 @@ class Space:
     def __init__(self, spec: Mapping[str, Any] | None) -> None:
         if not spec:
             raise UserError(
-                "the search space is empty: give --space FILE or a space: in the recipe."
+                "the search space is empty: give --space FILE or a space: in the recipe.",
+                keys=("space",),
             )
         self.parameters: dict[str, Parameter] = {}
         for name, entry in spec.items():
-            self.parameters[name] = _parse(name, entry, self.parameters)
+            with at("space", name):
+                self.parameters[name] = _parse(name, entry, self.parameters)
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -144,7 +153,8 @@ class Space:
             if not parameter.contains(point[name]):
                 raise UserError(
                     f"first point has {name} = {point[name]}, outside of its range "
-                    f"{parameter.describe()}: widen the range or drop the point."
+                    f"{parameter.describe()}: widen the range or drop the point.",
+                    keys=(name,),
                 )
             kept[name] = point[name]
         return kept
@@ -173,31 +183,54 @@ def check_space(config: StudyConfig) -> Space:
     space = Space(config.space)
     for name, parameter in space.parameters.items():
         if not parameter.when:
-            for value in parameter.choices or (parameter.low, parameter.high):
-                config.distill.replace(**{name: value})
+            for keys, value in parameter.extremes():
+                with at("space", name, *keys):
+                    config.distill.replace(**{name: value})
     for point in space.sample(32, seed=config.seed):
-        point_config(config.distill, point)
-    for point in first_points(config):
-        space.searched(point)
-        point_config(config.distill, point)
+        with _at_point("space", point=point):
+            point_config(config.distill, point)
+    places: list[Keys] = [("authors",)] if config.authors else []
+    places += [("first_points", index) for index in range(len(config.first_points))]
+    for place, point in zip(places, first_points(config), strict=True):
+        with _at_point(*place, point=point):
+            space.searched(point)
+            point_config(config.distill, point)
     return space
+
+
+@contextlib.contextmanager
+def _at_point(*place: str | int, point: Mapping[str, Any]) -> Iterator[None]:
+    """An error inside is about the point if that has the setting, else about the shared ones."""
+    try:
+        yield
+    except UserError as error:
+        if error.keys:
+            error.keys = (*(place if error.keys[0] in point else ("distill",)), *error.keys)
+        raise
 
 
 def _parse(name: str, entry: Any, earlier: Mapping[str, Parameter]) -> Parameter:
     if name not in DistillConfig.names():
-        raise unknown_name("searched setting", name, DistillConfig.names())
+        raise unknown_name("searched setting", name, DistillConfig.names(), keys=())
     if not isinstance(entry, Mapping):
-        raise UserError(f"space.{name} must be {{low:, high:}} or {{choices:}}, got {entry!r}.")
+        raise UserError(
+            f"space.{name} must be {{low:, high:}} or {{choices:}}, got {entry!r}.", keys=()
+        )
     for key in entry:
         if key not in _KEYS:
-            raise unknown_name(f"key of space.{name}:", key, _KEYS)
+            raise unknown_name(f"key of space.{name}:", key, _KEYS, keys=(key,))
     when = _parse_when(name, entry.get("when") or {}, earlier)
     if "choices" in entry:
         choices = entry["choices"]
         if not isinstance(choices, list) or not choices:
-            raise UserError(f"space.{name}.choices must be a list of values, got {choices!r}.")
+            raise UserError(
+                f"space.{name}.choices must be a list of values, got {choices!r}.",
+                keys=("choices",),
+            )
         if set(entry) - {"choices", "when"}:
-            raise UserError(f"space.{name} must have choices or low and high, not both.")
+            raise UserError(
+                f"space.{name} must have choices or low and high, not both.", keys=("choices",)
+            )
         return Parameter(name=name, choices=tuple(choices), when=when)
     return _parse_range(name, entry, when)
 
@@ -207,28 +240,33 @@ def _parse_range(
 ) -> Parameter:
     kinds = set(typing.get_args(_HINTS[name])) or {_HINTS[name]}
     if not kinds & {int, float}:
-        raise UserError(f"space.{name} is no number: give choices: instead of a range.")
+        raise UserError(f"space.{name} is no number: give choices: instead of a range.", keys=())
     for key in ("low", "high", "step"):
         value = entry.get(key)
         if key == "step" and value is None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise UserError(f"space.{name}.{key} must be a number, got {value!r}.")
+            raise UserError(f"space.{name}.{key} must be a number, got {value!r}.", keys=(key,))
     low, high, log, step = entry["low"], entry["high"], entry.get("log", False), entry.get("step")
     if not isinstance(log, bool):
-        raise UserError(f"space.{name}.log must be true or false, got {log!r}.")
+        raise UserError(f"space.{name}.log must be true or false, got {log!r}.", keys=("log",))
     if low > high:
-        raise UserError(f"space.{name}: low must be <= high ({high}), got {low}.")
+        raise UserError(f"space.{name}: low must be <= high ({high}), got {low}.", keys=("low",))
     if log and low <= 0:
-        raise UserError(f"space.{name}: low must be > 0 with log: true, got {low}.")
+        raise UserError(f"space.{name}: low must be > 0 with log: true, got {low}.", keys=("low",))
     if log and step is not None:
-        raise UserError(f"space.{name}: step cannot be combined with log: true; drop one.")
+        raise UserError(
+            f"space.{name}: step cannot be combined with log: true; drop one.", keys=("step",)
+        )
     integer = float not in kinds
-    if integer and not (float(low).is_integer() and float(high).is_integer()):
-        raise UserError(f"space.{name}: low and high must be whole, got {low} and {high}.")
+    for key in ("low", "high") if integer else ():
+        if not float(entry[key]).is_integer():
+            raise UserError(
+                f"space.{name}: low and high must be whole, got {low} and {high}.", keys=(key,)
+            )
     if step is not None and (step <= 0 or (integer and not float(step).is_integer())):
         kind = "a whole number " if integer else ""
-        raise UserError(f"space.{name}.step must be {kind}> 0, got {step}.")
+        raise UserError(f"space.{name}.step must be {kind}> 0, got {step}.", keys=("step",))
     return Parameter(name=name, integer=integer, low=low, high=high, log=log, step=step, when=when)
 
 
@@ -236,18 +274,22 @@ def _parse_when(
     name: str, when: Any, earlier: Mapping[str, Parameter]
 ) -> dict[str, tuple[Any, ...]]:
     if not isinstance(when, Mapping):
-        raise UserError(f"space.{name}.when must map a setting to its values, got {when!r}.")
+        raise UserError(
+            f"space.{name}.when must map a setting to its values, got {when!r}.", keys=("when",)
+        )
     conditions = {}
     for other, values in when.items():
         if other not in earlier:
             raise UserError(
-                f"space.{name}.when names {other!r}, which must be a parameter above {name!r}."
+                f"space.{name}.when names {other!r}, which must be a parameter above {name!r}.",
+                keys=("when", other),
             )
         conditions[other] = tuple(values) if isinstance(values, list) else (values,)
         for value in conditions[other]:
             if not earlier[other].contains(value):
                 raise UserError(
                     f"space.{name}.when asks for {other} = {value}, which is never drawn from "
-                    f"{earlier[other].describe()}: correct one of them."
+                    f"{earlier[other].describe()}: correct one of them.",
+                    keys=("when", other),
                 )
     return conditions

@@ -218,10 +218,10 @@ def test_newer_or_damaged_metrics_are_refused(bundle, text, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["lr: -1", "learning_rate: 1", "["])
+@pytest.mark.parametrize("text", ["lr: -1", "learning_rate: 1", "[,"])
 def test_a_bad_configuration_is_refused(bundle, text):
     (bundle.path / "distill.yaml").write_text(text)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"distill\.yaml:1: "):
         Bundle.load(bundle.path)
 
 

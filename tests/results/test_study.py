@@ -304,8 +304,8 @@ def test_a_newer_study_is_refused(maker):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("format_version: 1\nstudy: {trails: 3}", "Did you mean 'trials'"),
-        ("format_version: 1\nstudy: {trials: 0}", "trials must be >= 1, got 0"),
+        ("format_version: 1\nstudy: {trails: 3}", r"study\.yaml:2: .*Did you mean 'trials'"),
+        ("format_version: 1\nstudy: {trials: 0}", r"study\.yaml:2: trials must be >= 1, got 0"),
         ("- a list", "must hold a YAML mapping"),
         ("a: [", "correct the YAML there"),
         ("format_version: newest\nstudy: {}", "study.yaml"),
