@@ -194,6 +194,11 @@ class StudyConfig(Settings):
         "auto", "early stopping of trials (auto: asha, or none with several objectives)",
         choices=("auto", *SCHEDULERS),
     )  # fmt: skip
+    rung_score: str = setting(
+        "mean",
+        "what trials are compared by at a rung: the metric's mean over their epochs, or its last",
+        choices=("mean", "last"),
+    )
     grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
     reduction_factor: int = setting(3, "ASHA keeps 1 / reduction_factor at each rung", low=2)
     seed: int = setting(0, "seed of the sampler", low=0)

@@ -46,6 +46,24 @@ def test_a_configuration_has_one_curve(landscape):
     assert len(curve) == EPOCHS and curve[-1] != true
 
 
+def test_the_noise_is_that_of_runs_that_do_about_as_well(tmp_path):
+    """What works is exact, what fails is off by .1: a good configuration must not be."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, point in enumerate(points(150)):
+        fails = point["ekd_weight"] > 1.0
+        final = 0.2 + 0.1 * rng.choice([-1, 1]) if fails else 0.5
+        rows += [
+            {"number": number, **point, "epoch": epoch, METRIC: final}
+            for epoch in range(1, EPOCHS + 1)
+        ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    found = Landscape(tmp_path / "table.parquet", Space(recorded_study().space))
+    good = [p for p in points(200, seed=5) if p["ekd_weight"] < 0.4]
+    off = [abs(curve[-1] - true) for curve, true in map(found.curve, good)]
+    assert np.mean(off) < 0.03
+
+
 class Fixed:
     """Proposes given points and notes what it is told."""
 

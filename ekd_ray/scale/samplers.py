@@ -39,6 +39,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.scale.space import Space
+from ekd_ray.scale.worker import RUNG_SCORE
 
 STARTUP_TRIALS = 8  # drawn at random before a model of the objective is asked
 BRACKETS = 3
@@ -135,7 +136,7 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
 def _asha(config: StudyConfig, brackets: int) -> TrialScheduler:
     return ASHAScheduler(
         time_attr="epoch",
-        metric=config.metric,
+        metric=RUNG_SCORE if config.rung_score == "mean" else config.metric,
         mode=config.mode,
         # Above the budget, so that a trial of full length returns by itself.
         max_t=config.distill.epochs + 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trainer import trainable
-from ekd_ray.scale.worker import Body, Job, run_job
+from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job
 
 
 def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
@@ -85,8 +86,11 @@ def replay(scheduler: TrialScheduler, finished: list[FrozenTrial]) -> None:
     for trial in finished:
         stand_in = _StandIn(trial.number)
         scheduler.on_trial_add(None, stand_in)
+        values: list[float] = []
         for epoch, value in sorted(trial.intermediate_values.items()):
-            result = {"epoch": epoch, "training_iteration": epoch, scheduler.metric: value}
+            values.append(value)
+            score = statistics.fmean(values) if scheduler.metric == RUNG_SCORE else value
+            result = {"epoch": epoch, "training_iteration": epoch, scheduler.metric: score}
             tell(None, stand_in, result)
 
 

@@ -125,6 +125,7 @@ class OptunaSearcher(Searcher):
             data_root=self.config.data_root,
             threads=self.config.cpus_per_trial,
             costs=self.config.costs,
+            compared=self.metric if self.config.rung_score == "mean" else None,
         ).as_config()
 
     def _ask(self) -> tuple[Trial, dict[str, Any]] | None:

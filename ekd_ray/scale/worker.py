@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.cost import student_costs
 from ekd_ray.engine.distill import Diverged, RunResult, distill
+from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.results.study import FAILURE
 
 Report = Callable[[dict[str, Any]], None]
+RUNG_SCORE = "rung_score"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,8 @@ class Job:
     """One run to do: a resolved configuration, where its files go and what it may use.
 
     `name` is what progress shows; `number` the trial's number in the study; `costs` names
-    what is to be known of the student besides its metrics.
+    what is to be known of the student besides its metrics; `compared` is the metric whose mean
+    over the epochs is reported as `RUNG_SCORE`.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Job:
     data_root: str | None
     threads: int
     costs: tuple[str, ...] = ()
+    compared: str | None = None
 
     def as_config(self) -> dict[str, Any]:
         """The plain mapping that Ray carries as the trial's config."""
@@ -60,7 +65,7 @@ def run_job(job: Job, report: Report) -> RunResult | None:
             config,
             data_root=job.data_root,
             out=folder,
-            on_epoch=report,
+            on_epoch=_scored(report, folder, job.compared),
             threads=job.threads,
             constants=student_costs(config, job.costs),
         )
@@ -73,6 +78,23 @@ def run_job(job: Job, report: Report) -> RunResult | None:
         if ranks.world_size() > 1:
             raise  # the other ranks wait in a collective: only a restart frees them
     return None
+
+
+def _scored(report: Report, folder: Path, metric: str | None) -> Report:
+    """Reports that also say how the run has done in the mean of its epochs.
+
+    A single epoch at a high learning rate says little: what a run will be worth shows better
+    in the mean, and a resumed run must be told of the epochs before it.
+    """
+    if metric is None:
+        return report
+
+    def scored(row: dict[str, Any]) -> None:
+        values = [epoch[metric] for epoch in read_history(folder)]
+        # Workers on other nodes do not see the folder; the first one's report counts.
+        report({**row, RUNG_SCORE: statistics.fmean(values) if values else row[metric]})
+
+    return scored
 
 
 Body = Callable[[Job, Report], object]

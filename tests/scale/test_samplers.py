@@ -23,6 +23,7 @@ from ekd_ray.scale.search import replay
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.storage import open_study
+from ekd_ray.scale.worker import RUNG_SCORE
 
 
 def test_the_names_are_those_of_the_configuration():
@@ -239,6 +240,7 @@ def stopped(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, int]:
         scheduler.on_trial_add(None, trial)
         for epoch, value in enumerate(values, start=1):
             result = {"epoch": epoch, "training_iteration": epoch, "val_top1": value}
+            result[RUNG_SCORE] = sum(values[:epoch]) / epoch
             if epoch == len(values):
                 scheduler.on_trial_complete(None, trial, result)
             elif scheduler.on_trial_result(None, trial, result) == "STOP":

@@ -20,7 +20,7 @@ from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.search import replay
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import open_study
-from ekd_ray.scale.worker import Job
+from ekd_ray.scale.worker import RUNG_SCORE, Job, _scored
 
 EPOCHS = 9
 
@@ -231,11 +231,16 @@ def decisions(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, list[
         scheduler.on_trial_add(None, trial)
         for epoch, value in enumerate(values, start=1):
             result = {"epoch": epoch, "training_iteration": epoch, "val_top1": value}
+            result[RUNG_SCORE] = sum(values[:epoch]) / epoch
             answers.setdefault(name, []).append(scheduler.on_trial_result(None, trial, result))
     return answers
 
 
-def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(config: StudyConfig) -> None:
+@pytest.mark.parametrize("rung_score", ["mean", "last"])
+def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(
+    config: StudyConfig, rung_score: str
+) -> None:
+    config = config.replace(rung_score=rung_score)
     curves = {f"t{i}": [i / 10 + e / 100 for e in range(EPOCHS)] for i in (5, 3, 4, 8, 1)}
     later = {f"t{i}": [i / 10 + e / 100 for e in range(EPOCHS)] for i in (2, 9, 6)}
     whole = make_scheduler(config)
@@ -254,3 +259,33 @@ def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(config: StudyConfi
     assert decisions(resumed, later) == expected
     assert "STOP" in expected["t2"]
     assert "STOP" not in expected["t9"]
+
+
+@pytest.mark.parametrize(("rung_score", "goes_on"), [("mean", "steady"), ("last", "late")])
+def test_rungs_compare_the_mean_of_the_epochs_or_the_last(
+    config: StudyConfig, rung_score: str, goes_on: str
+) -> None:
+    """At the second rung one is better in the mean, the other in its last epoch."""
+    rung = config.grace * config.reduction_factor
+    scheduler = make_scheduler(config.replace(rung_score=rung_score))
+    curves = {"steady": [0.5] * rung, "late": [0.5] * (rung - 1) + [0.6]}
+    curves["steady"][0] = 0.9
+    found = decisions(scheduler, {name: curves[name] for name in ("steady", "late")})
+    other = decisions(
+        make_scheduler(config.replace(rung_score=rung_score)),
+        {name: curves[name] for name in ("late", "steady")},
+    )
+    second = {"steady": other["steady"][rung - 1], "late": found["late"][rung - 1]}
+    assert second.pop(goes_on) == "CONTINUE"
+    assert set(second.values()) == {"STOP"}
+
+
+def test_a_trial_reports_the_mean_of_all_of_its_epochs(tmp_path: Path) -> None:
+    """Also of those from before it was interrupted."""
+    reported: list[dict[str, Any]] = []
+    rows = [{"epoch": 1, "val_top1": 0.2}, {"epoch": 2, "val_top1": 0.4}]
+    (tmp_path / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _scored(reported.append, tmp_path, "val_top1")(rows[-1])
+    _scored(reported.append, tmp_path / "elsewhere", "val_top1")(rows[-1])
+    _scored(reported.append, tmp_path, None)(rows[-1])
+    assert [row.get(RUNG_SCORE) for row in reported] == [pytest.approx(0.3), 0.4, None]
