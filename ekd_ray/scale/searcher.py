@@ -2,29 +2,30 @@
 
 Ray's own `OptunaSearch` tells Optuna that a trial stopped early is COMPLETE with its
 low-epoch value. Here every epoch's value is reported, an early-stopped trial ends as
-PRUNED and a failed one as FAIL. The Optuna journal and each trial's `result.json` are
-the truth of a study; Tune's own snapshots are not needed to resume.
+PRUNED and a failed one as FAIL. Optuna hears of a trial's epochs when it ends, from its
+record: a trial that a kill interrupted may be stopped earlier than it had come before, and
+what Optuna has heard it does not forget. The Optuna journal and each trial's `result.json`
+are the truth of a study; Tune's own snapshots are not needed to resume.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import forget_checkpoint
 from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.results.study import JOURNAL, TrialRecord, trial_folder
+from ekd_ray.results.study import FAILURE, JOURNAL, TrialRecord, trial_folder
+from ekd_ray.scale.journal import open_journal
 from ekd_ray.scale.samplers import make_sampler
 from ekd_ray.scale.space import Space, first_points, point_config, quiet
 from ekd_ray.scale.worker import Job
@@ -43,14 +44,15 @@ _STATES = {
 def open_study(run: Path, config: StudyConfig) -> optuna.Study:
     """The study's Optuna journal, created on first use."""
     quiet()
-    storage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
     study = optuna.create_study(
-        storage=storage,
+        storage=open_journal(run / JOURNAL),
         study_name=STUDY_NAME,
         direction="maximize" if config.mode == "max" else "minimize",
         load_if_exists=True,
     )
-    study.sampler = make_sampler(config, begun=len(study.get_trials(deepcopy=False)))
+    # Values count too: a kill may come between the beginning of a trial and its drawing.
+    begun = sum(1 + len(trial.params) for trial in study.get_trials(deepcopy=False))
+    study.sampler = make_sampler(config, begun=begun)
     return study
 
 
@@ -76,19 +78,21 @@ class OptunaSearcher(Searcher):
         self._began = time.monotonic()
         self._running: dict[str, Trial] = {}
         self._records: dict[str, TrialRecord] = {}
-        self._interrupted: deque[FrozenTrial] = deque()
-        if not self.study.get_trials(deepcopy=False):
-            for point in first_points(config):
-                self.study.enqueue_trial(self.space.searched(point), skip_if_exists=True)
+        self._interrupted: deque[int] = deque()
+        self._begun_again: set[int] = set()
+        for point in first_points(config):  # a kill may have come after some of them
+            self.study.enqueue_trial(self.space.searched(point), skip_if_exists=True)
         self._settle()
 
     def _settle(self) -> None:
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
-            record = TrialRecord.read(trial_folder(self.run, frozen.number))
+            folder = trial_folder(self.run, frozen.number)
+            record = TrialRecord.read(folder)
             if record is not None:
+                forget_checkpoint(folder)
                 self._tell(frozen.number, record)
             else:
-                self._interrupted.append(frozen)
+                self._interrupted.append(frozen._trial_id)
 
     @property
     def remaining(self) -> int:
@@ -105,7 +109,12 @@ class OptunaSearcher(Searcher):
             return True
         if epochs is None:
             return False
-        return sum(max(trial.intermediate_values, default=0) for trial in known) >= epochs
+        return sum(map(self._epochs, known)) >= epochs
+
+    def _epochs(self, trial: FrozenTrial) -> int:
+        if trial.state == TrialState.RUNNING:
+            return len(read_history(trial_folder(self.run, trial.number)))
+        return max(trial.intermediate_values, default=0)
 
     def _own_trials(self) -> list[FrozenTrial]:
         """All trials but those that repeat another one's point."""
@@ -123,15 +132,11 @@ class OptunaSearcher(Searcher):
         return [trial for trial in self._own_trials() if trial.state.is_finished()]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._interrupted:
-            # Its stored values are suggested again, whatever it had of them when it died.
-            trial = Trial(self.study, self._interrupted.popleft()._trial_id)
-            point = self.space(trial)
-        else:
-            asked = self._ask() if self.remaining else None
-            if asked is None:
-                return Searcher.FINISHED
-            trial, point = asked
+        asked = self._ask()
+        if asked is None:
+            # Not over yet: one that is begun may have to begin again.
+            return None if self._running else Searcher.FINISHED
+        trial, point = asked
         try:
             config = resolve(point_config(self.base, point), data_root=self.config.data_root)
         except UserError as error:
@@ -157,7 +162,13 @@ class OptunaSearcher(Searcher):
         as the first one was, without being run, and counts for nothing.
         """
         for _ in range(REPEATS):
-            trial = self.study.ask()
+            if not self.remaining:
+                return None
+            if self._interrupted:
+                # Its stored values are suggested again, whatever it had of them when it died.
+                trial = Trial(self.study, self._interrupted.popleft())
+            else:
+                trial = self.study.ask()
             point = self.space(trial)
             first = next(
                 other
@@ -172,9 +183,8 @@ class OptunaSearcher(Searcher):
 
     def _repeat(self, trial: Trial, first: FrozenTrial) -> None:
         trial.set_user_attr(_REPEATED, first.number)
-        for epoch, reported in first.intermediate_values.items():
-            trial.report(reported, epoch)
-        # Of one that still runs nothing is known but what it has reported.
+        self._report(trial, read_history(trial_folder(self.run, first.number)))
+        # Of one that still runs nothing is known but what it has written so far.
         state = TrialState.PRUNED if first.state == TrialState.RUNNING else first.state
         value = first.value if state == TrialState.COMPLETE else None
         self.study.tell(trial.number, value, state=state)
@@ -186,16 +196,11 @@ class OptunaSearcher(Searcher):
         self._tell(trial.number, ended)
         return self.suggest(trial_id) if self.remaining else None
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        trial = self._running.get(trial_id)
-        if trial is not None and self.metric in result:
-            self._report(trial, result)
-
-    def _report(self, trial: Trial, row: dict[str, Any]) -> None:
-        with warnings.catch_warnings():
-            # A continued trial repeats the epochs after its checkpoint.
-            warnings.simplefilter("ignore", UserWarning)
-            trial.report(row[self.metric], row["epoch"])
+    def _report(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
+        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        for row in rows:  # a kill may have come after some of them
+            if row["epoch"] not in known and self.metric in row:
+                trial.report(row[self.metric], row["epoch"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -205,19 +210,28 @@ class OptunaSearcher(Searcher):
             return
         folder = trial_folder(self.run, trial.number)
         record = self._records.pop(trial_id)
+        if error and not self._was_run(folder) and trial.number not in self._begun_again:
+            # Tune tries a trial again whose process died at work, but not one whose process
+            # died while it was handed over from another trial.
+            self._begun_again.add(trial.number)
+            self._interrupted.append(trial._trial_id)
+            return
         status = record.status_of(folder, error=error, epochs=self.base.epochs)
-        self._tell(trial.number, record.ended(status, folder=folder))
+        ended = record.ended(status, folder=folder)
+        # Before Optuna knows: a trial that has ended there is never looked at again.
         forget_checkpoint(folder)
+        self._tell(trial.number, ended)
+
+    @staticmethod
+    def _was_run(folder: Path) -> bool:
+        return bool(read_history(folder)) or (folder / FAILURE).exists()
 
     def _tell(self, number: int, record: TrialRecord) -> None:
         state = _STATES[record.status]
         value = record.value(self.metric) if state == TrialState.COMPLETE else None
         stored = self.study.get_trials(deepcopy=False)[number]
         trial = Trial(self.study, stored._trial_id)
-        for row in record.history:
-            # Tune keeps the epoch at which a trial stops to itself.
-            if row["epoch"] not in stored.intermediate_values and self.metric in row:
-                self._report(trial, row)
+        self._report(trial, record.history)
         if record.reason:
             trial.set_user_attr("reason", record.reason)
         self.study.tell(number, value, state=state)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
-from ray.tune.search import Searcher
 
 from ekd_ray.config import SAMPLERS as NAMES
 from ekd_ray.config import SCHEDULERS as SCHEDULER_NAMES
@@ -88,9 +87,8 @@ def run(folder: Path, config: StudyConfig, count: int, at_once: int = 2) -> list
 
     for index in range(count):
         suggested = searcher.suggest(f"t{index}")
-        if suggested == Searcher.FINISHED:
+        if not isinstance(suggested, dict):
             break
-        assert isinstance(suggested, dict)
         job = Job.from_config(suggested)
         ran.append(job.settings)
         running.append((f"t{index}", job))
