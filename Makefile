@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test bench lint types check clean
+.PHONY: install quickstart test chaos bench lint types check clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,11 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# The long form of what `make test` does in short: a study killed 20 times, and once at every
+# kind of change of its files. EKD_CHAOS_SEED draws other moments.
+chaos: install
+	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 $(BIN)/python -m pytest -s tests/chaos
 
 # EKD_DATA_ROOT with CIFAR-10 and its teacher adds the benchmark of a whole study.
 bench: install

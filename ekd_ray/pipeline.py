@@ -18,11 +18,12 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import check_dataset, load_dataset
+from ekd_ray.engine.distill import forget_checkpoint
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, at
-from ekd_ray.files import write_text
+from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.objective import method_of, resolve_method, with_method
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
@@ -31,7 +32,7 @@ from ekd_ray.scale.cluster import check_fits, connected, local_cpus
 from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
-from ekd_ray.scale.search import search
+from ekd_ray.scale.search import SCRATCH, search
 from ekd_ray.scale.space import check_space
 from ekd_ray.scale.storage import check_storage
 
@@ -90,7 +91,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         _check_same(study, config)
-    elif out.exists() and (out.is_file() or any(out.iterdir())):
+    elif out.exists() and (out.is_file() or not all(map(is_temporary, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
         raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
@@ -129,7 +130,7 @@ def check_writable(out: Path) -> None:
     """Create the folder if need be; raises `UserError` if it is read-only or full."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".probe"
+        probe = out / ".probe.tmp"
         probe.write_bytes(b"probe")
         probe.unlink()
         free = shutil.disk_usage(out).free
@@ -168,7 +169,15 @@ def _only_driver(out: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(f"{out} is being run by another process: wait for it or end it.") from None
     with lock:
+        _sweep(out)
         yield
+        _sweep(out)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what was left by a driver that was killed, or by a worker under this one."""
+    remove_temporaries(out)
+    shutil.rmtree(out / SCRATCH, ignore_errors=True)
 
 
 def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer) -> Bundle:
@@ -199,4 +208,5 @@ def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> Distil
             threads=min(local_cpus(), os.cpu_count() or 1),
         )
         observer.ended(0, failed=False)
+    forget_checkpoint(path.parent)  # a kill may have come before the training did
     return resolve(base.replace(teacher_weights=str(path)), data_root=config.data_root)

@@ -164,7 +164,7 @@ def export_bundle(study: Study, out: Path) -> Bundle:
     if lost:
         raise UserError(f"{first} lacks {', '.join(lost)}: run the study again with --resume.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         _fill(temporary, study, board, first, final)
         temporary.chmod(0o755)
@@ -176,7 +176,7 @@ def export_bundle(study: Study, out: Path) -> Bundle:
 
 def _swap(new: Path, out: Path) -> None:
     """Put `new` in the place of `out`; a rename cannot replace a folder that is not empty."""
-    old = new.with_name(new.name + ".old")
+    old = new.with_suffix(".old.tmp")
     if out.exists():
         out.rename(old)
     try:

@@ -176,6 +176,8 @@ class _JobList(Searcher):
 def _run_all(study: Path, config: StudyConfig, runs: list[Run], observer: Observer) -> None:
     """Run those without a result; equal configurations once."""
     open_runs = {r.folder(study): r for r in runs if not (r.folder(study) / RESULT).exists()}
+    for ended in {r.folder(study) for r in runs} - open_runs.keys():
+        forget_checkpoint(ended)  # a kill may have come between the result and this
     jobs = []
     for number, (folder, item) in enumerate(open_runs.items()):
         (folder / FAILURE).unlink(missing_ok=True)

@@ -122,7 +122,7 @@ SAMPLERS: dict[str, SamplerKind] = {
 
 
 def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
-    """The sampler that `config.sampler` names, for a study with so many trials begun.
+    """The sampler that `config.sampler` names, for a study with so many trials and values begun.
 
     Its seed advances with them: a resumed study must not draw again what it drew before.
     """

@@ -23,6 +23,9 @@ from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trainer import trainable
 from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job
 
+# Tune's own records: not needed to resume, so each run starts them afresh.
+SCRATCH = ".ray"
+
 
 def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
     """Run (or continue) the search of a study until all of its trials have ended.
@@ -45,7 +48,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
             config,
             searcher=searcher,
             scheduler=scheduler,
-            num_samples=searcher.remaining,
+            num_samples=-1,  # the searcher says when it is over
             observer=observer,
         )
     study = Study.load(run)
@@ -138,8 +141,7 @@ def run_tuner(
     Args:
         body: what a trial runs, in its own process or in each of its workers.
     """
-    # Tune's own records: not needed to resume, so each run starts them afresh.
-    scratch = run / ".ray"
+    scratch = run / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
         trainable(config, body),

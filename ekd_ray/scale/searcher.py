@@ -2,13 +2,14 @@
 
 Ray's own `OptunaSearch` tells Optuna that a trial stopped early is COMPLETE with its
 low-epoch value. Here every epoch's value is reported, an early-stopped trial ends as
-PRUNED and a failed one as FAIL. The Optuna journal and each trial's `result.json` are
-the truth of a study; Tune's own snapshots are not needed to resume.
+PRUNED and a failed one as FAIL. Optuna hears of a trial's epochs when it ends, from its
+record: a trial that a kill interrupted may be stopped earlier than it had come before, and
+what Optuna has heard it does not forget. The Optuna journal and each trial's `result.json`
+are the truth of a study; Tune's own snapshots are not needed to resume.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ekd_ray.engine.distill import forget_checkpoint
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.results.study import TrialRecord, trial_folder
+from ekd_ray.results.study import FAILURE, TrialRecord, trial_folder
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.space import Space, first_points, point_config
 from ekd_ray.scale.storage import open_study
@@ -59,21 +60,23 @@ class OptunaSearcher(Searcher):
         self._budget = Budget(config, self.space)
         self._running: dict[str, Trial] = {}
         self._records: dict[str, TrialRecord] = {}
-        self._interrupted: deque[FrozenTrial] = deque()
-        if not self.study.get_trials(deepcopy=False):
-            for point in first_points(config):
-                self.study.enqueue_trial(self.space.searched(point), skip_if_exists=True)
+        self._interrupted: deque[int] = deque()
+        self._begun_again: set[int] = set()
+        for point in first_points(config):  # a kill may have come after some of them
+            self.study.enqueue_trial(self.space.searched(point), skip_if_exists=True)
         self._settle()
 
     def _settle(self) -> None:
         for frozen in self.study.get_trials(deepcopy=False):
             self._budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
-            record = TrialRecord.read(trial_folder(self.run, frozen.number))
+            folder = trial_folder(self.run, frozen.number)
+            record = TrialRecord.read(folder)
             if record is not None:
+                forget_checkpoint(folder)
                 self._tell(frozen.number, record)
             else:
-                self._interrupted.append(frozen)
+                self._interrupted.append(frozen._trial_id)
 
     @property
     def remaining(self) -> int:
@@ -99,15 +102,11 @@ class OptunaSearcher(Searcher):
         return [trial for trial in self._own_trials() if trial.state.is_finished()]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._interrupted:
-            # Its stored values are suggested again, whatever it had of them when it died.
-            trial = Trial(self.study, self._interrupted.popleft()._trial_id)
-            point = self.space(trial)
-        else:
-            asked = self._ask() if self.remaining else None
-            if asked is None:
-                return Searcher.FINISHED
-            trial, point = asked
+        asked = self._ask()
+        if asked is None:
+            # Not over yet: one that is begun may have to begin again.
+            return None if self._running else Searcher.FINISHED
+        trial, point = asked
         try:
             config = resolve(point_config(self.base, point), data_root=self.config.data_root)
         except UserError as error:
@@ -135,7 +134,13 @@ class OptunaSearcher(Searcher):
         as the first one was, without being run, and counts for nothing.
         """
         for _ in range(REPEATS):
-            trial = self.study.ask()
+            if not self.remaining:
+                return None
+            if self._interrupted:
+                # Its stored values are suggested again, whatever it had of them when it died.
+                trial = Trial(self.study, self._interrupted.popleft())
+            else:
+                trial = self.study.ask()
             point = self.space(trial)
             first = next(
                 other
@@ -150,11 +155,10 @@ class OptunaSearcher(Searcher):
 
     def _repeat(self, trial: Trial, first: FrozenTrial) -> None:
         trial.set_user_attr(_REPEATED, first.number)
-        for epoch, reported in first.intermediate_values.items():
-            trial.report(reported, epoch)
+        self._report(trial, read_history(trial_folder(self.run, first.number)))
         for name, violation in first.constraints.items():
             trial.set_constraint(name, violation)
-        # Of one that still runs nothing is known but what it has reported.
+        # Of one that still runs nothing is known but what it has written so far.
         state = TrialState.PRUNED if first.state == TrialState.RUNNING else first.state
         values = first.values if state == TrialState.COMPLETE else None
         self.study.tell(trial.number, values, state=state)
@@ -167,18 +171,16 @@ class OptunaSearcher(Searcher):
         return self.suggest(trial_id) if self.remaining else None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        trial = self._running.get(trial_id)
-        if trial is not None and self.metric in result:
-            self._budget.add(trial.number, result)
-            self._report(trial, result)
+        if trial_id in self._running:
+            self._budget.add(self._running[trial_id].number, result)
 
-    def _report(self, trial: Trial, row: dict[str, Any]) -> None:
+    def _report(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
         if self.config.objectives:  # Optuna keeps the epochs of one objective only
             return
-        with warnings.catch_warnings():
-            # A continued trial repeats the epochs after its checkpoint.
-            warnings.simplefilter("ignore", UserWarning)
-            trial.report(row[self.metric], row["epoch"])
+        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        for row in rows:  # a kill may have come after some of them
+            if row["epoch"] not in known and self.metric in row:
+                trial.report(row[self.metric], row["epoch"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -188,19 +190,28 @@ class OptunaSearcher(Searcher):
             return
         folder = trial_folder(self.run, trial.number)
         record = self._records.pop(trial_id)
+        if error and not self._was_run(folder) and trial.number not in self._begun_again:
+            # Tune tries a trial again whose process died at work, but not one whose process
+            # died while it was handed over from another trial.
+            self._begun_again.add(trial.number)
+            self._interrupted.append(trial._trial_id)
+            return
         status = record.status_of(folder, error=error, epochs=self.base.epochs)
-        self._tell(trial.number, record.ended(status, folder=folder))
+        ended = record.ended(status, folder=folder)
+        # Before Optuna knows: a trial that has ended there is never looked at again.
         forget_checkpoint(folder)
+        self._tell(trial.number, ended)
+
+    @staticmethod
+    def _was_run(folder: Path) -> bool:
+        return bool(read_history(folder)) or (folder / FAILURE).exists()
 
     def _tell(self, number: int, record: TrialRecord) -> None:
         state = _STATES[record.status]
         stored = self.study.get_trials(deepcopy=False)[number]
         trial = Trial(self.study, stored._trial_id)
         self._budget.record(number, record.history)
-        for row in record.history:
-            # Tune keeps the epoch at which a trial stops to itself.
-            if row["epoch"] not in stored.intermediate_values and self.metric in row:
-                self._report(trial, row)
+        self._report(trial, record.history)
         if record.reason:
             trial.set_user_attr("reason", record.reason)
         values = None

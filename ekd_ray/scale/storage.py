@@ -9,14 +9,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_text
 from ekd_ray.results.study import JOURNAL
+from ekd_ray.scale.journal import open_journal
 from ekd_ray.scale.samplers import make_sampler
 from ekd_ray.scale.space import quiet
 
@@ -36,7 +36,7 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
     quiet()
     directions = [_DIRECTIONS[mode] for mode in config.directions]
     if config.optuna_storage is None:
-        storage: BaseStorage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
+        storage: BaseStorage = open_journal(run / JOURNAL)
         study = optuna.create_study(
             storage=storage, study_name=STUDY_NAME, directions=directions, load_if_exists=True
         )
@@ -53,7 +53,9 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
             )
         except Exception as error:  # of SQLAlchemy or of the driver beneath it
             raise _unreachable(config.optuna_storage, error) from None
-    study.sampler = make_sampler(config, begun=len(study.get_trials(deepcopy=False)))
+    # Values count too: a kill may come between the beginning of a trial and its drawing.
+    begun = sum(1 + len(trial.params) for trial in study.get_trials(deepcopy=False))
+    study.sampler = make_sampler(config, begun=begun)
     return study
 
 

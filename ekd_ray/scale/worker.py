@@ -58,6 +58,8 @@ def run_job(job: Job, report: Report) -> RunResult | None:
     `failure.json` and returns None: that is a result of the search, not an error of it.
     """
     folder = Path(job.folder)
+    if ranks.is_first():  # of an earlier try, which was killed before anybody read it
+        (folder / FAILURE).unlink(missing_ok=True)
     try:
         config = DistillConfig.from_dict(job.settings)
         torch.set_num_threads(job.threads)

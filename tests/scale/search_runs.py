@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.plan import resolve
@@ -83,9 +82,8 @@ def run(folder: Path, config: StudyConfig, count: int, at_once: int = 2) -> list
 
     for index in range(count):
         suggested = searcher.suggest(f"t{index}")
-        if suggested == Searcher.FINISHED:
+        if not isinstance(suggested, dict):
             break
-        assert isinstance(suggested, dict)
         job = Job.from_config(suggested)
         ran.append(job.settings)
         running.append((f"t{index}", job))

@@ -154,7 +154,7 @@ def test_a_killed_run_is_settled_on_resume(tmp_path: Path, config: StudyConfig) 
 
 def test_more_trials_extend_a_finished_study(tmp_path: Path, config: StudyConfig) -> None:
     searcher = make(tmp_path, config.replace(trials=1))
-    suggest(searcher, "a")
+    train(searcher, "a", suggest(searcher, "a"), [0.1])
     searcher.on_trial_complete("a", {}, error=True)
     assert searcher.remaining == 0
     assert make(tmp_path, config.replace(trials=3)).remaining == 2
@@ -199,7 +199,9 @@ def test_a_resumed_study_does_not_draw_its_points_again(
         for number in range(8):
             if restart and number == 4:
                 searcher = make(run, config.replace(trials=8))
-            rates.append(suggest(searcher, str(number)).settings["lr"])
+            job = suggest(searcher, str(number))
+            rates.append(job.settings["lr"])
+            train(searcher, str(number), job, [0.1])
             searcher.on_trial_complete(str(number), {}, error=True)
         return rates
 

@@ -1,0 +1,106 @@
+"""What must hold of a study's folder once it has ended, however often it was killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from ekd_ray.results import Bundle, Study
+from ekd_ray.results.bundle import FILES, MANIFEST
+from ekd_ray.scale.storage import STUDY_NAME
+
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+# Everything that an ended study holds; whatever else is there, a killed writer has left.
+BELONGS = {
+    "study.yaml", ".lock", "optuna.journal", "trials.parquet", "confirm.parquet",
+    "config.yaml", "history.jsonl", "result.json", "teacher.safetensors", *FILES, MANIFEST,
+}  # fmt: skip
+
+
+def ended(run: Path) -> dict[str, bytes]:
+    """The records of the runs that have ended: path -> bytes."""
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in [*run.glob("trials/*/result.json"), *run.glob("confirm/*/result.json")]
+    }
+
+
+def journal(run: Path) -> list[FrozenTrial]:
+    """The trials as Optuna reads them; of a study that has not begun, none."""
+    path = run / "optuna.journal"
+    if not path.exists() or not path.read_bytes().count(b"\n"):
+        return []
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials()
+
+
+def check_ended(run: Path) -> None:
+    """Records, journal and tables agree, the bundle is sound and nothing else is left."""
+    study = Study.load(run)
+    check_search(study)
+    check_confirm(study)
+    assert Bundle.load(run / "best").verify().ok
+    check_leftovers(run)
+
+
+def check_search(study: Study) -> None:
+    """Every number once, in the records as in the journal and in the table."""
+    records, trials = study.records(), journal(study.path)
+    numbers = list(range(study.config.trials))
+    assert [record.number for record in records] == numbers
+    assert [trial.number for trial in trials] == numbers
+    assert len({json.dumps(record.params) for record in records}) == len(records)
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for row in pq.read_table(study.path / "trials.parquet").to_pylist():
+        rows.setdefault(row["trial"], []).append(row)
+    assert sorted(rows) == numbers
+    for record, trial in zip(records, trials, strict=True):
+        epochs = [row["epoch"] for row in record.history]
+        assert epochs == list(range(1, len(epochs) + 1)), f"trial {record.number}: {epochs}"
+        assert trial.state == STATES[record.status]
+        assert trial.params == record.params
+        assert trial.intermediate_values == {r["epoch"]: r["val_top1"] for r in record.history}, (
+            f"trial {record.number}: the journal's epochs are not those of the record"
+        )
+        last = rows[record.number][-1]
+        assert (last["status"], last["epoch"]) == (record.status, epochs[-1])
+        assert last["val_top1"] == record.history[-1]["val_top1"]
+
+
+def check_confirm(study: Study) -> None:
+    """One row for each finalist, the winner and the baselines under each seed."""
+    config, table = study.config, study.confirmed()
+    assert table is not None
+    rows = table.to_pylist()
+    select = {(r["name"], r["seed"]) for r in rows if r["stage"] == "select"}
+    final = {(r["name"], r["seed"]) for r in rows if r["stage"] == "final"}
+    finalists = min(config.confirm_top_k, len(study.ranked()))
+    assert len(select) == finalists * config.confirm_seeds
+    assert len(final) == (1 + len(config.baselines)) * config.confirm_seeds
+    assert len(rows) == len(select) + len(final)
+    for row in rows:
+        result = json.loads((study.path / row["folder"] / "result.json").read_text())
+        metric = "val_top1" if row["stage"] == "select" else "test_top1"
+        assert row[metric] == result["metrics"][metric]
+
+
+def check_leftovers(run: Path) -> None:
+    """No temporary file, no checkpoint, no lock, no folder of Tune's; one events file a run."""
+    files = [path for path in run.rglob("*") if path.is_file() or path.is_symlink()]
+    events = [path for path in files if path.name.startswith("events.out.tfevents.")]
+    strange = {path for path in files if path.name not in BELONGS} - set(events)
+    assert not strange, sorted(str(path.relative_to(run)) for path in strange)
+    assert len({path.parent for path in events}) == len(events)
+    folders = {path.name for path in run.iterdir() if path.is_dir()}
+    assert folders <= {"teacher", "trials", "confirm", "best"}, folders
