@@ -34,7 +34,11 @@ METRICS = ("val_top1", "val_nll", "val_ece")
 
 
 def recorded_study(**distill_values: Any) -> StudyConfig:
-    """The study whose space and budget are recorded: CIFAR-10, resnet56a -> resnet8."""
+    """The study whose space and budget are recorded: CIFAR-10, resnet56a -> resnet8.
+
+    Args:
+        distill_values: what else all runs share, such as another teacher or student.
+    """
     recipe = load_recipe(SEARCH_SPACES / "cifar10" / "resnet56a-resnet8.yaml")
     shared = {
         "train_subset": IMAGES,
@@ -103,12 +107,16 @@ def main() -> None:
     parser.add_argument("--configs", type=int, default=200, metavar="N")
     parser.add_argument("--out", type=Path, required=True, metavar="PARQUET")
     parser.add_argument("--data-root", default=os.environ.get("EKD_DATA_ROOT"), metavar="DIR")
+    parser.add_argument("--teacher", metavar="NAME", help="instead of resnet56a")
+    parser.add_argument("--student", metavar="NAME", help="instead of resnet8")
     parser.add_argument("--teacher-weights", required=True, metavar="FILE")
     parser.add_argument("--teacher-normalization", metavar="NAME")
     args = parser.parse_args()
     study = recorded_study(
         teacher_weights=str(Path(args.teacher_weights).absolute()),
         teacher_normalization=args.teacher_normalization,
+        teacher=args.teacher,
+        student=args.student,
     )
     record(args.configs, args.out, study.distill, args.data_root)
 

@@ -1,5 +1,7 @@
 """The simulated race: its landscape, its clock, its arithmetic."""
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +10,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from benchmarks.curves import EPOCHS, points, recorded_study
 from benchmarks.simulate import METRIC, Landscape, _race, epochs_to_reach, summary
+from benchmarks.transfer import left_out
 from ekd_ray.scale.space import Space
 
 
@@ -121,3 +124,31 @@ def test_the_interval_is_over_seeds():
     assert found["mean"] == [0.0, 2.0]
     assert found["low"] == [0.0, 1.0]
     assert found["high"] == [0.0, 3.0]
+
+
+# What other pairs have found
+
+
+def test_a_pair_left_out_is_compared_with_chance():
+    tables = {
+        "a": {0: 0.5, 1: 0.9, 2: 0.1, 3: 0.2, 4: 0.3},
+        "b": {0: 0.6, 1: 0.8, 2: 0.4, 3: 0.1, 4: 0.2},
+    }
+    found = left_out("a", tables)  # b's best three: 1, 0, 2
+    assert (found["warm_starts"], found["best_warm_start"]) == (3, 0.9)
+    assert found["mean_warm_start"] == pytest.approx(0.5)
+    best = [max(draw) for draw in itertools.combinations(tables["a"].values(), 3)]
+    assert found["best_of_random"] == pytest.approx(np.mean(best))
+    assert (found["authors"], found["best"], found["rank"]) == (0.5, 0.9, 0.8)
+
+
+def test_a_chart_of_a_race(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks.regret import FIRST, chart
+
+    curve = list(np.linspace(0.1, 0.01, 40))
+    result = {"seeds": 3, "regret": {"a & b": {"mean": curve, "low": curve, "high": curve}}}
+    chart(result, tmp_path / "chart.svg")
+    text = (tmp_path / "chart.svg").read_text()
+    assert "a &amp; b" in text and "mean of 3 simulated searches" in text
+    assert FIRST < 40
