@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class OptunaSearcher(Searcher):
         if self._interrupted:
             # Its stored values are suggested again, whatever it had of them when it died.
             trial = Trial(self.study, self._interrupted.popleft()._trial_id)
-            point = self.space(trial)
+            point = self.space(trial) | self._lineage(trial.number)
         else:
             asked = self._ask() if self.remaining else None
             if asked is None:
@@ -149,6 +150,25 @@ class OptunaSearcher(Searcher):
             data_root=self.config.data_root,
             threads=self.config.cpus_per_trial,
         ).as_config()
+
+    def _lineage(self, number: int) -> dict[str, Any]:
+        """What a member of a population had come to train with; empty for other trials."""
+        path = trial_folder(self.run, number) / "config.yaml"
+        stored = DistillConfig.from_yaml(path) if path.exists() else self.base
+        if stored.changes == self.base.changes:
+            return {}
+        return {name: getattr(stored, name) for name in (*self.space.parameters, "changes")}
+
+    def follow(self, trial_id: str, settings: dict[str, Any]) -> None:
+        """A member of a population trains with these settings from now on: its files, and what
+        will be its record, say so."""
+        trial, record = self._running[trial_id], self._records[trial_id]
+        params = {name: settings[name] for name in record.params}
+        if (params, settings) != (record.params, record.config):
+            record = replace(record, params=params, config=settings)
+            record.write_config(trial_folder(self.run, trial.number))
+            trial.set_user_attr("lineage", {**params, "changes": settings["changes"]})
+            self._records[trial_id] = record
 
     def _ask(self) -> tuple[Trial, dict[str, Any]] | None:
         """A trial at a point that no other has, None if there is none left.

@@ -43,7 +43,7 @@ class Job:
         return cls(**config["job"])
 
 
-def run_job(job: Job, report: Report) -> RunResult | None:
+def run_job(job: Job, report: Report, *, checkpoint_seconds: float = 30.0) -> RunResult | None:
     """Run one job, reporting each epoch's row.
 
     A run that diverges, runs out of memory or proves illegal leaves its reason in
@@ -57,6 +57,7 @@ def run_job(job: Job, report: Report) -> RunResult | None:
             out=folder,
             on_epoch=report,
             threads=job.threads,
+            checkpoint_seconds=checkpoint_seconds,
         )
     except (Diverged, UserError) as error:
         if ranks.is_first():
