@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ekd_ray.errors import UserError, at
+from ekd_ray.errors import UserError, at, unknown_name
 from ekd_ray.objectives import COSTS, DIRECTIONS, METRICS, Constraint
 from ekd_ray.settings import Settings, json_schema, setting
 from ekd_ray.yaml_files import load_yaml, parse_yaml
@@ -20,7 +20,14 @@ EVIDENCE = ("log1p_softplus", "softplus", "exp", "relu")
 BASELINES = ("none", "kd", "authors")
 # Which of them go together: `ekd_ray.scale.samplers`.
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
-SCHEDULERS = ("asha", "hyperband", "median", "none")
+SCHEDULERS = ("asha", "hyperband", "median", "none", "pbt", "pb2")
+# What `changes` may set: read anew in every step, and part of no tensor's shape.
+CHANGEABLE = (
+    *("lr", "lr_min", "momentum", "weight_decay"),
+    *("temperature", "ce_weight", "kd_weight", "ekd_weight", "dkd_alpha", "dkd_beta"),
+    *("ctkd_t_start", "ctkd_t_end", "standardize", "evidence"),
+    *("log_prior", "prior_kl_weight", "prior_kl_evidence"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +135,10 @@ class DistillConfig(Settings):
     lr_decay: float = setting(0.1, "factor at each milestone", above=0, high=1)
     lr_min: float = setting(0.0, "final learning rate of the cosine schedule", low=0)
     lr_warmup: int = setting(0, "epochs of linear learning-rate warm-up", low=0)
+    changes: tuple[dict[str, Any], ...] = setting(
+        (), "settings that change while training, each from the start of its epoch on: "
+        "[{epoch: 61, lr: 0.01}, ...]",
+    )  # fmt: skip
 
     # Numerics
     precision: str = setting(
@@ -149,6 +160,71 @@ class DistillConfig(Settings):
             raise UserError(
                 f"lr_min must be <= lr ({self.lr}), got {self.lr_min}.", keys=("lr_min",)
             )
+        object.__setattr__(self, "changes", _checked_changes(self))
+
+    def at_epoch(self, epoch: int) -> DistillConfig:
+        """The settings that hold in an epoch (from 1), as a configuration without `changes`."""
+        values: dict[str, Any] = {}
+        for change in self.until(epoch).changes:
+            values |= change
+        values.pop("epoch", None)
+        return self.replace(**values, changes=())
+
+    def until(self, epoch: int) -> DistillConfig:
+        """The run as it is known in an epoch: without the `changes` that lie ahead."""
+        if not self.changes:
+            return self
+        return self.replace(changes=[c for c in self.changes if c["epoch"] <= epoch])
+
+    def identity(self) -> dict[str, Any]:
+        """See `Settings.identity`; a run without `changes` is the run it was before there were
+        any."""
+        kept = super().identity()
+        if not self.changes:
+            del kept["changes"]
+        return kept
+
+
+def _checked_changes(config: DistillConfig) -> tuple[dict[str, Any], ...]:
+    """`config.changes` in the types of their settings, or a `UserError` that names the entry."""
+    checked: list[dict[str, Any]] = []
+    now, epoch = config, 1
+    for index, change in enumerate(config.changes):
+        where = f"changes[{index}]"
+        values = {name: value for name, value in change.items() if name != "epoch"}
+        begins = change.get("epoch")
+        whole = isinstance(begins, int | float) and float(begins).is_integer()
+        if begins is None or not whole or not epoch < begins <= config.epochs:
+            raise UserError(
+                f"{where}.epoch must be a whole number from {epoch + 1} to {config.epochs}, "
+                f"got {begins!r}: list the changes in order, within the epochs of the run.",
+                keys=("changes", index, "epoch"),
+            )
+        epoch = int(begins)
+        if not values:
+            raise UserError(
+                f"{where} must set at least one of {', '.join(CHANGEABLE)}, got none.",
+                keys=("changes", index),
+            )
+        for name, value in values.items():
+            if name not in DistillConfig.names():
+                raise unknown_name(
+                    f"setting in {where}:", name, CHANGEABLE, keys=("changes", index, name)
+                )
+            learned = name == "log_prior" and config.learn_log_prior
+            if name not in CHANGEABLE or learned or value is None:
+                raise UserError(
+                    f"{where}: {name} cannot become {value!r} while training"
+                    f"{', for it is learned' if learned else ''}: what can change is "
+                    f"{', '.join(CHANGEABLE)}.",
+                    keys=("changes", index, name),
+                )
+        try:
+            now = now.replace(**values, changes=())
+        except UserError as error:
+            raise UserError(f"{where}: {error}", keys=("changes", index)) from None
+        checked.append({"epoch": epoch, **{name: getattr(now, name) for name in values}})
+    return tuple(checked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +277,10 @@ class StudyConfig(Settings):
     )
     grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
     reduction_factor: int = setting(3, "ASHA keeps 1 / reduction_factor at each rung", low=2)
+    perturbation_epochs: int | None = setting(
+        None, "PBT and PB2 compare the population every so many epochs (epochs / 8, at least 1)",
+        low=1,
+    )  # fmt: skip
     seed: int = setting(0, "seed of the sampler", low=0)
 
     confirm_top_k: int = setting(3, "finalists that are run over several seeds", low=1)
@@ -276,6 +356,11 @@ class StudyConfig(Settings):
     def grace(self) -> int:
         """Epochs of the first rung."""
         return self.grace_epochs or max(1, self.distill.epochs // 8)
+
+    @property
+    def perturbation(self) -> int:
+        """Epochs between two comparisons of a population."""
+        return self.perturbation_epochs or max(1, self.distill.epochs // 8)
 
 
 if __name__ == "__main__":

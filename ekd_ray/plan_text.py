@@ -20,7 +20,9 @@ from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
 from ekd_ray.results.study import milestone_epochs
 from ekd_ray.scale.cluster import fits, local_cpus
 from ekd_ray.scale.confirm import baselines
+from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.space import Space, first_points
+from ekd_ray.terminal import changes_text
 
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9
@@ -78,7 +80,9 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     slots = max(1, fits(config, cpus=local_cpus(), gpus=torch.cuda.device_count()))
     used = slots * config.workers_per_trial
     stopping = "none"
-    if config.scheduler == "median":
+    if config.scheduler in POPULATIONS:
+        stopping = f"population of {config.trials}, perturbed every {config.perturbation} epoch(s)"
+    elif config.scheduler == "median":
         stopping = f"median rule from epoch {config.grace} on"
     elif rungs[:-1]:
         epochs = ", ".join(map(str, rungs[:-1]))
@@ -139,6 +143,8 @@ def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
         lines.append(f"unknown    {config.ood_dataset}, for ood_auroc")
     solver = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
     lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
+    if config.changes:
+        lines.append(f"changes    {changes_text(config.changes)}")
     return [*lines, f"method     {config.method} ({_method_values(config.to_dict(), config)})"]
 
 

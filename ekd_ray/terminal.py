@@ -76,8 +76,9 @@ class Terminal:
             self._live.start()
 
     def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
-        """A run begins."""
-        self.runs[number] = _Progress(name, settings)
+        """A run begins, or goes on after a pause."""
+        before = self.runs.get(number, _Progress(name, settings))
+        self.runs[number] = _Progress(name, settings, row=before.row)
         self._draw()
 
     def epoch(self, number: int, row: dict[str, Any]) -> None:
@@ -272,13 +273,24 @@ def difference_lines(differences: Mapping[str, Paired]) -> list[str]:
 
 
 def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Those of `names` that have a value and that the settings' method, if it is known, reads."""
+    """Those of `names` that have a value and that the settings' method, if it is known, reads;
+    and what changes while training."""
     method = METHODS.get(settings.get("method", ""))
-    return " ".join(
+    first = " ".join(
         f"{name}={_short(settings[name])}"
         for name in names
         if settings.get(name) is not None
         and (method is None or name not in METHOD_SETTINGS or name in method.uses)
+    )
+    return "; ".join(part for part in (first, changes_text(settings.get("changes") or ())) if part)
+
+
+def changes_text(changes: Iterable[Mapping[str, Any]]) -> str:
+    """`from epoch 3 lr=0.01; from epoch 5 lr=0.02 momentum=0.8`."""
+    return "; ".join(
+        f"from epoch {change['epoch']} "
+        + " ".join(f"{name}={_short(value)}" for name, value in change.items() if name != "epoch")
+        for change in changes
     )
 
 

@@ -143,3 +143,22 @@ def test_the_winner_against_each_baseline_in_words() -> None:
         "winner - KD: +1.20 points of test_top1, 95 % interval -0.10 to +2.50 (paired, 3 seeds)",
         "winner - student alone: -2.00 points of test_top1 (paired, 1 seed)",
     ]
+
+
+def test_a_schedule_is_read_epoch_by_epoch() -> None:
+    changes = [{"epoch": 3, "kd_weight": 3.5, "lr": 0.01}, {"epoch": 7, "kd_weight": 2.0}]
+    config = DistillConfig(kd_weight=9, changes=changes)
+    assert winner_settings([Row(name="trial 1", config=config)], CONFIG) == (
+        "winner: kd_weight=9; from epoch 3 kd_weight=3.5 lr=0.01; from epoch 7 kd_weight=2"
+    )
+
+
+def test_a_run_that_goes_on_after_a_pause_keeps_its_figures() -> None:
+    terminal, _ = make()
+    terminal.stage("search", 1, 9)
+    terminal.started("trial 0", 0, {"kd_weight": 2.5})
+    terminal.epoch(0, {"epoch": 3, "train_loss": 1.0, "val_top1": 0.5})
+    terminal.started("trial 0", 0, {"kd_weight": 3.0})
+    best = terminal.best()
+    assert best is not None and best.row["epoch"] == 3
+    assert best.settings == {"kd_weight": 3.0}

@@ -7,6 +7,7 @@ scalars) is JSON in the file's header. One file means that one rename makes it a
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ekd_ray.files import atomic_path
 
 FORMAT_VERSION = 1
 _KEY = "ekd_ray_checkpoint"
+_HEADER = ("format_version", "progress", "optimizer_groups", "optimizer_scalars")
 
 
 def save_checkpoint(
@@ -57,51 +59,48 @@ def save_checkpoint(
         save_file(plain, temporary, metadata={_KEY: json.dumps(header, allow_nan=False)})
 
 
+def read_progress(path: Path) -> dict[str, Any]:
+    """The `progress` in a checkpoint's file; raises `UserError` if that cannot be read."""
+    return _read(path)[0]["progress"]
+
+
 def load_checkpoint(
     path: Path,
     *,
-    fingerprint: str,
+    fingerprint: Callable[[dict[str, Any]], str],
     learner: nn.Module,
     optimizer: torch.optim.Optimizer,
     sums: Tensor,
 ) -> dict[str, Any]:
     """Restore what `save_checkpoint` wrote, in place; returns its `progress`.
 
+    Args:
+        fingerprint: what the file's must be, given its `progress`.
+
     Raises:
         UserError: the file is damaged, foreign, of a newer format, or of a run whose
             configuration has another fingerprint.
     """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
-            version, progress = header["format_version"], header["progress"]
-            groups, scalars = header["optimizer_groups"], header["optimizer_scalars"]
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(
-            f"checkpoint {path} is damaged or not ours ({type(error).__name__}): delete it to "
-            "start this run again."
-        ) from None
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"checkpoint {path} has format version {version}, this ekd_ray "
-            f"reads <= {FORMAT_VERSION}: upgrade ekd_ray."
-        )
-    if progress["fingerprint"] != fingerprint:
+    header, tensors = _read(path)
+    progress = header["progress"]
+    if progress["fingerprint"] != fingerprint(progress):
         raise UserError(
             f"checkpoint {path} belongs to another configuration (fingerprint "
-            f"{progress['fingerprint']}, this run's is {fingerprint}): choose another --out."
+            f"{progress['fingerprint']}, this run's is {fingerprint(progress)}): choose another "
+            "--out."
         )
     prefix = "learner."
     learner.load_state_dict(
         {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     )
-    state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in scalars.items()}
+    state: dict[int, dict[str, Any]] = {
+        int(k): dict(v) for k, v in header["optimizer_scalars"].items()
+    }
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": state, "param_groups": header["optimizer_groups"]})
     # The file is row-major, and the fused kernels pair raw memory: every buffer must take
     # its parameter's memory format (channels_last) again.
     for parameter, entries in optimizer.state.items():
@@ -110,3 +109,23 @@ def load_checkpoint(
                 entries[name] = torch.empty_like(parameter).copy_(value)
     sums.copy_(tensors["sums"])
     return progress
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file that is whole, ours and not newer than this code."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = json.loads((file.metadata() or {})[_KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        header = {key: header[key] for key in _HEADER}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {path} is damaged or not ours ({type(error).__name__}): delete it to "
+            "start this run again."
+        ) from None
+    if header["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"checkpoint {path} has format version {header['format_version']}, this ekd_ray "
+            f"reads <= {FORMAT_VERSION}: upgrade ekd_ray."
+        )
+    return header, tensors

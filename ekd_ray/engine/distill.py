@@ -17,6 +17,7 @@ from ekd_ray.data import Batch, counter_hash, epoch_batches
 from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.data.counter import STREAM_STEP
 from ekd_ray.engine import ranks
+from ekd_ray.engine.changes import enter_epoch, past
 from ekd_ray.engine.checkpoint import load_checkpoint, save_checkpoint
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.plan import resolve
@@ -98,9 +99,10 @@ class Learner(nn.Module):
 
 @dataclass(kw_only=True)
 class _Run:
-    """Everything one run holds while it trains."""
+    """Everything one run holds while it trains; `now` are the settings of this epoch."""
 
     config: DistillConfig
+    now: DistillConfig
     data: RunData
     learner: Learner
     forward: nn.Module
@@ -161,6 +163,7 @@ def distill(
     try:
         while run.epoch <= config.epochs:
             epoch_started = time.monotonic()
+            run.now = enter_epoch(config, run.epoch, run.optimizer, run.learner.objective)
             with contextlib.closing(_batches(run)) as batches:
                 for batch, images, target in batches:
                     _train_step(run, batch, images, target)
@@ -217,6 +220,7 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
             )
     return _Run(
         config=config,
+        now=config,
         data=data,
         learner=learner,
         forward=ranks.data_parallel(learner, device),
@@ -275,7 +279,7 @@ def _train_step(run: _Run, batch: Batch, images: Tensor, target: Tensor) -> None
         assert run.strong_teacher
         teacher_strong = run.strong_teacher.logits(strong, batch.sample_ids, batch.strong_ids)
     global_step = (run.epoch - 1) * run.steps_per_epoch + run.step
-    lr = learning_rate(config, global_step, run.steps_per_epoch)
+    lr = learning_rate(run.now, global_step, run.steps_per_epoch)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     # Dropout, where a student has it, draws from the step, so that a resumed run repeats it.
@@ -301,7 +305,7 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
     last_step = run.epoch * run.steps_per_epoch - 1
     row = {
         "epoch": run.epoch,
-        "lr": learning_rate(run.config, last_step, run.steps_per_epoch),
+        "lr": learning_rate(run.now, last_step, run.steps_per_epoch),
         "train_loss": means[0],
         "train_top1": means[1],
     }
@@ -339,14 +343,14 @@ def _check_finite(row: dict[str, Any], run: _Run) -> None:
         if not abs(value) < float("inf"):
             raise Diverged(
                 f"{name} became {value} in epoch {run.epoch} of {run.config.epochs} "
-                f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
+                f"(lr {run.now.lr}): lower lr or the weights of the loss terms."
             )
     # The loss does not see what the last step did to the weights.
     finite = torch.stack([value.isfinite().all() for value in run.learner.parameters()])
     if not bool(finite.all()):
         raise Diverged(
             f"a weight became infinite or nan in epoch {run.epoch} of {run.config.epochs} "
-            f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
+            f"(lr {run.now.lr}): lower lr or the weights of the loss terms."
         )
 
 
@@ -361,12 +365,8 @@ def _save(run: _Run, path: Path) -> None:
     sums = ranks.mean(run.sums)
     if not ranks.is_first():
         return
-    progress = {
-        "fingerprint": run.config.fingerprint(),
-        "epoch": run.epoch,
-        "step": run.step,
-        "history": run.history,
-    }
+    progress = {"epoch": run.epoch, "step": run.step, "history": run.history}
+    progress["fingerprint"] = past(run.config, progress)
     save_checkpoint(
         path, learner=run.learner, optimizer=run.optimizer, sums=sums, progress=progress
     )
@@ -375,7 +375,7 @@ def _save(run: _Run, path: Path) -> None:
 def _restore(run: _Run, path: Path) -> None:
     progress = load_checkpoint(
         path,
-        fingerprint=run.config.fingerprint(),
+        fingerprint=lambda progress: past(run.config, progress),
         learner=run.learner,
         optimizer=run.optimizer,
         sums=run.sums,

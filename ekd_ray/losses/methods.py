@@ -288,6 +288,7 @@ METHODS: dict[str, Method] = {
 }
 
 METHOD_SETTINGS = tuple(sorted({name for method in METHODS.values() for name in method.uses}))
+_DEFAULTS = {name: DistillConfig.__dataclass_fields__[name].default for name in METHOD_SETTINGS}
 
 
 def method_of(config: DistillConfig) -> Method:
@@ -300,12 +301,15 @@ def method_of(config: DistillConfig) -> Method:
 def resolve_method(config: DistillConfig) -> DistillConfig:
     """Fill the method's defaults; refuse a method setting that would do nothing."""
     method = method_of(config)
-    for name in METHOD_SETTINGS:
-        default = DistillConfig.__dataclass_fields__[name].default
-        if name not in method.uses and getattr(config, name) != default:
+    given = {name: getattr(config, name) for name in METHOD_SETTINGS}
+    given = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
+    for change in config.changes:
+        given |= {name: value for name, value in change.items() if name in METHOD_SETTINGS}
+    for name, value in given.items():
+        if name not in method.uses:
             users = ", ".join(key for key, entry in METHODS.items() if name in entry.uses)
             raise UserError(
-                f"{name} is not used by method {config.method!r}, got {getattr(config, name)}; "
+                f"{name} is not used by method {config.method!r}, got {value}; "
                 f"remove it or choose a method that uses it ({users}).",
                 keys=(name,),
             )
@@ -315,15 +319,22 @@ def resolve_method(config: DistillConfig) -> DistillConfig:
         if getattr(config, name) is None
     }
     config = config.replace(**missing)
-    if not any(getattr(config, name) for name in method.uses if name.endswith("_weight")):
-        raise UserError(f"every loss weight of method {config.method!r} is 0: raise ce_weight.")
+    weights = [name for name in method.uses if name.endswith("_weight")]
+    for now in (config, *(config.at_epoch(change["epoch"]) for change in config.changes)):
+        if not any(getattr(now, name) for name in weights):
+            raise UserError(f"every loss weight of method {config.method!r} is 0: raise ce_weight.")
     return config
 
 
 def with_method(config: DistillConfig, method: str, **values: Any) -> DistillConfig:
     """The same run under another method: every method setting back to its default first."""
-    defaults = {name: DistillConfig.__dataclass_fields__[name].default for name in METHOD_SETTINGS}
-    return resolve_method(config.replace(**{**defaults, "method": method, **values}))
+    kept = [
+        {name: value for name, value in change.items() if name not in METHOD_SETTINGS}
+        for change in config.changes
+    ]
+    changes = [change for change in kept if len(change) > 1]  # beside its epoch
+    fresh = {**_DEFAULTS, "method": method, "changes": changes}
+    return resolve_method(config.replace(**{**fresh, **values}))
 
 
 def ramp(epoch: int, warmup: int) -> float:

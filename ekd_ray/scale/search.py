@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import statistics
 from pathlib import Path
@@ -17,7 +18,9 @@ from ekd_ray.errors import UserError
 from ekd_ray.results.study import Study
 from ekd_ray.scale.cluster import concurrency
 from ekd_ray.scale.fill import fill_cache
+from ekd_ray.scale.members import Members, run_member
 from ekd_ray.scale.observer import Observer
+from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trainer import trainable
@@ -38,19 +41,22 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
             can be resumed.
     """
     searcher = OptunaSearcher(run, config, base)
-    scheduler = make_scheduler(config)
-    replay(scheduler, searcher.finished())
     if searcher.remaining:
         fill_cache(config, base, [base.seed], observer)
         observer.stage("search", searcher.remaining, config.distill.epochs)
-        run_tuner(
-            run,
-            config,
-            searcher=searcher,
-            scheduler=scheduler,
-            num_samples=-1,  # the searcher says when it is over
-            observer=observer,
-        )
+        if config.scheduler in POPULATIONS:
+            _run_population(run, config, searcher, observer)
+        else:
+            scheduler = make_scheduler(config)
+            replay(scheduler, searcher.finished())
+            run_tuner(
+                run,
+                config,
+                searcher=searcher,
+                scheduler=scheduler,
+                num_samples=-1,  # the searcher says when it is over
+                observer=observer,
+            )
     study = Study.load(run)
     study.write_tables()
     if searcher.unfinished:
@@ -141,23 +147,55 @@ def run_tuner(
     Args:
         body: what a trial runs, in its own process or in each of its workers.
     """
+    options = {"search_alg": searcher, "scheduler": scheduler, "num_samples": num_samples}
+    _fit(run, config, body, observer, max_concurrent_trials=concurrency(config), **options)
+
+
+def _run_population(
+    run: Path, config: StudyConfig, searcher: OptunaSearcher, observer: Observer
+) -> None:
+    """Train what the searcher draws as one population."""
+    members = Members(searcher)
+    if not members.jobs:  # every point that was drawn is no legal configuration
+        return
+    _fit(
+        run,
+        config,
+        functools.partial(run_member, every=config.perturbation),
+        observer,
+        members,
+        param_space={"job": tune.grid_search(members.jobs)},
+        scheduler=make_scheduler(config),
+    )
+
+
+def _fit(
+    run: Path,
+    config: StudyConfig,
+    body: Body,
+    observer: Observer,
+    *callbacks: tune.Callback,
+    param_space: dict[str, Any] | None = None,
+    **options: Any,
+) -> None:
     scratch = run / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
         trainable(config, body),
+        param_space=param_space,
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=scheduler,
-            num_samples=num_samples,
-            max_concurrent_trials=concurrency(config),
             reuse_actors=config.workers_per_trial == 1,
             trial_dirname_creator=_dirname,
+            **options,
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch.absolute()),
-            callbacks=[_Relay(observer)],
+            callbacks=[*callbacks, _Relay(observer)],
             failure_config=tune.FailureConfig(max_failures=1),
+            # Only a population leaves any: a member may still be on its way to one when the
+            # better member leaves its next.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
             verbose=0,
         ),
     )

@@ -11,6 +11,7 @@ are the truth of a study; Tune's own snapshots are not needed to resume.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import FAILURE, TrialRecord, trial_folder
 from ekd_ray.scale.budget import Budget
+from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.space import Space, first_points, point_config
 from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import Job
@@ -127,6 +129,25 @@ class OptunaSearcher(Searcher):
             compared=self.metric if self.config.rung_score == "mean" else None,
         ).as_config()
 
+    def _lineage(self, number: int) -> dict[str, Any]:
+        """What a member of a population had come to train with; empty for other trials."""
+        path = trial_folder(self.run, number) / "config.yaml"
+        stored = DistillConfig.from_yaml(path) if path.exists() else self.base
+        if stored.changes == self.base.changes:
+            return {}
+        return {name: getattr(stored, name) for name in (*self.space.parameters, "changes")}
+
+    def follow(self, trial_id: str, settings: dict[str, Any]) -> None:
+        """A member of a population trains with these settings from now on: its files, and what
+        will be its record, say so."""
+        trial, record = self._running[trial_id], self._records[trial_id]
+        params = {name: settings[name] for name in record.params}
+        if (params, settings) != (record.params, record.config):
+            record = replace(record, params=params, config=settings)
+            record.write_config(trial_folder(self.run, trial.number))
+            trial.set_user_attr("lineage", {**params, "changes": settings["changes"]})
+            self._records[trial_id] = record
+
     def _ask(self) -> tuple[Trial, dict[str, Any]] | None:
         """A trial at a point that no other has, None if there is none left.
 
@@ -148,7 +169,7 @@ class OptunaSearcher(Searcher):
                 if other.params == trial.params and other.state != TrialState.WAITING
             )
             if first.number == trial.number:
-                return trial, point
+                return trial, point | self._lineage(trial.number)
             self._repeat(trial, first)
         self.study.set_user_attr(_EXHAUSTED, True)
         return None
@@ -190,7 +211,8 @@ class OptunaSearcher(Searcher):
             return
         folder = trial_folder(self.run, trial.number)
         record = self._records.pop(trial_id)
-        if error and not self._was_run(folder) and trial.number not in self._begun_again:
+        asks_again = self.config.scheduler not in POPULATIONS  # whose members are drawn ahead
+        if asks_again and error and not self._was_run(folder, trial.number):
             # Tune tries a trial again whose process died at work, but not one whose process
             # died while it was handed over from another trial.
             self._begun_again.add(trial.number)
@@ -202,9 +224,10 @@ class OptunaSearcher(Searcher):
         forget_checkpoint(folder)
         self._tell(trial.number, ended)
 
-    @staticmethod
-    def _was_run(folder: Path) -> bool:
-        return bool(read_history(folder)) or (folder / FAILURE).exists()
+    def _was_run(self, folder: Path, number: int) -> bool:
+        """Whether a trial that failed has done anything, or had its second chance."""
+        left = bool(read_history(folder)) or (folder / FAILURE).exists()
+        return left or number in self._begun_again
 
     def _tell(self, number: int, record: TrialRecord) -> None:
         state = _STATES[record.status]

@@ -51,7 +51,7 @@ class Job:
         return cls(**config["job"])
 
 
-def run_job(job: Job, report: Report) -> RunResult | None:
+def run_job(job: Job, report: Report, *, checkpoint_seconds: float = 30.0) -> RunResult | None:
     """Run one job, reporting each epoch's row.
 
     A run that diverges, runs out of memory or proves illegal leaves its reason in
@@ -70,6 +70,7 @@ def run_job(job: Job, report: Report) -> RunResult | None:
             on_epoch=_scored(report, folder, job.compared),
             threads=job.threads,
             constants=student_costs(config, job.costs),
+            checkpoint_seconds=checkpoint_seconds,
         )
     except (Diverged, UserError) as error:
         if ranks.is_first():
