@@ -172,7 +172,9 @@ class Changes:
         if not str(path).startswith(str(self.folder)):
             return
         # Numbers, fingerprints and what makes a temporary name unique.
-        name = re.sub(r"\d[\w-]*|\.\w{8}\.tmp", "#", str(path)[len(str(self.folder)) :])
+        name = re.sub(
+            r"(?<=\.lock)[\w-]+|\.\w{8}\.tmp|\d[\w-]*", "#", str(path)[len(str(self.folder)) :]
+        )
         self.kinds.append(f"{event} {name}")
         if len(self.kinds) == self.kill_at:
             self._cut(event, Path(path))
