@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
@@ -86,6 +83,11 @@ def expected_improvement(points: np.ndarray, values: np.ndarray, *, seed: int) -
     Returns:
         The maximum over a few thousand random points, in units of `values`.
     """
+    # It takes seconds to import, which searches without such a bound need not wait for.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
     spread = float(values.std())
     if spread == 0.0:
         return 0.0
