@@ -264,6 +264,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, metavar="N")
     parser.add_argument("--budget", type=int, default=300, metavar="EPOCHS")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--only", default="", metavar="TEXT", help="searches with this in the name")
     args = parser.parse_args()
     study = recorded_study()
     landscape = Landscape(args.table, Space(study.space))
@@ -288,9 +289,10 @@ def _stand_in(folder: Path) -> DistillConfig:
 def _race_all(
     landscape: Landscape, base: StudyConfig, args: argparse.Namespace
 ) -> dict[str, np.ndarray]:
-    jobs = [(name, seed) for name in CONTESTANTS for seed in range(args.seeds)]
+    names = [name for name in CONTESTANTS if args.only in name]
+    jobs = [(name, seed) for name in names for seed in range(args.seeds)]
     one = partial(_one, landscape=landscape, base=base, budget=args.budget)
-    found: dict[str, list[list[float]]] = {name: [] for name in CONTESTANTS}
+    found: dict[str, list[list[float]]] = {name: [] for name in names}
     with multiprocessing.get_context("spawn").Pool(local_cpus()) as pool:
         for (name, _), regret in zip(jobs, pool.imap(one, jobs), strict=True):
             found[name].append(regret)
@@ -309,8 +311,9 @@ def _report(
     landscape: Landscape, regrets: Mapping[str, np.ndarray], args: argparse.Namespace
 ) -> None:
     found = summary(regrets)
-    target = found["random, full length"]["mean"][-1]
-    for name, curve in found.items():
+    reference = found.get("random, full length")
+    for name, curve in found.items() if reference else ():
+        target = reference["mean"][-1]
         print(f"{name:35s} reaches {target:.4f} after {epochs_to_reach(curve['mean'], target)}")
     if args.json:
         facts = {"explained": landscape.explained, "best": landscape.best, "seeds": args.seeds}
