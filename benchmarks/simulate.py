@@ -312,7 +312,9 @@ def _report(
 ) -> None:
     found = summary(regrets)
     reference = found.get("random, full length")
-    for name, curve in found.items() if reference else ():
+    for name, curve in found.items():
+        if reference is None:
+            continue
         target = reference["mean"][-1]
         print(f"{name:35s} reaches {target:.4f} after {epochs_to_reach(curve['mean'], target)}")
     if args.json:

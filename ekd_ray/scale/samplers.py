@@ -78,7 +78,13 @@ class _Grid(BruteForceSampler):
 def _tpe(seed: int, trials: int) -> BaseSampler:
     # Each parameter by itself: on recorded curves (docs/search.md) the multivariate form settled
     # on what had been lucky, and was no better than chance.
-    return TPESampler(seed=seed, constant_liar=True, n_startup_trials=STARTUP_TRIALS)
+    return TPESampler(
+        seed=seed,
+        multivariate=False,
+        group=False,
+        constant_liar=True,
+        n_startup_trials=STARTUP_TRIALS,
+    )
 
 
 def _cmaes(seed: int, trials: int) -> BaseSampler:
