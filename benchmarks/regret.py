@@ -14,7 +14,7 @@ from matplotlib import pyplot
 
 from ekd_ray.files import atomic_path
 
-FIRST = 18  # the epoch at which the axis begins: two trials of full length
+FIRST = 36  # the epoch at which the axis begins: four trials of full length
 
 
 def chart(result: dict[str, Any], out: Path) -> None:
@@ -31,6 +31,9 @@ def chart(result: dict[str, Any], out: Path) -> None:
         (line,) = axes.plot(epochs, mean, label=name, linewidth=2 if "default" in name else 1.2)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     axes.set_yscale("log")
+    axes.set_yticks([1, 1.5, 2, 3])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.set_xlabel("epochs trained, all trials together")
     axes.set_ylabel("regret, points of val_top1")
     axes.set_title(f"mean of {result['seeds']} simulated searches, 95 % interval", loc="left")
