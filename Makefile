@@ -25,8 +25,8 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# The long form of what `make test` does in short: a study killed 20 times, and once at every
-# kind of change of its files. EKD_CHAOS_SEED draws other moments.
+# Too long for `make test`: a study killed 20 times, and once before every kind of change of its
+# files. EKD_CHAOS_SEED draws other moments.
 chaos: install
 	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 $(BIN)/python -m pytest -s tests/chaos
 
