@@ -141,7 +141,9 @@ def _run(
 
 def _print_study(study: Study, bundle: Bundle) -> None:
     board, config = study.leaderboard(), study.config
-    console = Console(highlight=False, soft_wrap=True)
+    # Figures whole: a line that the terminal breaks is better than one cut short.
+    width = max(Console().width, 80 + 18 * (len(config.watched) - 1))
+    console = Console(highlight=False, soft_wrap=True, width=width)
     if config.objectives:
         console.print(front_table(study.pareto(), config))
     console.print(leaderboard_table(board, config))
