@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ekd_ray.errors import UserError, unknown_name
 
@@ -22,6 +23,7 @@ DIRECTIONS = {
 METRICS = tuple(name for name in DIRECTIONS if name.startswith("val_"))
 COSTS = tuple(name for name in DIRECTIONS if name not in METRICS)  # of the student alone
 
+T = TypeVar("T")
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*$")
 
 
@@ -62,11 +64,6 @@ class Constraint:
         return value - self.bound if self.sense == "<=" else self.bound - value
 
 
-def violations(constraints: Sequence[Constraint], row: Mapping[str, float | None]) -> list[float]:
-    """`Constraint.violation` of each."""
-    return [constraint.violation(row) for constraint in constraints]
-
-
 def total_violation(constraints: Sequence[Constraint], row: Mapping[str, float | None]) -> float:
     """How far a row is from keeping all constraints, in parts of each bound; 0 if it does."""
     return sum(max(0.0, c.violation(row)) / (abs(c.bound) or 1.0) for c in constraints)
@@ -99,7 +96,7 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 
 
-def along(front: Sequence[int], count: int) -> list[int]:
+def along(front: Sequence[T], count: int) -> list[T]:
     """At most `count` of a front's members (sorted by an objective), evenly, both ends included."""
     if count >= len(front):
         return list(front)

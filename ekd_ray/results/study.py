@@ -14,7 +14,7 @@ from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, write_json, write_text
-from ekd_ray.objectives import along, pareto_front, total_violation, violations
+from ekd_ray.objectives import along, pareto_front, total_violation
 from ekd_ray.results.leaderboard import Row, leaderboard_rows, ordered
 from ekd_ray.results.paired import Paired, paired_difference
 from ekd_ray.yaml_files import in_file
@@ -163,7 +163,7 @@ class Study:
     def feasible(self) -> list[TrialRecord]:
         """Those of `ranked` that keep all constraints."""
         bounds = self.config.bounds
-        return [r for r in self.ranked() if all(v <= 0 for v in violations(bounds, r.last))]
+        return [r for r in self.ranked() if total_violation(bounds, r.last) == 0]
 
     def pareto(self) -> list[TrialRecord]:
         """The Pareto front over the study's objectives, best by its metric first.
@@ -177,11 +177,10 @@ class Study:
 
     def finalists(self) -> list[TrialRecord]:
         """The trials that are to be confirmed: the best, or evenly along the Pareto front."""
-        records, count = self.feasible(), self.config.confirm_top_k
+        count = self.config.confirm_top_k
         if not self.config.objectives:
-            return records[:count]
-        front = self.pareto()
-        return [front[index] for index in along(range(len(front)), count)]
+            return self.feasible()[:count]
+        return along(self.pareto(), count)
 
     def trials(self) -> pa.Table:
         """One row per ended trial: number, status, reason, epochs, seconds, last metrics,

@@ -62,7 +62,7 @@ def run_job(job: Job, report: Report, *, checkpoint_seconds: float = 30.0) -> Ru
         (folder / FAILURE).unlink(missing_ok=True)
     try:
         config = DistillConfig.from_dict(job.settings)
-        torch.set_num_threads(job.threads)
+        torch.set_num_threads(job.threads)  # the latency among the costs is the trial's own
         return distill(
             config,
             data_root=job.data_root,
