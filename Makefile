@@ -23,7 +23,7 @@ quickstart: install
 		--train-subset 560 --seeds 2 --out $(QUICKSTART) $$(test -f $(QUICKSTART)/study.yaml && echo --resume)
 
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Too long for `make test`: a study killed 20 times, and once before every kind of change of its
 # files. EKD_CHAOS_SEED draws other moments.

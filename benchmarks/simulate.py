@@ -1,6 +1,7 @@
 """Searches raced on recorded learning curves: regret against epochs spent.
 
-    python -m benchmarks.simulate benchmarks/curves/NAME.parquet --seeds 20 --json out.json
+    python -m benchmarks.simulate benchmarks/curves/NAME.parquet --seeds 20 --json out.json \
+        --first-from benchmarks/curves/OTHER.parquet ...
 
 Forests fitted to the recorded curves stand for training: a configuration's curve is what they
 predict for it, plus the residual curve of a recorded configuration that does about as well (what
@@ -11,6 +12,9 @@ free worker asks for the next configuration at once, as under Ray Tune.
 
 Regret is the best value that there is minus the value, without noise, of the configuration
 that the search holds for the best after so many epochs.
+
+With tables of other pairs (`--first-from`), the search that starts from their best points races
+too: what the pairs' own table says plays no part in those.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUNG_SCORE, Job
+from ekd_ray.warm_start import POINTS
 
 WORKERS = 4
 NEAR = 16  # recorded configurations that lend each other their noise
@@ -84,6 +89,13 @@ class Landscape:
         near = np.argsort(np.abs(self._expected[:, -1] - true[-1]))[:NEAR]
         noise = self._residuals[near[int.from_bytes(digest[:8], "little") % NEAR]]
         return (true + noise).tolist(), float(true[-1])
+
+
+def best_points(table: Path, space: Space) -> list[dict[str, Any]]:
+    """What a warm start takes from a pair: its best `POINTS` after the last epoch."""
+    rows = pq.read_table(table, filters=[("epoch", "=", EPOCHS)]).to_pylist()
+    ranked = sorted(rows, key=lambda row: -row[METRIC])[:POINTS]
+    return [space.searched(row) for row in ranked]
 
 
 class Player(Protocol):
@@ -153,6 +165,7 @@ class Contestant:
     scheduler: str
     rung_score: str = "mean"
     rays_adapter: bool = False
+    warm: bool = False
 
 
 CONTESTANTS = {
@@ -164,7 +177,8 @@ CONTESTANTS = {
     "TPE, ASHA by the last epoch": Contestant(sampler="tpe", scheduler="asha", rung_score="last"),
     "GP, full length": Contestant(sampler="gp", scheduler="none"),
     "TPE, Hyperband (BOHB-like)": Contestant(sampler="tpe", scheduler="hyperband"),
-    "TPE, ASHA (default)": Contestant(sampler="tpe", scheduler="asha"),
+    "TPE, ASHA, from the authors' values": Contestant(sampler="tpe", scheduler="asha"),
+    "TPE, ASHA, from other pairs (default)": Contestant(sampler="tpe", scheduler="asha", warm=True),
 }
 
 
@@ -182,6 +196,7 @@ def race(
     config = base.replace(
         sampler=contestant.sampler, scheduler=contestant.scheduler, seed=seed, trials=budget,
         rung_score=contestant.rung_score,
+        first_points=base.first_points if contestant.warm else [],
     )  # fmt: skip
     scheduler: Any = make_scheduler(config)
     rng = np.random.default_rng(seed)
@@ -265,9 +280,16 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=300, metavar="EPOCHS")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", default="", metavar="TEXT", help="searches with this in the name")
+    parser.add_argument(
+        "--first-from", type=Path, nargs="+", default=[], metavar="TABLE",
+        help="curves of other pairs, whose best points come first",
+    )  # fmt: skip
     args = parser.parse_args()
     study = recorded_study()
-    landscape = Landscape(args.table, Space(study.space))
+    space = Space(study.space)
+    found = [point for table in args.first_from for point in best_points(table, space)]
+    study = study.replace(first_points=found)
+    landscape = Landscape(args.table, space)
     with tempfile.TemporaryDirectory() as folder:
         base = study.replace(distill=_stand_in(Path(folder)))
         regrets = _race_all(landscape, base, args)
@@ -289,7 +311,8 @@ def _stand_in(folder: Path) -> DistillConfig:
 def _race_all(
     landscape: Landscape, base: StudyConfig, args: argparse.Namespace
 ) -> dict[str, np.ndarray]:
-    names = [name for name in CONTESTANTS if args.only in name]
+    warm = bool(base.first_points)
+    names = [n for n, c in CONTESTANTS.items() if args.only in n and (warm or not c.warm)]
     jobs = [(name, seed) for name in names for seed in range(args.seeds)]
     one = partial(_one, landscape=landscape, base=base, budget=args.budget)
     found: dict[str, list[list[float]]] = {name: [] for name in names}

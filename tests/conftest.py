@@ -15,6 +15,11 @@ from launchers_run import LAUNCHERS
 from ekd_ray import cli
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray come first: one begun last would keep a single worker waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing of the user's cache is read or written; figures do not depend on cores."""

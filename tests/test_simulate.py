@@ -9,7 +9,14 @@ import pytest
 from ray.tune.schedulers import FIFOScheduler
 
 from benchmarks.curves import EPOCHS, points, recorded_study
-from benchmarks.simulate import METRIC, Landscape, _race, epochs_to_reach, summary
+from benchmarks.simulate import (
+    METRIC,
+    Landscape,
+    _race,
+    best_points,
+    epochs_to_reach,
+    summary,
+)
 from benchmarks.transfer import left_out
 from ekd_ray.scale.space import Space
 
@@ -140,6 +147,21 @@ def test_a_pair_left_out_is_compared_with_chance():
     best = [max(draw) for draw in itertools.combinations(tables["a"].values(), 3)]
     assert found["best_of_random"] == pytest.approx(np.mean(best))
     assert (found["authors"], found["best"], found["rank"]) == (0.5, 0.9, 0.8)
+
+
+def test_the_best_points_of_a_table_are_those_of_its_last_epoch(tmp_path):
+    given = points(6)
+    finals = [0.1, 0.5, 0.2, 0.4, 0.3, 0.0]
+    rows = [
+        # Number 0 leads until the last epoch.
+        {"number": n, **point, "epoch": epoch, METRIC: finals[n] if epoch == EPOCHS else 1.0 - n}
+        for n, point in enumerate(given)
+        for epoch in range(1, EPOCHS + 1)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    space = Space(recorded_study().space)
+    found = best_points(tmp_path / "table.parquet", space)
+    assert found == [space.searched(given[n]) for n in (1, 3, 4)]
 
 
 def test_a_chart_of_a_race(tmp_path):
