@@ -54,7 +54,7 @@ class Constraint:
     @property
     def text(self) -> str:
         """`METRIC<=NUMBER`, as `parse` takes it."""
-        return f"{self.metric}{self.sense}{self.bound:g}"
+        return f"{self.metric}{self.sense}{repr(self.bound).removesuffix('.0')}"
 
     def violation(self, row: Mapping[str, float | None]) -> float:
         """By how much a row breaks it: <= 0 if it keeps it, infinite if the metric is missing."""

@@ -43,6 +43,16 @@ def test_by_how_much_a_constraint_is_broken(text, row, violation):
     assert Constraint.parse(text).violation(row) == pytest.approx(violation)
 
 
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_constraint_as_text_is_the_constraint(bound):
+    constraint = Constraint(metric="latency_ms", sense="<=", bound=bound)
+    assert Constraint.parse(constraint.text) == constraint
+
+
+def test_a_whole_bound_has_no_decimals():
+    assert Constraint.parse("parameters <= 1000").text == "parameters<=1000"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -34,25 +34,26 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
         UserError: a database that cannot be reached.
     """
     quiet()
-    directions = [_DIRECTIONS[mode] for mode in config.directions]
-    if config.optuna_storage is None:
-        storage: BaseStorage = open_journal(run / JOURNAL)
-        study = optuna.create_study(
-            storage=storage, study_name=STUDY_NAME, directions=directions, load_if_exists=True
-        )
-    else:
-        url = _expanded(config.optuna_storage)
-        try:
+    name, url = STUDY_NAME, config.optuna_storage
+    try:
+        if url is None:
+            storage: BaseStorage = open_journal(run / JOURNAL)
+        else:
             # A database drops connections that were idle through a long epoch.
-            storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-            study = optuna.create_study(
-                storage=storage,
-                study_name=_name(run),
-                directions=directions,
-                load_if_exists=True,
-            )
-        except Exception as error:  # of SQLAlchemy or of the driver beneath it
-            raise _unreachable(config.optuna_storage, error) from None
+            storage = RDBStorage(_expanded(url), engine_kwargs={"pool_pre_ping": True})
+            name = _name(run)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=[_DIRECTIONS[mode] for mode in config.directions],
+            load_if_exists=True,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # of SQLAlchemy or of the driver beneath it
+        if url is None:
+            raise
+        raise _unreachable(url, error) from None
     # Values count too: a kill may come between the beginning of a trial and its drawing.
     begun = sum(1 + len(trial.params) for trial in study.get_trials(deepcopy=False))
     study.sampler = make_sampler(config, begun=begun)
