@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test chaos bench lint types check clean
+.PHONY: install quickstart test chaos bench docs lint types check clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ chaos: install
 bench: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks.run --json bench.json
+
+# The site, in build/site.
+docs: install
+	$(BIN)/mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff check .

@@ -211,11 +211,14 @@ def mlkd_terms(
     - `batch`: `kd_weight * m * sum_T ||P_t P_t' - P_s P_s'||^2 / B`
 
     Args:
-        student_weak, teacher_weak, student_strong, teacher_strong: [B, C], any float dtype;
-            computed in float32, in float64 if they are that; the teacher's get no gradient.
+        student_weak: [B, C], any float dtype; computed in float32, in float64 if it is that.
+        teacher_weak: likewise; gets no gradient.
+        student_strong: likewise, of the strong view.
+        teacher_strong: likewise; gets no gradient.
         target: [B] int64 class indices.
         temperature: T0 > 0.
-        ce_weight, kd_weight: applied here, once.
+        ce_weight: applied here, once.
+        kd_weight: applied here, once.
         standardize: standardise the logits of the instance alignment (CVPR 2024), as the
             released code does; class and batch alignment read the plain logits.
 
@@ -253,11 +256,10 @@ def expectation_mlkd_terms(
     Args:
         log_prior: lambda, log of the prior mass per class; a 0-d tensor gets a gradient.
         teacher_log_prior: the teacher's lambda, no gradient; None follows `log_prior`.
-        The rest as in `mlkd_terms`.
 
-    Returns, raises:
-        As `mlkd_terms`; also ValueError for a prior that is not finite or not 0-d. The
-        second-order term is `distribution_kd_loss` on each view, the caller's to add.
+    The other arguments, what is returned and what is raised are those of `mlkd_terms`; also
+    ValueError for a prior that is not finite or not 0-d. The second-order term is
+    `distribution_kd_loss` on each view, the caller's to add.
 
     EKD (ICCV 2025), first order, in Jin et al., CVPR 2023.
     """
