@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.distill import forget_checkpoint
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.plan import check_workers, resolve
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, at
@@ -33,7 +33,7 @@ from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import SCRATCH, search
-from ekd_ray.scale.space import check_space
+from ekd_ray.scale.space import check_space, study_batch
 from ekd_ray.scale.storage import check_storage
 
 TEACHER = Path("teacher") / "teacher.safetensors"
@@ -75,6 +75,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         return config.replace(distill=resolve_method(base))
     with at("distill"):
         base = resolve(base, data_root=config.data_root, download=download)
+    check_workers(study_batch(config, base), config.workers_per_trial)
     for baseline in baselines(config, base).values():
         resolve(baseline, data_root=config.data_root, download=download)
     return config.replace(distill=base)
