@@ -122,7 +122,9 @@ def distill(out, *flags):
     return [
         sys.executable, str(ROOT / "launchers" / "distill.py"), "--dataset", "digits",
         "--teacher", "resnet20", "--student", "resnet8", "--method", "none", "--epochs", "2",
-        "--train-subset", "160", "--set", "batch_size=16", "--set", "precision=float32",
+        "--train-subset", "160", "--set", "batch_size=48", "--set", "precision=float32",
+        # Few and small steps: rounding must not have grown to something by the end.
+        "--set", "lr=0.001",
         "--test", "--quiet", "--json", "--out", str(out), *flags,
     ]  # fmt: skip
 
@@ -150,18 +152,15 @@ def assert_same_run(out, record, alone):
     expected_out, expected = alone
     assert contents(out) == contents(expected_out)
     assert record["fingerprint"] == expected["fingerprint"]
-    timeless = [
-        {k: v for k, v in r["metrics"].items() if k != "seconds"} for r in (record, expected)
-    ]
-    assert timeless[0] == pytest.approx(timeless[1], rel=1e-3, abs=1e-6)
-    assert "test_top1" in timeless[0]
+    assert record["metrics"].keys() == expected["metrics"].keys()
+    for name in ("train_loss", "val_nll", "test_nll"):
+        assert record["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
     assert [row["epoch"] for row in read_history(out)] == [1, 2]
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_two_workers_leave_what_one_leaves(alone, tmp_path):
-    """As many as there is room for, of 1 to 2: on two CPUs and more that is two."""
     record = run(tmp_path / "two", "--workers", "2", "--cpus-per-worker", "1")
     assert_same_run(tmp_path / "two", record, alone)
 
@@ -172,14 +171,14 @@ def test_two_workers_leave_what_one_leaves(alone, tmp_path):
 def test_an_elastic_group_goes_on_after_a_killed_worker(alone, tmp_path):
     """More workers are asked for than there is room for; one is killed after epoch 1."""
     out = tmp_path / "elastic"
-    flags = ("--workers", "1:64", "--cpus-per-worker", "1")
+    flags = ("--workers", "1:16", "--cpus-per-worker", "1")
     mark = str(tmp_path)  # known by it: Ray's processes inherit the environment
     driver = subprocess.Popen(
         distill(out, *flags), stdout=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "EKD_TEST_RUN": mark},
     )  # fmt: skip
     deadline = time.monotonic() + 400
-    while not read_history(out) and time.monotonic() < deadline:
+    while not read_history(out) and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     found = workers(mark)
     os.kill(found[0], signal.SIGKILL)
