@@ -63,6 +63,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
             "validation_fraction must be > 0 in a study: the search needs the split.",
             keys=("distill", "validation_fraction"),
         )
+    check_workers(study_batch(config, base), config.workers_per_trial)
     if method_of(base).needs_teacher and base.teacher_weights is None:
         if not config.teacher_training or base.teacher is None:
             with at("distill"):  # says what is missing
@@ -75,7 +76,6 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         return config.replace(distill=resolve_method(base))
     with at("distill"):
         base = resolve(base, data_root=config.data_root, download=download)
-    check_workers(study_batch(config, base), config.workers_per_trial)
     for baseline in baselines(config, base).values():
         resolve(baseline, data_root=config.data_root, download=download)
     return config.replace(distill=base)
