@@ -21,8 +21,8 @@ from ekd_ray.losses.objective import with_method
 # Name -> (counts of workers beside 1, method, settings).
 CASES = {
     "ekd": ((2, 4), "ekd", {"learn_log_prior": True}),
-    "mlkd+ekd": ((2, 4), "mlkd+ekd", {"view_pool": 4}),
-    "ctkd, shares that differ": ((2, 4), "ctkd", {"batch_size": 10}),
+    "mlkd+ekd": ((4,), "mlkd+ekd", {"view_pool": 4}),
+    "ctkd, shares that differ": ((4,), "ctkd", {"batch_size": 10}),
     "in two parts": ((4,), "ekd", {"batch_size": 12, "accumulation_steps": 2}),
     "sharded": ((2,), "ctkd+ekd", {"parallel": "fsdp", "learn_log_prior": True}),
     "sharded, in parts, adamw": (

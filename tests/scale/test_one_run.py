@@ -158,8 +158,15 @@ def assert_same_run(out, record, alone):
     assert [row["epoch"] for row in read_history(out)] == [1, 2]
 
 
+# The default suite has a trial of two workers (test_study_run.py): the same path, inside Tune.
+through_ray = pytest.mark.skipif(
+    not os.environ.get("EKD_WORKERS"), reason="minutes on two cores: set EKD_WORKERS=1"
+)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+@through_ray
 def test_two_workers_leave_what_one_leaves(alone, tmp_path):
     record = run(tmp_path / "two", "--workers", "2", "--cpus-per-worker", "1")
     assert_same_run(tmp_path / "two", record, alone)
@@ -167,7 +174,7 @@ def test_two_workers_leave_what_one_leaves(alone, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not os.environ.get("EKD_WORKERS"), reason="a minute or two: set EKD_WORKERS=1")
+@through_ray
 def test_an_elastic_group_goes_on_after_a_killed_worker(alone, tmp_path):
     """More workers are asked for than there is room for; one is killed after epoch 1."""
     out = tmp_path / "elastic"
