@@ -73,7 +73,10 @@ def run_on_workers(
     with connected():
         check_room(workers)
         ended = threading.Event()
-        follower = threading.Thread(target=_follow, args=(folder, ended, on_epoch), daemon=True)
+        told = max((row["epoch"] for row in read_history(folder)), default=0)
+        follower = threading.Thread(
+            target=_follow, args=(folder, told, ended, on_epoch), daemon=True
+        )
         follower.start()
         try:
             fit_group(job.as_config(), workers=workers, body=body, callbacks=[], failures=RESTARTS)
@@ -107,10 +110,9 @@ def _run_and_finish(job: Job, report: Report, *, test: bool) -> None:
 
 
 def _follow(
-    folder: Path, ended: threading.Event, on_epoch: Callable[[dict[str, Any]], None]
+    folder: Path, told: int, ended: threading.Event, on_epoch: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Tell of each row of the history once; a restarted group trains some epochs again."""
-    told = max((row["epoch"] for row in read_history(folder)), default=0)
+    """Tell of each row after epoch `told` once; a restarted group trains some epochs again."""
     while True:
         last = ended.wait(PROGRESS_SECONDS)
         for row in read_history(folder):

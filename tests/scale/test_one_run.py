@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ekd_ray.scale.confirm import baselines
 from ekd_ray.scale.one_run import check_room, parse_workers
 from ekd_ray.scale.space import study_batch
 from ekd_ray.scale.trainer import Workers, scaling_config
+from ekd_ray.scale.worker import Job
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,6 +115,36 @@ def test_a_study_scales_its_points_and_its_baselines():
     assert {name: (row.batch_size, row.lr) for name, row in rows.items()} == {
         "none": (32, 0.2), "kd": (32, 0.2), "authors": (32, 0.4)
     }  # fmt: skip
+
+
+# What the driver and the workers do
+
+
+def test_each_epoch_is_told_once(tmp_path, monkeypatch):
+    """A group that was started again trains, and logs, epoch 2 a second time."""
+    monkeypatch.setattr(one_run, "PROGRESS_SECONDS", 0.01)
+    history, told, ended = tmp_path / "history.jsonl", [], threading.Event()
+    history.write_text('{"epoch": 1}\n')
+    follower = threading.Thread(target=one_run._follow, args=(tmp_path, 1, ended, told.append))
+    follower.start()
+    for rows in ([1, 2], [1], [1, 2], [1, 2, 3]):
+        history.write_text("".join(f'{{"epoch": {epoch}}}\n' for epoch in rows))
+        time.sleep(0.05)
+    ended.set()
+    follower.join(10)
+    assert [row["epoch"] for row in told] == [2, 3], "epoch 1 was there before"
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    """A worker may die between the record and the end of the group."""
+    job = Job(name="x", number=0, folder=str(tmp_path), settings={}, data_root=None, threads=1)
+    trained = []
+    monkeypatch.setattr(one_run, "run_job", lambda job, report: trained.append(job))
+    one_run._run_and_finish(job, print, test=True)
+    assert trained == [job]
+    (tmp_path / "result.json").write_text("{}")
+    one_run._run_and_finish(job, print, test=True)
+    assert trained == [job]
 
 
 # Through Ray Train
