@@ -156,7 +156,8 @@ def distill_config(args: argparse.Namespace) -> DistillConfig:
         fixed = {text.partition("=")[0] for text in args.set}
         authors = {k: v for k, v in (study.authors or {}).items() if k not in fixed}
         with at("authors"):
-            return DistillConfig.from_dict({**study.distill.to_dict(), **authors}, where=where)
+            config = DistillConfig.from_dict({**study.distill.to_dict(), **authors}, where=where)
+    return _scaled(config, study.batch_scaling, args)
 
 
 def teacher_run_config(args: argparse.Namespace) -> DistillConfig:
@@ -172,10 +173,30 @@ def _run_config(values: dict[str, Any], args: argparse.Namespace, *, where: str)
     for key in (*_RUN_FLAGS, "method", "epochs"):
         if getattr(args, key, None) is not None:
             values[key] = getattr(args, key)
+    scaling = "fixed"
     for text in args.set:
         key, value = _parse_set(text)
-        values[key] = value
-    return DistillConfig.from_dict(_absolute_paths(values), where=where)
+        if key == "batch_scaling":
+            scaling = StudyConfig(batch_scaling=value).batch_scaling
+        else:
+            values[key] = value
+    config = DistillConfig.from_dict(_absolute_paths(values), where=where)
+    return _scaled(config, scaling, args)
+
+
+def _scaled(config: DistillConfig, scaling: str, args: argparse.Namespace) -> DistillConfig:
+    """The run with its batch and learning rate times --workers, if that is asked for."""
+    if scaling == "fixed":
+        return config
+    workers = getattr(args, "workers", "1")
+    if not workers.isdecimal() or int(workers) < 1:
+        raise UserError(
+            f"batch_scaling=workers needs one number of workers, got --workers {workers}: give N, "
+            "or drop batch_scaling."
+        )
+    from ekd_ray.engine.plan import scaled_batch
+
+    return scaled_batch(config, int(workers))
 
 
 def _absolute_data_root(args: argparse.Namespace) -> None:

@@ -17,9 +17,8 @@ from ekd_ray.comparison import COMPARISON, compare, comparison_table, write_comp
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import load_dataset, short_name
 from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
-from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
-from ekd_ray.engine.plan import resolve
-from ekd_ray.engine.precision import environment
+from ekd_ray.engine.final import WEIGHTS, finished_run
+from ekd_ray.engine.plan import check_workers, resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name, write_json, write_text
 from ekd_ray.losses.objective import resolve_method
@@ -29,7 +28,9 @@ from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.study import RESULT, STUDY_FILE, Study, milestone_epochs
 from ekd_ray.scale.cluster import connected, local_cpus
+from ekd_ray.scale.one_run import parse_workers, run_on_workers
 from ekd_ray.scale.space import check_space, first_points
+from ekd_ray.scale.worker import Job
 from ekd_ray.terminal import (
     Terminal,
     difference_lines,
@@ -209,12 +210,14 @@ def show_space(config: StudyConfig, args: argparse.Namespace) -> int:
 
 def train(config: DistillConfig, args: argparse.Namespace) -> int:
     """Train one configuration into `--out`: history, events, weights, result.json."""
+    workers = parse_workers(args.workers, cpus=args.cpus_per_trial, gpus=args.gpus_per_trial)
     config = resolve(config, data_root=args.data_root, download=args.download)
+    check_workers(config, workers.most)
     data = short_name(config.dataset)
     default = RUNS / f"{data}-{file_name(config.student)}-{config.method}-seed{config.seed}"
     out = Path(args.out or default).absolute()
     if args.dry_run:
-        _plan(run_plan(config, out, args.data_root), config.to_dict(), args)
+        _plan(run_plan(config, out, args.data_root, workers), config.to_dict(), args)
         return 0
     _check_run_folder(out, config, resume=args.resume)
     if (out / RESULT).exists():  # finished before: nothing is left to do
@@ -224,39 +227,43 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
         load_dataset(config.dataset, "train", data_root=args.data_root, download=True)
     terminal = Terminal(quiet=args.quiet)
     if not args.quiet:
-        terminal.console.print(run_plan(config, out, args.data_root), markup=False)
+        terminal.console.print(run_plan(config, out, args.data_root, workers), markup=False)
     terminal.stage("training", 1, config.epochs)
     terminal.started(config.student, 0, config.to_dict())
     write_text(out / "config.yaml", config.to_yaml())
     try:
-        result = distill(
-            config,
-            data_root=args.data_root,
-            out=out,
-            on_epoch=lambda row: terminal.epoch(0, row),
-            threads=args.cpus_per_trial or local_cpus(),
-        )
+        if workers.most > 1:
+            job = Job(
+                name=config.student, number=0, folder=str(out), settings=config.to_dict(),
+                data_root=args.data_root, threads=workers.cpus,
+            )  # fmt: skip
+            run_on_workers(
+                job, workers, test=args.test, on_epoch=lambda row: terminal.epoch(0, row)
+            )
+        else:
+            _run_here(config, out, args, terminal)
     except Diverged as error:
         raise UserError(str(error)) from None
     finally:
         terminal.close()
-    save_student(result, out / WEIGHTS)
-    metrics = dict(result.metrics)
-    if args.test:
-        metrics |= evaluate_test(result, data_root=args.data_root)
-    record = {
-        "metrics": metrics,
-        "log_prior": result.log_prior,
-        "precision": result.precision,
-        "data_fingerprint": result.data_fingerprint,
-        "fingerprint": config.fingerprint(),
-        "seconds": result.seconds,
-        "environment": environment(),
-    }
-    write_json(out / RESULT, record)
-    forget_checkpoint(out)
     _print_run(out, args)
     return 0
+
+
+def _run_here(
+    config: DistillConfig, out: Path, args: argparse.Namespace, terminal: Terminal
+) -> None:
+    """The run in this process."""
+    result = distill(
+        config,
+        data_root=args.data_root,
+        out=out,
+        on_epoch=lambda row: terminal.epoch(0, row),
+        threads=args.cpus_per_trial or local_cpus(),
+    )
+    record = finished_run(result, out, data_root=args.data_root, test=args.test)
+    write_json(out / RESULT, record)
+    forget_checkpoint(out)
 
 
 def _print_run(out: Path, args: argparse.Namespace) -> None:

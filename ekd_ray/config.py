@@ -122,6 +122,9 @@ class DistillConfig(Settings):
     # Solver
     epochs: int = setting(240, "epochs of the whole schedule", low=1)
     batch_size: int = setting(64, "global batch, summed over workers", low=1)
+    accumulation_steps: int = setting(
+        1, "parts that a batch is computed in, one after the other, to save memory", low=1
+    )
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = setting(0.05, "peak learning rate", above=0)
     momentum: float = setting(0.9, "momentum of SGD", low=0, high=1)
@@ -149,6 +152,10 @@ class DistillConfig(Settings):
     compile: bool = setting(
         False, "torch.compile the student's training step: a start-up of up to minutes"
     )
+    parallel: str = setting(
+        "ddp", "how several workers share the student: ddp (each has all of it) or fsdp (sharded)",
+        choices=("ddp", "fsdp"), identity=False,
+    )  # fmt: skip
     seed: int = setting(0, "one seed for the weights, the order and the views", low=0)
 
     def __post_init__(self) -> None:
@@ -159,6 +166,12 @@ class DistillConfig(Settings):
         if self.lr_min > self.lr:
             raise UserError(
                 f"lr_min must be <= lr ({self.lr}), got {self.lr_min}.", keys=("lr_min",)
+            )
+        if self.batch_size % self.accumulation_steps:
+            raise UserError(
+                f"accumulation_steps must divide batch_size ({self.batch_size}), got "
+                f"{self.accumulation_steps}: choose a divisor.",
+                keys=("accumulation_steps",),
             )
         object.__setattr__(self, "changes", _checked_changes(self))
 
@@ -177,11 +190,13 @@ class DistillConfig(Settings):
         return self.replace(changes=[c for c in self.changes if c["epoch"] <= epoch])
 
     def identity(self) -> dict[str, Any]:
-        """See `Settings.identity`; a run without `changes` is the run it was before there were
-        any."""
+        """See `Settings.identity`; a run without `changes`, or whose batches are not computed in
+        parts, is the run it was before there was such a setting."""
         kept = super().identity()
         if not self.changes:
             del kept["changes"]
+        if self.accumulation_steps == 1:
+            del kept["accumulation_steps"]
         return kept
 
 
@@ -303,6 +318,10 @@ class StudyConfig(Settings):
         None, "trials at once (as many as fit)", low=1, identity=False
     )
     workers_per_trial: int = setting(1, "data-parallel workers per trial", low=1)
+    batch_scaling: str = setting(
+        "fixed", "batch_size and lr as they are, or (workers) times the workers of a trial",
+        choices=("fixed", "workers"),
+    )  # fmt: skip
     cpus_per_trial: int = setting(1, "CPU threads per worker", low=1, identity=False)
     gpus_per_trial: float = setting(
         0.0, "GPUs per worker; a fraction shares one", low=0, identity=False

@@ -26,7 +26,13 @@ def parser(
         "--data-root", metavar="DIR", help="folder of the data sets (default: $EKD_DATA_ROOT)"
     )
     where.add_argument("--download", action="store_true", help="fetch missing CIFAR archives")
-    where.add_argument("--cpus-per-trial", type=int, metavar="N", help="CPU threads per worker")
+    where.add_argument(
+        "--cpus-per-trial",
+        "--cpus-per-worker",
+        type=int,
+        metavar="N",
+        help="CPU threads per worker",
+    )
     where.add_argument("--resume", action="store_true", help="continue an interrupted run")
     where.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop")
     where.add_argument("--quiet", action="store_true", help="no progress, results only")
@@ -174,4 +180,22 @@ def _search_flags(made: argparse.ArgumentParser) -> None:
     search.add_argument("--top-k", type=int, help="finalists that are confirmed")
     search.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once")
     search.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers")
-    search.add_argument("--gpus-per-trial", type=float, metavar="X", help="GPUs per worker")
+    _gpus(search)
+
+
+def add_workers(made: argparse.ArgumentParser) -> None:
+    """The flags of a launcher that trains one configuration on several Ray Train workers."""
+    group = made.add_argument_group("several workers")
+    group.add_argument(
+        "--workers",
+        default="1",
+        metavar="N",
+        help="data-parallel Ray Train workers (1); MIN:MAX takes as many as there is room for",
+    )
+    _gpus(group)
+
+
+def _gpus(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--gpus-per-trial", "--gpus-per-worker", type=float, metavar="X", help="GPUs per worker"
+    )

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.distill import forget_checkpoint
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.plan import check_workers, resolve
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, at
@@ -33,7 +33,7 @@ from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import SCRATCH, search
-from ekd_ray.scale.space import check_space
+from ekd_ray.scale.space import check_space, study_batch
 from ekd_ray.scale.storage import check_storage
 
 TEACHER = Path("teacher") / "teacher.safetensors"
@@ -63,6 +63,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
             "validation_fraction must be > 0 in a study: the search needs the split.",
             keys=("distill", "validation_fraction"),
         )
+    check_workers(study_batch(config, base), config.workers_per_trial)
     if method_of(base).needs_teacher and base.teacher_weights is None:
         if not config.teacher_training or base.teacher is None:
             with at("distill"):  # says what is missing

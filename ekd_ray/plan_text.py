@@ -22,6 +22,7 @@ from ekd_ray.scale.cluster import fits, local_cpus
 from ekd_ray.scale.confirm import baselines
 from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.space import Space, first_points
+from ekd_ray.scale.trainer import Workers
 from ekd_ray.terminal import changes_text
 
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
@@ -64,11 +65,21 @@ def _views(config: DistillConfig, data_root: str | None, *, final: bool) -> int:
     return each * images_per_epoch(config, data_root) * config.epochs
 
 
-def run_plan(config: DistillConfig, out: Path, data_root: str | None) -> str:
-    """The plan of one run."""
+def run_plan(
+    config: DistillConfig, out: Path, data_root: str | None, workers: Workers | None = None
+) -> str:
+    """The plan of one run, in this process or on `workers`."""
     lines = [*_setup(config, data_root), f"out        {out} ({_free(out)})"]
     flops = run_flops(config, data_root) + teacher_flops(config, data_root)
-    lines.append(f"estimate   {_duration(flops, local_cpus(), 0.0)}")
+    cpus, gpus = local_cpus(), 0.0
+    if workers and workers.most > 1:
+        count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
+        lines.append(
+            f"resources  {count} worker(s) x {workers.cpus} CPU, {workers.gpus:g} GPU, "
+            f"{config.parallel}"
+        )
+        cpus, gpus = workers.most * workers.cpus, workers.most * workers.gpus
+    lines.append(f"estimate   {_duration(flops, cpus, gpus)}")
     return "\n".join(lines)
 
 
@@ -142,6 +153,8 @@ def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
     if config.ood_dataset:
         lines.append(f"unknown    {config.ood_dataset}, for ood_auroc")
     solver = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
+    if config.accumulation_steps > 1:
+        solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
     if config.changes:
         lines.append(f"changes    {changes_text(config.changes)}")

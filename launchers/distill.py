@@ -11,6 +11,7 @@ def main() -> int:
     parser.add_argument(
         "--test", action="store_true", help="read the test split once, after the last epoch"
     )
+    flags.add_workers(parser)
     args = parser.parse_args()
     config = cli.distill_config(args)
 

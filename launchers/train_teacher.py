@@ -14,6 +14,7 @@ def main() -> int:
     parser.add_argument(
         "--test", action="store_true", help="read the test split once, after the last epoch"
     )
+    flags.add_workers(parser)
     args = parser.parse_args()
     config = cli.teacher_run_config(args)
 

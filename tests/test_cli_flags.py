@@ -23,6 +23,7 @@ SHARED = {
     "--data-root",
     "--download",
     "--cpus-per-trial",
+    "--cpus-per-worker",
     "--resume",
     "--dry-run",
     "--quiet",
@@ -55,10 +56,12 @@ SEARCH = {
     "--max-concurrent",
     "--workers-per-trial",
     "--gpus-per-trial",
+    "--gpus-per-worker",
 }
+WORKERS = {"--workers", "--gpus-per-trial", "--gpus-per-worker"}
 FLAGS = {
-    "train_teacher": SHARED | {"--model", "--evidential", "--test"},
-    "distill": SHARED | PAIR | {"--config", "--test"},
+    "train_teacher": SHARED | WORKERS | {"--model", "--evidential", "--test"},
+    "distill": SHARED | PAIR | WORKERS | {"--config", "--test"},
     "tune_cifar": SHARED | PAIR | SEARCH,
     "tune_imagenet": SHARED | PAIR | SEARCH,
     "tune_vit": SHARED | PAIR | SEARCH,

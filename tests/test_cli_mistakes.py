@@ -40,6 +40,7 @@ def test_mistakes_in_a_space_file(case, launch, tmp_path):
     assert words in err
 
 
+ALONE = (*DIGITS, "--method", "none", "--set", "batch_size=16")
 NEW = ("--dataset", "digits", "--teacher", "resnet20", "--student")
 MISTAKES = [
     (("--dataset", "cifar101", "--pair", "resnet32x4-resnet8x4"), "Did you mean 'cifar10"),
@@ -57,6 +58,7 @@ MISTAKES = [
     ((*DIGITS, "--top-k", 0), "confirm_top_k must be >= 1, got 0"),
     ((*DIGITS, "--max-concurrent", 0), "max_concurrent must be >= 1, got 0"),
     ((*DIGITS, "--workers-per-trial", 0), "workers_per_trial must be >= 1, got 0"),
+    ((*DIGITS, "--workers-per-trial", 2, "--set", "batch_size=1"), "workers must be <= 1"),
     ((*DIGITS, "--cpus-per-trial", 0), "cpus_per_trial must be >= 1, got 0"),
     ((*DIGITS, "--gpus-per-trial", -1), "gpus_per_trial must be >= 0, got -1"),
     ((*DIGITS, "--train-subset", 0), "train_subset must be >= 1, got 0"),
@@ -91,6 +93,25 @@ def test_mistakes_end_with_one_sentence(argv, words, launch, tmp_path):
         ("train_teacher", ("--dataset", "digits", "--model", "resnet8", "--epochs", 0), "epochs"),
         ("train_teacher", ("--dataset", "cifar10", "--model", "resnet8"), "--data-root"),
         ("distill", ("--config", "none.yaml"), "cannot read none.yaml"),
+        ("distill", (*ALONE, "--workers", "8:2"), "--workers takes N or MIN:MAX"),
+        ("distill", (*ALONE, "--workers", 17), "workers must be <= 16"),
+        ("distill", (*ALONE, "--workers", 2, "--cpus-per-worker", 0), "must be >= 1, got 0"),
+        (
+            "distill",
+            (*ALONE, "--set", "accumulation_steps=3"),
+            "must divide batch_size (16), got 3",
+        ),
+        ("distill", (*ALONE, "--set", "batch_scaling=many"), "batch_scaling must be one of"),
+        (
+            "distill",
+            (*ALONE, "--workers", "1:2", "--set", "batch_scaling=workers"),
+            "batch_scaling=workers needs one number of workers, got --workers 1:2",
+        ),
+        (
+            "distill",
+            (*ALONE, "--set", "parallel=fsdp", "--set", "compile=true"),
+            "compile and parallel=fsdp exclude each other",
+        ),
         ("distill", (*DIGITS,), "--teacher-weights"),
         ("export_best", ("none", "--out", "best"), "none"),
     ],

@@ -274,6 +274,8 @@ def legal(cls, field):
 def build(cls, values):
     if cls is DistillConfig:
         values["lr_min"] = min(values["lr_min"], values["lr"])
+        parts = values.get("accumulation_steps", 1)
+        values["batch_size"] = parts * values.get("batch_size", 64)
         last = values.get("epochs", 240)
         if "changes" in values:
             values["changes"] = [{"epoch": last, "momentum": 0.5}] if last > 1 else []

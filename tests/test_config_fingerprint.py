@@ -58,7 +58,7 @@ def other_value(cls, field):
 
 
 PLACES = {
-    DistillConfig: {"teacher_weights", "teacher_cache"},
+    DistillConfig: {"teacher_weights", "teacher_cache", "parallel"},
     StudyConfig: {
         *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours", "stop_below"),
         *("data_root", "teacher_fill", "optuna_storage"),

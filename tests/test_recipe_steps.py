@@ -7,7 +7,7 @@ from ekd_ray.cli import SEARCH_SPACES
 from ekd_ray.config import StudyConfig
 from ekd_ray.data import dataset_info
 from ekd_ray.engine import plan
-from ekd_ray.engine.distill import Learner, _optimizer
+from ekd_ray.engine.learner import Learner, make_optimizer
 from ekd_ray.losses.objective import METHODS, Objective, method_of
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.recipes import load_recipe
@@ -99,7 +99,7 @@ def test_every_recipe_takes_a_training_step(path, resolved):
     classes = dataset_info(config.dataset).num_classes
     teacher = build_model(config.teacher, classes).eval()
     learner = Learner(build_model(config.student, classes), Objective(config)).train()
-    optimizer = _optimizer(config, learner)
+    optimizer = make_optimizer(config, learner)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, config.image_size, config.image_size, generator=generator)
     inputs, target = images, torch.tensor([0, classes - 1])

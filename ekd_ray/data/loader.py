@@ -97,17 +97,17 @@ def epoch_batches(
 
     `sample_ids` (int64 [N]) index the data set; `batch_size` counts all workers. Global batch
     s holds positions s * batch_size ... of the epoch's order, and a worker takes every
-    world_size-th of its rows: together the workers see what one alone would. An incomplete
-    last batch is dropped. With `strong_pool`, every sample gets a strong id in
-    [0, strong_pool) too, drawn apart from its view. Raises UserError, at the call, for a batch
-    size that exceeds N or does not divide among the workers.
+    world_size-th of its rows: together the workers see what one alone would, in shares that
+    differ by at most one row. An incomplete last batch is dropped. With `strong_pool`, every
+    sample gets a strong id in [0, strong_pool) too, drawn apart from its view. Raises UserError,
+    at the call, for a batch size that exceeds N or is less than one row for each worker.
     """
     ids = np.asarray(sample_ids, dtype=np.int64)
     steps = steps_per_epoch(len(ids), batch_size)
-    if batch_size % world_size:
+    if batch_size < world_size:
         raise UserError(
-            f"batch_size {batch_size} does not divide among {world_size} workers; choose a "
-            f"multiple of {world_size}."
+            f"a batch of {batch_size} has no row for each of {world_size} workers; choose a "
+            f"larger batch_size or <= {batch_size} workers."
         )
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")

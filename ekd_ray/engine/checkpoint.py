@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ekd_ray.engine import ranks
+from ekd_ray.engine.parallel import like, whole
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
 
@@ -32,31 +34,45 @@ def save_checkpoint(
     sums: Tensor,
     progress: dict[str, Any],
 ) -> None:
-    """Write the whole state of a run atomically.
+    """Write the whole state of a run atomically; all ranks must call it, the first one writes.
+
+    The file is the same whatever the number of ranks and whether the student is sharded.
 
     Args:
         learner: student and objective; `sums`: the epoch's running sums, [K] float64.
         progress: JSON-ready counters, fingerprint and history; NaN is refused.
     """
-    tensors = {f"learner.{key}": value for key, value in learner.state_dict().items()}
-    tensors["sums"] = sums
+    tensors = {f"learner.{key}": _stored(value) for key, value in learner.state_dict().items()}
+    tensors["sums"] = _stored(sums)
     state = optimizer.state_dict()
     scalars: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
+                tensors[f"optimizer.{index}.{name}"] = _stored(value)
             else:
                 scalars.setdefault(str(index), {})[name] = value
+    if not ranks.is_first():
+        return
     header = {
         "format_version": FORMAT_VERSION,
         "progress": progress,
-        "optimizer_groups": state["param_groups"],
+        "optimizer_groups": _one_group(state["param_groups"]),
         "optimizer_scalars": scalars,
     }
-    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={_KEY: json.dumps(header, allow_nan=False)})
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(header, allow_nan=False)})
+
+
+def _stored(value: Tensor) -> Tensor:
+    """A tensor as it is written; one that is sharded is gathered, for the first rank alone."""
+    gathered = whole(value.detach())
+    return gathered.cpu().contiguous() if ranks.is_first() else gathered.new_empty(0)
+
+
+def _one_group(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups exist only because sharded weights must not meet others: their settings agree."""
+    return [{**groups[0], "params": [index for group in groups for index in group["params"]]}]
 
 
 def read_progress(path: Path) -> dict[str, Any]:
@@ -90,9 +106,10 @@ def load_checkpoint(
             "--out."
         )
     prefix = "learner."
-    learner.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    )
+    stored = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    own = learner.state_dict()
+    same = {k for k, v in stored.items() if k in own and own[k].shape == v.shape}
+    learner.load_state_dict({k: like(own[k], v) if k in same else v for k, v in stored.items()})
     state: dict[int, dict[str, Any]] = {
         int(k): dict(v) for k, v in header["optimizer_scalars"].items()
     }
@@ -100,13 +117,20 @@ def load_checkpoint(
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": header["optimizer_groups"]})
+    (group,) = header["optimizer_groups"]
+    # How a step is computed is this run's own, for sharded weights know no fused one.
+    kept = ("params", "fused", "foreach")
+    groups = [
+        {**group, **{key: mine[key] for key in kept}}
+        for mine in optimizer.state_dict()["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     # The file is row-major, and the fused kernels pair raw memory: every buffer must take
-    # its parameter's memory format (channels_last) again.
+    # its parameter's memory format (channels_last), or its shards, again.
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                entries[name] = torch.empty_like(parameter).copy_(value)
+                entries[name] = like(parameter, value)
     sums.copy_(tensors["sums"])
     return progress
 

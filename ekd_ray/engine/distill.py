@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -20,11 +21,20 @@ from ekd_ray.engine import ranks
 from ekd_ray.engine.changes import enter_epoch, past
 from ekd_ray.engine.checkpoint import load_checkpoint, save_checkpoint
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
+from ekd_ray.engine.learner import Learner, make_optimizer
+from ekd_ray.engine.parallel import (
+    all_finite,
+    gradients_reduced,
+    is_sharded,
+    parallelize,
+    plain_student,
+)
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.runlog import RunLog
 from ekd_ray.engine.schedule import learning_rate
+from ekd_ray.engine.sync_batch_norm import synchronized_batch_norm
 from ekd_ray.engine.teacher import Teacher, load_teacher
 from ekd_ray.losses.objective import TERMS, Objective
 from ekd_ray.models import build_model
@@ -54,47 +64,6 @@ class RunResult:
     precision: str
     data_fingerprint: str
     seconds: float
-
-
-class Learner(nn.Module):
-    """Student and objective as one module, so that DDP and checkpoints see all parameters.
-
-    With `compiled` the student trains as one compiled program. It is evaluated as it is: other
-    batch sizes and batch norm's other mode would each cost a compilation.
-    """
-
-    def __init__(self, student: nn.Module, objective: Objective, *, compiled: bool = False) -> None:
-        super().__init__()
-        self.student = student
-        self.objective = objective
-        self._student: Callable[[Tensor], Tensor] = student.__call__
-        if compiled:
-            # Trials that follow each other in a process are other modules: without this the
-            # ninth would silently run uncompiled. What they compiled is kept on disk.
-            torch.compiler.reset()
-            self._student = torch.compile(student.forward, dynamic=False)
-
-    def forward(
-        self,
-        inputs: Tensor,
-        teacher_logits: Tensor | None,
-        target: Tensor,
-        epoch: int,
-        strong_inputs: Tensor | None = None,
-        teacher_strong: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logits = self._student(inputs)
-        # A pass of its own, as published: each view has its own batch statistics.
-        strong = None if strong_inputs is None else self._student(strong_inputs)
-        total, terms = self.objective(
-            logits,
-            teacher_logits,
-            target,
-            epoch,
-            student_strong=strong,
-            teacher_strong=teacher_strong,
-        )
-        return total, logits, terms
 
 
 @dataclass(kw_only=True)
@@ -160,6 +129,8 @@ def distill(
         searched = {k: v for k, v in config.to_dict().items() if v is not None}
         log = RunLog(out, hyperparameters=searched, history=run.history)
     saved_at = started = time.monotonic()
+    synchronized = contextlib.ExitStack()
+    synchronized.enter_context(synchronized_batch_norm(run.learner.student))
     try:
         while run.epoch <= config.epochs:
             epoch_started = time.monotonic()
@@ -167,7 +138,8 @@ def distill(
             with contextlib.closing(_batches(run)) as batches:
                 for batch, images, target in batches:
                     _train_step(run, batch, images, target)
-                    if checkpoint and checkpoint_steps and run.step % checkpoint_steps == 0:
+                    due = checkpoint_steps and run.step % checkpoint_steps == 0
+                    if checkpoint and due and _is_last_part(config, batch):
                         _save(run, checkpoint)
             row = _epoch_row(run)
             row |= constants or {}
@@ -184,13 +156,14 @@ def distill(
             if on_epoch:
                 on_epoch(row)
     finally:
+        synchronized.close()
         if log:
             log.close()
     return RunResult(
         config=config,
         metrics=run.history[-1],
         history=run.history,
-        model=run.learner.student.eval(),
+        model=plain_student(run.learner, config, run.data.num_classes),
         log_prior=run.learner.objective.log_prior_value,
         precision=run.precision,
         data_fingerprint=run.data.fingerprint,
@@ -207,10 +180,9 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         student = build_model(config.student, num_classes)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    learner = (
-        Learner(student, objective, compiled=config.compile).to(device).to(memory_format=layout)
-    )
+    learner = Learner(student, objective, compiled=config.compile).to(device)
+    if config.channels_last and not is_sharded(config):  # FSDP takes contiguous weights alone
+        learner = learner.to(memory_format=torch.channels_last)
     teacher = strong_teacher = None
     if objective.method.needs_teacher:
         teacher = load_teacher(config, data, precision=precision, device=device)
@@ -218,13 +190,14 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
             strong_teacher = load_teacher(
                 config, data, precision=precision, device=device, strong=True
             )
+    forward = parallelize(learner, config, device)
     return _Run(
         config=config,
         now=config,
         data=data,
         learner=learner,
-        forward=ranks.data_parallel(learner, device),
-        optimizer=_optimizer(config, learner),
+        forward=forward,
+        optimizer=make_optimizer(config, learner),
         teacher=teacher,
         strong_teacher=strong_teacher,
         device=device,
@@ -234,74 +207,81 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
     )
 
 
-def _optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optimizer:
-    parameters = learner.parameters()
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-
-
 def _batches(run: _Run) -> Generator[tuple[Batch, Tensor, Tensor], None, None]:
+    """The epoch's batches from `run.step` on, each in `accumulation_steps` parts."""
     run.learner.train()
     config = run.config
+    parts = config.accumulation_steps
     batches = epoch_batches(
         run.data.train_ids,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size // parts,
         seed=config.seed,
         epoch=run.epoch,
         num_views=run.data.images.num_views,
         rank=ranks.rank(),
         world_size=ranks.world_size(),
-        start_step=run.step,
+        start_step=run.step * parts,
         strong_pool=config.view_pool if run.learner.objective.method.strong_view else None,
     )
-    return run.data.images.stream(batches)
+    # What fills no whole batch may still fill a part of one.
+    return run.data.images.stream(
+        itertools.islice(batches, (run.steps_per_epoch - run.step) * parts)
+    )
+
+
+def _is_last_part(config: DistillConfig, batch: Batch) -> bool:
+    return (batch.step + 1) % config.accumulation_steps == 0
 
 
 def _train_step(run: _Run, batch: Batch, images: Tensor, target: Tensor) -> None:
+    """Forward and backward of a batch, or of a part of one; the last part moves the weights."""
     config = run.config
-    teacher_logits = teacher_strong = strong_inputs = None
+    parts = config.accumulation_steps
+    rows = config.batch_size // parts
+    last = _is_last_part(config, batch)
+    if batch.step % parts == 0:
+        _begin_step(run)
+    teacher, strong_inputs = [], None
     if run.teacher:
-        teacher_logits = run.teacher.logits(images, batch.sample_ids, batch.view_ids)
+        teacher.append(run.teacher.logits(images, batch.sample_ids, batch.view_ids))
     inputs = student_inputs(images, run.data, config)
     if batch.strong_ids is not None:
         strong = strong_images(config, run.data, batch.sample_ids, batch.strong_ids)
         strong_inputs = student_inputs(strong, run.data, config)
         assert run.strong_teacher
-        teacher_strong = run.strong_teacher.logits(strong, batch.sample_ids, batch.strong_ids)
-    global_step = (run.epoch - 1) * run.steps_per_epoch + run.step
-    lr = learning_rate(run.now, global_step, run.steps_per_epoch)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    # Dropout, where a student has it, draws from the step, so that a resumed run repeats it.
-    torch.manual_seed(int(counter_hash(config.seed, STREAM_STEP, global_step, ranks.rank())) >> 1)
-    with autocast(run.precision, run.device):
-        loss, logits, terms = run.forward(
-            inputs, teacher_logits, target, run.epoch, strong_inputs, teacher_strong
-        )
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    run.optimizer.step()
+        teacher.append(run.strong_teacher.logits(strong, batch.sample_ids, batch.strong_ids))
+    teacher_logits, teacher_strong, *_ = (*ranks.gather_columns(teacher, rows), None, None)
+    target = ranks.gather_rows(target, rows)
+    with gradients_reduced(run.forward, last=last):
+        with autocast(run.precision, run.device):
+            loss, logits, terms = run.forward(
+                inputs, teacher_logits, target, run.epoch, strong_inputs, teacher_strong
+            )
+        (loss / parts).backward()
     correct = (logits.detach().argmax(dim=1) == target).double().mean()
     zero = loss.detach().new_zeros(())
     named = [terms.get(name, zero) for name in TERMS]
     # Running sums: loss, share of correct answers, then the terms.
-    run.sums += torch.stack([loss.detach(), correct, *named]).double()
-    run.step += 1
+    run.sums += torch.stack([loss.detach(), correct, *named]).double() / parts
+    if last:
+        run.optimizer.step()
+        run.step += 1
+
+
+def _begin_step(run: _Run) -> None:
+    global_step = (run.epoch - 1) * run.steps_per_epoch + run.step
+    lr = learning_rate(run.now, global_step, run.steps_per_epoch)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.zero_grad(set_to_none=True)
+    # Dropout, where a student has it, draws from the step, so that a resumed run repeats it.
+    key = counter_hash(run.config.seed, STREAM_STEP, global_step, ranks.rank())
+    torch.manual_seed(int(key) >> 1)
 
 
 def _epoch_row(run: _Run) -> dict[str, Any]:
     """The epoch's metrics; the only place where the host waits for the device."""
-    means = (ranks.mean(run.sums) / run.steps_per_epoch).tolist()
+    means = ranks.from_first((run.sums / run.steps_per_epoch).tolist())
     last_step = run.epoch * run.steps_per_epoch - 1
     row = {
         "epoch": run.epoch,
@@ -315,27 +295,17 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
     row |= objective.state(run.epoch)
     _check_finite(row, run)
     if len(run.data.validation_ids):
-        row |= {f"val_{name}": value for name, value in _validate(run).items()}
-    _check_finite(row, run)
-    return row
-
-
-def _validate(run: _Run) -> dict[str, float]:
-    """Validation metrics, evaluated by the first rank and sent to the others.
-
-    Batch-norm statistics are rank-local between steps, and one set of figures must decide.
-    """
-    metrics = {}
-    if ranks.is_first():
-        metrics = evaluate_model(
+        found = evaluate_model(
             run.learner.student,
             run.data,
             run.data.validation_ids,
             config=run.config,
             precision=run.precision,
-            log_prior=run.learner.objective.log_prior_value,
+            log_prior=objective.log_prior_value,
         )
-    return ranks.from_first(metrics)
+        row |= {f"val_{name}": value for name, value in found.items()}
+    _check_finite(row, run)
+    return row
 
 
 def _check_finite(row: dict[str, Any], run: _Run) -> None:
@@ -346,8 +316,7 @@ def _check_finite(row: dict[str, Any], run: _Run) -> None:
                 f"(lr {run.now.lr}): lower lr or the weights of the loss terms."
             )
     # The loss does not see what the last step did to the weights.
-    finite = torch.stack([value.isfinite().all() for value in run.learner.parameters()])
-    if not bool(finite.all()):
+    if not all_finite(run.learner):
         raise Diverged(
             f"a weight became infinite or nan in epoch {run.epoch} of {run.config.epochs} "
             f"(lr {run.now.lr}): lower lr or the weights of the loss terms."
@@ -360,15 +329,10 @@ def forget_checkpoint(folder: Path) -> None:
 
 
 def _save(run: _Run, path: Path) -> None:
-    # Each rank has summed its own share: the checkpoint holds the mean, so that any
-    # number of workers can continue it.
-    sums = ranks.mean(run.sums)
-    if not ranks.is_first():
-        return
     progress = {"epoch": run.epoch, "step": run.step, "history": run.history}
     progress["fingerprint"] = past(run.config, progress)
     save_checkpoint(
-        path, learner=run.learner, optimizer=run.optimizer, sums=sums, progress=progress
+        path, learner=run.learner, optimizer=run.optimizer, sums=run.sums, progress=progress
     )
 
 

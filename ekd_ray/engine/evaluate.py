@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import Stage, normalize
+from ekd_ray.engine import ranks
 from ekd_ray.engine.metrics import classification_metrics
 from ekd_ray.engine.precision import autocast
 from ekd_ray.engine.rundata import RunData
@@ -53,14 +54,19 @@ def evaluate_model(
 ) -> dict[str, float]:
     """Metrics of a model on the images `sample_ids` [N] of `data`, unaugmented.
 
-    With out-of-distribution images in `data`, also how well uncertainty tells them apart.
+    With out-of-distribution images in `data`, also how well uncertainty tells them apart. Where
+    there are several ranks, all of them must ask: each looks at its share of the images, and
+    all get the metrics of the whole.
     """
     model.eval()
     logits, targets = _predict(model, data, data.images, sample_ids, config, precision)
     outside = None
     if data.ood_images is not None:
         outside, _ = _predict(model, data, data.ood_images, data.ood_ids, config, precision)
-    return classification_metrics(logits, targets, log_prior=log_prior, ood_logits=outside)
+    metrics = {}
+    if ranks.is_first():  # one set of figures must decide
+        metrics = classification_metrics(logits, targets, log_prior=log_prior, ood_logits=outside)
+    return ranks.from_first(metrics)
 
 
 def _predict(
@@ -71,7 +77,8 @@ def _predict(
     config: DistillConfig,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """(logits float32 [N, C], labels int64 [N]) of a stage's images."""
+    """(logits float32 [N, C], labels int64 [N]) of a stage's images, from all ranks."""
+    total, sample_ids = len(sample_ids), _own_share(sample_ids)
     # Written into place: small results kept from every batch would lie between its large
     # buffers, and the allocator could never give these back (24 MB a batch at 224 x 224).
     device = stage.device
@@ -84,7 +91,14 @@ def _predict(
         end = start + len(target)
         logits[start:end], targets[start:end] = output, target
         start = end
-    return logits, targets
+    return ranks.gather_rows(logits, total), ranks.gather_rows(targets, total)
+
+
+def _own_share(sample_ids: np.ndarray) -> np.ndarray:
+    """This rank's ids: as many on every rank, for each pass of a sharded student needs all."""
+    own = sample_ids[ranks.rank() :: ranks.world_size()]
+    lacks = -(-len(sample_ids) // ranks.world_size()) - len(own)
+    return np.concatenate([own, sample_ids[:lacks]])
 
 
 def _batches(

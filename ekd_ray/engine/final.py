@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ekd_ray.data import dataset_info
+from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import RunResult
 from ekd_ray.engine.evaluate import evaluate_model
-from ekd_ray.engine.precision import pick_device
+from ekd_ray.engine.precision import environment, pick_device
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.models import save_weights
 
@@ -15,7 +17,10 @@ WEIGHTS = "model.safetensors"
 
 
 def evaluate_test(result: RunResult, *, data_root: str | None) -> dict[str, float]:
-    """Read the test split: metrics as `test_<name>`, see `classification_metrics`."""
+    """Read the test split: metrics as `test_<name>`, see `classification_metrics`.
+
+    All ranks must ask, where there are several: each looks at its share.
+    """
     data = load_test_data(result.config, data_root=data_root, device=pick_device())
     metrics = evaluate_model(
         result.model,
@@ -42,3 +47,29 @@ def save_student(result: RunResult, path: Path) -> None:
         dataset=config.dataset,
         extra={"config": config.to_dict(), "precision": result.precision},
     )
+
+
+def finished_run(
+    result: RunResult, folder: Path, *, data_root: str | None, test: bool
+) -> dict[str, Any]:
+    """Write a finished run's student into its folder; returns its record, JSON-ready.
+
+    All ranks must ask, where there are several; the first one writes.
+
+    Args:
+        test: read the test split, once.
+    """
+    if ranks.is_first():
+        save_student(result, folder / WEIGHTS)
+    metrics = dict(result.metrics)
+    if test:
+        metrics |= evaluate_test(result, data_root=data_root)
+    return {
+        "metrics": metrics,
+        "log_prior": result.log_prior,
+        "precision": result.precision,
+        "data_fingerprint": result.data_fingerprint,
+        "fingerprint": result.config.fingerprint(),
+        "seconds": result.seconds,
+        "environment": environment(),
+    }

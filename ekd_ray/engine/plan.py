@@ -91,6 +91,8 @@ def resolve(
         check_view_scheme(info, config.augment, config.image_size)
     if config.compile:
         _check_compiler()
+        if config.parallel == "fsdp":
+            raise UserError("compile and parallel=fsdp exclude each other: drop one of them.")
     with at("student"):
         check_model(config.student, info.num_classes, student_size(config), "student_image_size")
     check_dataset(config.dataset, data_root=data_root, download=download)
@@ -115,6 +117,34 @@ def _check_compiler() -> None:
             f"compile needs a C++ compiler ({', '.join(names)}) and none is installed: install "
             "one, or set compile=false."
         )
+
+
+def check_workers(config: DistillConfig, workers: int) -> None:
+    """Raise `UserError` unless every worker gets a row of every batch, or of its every part."""
+    rows = config.batch_size // config.accumulation_steps
+    if rows < workers:
+        raise UserError(
+            f"workers must be <= {rows}, the rows that are computed together (batch_size "
+            f"{config.batch_size}, accumulation_steps {config.accumulation_steps}), got {workers}: "
+            "take fewer, or a larger batch_size."
+        )
+
+
+def scaled_batch(config: DistillConfig, workers: int) -> DistillConfig:
+    """The batch times the number of workers, and with it every learning rate.
+
+    The linear scaling rule of Goyal et al. 2017; they add a warm-up (`lr_warmup`).
+    """
+    changes = [
+        {name: value * workers if name in ("lr", "lr_min") else value for name, value in c.items()}
+        for c in config.changes
+    ]
+    return config.replace(
+        batch_size=config.batch_size * workers,
+        lr=config.lr * workers,
+        lr_min=config.lr_min * workers,
+        changes=changes,
+    )
 
 
 def student_size(config: DistillConfig) -> int:

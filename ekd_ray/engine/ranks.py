@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -27,20 +26,49 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """`module` wrapped in DDP where there are several processes."""
+def gather(values: Tensor) -> list[Tensor]:
+    """Every rank's tensor, by rank: equal shapes and dtypes, without gradient."""
     if world_size() == 1:
-        return module
-    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+        return [values]
+    values = values.detach().contiguous()
+    parts = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(parts, values)
+    return parts
 
 
-def mean(values: Tensor) -> Tensor:
-    """Mean of a tensor over the ranks, as a new tensor of the same shape."""
-    values = values.clone()
-    if world_size() > 1:
-        dist.all_reduce(values)
-        values /= world_size()
-    return values
+def gather_rows(rows: Tensor, total: int) -> Tensor:
+    """All rows [total, ...] in order, of which each rank has every world_size-th.
+
+    The gradient that a rank gets is that of its own rows times the number of ranks: every
+    rank computes the same loss from all rows, and the mean of the ranks' gradients, which DDP
+    and FSDP take, is then exactly the gradient of that one loss.
+    """
+    if world_size() == 1:
+        return rows
+    return cast(Tensor, _GatherRows.apply(rows, total))
+
+
+def gather_columns(parts: list[Tensor], total: int) -> list[Tensor]:
+    """`gather_rows` of several [B, C] of one dtype, in one message."""
+    if world_size() == 1 or not parts:
+        return parts
+    return list(gather_rows(torch.cat(parts, dim=1), total).chunk(len(parts), dim=1))
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, total: int) -> Tensor:
+        # The ranks' shares differ by at most one row: who has one less sends a row of zeros,
+        # which ends up behind the last one.
+        longest = -(-total // world_size())
+        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        return torch.stack(gather(padded), dim=1).flatten(0, 1)[:total]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # No communication: the other ranks have the same gradient already.
+        return gradients[0][rank() :: world_size()] * world_size(), None
 
 
 def from_first(value: T) -> T:

@@ -43,7 +43,7 @@ from ekd_ray.results.study import (
 from ekd_ray.scale.fill import fill_cache
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.search import run_tuner
-from ekd_ray.scale.space import point_config
+from ekd_ray.scale.space import point_config, study_batch
 from ekd_ray.scale.worker import Job, Report, run_job
 
 
@@ -78,7 +78,8 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     }
     if not (run / CONFIRMED).exists():
         # The views of a sample do not depend on the split: those of all images serve both steps.
-        fill_cache(config, base.replace(validation_fraction=0.0), seeds, observer)
+        whole = study_batch(config, base.replace(validation_fraction=0.0))
+        fill_cache(config, whole, seeds, observer)
     select = _select(run, config, finalists, seeds, observer)
     winner = _winner(run, config, select, seeds)
     # Compared with others of its own architecture, where that was searched.
@@ -135,7 +136,7 @@ def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConf
             rows["kd"] = with_method(base, "kd")
         elif name == "authors" and config.authors and base.teacher:
             rows["authors"] = point_config(base, config.authors)
-    return rows
+    return {name: study_batch(config, row) for name, row in rows.items()}
 
 
 def _over_seeds(stage: str, configs: dict[str, DistillConfig], seeds: list[int]) -> list[Run]:
@@ -221,15 +222,17 @@ def _check_all_done(open_runs: dict[Path, Run]) -> None:
 def confirm_job(job: Job, report: Report) -> None:
     """One confirm run; without a validation split it is a final one, and reads the test split."""
     result, folder = run_job(job, report), Path(job.folder)
-    if not ranks.is_first():
-        return
     if result is None:
-        write_json(folder / RESULT, {"reason": failure_reason(folder)})
+        if ranks.is_first():
+            write_json(folder / RESULT, {"reason": failure_reason(folder)})
         return
     metrics = dict(result.metrics)
     if result.config.validation_fraction == 0.0:
-        save_student(result, folder / WEIGHTS)
-        metrics |= evaluate_test(result, data_root=job.data_root)
+        if ranks.is_first():
+            save_student(result, folder / WEIGHTS)
+        metrics |= evaluate_test(result, data_root=job.data_root)  # each rank its share
+    if not ranks.is_first():
+        return
     record = {
         "metrics": metrics,
         "precision": result.precision,

@@ -23,6 +23,7 @@ from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.space import study_batch
 from ekd_ray.scale.trainer import trainable
 from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job
 
@@ -42,7 +43,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
     """
     searcher = OptunaSearcher(run, config, base)
     if searcher.remaining:
-        fill_cache(config, base, [base.seed], observer)
+        fill_cache(config, study_batch(config, base), [base.seed], observer)
         observer.stage("search", searcher.remaining, config.distill.epochs)
         if config.scheduler in POPULATIONS:
             _run_population(run, config, searcher, observer)

@@ -26,7 +26,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.results.study import FAILURE, TrialRecord, trial_folder
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.population import POPULATIONS
-from ekd_ray.scale.space import Space, first_points, point_config
+from ekd_ray.scale.space import Space, first_points, point_config, study_batch
 from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import Job
 
@@ -110,7 +110,8 @@ class OptunaSearcher(Searcher):
             return None if self._running else Searcher.FINISHED
         trial, point = asked
         try:
-            config = resolve(point_config(self.base, point), data_root=self.config.data_root)
+            config = point_config(self.base, point)
+            config = resolve(study_batch(self.config, config), data_root=self.config.data_root)
         except UserError as error:
             return self._refuse(trial_id, trial, str(error))
         folder = trial_folder(self.run, trial.number)

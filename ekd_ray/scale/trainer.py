@@ -1,10 +1,12 @@
-"""Trials of several workers: a Ray Train TorchTrainer nested in a Tune trial."""
+"""Runs of several workers: a Ray Train TorchTrainer, alone or nested in a Tune trial."""
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 from ekd_ray.config import StudyConfig
@@ -16,38 +18,73 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
 
 
-def nested_trial(
-    config: dict[str, Any],
-    *,
-    workers: int,
-    cpus: int,
-    gpus: float,
-    body: Body = run_job,
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The worker group of a run: between `least` and `most` workers, and what each may use."""
+
+    least: int
+    most: int
+    cpus: int
+    gpus: float
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the group may shrink and grow while it trains."""
+        return self.least < self.most
+
+
+def scaling_config(workers: Workers) -> Any:
+    """Ray Train's `ScalingConfig` of a worker group."""
+    import ray.train
+
+    resources: dict[str, float] = {"CPU": workers.cpus}
+    if workers.gpus:
+        resources["GPU"] = workers.gpus
+    return ray.train.ScalingConfig(
+        num_workers=(workers.least, workers.most) if workers.elastic else workers.most,
+        use_gpu=workers.gpus > 0,
+        resources_per_worker=resources,
+    )
+
+
+def fit_group(
+    config: dict[str, Any], *, workers: Workers, body: Body, callbacks: list[Any], failures: int
 ) -> None:
-    """Run a job on a worker group of its own; reports of rank 0 reach Tune."""
+    """Run a job on a worker group of its own, which is started again `failures` times.
+
+    Every start goes on from the job's newest checkpoint. Ray Train's own records are removed:
+    the job's folder says all that there is to know.
+    """
     import ray.train
     from ray.train.torch import TorchTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
 
     job = Job.from_config(config)
-    resources: dict[str, float] = {"CPU": cpus}
-    if gpus:
-        resources["GPU"] = gpus
+    scratch = os.path.join(job.folder, "train")
     trainer = TorchTrainer(
         functools.partial(in_group, body=body),
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
-        ),
+        scaling_config=scaling_config(workers),
         run_config=ray.train.RunConfig(
             # A reused name would silently resume another trial's run.
             name=f"{job.number:04d}-{uuid.uuid4().hex[:8]}",
-            storage_path=os.path.join(job.folder, "train"),
-            callbacks=[TuneReportCallback()],
-            failure_config=ray.train.FailureConfig(max_failures=1, controller_failure_limit=1),
+            storage_path=scratch,
+            callbacks=callbacks,
+            failure_config=ray.train.FailureConfig(
+                max_failures=failures, controller_failure_limit=1
+            ),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def nested_trial(config: dict[str, Any], *, workers: Workers, body: Body = run_job) -> None:
+    """A Tune trial as a worker group of its own; reports of rank 0 reach Tune."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    fit_group(config, workers=workers, body=body, callbacks=[TuneReportCallback()], failures=1)
 
 
 def trainable(config: StudyConfig, body: Body) -> Any:
@@ -63,9 +100,12 @@ def trainable(config: StudyConfig, body: Body) -> Any:
         return tune.with_resources(functools.partial(alone, body=body), needs)
     driver = functools.partial(
         nested_trial,
-        workers=config.workers_per_trial,
-        cpus=config.cpus_per_trial,
-        gpus=config.gpus_per_trial,
+        workers=Workers(
+            least=config.workers_per_trial,
+            most=config.workers_per_trial,
+            cpus=config.cpus_per_trial,
+            gpus=config.gpus_per_trial,
+        ),
         body=body,
     )
     # A driver that held a CPU could take the one that its own workers wait for.

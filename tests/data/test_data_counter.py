@@ -104,10 +104,10 @@ def test_views_follow_the_sample_not_its_place():
 @settings(deadline=None)
 @given(
     st.integers(8, 120),
-    st.sampled_from([4, 8]),
+    st.sampled_from([4, 7, 8]),
     st.integers(0, 99),
     st.integers(0, 5),
-    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2, 3, 4]),
 )
 def test_workers_together_see_what_one_alone_sees(n, batch, seed, epoch, workers):
     ids = np.arange(n) * 3 + 100
@@ -125,7 +125,7 @@ def test_workers_together_see_what_one_alone_sees(n, batch, seed, epoch, workers
             together = np.empty(batch, dtype=np.int64)
             for r in range(workers):
                 piece = getattr(parts[r][step], field)
-                assert piece.shape == (batch // workers,)
+                assert len(piece) in (batch // workers, -(-batch // workers))
                 together[r::workers] = piece
             np.testing.assert_array_equal(together, getattr(whole, field))
 
@@ -145,8 +145,8 @@ def test_mistakes_are_named_at_the_call():
     settings_ = {"seed": 1, "epoch": 2, "num_views": 162}
     with pytest.raises(UserError, match=r"5 .*batch of 8.*batch_size <= 5"):
         epoch_batches(np.arange(5), batch_size=8, **settings_)
-    with pytest.raises(UserError, match=r"batch_size 8 does not divide among 3"):
-        epoch_batches(np.arange(50), batch_size=8, world_size=3, **settings_)
+    with pytest.raises(UserError, match=r"a batch of 8 has no row for each of 9 workers"):
+        epoch_batches(np.arange(50), batch_size=8, world_size=9, **settings_)
     with pytest.raises(UserError, match="batch_size must be >= 1"):
         steps_per_epoch(5, 0)
     with pytest.raises(ValueError, match="rank"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from engine_runs import Killed, state, untimed
+from rank_groups import group, start
 
+import ekd_ray.engine.checkpoint as checkpoint
 import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import epoch_batches, load_dataset
 from ekd_ray.engine import ranks
-from ekd_ray.engine.distill import CHECKPOINT, distill
+from ekd_ray.engine.distill import distill
+from ekd_ray.engine.learner import Learner
+from ekd_ray.engine.parallel import parallelize
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.losses.objective import with_method
@@ -29,16 +32,15 @@ def kill_after_first_epoch(row):
 
 
 def worker(rank: int, settings: dict, folder: str) -> None:
+    with group(rank, WORLD, Path(folder)):
+        torch.save(records(rank, settings, Path(folder)), Path(folder) / f"rank{rank}.pt")
+
+
+def records(rank: int, settings: dict, out: Path) -> dict:
     """One of the processes: an uninterrupted run, and one killed twice and resumed."""
-    torch.set_num_threads(1)
-    out = Path(folder)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{out / 'rendezvous'}", rank=rank, world_size=WORLD,
-        timeout=datetime.timedelta(seconds=120),
-    )  # fmt: skip
     config = DistillConfig.from_dict(settings)
     steps, saves, kill_at = [], [], [0]
-    step, save = engine._train_step, engine.save_checkpoint
+    step, write = engine._train_step, checkpoint.save_file
 
     def recorded(run, batch, images, target):
         ids = (batch.sample_ids, batch.view_ids, batch.strong_ids)
@@ -47,21 +49,21 @@ def worker(rank: int, settings: dict, folder: str) -> None:
             raise Killed
         step(run, batch, images, target)
 
-    def counted(path, **kwargs):
+    def counted(tensors, path, **kwargs):
         saves.append(path.name)
-        save(path, **kwargs)
+        write(tensors, path, **kwargs)
 
-    engine._train_step, engine.save_checkpoint = recorded, counted
+    engine._train_step, checkpoint.save_file = recorded, counted
     reported = []
     straight = distill(
         config, out=out / "straight", on_epoch=reported.append, threads=1, checkpoint_seconds=3600
     )
     record = {
         "history": straight.history, "reported": reported, "weights": state(straight),
-        "parameters": {key: p.detach().clone() for key, p in straight.model.named_parameters()},
         "log_prior": straight.log_prior, "steps": list(steps), "saves": list(saves),
         "helpers": (ranks.rank(), ranks.world_size(), ranks.is_first(), ranks.agree(rank == 0),
-                    ranks.from_first({"rank": rank}), ranks.mean(torch.tensor([1.0, 2.0 * rank]))),
+                    ranks.from_first({"rank": rank}),
+                    ranks.gather_rows(torch.arange(3 - rank) * 2 + rank, 5).tolist()),
     }  # fmt: skip
     killed = []
     for options in (
@@ -78,12 +80,10 @@ def worker(rank: int, settings: dict, folder: str) -> None:
     steps.clear()
     kill_at[0] = 0
     resumed = distill(config, out=out / "resumed", threads=1)
-    record |= {
+    return record | {
         "killed": killed, "resumed_history": resumed.history, "resumed_weights": state(resumed),
         "resumed_steps": list(steps),
     }  # fmt: skip
-    torch.save(record, out / f"rank{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -98,31 +98,28 @@ def two_ranks(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     load_dataset("synthetic", "train")  # decoded once, before two processes want it
     arguments = (config.to_dict(), str(folder))
-    torch.multiprocessing.spawn(worker, args=arguments, nprocs=WORLD)
+    start(worker, WORLD, *arguments)
     records = [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(WORLD)]
     return records, folder
 
 
 def test_the_helpers_agree(two_ranks):
     for rank, record in enumerate(two_ranks[0]):
-        *rest, mean = record["helpers"]
-        assert rest == [rank, WORLD, rank == 0, True, {"rank": 0}]
-        assert mean.tolist() == [1.0, 1.0]
+        assert record["helpers"] == (rank, WORLD, rank == 0, True, {"rank": 0}, [0, 1, 2, 3, 4])
 
 
 def test_one_process_needs_no_group():
     value = torch.tensor([3.0])
     assert (ranks.rank(), ranks.world_size(), ranks.is_first()) == (0, 1, True)
     assert ranks.agree(False) is False
-    assert ranks.mean(value).tolist() == [3.0]
-    assert ranks.mean(value) is not value
-    module = torch.nn.Linear(1, 1)
-    assert ranks.data_parallel(module, torch.device("cpu")) is module
+    assert ranks.gather_rows(value, 1) is value
+    assert ranks.gather_columns([value], 1) == [value]
+    learner = Learner(torch.nn.Linear(1, 1), torch.nn.Identity())
+    assert parallelize(learner, DistillConfig(), torch.device("cpu")) is learner
 
 
-def test_both_ranks_end_with_the_same_parameters(two_ranks):
-    """Batch-norm statistics are each rank's own (of its last step); rank 0's are saved."""
-    first, second = (record["parameters"] for record in two_ranks[0])
+def test_both_ranks_end_with_the_same_weights(two_ranks):
+    first, second = (record["weights"] for record in two_ranks[0])
     assert first.keys() == second.keys()
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
     assert two_ranks[0][0]["log_prior"] == two_ranks[0][1]["log_prior"] != 1.0
@@ -139,7 +136,7 @@ def test_both_ranks_report_the_same_rows(two_ranks):
 
 def test_only_the_first_rank_writes(two_ranks):
     records, folder = two_ranks
-    assert records[0]["saves"] == [CHECKPOINT]
+    assert len(records[0]["saves"]) == 1
     assert records[1]["saves"] == []
     assert untimed(read_history(folder / "straight")) == untimed(records[0]["history"])
     assert len(list((folder / "straight").glob("events.out.tfevents.*"))) == 1

@@ -1,0 +1,90 @@
+"""What learns in a run: the student and its objective, and the optimizer of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine import ranks
+from ekd_ray.losses.objective import Objective
+
+
+class Learner(nn.Module):
+    """Student and objective as one module, so that DDP and checkpoints see all parameters.
+
+    With `compiled` the student trains as one compiled program. It is evaluated as it is: other
+    batch sizes and batch norm's other mode would each cost a compilation.
+    """
+
+    def __init__(self, student: nn.Module, objective: Objective, *, compiled: bool = False) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self._student: Callable[[Tensor], Tensor] = student.__call__
+        if compiled:
+            # Trials that follow each other in a process are other modules: without this the
+            # ninth would silently run uncompiled. What they compiled is kept on disk.
+            torch.compiler.reset()
+            self._student = torch.compile(student.forward, dynamic=False)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        teacher_logits: Tensor | None,
+        target: Tensor,
+        epoch: int,
+        strong_inputs: Tensor | None = None,
+        teacher_strong: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Loss, logits and terms of the batch of all ranks, on each of them.
+
+        Args:
+            inputs, strong_inputs: this rank's rows, as the student sees them.
+            teacher_logits, teacher_strong, target: of the rows of all ranks, for losses couple
+                the samples of a batch (medians, Gram matrices).
+
+        Returns:
+            The 0-d total (see `Objective.forward`), the student's logits [B, C] and the 0-d
+            unweighted terms by name.
+        """
+        logits = self._student(inputs)
+        # A pass of its own, as published: each view has its own batch statistics.
+        views = [logits] if strong_inputs is None else [logits, self._student(strong_inputs)]
+        views = ranks.gather_columns(views, len(target))
+        total, terms = self.objective(
+            views[0],
+            teacher_logits,
+            target,
+            epoch,
+            student_strong=None if strong_inputs is None else views[1],
+            teacher_strong=teacher_strong,
+        )
+        return total, views[0], terms
+
+
+def make_optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names, over student and objective."""
+    parameters: list[Any] = list(learner.parameters())
+    sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+    if sharded:
+        # One operation takes sharded or whole weights, not both; the numbering stays.
+        parts = (learner.student.parameters(), list(learner.objective.parameters()))
+        parameters = [{"params": part} for part in parts if part != []]
+    fused = None if sharded else True  # no fused step knows sharded weights
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=fused,
+    )

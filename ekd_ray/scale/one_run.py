@@ -1,0 +1,123 @@
+"""One run on several workers, without a search: what `launchers/distill.py --workers` does."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ekd_ray.engine import ranks
+from ekd_ray.engine.distill import forget_checkpoint
+from ekd_ray.engine.final import finished_run
+from ekd_ray.engine.runlog import read_history
+from ekd_ray.errors import UserError
+from ekd_ray.files import write_json
+from ekd_ray.results.study import FAILURE, RESULT, failure_reason
+from ekd_ray.scale.cluster import capacity, connected, local_cpus
+from ekd_ray.scale.trainer import Workers, fit_group
+from ekd_ray.scale.worker import Job, Report, run_job
+
+# Starts of the worker group after its first, each from the newest checkpoint.
+RESTARTS = 3
+PROGRESS_SECONDS = 1.0
+
+
+def parse_workers(text: str, *, cpus: int | None, gpus: float | None) -> Workers:
+    """`N` or `MIN:MAX` workers; raises `UserError` for anything else.
+
+    Without `cpus`, they share the CPUs of this machine; on a cluster elsewhere each has one.
+    """
+    least, colon, most = text.partition(":")
+    numbers = [least, most] if colon else [least, least]
+    if not all(number.isdecimal() for number in numbers) or not 1 <= int(least) <= int(numbers[1]):
+        raise UserError(f"--workers takes N or MIN:MAX with 1 <= MIN <= MAX, got {text!r}.")
+    for name, value, low in (("--cpus-per-worker", cpus, 1), ("--gpus-per-worker", gpus, 0)):
+        if value is not None and not low <= value < math.inf:
+            raise UserError(f"{name} must be >= {low}, got {value:g}.")
+    here = 1 if os.environ.get("RAY_ADDRESS") else max(1, local_cpus() // int(numbers[1]))
+    return Workers(least=int(least), most=int(numbers[1]), cpus=cpus or here, gpus=gpus or 0.0)
+
+
+def check_room(workers: Workers) -> None:
+    """Raise `UserError` if not even the least number of workers fits: it would wait for ever."""
+    cpus, gpus = capacity()
+    needs_cpus, needs_gpus = workers.least * workers.cpus, workers.least * workers.gpus
+    if needs_cpus > cpus or needs_gpus > gpus + 1e-9:
+        raise UserError(
+            f"{workers.least} worker(s) need {needs_cpus} CPU(s) and {needs_gpus:g} GPU(s), there "
+            f"are {cpus:g} and {gpus:g}: lower --workers, --cpus-per-worker or --gpus-per-worker."
+        )
+
+
+def run_on_workers(
+    job: Job, workers: Workers, *, test: bool, on_epoch: Callable[[dict[str, Any]], None]
+) -> None:
+    """Train a job to its weights and `result.json`; its folder must be one that all nodes see.
+
+    Args:
+        test: read the test split, once.
+        on_epoch: called with each new epoch's row, seen at most `PROGRESS_SECONDS` late.
+
+    Raises:
+        UserError: it diverged, proved illegal, or its workers died `RESTARTS` + 1 times.
+    """
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    folder = Path(job.folder)
+    (folder / FAILURE).unlink(missing_ok=True)
+    body = functools.partial(_run_and_finish, test=test)
+    with connected():
+        check_room(workers)
+        ended = threading.Event()
+        told = max((row["epoch"] for row in read_history(folder)), default=0)
+        follower = threading.Thread(
+            target=_follow, args=(folder, told, ended, on_epoch), daemon=True
+        )
+        follower.start()
+        try:
+            fit_group(job.as_config(), workers=workers, body=body, callbacks=[], failures=RESTARTS)
+        except TrainingFailedError as error:
+            reason = failure_reason(folder)
+            if not (folder / FAILURE).exists():
+                reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(
+                f"the workers died {RESTARTS + 1} times ({reason.rstrip('.')}): continue with "
+                "--resume."
+            ) from error
+        finally:
+            ended.set()
+            follower.join()
+    if not (folder / RESULT).exists():
+        raise UserError(failure_reason(folder))
+
+
+def _run_and_finish(job: Job, report: Report, *, test: bool) -> None:
+    """The body of each worker."""
+    folder = Path(job.folder)
+    if ranks.agree((folder / RESULT).exists()):  # a worker died after all was done
+        return
+    result = run_job(job, report)
+    if result is None:
+        return
+    record = finished_run(result, folder, data_root=job.data_root, test=test)
+    if ranks.is_first():
+        write_json(folder / RESULT, record)
+        forget_checkpoint(folder)
+
+
+def _follow(
+    folder: Path, told: int, ended: threading.Event, on_epoch: Callable[[dict[str, Any]], None]
+) -> None:
+    """Tell of each row after epoch `told` once; a restarted group trains some epochs again."""
+    while True:
+        last = ended.wait(PROGRESS_SECONDS)
+        for row in read_history(folder):
+            if row["epoch"] > told:
+                told = row["epoch"]
+                on_epoch(row)
+        if last:
+            return

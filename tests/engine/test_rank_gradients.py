@@ -1,0 +1,119 @@
+"""Gradients of several ranks against those of one process, in float64, for every method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rank_groups import group, start
+from torch import nn
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine import ranks
+from ekd_ray.engine.learner import Learner
+from ekd_ray.engine.parallel import parallelize
+from ekd_ray.engine.sync_batch_norm import synchronized_batch_norm
+from ekd_ray.losses.objective import METHODS, Objective, with_method
+
+CLASSES = 5
+# (ranks, rows of the batch): equal shares, shares that differ, and one row for some.
+GROUPS = [(4, 10), (4, 5), (2, 8)]
+
+
+class Activated(nn.BatchNorm2d):
+    """A subclass that does more than to normalise, as timm's do."""
+
+    def forward(self, input):
+        return torch.relu(super().forward(input))
+
+
+def make(method, batch):
+    """(learner, arguments of its forward), float64 and the same in every process."""
+    settings = {}
+    if METHODS[method].evidential:
+        settings = {"learn_log_prior": True, "prior_kl_weight": 0.5}
+    config = with_method(DistillConfig(batch_size=batch, epochs=2), method, **settings)
+    torch.manual_seed(3)
+    student = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), Activated(6), nn.Conv2d(6, 4, 3, bias=False),
+        nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(4 * 4 * 4, CLASSES, bias=False),
+        nn.BatchNorm1d(CLASSES, momentum=0.3),
+    )  # fmt: skip
+    learner = Learner(student, Objective(config)).double().train()
+    learner = learner.to(memory_format=torch.channels_last)
+    images, strong = 2 * torch.randn(2, batch, 3, 8, 8).double() + 50
+    teacher = 3 * torch.randn(2, batch, CLASSES).double()
+    target = torch.randint(CLASSES, (batch,))
+    views = METHODS[method].strong_view
+    return config, learner, (
+        images, teacher[0] if METHODS[method].needs_teacher else None, target, 2,
+        strong if views else None, teacher[1] if views else None,
+    )  # fmt: skip
+
+
+def outcome(learner, loss, terms):
+    return {
+        "loss": loss.detach(),
+        **{f"term {name}": value for name, value in terms.items()},
+        **{f"gradient {n}": p.grad.clone() for n, p in learner.named_parameters()},
+        **{f"buffer {n}": b.clone() for n, b in learner.named_buffers()},
+    }
+
+
+def alone(method, batch):
+    _, learner, arguments = make(method, batch)
+    loss, _, terms = learner(*arguments)
+    loss.backward()
+    return outcome(learner, loss, terms)
+
+
+def together(method, batch):
+    config, learner, (images, teacher, target, epoch, strong, teacher_strong) = make(method, batch)
+    own = slice(ranks.rank(), None, ranks.world_size())
+    names = list(learner.state_dict())
+    forward = parallelize(learner, config, torch.device("cpu"))
+    with synchronized_batch_norm(learner.student):
+        arguments = (images[own], teacher, target, epoch, None if strong is None else strong[own])
+        loss, _, terms = forward(*arguments, teacher_strong)
+        loss.backward()
+        assert list(learner.state_dict()) == names
+    assert not any("forward" in vars(module) for module in learner.modules())
+    return outcome(learner, loss, terms)
+
+
+def worker(rank: int, folder: str) -> None:
+    record = {}
+    for world in (4, 2):
+        if rank < world:
+            with group(rank, world, Path(folder)):
+                for size, batch in GROUPS:
+                    if size == world:
+                        record |= {(size, batch, m): together(m, batch) for m in METHODS}
+    torch.save(record, Path(folder) / f"rank{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gradients")
+    start(worker, 4, str(folder))
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(4)]
+
+
+@pytest.mark.parametrize(("world", "batch"), GROUPS)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradients_are_those_of_one_process(method, world, batch, records):
+    expected = alone(method, batch)
+    assert any(name.startswith("gradient objective") for name in expected) == (
+        METHODS[method].evidential or METHODS[method].adversarial
+    )
+    for rank in range(world):
+        found = records[rank][world, batch, method]
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            # A learned temperature is computed in float32.
+            near = 1e-5 if METHODS[method].adversarial else 1e-9
+            scale = value.abs().max().item() if value.numel() else 0.0
+            torch.testing.assert_close(
+                found[name], value, rtol=near, atol=near * scale, msg=lambda m, n=name: f"{n}: {m}"
+            )

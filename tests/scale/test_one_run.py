@@ -1,0 +1,237 @@
+"""`distill.py --workers`: what the flags mean, and runs through Ray Train."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.plan import check_workers, scaled_batch
+from ekd_ray.engine.runlog import read_history
+from ekd_ray.errors import UserError
+from ekd_ray.scale import one_run
+from ekd_ray.scale.confirm import baselines
+from ekd_ray.scale.one_run import check_room, parse_workers
+from ekd_ray.scale.space import study_batch
+from ekd_ray.scale.trainer import Workers, scaling_config
+from ekd_ray.scale.worker import Job
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"), [("1", 1, 1), ("8", 8, 8), ("2:8", 2, 8), ("3:3", 3, 3)]
+)
+def test_counts_of_workers(text, least, most):
+    workers = parse_workers(text, cpus=2, gpus=0.5)
+    assert workers == Workers(least=least, most=most, cpus=2, gpus=0.5)
+    assert workers.elastic == (least < most)
+    scaling = scaling_config(workers)
+    assert (scaling.min_workers, scaling.max_workers) == (least, most)
+    assert scaling.elasticity_enabled == (least < most)
+    assert scaling.use_gpu and scaling.resources_per_worker == {"CPU": 2, "GPU": 0.5}
+    assert not scaling_config(parse_workers(text, cpus=1, gpus=None)).use_gpu
+
+
+def test_workers_share_the_cpus_of_this_machine(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(one_run, "local_cpus", lambda: 8)
+    found = [parse_workers(text, cpus=None, gpus=None).cpus for text in ("1", "3", "2:4", "16")]
+    assert found == [8, 2, 2, 1]
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert parse_workers("2", cpus=None, gpus=None).cpus == 1
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "", "2:", ":2", "4:2", "0:2", "1:2:3", "1.5"])
+def test_other_counts_are_refused(text):
+    with pytest.raises(UserError, match=r"--workers takes N or MIN:MAX .*, got "):
+        parse_workers(text, cpus=None, gpus=None)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"cpus": 0, "gpus": None}, "--cpus-per-worker must be >= 1, got 0"),
+        ({"cpus": 1, "gpus": -1.0}, "--gpus-per-worker must be >= 0, got -1"),
+    ],
+)
+def test_what_a_worker_may_use_is_bounded(values, words):
+    with pytest.raises(UserError, match=words):
+        parse_workers("2", **values)
+
+
+def test_room_for_the_least_number_is_enough(monkeypatch):
+    monkeypatch.setattr(one_run, "capacity", lambda: (2.0, 1.0))
+    check_room(Workers(least=2, most=64, cpus=1, gpus=0.5))
+    with pytest.raises(UserError, match=r"3 worker\(s\) need 3 CPU.* there are 2 and 1: lower"):
+        check_room(Workers(least=3, most=64, cpus=1, gpus=0.0))
+    with pytest.raises(UserError, match=r"need 1 CPU\(s\) and 2 GPU\(s\)"):
+        check_room(Workers(least=1, most=1, cpus=1, gpus=2.0))
+
+
+def test_every_worker_needs_a_row():
+    check_workers(DistillConfig(batch_size=8), 8)
+    with pytest.raises(UserError, match=r"workers must be <= 8, .* got 9"):
+        check_workers(DistillConfig(batch_size=8), 9)
+    with pytest.raises(UserError, match=r"<= 4, .*accumulation_steps 2\), got 5"):
+        check_workers(DistillConfig(batch_size=8, accumulation_steps=2), 5)
+
+
+# Scaling the batch with the workers
+
+
+def test_the_linear_scaling_rule():
+    config = DistillConfig(
+        batch_size=64, lr=0.05, lr_min=0.001, epochs=9, momentum=0.9,
+        changes=[{"epoch": 3, "lr": 0.02, "momentum": 0.8}, {"epoch": 5, "weight_decay": 0.1}],
+    )  # fmt: skip
+    scaled = scaled_batch(config, 4)
+    assert (scaled.batch_size, scaled.lr, scaled.lr_min) == (256, 0.2, 0.004)
+    assert scaled.changes == (
+        {"epoch": 3, "lr": 0.08, "momentum": 0.8}, {"epoch": 5, "weight_decay": 0.1}
+    )  # fmt: skip
+    rest = {"batch_size": 64, "lr": 0.05, "lr_min": 0.001, "changes": config.changes}
+    assert scaled.replace(**rest) == config, "nothing else changes"
+    assert scaled_batch(config, 1) == config
+
+
+def test_a_study_scales_its_points_and_its_baselines():
+    shared = DistillConfig(batch_size=16, lr=0.1, teacher="resnet20")
+    study = StudyConfig(distill=shared, workers_per_trial=2, authors={"lr": 0.2})
+    assert study_batch(study, shared) is shared
+    assert {row.batch_size for row in baselines(study, shared).values()} == {16}
+    study = study.replace(batch_scaling="workers")
+    assert study_batch(study, shared).batch_size == 32
+    rows = baselines(study, shared)
+    assert {name: (row.batch_size, row.lr) for name, row in rows.items()} == {
+        "none": (32, 0.2), "kd": (32, 0.2), "authors": (32, 0.4)
+    }  # fmt: skip
+
+
+# What the driver and the workers do
+
+
+def test_each_epoch_is_told_once(tmp_path, monkeypatch):
+    """A group that was started again trains, and logs, epoch 2 a second time."""
+    monkeypatch.setattr(one_run, "PROGRESS_SECONDS", 0.01)
+    history, told, ended = tmp_path / "history.jsonl", [], threading.Event()
+    history.write_text('{"epoch": 1}\n')
+    follower = threading.Thread(target=one_run._follow, args=(tmp_path, 1, ended, told.append))
+    follower.start()
+    for rows in ([1, 2], [1], [1, 2], [1, 2, 3]):
+        history.write_text("".join(f'{{"epoch": {epoch}}}\n' for epoch in rows))
+        time.sleep(0.05)
+    ended.set()
+    follower.join(10)
+    assert [row["epoch"] for row in told] == [2, 3], "epoch 1 was there before"
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    """A worker may die between the record and the end of the group."""
+    job = Job(name="x", number=0, folder=str(tmp_path), settings={}, data_root=None, threads=1)
+    trained = []
+    monkeypatch.setattr(one_run, "run_job", lambda job, report: trained.append(job))
+    one_run._run_and_finish(job, print, test=True)
+    assert trained == [job]
+    (tmp_path / "result.json").write_text("{}")
+    one_run._run_and_finish(job, print, test=True)
+    assert trained == [job]
+
+
+# Through Ray Train
+
+
+def distill(out, *flags):
+    return [
+        sys.executable, str(ROOT / "launchers" / "distill.py"), "--dataset", "digits",
+        "--teacher", "resnet20", "--student", "resnet8", "--method", "none", "--epochs", "2",
+        "--train-subset", "160", "--set", "batch_size=48", "--set", "precision=float32",
+        # Few and small steps: rounding must not have grown to something by the end.
+        "--set", "lr=0.001",
+        "--test", "--quiet", "--json", "--out", str(out), *flags,
+    ]  # fmt: skip
+
+
+def run(out, *flags):
+    done = subprocess.run(
+        distill(out, *flags), capture_output=True, text=True, timeout=400, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def contents(out):
+    return sorted(p.name.split(".out.")[-1][:8] for p in out.iterdir())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    return out, run(out, "--cpus-per-worker", "1")
+
+
+def assert_same_run(out, record, alone):
+    expected_out, expected = alone
+    assert contents(out) == contents(expected_out)
+    assert record["fingerprint"] == expected["fingerprint"]
+    assert record["metrics"].keys() == expected["metrics"].keys()
+    for name in ("train_loss", "val_nll", "test_nll"):
+        assert record["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
+    assert [row["epoch"] for row in read_history(out)] == [1, 2]
+
+
+# The default suite has a trial of two workers (test_study_run.py): the same path, inside Tune.
+through_ray = pytest.mark.skipif(
+    not os.environ.get("EKD_WORKERS"), reason="minutes on two cores: set EKD_WORKERS=1"
+)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@through_ray
+def test_two_workers_leave_what_one_leaves(alone, tmp_path):
+    record = run(tmp_path / "two", "--workers", "2", "--cpus-per-worker", "1")
+    assert_same_run(tmp_path / "two", record, alone)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@through_ray
+def test_an_elastic_group_goes_on_after_a_killed_worker(alone, tmp_path):
+    """More workers are asked for than there is room for; one is killed after epoch 1."""
+    out = tmp_path / "elastic"
+    flags = ("--workers", "1:16", "--cpus-per-worker", "1")
+    mark = str(tmp_path)  # known by it: Ray's processes inherit the environment
+    driver = subprocess.Popen(
+        distill(out, *flags), stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "EKD_TEST_RUN": mark},
+    )  # fmt: skip
+    deadline = time.monotonic() + 400
+    while not read_history(out) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    found = workers(mark)
+    os.kill(found[0], signal.SIGKILL)
+    stdout, _ = driver.communicate(timeout=400)
+    assert driver.returncode == 0
+    assert_same_run(out, json.loads(stdout), alone)
+
+
+def workers(mark):
+    """The Ray Train workers of the driver that has `mark` in its environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            ours = f"EKD_TEST_RUN={mark}".encode() in (folder / "environ").read_bytes()
+            if ours and b"RayTrainWorker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
