@@ -64,7 +64,32 @@ FLAGS = {
     "tune_vit": SHARED | PAIR | SEARCH,
     "cache": {"--help"},
     "space": {"--help"},
-    "export_best": {"--help", "--out", "--data-root", "--verify", "--dry-run", "--quiet", "--json"},
+    "export_best": {
+        "--help",
+        "--out",
+        "--data-root",
+        "--verify",
+        "--dry-run",
+        "--quiet",
+        "--json",
+        "--format",
+        "--normalized-input",
+    },
+    "reproduce": {
+        "--help",
+        "--out",
+        "--data-root",
+        "--dataset",
+        "--download",
+        "--teacher-weights",
+        "--resume",
+        "--threads",
+        "--tolerance",
+        "--exact",
+        "--dry-run",
+        "--quiet",
+        "--json",
+    },
 }
 
 

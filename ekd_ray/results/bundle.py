@@ -28,7 +28,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.results.card import model_card
-from ekd_ray.results.evidence import FORMAT_VERSION, evidence, read_environment, read_evidence
+from ekd_ray.results.evidence import evidence, read_environment, read_evidence
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
 from ekd_ray.results.inference import (
     Classifier,

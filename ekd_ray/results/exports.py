@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,18 +157,17 @@ def _largest_difference(classifier: nn.Module, run: Program, images: Tensor, nam
     return largest
 
 
-class _quiet(warnings.catch_warnings):
-    """Exporters' notes on themselves, which nobody here can act on."""
-
-    def __enter__(self) -> Any:
-        self._levels = {name: logging.getLogger(name).level for name in ("torch", "onnxscript")}
-        for name in self._levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        entered = super().__enter__()
-        warnings.simplefilter("ignore")
-        return entered
-
-    def __exit__(self, *exc_info: object) -> None:
-        for name, level in self._levels.items():
-            logging.getLogger(name).setLevel(level)
-        super().__exit__(*exc_info)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' notes on themselves, which nobody here can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -19,7 +19,6 @@ from ekd_ray.results import Bundle, export_bundle
 from ekd_ray.results.bundle import FILES, HISTORY, MANIFEST, WEIGHTS
 from ekd_ray.results.manifest import write_manifest
 
-
 # What it holds
 
 
