@@ -238,14 +238,16 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
             on_epoch=lambda row: terminal.epoch(0, row),
             threads=args.cpus_per_trial or local_cpus(),
         )
+        terminal.ended(0, failed=False)
+        save_student(result, out / WEIGHTS)
+        metrics = dict(result.metrics)
+        if args.test:
+            terminal.stage("test split", 1, 0)
+            metrics |= evaluate_test(result, data_root=args.data_root)
     except Diverged as error:
         raise UserError(str(error)) from None
     finally:
         terminal.close()
-    save_student(result, out / WEIGHTS)
-    metrics = dict(result.metrics)
-    if args.test:
-        metrics |= evaluate_test(result, data_root=args.data_root)
     record = {
         "metrics": metrics,
         "log_prior": result.log_prior,
@@ -297,11 +299,18 @@ def export(args: argparse.Namespace) -> int:
         winner = study.best()
         print(f"would export {winner.name} of {args.run} to {args.out}")
         return 0
-    bundle = export_bundle(
-        study, Path(args.out), formats=formats, normalized_input=args.normalized_input
-    )
-    data_root = args.data_root or study.config.data_root
-    found = bundle.verify(evaluate=args.verify, data_root=data_root)
+    terminal = Terminal(quiet=args.quiet)
+    try:
+        terminal.stage("export", 1, 0)
+        bundle = export_bundle(
+            study, Path(args.out), formats=formats, normalized_input=args.normalized_input
+        )
+        if args.verify:
+            terminal.stage("test split", 1, 0)
+        data_root = args.data_root or study.config.data_root
+        found = bundle.verify(evaluate=args.verify, data_root=data_root)
+    finally:
+        terminal.close()
     if args.json:
         print_json({"bundle": str(bundle.path), "ok": found.ok, "problems": list(found.problems)})
     elif not args.quiet:

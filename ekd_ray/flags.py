@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+
+
+def read(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a launcher. A shell that asks for completions gets these instead."""
+    if "_ARGCOMPLETE" in os.environ:
+        from ekd_ray.completion import complete
+
+        complete(made)
+    return made.parse_args()
 
 
 def parser(
@@ -75,6 +85,7 @@ def cache_parser(description: str) -> argparse.ArgumentParser:
     )
     fill.add_argument("--data-root", metavar="DIR", help="folder of the data sets")
     fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+    fill.add_argument("--quiet", action="store_true", help="no progress")
     verify = commands.add_parser("verify", help="compare every check word of a table")
     remove = commands.add_parser("rm", help="remove tables")
     for command in (verify, remove):

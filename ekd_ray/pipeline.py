@@ -187,6 +187,7 @@ def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer
     with connected(config):
         search(out, config, base, observer)
         confirm(out, config, base, observer)
+    observer.stage("export", 1, 0)
     return export_bundle(study, out / "best")
 
 

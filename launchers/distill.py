@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train one configuration, without a search: one student from one teacher."""
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ def main() -> int:
     parser.add_argument(
         "--test", action="store_true", help="read the test split once, after the last epoch"
     )
-    args = parser.parse_args()
+    args = flags.read(parser)
     config = cli.distill_config(args)
 
     from ekd_ray import commands

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Export the confirmed winner of a study as a bundle: weights, configuration, evidence."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ from ekd_ray import cli, flags
 
 
 def main() -> int:
-    args = flags.export_parser(__doc__).parse_args()
+    args = flags.read(flags.export_parser(__doc__))
 
     from ekd_ray import commands
 

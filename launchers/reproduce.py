@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train the run of a bundle again and say whether the same came out."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ from ekd_ray import cli, flags
 
 
 def main() -> int:
-    args = flags.reproduce_parser(__doc__).parse_args()
+    args = flags.read(flags.reproduce_parser(__doc__))
 
     from ekd_ray import reproduce_command
 

@@ -14,14 +14,15 @@ import ekd_ray.results.exports as exports
 from ekd_ray.config import DistillConfig
 from ekd_ray.errors import UserError
 from ekd_ray.losses.dirichlet import log_expectation, vacuity
-from ekd_ray.models import MODELS, build_model
+from ekd_ray.models import build_model
+from ekd_ray.models.zoo import MODELS
 from ekd_ray.results import Bundle, export_bundle
 from ekd_ray.results.exports import EXPORTS, OUTPUTS, export_programs
 from ekd_ray.results.inference import Classifier, Preprocessing
 
-# All of the zoo takes minutes: EKD_EXPORT_ALL=1.
-STUDENTS = ["resnet8", "vgg8", "wrn_16_1"]
-if os.environ.get("EKD_EXPORT_ALL"):
+# An export takes many seconds: EKD_EXPORTS=all is the whole zoo, or names with commas between.
+STUDENTS = os.environ.get("EKD_EXPORTS", "resnet8,vgg8").split(",")
+if STUDENTS == ["all"]:
     STUDENTS = sorted(MODELS)
 PRIOR = -0.75
 
