@@ -47,6 +47,7 @@ _STUDY_FLAGS = {
     "objective": "objectives",
     "constraint": "constraints",
     "optuna_storage": "optuna_storage",
+    "track": "track",
     "seeds": "confirm_seeds",
     "top_k": "confirm_top_k",
     "max_concurrent": "max_concurrent",

@@ -237,6 +237,9 @@ def _search_flags(made: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="keep Optuna's records in a database; ${NAME} stands for an environment variable",
     )
+    search.add_argument(
+        "--track", metavar="mlflow[:URI]", help="also tell an MLflow server or store of every run"
+    )
     search.add_argument("--seeds", type=int, help="seeds per finalist and baseline")
     search.add_argument("--top-k", type=int, help="finalists that are confirmed")
     search.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once")

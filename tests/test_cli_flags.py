@@ -50,6 +50,7 @@ SEARCH = {
     "--objective",
     "--constraint",
     "--optuna-storage",
+    "--track",
     "--seeds",
     "--top-k",
     "--max-concurrent",

@@ -21,7 +21,7 @@ from ekd_ray.results.exports import EXPORTS, OUTPUTS, export_programs
 from ekd_ray.results.inference import Classifier, Preprocessing
 
 # An export takes many seconds: EKD_EXPORTS=all is the whole zoo, or names with commas between.
-STUDENTS = os.environ.get("EKD_EXPORTS", "resnet8,vgg8").split(",")
+STUDENTS = os.environ.get("EKD_EXPORTS", "resnet8").split(",")
 if STUDENTS == ["all"]:
     STUDENTS = sorted(MODELS)
 PRIOR = -0.75
