@@ -25,7 +25,11 @@ _FIGURES = {"lr", "log_prior", "temperature", "seconds", RUNG_SCORE, *COSTS}
 
 
 def check_tracking(config: StudyConfig) -> None:
-    """Raise `UserError` for a service that is unknown, not installed or given a password."""
+    """Open the service once, without writing to it.
+
+    Raises:
+        UserError: it is unknown, not installed, given a password or cannot be reached.
+    """
     if config.track is None:
         return
     service, _, uri = config.track.partition(":")
@@ -40,6 +44,29 @@ def check_tracking(config: StudyConfig) -> None:
         raise UserError(
             "track needs mlflow, which is not installed: pip install 'ekd_ray[mlflow]'."
         )
+    _configure()
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(uri or None).search_experiments(max_results=1)
+    except Exception as error:  # of MLflow, of its database or of the network
+        raise UserError(
+            f"cannot open track {config.track} ({_first_line(error)}): check the URI and the "
+            "server, or leave it out."
+        ) from None
+
+
+def _configure() -> None:
+    # It speaks of its own tables, into the live view.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # A server that is gone would hold up the search for minutes at each figure.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +89,7 @@ class Tracker(tune.Callback):
 
     def __init__(self, run: Path, config: StudyConfig) -> None:
         _, _, uri = str(config.track).partition(":")
-        # It speaks of its own tables, into the live view.
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        _configure()
         self._shown: dict[str, _Shown] = {}
         self._inner: MLflowLoggerCallback | None = MLflowLoggerCallback(
             tracking_uri=uri or None,
@@ -82,8 +107,9 @@ class Tracker(tune.Callback):
         try:
             getattr(self._inner, event)(*values, **named)
         except Exception as error:  # of a service: the search must not end with it
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            _LOGGER.warning("MLflow is given up for this stage of the study: %s", reason)
+            _LOGGER.warning(
+                "MLflow is given up for this stage of the study: %s", _first_line(error)
+            )
             self._inner = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
