@@ -71,6 +71,27 @@ def test_a_damaged_environment_is_one_sentence_even_if_the_manifest_was_forged(b
         Bundle.load(bundle.path).verify(evaluate=True)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": [1, 2]},
+        {"class_names": ["one"]},
+        {"class_names": None},
+        {"model": {}},
+        {"model": {"test_top1": "high"}},
+        {"test": {"test_top1": 0.5}},
+        {"workers": None},
+        {"format_version": 0},
+    ],
+    ids=str,
+)
+def test_metrics_of_another_kind_are_damage(bundle, change):
+    change_json(bundle.path / "metrics.json", **change)
+    write_manifest(bundle.path, FILES)
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"):
+        Bundle.load(bundle.path)
+
+
 def test_elsewhere_the_accuracy_may_differ_by_half_a_point(bundle):
     """Another processor rounds otherwise; more than that no rounding explains."""
     stated = bundle.metrics["model"]["test_top1"]
