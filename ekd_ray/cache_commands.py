@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -27,6 +28,9 @@ from ekd_ray.engine.teacher_cache import (
 from ekd_ray.engine.teacher_fill import fill_tables
 from ekd_ray.errors import UserError
 from ekd_ray.scale.cluster import local_cpus
+from ekd_ray.terminal import Terminal
+
+PROGRESS_SECONDS = 1.0
 
 
 def run(args: argparse.Namespace, config: DistillConfig | None) -> int:
@@ -90,26 +94,29 @@ def _fill(args: argparse.Namespace, config: DistillConfig) -> int:
     config = resolve(config.replace(teacher_cache="on"), data_root=args.data_root)
     if config.teacher is None:
         raise UserError(f"method {config.method!r} has no teacher: choose another --method.")
-    started, shown = time.monotonic(), 0.0
+    started, shown = time.monotonic(), -math.inf
+    terminal = Terminal(quiet=args.json or args.quiet, unit="rows")
 
     def progress(done: int, total: int) -> None:
         nonlocal shown
-        if not args.json and (done == total or time.monotonic() - shown > 5):
+        if done == total or time.monotonic() - shown > PROGRESS_SECONDS:
             shown = time.monotonic()
-            pace = done / (shown - started)
-            print(f"{done}/{total} rows, {pace:.0f}/s", flush=True)
+            terminal.filled(done, total)
 
-    computed = fill_tables(
-        config,
-        data_root=args.data_root,
-        seeds=seeds,
-        threads=args.threads or local_cpus(),
-        on_progress=progress,
-    )
+    try:
+        computed = fill_tables(
+            config,
+            data_root=args.data_root,
+            seeds=seeds,
+            threads=args.threads or local_cpus(),
+            on_progress=progress,
+        )
+    finally:
+        terminal.close()
     seconds = time.monotonic() - started
     if args.json:
         print(json.dumps({"computed": computed, "seconds": seconds}))
-    else:
+    elif not args.quiet:
         print(f"{computed} rows computed in {seconds:.1f} s")
     return 0
 

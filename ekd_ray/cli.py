@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml, parse_yaml
@@ -45,6 +47,7 @@ _STUDY_FLAGS = {
     "objective": "objectives",
     "constraint": "constraints",
     "optuna_storage": "optuna_storage",
+    "track": "track",
     "seeds": "confirm_seeds",
     "top_k": "confirm_top_k",
     "max_concurrent": "max_concurrent",
@@ -57,7 +60,8 @@ _STUDY_FLAGS = {
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a launcher's main and leave with its exit code: 0 done, 1 a check said no,
-    2 the user's mistake (one sentence, no traceback), 130 interrupted."""
+    2 the user's mistake (one sentence, no traceback), 130 interrupted or terminated."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         code = main() or 0
     except UserError as error:
@@ -69,6 +73,14 @@ def run(main: Callable[[], int | None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """A polite kill (of a batch system, a container) ends as Ctrl-C does."""
+    interrupted = signal.getsignal(signal.SIGINT)  # Tune has one of its own while it runs
+    if not callable(interrupted):  # ignored, as shells have it for jobs in the background
+        raise KeyboardInterrupt
+    interrupted(signal.SIGINT, frame)
 
 
 def recipe_config(args: argparse.Namespace) -> StudyConfig:

@@ -25,6 +25,7 @@ from ekd_ray.losses.objective import resolve_method
 from ekd_ray.pipeline import check_study, check_writable, open_run, run_study
 from ekd_ray.plan_text import run_plan, study_plan
 from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.exports import check_exports
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.study import RESULT, STUDY_FILE, Study, milestone_epochs
 from ekd_ray.scale.cluster import connected, local_cpus
@@ -43,7 +44,8 @@ from ekd_ray.warm_start import warm_started
 RUNS = Path("runs")
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Results for programs, on standard output."""
     print(json.dumps(value, indent=2, sort_keys=True))
 
 
@@ -77,7 +79,7 @@ def _tune_one(config: StudyConfig, args: argparse.Namespace) -> int:
         return 0
     study, bundle = _run(config, out, args, resume=args.resume)
     if args.json:
-        _print_json({"study": str(out), "bundle": str(bundle.path), **bundle.metrics})
+        print_json({"study": str(out), "bundle": str(bundle.path), **bundle.metrics})
     else:
         _print_study(study, bundle)
     return 0
@@ -109,7 +111,7 @@ def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int
     cells = compare(out, list(checked), failures)
     write_comparison(out, cells)
     if args.json:
-        _print_json({"out": str(out), "cells": [asdict(cell) for cell in cells]})
+        print_json({"out": str(out), "cells": [asdict(cell) for cell in cells]})
     else:
         console = Console(highlight=False, soft_wrap=True)
         console.print(comparison_table(cells))
@@ -186,7 +188,7 @@ def show_space(config: StudyConfig, args: argparse.Namespace) -> int:
     base = resolve_method(config.distill)
     points = space.sample(args.points, seed=args.seed)
     if args.json:
-        _print_json({"points": points, "distill": base.to_dict(), "space": config.space})
+        print_json({"points": points, "distill": base.to_dict(), "space": config.space})
         return 0
     # Names and figures whole: a line that the terminal breaks is better than one cut short.
     width = max(Console().width, 10 + sum(max(9, len(name)) + 3 for name in space.parameters))
@@ -219,7 +221,7 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
     if args.dry_run:
         _plan(run_plan(config, out, args.data_root, workers), config.to_dict(), args)
         return 0
-    _check_run_folder(out, config, resume=args.resume)
+    check_run_folder(out, config, resume=args.resume)
     if (out / RESULT).exists():  # finished before: nothing is left to do
         _print_run(out, args)
         return 0
@@ -240,6 +242,7 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
             run_on_workers(
                 job, workers, test=args.test, on_epoch=lambda row: terminal.epoch(0, row)
             )
+            terminal.ended(0, failed=False)
         else:
             _run_here(config, out, args, terminal)
     except Diverged as error:
@@ -261,6 +264,9 @@ def _run_here(
         on_epoch=lambda row: terminal.epoch(0, row),
         threads=args.cpus_per_trial or local_cpus(),
     )
+    terminal.ended(0, failed=False)
+    if args.test:
+        terminal.stage("test split", 1, 0)
     record = finished_run(result, out, data_root=args.data_root, test=args.test)
     write_json(out / RESULT, record)
     forget_checkpoint(out)
@@ -269,14 +275,14 @@ def _run_here(
 def _print_run(out: Path, args: argparse.Namespace) -> None:
     record = json.loads((out / RESULT).read_text(encoding="utf-8"))
     if args.json:
-        _print_json({**record, "weights": str(out / WEIGHTS)})
+        print_json({**record, "weights": str(out / WEIGHTS)})
         return
     figures = {k: v for k, v in record["metrics"].items() if k.startswith(("val_", "test_"))}
     print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     print(f"weights: {out / WEIGHTS}")
 
 
-def _check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:
+def check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:
     """Refuse to mix runs: another configuration's folder, or this one's without --resume."""
     check_writable(out)
     if (out / "config.yaml").exists():
@@ -294,15 +300,28 @@ def _check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None
 def export(args: argparse.Namespace) -> int:
     """Export a study's winner; with `--verify`, say whether the weights give what is stated."""
     study = Study.load(args.run)
+    formats = tuple(dict.fromkeys(args.format.split(","))) if args.format else ()
+    if args.normalized_input and not formats:
+        raise UserError("--normalized-input is about exported programs: add --format pt2,onnx.")
     if args.dry_run:
+        check_exports(formats)
         winner = study.best()
         print(f"would export {winner.name} of {args.run} to {args.out}")
         return 0
-    bundle = export_bundle(study, Path(args.out))
-    data_root = args.data_root or study.config.data_root
-    found = bundle.verify(evaluate=args.verify, data_root=data_root)
+    terminal = Terminal(quiet=args.quiet)
+    try:
+        terminal.stage("export", 1, 0)
+        bundle = export_bundle(
+            study, Path(args.out), formats=formats, normalized_input=args.normalized_input
+        )
+        if args.verify:
+            terminal.stage("test split", 1, 0)
+        data_root = args.data_root or study.config.data_root
+        found = bundle.verify(evaluate=args.verify, data_root=data_root)
+    finally:
+        terminal.close()
     if args.json:
-        _print_json({"bundle": str(bundle.path), "ok": found.ok, "problems": list(found.problems)})
+        print_json({"bundle": str(bundle.path), "ok": found.ok, "problems": list(found.problems)})
     elif not args.quiet:
         _print_export(bundle, verified=args.verify and found.ok)
     if not found.ok:
@@ -318,6 +337,6 @@ def _print_export(bundle: Bundle, *, verified: bool) -> None:
 
 def _plan(text: str, values: dict[str, Any], args: argparse.Namespace) -> None:
     if args.json:
-        _print_json(values)
+        print_json(values)
     else:
         print(text)

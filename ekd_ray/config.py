@@ -313,6 +313,9 @@ class StudyConfig(Settings):
         None, "database URL of the Optuna study (a journal file in the study's folder)",
         identity=False,
     )  # fmt: skip
+    track: str | None = setting(
+        None, "also tell a tracking service of every run: mlflow or mlflow:URI", identity=False
+    )
     data_root: str | None = setting(None, "folder of the data sets", identity=False)
     max_concurrent: int | None = setting(
         None, "trials at once (as many as fit)", low=1, identity=False

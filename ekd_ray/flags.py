@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+
+
+def read(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of a launcher. A shell that asks for completions gets these instead."""
+    if "_ARGCOMPLETE" in os.environ:
+        from ekd_ray.completion import complete
+
+        complete(made)
+    return made.parse_args()
 
 
 def parser(
@@ -81,6 +91,7 @@ def cache_parser(description: str) -> argparse.ArgumentParser:
     )
     fill.add_argument("--data-root", metavar="DIR", help="folder of the data sets")
     fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+    fill.add_argument("--quiet", action="store_true", help="no progress")
     verify = commands.add_parser("verify", help="compare every check word of a table")
     remove = commands.add_parser("rm", help="remove tables")
     for command in (verify, remove):
@@ -104,6 +115,62 @@ def space_parser(description: str) -> argparse.ArgumentParser:
     show.add_argument("--points", type=int, default=5, metavar="N", help="points to sample (5)")
     show.add_argument("--seed", type=int, default=0, help="seed of the points (0)")
     show.add_argument("--json", action="store_true", help="points and settings as JSON")
+    return made
+
+
+def export_parser(description: str) -> argparse.ArgumentParser:
+    """The parser of `launchers/export_best.py`."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("run", metavar="RUN", help="folder of a finished study")
+    made.add_argument("--out", required=True, metavar="DIR", help="folder of the bundle to write")
+    made.add_argument(
+        "--format", metavar="LIST", help="also as programs: pt2 (torch.export), onnx, or pt2,onnx"
+    )
+    made.add_argument(
+        "--normalized-input",
+        action="store_true",
+        help="these take normalised images (default: images in [0, 1])",
+    )
+    made.add_argument("--data-root", metavar="DIR", help="folder of the data sets, for --verify")
+    made.add_argument(
+        "--verify", action="store_true", help="also evaluate the stored weights on the test split"
+    )
+    made.add_argument("--dry-run", action="store_true", help="say what would be exported")
+    made.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    made.add_argument("--json", action="store_true", help="results as JSON on standard output")
+    return made
+
+
+def reproduce_parser(description: str) -> argparse.ArgumentParser:
+    """The parser of `launchers/reproduce.py`."""
+    made = argparse.ArgumentParser(
+        description=description,
+        epilog="Prints bit-identical, within-tolerance or different, and where the runs parted "
+        "first. Exit codes: 0 the first two, 1 different (with --exact also the second), 2 a "
+        "mistake in what was given, 130 interrupted.",
+    )
+    made.add_argument("bundle", metavar="BUNDLE", help="folder that export_best.py wrote")
+    made.add_argument("--data-root", metavar="DIR", help="folder of the data sets")
+    made.add_argument("--dataset", metavar="NAME", help="the same data elsewhere: folder:PATH")
+    made.add_argument("--download", action="store_true", help="fetch missing CIFAR archives")
+    made.add_argument(
+        "--teacher-weights",
+        metavar="FILE",
+        help="the teacher's checkpoint (default: the study's own, by its hash)",
+    )
+    made.add_argument("--out", metavar="RUN", help="folder of the run (default: below runs/)")
+    made.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    made.add_argument("--threads", type=int, metavar="N", help="CPU threads (as recorded)")
+    made.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="of the test accuracy, a fraction (2.8 sd of the seeds, at least 0.005)",
+    )
+    made.add_argument("--exact", action="store_true", help="1 unless bit-identical")
+    made.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop")
+    made.add_argument("--quiet", action="store_true", help="no progress, the verdict only")
+    made.add_argument("--json", action="store_true", help="results as JSON on standard output")
     return made
 
 
@@ -175,6 +242,9 @@ def _search_flags(made: argparse.ArgumentParser) -> None:
         "--optuna-storage",
         metavar="URL",
         help="keep Optuna's records in a database; ${NAME} stands for an environment variable",
+    )
+    search.add_argument(
+        "--track", metavar="mlflow[:URI]", help="also tell an MLflow server or store of every run"
     )
     search.add_argument("--seeds", type=int, help="seeds per finalist and baseline")
     search.add_argument("--top-k", type=int, help="finalists that are confirmed")

@@ -35,6 +35,7 @@ from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import SCRATCH, search
 from ekd_ray.scale.space import check_space, study_batch
 from ekd_ray.scale.storage import check_storage
+from ekd_ray.scale.tracking import check_tracking
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 LEAST_FREE_BYTES = 200 * 2**20
@@ -53,6 +54,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     check_budget(config)
     check_fits(config)
     check_storage(config)
+    check_tracking(config)
     base = config.distill
     if "val_ood_auroc" in config.watched and base.ood_dataset is None:
         raise UserError("val_ood_auroc needs a second data set: give --ood-dataset NAME.")
@@ -188,6 +190,7 @@ def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer
     with connected(config):
         search(out, config, base, observer)
         confirm(out, config, base, observer)
+    observer.stage("export", 1, 0)
     return export_bundle(study, out / "best")
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
-from rich.text import Text
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.live import WIDE, duration, folded, latest, progress_line, rung_occupancy
 from ekd_ray.losses.objective import METHOD_SETTINGS, METHODS
 from ekd_ray.objectives import COSTS, total_violation
 from ekd_ray.results.leaderboard import Row, mean_sd
@@ -21,6 +22,8 @@ from ekd_ray.results.paired import Paired
 from ekd_ray.results.study import TrialRecord
 
 LIVE_ROWS = 16
+# Stages whose runs read the test split when their epochs are done.
+_TESTED = ("confirm: final", "reproduction")
 
 
 @dataclass
@@ -39,16 +42,18 @@ class Terminal:
     Args:
         shown: settings to show beside each run (the searched ones).
         metric: the study's metric, for the best so far; rungs: epochs of early stopping.
+        unit: what the filling of the teacher's cache is counted in.
     """
 
     def __init__(
         self, *, metric: str = "val_top1", mode: str = "max", shown: Iterable[str] = (),
         rungs: Iterable[int] = (), quiet: bool = False, console: Console | None = None,
+        unit: str = "parts",
     ) -> None:  # fmt: skip
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.metric, self.mode, self.shown = metric, mode, tuple(shown)
         self.rungs = tuple(rungs)
-        self.quiet = quiet
+        self.quiet, self.unit = quiet, unit
         self._live: Live | None = None
         self._reset("", 0, 0)
 
@@ -60,20 +65,39 @@ class Terminal:
 
     def filled(self, done: int, total: int) -> None:
         """Parts of the teacher's logits that the next stage will read."""
-        if done == 0:
+        if self.title != "teacher logits":
             self.close()
-        self._line(f"[{done}/{total}] teacher logits")
+            self._reset("teacher logits", total, 0)
+        if self.quiet:
+            return
+        if not self.console.is_terminal:
+            self._line(f"[{done}/{total} {self.unit}] teacher logits")
+            return
+        seconds = (time.monotonic() - self.started_at) / max(done, 1) * (total - done)
+        left = f"  about {duration(seconds)} left" if done < total and done else ""
+        text = f"{done}/{total} {self.unit}{left}"
+        share, width = done / max(total, 1), self.console.width
+        self._show(progress_line("teacher logits", share, text, width=width))
+        if done == total:
+            self._stop()
+            self._reset("", 0, 0)
 
     def stage(self, title: str, total: int, epochs: int) -> None:
-        """A stage of `total` runs of at most `epochs` epochs begins."""
+        """A stage of `total` runs of at most `epochs` epochs begins; without epochs, a step
+        that ends when it ends (the test split, the export)."""
         self.close()
         self._reset(title, total, epochs)
         if self.quiet:
             return
+        if not epochs:
+            self._line(f"{title} ...")
+            if self.console.is_terminal:
+                self._live = Live(Spinner("dots", text=title), console=self.console, transient=True)
+                self._live.start()
+            return
         self.console.print(f"[bold]{title}[/bold]: {total} run(s) of up to {epochs} epoch(s)")
         if self.console.is_terminal:
-            self._live = Live(self._table(), console=self.console, refresh_per_second=4)
-            self._live.start()
+            self._show(self._table())
 
     def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
         """A run begins, or goes on after a pause."""
@@ -108,9 +132,19 @@ class Terminal:
         self._draw()
 
     def close(self) -> None:
-        """Leave the live table as it stands."""
+        """Leave the live view as it stands."""
+        if self.epochs:
+            self._draw()
+        self._stop()
+
+    def _show(self, view: RenderableType) -> None:
+        if self._live is None:
+            self._live = Live(view, console=self.console, refresh_per_second=4)
+            self._live.start()
+        self._live.update(view)
+
+    def _stop(self) -> None:
         if self._live:
-            self._live.update(self._table())
             self._live.stop()
             self._live = None
 
@@ -140,36 +174,83 @@ class Terminal:
     def _summary(self) -> str:
         best = self.best()
         text = f"  best {_metric(self.metric, best.row)} ({best.name})" if best else ""
-        left = self.seconds_left()
-        return text + (f"  at most {_duration(left)} left" if left else "")
+        return text + self._time_left()
+
+    def _time_left(self) -> str:
+        """At the pace so far: if runs end as early as those before, and if none does."""
+        most, expected = self.seconds_left(), self.seconds_expected()
+        if not most:
+            return ""
+        if expected is None or duration(expected) == duration(most):
+            return f"  at most {duration(most)} left"
+        return f"  about {duration(expected)} left, at most {duration(most)}"
+
+    def _possible(self, epochs: float) -> float:
+        """Epochs still to come if every run that has not ended goes on to `epochs`."""
+        ended = sum(run.state != "running" for run in self.runs.values())
+        running = [run.row.get("epoch", 0) for run in self.runs.values() if run.state == "running"]
+        waiting = max(0, self.total - ended - len(running))
+        return waiting * epochs + sum(max(0.0, epochs - done) for done in running)
 
     def seconds_left(self) -> float | None:
         """Upper estimate: every epoch still possible, at the pace so far."""
         if not self.epochs_done:
             return None
-        ended = sum(run.state != "running" for run in self.runs.values())
-        possible = (self.total - ended) * self.epochs
-        possible -= sum(r.row.get("epoch", 0) for r in self.runs.values() if r.state == "running")
-        return possible * (time.monotonic() - self.started_at) / self.epochs_done
+        pace = (time.monotonic() - self.started_at) / self.epochs_done
+        return self._possible(self.epochs) * pace
+
+    def seconds_expected(self) -> float | None:
+        """Estimate with the mean length of the runs that have ended; None before three have."""
+        ended = [r.row.get("epoch", 0) for r in self.runs.values() if r.state != "running"]
+        if len(ended) < 3 or not self.epochs_done:
+            return None
+        pace = (time.monotonic() - self.started_at) / self.epochs_done
+        return self._possible(sum(ended) / len(ended)) * pace
+
+    def _state(self, run: _Progress) -> str:
+        done = run.row.get("epoch") == self.epochs
+        if run.state == "running" and done and self.title in _TESTED:
+            return "test split"
+        return run.state
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for column in ("run", "epoch", "rung", self.metric, "loss", "state", "settings"):
-            table.add_column(column, no_wrap=column != "settings")
+        wide = self.console.width >= WIDE
+        columns = ["run", "epoch", "rung", self.metric, "loss", "state", "settings"]
+        if self.title != "search":
+            columns.remove("rung")
+        if not wide:  # the best run's settings follow below
+            columns.remove("settings")
+        for column in columns:
+            table.add_column(column, no_wrap=column != "settings", overflow="fold")
         best = self.best()
-        for run in list(self.runs.values())[-LIVE_ROWS:]:
-            table.add_row(
-                run.name,
-                f"{run.row.get('epoch', 0)}/{self.epochs}",
-                self._rung(run),
-                _value(self.metric, run.row[self.metric]) if self.metric in run.row else "",
-                f"{run.row['train_loss']:.3f}" if run.row else "",
-                run.state,
-                self._settings(run),
-                style="bold green" if run is best else _STYLES.get(run.state),
-            )
+        for run in latest(self.runs, LIVE_ROWS):
+            cells = {
+                "run": run.name,
+                "epoch": f"{run.row.get('epoch', 0)}/{self.epochs}",
+                "rung": self._rung(run),
+                self.metric: _value(self.metric, run.row[self.metric])
+                if self.metric in run.row
+                else "",
+                "loss": f"{run.row['train_loss']:.3f}" if run.row else "",
+                "state": self._state(run),
+                "settings": self._settings(run),
+            }
+            style = "bold green" if run is best else _STYLES.get(run.state)
+            table.add_row(*(cells[column] for column in columns), style=style)
         ended = sum(run.state != "running" for run in self.runs.values())
-        return Group(table, Text(f"{self.title}: {ended}/{self.total} ended{self._summary()}"))
+        share = 1 - self._possible(self.epochs) / max(1, self.total * self.epochs)
+        text = f"{ended}/{self.total} ended{self._summary()}"
+        views: list[RenderableType] = [
+            table,
+            progress_line(self.title, share, text, width=self.console.width),
+        ]
+        if self.title == "search":
+            runs = [(r.row.get("epoch", 0), r.state == "running") for r in self.runs.values()]
+            views.append(folded(rung_occupancy(self.rungs, runs)))
+        if best and not wide and self._settings(best):
+            views.append(folded(f"best: {self._settings(best)}"))
+        return Group(*views)
 
 
 _STYLES = {"stopped early": "dim", "failed": "red"}
@@ -192,14 +273,6 @@ def _figures(row: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:

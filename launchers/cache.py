@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Look after the teacher cache: list its tables, fill one ahead, verify or remove them."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ from ekd_ray import cli, flags
 
 
 def main() -> int:
-    args = flags.cache_parser(__doc__).parse_args()
+    args = flags.read(flags.cache_parser(__doc__))
     config = cli.distill_config(args) if args.command == "fill" else None
 
     from ekd_ray import cache_commands

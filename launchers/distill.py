@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train one configuration, without a search: one student from one teacher."""
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ def main() -> int:
         "--test", action="store_true", help="read the test split once, after the last epoch"
     )
     flags.add_workers(parser)
-    args = parser.parse_args()
+    args = flags.read(parser)
     config = cli.distill_config(args)
 
     from ekd_ray import commands

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Look at a search space before it costs anything: its ranges, sampled points, shared settings."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ from ekd_ray import cli, flags
 
 
 def main() -> int:
-    args = flags.space_parser(__doc__).parse_args()
+    args = flags.read(flags.space_parser(__doc__))
 
     from ekd_ray import commands
 

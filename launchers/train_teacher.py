@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train a teacher (or any network alone) and keep its learned prior in its checkpoint."""
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ def main() -> int:
         "--test", action="store_true", help="read the test split once, after the last epoch"
     )
     flags.add_workers(parser)
-    args = parser.parse_args()
+    args = flags.read(parser)
     config = cli.teacher_run_config(args)
 
     from ekd_ray import commands

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Search the best distillation of a CNN teacher into a vision transformer."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from ekd_ray import cli, flags
 
 def main() -> int:
     parser = flags.parser(__doc__, search=True, home="vit")
-    args = parser.parse_args()
+    args = flags.read(parser)
     configs = cli.study_configs(args)
 
     from ekd_ray import commands

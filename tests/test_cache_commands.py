@@ -18,6 +18,7 @@ FILL = {
     "--help", "--dataset", "--data", "--pair", "--teacher", "--student", "--teacher-weights",
     "--teacher-zoo", "--teacher-normalization", "--method", "--space", "--set", "--epochs",
     "--train-subset", "--seed", "--ood-dataset", "--seeds", "--data-root", "--threads", "--json",
+    "--quiet",
 }  # fmt: skip
 
 

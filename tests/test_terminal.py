@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -52,7 +53,87 @@ def test_on_a_terminal_the_table_names_every_run_its_rung_and_the_best() -> None
     shown = text.getvalue()
     for words in ("trial 0", "trial 1", "9/9", "3/3", "2/3", "stopped early", "failed", "50.00%"):
         assert words in shown
-    assert "search: 3/3 ended  best val_top1 50.00% (trial 0)" in shown
+    assert "3/3 ended  best val_top1 50.00% (trial 0)" in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_live_view_fits_its_terminal(width: int) -> None:
+    """Nothing is cut off or spills over: figures whole, long lines go on in the next."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=width, soft_wrap=True)
+    terminal = Terminal(shown=("kd_weight",), rungs=(1, 3, 9, 27, 81, 200), console=console)
+    terminal.stage("search", 30, 200)
+    for number in range(20):
+        terminal.started(f"trial {number}", number, {"kd_weight": 1.2345})
+        terminal.epoch(number, {"epoch": 3 + number, "train_loss": 1.0, "val_top1": 0.01 * number})
+        if number % 2:
+            terminal.ended(number, failed=False)
+    text.seek(0)
+    text.truncate()
+    console.print(terminal._table())
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()).splitlines()
+    terminal.close()
+    assert max(map(len, lines)) <= width
+    assert "…" not in text.getvalue()
+    shown = " ".join(" ".join(lines).split())
+    occupancy = "rungs: epoch 1: 20, epoch 3: 20 (3 running), epoch 9: 14 (7 running), epoch 27: 0"
+    assert occupancy in shown
+    assert "10/30 ended best val_top1 19.00% (trial 19)" in shown
+    running = [f"trial {number} " for number in range(0, 20, 2)]
+    assert all(name in shown for name in [*running, "trial 19 "])
+    assert "trial 7 " not in shown, "the last to end are shown, up to 16 runs in all"
+    assert "kd_weight=1.234" in shown or "kd_weight=1.235" in shown
+
+
+def test_the_teachers_logits_have_a_bar_on_a_terminal_and_lines_elsewhere() -> None:
+    for tty in (False, True):
+        terminal, text = make(tty=tty)
+        for done in range(3):
+            terminal.filled(done, 2)
+        terminal.stage("search", 1, 9)
+        terminal.close()
+        if tty:
+            assert "━" in text.getvalue() and "2/2 parts" in text.getvalue()
+        else:
+            first, _, last, _ = text.getvalue().splitlines()
+            assert first == "[0/2 parts] teacher logits"
+            assert last == "[2/2 parts] teacher logits"
+
+
+def test_a_step_without_epochs_is_one_line_and_the_last_epoch_leads_to_the_test_split() -> None:
+    terminal, text = make()
+    terminal.stage("export", 1, 0)
+    terminal.close()
+    assert text.getvalue() == "export ...\n"
+    terminal, text = make(tty=True)
+    terminal.stage("confirm: final", 1, 2)
+    terminal.started("trial 3 seed 1", 0, {})
+    for epoch, state in ((1, "running"), (2, "test split")):
+        terminal.epoch(0, {"epoch": epoch, "train_loss": 1.0})
+        assert terminal._state(terminal.runs[0]) == state
+    terminal.ended(0, failed=False)
+    assert terminal._state(terminal.runs[0]) == "complete"
+    terminal.close()
+
+
+def test_the_expected_time_left_learns_from_runs_that_were_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ekd_ray.terminal.time.monotonic", lambda: now[0])
+    terminal, _ = make()
+    terminal.stage("search", 5, 9)
+    for number, epochs in enumerate((1, 3, 2)):
+        assert terminal.seconds_expected() is None
+        terminal.started(f"trial {number}", number, {})
+        for epoch in range(1, epochs + 1):
+            now[0] += 10.0
+            terminal.epoch(number, {"epoch": epoch, "train_loss": 1.0})
+        terminal.ended(number, failed=False)
+    # 10 s an epoch; two more runs of 2 epochs on average, of 9 at most.
+    assert terminal.seconds_expected() == pytest.approx(40.0)
+    assert terminal.seconds_left() == pytest.approx(180.0)
+    assert terminal._time_left() == "  about 40 s left, at most 3 min 0 s"
 
 
 def test_quiet_says_nothing() -> None:

@@ -71,6 +71,28 @@ def decode_view(data: bytes, where: str, size: int, bits: UInt64Array | None) ->
     return pixels.transpose(2, 0, 1)
 
 
+def fit_picture(image: Any, size: int, *, margin: bool) -> UInt8Array:
+    """RGB pixels [3, size, size] of an open PIL image, as evaluation sees it.
+
+    With `margin` the evaluation view of `decode_view`; without, as for data sets whose images
+    all have that size, the largest square in the centre.
+    """
+    width, height = image.size
+    if margin:
+        region = evaluation_region(width, height, size)
+    else:
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        region = Region(left, top, left + side, top + side)
+    return _cut(image, region, size, whole_pixels=False).transpose(2, 0, 1)
+
+
+def fit_file(path: str, size: int, *, margin: bool) -> UInt8Array:
+    """`fit_picture` of an image file; raises UserError, with its name, if it is not readable."""
+    with _opened(read_picture(path), path, FORMATS) as image:
+        return fit_picture(image, size, margin=margin)
+
+
 def _cut(image: Any, region: Region, size: int, *, whole_pixels: bool) -> UInt8Array:
     """`region` of an image that is not loaded yet, resized to [size, size, 3]."""
     from PIL import Image

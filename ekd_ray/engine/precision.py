@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("ekd_ray", "torch", "torchvision", "ray", "optuna", "numpy", "pyarrow")
+PACKAGES = (
+    *("ekd_ray", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn"),
+    *("pillow", "safetensors", "pyarrow", "ray", "optuna", "cmaes"),
+)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -44,16 +47,24 @@ def pick_device() -> torch.device:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, processor, threads and git revision, as plain values for JSON."""
+    """Versions, processor, threads and git revision, as plain values for JSON.
+
+    Nothing in it tells whose machine it was: no names of users or hosts, no paths, no
+    environment variables.
+    """
+    cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "git_revision": _git_revision(),
+        "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "driver": _driver() if cuda else None,
+        **_git(),
     }
 
 
@@ -72,10 +83,30 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def _driver() -> str | None:
+    """Version of the NVIDIA driver."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return (_said(query) or "").partition("\n")[0] or None
+
+
+def _git() -> dict[str, Any]:
+    """The revision of this library and whether its files differ from it; None outside of git."""
+    room = Path(__file__).parent.parent
+    git = ["git", "-C", str(room)]
+    # An installed copy may lie in a repository that is not ours.
+    if _said([*git, "ls-files", "--error-unmatch", "__init__.py"]) is None:
+        return {"git_revision": None, "git_dirty": None}
+    changed = _said([*git, "status", "--porcelain", "--", "."])
+    return {
+        "git_revision": _said([*git, "rev-parse", "HEAD"]),
+        "git_dirty": None if changed is None else bool(changed),
+    }
+
+
+def _said(command: list[str]) -> str | None:
+    """What a command prints; None if it fails or is not there."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=5
+            command, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
     return None

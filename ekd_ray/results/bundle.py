@@ -1,6 +1,7 @@
 """The exported winner: weights, configuration and evidence in one folder that checks itself.
 
-best/  model.safetensors  distill.yaml  metrics.json  environment.json  README.md  MANIFEST
+best/  model.safetensors  distill.yaml  metrics.json  history.jsonl  environment.json
+       README.md  MANIFEST, and where asked for  model.pt2  model.onnx
 """
 
 from __future__ import annotations
@@ -8,29 +9,41 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from ekd_ray import __version__
-from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.data import dataset_info, load_dataset
+from ekd_ray.config import DistillConfig
 from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.final import WEIGHTS
-from ekd_ray.engine.precision import pick_device
+from ekd_ray.engine.precision import environment, pick_device
 from ekd_ray.engine.rundata import load_test_data
+from ekd_ray.engine.runlog import HISTORY, read_history
 from ekd_ray.errors import UserError
-from ekd_ray.files import sha256_file, write_json, write_text
-from ekd_ray.models import build_model, load_weights, read_metadata
-from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.study import RESULT, Study, TrialRecord
+from ekd_ray.files import write_json, write_text
+from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
+from ekd_ray.results.card import model_card
+from ekd_ray.results.evidence import evidence, read_environment, read_evidence
+from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
+from ekd_ray.results.inference import (
+    Classifier,
+    Prediction,
+    Preprocessing,
+    classify,
+    input_size,
+)
+from ekd_ray.results.leaderboard import Row
+from ekd_ray.results.manifest import MANIFEST, manifest_problems, write_manifest
+from ekd_ray.results.study import RESULT, Study
 
-FORMAT_VERSION = 1
-MANIFEST = "MANIFEST"
-FILES = (WEIGHTS, "distill.yaml", "metrics.json", "environment.json", "README.md")
+FILES = (WEIGHTS, "distill.yaml", "metrics.json", HISTORY, "environment.json", "README.md")
+# Another processor, GPU or torch rounds otherwise: a few images may change sides.
+ELSEWHERE = 0.005
 
 
 @dataclass(frozen=True)
@@ -63,17 +76,10 @@ class Bundle:
         missing = [name for name in FILES if not (path / name).is_file()]
         if missing:
             raise UserError(f"bundle {path} lacks {', '.join(missing)}: export it again.")
-        try:
-            metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-            version = int(metrics["format_version"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path / 'metrics.json'} is damaged: export it again.") from None
-        if version > FORMAT_VERSION:
-            raise UserError(
-                f"bundle {path} has format version {version}, this ekd_ray reads <= "
-                f"{FORMAT_VERSION}: upgrade ekd_ray."
-            )
+        metrics = read_evidence(path / "metrics.json")
         config = DistillConfig.from_yaml(path / "distill.yaml")
+        if config.image_size is None:
+            raise UserError(f"{path / 'distill.yaml'} lacks image_size: export it again.")
         return cls(path=path, config=config, metrics=metrics)
 
     @property
@@ -87,6 +93,47 @@ class Bundle:
         load_weights(model, self.path / WEIGHTS)
         return model.eval()
 
+    @cached_property
+    def weights(self) -> WeightsMetadata:
+        """What the header of the weights says: normalisation and prior among it."""
+        return read_metadata(self.path / WEIGHTS)
+
+    def preprocessing(self) -> Preprocessing:
+        """Images in [0, 1] [B, 3, H, W] -> what `model` takes."""
+        if self.weights.mean is None or self.weights.std is None:
+            raise UserError(f"{self.path / WEIGHTS} says no normalisation: export it again.")
+        size = input_size(self.config)
+        return Preprocessing(self.weights.mean, self.weights.std, size=size)
+
+    def classifier(self) -> Classifier:
+        """Images in [0, 1] [B, 3, H, W] -> (logits, probabilities, uncertainty)."""
+        prior = self.weights.log_prior
+        return Classifier(self.model(), self.preprocessing(), log_prior=prior).eval()
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        return self.classifier()
+
+    def predict(self, images: Any) -> Prediction:
+        """Class probabilities and uncertainty of pictures, on the CPU in float32.
+
+        Args:
+            images: uint8 [B, H, W, 3] (array or tensor), a PIL image, a path, or a sequence of
+                the latter two; any size, cut and resized as for the test split.
+
+        Raises:
+            UserError: something else, or a file that is no picture.
+        """
+        return classify(self._classifier, images, self.config, self.class_names)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of every epoch of the run that made the weights."""
+        return read_history(self.path)
+
+    def environment(self) -> dict[str, Any]:
+        """What the weights were trained on; raises `UserError` if the file is damaged."""
+        return read_environment(self.path / "environment.json")
+
     def evaluate(self, *, data_root: str | None = None) -> dict[str, float]:
         """Metrics of the stored weights on the test split, as `test_<name>`."""
         device = pick_device()
@@ -98,22 +145,26 @@ class Bundle:
             data.validation_ids,
             config=self.config,
             precision=self.config.precision,
-            log_prior=read_metadata(self.path / WEIGHTS).log_prior,
+            log_prior=self.weights.log_prior,
         )
         return {f"test_{name}": value for name, value in metrics.items()}
 
     def verify(self, *, evaluate: bool = False, data_root: str | None = None) -> Verification:
         """Check every file against the manifest; with `evaluate`, the test accuracy too.
 
+        On the kind of machine that made the bundle the accuracy must be the stated one to the
+        last digit, elsewhere within half a point.
+
         Returns:
             `.ok` and `.problems`; `.metrics` holds the test metrics where they were computed.
         """
-        problems = _manifest_problems(self.path)
+        problems = manifest_problems(self.path, FILES, EXPORTS.values())
         if problems or not evaluate:
             return Verification(tuple(problems))
         found = self.evaluate(data_root=data_root)
         stated = self.metrics["model"]["test_top1"]
-        if found["test_top1"] != stated:
+        allowed = 0.0 if same_arithmetic(self.environment(), environment()) else ELSEWHERE
+        if abs(found["test_top1"] - stated) > allowed:
             problems.append(
                 f"test_top1 of the stored weights is {found['test_top1']}, "
                 f"metrics.json says {stated}."
@@ -121,31 +172,30 @@ class Bundle:
         return Verification(tuple(problems), found)
 
 
-def _manifest_problems(path: Path) -> list[str]:
-    problems, listed = [], set()
-    for line in (path / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        if name not in FILES:
-            problems.append(f"{MANIFEST} lists {name!r}, which is no file of a bundle.")
-            continue
-        listed.add(name)
-        if not (path / name).is_file():
-            problems.append(f"{name} is missing.")
-        elif sha256_file(path / name) != digest:
-            problems.append(f"{name} was changed: its SHA-256 is not the one in {MANIFEST}.")
-    problems += [f"{MANIFEST} does not list {name}." for name in FILES if name not in listed]
-    return problems
+def same_arithmetic(there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether two environments round alike: processor, GPUs and torch are the same."""
+    names = ("processor", "gpus", "cuda", "cudnn")
+    torches = [place.get("packages", {}).get("torch") for place in (there, here)]
+    return torches[0] == torches[1] and all(there.get(n) == here.get(n) for n in names)
 
 
-def export_bundle(study: Study, out: Path) -> Bundle:
+def export_bundle(
+    study: Study, out: Path, *, formats: Sequence[str] = (), normalized_input: bool = False
+) -> Bundle:
     """Write the confirmed winner of a study to the folder `out`, all of it or nothing.
 
     The weights are those of the first confirm seed: choosing the best seed would choose
     on the test split. A bundle already there is replaced; any other content is refused.
 
+    Args:
+        formats: further forms of the model, of `EXPORTS`; normalized_input: they take
+            normalised images instead of images in [0, 1].
+
     Raises:
-        UserError: the study has no confirmed winner yet, or `out` holds something else.
+        UserError: the study has no confirmed winner yet, `out` holds something else, or a
+            format is unknown, lacks its packages or fails.
     """
+    check_exports(formats)
     board = study.leaderboard()
     if not board or not board[0].test:
         raise UserError(
@@ -160,13 +210,18 @@ def export_bundle(study: Study, out: Path) -> Bundle:
     assert table is not None
     final = [r for r in table.to_pylist() if r["stage"] == "final" and r["name"] == winner.name]
     first = study.path / final[0]["folder"]
-    lost = [name for name in (WEIGHTS, RESULT) if not (first / name).is_file()]
+    lost = [name for name in (WEIGHTS, HISTORY, RESULT) if not (first / name).is_file()]
     if lost:
         raise UserError(f"{first} lacks {', '.join(lost)}: run the study again with --resume.")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         _fill(temporary, study, board, first, final)
+        if formats:
+            _add_programs(temporary, formats, board, normalized_input)
+        write_manifest(
+            temporary, [n for n in (*FILES, *EXPORTS.values()) if (temporary / n).exists()]
+        )
         temporary.chmod(0o755)
         _swap(temporary, out)
     finally:
@@ -197,91 +252,26 @@ def _fill(
         precision=result["precision"],
         data_fingerprint=result["data_fingerprint"],
     )
-    metrics = _metrics(study, board, result, final)
-    shutil.copyfile(first / WEIGHTS, folder / WEIGHTS)
+    metrics = evidence(study, board, result, final, read_metadata(first / WEIGHTS))
+    for name in (WEIGHTS, HISTORY):
+        shutil.copyfile(first / name, folder / name)
     # The teacher is named by its hash: a path of this machine says nothing on another.
     write_text(folder / "distill.yaml", config.replace(teacher_weights=None).to_yaml())
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "environment.json", result["environment"])
-    write_text(folder / "README.md", _card(config, metrics, board))
-    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in FILES]
-    write_text(folder / MANIFEST, "".join(lines))
+    card = model_card(config, read_metadata(folder / WEIGHTS), metrics, board)
+    write_text(folder / "README.md", card)
 
 
-def _metrics(
-    study: Study, board: list[Row], result: dict[str, Any], final: list[dict[str, Any]]
-) -> dict[str, Any]:
-    config = board[0].config
-    arrays = load_dataset(config.dataset, "train", data_root=study.config.data_root)
-    return {
-        "format_version": FORMAT_VERSION,
-        "ekd_ray": __version__,
-        "study": study.config.fingerprint(),
-        "class_names": list(arrays.class_names),
-        "seeds": [row["seed"] for row in final],
-        "model": {k: v for k, v in result["metrics"].items() if k.startswith(("test_", "train_"))},
-        "leaderboard": [_board_entry(row, study.config) for row in board],
-        # Search scores: of one seed each, on the validation split.
-        "pareto_front": [
-            _front_entry(record, study.config)
-            for record in (study.pareto() if study.config.objectives else ())
-        ],
-        # The winner's test top-1 minus each baseline's.
-        "differences": {name: asdict(found) for name, found in study.differences().items()},
-    }
-
-
-def _front_entry(record: TrialRecord, config: StudyConfig) -> dict[str, Any]:
-    figures = {name: record.last[name] for name in config.watched}
-    return {"trial": record.number, **figures, "params": record.params}
-
-
-def _board_entry(row: Row, config: StudyConfig) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": row.name, "winner": row.winner}
-    further = [(name, row.figures(name)) for name in config.watched if name != config.metric]
-    for name, values in (("val", row.val), *further, ("test_top1", row.test)):
-        if values:
-            mean, deviation, count = mean_sd(values)
-            entry[name] = {"mean": mean, "sd": deviation, "n": count, "values": list(values)}
-    return entry
-
-
-def _card(config: DistillConfig, metrics: dict[str, Any], board: list[Row]) -> str:
-    info = dataset_info(config.dataset)
-    mean, deviation, count = mean_sd(board[0].test)
-    stated = metrics["model"]["test_top1"]
-    rows = [
-        f"| {row.name} | {mean:.2%} | {deviation:.2%} | {count} |"
-        for row, (mean, deviation, count) in ((r, mean_sd(r.test)) for r in board if r.test)
-    ]
-    return "\n".join(
-        [
-            "---",
-            "library_name: ekd_ray",
-            "pipeline_tag: image-classification",
-            "tags: [knowledge-distillation, evidential-deep-learning]",
-            "---",
-            f"# {config.student} distilled from {config.teacher or 'no teacher'}",
-            "",
-            f"Data set {config.dataset} ({info.num_classes} classes), method `{config.method}`. "
-            f"Top-1 on the test split: **{stated:.2%}** (these weights, seed {config.seed}); "
-            f"mean {mean:.2%}, standard deviation {deviation:.2%} over {count} seed(s).",
-            "",
-            "The configuration was chosen on a validation split; the test split was read once,",
-            "after the choice. All rows have the same budget.",
-            "",
-            "| configuration | test top-1 | sd | n |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-            "```python",
-            "from ekd_ray.results import Bundle",
-            'bundle = Bundle.load("best")',
-            "model = bundle.model()  # normalised images [B, 3, H, W] -> logits",
-            "```",
-            "",
-            f"Images in [0, 1] are normalised with mean {info.mean} and std {info.std}.",
-            "The complete configuration is in `distill.yaml`, the evidence in `metrics.json`.",
-            "",
-        ]
+def _add_programs(
+    folder: Path, formats: Sequence[str], board: list[Row], normalized_input: bool
+) -> None:
+    """Export what was just written, and say so in the metrics and on the card."""
+    config = DistillConfig.from_yaml(folder / "distill.yaml")
+    bundle = Bundle(path=folder, config=config, metrics=read_evidence(folder / "metrics.json"))
+    exported = export_programs(
+        folder, formats, bundle.classifier(), config, normalized_input=normalized_input
     )
+    metrics = {**bundle.metrics, "exports": exported}
+    write_json(folder / "metrics.json", metrics)
+    write_text(folder / "README.md", model_card(config, bundle.weights, metrics, board))

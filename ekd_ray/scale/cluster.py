@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +46,11 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
         # Without the dashboard, placement groups of stopped nested trials are never freed.
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         options |= {"num_cpus": local_cpus()}
+    terminated = signal.getsignal(signal.SIGTERM)
     ray.init(**options)
+    # Ray's own handler prints native traces of a launcher that is asked to end.
+    if callable(terminated) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)
     try:
         for config in configs:
             check_fits(config)

@@ -12,7 +12,7 @@ class Observer(Protocol):
         """So many parts of the teacher's logits, of all that the next stage needs, are there."""
 
     def stage(self, title: str, total: int, epochs: int) -> None:
-        """A stage of `total` runs of at most `epochs` epochs begins."""
+        """A stage of `total` runs of at most `epochs` epochs begins; of none: a single step."""
 
     def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
         """A run begins."""

@@ -24,6 +24,7 @@ from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import study_batch
+from ekd_ray.scale.tracking import Tracker
 from ekd_ray.scale.trainer import trainable
 from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job
 
@@ -181,6 +182,7 @@ def _fit(
 ) -> None:
     scratch = run / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
+    trackers = [Tracker(run, config)] if config.track else []
     tuner = tune.Tuner(
         trainable(config, body),
         param_space=param_space,
@@ -192,7 +194,7 @@ def _fit(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch.absolute()),
-            callbacks=[*callbacks, _Relay(observer)],
+            callbacks=[*callbacks, *trackers, _Relay(observer)],
             failure_config=tune.FailureConfig(max_failures=1),
             # Only a population leaves any: a member may still be on its way to one when the
             # better member leaves its next.

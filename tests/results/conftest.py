@@ -21,7 +21,7 @@ from ekd_ray.engine.precision import environment
 from ekd_ray.files import write_json
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model, save_weights
-from ekd_ray.results import Study
+from ekd_ray.results import Bundle, Study, export_bundle
 from ekd_ray.results.study import RESULT, TrialRecord, trial_folder, write_parquet
 
 BASE = DistillConfig(
@@ -147,3 +147,16 @@ def copied_study(real_study, tmp_path):
     """The real study in a folder that a test may damage."""
     shutil.copytree(real_study[0].path, tmp_path / "study")
     return Study.load(tmp_path / "study")
+
+
+@pytest.fixture(scope="session")
+def exported(real_study, tmp_path_factory):
+    """A bundle that no test may change."""
+    return export_bundle(real_study[0], tmp_path_factory.mktemp("bundle") / "best")
+
+
+@pytest.fixture
+def bundle(exported, tmp_path):
+    """A copy that a test may change."""
+    shutil.copytree(exported.path, tmp_path / "best")
+    return Bundle.load(tmp_path / "best")

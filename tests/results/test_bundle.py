@@ -1,8 +1,8 @@
-"""Bundle: exported whole or not at all, and it tells when anything in it was changed."""
+"""Bundle: what it holds, exported whole or not at all."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,36 +13,11 @@ import ekd_ray.results.bundle as bundles
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info, load_dataset
 from ekd_ray.errors import UserError
-from ekd_ray.files import sha256_file
 from ekd_ray.losses.dirichlet import log_expectation
 from ekd_ray.models import read_metadata
 from ekd_ray.results import Bundle, export_bundle
-from ekd_ray.results.bundle import FILES, MANIFEST, WEIGHTS
-
-
-@pytest.fixture(scope="session")
-def exported(real_study, tmp_path_factory):
-    """A bundle that no test may change."""
-    return export_bundle(real_study[0], tmp_path_factory.mktemp("bundle") / "best")
-
-
-@pytest.fixture
-def bundle(exported, tmp_path):
-    """A copy that a test may change."""
-    shutil.copytree(exported.path, tmp_path / "best")
-    return Bundle.load(tmp_path / "best")
-
-
-def restate(path, name):
-    """Make the manifest agree with a changed file, as a forger would."""
-    lines = (path / MANIFEST).read_text().splitlines()
-    kept = [line for line in lines if not line.endswith(f"  {name}")]
-    (path / MANIFEST).write_text("\n".join([*kept, f"{sha256_file(path / name)}  {name}"]) + "\n")
-
-
-def change_json(path, **values):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
+from ekd_ray.results.bundle import FILES, HISTORY, MANIFEST, WEIGHTS
+from ekd_ray.results.manifest import write_manifest
 
 # What it holds
 
@@ -110,6 +85,25 @@ def test_the_evidence_is_the_leaderboard(exported, real_study):
     assert not [name for name in metrics["model"] if name.startswith("val_")]
 
 
+def test_the_winner_is_told_from_search_to_test(exported, real_study):
+    """Mean, deviation and n of every figure, and the epochs of the run that made the weights."""
+    stated = exported.metrics
+    assert stated["validation"]["val_top1"] == pytest.approx(
+        {"mean": 0.5, "sd": 0.0707106781, "n": 2}
+    )
+    assert stated["test"]["test_nll"] == pytest.approx({"mean": 2.25, "sd": 0.353553391, "n": 2})
+    assert stated["search"] == {}, "its trials have no record here"
+    assert stated["log_prior"] == -0.75
+    assert exported.history() == real_study[1].history
+    assert exported.environment()["threads"] == 1
+
+
+def test_the_search_score_is_that_of_the_winners_trial(copied_study, maker, tmp_path):
+    for number, value in ((0, 0.1), (1, 0.7)):
+        dataclasses.replace(maker, path=copied_study.path).trial(number, [0.2, value])
+    assert export_bundle(copied_study, tmp_path / "b").metrics["search"] == {"val_top1": 0.7}
+
+
 def test_the_card_states_the_figures(exported):
     card = (exported.path / "README.md").read_text()
     assert card.startswith("---\n")
@@ -127,109 +121,6 @@ def test_two_exports_are_equal_byte_for_byte(exported, real_study, tmp_path):
     other = export_bundle(real_study[0], tmp_path / "again")
     for name in (*FILES, MANIFEST):
         assert (other.path / name).read_bytes() == (exported.path / name).read_bytes()
-
-
-# What it notices
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_changed_file_is_named(bundle, name):
-    with open(bundle.path / name, "ab") as file:
-        file.write(b"\n")
-    found = bundle.verify(evaluate=True)
-    assert not found.ok
-    assert found.problems == (f"{name} was changed: its SHA-256 is not the one in {MANIFEST}.",)
-
-
-def test_a_flipped_bit_in_the_weights_is_noticed(bundle):
-    data = bytearray((bundle.path / WEIGHTS).read_bytes())
-    data[-1] ^= 1
-    (bundle.path / WEIGHTS).write_bytes(data)
-    assert [p.split()[0] for p in bundle.verify().problems] == [WEIGHTS]
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(bundle, name):
-    (bundle.path / name).unlink()
-    with pytest.raises(UserError, match=f"lacks {name}: export it again"):
-        Bundle.load(bundle.path)
-    problems = bundle.verify().problems  # opened before the file went
-    assert len(problems) == 1
-    assert name in problems[0]
-
-
-def test_truncated_weights_are_noticed_even_if_the_manifest_was_forged(bundle):
-    path = bundle.path / WEIGHTS
-    path.write_bytes(path.read_bytes()[:-500])
-    assert not bundle.verify().ok
-    restate(bundle.path, WEIGHTS)
-    with pytest.raises(UserError, match=r"model\.safetensors") as caught:
-        bundle.verify(evaluate=True)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_embellished_accuracy_is_noticed_even_if_the_manifest_was_forged(bundle):
-    model = {**bundle.metrics["model"], "test_top1": 0.99}
-    change_json(bundle.path / "metrics.json", model=model)
-    restate(bundle.path, "metrics.json")
-    opened = Bundle.load(bundle.path)
-    assert opened.verify().ok  # only evaluation can tell
-    found = opened.verify(evaluate=True)
-    assert [p for p in found.problems if "metrics.json says 0.99" in p]
-
-
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "sub/../model.safetensors", ""])
-def test_a_manifest_that_names_foreign_files_is_a_problem(bundle, name):
-    """Nothing outside the bundle is read or vouched for."""
-    (bundle.path.parent / "x").write_text("secret")
-    with open(bundle.path / MANIFEST, "a") as file:
-        file.write(f"{'0' * 64}  {name}\n")
-    found = bundle.verify(evaluate=True)
-    assert found.problems == (f"{MANIFEST} lists {name!r}, which is no file of a bundle.",)
-
-
-def test_a_manifest_that_leaves_a_file_out_is_a_problem(bundle):
-    lines = (bundle.path / MANIFEST).read_text().splitlines(keepends=True)
-    (bundle.path / MANIFEST).write_text("".join(lines[1:]))
-    assert bundle.verify().problems == (f"{MANIFEST} does not list {WEIGHTS}.",)
-    (bundle.path / MANIFEST).write_text("")
-    assert len(bundle.verify().problems) == len(FILES)
-
-
-def test_a_binary_manifest_is_a_problem_not_a_crash(bundle):
-    (bundle.path / MANIFEST).write_bytes(b"\xff\xfe\x00")
-    assert not bundle.verify().ok
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"format_version": 2}', "format version 2, this ekd_ray reads <= 1: upgrade"),
-        ("{", "metrics.json is damaged"),
-        ("[]", "metrics.json is damaged"),
-        ("{}", "metrics.json is damaged"),
-        ('{"format_version": "new"}', "metrics.json is damaged"),
-    ],
-)
-def test_newer_or_damaged_metrics_are_refused(bundle, text, message):
-    (bundle.path / "metrics.json").write_text(text)
-    with pytest.raises(UserError, match=message) as caught:
-        Bundle.load(bundle.path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["lr: -1", "learning_rate: 1", "[,"])
-def test_a_bad_configuration_is_refused(bundle, text):
-    (bundle.path / "distill.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"distill\.yaml:1: "):
-        Bundle.load(bundle.path)
-
-
-@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("")])
-def test_what_is_no_bundle_is_refused(tmp_path, make):
-    make(tmp_path / "x")
-    with pytest.raises(UserError, match=r"x holds no bundle \(no MANIFEST\)"):
-        Bundle.load(tmp_path / "x")
 
 
 # Export
@@ -265,7 +156,7 @@ def test_export_replaces_an_old_bundle(bundle, real_study):
     assert [p.name for p in bundle.path.parent.iterdir()] == ["best"]
 
 
-@pytest.mark.parametrize("name", ["copyfile", "write_json", "write_text", "sha256_file"])
+@pytest.mark.parametrize("name", ["copyfile", "write_json", "write_text", "write_manifest"])
 @pytest.mark.parametrize("there", [False, True])
 def test_a_failed_export_leaves_nothing_half_written(
     real_study, exported, tmp_path, monkeypatch, name, there
@@ -294,7 +185,7 @@ def test_a_failed_swap_puts_the_old_bundle_back(bundle, real_study, monkeypatch)
         return rename(self, target)
 
     (bundle.path / "README.md").write_text("old")
-    restate(bundle.path, "README.md")
+    write_manifest(bundle.path, FILES)
     old = (bundle.path / MANIFEST).read_text()
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OSError, match="the disk went away"):
@@ -319,7 +210,7 @@ def test_a_study_without_a_winner_has_nothing_to_export(maker, rows, tmp_path):
     assert not (tmp_path / "best").exists()
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "result.json"])
+@pytest.mark.parametrize("name", [WEIGHTS, HISTORY, "result.json"])
 def test_a_study_that_lost_its_winners_files_is_one_sentence(copied_study, tmp_path, name):
     (found,) = copied_study.path.glob(f"confirm/final-*/{name}")
     found.unlink()

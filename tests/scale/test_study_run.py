@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,13 +62,16 @@ def stop_after(driver: subprocess.Popen[str], out: Path, trials: int, sign: int)
 
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A study that gets SIGKILL after two trials, Ctrl-C in its second run, and then ends."""
+    """A study that gets SIGKILL after two trials, SIGTERM in its second run, and then ends.
+
+    SIGTERM is handed to whoever handles Ctrl-C."""
     out = tmp_path_factory.mktemp("study") / "run"
     stop_after(start(out), out, 2, signal.SIGKILL)
     before = results(out)
     second = start(out, "--resume")
-    said = stop_after(second, out, len(before) + 1, signal.SIGINT)
+    said = stop_after(second, out, len(before) + 1, signal.SIGTERM)
     assert second.returncode == 130, said
+    assert not re.search("Traceback|stack trace|PC: @|SIGTERM", said), said
     assert said.rstrip().endswith("run the same command with --resume to continue.")
     before |= results(out)
     resumed = start(out, "--resume", "--json")

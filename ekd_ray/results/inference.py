@@ -1,0 +1,160 @@
+"""A student ready for use: from pictures to class probabilities and uncertainty."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import RESIZED_CROP, dataset_info
+from ekd_ray.data.decode import fit_file, fit_picture
+from ekd_ray.errors import UserError
+
+BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a student says of B images.
+
+    `probabilities` float32 [B, C]; `labels` int64 [B] the most probable classes, `names`
+    their names; `uncertainty` float32 [B] in [0, 1]: the vacuity of an evidential student
+    (1 is no evidence at all), 1 minus the largest probability of any other.
+    """
+
+    probabilities: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    uncertainty: Tensor
+
+
+class Preprocessing(nn.Module):
+    """Images in [0, 1], float32 [B, 3, H, W] -> what the student sees, [B, 3, S, S].
+
+    Normalised, then resized where the student asks for another size than the data set's. A
+    torchvision-style transform of batches: `ToTensor` makes its input.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], *, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(tuple(std)).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        inputs = (images - self.mean) / self.std
+        if images.shape[-1] == self.size:
+            return inputs
+        shape, shrinks = (self.size, self.size), self.size < images.shape[-1]
+        # As in training: enlarged bicubic, and antialiased where it shrinks.
+        return functional.interpolate(inputs, shape, mode="bicubic", antialias=shrinks)
+
+
+class Classifier(nn.Module):
+    """Preprocessing, student, and what its logits mean.
+
+    Returns `logits` [B, C], `probabilities` [B, C] and `uncertainty` [B], all float32.
+    """
+
+    def __init__(
+        self, student: nn.Module, preprocessing: nn.Module, *, log_prior: float | None
+    ) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.student = student
+        self.log_prior = log_prior
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.student(self.preprocessing(images)).float()
+        if self.log_prior is None:
+            probabilities = logits.softmax(dim=1)
+            return logits, probabilities, 1 - probabilities.amax(dim=1)
+        # The mean of the Dirichlet a = exp(z) + exp(prior), and the share of the prior in it.
+        log_a = torch.logaddexp(logits, torch.full_like(logits, self.log_prior))
+        log_mass = self.log_prior + math.log(logits.shape[1])
+        vacuity = (log_mass - log_a.logsumexp(dim=1)).exp().clamp(max=1.0)
+        return logits, log_a.softmax(dim=1), vacuity
+
+
+def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
+    """Every image as uint8 [3, S, S], S = `config.image_size`, cut as evaluation cuts it.
+
+    Args:
+        images: uint8 [B, H, W, 3] (array or tensor), a PIL image, a path, or a sequence of the
+            latter two.
+
+    Raises:
+        UserError: anything else, or a file that is no picture.
+    """
+    from PIL import Image
+
+    size = config.image_size
+    assert size is not None
+    margin = _cuts_margin(config.dataset)
+    if isinstance(images, Tensor):
+        images = images.cpu().numpy()
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(
+                "images must be uint8 [B, H, W, 3], PIL images or paths, got "
+                f"{images.dtype} {list(images.shape)}."
+            )
+        images = [Image.fromarray(image) for image in images]
+    elif isinstance(images, str | os.PathLike | Image.Image):
+        images = [images]
+    found = []
+    for image in images:
+        if isinstance(image, Image.Image):
+            found.append(fit_picture(image, size, margin=margin))
+        elif isinstance(image, str | os.PathLike):
+            found.append(fit_file(str(Path(image)), size, margin=margin))
+        else:
+            kind = type(image).__name__
+            raise UserError(f"images must be PIL images or paths, got one of type {kind}.")
+    return found
+
+
+def _cuts_margin(dataset: str) -> bool:
+    """Whether evaluation looks at the centre of pictures of any size (as on ImageNet)."""
+    return dataset.startswith("folder:") or dataset_info(dataset).view_scheme == RESIZED_CROP
+
+
+def input_size(config: DistillConfig) -> int:
+    """Side of the images that the student of a resolved configuration sees, in pixels."""
+    size = config.student_image_size or config.image_size
+    assert size is not None
+    return size
+
+
+@torch.no_grad()
+def classify(
+    classifier: nn.Module, images: Any, config: DistillConfig, class_names: Sequence[str]
+) -> Prediction:
+    """Run a `Classifier` over pictures, see `pixels`, in batches of 64."""
+    found = pixels(images, config)
+    if not found:
+        raise UserError("there is no image to predict: give at least one.")
+    parts = []
+    for start in range(0, len(found), BATCH):
+        batch = torch.from_numpy(np.stack(found[start : start + BATCH]))
+        parts.append(classifier(batch.float() / 255))
+    _, probabilities, uncertainty = (torch.cat(column) for column in zip(*parts, strict=True))
+    labels = probabilities.argmax(dim=1)
+    return Prediction(
+        probabilities=probabilities,
+        labels=labels,
+        names=tuple(class_names[label] for label in labels.tolist()),
+        uncertainty=uncertainty,
+    )

@@ -1,0 +1,200 @@
+"""Train a bundle's run again, and say how alike the two came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine.distill import OnEpoch, distill
+from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.precision import environment
+from ekd_ray.errors import UserError
+from ekd_ray.files import sha256_file
+from ekd_ray.losses.objective import method_of
+from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.study import Study
+
+IDENTICAL, WITHIN, DIFFERENT = "bit-identical", "within-tolerance", "different"
+# Two runs that differ by rounding alone drift apart like two seeds: their difference has sqrt(2)
+# times a seed's standard deviation, and 1.96 of those hold 19 of 20. At least half a point.
+LEAST_TOLERANCE = 0.005
+DEVIATIONS = 1.96 * math.sqrt(2)
+# What a machine does with its time is no result.
+_NOT_COMPARED = ("seconds", "latency_ms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """What `reproduce` found.
+
+    `verdict` is one of bit-identical (every figure of every epoch, every tensor and every
+    test metric), within-tolerance (`test_top1` differs from `stated` by no more than
+    `tolerance`) and different. `first` says where the two runs parted first. `elsewhere` lists
+    what of the environment is not as it was, each as "name: there, here".
+    """
+
+    verdict: str
+    first: str | None
+    test_top1: float
+    stated: float
+    tolerance: float
+    elsewhere: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def prepare(
+    bundle: Bundle,
+    *,
+    data_root: str | None = None,
+    teacher_weights: str | None = None,
+    dataset: str | None = None,
+) -> DistillConfig:
+    """The bundle's run as it can be trained here: checked, with its teacher and its data.
+
+    Args:
+        teacher_weights: the teacher's file; without it the study in which the bundle lies is
+            searched for a file of the recorded hash. dataset: another name for the same data
+            (`folder:PATH` elsewhere).
+
+    Raises:
+        UserError: the bundle was changed, or its teacher or data are not there.
+    """
+    problems = bundle.verify().problems
+    if problems:
+        raise UserError(f"{bundle.path} is not as it was exported: {' '.join(problems)}")
+    bundle.environment()
+    config = bundle.config
+    if dataset is not None:
+        config = config.replace(dataset=dataset)
+    if method_of(config).needs_teacher:
+        found = teacher_weights or _own_teacher(bundle)
+        config = config.replace(teacher_weights=str(Path(found).absolute()))
+    return resolve(config, data_root=data_root)
+
+
+def reproduce(
+    bundle: Bundle,
+    config: DistillConfig,
+    out: Path,
+    *,
+    data_root: str | None = None,
+    threads: int | None = None,
+    tolerance: float | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Reproduction:
+    """Train the run of a bundle again, under its seed and precision, and compare.
+
+    Args:
+        config: what `prepare` returned; out: folder of the run, in which an interrupted one
+            continues; its weights are left there.
+        threads: CPU threads, by default the recorded number, which equal bits need.
+        tolerance: of test_top1, by default what chance explains: 2.8 standard deviations of
+            the winner's seeds, half a point at least.
+    """
+    recorded = bundle.environment()
+    threads = threads or recorded["threads"]
+    result = distill(config, data_root=data_root, out=out, threads=threads, on_epoch=on_epoch)
+    metrics = evaluate_test(result, data_root=data_root)
+    save_student(result, out / WEIGHTS)
+    stated = bundle.metrics["model"]
+    first = (
+        first_difference(bundle.history(), result.history)
+        or first_tensor(load_file(bundle.path / WEIGHTS), load_file(out / WEIGHTS))
+        or _first_of("the test split", _tested(stated), metrics)
+    )
+    allowed = default_tolerance(bundle) if tolerance is None else tolerance
+    verdict = IDENTICAL
+    if first is not None:
+        gap = abs(metrics["test_top1"] - stated["test_top1"])
+        verdict = WITHIN if gap <= allowed else DIFFERENT
+    return Reproduction(
+        verdict=verdict,
+        first=first,
+        test_top1=metrics["test_top1"],
+        stated=stated["test_top1"],
+        tolerance=allowed,
+        elsewhere=_elsewhere(bundle, recorded),
+        metrics={**result.metrics, **metrics},
+    )
+
+
+def default_tolerance(bundle: Bundle) -> float:
+    """What two runs of one configuration may differ by in test_top1, as a fraction."""
+    deviation = bundle.metrics["test"].get("test_top1", {}).get("sd", 0.0)
+    return max(LEAST_TOLERANCE, DEVIATIONS * float(deviation))
+
+
+def first_difference(there: Sequence[dict[str, Any]], here: Sequence[dict[str, Any]]) -> str | None:
+    """The first epoch and metric in which two histories differ, in words; None if in none."""
+    for old, new in zip(there, here, strict=False):
+        found = _first_of(f"epoch {old.get('epoch')}", old, new)
+        if found:
+            return found
+    if len(there) != len(here):
+        return f"the number of epochs: {len(there)} there, {len(here)} here"
+    return None
+
+
+def _first_of(where: str, there: dict[str, Any], here: dict[str, Any]) -> str | None:
+    for name, old in there.items():
+        if name not in _NOT_COMPARED and (name not in here or here[name] != old):
+            return f"{where}, {name}: {old} there, {here.get(name)} here"
+    return None
+
+
+def first_tensor(there: dict[str, Tensor], here: dict[str, Tensor]) -> str | None:
+    """The first tensor in which two models differ, in words; None if in none."""
+    for name, old in there.items():
+        new = here.get(name)
+        if new is None or new.shape != old.shape or new.dtype != old.dtype:
+            return f"tensor {name}: not of the same kind"
+        if not torch.equal(old, new):
+            gap = (old.double() - new.double()).abs().max()
+            return f"tensor {name}: largest difference {float(gap):.2g}"
+    return None
+
+
+def _tested(stated: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in stated.items() if name.startswith("test_")}
+
+
+def _elsewhere(bundle: Bundle, recorded: dict[str, Any]) -> tuple[str, ...]:
+    here, lines = environment(), []
+    old, new = ({**place, **place["packages"]} for place in (recorded, here))
+    names = ("processor", "gpus", "cuda", "cudnn", "driver", "threads", "git_revision")
+    for name in (*names, "ekd_ray", "torch", "numpy"):
+        if old.get(name) != new.get(name):
+            lines.append(f"{name}: {old.get(name)}, {new.get(name)}")
+    if new["git_dirty"] and not old.get("git_dirty"):
+        lines.append("git_dirty: False, True")
+    if bundle.metrics["workers"] > 1:
+        lines.append(f"workers: {bundle.metrics['workers']}, 1")
+    return tuple(lines)
+
+
+def _own_teacher(bundle: Bundle) -> str:
+    """The teacher's file in the study around the bundle, known by its hash."""
+    study = bundle.path.absolute().parent
+    candidates = sorted((study / "teacher").glob("*.safetensors"))
+    try:
+        given = Study.load(study).config.distill.teacher_weights
+    except UserError:
+        given = None
+    if given:
+        candidates.append(Path(given))
+    for path in candidates:
+        if path.is_file() and sha256_file(path) == bundle.config.teacher_sha256:
+            return str(path)
+    raise UserError(
+        f"the teacher of {bundle.path} ({bundle.config.teacher}, SHA-256 "
+        f"{bundle.config.teacher_sha256}) is not beside it: give --teacher-weights FILE."
+    )

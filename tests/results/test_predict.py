@@ -1,0 +1,139 @@
+"""A bundle's student on pictures: preprocessing, probabilities, uncertainty, card."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import dataset_info, load_dataset, normalize
+from ekd_ray.data.decode import decode_view
+from ekd_ray.errors import UserError
+from ekd_ray.losses.dirichlet import log_expectation, vacuity
+from ekd_ray.models import WeightsMetadata, build_model
+from ekd_ray.results.card import model_card
+from ekd_ray.results.inference import Classifier, Preprocessing, pixels
+from ekd_ray.results.leaderboard import Row
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    arrays = load_dataset("synthetic", "test")
+    return np.ascontiguousarray(arrays.images[:70].transpose(0, 2, 3, 1)), arrays.labels[:70]
+
+
+def test_probabilities_and_uncertainty_are_those_of_the_test_split(exported, pictures):
+    """More than one batch; against the model, the data room's normalisation and the losses'
+    formulas."""
+    images, _ = pictures
+    found = exported.predict(images)
+    info = dataset_info("synthetic")
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = exported.model()(normalize(batch, info.mean, info.std))
+    expected = log_expectation(logits, 1.0, -0.75).exp()
+    torch.testing.assert_close(found.probabilities, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.uncertainty, vacuity(logits, -0.75), rtol=1e-4, atol=1e-6)
+    assert torch.equal(found.labels, expected.argmax(1))
+    assert found.names == tuple(f"pattern{label}" for label in found.labels.tolist())
+    assert found.probabilities.sum(1).allclose(torch.ones(70))
+
+
+def test_every_form_of_a_picture_gives_the_same(exported, pictures, tmp_path):
+    images = pictures[0][:2]
+    opened = [Image.fromarray(image) for image in images]
+    for index, image in enumerate(opened):
+        image.save(tmp_path / f"{index}.png")
+    paths = [tmp_path / "0.png", str(tmp_path / "1.png")]
+    expected = exported.predict(images).probabilities
+    for given in (torch.from_numpy(images), opened, paths, [opened[0], paths[1]]):
+        assert torch.equal(exported.predict(given).probabilities, expected)
+    for one in (opened[0], paths[0], str(paths[0])):
+        torch.testing.assert_close(exported.predict(one).probabilities, expected[:1])
+
+
+def test_the_preprocessing_is_a_transform_of_images_in_0_to_1(exported, pictures):
+    batch = torch.from_numpy(pictures[0][:3]).permute(0, 3, 1, 2)
+    info = dataset_info("synthetic")
+    found = exported.preprocessing()(batch / 255)
+    torch.testing.assert_close(found, normalize(batch, info.mean, info.std))
+    resized = Preprocessing(info.mean, info.std, size=48)(batch / 255)
+    assert resized.shape == (3, 3, 48, 48)
+
+
+def test_a_softmax_student_is_uncertain_where_its_largest_probability_is_small():
+    model = Classifier(build_model("resnet8", 10), Preprocessing((0.5,) * 3, (0.5,) * 3, size=32),
+                       log_prior=None).eval()  # fmt: skip
+    with torch.no_grad():
+        logits, probabilities, uncertainty = model(torch.rand(4, 3, 32, 32))
+    assert torch.equal(probabilities, logits.softmax(1))
+    assert torch.equal(uncertainty, 1 - probabilities.max(1).values)
+
+
+def test_pictures_of_other_sizes_are_cut_as_evaluation_cuts_them(tmp_path):
+    """The central square for data sets of one size; the evaluation view on ImageNet."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (60, 100, 3), dtype=np.uint8))
+    image.save(tmp_path / "wide.png")
+    small = DistillConfig(dataset="cifar10", image_size=32)
+    (found,) = pixels(image, small)
+    box = (20, 0, 80, 60)
+    square = image.resize((32, 32), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    np.testing.assert_array_equal(found, np.asarray(square).transpose(2, 0, 1))
+    large = DistillConfig(dataset="imagenet", image_size=48)
+    (found,) = pixels(tmp_path / "wide.png", large)
+    data = (tmp_path / "wide.png").read_bytes()
+    np.testing.assert_array_equal(found, decode_view(data, "wide", 48, None))
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.zeros((1, 32, 32, 3), np.float32), "got float32 \\[1, 32, 32, 3\\]"),
+        (np.zeros((32, 32, 3), np.uint8), "got uint8 \\[32, 32, 3\\]"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "got uint8 \\[1, 3, 32, 32\\]"),
+        ([3], "got one of type int"),
+        ([], "there is no image to predict"),
+        ("nowhere.png", "cannot read the image nowhere.png"),
+    ],
+)
+def test_what_is_no_picture_is_one_sentence(exported, images, said):
+    with pytest.raises(UserError, match=said):
+        exported.predict(images)
+
+
+def test_a_file_that_is_no_picture_is_named(exported, tmp_path):
+    (tmp_path / "x.jpg").write_text("not a picture")
+    with pytest.raises(UserError, match=r"x\.jpg is not a readable"):
+        exported.predict(tmp_path / "x.jpg")
+
+
+# The card, read by the hub's own library
+
+
+def test_the_card_is_one_that_the_hub_reads(exported):
+    data = ModelCard.load(exported.path / "README.md").data
+    assert (data.library_name, data.pipeline_tag) == ("ekd_ray", "image-classification")
+    assert "evidential-deep-learning" in data.tags
+    assert data.datasets is None, "synthetic is nothing that the hub has"
+    figures = {found.metric_type: found.metric_value for found in data.eval_results}
+    assert figures["accuracy"] in (
+        exported.metrics["model"]["test_top1"], exported.metrics["model"]["test_top5"],
+    )  # fmt: skip
+    assert figures["nll"] == exported.metrics["model"]["test_nll"]
+    assert {found.dataset_split for found in data.eval_results} == {"test"}
+
+
+def test_the_card_names_the_hubs_data_set_and_no_path():
+    metrics = {"model": {"test_top1": 0.5}, "class_names": ["a", "b"], "log_prior": None}
+    weights = WeightsMetadata(sha256="0", layout="ekd_ray", model="resnet8", num_classes=2)
+    for dataset, hub in (("cifar100", ["uoft-cs/cifar100"]), ("folder:/home/me/cats", None)):
+        config = DistillConfig(dataset=dataset, student="resnet8", teacher="vgg8: odd #name")
+        board = [Row(name="trial 1", config=config, test=(0.5,))]
+        text = model_card(config, weights, metrics, board)
+        assert ModelCard(text).data.datasets == hub
+        assert "/home" not in text
+        assert ModelCard(text).data.model_name == "resnet8 distilled from vgg8: odd #name"

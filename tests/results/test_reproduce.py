@@ -1,0 +1,203 @@
+"""A bundle's run trained again: the verdict, and where the two parted first."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from safetensors import safe_open
+
+from ekd_ray.errors import UserError
+from ekd_ray.results import Bundle
+from ekd_ray.results.bundle import FILES, WEIGHTS
+from ekd_ray.results.manifest import write_manifest
+from ekd_ray.results.reproduce import default_tolerance, first_difference, prepare, reproduce
+
+
+@pytest.fixture(scope="module")
+def teacher(winner_config):
+    return winner_config.teacher_weights
+
+
+def again(bundle, teacher, out, **options):
+    bundle = Bundle.load(bundle.path)
+    config = prepare(bundle, teacher_weights=teacher)
+    return reproduce(bundle, config, out, **options)
+
+
+def forge(bundle, name, change):
+    """Change a file's text as a forger would, who makes the manifest agree."""
+    path = bundle.path / name
+    path.write_text(change(path.read_text()))
+    write_manifest(bundle.path, FILES)
+
+
+def change_lr(bundle, lr):
+    forge(bundle, "distill.yaml", lambda text: yaml.safe_dump({**yaml.safe_load(text), "lr": lr}))
+
+
+def test_the_same_machine_gives_the_same_bits(exported, teacher, tmp_path):
+    seen = []
+    found = again(exported, teacher, tmp_path / "run", on_epoch=seen.append)
+    assert (found.verdict, found.first) == ("bit-identical", None)
+    assert found.test_top1 == found.stated == exported.metrics["model"]["test_top1"]
+    assert (tmp_path / "run" / WEIGHTS).read_bytes() != b""
+    with safe_open(tmp_path / "run" / WEIGHTS, "pt") as own, \
+            safe_open(exported.path / WEIGHTS, "pt") as there:  # fmt: skip
+        assert all(torch.equal(own.get_tensor(k), there.get_tensor(k)) for k in there.keys())  # noqa: SIM118
+    assert [row["epoch"] for row in seen] == [1]
+    assert not [line for line in found.elsewhere if not line.startswith("git")]
+
+
+def test_the_recorded_threads_and_seed_are_used(bundle, teacher, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def spy(config, **options):
+        raise Asked(options["threads"], config.seed, config.precision, config.validation_fraction)
+
+    monkeypatch.setattr("ekd_ray.results.reproduce.distill", spy)
+    text = json.loads((bundle.path / "environment.json").read_text())
+    forge(bundle, "environment.json", lambda _: json.dumps({**text, "threads": 7}))
+    for options, threads in (({}, 7), ({"threads": 3}, 3)):
+        with pytest.raises(Asked) as caught:
+            again(bundle, teacher, tmp_path / "run", **options)
+        assert caught.value.args == (threads, 1, "float32", 0.0)
+
+
+def test_weights_a_rounding_away_are_within_tolerance(bundle, teacher, tmp_path):
+    """Every epoch agrees, so that the tensor is where they part first."""
+    path = bundle.path / WEIGHTS
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = sorted(tensors)[3]
+    tensors[name] += 1e-6
+    safetensors.torch.save_file(tensors, path, header)
+    write_manifest(bundle.path, FILES)
+    found = again(bundle, teacher, tmp_path / "run", tolerance=0.0)
+    assert found.verdict == "within-tolerance"
+    assert found.first is not None and found.first.startswith(f"tensor {name}: largest difference")
+    assert 5e-7 < float(found.first.split()[-1]) < 2e-6
+
+
+def test_another_learning_rate_is_different_from_the_first_epoch_on(bundle, teacher, tmp_path):
+    change_lr(bundle, 1e-5)
+    found = again(bundle, teacher, tmp_path / "run", tolerance=0.001)
+    assert found.verdict == "different"
+    assert found.first is not None
+    assert found.first.startswith("epoch 1, lr: 0.05 there, 1e-05 here")
+    assert abs(found.test_top1 - found.stated) > 0.001
+
+
+def test_what_other_rounding_does_is_within_the_seeds_spread(bundle, teacher, tmp_path):
+    """A learning rate that differs in its last digits stands for another thread count."""
+    change_lr(bundle, 0.05 * (1 + 1e-6))
+    found = again(bundle, teacher, tmp_path / "run")
+    assert found.verdict == "within-tolerance"
+    assert 0 <= abs(found.test_top1 - found.stated) <= found.tolerance
+
+
+def test_the_tolerance_is_what_two_seeds_differ_by(exported):
+    spread = exported.metrics["test"]["test_top1"]["sd"]
+    assert default_tolerance(exported) == pytest.approx(max(0.005, 1.96 * 2**0.5 * spread))
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        ([{"epoch": 1, "a": 1.0, "b": 2.0, "seconds": 9.0}], None),
+        ([{"epoch": 1, "a": 1.0, "b": 2.5}], "epoch 1, b: 2.0 there, 2.5 here"),
+        ([{"epoch": 1, "a": 1.0}], "epoch 1, b: 2.0 there, None here"),
+        ([], "the number of epochs: 1 there, 0 here"),
+    ],
+)
+def test_histories_are_compared_epoch_by_epoch_but_for_their_time(here, said):
+    assert first_difference([{"epoch": 1, "a": 1.0, "b": 2.0, "seconds": 1.0}], here) == said
+
+
+# What is refused before anything is trained
+
+
+def test_a_changed_bundle_is_refused(bundle, teacher):
+    (bundle.path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"is not as it was exported: README\.md was changed"):
+        prepare(Bundle.load(bundle.path), teacher_weights=teacher)
+
+
+def test_the_teacher_is_found_by_its_hash(bundle, teacher, tmp_path):
+    with pytest.raises(UserError, match=r"teacher of .* is not beside it: give --teacher-weights"):
+        prepare(bundle)
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "other.safetensors").write_bytes(b"another teacher")
+    with pytest.raises(UserError, match="is not beside it"):
+        prepare(bundle)
+    shutil.copyfile(teacher, tmp_path / "teacher" / "teacher.safetensors")
+    assert prepare(bundle).teacher_weights == str(tmp_path / "teacher" / "teacher.safetensors")
+
+
+def test_the_teacher_that_the_study_was_given_is_found(exported, real_study, winner_config):
+    """The bundle in its study's folder, whose study.yaml names the teacher's file."""
+    study = real_study[0].path
+    shutil.copytree(exported.path, study / "best")
+    header = yaml.safe_load((study / "study.yaml").read_text())
+    before = json.dumps(header)
+    try:
+        header["study"]["distill"]["teacher_weights"] = winner_config.teacher_weights
+        (study / "study.yaml").write_text(yaml.safe_dump(header))
+        found = prepare(Bundle.load(study / "best"))
+        assert found.teacher_weights == winner_config.teacher_weights
+    finally:
+        shutil.rmtree(study / "best")
+        (study / "study.yaml").write_text(yaml.safe_dump(json.loads(before)))
+
+
+def test_another_teacher_is_refused(bundle, teacher, tmp_path):
+    with open(teacher, "rb") as file:
+        content = bytearray(file.read())
+    content[-1] ^= 1
+    (tmp_path / "t.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="is not the teacher of this configuration"):
+        prepare(bundle, teacher_weights=str(tmp_path / "t.safetensors"))
+
+
+# The launcher
+
+
+def test_the_launcher_says_the_verdict_and_its_exit_code(launch, bundle, teacher, tmp_path):
+    given = (bundle.path, "--teacher-weights", teacher)
+    code, out, _ = launch("reproduce", *given, "--json", "--out", tmp_path / "a")
+    assert code == 0
+    assert json.loads(out)["verdict"] == "bit-identical"
+    assert json.loads((tmp_path / "a" / "reproduction.json").read_text())["first"] is None
+    code, _, err = launch("reproduce", *given, "--out", tmp_path / "a")
+    assert code == 2 and "holds this run already: add --resume" in err
+    change_lr(bundle, 0.05 * (1 + 1e-6))
+    code, out, _ = launch("reproduce", *given, "--exact", "--quiet", "--out", tmp_path / "b")
+    assert (code, out) == (1, "within-tolerance\n")
+    change_lr(bundle, 1e-5)
+    code, out, _ = launch(
+        "reproduce", *given, "--tolerance", "0.001", "--threads", 1, "--out", tmp_path / "c"
+    )
+    assert code == 1
+    assert out.startswith("different\nfirst difference: epoch 1, lr: 0.05 there, 1e-05 here\n")
+    code, out, err = launch("reproduce", tmp_path / "nothing")
+    assert code == 2 and "holds no bundle" in err
+    code, out, err = launch("reproduce", bundle.path, "--tolerance", 5)
+    assert code == 2 and "--tolerance must be >= 0 and < 1, a fraction, got 5." in err
+
+
+def test_export_launcher_takes_formats(launch, real_study, tmp_path):
+    study = real_study[0].path
+    code, out, err = launch("export_best", study, "--out", tmp_path / "b", "--normalized-input")
+    assert code == 2 and "add --format pt2,onnx" in err
+    code, out, _ = launch(
+        "export_best", study, "--out", tmp_path / "b", "--format", "pt2", "--json"
+    )
+    assert code == 0
+    assert (tmp_path / "b" / "model.pt2").is_file()
+    assert json.loads(out)["ok"] is True
