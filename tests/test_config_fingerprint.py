@@ -61,7 +61,7 @@ PLACES = {
     DistillConfig: {"teacher_weights", "teacher_cache", "parallel"},
     StudyConfig: {
         *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours", "stop_below"),
-        *("data_root", "teacher_fill", "optuna_storage"),
+        *("data_root", "teacher_fill", "optuna_storage", "track"),
         *("max_concurrent", "cpus_per_trial", "gpus_per_trial"),
     },
 }
