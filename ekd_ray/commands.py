@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from ekd_ray.plan_text import run_plan, study_plan
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.study import RESULT, STUDY_FILE, Study, milestone_epochs
-from ekd_ray.scale.cluster import connected, local_cpus
+from ekd_ray.scale.cluster import ADDRESS, connected, local_cpus
 from ekd_ray.scale.space import check_space, first_points
 from ekd_ray.terminal import (
     Terminal,
@@ -52,6 +53,8 @@ def tune(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
     Args:
         configs: the studies by their folder below `--out`; a single one has the name "".
     """
+    if args.address:
+        os.environ[ADDRESS] = args.address
     if "" in configs:
         return _tune_one(configs[""], args)
     return _tune_many(configs, args)

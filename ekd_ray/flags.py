@@ -175,3 +175,9 @@ def _search_flags(made: argparse.ArgumentParser) -> None:
     search.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once")
     search.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers")
     search.add_argument("--gpus-per-trial", type=float, metavar="X", help="GPUs per worker")
+    search.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to run on, or auto for one of this machine (default: $RAY_ADDRESS, "
+        "else a Ray of its own)",
+    )

@@ -16,7 +16,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_text
 from ekd_ray.results.study import JOURNAL
-from ekd_ray.scale.journal import open_journal
+from ekd_ray.scale.journal import Journal
 from ekd_ray.scale.samplers import make_sampler
 from ekd_ray.scale.space import quiet
 
@@ -36,7 +36,7 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
     quiet()
     directions = [_DIRECTIONS[mode] for mode in config.directions]
     if config.optuna_storage is None:
-        storage: BaseStorage = open_journal(run / JOURNAL)
+        storage: BaseStorage = Journal(run / JOURNAL)
         study = optuna.create_study(
             storage=storage, study_name=STUDY_NAME, directions=directions, load_if_exists=True
         )
