@@ -1,6 +1,6 @@
 """What a search costs its driver: many trials that train nothing, at high concurrency.
 
-python -m benchmarks.overhead --trials 1000 --slots 32 --save
+python -m benchmarks.overhead --trials 1000 --slots 32 --json out.json
 
 Searcher, scheduler, journal, records, progress and Tune are the real ones; only the body of a
 trial is made up: it writes and reports its epochs and sleeps between them.
@@ -22,6 +22,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.measure import machine, spread
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -81,7 +83,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
     from ekd_ray.pipeline import check_study, open_run
-    from ekd_ray.results.study import milestone_epochs
+    from ekd_ray.results.study import Study, milestone_epochs
     from ekd_ray.scale.cluster import connected
     from ekd_ray.scale.samplers import make_scheduler
     from ekd_ray.scale.search import run_tuner
@@ -97,21 +99,27 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     open_run(run, config, resume=False)
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     terminal = Terminal(rungs=milestone_epochs(config), shown=SPACE, console=console)
-    waited, wait = 0.0, ray.wait
+    spent: dict[str, float] = defaultdict(float)
 
-    def timed(*given: Any, **options: Any) -> Any:
-        nonlocal waited
-        before = time.perf_counter()
-        try:
-            return wait(*given, **options)
-        finally:
-            waited += time.perf_counter() - before
+    def timed(name: str, call: Any) -> Any:
+        def wrapped(*given: Any, **options: Any) -> Any:
+            before = time.perf_counter()
+            try:
+                return call(*given, **options)
+            finally:
+                spent[name] += time.perf_counter() - before
+
+        return wrapped
 
     profile = cProfile.Profile() if args.profile else None
     with connected(config):
         searcher = OptunaSearcher(run, config, config.distill)
         terminal.stage("search", args.trials, args.epochs)
-        ray.wait = timed
+        wait = ray.wait
+        ray.wait = timed("wait", wait)
+        for name in ("suggest", "on_trial_complete"):
+            setattr(searcher, name, timed("searcher", getattr(searcher, name)))
+        began = time.time()
         wall, thread = time.perf_counter(), time.thread_time()
         if profile:
             profile.enable()
@@ -126,39 +134,44 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         terminal.close()
     if profile:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(70)
-    histories = [record.history for record in searcher_records(run)]
-    reports = sum(len(history) for history in histories)
+    lengths = [len(record.history) for record in Study.load(run).records()]
+    reports = sum(lengths)
     spans = [json.loads(path.read_text()) for path in run.glob(f"trials/*/{SPANS}")]
+    busy = wall - spent["wait"]
     return {
         "setup": {
-            "trials": len(histories), "slots": args.slots, "epochs": args.epochs,
+            "trials": len(lengths), "slots": args.slots, "epochs": args.epochs,
             "seconds_per_epoch": args.seconds, "sampler": args.sampler, "parameters": len(SPACE),
         },
+        "lengths": lengths,
         "reports": reports,
         "wall_seconds": wall,
-        "busy_ms_per_report": 1e3 * (wall - waited) / reports,
+        # Until a slot is at work, and until all are.
+        "first_start_seconds": min(s["started"] for s in spans) - began,
+        "all_started_seconds": sorted(s["started"] for s in spans)[args.slots - 1] - began,
+        "busy_ms_per_report": 1e3 * busy / reports,
+        "busy_ms_per_report_without_searcher": 1e3 * (busy - spent["searcher"]) / reports,
+        "searcher_ms_per_trial": 1e3 * spent["searcher"] / len(lengths),
         "cpu_ms_per_report": 1e3 * thread / reports,
-        "gap_seconds": spread(gaps(spans)),
+        "gap_seconds": spread(gaps(spans)) if len(spans) > args.slots else None,
     }  # fmt: skip
 
 
-def searcher_records(run: Path) -> list[Any]:
-    """The records of the trials that ended."""
-    from ekd_ray.results import Study
-
-    return Study.load(run).records()
-
-
-def main() -> None:
-    """Measure once and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def flags(parser: argparse.ArgumentParser) -> None:
+    """What is measured, and where the result goes."""
     parser.add_argument("--trials", type=int, default=1000, metavar="N")
     parser.add_argument("--slots", type=int, default=32, metavar="N", help="trials at once (32)")
     parser.add_argument("--epochs", type=int, default=9, metavar="N", help="of each trial (9)")
     parser.add_argument("--seconds", type=float, default=1.0, metavar="X", help="an epoch (1)")
     parser.add_argument("--sampler", default="tpe", help="Optuna's sampler (tpe)")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+
+
+def main() -> None:
+    """Measure once and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    flags(parser)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EKD_CACHE_DIR"] = folder + "/cache"
@@ -168,7 +181,8 @@ def main() -> None:
         # A slot costs no core here: trials only sleep.
         cluster.local_cpus = lambda: args.slots
         result = measure(Path(folder) / "study", args)
-    print(json.dumps(result, indent=2), file=sys.stderr)
+    lengths = result.pop("lengths")
+    print(json.dumps(result, indent=2), f"mean length {np.mean(lengths):.2f}", file=sys.stderr)
     if args.json:
         result["load_average_at_end"] = os.getloadavg()[0]
         write_json(args.json, {"machine": before, "overhead": result})
