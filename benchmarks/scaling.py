@@ -129,7 +129,7 @@ def check(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any
     from ekd_ray.scale import cluster
 
     runs = {}
-    for slots, trials in ((args.slots, args.trials), *((n, 12 * n) for n in (1, 2, 4))):
+    for slots, trials in ((args.slots, args.trials), *((n, 8 * n) for n in (1, 2, 4))):
         chosen = argparse.Namespace(**{**vars(args), "slots": slots, "trials": trials})
         cluster.local_cpus = lambda slots=slots: slots
         with tempfile.TemporaryDirectory() as folder:

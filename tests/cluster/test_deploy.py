@@ -238,8 +238,8 @@ def test_a_job_ships_the_code_and_not_the_data(tmp_path: Path) -> None:
     for name in {*kept, ".rayignore"}:
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, checkout / name)
-    for name in ("runs/a/study.yaml", "data/cifar-100-python.tar.gz", ".venv/bin/python",
-                 "best/model.safetensors", "cache/teachers/t/rows.bin", "teacher.pth",
+    for name in ("runs/a/study.yaml", "data/train", ".venv/bin/python",
+                 "best/model.safetensors", "cache/t/rows.bin", "teacher.pth",
                  ".git/HEAD", "ekd_ray/__pycache__/x.pyc"):  # fmt: skip
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_bytes(bytes(1 << 16))
