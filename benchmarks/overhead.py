@@ -9,6 +9,7 @@ trial is made up: it writes and reports its epochs and sleeps between them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import cProfile
 import functools
 import io
@@ -22,10 +23,12 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.measure import machine, spread
+from benchmarks.sleeper import SPAN, sleeper
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.files import write_json
 
@@ -36,33 +39,6 @@ SPACE = {
     "optimizer": {"choices": ["sgd", "adamw"]},
     "batch_size": {"low": 16, "high": 64, "step": 16},
 }
-SPANS = "spans.jsonl"
-
-
-def made_up(job: Any, report: Any, *, seconds: float) -> None:
-    """A trial without training: its epochs' rows, as far as the search looks at them."""
-    import math
-
-    from ekd_ray.engine.runlog import HISTORY
-
-    folder, started = Path(job.folder), time.time()
-    with open(folder / HISTORY, "a", encoding="utf-8") as history:
-        total = 0.0
-        for epoch in range(1, job.settings["epochs"] + 1):
-            time.sleep(seconds)
-            score = -abs(math.log(job.settings["lr"] / 0.01)) - 1 / epoch
-            total += score
-            row = {"epoch": epoch, "val_top1": score, "train_loss": -score, "seconds": seconds}
-            history.write(json.dumps(row) + "\n")
-            history.flush()
-            _span(folder, started)
-            report({**row, "rung_score": total / epoch})
-
-
-def _span(folder: Path, started: float) -> None:
-    """Where and when this trial has been at work so far: a stopped one does not return."""
-    span = {"pid": os.getpid(), "started": started, "ended": time.time()}
-    (folder / SPANS).write_text(json.dumps(span), encoding="utf-8")
 
 
 def gaps(spans: list[dict[str, float]]) -> list[float]:
@@ -100,43 +76,45 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     terminal = Terminal(rungs=milestone_epochs(config), shown=SPACE, console=console)
     spent: dict[str, float] = defaultdict(float)
+    at_work: dict[str, float] = defaultdict(float)
 
     def timed(name: str, call: Any) -> Any:
         def wrapped(*given: Any, **options: Any) -> Any:
-            before = time.perf_counter()
+            before, computed = time.perf_counter(), time.thread_time()
             try:
                 return call(*given, **options)
             finally:
                 spent[name] += time.perf_counter() - before
+                at_work[name] += time.thread_time() - computed
 
         return wrapped
 
     profile = cProfile.Profile() if args.profile else None
-    with connected(config):
+    # A slot costs no core here: trials only sleep.
+    with patch("ekd_ray.scale.cluster.local_cpus", lambda: args.slots), connected(config):
         searcher = OptunaSearcher(run, config, config.distill)
         terminal.stage("search", args.trials, args.epochs)
-        wait = ray.wait
-        ray.wait = timed("wait", wait)
         for name in ("suggest", "on_trial_complete"):
             setattr(searcher, name, timed("searcher", getattr(searcher, name)))
         began = time.time()
         wall, thread = time.perf_counter(), time.thread_time()
-        if profile:
-            profile.enable()
-        run_tuner(
-            run, config, searcher=searcher, scheduler=make_scheduler(config), num_samples=-1,
-            observer=terminal, body=functools.partial(made_up, seconds=args.seconds),
-        )  # fmt: skip
-        if profile:
-            profile.disable()
+        # Light processes, so that many start on few cores; what they run is no matter here.
+        with (
+            patch("ekd_ray.scale.search.trainable", functools.partial(_light, args.seconds)),
+            patch("ray.wait", timed("wait", ray.wait)),
+            profile or contextlib.nullcontext(),
+        ):
+            run_tuner(
+                run, config, searcher=searcher, scheduler=make_scheduler(config), num_samples=-1,
+                observer=terminal,
+            )  # fmt: skip
         wall, thread = time.perf_counter() - wall, time.thread_time() - thread
-        ray.wait = wait
         terminal.close()
     if profile:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(70)
     lengths = [len(record.history) for record in Study.load(run).records()]
     reports = sum(lengths)
-    spans = [json.loads(path.read_text()) for path in run.glob(f"trials/*/{SPANS}")]
+    spans = [json.loads(path.read_text()) for path in run.glob(f"trials/*/{SPAN}")]
     busy = wall - spent["wait"]
     return {
         "setup": {
@@ -152,9 +130,18 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         "busy_ms_per_report": 1e3 * busy / reports,
         "busy_ms_per_report_without_searcher": 1e3 * (busy - spent["searcher"]) / reports,
         "searcher_ms_per_trial": 1e3 * spent["searcher"] / len(lengths),
+        # Processor time of the driver's thread: what is left of it on a machine of its own.
         "cpu_ms_per_report": 1e3 * thread / reports,
+        "cpu_ms_per_report_without_searcher": 1e3 * (thread - at_work["searcher"]) / reports,
+        "searcher_cpu_ms_per_trial": 1e3 * at_work["searcher"] / len(lengths),
         "gap_seconds": spread(gaps(spans)) if len(spans) > args.slots else None,
     }  # fmt: skip
+
+
+def _light(seconds: float, config: StudyConfig, body: Any) -> Any:
+    from ray import tune
+
+    return tune.with_resources(functools.partial(sleeper, seconds=seconds), {"cpu": 1})
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -175,11 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EKD_CACHE_DIR"] = folder + "/cache"
-        from ekd_ray.scale import cluster
-
         before = machine(threads=1)
-        # A slot costs no core here: trials only sleep.
-        cluster.local_cpus = lambda: args.slots
         result = measure(Path(folder) / "study", args)
     lengths = result.pop("lengths")
     print(json.dumps(result, indent=2), f"mean length {np.mean(lengths):.2f}", file=sys.stderr)

@@ -168,10 +168,11 @@ class OptunaSearcher(Searcher):
             else:
                 trial = self.study.ask()
             point = self.space(trial)
+            drawn = trial.params  # copied by Optuna whenever it is asked for
             first = next(
                 other
                 for other in self.study.get_trials(deepcopy=False)
-                if other.params == trial.params and other.state != TrialState.WAITING
+                if other.params == drawn and other.state != TrialState.WAITING
             )
             if first.number == trial.number:
                 return trial, point | self._lineage(trial.number)

@@ -15,7 +15,7 @@ from clusters import Cluster, cluster
 from ekd_ray.results import Bundle, Study
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-TRIALS = 4
+TRIALS = 2
 
 
 def study(out: Path, *more: str, trials: int = TRIALS, epochs: int = 2) -> list[str]:
