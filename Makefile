@@ -29,6 +29,7 @@ test: install
 # files. EKD_CHAOS_SEED draws other moments.
 chaos: install
 	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 $(BIN)/python -m pytest -s tests/chaos
+	EKD_CHAOS_NODES=1 $(BIN)/python -m pytest -s tests/cluster/test_lost_nodes.py
 
 # EKD_DATA_ROOT with CIFAR-10 and its teacher adds the benchmark of a whole study.
 bench: install

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.exports import check_exports
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.study import RESULT, STUDY_FILE, Study, milestone_epochs
-from ekd_ray.scale.cluster import connected, local_cpus
+from ekd_ray.scale.cluster import ADDRESS, connected, local_cpus
 from ekd_ray.scale.one_run import parse_workers, run_on_workers
 from ekd_ray.scale.space import check_space, first_points
 from ekd_ray.scale.worker import Job
@@ -55,9 +56,15 @@ def tune(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
     Args:
         configs: the studies by their folder below `--out`; a single one has the name "".
     """
+    _join(args)
     if "" in configs:
         return _tune_one(configs[""], args)
     return _tune_many(configs, args)
+
+
+def _join(args: argparse.Namespace) -> None:
+    if args.address:
+        os.environ[ADDRESS] = args.address
 
 
 def _checked(name: str, config: StudyConfig, args: argparse.Namespace) -> StudyConfig:
@@ -212,6 +219,7 @@ def show_space(config: StudyConfig, args: argparse.Namespace) -> int:
 
 def train(config: DistillConfig, args: argparse.Namespace) -> int:
     """Train one configuration into `--out`: history, events, weights, result.json."""
+    _join(args)
     workers = parse_workers(args.workers, cpus=args.cpus_per_trial, gpus=args.gpus_per_trial)
     config = resolve(config, data_root=args.data_root, download=args.download)
     check_workers(config, workers.most)

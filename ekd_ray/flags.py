@@ -251,6 +251,7 @@ def _search_flags(made: argparse.ArgumentParser) -> None:
     search.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once")
     search.add_argument("--workers-per-trial", type=int, metavar="N", help="Ray Train workers")
     _gpus(search)
+    _address(search)
 
 
 def add_workers(made: argparse.ArgumentParser) -> None:
@@ -263,9 +264,19 @@ def add_workers(made: argparse.ArgumentParser) -> None:
         help="data-parallel Ray Train workers (1); MIN:MAX takes as many as there is room for",
     )
     _gpus(group)
+    _address(group)
 
 
 def _gpus(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--gpus-per-trial", "--gpus-per-worker", type=float, metavar="X", help="GPUs per worker"
+    )
+
+
+def _address(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to run on, or auto for one of this machine (default: $RAY_ADDRESS, "
+        "else a Ray of its own)",
     )

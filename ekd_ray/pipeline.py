@@ -28,7 +28,7 @@ from ekd_ray.losses.objective import method_of, resolve_method, with_method
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
 from ekd_ray.scale.budget import check_budget
-from ekd_ray.scale.cluster import check_fits, connected, local_cpus
+from ekd_ray.scale.cluster import check_address, check_fits, connected, local_cpus, on_cluster
 from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
@@ -53,6 +53,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     check_sampler(config, check_space(config))
     check_budget(config)
     check_fits(config)
+    check_address()
     check_storage(config)
     check_tracking(config)
     base = config.distill
@@ -184,12 +185,14 @@ def _sweep(out: Path) -> None:
 
 
 def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer) -> Bundle:
-    # Decode once here: every trial of this node then maps the same pages.
-    load_dataset(config.distill.dataset, "train", data_root=config.data_root)
-    base = _teacher_stage(out, config, observer)
-    with connected(config):
-        search(out, config, base, observer)
-        confirm(out, config, base, observer)
+    # A cluster is joined before anything is computed; a Ray of our own would only be in the way.
+    with connected(config) if on_cluster() else contextlib.nullcontext():
+        # Decode once here: every trial of this node then maps the same pages.
+        load_dataset(config.distill.dataset, "train", data_root=config.data_root)
+        base = _teacher_stage(out, config, observer)
+        with connected(config):
+            search(out, config, base, observer)
+            confirm(out, config, base, observer)
     observer.stage("export", 1, 0)
     return export_bundle(study, out / "best")
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
@@ -18,7 +17,7 @@ from ekd_ray.engine.teacher_cache import tables_dir
 from ekd_ray.engine.train_teacher import teacher_config
 from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
 from ekd_ray.results.study import milestone_epochs
-from ekd_ray.scale.cluster import fits, local_cpus
+from ekd_ray.scale.cluster import ADDRESS, fits, local_cpus, on_cluster, this_machine
 from ekd_ray.scale.confirm import baselines
 from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.space import Space, first_points
@@ -88,7 +87,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     base, space = config.distill, Space(config.space)
     parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
     rungs, rows = milestone_epochs(config), baselines(config, base)
-    slots = max(1, fits(config, cpus=local_cpus(), gpus=torch.cuda.device_count()))
+    slots = max(1, fits(config, this_machine()))
     used = slots * config.workers_per_trial
     stopping = "none"
     if config.scheduler in POPULATIONS:
@@ -98,6 +97,9 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     elif rungs[:-1]:
         epochs = ", ".join(map(str, rungs[:-1]))
         stopping = f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
+    at_once = f"{slots} trial(s) at once here"
+    if on_cluster():  # how many, it says when we have joined it
+        at_once = f"as many trials at once as fit on {os.environ[ADDRESS]}"
     cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
     lines = [
         *_setup(base, config.data_root),
@@ -109,7 +111,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"confirm    best {config.confirm_top_k} over {config.confirm_seeds} seed(s); then the "
         f"winner and {', '.join(rows) or 'no baselines'} on all training images, "
         "test read once",
-        f"resources  {slots} trial(s) at once here: {config.workers_per_trial} worker(s) x "
+        f"resources  {at_once}: {config.workers_per_trial} worker(s) x "
         f"{config.cpus_per_trial} CPU, {config.gpus_per_trial:g} GPU",
         f"out        {out} ({_disk(config)}; {_free(out)})",
         f"estimate   {_duration(_study_flops(config), cpus, gpus)}",
@@ -217,7 +219,7 @@ def _disk(config: StudyConfig) -> str:
     num_classes = dataset_info(base.dataset).num_classes
     parameters = model_cost(base.student, num_classes, student_size(base))[0]
     finals = (1 + len(config.baselines)) * config.confirm_seeds
-    running = 2 * max(1, fits(config, cpus=local_cpus(), gpus=torch.cuda.device_count()))
+    running = 2 * max(1, fits(config, this_machine()))
     size = 4 * parameters * (finals + running + 1) + 100_000 * config.trials
     return f"about {max(1, round(size / 2**20))} MiB"
 

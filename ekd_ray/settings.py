@@ -22,6 +22,9 @@ import yaml
 from ekd_ray.errors import Keys, UserError, at, unknown_name
 from ekd_ray.yaml_files import in_file, load_yaml
 
+# libyaml's writes the same ten times faster, once for every trial of a search.
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 
 def setting(
     default: Any,
@@ -46,12 +49,22 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's settings; to evaluate them takes longer than to check a value."""
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of the frozen configurations. Raises `UserError` on any illegal value."""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(type(self))
         for field in dataclasses.fields(self):
             value = _coerce((field.name,), hints[field.name], getattr(self, field.name))
             _check_limits(field.name, value, field.metadata)
@@ -67,9 +80,10 @@ class Settings:
         """Build from a mapping; an unknown key is refused by name, with `where` to find it."""
         if not isinstance(values, Mapping):
             raise UserError(f"{where} must be a mapping of settings, got {values!r}.", keys=())
+        names = cls.names()
         for key in values:
-            if key not in cls.names():
-                raise unknown_name(f"setting in {where}:", key, cls.names(), keys=(key,))
+            if key not in names:
+                raise unknown_name(f"setting in {where}:", key, names, keys=(key,))
         return cls(**values)
 
     @classmethod
@@ -85,7 +99,7 @@ class Settings:
 
     def to_yaml(self) -> str:
         """YAML text in order of declaration; `from_yaml` reads it back equal."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False)
 
     def to_json(self) -> str:
         """JSON text; `from_dict(json.loads(text))` reads it back equal."""
@@ -115,7 +129,7 @@ class Settings:
 
 def json_schema(cls: type[Settings]) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a configuration, for editors' completion and checks."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     properties = {}
     for field in dataclasses.fields(cls):
         entry, limits = _schema_of(hints[field.name]), field.metadata

@@ -24,6 +24,7 @@ from ekd_ray.results.study import TrialRecord
 LIVE_ROWS = 16
 # Stages whose runs read the test split when their epochs are done.
 _TESTED = ("confirm: final", "reproduction")
+REDRAW_SECONDS = 0.25
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Terminal:
         self.rungs = tuple(rungs)
         self.quiet, self.unit = quiet, unit
         self._live: Live | None = None
+        self._drawn_at = 0.0
         self._reset("", 0, 0)
 
     def _reset(self, title: str, total: int, epochs: int) -> None:
@@ -153,7 +155,9 @@ class Terminal:
             self.console.print(text.rstrip(), markup=False)
 
     def _draw(self) -> None:
-        if self._live:
+        # A table for every report of 64 trials would be most of the driver's work.
+        if self._live and time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
+            self._drawn_at = time.monotonic()
             self._live.update(self._table())
 
     def _settings(self, run: _Progress) -> str:

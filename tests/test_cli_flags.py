@@ -1,100 +1,13 @@
 """The launchers' flags, how they become a configuration, and how mistakes end."""
 
 import json
-import re
 
 import pytest
-from launchers_run import DIGITS, LAUNCHERS, command
+from launchers_run import DIGITS
 
 from ekd_ray import cli, flags
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
-
-SHARED = {
-    "--help",
-    "--dataset",
-    "--data",
-    "--ood-dataset",
-    "--set",
-    "--epochs",
-    "--train-subset",
-    "--seed",
-    "--out",
-    "--data-root",
-    "--download",
-    "--cpus-per-trial",
-    "--cpus-per-worker",
-    "--resume",
-    "--dry-run",
-    "--quiet",
-    "--json",
-}
-PAIR = {
-    "--pair",
-    "--teacher",
-    "--student",
-    "--teacher-weights",
-    "--teacher-zoo",
-    "--teacher-normalization",
-    "--method",
-    "--space",
-}
-SEARCH = {
-    "--pairs",
-    "--methods",
-    "--trials",
-    "--extend",
-    "--warm-start",
-    "--budget-epochs",
-    "--budget-hours",
-    "--budget-gpu-hours",
-    "--objective",
-    "--constraint",
-    "--optuna-storage",
-    "--track",
-    "--seeds",
-    "--top-k",
-    "--max-concurrent",
-    "--workers-per-trial",
-    "--gpus-per-trial",
-    "--gpus-per-worker",
-}
-WORKERS = {"--workers", "--gpus-per-trial", "--gpus-per-worker"}
-FLAGS = {
-    "train_teacher": SHARED | WORKERS | {"--model", "--evidential", "--test"},
-    "distill": SHARED | PAIR | WORKERS | {"--config", "--test"},
-    "tune_cifar": SHARED | PAIR | SEARCH,
-    "tune_imagenet": SHARED | PAIR | SEARCH,
-    "tune_vit": SHARED | PAIR | SEARCH,
-    "cache": {"--help"},
-    "space": {"--help"},
-    "export_best": {
-        "--help",
-        "--out",
-        "--data-root",
-        "--verify",
-        "--dry-run",
-        "--quiet",
-        "--json",
-        "--format",
-        "--normalized-input",
-    },
-    "reproduce": {
-        "--help",
-        "--out",
-        "--data-root",
-        "--dataset",
-        "--download",
-        "--teacher-weights",
-        "--resume",
-        "--threads",
-        "--tolerance",
-        "--exact",
-        "--dry-run",
-        "--quiet",
-        "--json",
-    },
-}
 
 
 def study(*argv):
@@ -105,20 +18,6 @@ def one_run(*argv):
     parser = flags.parser("test")
     parser.add_argument("--config")
     return cli.distill_config(parser.parse_args([*map(str, argv)]))
-
-
-# The surface
-
-
-def test_there_is_a_line_for_every_launcher():
-    assert {path.stem for path in LAUNCHERS.glob("*.py")} == set(FLAGS)
-
-
-@pytest.mark.parametrize("name", FLAGS)
-def test_the_flags_are_frozen(name):
-    done = command(name, "--help")
-    assert done.returncode == 0 and not done.stderr
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", done.stdout)) == FLAGS[name]
 
 
 # From flags to a configuration

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from ekd_ray.errors import UserError
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Nor are its snapshots read: they hold every trial, and halt the search while they are written.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     # A trial that fails in its first epoch, or is resumed at its end, reports no metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -26,11 +28,26 @@ _ENVIRONMENT = {
 }
 
 
+ADDRESS = "RAY_ADDRESS"
+REACH_SECONDS = 10.0  # until an address counts as unreachable
+_DEFAULT_PORT = 6379
+# CPUs and GPUs of one node.
+Node = tuple[float, float]
+
+
+def on_cluster() -> bool:
+    """Whether trials run on a cluster that is there already, named by RAY_ADDRESS."""
+    return os.environ.get(ADDRESS, "local") not in ("", "local")
+
+
 @contextlib.contextmanager
 def connected(*configs: StudyConfig) -> Iterator[None]:
     """Ray for the duration: the cluster named by RAY_ADDRESS, or a local one of our own.
 
     A connection that is there already is used and left open. Every study must fit.
+
+    Raises:
+        UserError: no cluster at the address, or a study that does not fit.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -41,13 +58,20 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
             check_fits(config)
         yield
         return
+    check_address()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if not os.environ.get("RAY_ADDRESS"):
+    if not on_cluster():
+        # By itself Ray would join whatever else was last started on this machine.
+        options |= {"address": "local", "num_cpus": local_cpus()}
         # Without the dashboard, placement groups of stopped nested trials are never freed.
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        options |= {"num_cpus": local_cpus()}
     terminated = signal.getsignal(signal.SIGTERM)
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if not on_cluster():
+            raise
+        raise _no_cluster(str(error) or type(error).__name__) from error
     # Ray's own handler prints native traces of a launcher that is asked to end.
     if callable(terminated) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)
@@ -59,47 +83,102 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def check_address() -> None:
+    """Raises `UserError` within `REACH_SECONDS` if RAY_ADDRESS names nothing that listens."""
+    address = os.environ.get(ADDRESS, "")
+    if not on_cluster() or address == "auto":  # Ray knows where it has started one here
+        return
+    if "://" in address:
+        raise _no_cluster(
+            "it must be HOST:PORT of the head, or auto on one of the cluster's nodes; from "
+            "elsewhere use ray job submit"
+        )
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", "")
+    try:
+        target = (host.strip("[]"), int(port or _DEFAULT_PORT))
+        socket.create_connection(target, timeout=REACH_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_cluster(str(error)) from None
+
+
+def _no_cluster(reason: str) -> UserError:
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    return UserError(
+        f"cannot join the Ray cluster at {os.environ.get(ADDRESS)} ({lines[0].rstrip('.')}): check "
+        f"--address (or {ADDRESS}), that its head runs, and that its token is here (ray "
+        "get-auth-token)."
+    )
+
+
 def local_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fits(config: StudyConfig, *, cpus: float, gpus: float) -> int:
-    """How many trials run at once on so many CPUs and GPUs (0: not one)."""
-    workers = config.workers_per_trial
-    slots = int(cpus // (workers * config.cpus_per_trial))
-    if config.gpus_per_trial:
-        slots = min(slots, int(gpus / (workers * config.gpus_per_trial) + 1e-9))
+def room_on(node: Node, *, cpus: float, gpus: float) -> int:
+    """How many workers of so many CPUs and GPUs each fit on a node at once."""
+    workers = int(node[0] // cpus)
+    if gpus:
+        # A worker's GPUs, or its share of one, are of one node.
+        workers = min(workers, int(node[1] / gpus + 1e-9))
+    return workers
+
+
+def workers_on(config: StudyConfig, node: Node) -> int:
+    """How many workers of a study's trials fit on a node at once."""
+    return room_on(node, cpus=config.cpus_per_trial, gpus=config.gpus_per_trial)
+
+
+def fits(config: StudyConfig, nodes: Iterable[Node]) -> int:
+    """How many trials run at once on nodes with so many CPUs and GPUs (0: not one).
+
+    The workers of a trial may be on several nodes; a worker is on one.
+    """
+    slots = sum(workers_on(config, node) for node in nodes) // config.workers_per_trial
     return min(slots, config.max_concurrent or slots)
 
 
-def capacity() -> tuple[float, float]:
-    """(CPUs, GPUs) of the connected cluster, or of this machine where Ray will be our own.
+def this_machine() -> list[Node]:
+    """What a Ray of our own would have."""
+    return [(local_cpus(), torch.cuda.device_count())]
 
-    Before a connection to a cluster elsewhere, its size is unknown: infinite.
+
+def live_nodes() -> dict[str, Node]:
+    """Node id -> (CPUs, GPUs) of the connected cluster."""
+    import ray
+
+    return {
+        node["NodeID"]: (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+
+
+def check_fits(config: StudyConfig) -> None:
+    """Raise `UserError` if not one trial fits: it would wait for ever.
+
+    Before a connection to a cluster elsewhere its size is unknown, and nothing is checked.
     """
     import ray
 
     if ray.is_initialized():
-        have = ray.cluster_resources()
-        return have.get("CPU", 0.0), have.get("GPU", 0.0)
-    if os.environ.get("RAY_ADDRESS"):
-        return math.inf, math.inf
-    return local_cpus(), torch.cuda.device_count()
-
-
-def check_fits(config: StudyConfig) -> None:
-    """Raise `UserError` if not one trial fits: it would wait for ever."""
-    cpus, gpus = capacity()
-    if math.isfinite(cpus) and fits(config, cpus=cpus, gpus=gpus) < 1:
+        nodes = list(live_nodes().values())
+    elif on_cluster():
+        return
+    else:
+        nodes = this_machine()
+    if fits(config, nodes) < 1:
+        biggest = max(nodes, default=(0.0, 0.0))
+        cpus, gpus = (sum(have) for have in zip(*nodes, strict=True))
+        each = f" on {len(nodes)} nodes, {biggest[0]:g} and {biggest[1]:g} on the largest"
         raise UserError(
             f"one trial needs {config.workers_per_trial} worker(s) x {config.cpus_per_trial} "
             f"CPU(s) and {config.gpus_per_trial:g} GPU(s), there are {cpus:g} CPU(s) and "
-            f"{gpus:g} GPU(s): lower --workers-per-trial, --cpus-per-trial or --gpus-per-trial."
+            f"{gpus:g} GPU(s){each if len(nodes) > 1 else ''}: lower --workers-per-trial, "
+            "--cpus-per-trial or --gpus-per-trial."
         )
 
 
 def concurrency(config: StudyConfig) -> int:
-    """Trials at once on the connected cluster."""
-    cpus, gpus = capacity()
-    return fits(config, cpus=cpus, gpus=gpus)
+    """Trials at once on the connected cluster as it is now."""
+    return fits(config, live_nodes().values())

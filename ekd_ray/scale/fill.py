@@ -2,79 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import default_cache_dir
 from ekd_ray.engine.teacher import uses_cache
 from ekd_ray.engine.teacher_fill import FillPart, fill_tables
+from ekd_ray.scale.cluster import live_nodes, workers_on
 from ekd_ray.scale.observer import Observer
 
 # More parts than slots, so that progress is seen and no slot waits long for the last one.
 PARTS_PER_SLOT = 4
+IDENTITY = "identity"  # in a cache folder: the same for all nodes that see it
 
 
 def fill_cache(
     config: StudyConfig, base: DistillConfig, seeds: Sequence[int], observer: Observer
 ) -> None:
-    """Compute the teacher's logits for the runs of `base` under `seeds`, on each node's disk.
+    """Compute the teacher's logits for the runs of `base` under `seeds`, once on each disk.
 
     Runs that draw the same views share them: a search needs those of one seed, whatever the
-    number of its trials. Without a cache, or with `teacher_fill: lazy`, nothing is done.
+    number of its trials. Without a cache, or with `teacher_fill: lazy`, nothing is done. What a
+    node that is lost had still to do, or one that joins later lacks, its trials ask themselves.
 
     Args:
         base: the shared settings, resolved; its validation fraction says which images.
 
     Raises:
-        UserError: bad data. ray.exceptions.RayError: a node was lost.
+        UserError: bad data. ray.exceptions.RayError: a process died on a node that lives.
     """
     if config.teacher_fill != "eager" or not uses_cache(base, config.data_root):
         return
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(max_retries=2)(_fill_part)
-    pending: list[Any] = []
-    slots = _slots(config)
-    total = sum(PARTS_PER_SLOT * count for count in slots.values())
-    observer.filled(0, total)
-    for node, count in slots.items():
-        parts = PARTS_PER_SLOT * count
+    pending: dict[Any, str] = {}
+    for slots in _disks(config):
+        parts = PARTS_PER_SLOT * len(slots)
         for index in range(parts):
-            options = task.options(
-                num_cpus=config.cpus_per_trial,
-                num_gpus=config.gpus_per_trial or None,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            )
-            reference = options.remote(
+            node = slots[index % len(slots)]
+            reference = task.options(**_placed(config, node)).remote(
                 base.to_dict(), config.data_root, list(seeds), index, parts, config.cpus_per_trial
             )
-            pending.append(reference)
+            pending[reference] = node
+    total = len(pending)
+    observer.filled(0, total)
     try:
         while pending:
-            done, _ = ray.wait(pending)
-            for reference in done:
-                ray.get(reference)
-                pending.remove(reference)
+            for reference in ray.wait(list(pending))[0]:
+                node = pending.pop(reference)
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError:
+                    if node in live_nodes():
+                        raise
                 observer.filled(total - len(pending), total)
     finally:
         for reference in pending:
             ray.cancel(reference)
 
 
-def _slots(config: StudyConfig) -> dict[str, int]:
-    """Node id -> how many parts fit there at once, for nodes on which at least one does."""
+def _placed(config: StudyConfig, node: str) -> dict[str, Any]:
+    """Options of a task that runs on a node with what a worker of a trial has."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {
+        "num_cpus": config.cpus_per_trial,
+        "num_gpus": config.gpus_per_trial or None,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+    }
+
+
+def _disks(config: StudyConfig) -> list[list[str]]:
+    """For each cache folder of the cluster, the slots of the nodes that share it: node ids,
+    taking turns, each as often as workers fit on the node at once."""
     import ray
 
-    found = {}
-    for node in ray.nodes():
-        have = node["Resources"]
-        slots = int(have.get("CPU", 0) // config.cpus_per_trial)
-        if config.gpus_per_trial:
-            slots = min(slots, int(have.get("GPU", 0) / config.gpus_per_trial + 1e-9))
-        if node["Alive"] and slots:
-            found[node["NodeID"]] = slots
-    return found
+    slots = {node: workers_on(config, have) for node, have in live_nodes().items()}
+    slots = {node: count for node, count in slots.items() if count}
+    if len(slots) < 2:
+        return [[node] * count for node, count in slots.items()]
+    task = ray.remote(max_retries=2)(cache_identity)
+    asked = {node: task.options(**_placed(config, node)).remote() for node in slots}
+    found: dict[str, str] = {}
+    for node, reference in asked.items():
+        try:
+            found[node] = ray.get(reference)
+        except ray.exceptions.RayError:
+            if node in live_nodes():
+                raise
+    return taking_turns(slots, found)
+
+
+def taking_turns(slots: Mapping[str, int], disks: Mapping[str, str]) -> list[list[str]]:
+    """For each disk its nodes, in turns, each as often as it has slots.
+
+    Args:
+        slots: how many each node has; disks: which of them each node sees.
+    """
+    shared: dict[str, list[str]] = {}
+    for node, disk in disks.items():
+        shared.setdefault(disk, []).append(node)
+    return [
+        [node for turn in range(max(map(slots.__getitem__, nodes))) for node in nodes
+         if turn < slots[node]]
+        for nodes in shared.values()
+    ]  # fmt: skip
+
+
+def cache_identity() -> str:
+    """A name of this node's cache folder, which other nodes find if they share it."""
+    path = default_cache_dir() / IDENTITY
+    mine = uuid.uuid4().hex
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.{mine}.tmp")
+        new.write_text(mine, encoding="utf-8")
+        with contextlib.suppress(FileExistsError):  # linked as a whole, by whoever is first
+            os.link(new, path)
+        new.unlink()
+        return path.read_text(encoding="utf-8")
+    except OSError:  # nothing is kept there, so nothing is shared
+        return mine
 
 
 def _fill_part(

@@ -17,7 +17,7 @@ from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.results.study import FAILURE, RESULT, failure_reason
-from ekd_ray.scale.cluster import capacity, connected, local_cpus
+from ekd_ray.scale.cluster import connected, live_nodes, local_cpus, room_on
 from ekd_ray.scale.trainer import Workers, fit_group
 from ekd_ray.scale.worker import Job, Report, run_job
 
@@ -44,12 +44,13 @@ def parse_workers(text: str, *, cpus: int | None, gpus: float | None) -> Workers
 
 def check_room(workers: Workers) -> None:
     """Raise `UserError` if not even the least number of workers fits: it would wait for ever."""
-    cpus, gpus = capacity()
-    needs_cpus, needs_gpus = workers.least * workers.cpus, workers.least * workers.gpus
-    if needs_cpus > cpus or needs_gpus > gpus + 1e-9:
+    nodes = list(live_nodes().values())
+    room = sum(room_on(node, cpus=workers.cpus, gpus=workers.gpus) for node in nodes)
+    if room < workers.least:
         raise UserError(
-            f"{workers.least} worker(s) need {needs_cpus} CPU(s) and {needs_gpus:g} GPU(s), there "
-            f"are {cpus:g} and {gpus:g}: lower --workers, --cpus-per-worker or --gpus-per-worker."
+            f"{workers.least} worker(s) of {workers.cpus} CPU(s) and {workers.gpus:g} GPU(s) each "
+            f"do not fit: there is room for {room}; lower --workers, --cpus-per-worker or "
+            "--gpus-per-worker."
         )
 
 

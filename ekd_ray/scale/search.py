@@ -16,13 +16,13 @@ from ray.tune.search import Searcher
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import Study
-from ekd_ray.scale.cluster import concurrency
 from ekd_ray.scale.fill import fill_cache
 from ekd_ray.scale.members import Members, run_member
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.slots import LostNodes, Slots
 from ekd_ray.scale.space import study_batch
 from ekd_ray.scale.tracking import Tracker
 from ekd_ray.scale.trainer import trainable
@@ -149,8 +149,9 @@ def run_tuner(
     Args:
         body: what a trial runs, in its own process or in each of its workers.
     """
-    options = {"search_alg": searcher, "scheduler": scheduler, "num_samples": num_samples}
-    _fit(run, config, body, observer, max_concurrent_trials=concurrency(config), **options)
+    slots = Slots(searcher, config)
+    options = {"search_alg": slots, "scheduler": scheduler, "num_samples": num_samples}
+    _fit(run, config, body, observer, **options)
 
 
 def _run_population(
@@ -194,7 +195,7 @@ def _fit(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch.absolute()),
-            callbacks=[*callbacks, *trackers, _Relay(observer)],
+            callbacks=[*callbacks, *trackers, LostNodes(), _Relay(observer)],
             failure_config=tune.FailureConfig(max_failures=1),
             # Only a population leaves any: a member may still be on its way to one when the
             # better member leaves its next.

@@ -25,6 +25,7 @@ from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import FAILURE, TrialRecord, trial_folder
 from ekd_ray.scale.budget import Budget
+from ekd_ray.scale.journal import together
 from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.space import Space, first_points, point_config, study_batch
 from ekd_ray.scale.storage import open_study
@@ -155,6 +156,10 @@ class OptunaSearcher(Searcher):
         Runs are functions of their configuration: a point that comes again is ended in Optuna
         as the first one was, without being run, and counts for nothing.
         """
+        with together(self.study):
+            return self._new_point()
+
+    def _new_point(self) -> tuple[Trial, dict[str, Any]] | None:
         for _ in range(REPEATS):
             if not self.remaining:
                 return None
@@ -164,10 +169,11 @@ class OptunaSearcher(Searcher):
             else:
                 trial = self.study.ask()
             point = self.space(trial)
+            drawn = trial.params  # copied by Optuna whenever it is asked for
             first = next(
                 other
                 for other in self.study.get_trials(deepcopy=False)
-                if other.params == trial.params and other.state != TrialState.WAITING
+                if other.params == drawn and other.state != TrialState.WAITING
             )
             if first.number == trial.number:
                 return trial, point | self._lineage(trial.number)
@@ -231,6 +237,10 @@ class OptunaSearcher(Searcher):
         return left or number in self._begun_again
 
     def _tell(self, number: int, record: TrialRecord) -> None:
+        with together(self.study):
+            self._tell_all(number, record)
+
+    def _tell_all(self, number: int, record: TrialRecord) -> None:
         state = _STATES[record.status]
         stored = self.study.get_trials(deepcopy=False)[number]
         trial = Trial(self.study, stored._trial_id)

@@ -16,7 +16,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_text
 from ekd_ray.results.study import JOURNAL
-from ekd_ray.scale.journal import open_journal
+from ekd_ray.scale.journal import Journal
 from ekd_ray.scale.samplers import make_sampler
 from ekd_ray.scale.space import quiet
 
@@ -37,7 +37,7 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
     name, url = STUDY_NAME, config.optuna_storage
     try:
         if url is None:
-            storage: BaseStorage = open_journal(run / JOURNAL)
+            storage: BaseStorage = Journal(run / JOURNAL)
         else:
             # A database drops connections that were idle through a long epoch.
             storage = RDBStorage(_expanded(url), engine_kwargs={"pool_pre_ping": True})

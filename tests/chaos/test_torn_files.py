@@ -13,11 +13,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ekd_ray.engine.runlog import HISTORY, RunLog, read_history
-from ekd_ray.scale.journal import open_journal
+from ekd_ray.scale.journal import Journal
 
 
 def study_in(path: Path) -> optuna.Study:
-    return optuna.create_study(storage=open_journal(path), study_name="s", load_if_exists=True)
+    return optuna.create_study(storage=Journal(path), study_name="s", load_if_exists=True)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_journal_cut_at_any_byte_of_its_last_line_goes_on(journal: Path) -> No
 
 def test_a_whole_journal_stays_as_it_is(journal: Path) -> None:
     whole = journal.read_bytes()
-    open_journal(journal)
+    Journal(journal)
     assert journal.read_bytes() == whole
 
 

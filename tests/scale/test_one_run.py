@@ -70,12 +70,16 @@ def test_what_a_worker_may_use_is_bounded(values, words):
 
 
 def test_room_for_the_least_number_is_enough(monkeypatch):
-    monkeypatch.setattr(one_run, "capacity", lambda: (2.0, 1.0))
+    monkeypatch.setattr(one_run, "live_nodes", lambda: {"a": (2.5, 1.0), "b": (1.5, 0.0)})
+    check_room(Workers(least=3, most=64, cpus=1, gpus=0.0))
     check_room(Workers(least=2, most=64, cpus=1, gpus=0.5))
-    with pytest.raises(UserError, match=r"3 worker\(s\) need 3 CPU.* there are 2 and 1: lower"):
-        check_room(Workers(least=3, most=64, cpus=1, gpus=0.0))
-    with pytest.raises(UserError, match=r"need 1 CPU\(s\) and 2 GPU\(s\)"):
+    with pytest.raises(UserError, match=r"4 worker\(s\) of 1 CPU.* there is room for 3; lower"):
+        check_room(Workers(least=4, most=64, cpus=1, gpus=0.0))
+    with pytest.raises(UserError, match=r"2 GPU\(s\) each do not fit: there is room for 0"):
         check_room(Workers(least=1, most=1, cpus=1, gpus=2.0))
+    # There are four CPUs in all, and no node has three of them.
+    with pytest.raises(UserError, match="room for 0"):
+        check_room(Workers(least=1, most=1, cpus=3, gpus=0.0))
 
 
 def test_every_worker_needs_a_row():

@@ -1,0 +1,266 @@
+"""What lies in deploy/, and the commands that the documents show, fit this code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from ekd_ray import cli
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+COMMAND = re.compile(r"python (?:/opt/ekd_ray/)?launchers/(\w+)\.py\s*(.*)")
+VALUES = {
+    "--resume": "",
+    "--method jsd": "--method kd",
+    "$SHARED": "/shared",
+    "${RESUME:-}": "",
+    "...": "",
+}
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """(launcher, its arguments) of every command in a text; `\\` continues a line."""
+    text = re.sub(r"^#+ ?", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\s*\\\n\s*", " ", text)
+    found = [(name, rest.split("`")[0]) for name, rest in COMMAND.findall(text)]
+    # The command may itself stand in quotes.
+    return [(n, rest.rstrip("'") if rest.count("'") % 2 else rest) for n, rest in found]
+
+
+def arguments(text: str) -> list[str]:
+    for name, value in VALUES.items():
+        text = text.replace(name, value)
+    return shlex.split(text, comments=True)
+
+
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(DEPLOY.iterdir())]
+SHOWN = [
+    pytest.param(name, rest, id=f"{path.name}-{index}")
+    for path in FILES
+    for index, (name, rest) in enumerate(
+        commands(yaml.safe_load(path.read_text())["spec"]["entrypoint"] + "\n")
+        if path.name == "kuberay-job.yaml"
+        else commands(path.read_text(encoding="utf-8"))
+    )
+]
+
+
+def test_commands_are_found_where_they_are() -> None:
+    texts = "\n".join(shown.id or "" for shown in SHOWN)
+    for name in ("README.md-0", "aws-gpu-spot.yaml-0", "kuberay-cluster.yaml-0",
+                 "kuberay-job.yaml-0", "slurm.sh-0", "scaling.md-0"):  # fmt: skip
+        assert name in texts
+    continued = "x\n#   python launchers/tune_cifar.py --trials \\\n#     3 --out a'\n"
+    assert commands(continued) == [("tune_cifar", "--trials 3 --out a")]
+
+
+@pytest.mark.parametrize(("name", "rest"), SHOWN)
+def test_a_command_that_is_shown_parses(
+    name: str, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the launcher's own parser, up to the configuration of its studies."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launchers" / f"{name}.py")
+    assert spec and spec.loader
+    launcher = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launcher)
+    studies: list[Any] = []
+    if not name.startswith("tune_"):
+        return _parse_only(launcher, rest, monkeypatch)
+    monkeypatch.setattr(sys, "argv", [name, *arguments(rest)])
+    from ekd_ray import commands
+
+    monkeypatch.setattr(commands, "tune", lambda configs, args: studies.append((configs, args)))
+    monkeypatch.setattr(cli, "_from_zoo", lambda distill, args: distill)
+    if "--pair" in rest or "--pairs" in rest or "--student" in rest:
+        launcher.main()
+        assert studies
+    else:
+        _parse_only(launcher, rest, monkeypatch)
+    return None
+
+
+def _parse_only(launcher: Any, rest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import argparse
+
+    parsed: list[argparse.Namespace] = []
+    original = argparse.ArgumentParser.parse_args
+
+    def parse(self: Any, *given: Any, **options: Any) -> Any:
+        parsed.append(original(self, *given, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(sys, "argv", ["launcher", *arguments(rest)])
+    with pytest.raises(KeyboardInterrupt):
+        launcher.main()
+    assert parsed
+
+
+def loaded(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
+
+
+def test_the_cluster_file_is_one_of_ray_s() -> None:
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    values = loaded("aws-gpu-spot.yaml")
+    jsonschema.validate(values, schema)
+    types = values["available_node_types"]
+    head, worker = types[values["head_node_type"]], types["gpu_spot"]
+    assert head["resources"]["CPU"] == 0, "spot nodes die, the driver's must not be one of them"
+    assert worker["resources"]["GPU"] > 0
+    assert worker["min_workers"] >= 1, "a study must find room for one trial"
+    assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    for kind in ("head", "worker"):
+        assert any(
+            "RAY_AUTH_MODE=token ray start" in line for line in values[f"{kind}_start_ray_commands"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "path"),
+    [("kuberay-cluster.yaml", "RayCluster", ()),
+     ("kuberay-job.yaml", "RayJob", ("rayClusterSpec",))],
+)  # fmt: skip
+def test_kuberay_manifests_have_the_fields_of_their_kind(
+    name: str, kind: str, path: tuple[str, ...]
+) -> None:
+    manifest = loaded(name)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", kind)
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,46}[a-z0-9])?", manifest["metadata"]["name"])
+    spec = manifest["spec"]
+    if kind == "RayJob":
+        assert set(spec) <= {
+            "entrypoint", "submissionMode", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
+            "backoffLimit", "rayClusterSpec",
+        }  # fmt: skip
+        assert spec["submissionMode"] in ("K8sJobMode", "HTTPMode", "InteractiveMode")
+    for key in path:
+        spec = spec[key]
+    assert set(spec) <= {
+        "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions",
+        "headGroupSpec", "workerGroupSpecs",
+    }  # fmt: skip
+    assert spec["authOptions"] == {"mode": "token"}
+    version = re.match(r"\d+\.\d+", spec["rayVersion"])
+    assert (
+        version
+        and f"ray[default,train,tune]>={version[0]}" in (ROOT / "pyproject.toml").read_text()
+    )
+    head, (worker,) = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    assert set(head) == {"rayStartParams", "template"}
+    assert set(worker) == {
+        "groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template",
+    }  # fmt: skip
+    assert 1 <= worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
+    assert head["rayStartParams"] == {"num-cpus": "0"}
+    images = {_check_pod(group["template"]) for group in (head, worker)}
+    assert images == {"REGISTRY/ekd-ray:latest"}
+    limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert int(limits["nvidia.com/gpu"]) >= 1
+
+
+def _check_pod(template: dict[str, Any]) -> str:
+    """A pod's template holds together; its image."""
+    assert set(template) == {"metadata", "spec"}
+    spec = template["spec"]
+    assert set(spec) == {"securityContext", "containers", "volumes"}
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    (container,) = spec["containers"]
+    assert set(container) == {"name", "image", "resources", "volumeMounts"}
+    resources = container["resources"]
+    assert resources["requests"] == resources["limits"], "Ray counts what it may use"
+    assert all(isinstance(amount, str) for amount in resources["limits"].values())
+    volumes = {volume["name"] for volume in spec["volumes"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert set(mounts) == volumes
+    image = (DEPLOY / "Dockerfile").read_text()
+    for variable, name in (("EKD_DATA_ROOT", "data"), ("EKD_CACHE_DIR", "cache")):
+        assert f"{variable}={mounts[name]}" in image
+    return str(container["image"])
+
+
+def test_the_slurm_script_is_bash_and_symmetric_run_takes_its_flags() -> None:
+    path = DEPLOY / "slurm.sh"
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    from ray.scripts.scripts import cli as ray_cli
+
+    text = re.sub(r"\s*\\\n\s*", " ", path.read_text())
+    (call,) = re.findall(r"ray symmetric-run (.*?) -- ", text)
+    flags = re.findall(r"--[a-z-]+", call)
+    known = {
+        name
+        for command in ("symmetric-run", "start")
+        for option in ray_cli.commands[command].params
+        for name in option.opts
+    }
+    assert flags and set(flags) <= known
+    assert text.index("RAY_AUTH_MODE=token") < text.index("symmetric-run")
+
+
+def test_the_image_holds_what_it_copies_and_runs_as_nobody_special() -> None:
+    lines = re.sub(r"\s*\\\n\s*", " ", (DEPLOY / "Dockerfile").read_text()).splitlines()
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert ignored[0] == "*"
+    for line in lines:
+        if line.startswith("COPY "):
+            *sources, _ = line.split()[1:]
+            for source in sources:
+                assert (ROOT / source).exists(), source
+                assert f"!{source.split('/')[0]}" in ignored
+    (command,) = [json.loads(line[4:]) for line in lines if line.startswith("CMD ")]
+    assert (ROOT / command[1]).exists()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users[-1] == "ray"
+    extras = re.findall(r"--editable '\.\[(\w+)\]'", "\n".join(lines))
+    assert extras and all(
+        f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras
+    )
+
+
+def test_a_job_ships_the_code_and_not_the_data(tmp_path: Path) -> None:
+    """Ray's own packing of the working directory, with a study, data and an environment in it."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    checkout = tmp_path / "checkout"
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    kept = [name for name in listed if name and (ROOT / name).is_file()]
+    for name in {*kept, ".rayignore"}:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, checkout / name)
+    for name in ("runs/a/study.yaml", "data/train", ".venv/bin/python",
+                 "best/model.safetensors", "cache/t/rows.bin", "teacher.pth",
+                 ".git/HEAD", "ekd_ray/__pycache__/x.pyc"):  # fmt: skip
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_bytes(bytes(1 << 16))
+    package = tmp_path / "package.zip"
+    create_package(
+        str(checkout), package, include_gitignore=True, excludes=get_runtime_env_default_excludes()
+    )
+    names = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
+    code = {
+        name
+        for name in {*kept, "README.md"}
+        if name.startswith(("ekd_ray/", "launchers/", "search_spaces/"))
+    }
+    assert code <= names
+    extra = {name for name in names - code if name.startswith(("runs", "data", ".venv", "best",
+             "cache", "teacher", ".git/", "tests", "docs")) or "__pycache__" in name}  # fmt: skip
+    assert not extra
+    assert package.stat().st_size < 1 << 20

@@ -1,0 +1,175 @@
+"""What fits on which nodes, who shares a disk, and addresses where nobody is."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ekd_ray.config import StudyConfig
+from ekd_ray.errors import UserError
+from ekd_ray.scale import cluster, fill, slots
+
+
+@given(
+    nodes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=5),
+    workers=st.integers(1, 4),
+    cpus=st.integers(1, 4),
+    gpus=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]),
+)
+def test_what_fits_can_be_placed_worker_by_worker(
+    nodes: list[tuple[int, int]], workers: int, cpus: int, gpus: float
+) -> None:
+    config = StudyConfig(workers_per_trial=workers, cpus_per_trial=cpus, gpus_per_trial=gpus)
+    placed = 0
+    for have in nodes:
+        left_cpus, left_gpus = have
+        while left_cpus >= cpus and left_gpus >= gpus:
+            left_cpus, left_gpus, placed = left_cpus - cpus, left_gpus - gpus, placed + 1
+    assert cluster.fits(config, nodes) == placed // workers
+
+
+def test_cpus_of_two_nodes_are_no_room_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    config = StudyConfig(cpus_per_trial=3)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster, "live_nodes", lambda: {"a": (2.0, 0.0), "b": (2.0, 0.0)})
+    with pytest.raises(UserError, match=r"4 CPU.* on 2 nodes, 2 and 0 on the largest") as refused:
+        cluster.check_fits(config)
+    assert "\n" not in str(refused.value)
+    monkeypatch.setattr(cluster, "live_nodes", lambda: {"a": (1.0, 0.0), "b": (3.0, 0.0)})
+    cluster.check_fits(config)
+
+
+def test_a_search_uses_nodes_that_join_and_lets_go_of_those_that_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.tune.search import Searcher
+
+    class Endless(Searcher):
+        def suggest(self, trial_id: str) -> dict[str, Any]:
+            return {"given": trial_id}
+
+        def on_trial_complete(self, *args: Any, **options: Any) -> None: ...
+
+    room, now = [2], [0.0]
+    monkeypatch.setattr(slots, "concurrency", lambda config: room[0])
+    monkeypatch.setattr(slots, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    limited = slots.Slots(Endless(), StudyConfig())
+    running = [name for name in "abcd" if limited.suggest(name)]
+    assert running == ["a", "b"]
+    room[0] = 3
+    assert limited.suggest("c") is None, "nodes are not looked at for every trial"
+    now[0] += slots.LOOK_SECONDS + 1
+    assert limited.suggest("c")
+    assert limited.suggest("d") is None
+    room[0], now[0] = 0, now[0] + slots.LOOK_SECONDS + 1
+    assert limited.suggest("d") is None
+    for name in "abc":
+        limited.on_trial_complete(name)
+    assert limited.suggest("d"), "a search must not end because its nodes are all gone for now"
+
+
+def test_a_cluster_that_can_grow_sees_a_few_trials_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "concurrency", lambda config: 8)
+    for address, asked, workers, expected in (
+        ("h:1", 64, 1, 10), ("h:1", 9, 1, 9), ("h:1", None, 1, 8), ("h:1", 64, 2, 8),
+        ("", 64, 1, 8),
+    ):  # fmt: skip
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        config = StudyConfig(max_concurrent=asked, workers_per_trial=workers)
+        assert slots.limit(config) == expected
+
+
+def failed(path: Path, *reasons: str) -> Any:
+    path.write_text("".join(f"Failure # {i} (occurred at x)\n{r}\n" for i, r in enumerate(reasons)))
+    return SimpleNamespace(
+        trial_id="t",
+        error_file=str(path),
+        run_metadata=SimpleNamespace(num_failures=len(reasons), invalidate_cache=lambda: None),
+    )
+
+
+def test_the_loss_of_a_node_does_not_count_against_a_trial(tmp_path: Path) -> None:
+    lost = "The actor died because its node has died. Node Id: 1"
+    for reasons, counted in (((lost,), 0), (("killed",), 1), (("killed", lost), 1),
+                             ((lost, "killed"), 2)):  # fmt: skip
+        trial = failed(tmp_path / "error.txt", *reasons)
+        slots.LostNodes().on_trial_recover(1, [trial], trial)
+        assert trial.run_metadata.num_failures == counted, reasons
+
+
+def test_a_trial_that_ends_one_node_after_the_other_fails_at_last(tmp_path: Path) -> None:
+    trial = failed(tmp_path / "error.txt", "its node has died")
+    callback = slots.LostNodes()
+    for _ in range(slots.NODE_LOSSES):
+        callback.on_trial_recover(1, [trial], trial)
+        trial.run_metadata.num_failures += 1
+    callback.on_trial_recover(1, [trial], trial)
+    assert trial.run_metadata.num_failures == 1
+
+
+def test_nodes_with_one_disk_share_the_filling_of_it() -> None:
+    slots_of = {"a": 2, "b": 1, "c": 3}
+    assert fill.taking_turns(slots_of, {"a": "x", "b": "y", "c": "x"}) == [
+        ["a", "c", "a", "c", "c"],
+        ["b"],
+    ]
+
+
+def test_a_cache_folder_is_known_again_by_whoever_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "one"))
+    found: list[str] = []
+    askers = [
+        threading.Thread(target=lambda: found.append(fill.cache_identity())) for _ in range(8)
+    ]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert len(found) == 8 and len(set(found)) == 1
+    assert [path.name for path in (tmp_path / "one").iterdir()] == [fill.IDENTITY]
+    monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "two"))
+    assert fill.cache_identity() != found[0]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "file" / "no"))
+    assert fill.cache_identity() != fill.cache_identity()
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "http://127.0.0.1:8265",
+                "127.0.0.1:no", "127.0.0.1:99999999", "no.such.host.invalid:6379"],
+)  # fmt: skip
+def test_an_address_where_no_cluster_is(
+    address: str, launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused by a launcher before anything is written, with exit code 2 and one sentence."""
+    monkeypatch.setenv("RAY_ADDRESS", "")  # what the launcher sets is taken back
+    with socket.socket() as closed:  # bound, but nobody listens
+        closed.bind(("127.0.0.1", 0))
+        address = address.format(port=closed.getsockname()[1])
+        code, out, error = launch(
+            "tune_cifar", "--dataset", "digits", "--pair", "resnet20-resnet8",
+            "--address", address, "--out", tmp_path / "run",
+        )  # fmt: skip
+    assert (code, out) == (2, "")
+    assert error.startswith(f"error: cannot join the Ray cluster at {address} (")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_on_a_cluster_is_what_the_address_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address, expected in (("", False), ("local", False), ("auto", True), ("h:1", True)):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert cluster.on_cluster() == expected
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert not cluster.on_cluster()
