@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +20,16 @@ from filelock import FileLock, Timeout
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.distill import forget_checkpoint
+from ekd_ray.engine.hparams import Session, write_experiment
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
+from ekd_ray.engine.runlog import grouped
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, at
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.objective import method_of, resolve_method, with_method
 from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.report import write_report
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import check_fits, connected, local_cpus
@@ -183,11 +187,26 @@ def _sweep(out: Path) -> None:
 def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer) -> Bundle:
     # Decode once here: every trial of this node then maps the same pages.
     load_dataset(config.distill.dataset, "train", data_root=config.data_root)
+    tags = [grouped(name) for name in (*config.watched, "val_top1", "test_top1")]
+    write_experiment(out, config.space or {}, dict.fromkeys(tags))
     base = _teacher_stage(out, config, observer)
     with connected(config):
         search(out, config, base, observer)
         confirm(out, config, base, observer)
-    return export_bundle(study, out / "best")
+    bundle = export_bundle(study, out / "best")
+    _report(study)
+    return bundle
+
+
+def _report(study: Study) -> None:
+    """The study's page; one that cannot be made is no failure of the study."""
+    try:
+        write_report(study)
+    except Exception as error:
+        warnings.warn(
+            f"no report was made ({type(error).__name__}: {error}): try launchers/report.py.",
+            stacklevel=2,
+        )
 
 
 def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> DistillConfig:
@@ -206,6 +225,7 @@ def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> Distil
             data_root=config.data_root,
             on_epoch=lambda row: observer.epoch(0, row),
             threads=min(local_cpus(), os.cpu_count() or 1),
+            session=Session(settings=()),  # the tab of the search is not about it
         )
         observer.ended(0, failed=False)
     forget_checkpoint(path.parent)  # a kill may have come before the training did

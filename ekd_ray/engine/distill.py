@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from ekd_ray.engine import ranks
 from ekd_ray.engine.changes import enter_epoch, past
 from ekd_ray.engine.checkpoint import load_checkpoint, save_checkpoint
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
+from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
@@ -128,6 +130,7 @@ def distill(
     checkpoint_seconds: float = 30.0,
     checkpoint_steps: int | None = None,
     constants: Mapping[str, float] | None = None,
+    session: Session | None = None,
 ) -> RunResult:
     """Train one student (or, with a method that has no teacher, one network).
 
@@ -144,6 +147,7 @@ def distill(
         checkpoint_seconds: least time between two checkpoints at epoch ends.
         checkpoint_steps: also checkpoint every so many steps, inside the epoch.
         constants: figures that every row is to carry, such as the student's costs.
+        session: what TensorBoard's HParams tab shows of the run (all settings).
 
     Raises:
         UserError: bad configuration, data or checkpoint. Diverged: NaN or infinity.
@@ -158,7 +162,7 @@ def distill(
     log = None
     if out and ranks.is_first():
         searched = {k: v for k, v in config.to_dict().items() if v is not None}
-        log = RunLog(out, hyperparameters=searched, history=run.history)
+        log = RunLog(out, hyperparameters=searched, history=run.history, session=session)
     saved_at = started = time.monotonic()
     try:
         while run.epoch <= config.epochs:
@@ -184,8 +188,8 @@ def distill(
             if on_epoch:
                 on_epoch(row)
     finally:
-        if log:
-            log.close()
+        if log:  # a trial that is stopped early is left by SystemExit, which is no failure
+            log.close(failed=isinstance(sys.exception(), Exception))
     return RunResult(
         config=config,
         metrics=run.history[-1],

@@ -56,14 +56,31 @@ def evaluate_model(
     With out-of-distribution images in `data`, also how well uncertainty tells them apart.
     """
     model.eval()
-    logits, targets = _predict(model, data, data.images, sample_ids, config, precision)
+    logits, targets = predict(model, data, data.images, sample_ids, config, precision)
+    return metrics_of(
+        model, data, logits, targets, config=config, precision=precision, log_prior=log_prior
+    )
+
+
+def metrics_of(
+    model: nn.Module,
+    data: RunData,
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    config: DistillConfig,
+    precision: str,
+    log_prior: float | None,
+) -> dict[str, float]:
+    """What `evaluate_model` gives, from what `predict` gave."""
     outside = None
     if data.ood_images is not None:
-        outside, _ = _predict(model, data, data.ood_images, data.ood_ids, config, precision)
+        outside, _ = predict(model, data, data.ood_images, data.ood_ids, config, precision)
     return classification_metrics(logits, targets, log_prior=log_prior, ood_logits=outside)
 
 
-def _predict(
+@torch.no_grad()
+def predict(
     model: nn.Module,
     data: RunData,
     stage: Stage,
@@ -71,7 +88,8 @@ def _predict(
     config: DistillConfig,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """(logits float32 [N, C], labels int64 [N]) of a stage's images."""
+    """(logits float32 [N, C], labels int64 [N]) of a stage's images; the model is in evaluation
+    mode."""
     # Written into place: small results kept from every batch would lie between its large
     # buffers, and the allocator could never give these back (24 MB a batch at 224 x 224).
     device = stage.device

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.teacher import uses_cache
 from ekd_ray.engine.teacher_fill import FillPart, fill_tables
+from ekd_ray.files import write_json
+from ekd_ray.results.study import CACHE_COST
 from ekd_ray.scale.observer import Observer
 
 # More parts than slots, so that progress is seen and no slot waits long for the last one.
@@ -15,7 +20,12 @@ PARTS_PER_SLOT = 4
 
 
 def fill_cache(
-    config: StudyConfig, base: DistillConfig, seeds: Sequence[int], observer: Observer
+    config: StudyConfig,
+    base: DistillConfig,
+    seeds: Sequence[int],
+    observer: Observer,
+    *,
+    run: Path | None = None,
 ) -> None:
     """Compute the teacher's logits for the runs of `base` under `seeds`, on each node's disk.
 
@@ -24,6 +34,8 @@ def fill_cache(
 
     Args:
         base: the shared settings, resolved; its validation fraction says which images.
+        run: the study's folder, whose `cache.json` then says what the network was asked, and
+            what it took.
 
     Raises:
         UserError: bad data. ray.exceptions.RayError: a node was lost.
@@ -35,6 +47,7 @@ def fill_cache(
 
     task = ray.remote(max_retries=2)(_fill_part)
     pending: list[Any] = []
+    rows, timed, seconds = 0, 0, 0.0
     slots = _slots(config)
     total = sum(PARTS_PER_SLOT * count for count in slots.values())
     observer.filled(0, total)
@@ -54,12 +67,15 @@ def fill_cache(
         while pending:
             done, _ = ray.wait(pending)
             for reference in done:
-                ray.get(reference)
+                asked, of_these, took = ray.get(reference)
+                rows, timed, seconds = rows + asked, timed + of_these, seconds + took
                 pending.remove(reference)
                 observer.filled(total - len(pending), total)
     finally:
         for reference in pending:
             ray.cancel(reference)
+    if run:
+        _record(run / CACHE_COST, {"rows": rows, "timed_rows": timed, "seconds": seconds})
 
 
 def _slots(config: StudyConfig) -> dict[str, int]:
@@ -84,11 +100,24 @@ def _fill_part(
     index: int,
     count: int,
     threads: int,
-) -> int:
-    return fill_tables(
+) -> tuple[int, int, float]:
+    """(rows computed, those of them that were timed, their seconds): the first batch, before
+    which the network is loaded, is not."""
+    marks: list[tuple[int, float]] = []
+    rows = fill_tables(
         DistillConfig.from_dict(settings),
         data_root=data_root,
         seeds=seeds,
         part=FillPart(index=index, count=count),
         threads=threads,
+        on_progress=lambda done, _: marks.append((done, time.monotonic())),
     )
+    if len(marks) < 2:
+        return rows, 0, 0.0
+    return rows, marks[-1][0] - marks[0][0], marks[-1][1] - marks[0][1]
+
+
+def _record(path: Path, found: dict[str, float]) -> None:
+    """Add to what earlier fills of the study took."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {name: before.get(name, 0) + value for name, value in found.items()})
