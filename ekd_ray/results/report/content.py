@@ -75,6 +75,6 @@ def _predictions(study: Study, confirmed: list[dict[str, Any]]) -> dict[str, lis
     found: dict[str, list[Predictions]] = {}
     for row in confirmed:
         path = study.path / row["folder"] / PREDICTIONS
-        if row["stage"] == "final" and not row["reason"] and path.is_file():
+        if row["stage"] == "final" and not row.get("reason") and path.is_file():
             found.setdefault(row["name"], []).append(Predictions.load(path))
     return found

@@ -82,6 +82,18 @@ def _ordered_parameters(content: Content) -> list[str]:
     return [*ranked, *(name for name in content.config.space or {} if name not in ranked)]
 
 
+def value_axis(entry: dict[str, Any]) -> dict[str, Any]:
+    """The axis of a parameter, over its whole range."""
+    if "choices" in entry:
+        return {"type": "category"}
+    low, high = coordinate(entry["low"], entry), coordinate(entry["high"], entry)
+    edge = 0.02 * (high - low)
+    shown = {"range": [low - edge, high + edge], "zeroline": False}
+    if not entry.get("log"):
+        return {"type": "linear", "nticks": 6, **shown}
+    return {"type": "log", "dtick": 1 if high - low > 1.5 else "D2", **shown}
+
+
 def _place(value: Any, entry: dict[str, Any]) -> float:
     """Where a value lies on its axis, from 0 to 1."""
     if "choices" in entry:
@@ -134,7 +146,8 @@ def parallel(content: Content) -> Chart | None:
         f"{epoch}", summary=f"{len(scored)} trials, {len(names)} parameters.", data=data,
         layout={
             "xaxis": {"tickvals": list(range(len(names))), "ticktext": [esc(n) for n in names],
-                      "range": [-0.35, len(names) - 0.65], "showgrid": True},
+                      "range": [-0.35, len(names) - 0.65], "showgrid": True,
+                      "autotickangles": [0, -40, -90]},
             "yaxis": {"showticklabels": False, "range": [-0.14, 1.14], "showgrid": False,
                       "zeroline": False},
             "annotations": notes,
@@ -164,11 +177,6 @@ def slices(content: Content) -> list[Chart]:
             continue
         entry, best = space[name], content.winner_number
         categorical = "choices" in entry
-        kind = (
-            {"type": "category"}
-            if categorical
-            else {"type": "log" if entry.get("log") else "linear"}
-        )
         values = [r.params[name] for r, _ in known]
         charts.append(
             Chart(
@@ -191,7 +199,7 @@ def slices(content: Content) -> list[Chart]:
                     }
                 ],
                 layout={"showlegend": False, "yaxis": {**axis(metric), "title": {"text": ""}},
-                        "xaxis": {"type": kind, "nticks": 5}},
+                        "xaxis": value_axis(entry)},
                 height=230,
             )
         )  # fmt: skip
@@ -215,8 +223,7 @@ def contour(content: Content) -> Chart | None:
     surface, spread = _surface(places, np.array([s for _, s in fitted]), grid)
     metric, best = content.config.metric, content.winner_number
     axes = [_grid_values(space[n], grid) for n in numeric]
-    kinds = [{"type": "log" if space[n].get("log") else "linear", "title": {"text": esc(n)}}
-             for n in numeric]  # fmt: skip
+    kinds = [{**value_axis(space[n]), "title": {"text": esc(n)}} for n in numeric]
     return Chart(
         name="contour",
         title=f"{metric_name(metric).capitalize()} over the two most important numbers",

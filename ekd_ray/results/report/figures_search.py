@@ -115,7 +115,7 @@ def trade_off(content: Content) -> Chart | None:
     )
     spread = [row[names[1]] for row in rows]
     if min(spread) > 0 and max(spread) > 20 * min(spread):
-        x_axis["type"] = "log"
+        x_axis |= {"type": "log", "dtick": "D2"}
     line = sorted(front, key=lambda index: rows[index][names[1]])
     data: list[dict[str, Any]] = [
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ekd_ray.objectives import COSTS
 from ekd_ray.results.leaderboard import mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.report.content import Content
@@ -22,6 +23,8 @@ def spread(values: tuple[float, ...], name: str) -> str:
     if not values:
         return DASH
     mean, deviation, n = mean_sd(values)
+    if name in COSTS:
+        return figure_text(name, mean)
     if is_share(name):
         text = f"{100 * mean:.2f} ± {100 * deviation:.2f} %" if n > 1 else f"{100 * mean:.2f} %"
     else:
@@ -41,7 +44,7 @@ def verdict(content: Content) -> str:
     if groups["worse"]:
         words.append(f"worse than {joined(groups['worse'])}")
     if groups["open"]:
-        words.append(f"not distinguishable from {joined(groups['open'])}")
+        words.append(f"not told apart from {joined(groups['open'])} by these seeds")
     text = joined(words)
     if groups["few"]:
         few = f"too few seeds to tell it from {joined(groups['few'])}"
@@ -63,7 +66,7 @@ def headline(content: Content) -> tuple[str, str]:
     if winner is None or not winner.test:
         return _open_headline(content)
     mean, deviation, n = mean_sd(winner.test)
-    text = f"{winner.name.capitalize()} wins with {100 * mean:.1f} % test accuracy"
+    text = f"{winner.name.capitalize()} wins with {100 * mean:.1f}\N{NO-BREAK SPACE}% test accuracy"
     clause = verdict(content)
     lead = (
         f"{winner.config.student} distilled from {shared.teacher or 'no teacher'} on "

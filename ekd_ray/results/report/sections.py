@@ -44,14 +44,19 @@ def certainty(content: Content) -> Section | None:
     chart = figures_model.differences(content)
     if chart is None:
         return None
-    parts = []
-    for name, d in content.differences.items():
-        text = f"{points(d.mean)} points to {label(name)}"
-        if d.low is not None and d.high is not None:
-            text += f" (95 % interval {points(d.low)} to {points(d.high)})"
-        parts.append(text)
+    found = content.differences
+    parts = [f"{points(d.mean)} points against {label(name)}" for name, d in found.items()]
+    takeaway = f"The winner has {joined(parts)}"
+    bounded = [d for d in found.values() if d.low is not None and d.high is not None]
+    crossing = sum(d.low <= 0 <= d.high for d in bounded if d.low is not None and d.high)
+    if len(bounded) < len(found):
+        takeaway += "; an interval needs three seeds."
+    elif crossing == len(found):
+        takeaway += f"; {'every' if crossing > 1 else 'its'} interval crosses zero."
+    else:
+        takeaway += f"; {crossing or 'none'} of the intervals cross{'es' * (crossing == 1)} zero."
     return Section(
-        name="certainty", title="How sure", takeaway=f"Winner against {joined(parts)}.",
+        name="certainty", title="How sure", takeaway=takeaway,
         charts=[chart],
         after='<p class="note">Differences are paired by seed. An interval that crosses zero '
         "means that these seeds do not tell the two apart.</p>",
@@ -81,7 +86,7 @@ def board(content: Content) -> Section | None:
             "The winner has the best mean on the test split too."
             if best.winner or mine is None
             else f"The winner by validation is not the best by test: {label(best.name)} is "
-            f"{100 * (mean_sd(best.test)[0] - mine):.2f} points above it."
+            f"{100 * (mean_sd(best.test)[0] - mine):.2f} points above."
         )
     chart = figures_model.leaderboard(content)
     searched = [n for n in config.space or {} if getattr(content.board[0].config, n) is not None]
@@ -213,7 +218,7 @@ def calibration(content: Content) -> Section | None:
             else f"; {label(best)} has the least with {eces[best]:.3f}."
         )  # fmt: skip
     return Section(
-        name="calibration", title="Calibration and uncertainty", takeaway=takeaway,
+        name="calibration", title="Calibration", takeaway=takeaway,
         charts=charts,
         after='<p class="note">From the predictions that were stored when the test split was read '
         "for the final figures; all seeds of a configuration together. Confidence is the "
@@ -227,7 +232,10 @@ def teacher(content: Content) -> Section | None:
     maps, embedded = correlation_maps(content), embeddings(content)
     if not maps and not embedded:
         return None
-    gaps = {label(n): float(gap.mean()) for n, (_, gap) in correlation_gaps(content).items()}
+    gaps = {
+        "the winner" if row.winner else label(row.name): float(gap.mean())
+        for row, gap in correlation_gaps(content).values()
+    }
     takeaway = "How the final models see the classes."
     if gaps:
         nearest = min(gaps, key=lambda name: gaps[name])
@@ -238,7 +246,7 @@ def teacher(content: Content) -> Section | None:
         )
         takeaway += f", against {joined(others)}." if others else "."
     return Section(
-        name="teacher", title="Student and teacher", takeaway=takeaway, small=[*maps, *embedded],
+        name="teacher", title="Teacher", takeaway=takeaway, small=[*maps, *embedded],
         after='<p class="note">Maps: absolute difference between the correlations of two classes\' '
         "logits in the student and in the teacher, over stored test images (first seed). t-SNE "
         "keeps neighbours together; distances between groups mean little.</p>",
@@ -276,7 +284,7 @@ def time(content: Content) -> Section | None:
         )  # fmt: skip
     text = " ".join(notes)
     return Section(
-        name="time-section", title="Time and cost", takeaway=takeaway, charts=[chart],
+        name="time-section", title="Time", takeaway=takeaway, charts=[chart],
         after=f'<p class="note">{esc(text)}</p>',
     )  # fmt: skip
 
@@ -332,7 +340,7 @@ def reproduce(content: Content) -> Section:
     ]  # fmt: skip
     rows = [[name, str(value)] for name, value in facts if value not in (None, "")]
     return Section(
-        name="reproduce", title="How to reproduce",
+        name="reproduce", title="Reproduce",
         takeaway="The same seed on the same machine and number of threads gives the same bits.",
         body=f"<pre><code>{esc(chr(10).join(commands))}</code></pre>",
         after=table(["", ""], rows)
