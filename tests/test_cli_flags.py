@@ -64,6 +64,8 @@ FLAGS = {
     "tune_vit": SHARED | PAIR | SEARCH,
     "cache": {"--help"},
     "space": {"--help"},
+    "show": {"--help", "--compare", "--json"},
+    "report": {"--help", "--out", "--quiet", "--json"},
     "export_best": {"--help", "--out", "--data-root", "--verify", "--dry-run", "--quiet", "--json"},
 }
 
