@@ -114,9 +114,9 @@ def _kind(values: Iterable[bool | float | str]) -> Any:
     return api_pb2.DATA_TYPE_STRING
 
 
-def write_summaries(folder: Path, *summaries: Summary) -> None:
-    """Write summaries to an event file of their own."""
-    with SummaryWriter(str(folder)) as writer:
+def write_summaries(folder: Path, *summaries: Summary, suffix: str = "") -> None:
+    """Write summaries to an event file of their own, whose name ends in `suffix`."""
+    with SummaryWriter(str(folder), filename_suffix=suffix) as writer:
         for summary in summaries:
             writer._get_file_writer().add_summary(summary)
 
@@ -136,4 +136,4 @@ def end_session(folder: Path, *, failed: bool) -> None:
     files = sorted(folder.glob(EVENTS))
     mark = metadata.SESSION_END_INFO_TAG.encode()
     if files and not any(mark in path.read_bytes() for path in files):
-        write_summaries(folder, session_end(failed=failed))
+        write_summaries(folder, session_end(failed=failed), suffix=".end")

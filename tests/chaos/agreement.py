@@ -102,7 +102,7 @@ def check_leftovers(run: Path) -> None:
     every = [path for path in files if path.name.startswith("events.out.tfevents.")]
     strange = {path for path in files if path.name not in BELONGS} - set(every)
     assert not strange, sorted(str(path.relative_to(run)) for path in strange)
-    events = [path for path in every if not path.name.endswith(".pictures")]
+    events = [path for path in every if not path.name.endswith((".pictures", ".end"))]
     assert len({path.parent for path in events}) == len(events)
     folders = {path.name for path in run.iterdir() if path.is_dir()}
     assert folders <= {"teacher", "trials", "confirm", "best", "report"}, folders
