@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +20,16 @@ from filelock import FileLock, Timeout
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.distill import forget_checkpoint
+from ekd_ray.engine.hparams import Session, write_experiment
 from ekd_ray.engine.plan import check_workers, resolve
 from ekd_ray.engine.precision import environment
+from ekd_ray.engine.runlog import grouped
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, at
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.objective import method_of, resolve_method, with_method
 from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.report import write_report
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import check_address, check_fits, connected, local_cpus, on_cluster
@@ -185,6 +189,8 @@ def _sweep(out: Path) -> None:
 
 
 def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer) -> Bundle:
+    tags = [grouped(name) for name in (*config.watched, "val_top1", "test_top1")]
+    write_experiment(out, config.space or {}, dict.fromkeys(tags))
     # A cluster is joined before anything is computed; a Ray of our own would only be in the way.
     with connected(config) if on_cluster() else contextlib.nullcontext():
         # Decode once here: every trial of this node then maps the same pages.
@@ -194,7 +200,20 @@ def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer
             search(out, config, base, observer)
             confirm(out, config, base, observer)
     observer.stage("export", 1, 0)
-    return export_bundle(study, out / "best")
+    bundle = export_bundle(study, out / "best")
+    _report(study)
+    return bundle
+
+
+def _report(study: Study) -> None:
+    """The study's page; one that cannot be made is no failure of the study."""
+    try:
+        write_report(study)
+    except Exception as error:
+        warnings.warn(
+            f"no report was made ({type(error).__name__}: {error}): try launchers/report.py.",
+            stacklevel=2,
+        )
 
 
 def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> DistillConfig:
@@ -213,6 +232,7 @@ def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> Distil
             data_root=config.data_root,
             on_epoch=lambda row: observer.epoch(0, row),
             threads=min(local_cpus(), os.cpu_count() or 1),
+            session=Session(settings=()),  # the tab of the search is not about it
         )
         observer.ended(0, failed=False)
     forget_checkpoint(path.parent)  # a kill may have come before the training did

@@ -135,6 +135,7 @@ class Terminal:
 
     def close(self) -> None:
         """Leave the live view as it stands."""
+        self._drawn_at = 0.0
         if self.epochs:
             self._draw()
         self._stop()

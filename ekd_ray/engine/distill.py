@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from ekd_ray.engine import ranks
 from ekd_ray.engine.changes import enter_epoch, past
 from ekd_ray.engine.checkpoint import load_checkpoint, save_checkpoint
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
+from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.learner import Learner, make_optimizer
 from ekd_ray.engine.parallel import (
     all_finite,
@@ -97,6 +99,7 @@ def distill(
     checkpoint_seconds: float = 30.0,
     checkpoint_steps: int | None = None,
     constants: Mapping[str, float] | None = None,
+    session: Session | None = None,
 ) -> RunResult:
     """Train one student (or, with a method that has no teacher, one network).
 
@@ -113,6 +116,7 @@ def distill(
         checkpoint_seconds: least time between two checkpoints at epoch ends.
         checkpoint_steps: also checkpoint every so many steps, inside the epoch.
         constants: figures that every row is to carry, such as the student's costs.
+        session: what TensorBoard's HParams tab shows of the run (all settings).
 
     Raises:
         UserError: bad configuration, data or checkpoint. Diverged: NaN or infinity.
@@ -127,7 +131,7 @@ def distill(
     log = None
     if out and ranks.is_first():
         searched = {k: v for k, v in config.to_dict().items() if v is not None}
-        log = RunLog(out, hyperparameters=searched, history=run.history)
+        log = RunLog(out, hyperparameters=searched, history=run.history, session=session)
     saved_at = started = time.monotonic()
     synchronized = contextlib.ExitStack()
     synchronized.enter_context(synchronized_batch_norm(run.learner.student))
@@ -157,8 +161,8 @@ def distill(
                 on_epoch(row)
     finally:
         synchronized.close()
-        if log:
-            log.close()
+        if log:  # a trial that is stopped early is left by SystemExit, which is no failure
+            log.close(failed=isinstance(sys.exception(), Exception))
     return RunResult(
         config=config,
         metrics=run.history[-1],

@@ -59,17 +59,34 @@ def evaluate_model(
     all get the metrics of the whole.
     """
     model.eval()
-    logits, targets = _predict(model, data, data.images, sample_ids, config, precision)
+    logits, targets = predict(model, data, data.images, sample_ids, config, precision)
+    return metrics_of(
+        model, data, logits, targets, config=config, precision=precision, log_prior=log_prior
+    )
+
+
+def metrics_of(
+    model: nn.Module,
+    data: RunData,
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    config: DistillConfig,
+    precision: str,
+    log_prior: float | None,
+) -> dict[str, float]:
+    """What `evaluate_model` gives, from what `predict` gave."""
     outside = None
     if data.ood_images is not None:
-        outside, _ = _predict(model, data, data.ood_images, data.ood_ids, config, precision)
+        outside, _ = predict(model, data, data.ood_images, data.ood_ids, config, precision)
     metrics = {}
     if ranks.is_first():  # one set of figures must decide
         metrics = classification_metrics(logits, targets, log_prior=log_prior, ood_logits=outside)
     return ranks.from_first(metrics)
 
 
-def _predict(
+@torch.no_grad()
+def predict(
     model: nn.Module,
     data: RunData,
     stage: Stage,
@@ -77,7 +94,8 @@ def _predict(
     config: DistillConfig,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """(logits float32 [N, C], labels int64 [N]) of a stage's images, from all ranks."""
+    """(logits float32 [N, C], labels int64 [N]) of a stage's images, from all ranks; the model is
+    in evaluation mode."""
     total, sample_ids = len(sample_ids), _own_share(sample_ids)
     # Written into place: small results kept from every batch would lie between its large
     # buffers, and the allocator could never give these back (24 MB a batch at 224 x 224).

@@ -8,28 +8,38 @@ from typing import Any
 from ekd_ray.data import dataset_info
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import RunResult
-from ekd_ray.engine.evaluate import evaluate_model
+from ekd_ray.engine.evaluate import metrics_of, predict
 from ekd_ray.engine.precision import environment, pick_device
+from ekd_ray.engine.predictions import Predictions, kept_images, teacher_predictions
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.models import save_weights
 
 WEIGHTS = "model.safetensors"
 
 
-def evaluate_test(result: RunResult, *, data_root: str | None) -> dict[str, float]:
+def evaluate_test(
+    result: RunResult, *, data_root: str | None, keep: Path | None = None
+) -> dict[str, float]:
     """Read the test split: metrics as `test_<name>`, see `classification_metrics`.
 
     All ranks must ask, where there are several: each looks at its share.
+
+    With `keep`, what the model said about the images is written there (`Predictions`), so that
+    no figure of a report has to read the split again.
     """
-    data = load_test_data(result.config, data_root=data_root, device=pick_device())
-    metrics = evaluate_model(
-        result.model,
-        data,
-        data.validation_ids,
-        config=result.config,
-        precision=result.precision,
-        log_prior=result.log_prior,
+    config, precision, log_prior = result.config, result.precision, result.log_prior
+    data = load_test_data(config, data_root=data_root, device=pick_device())
+    model, ids = result.model.eval(), data.validation_ids
+    logits, labels = predict(model, data, data.images, ids, config, precision)
+    metrics = metrics_of(
+        model, data, logits, labels, config=config, precision=precision, log_prior=log_prior
     )
+    if keep and ranks.is_first():
+        kept = ids[kept_images(*logits.shape).numpy()]
+        teacher = teacher_predictions(config, data, kept, precision=precision)
+        Predictions.of(
+            logits, labels, log_prior=log_prior, class_names=data.class_names, teacher=teacher
+        ).save(keep)
     return {f"test_{name}": value for name, value in metrics.items()}
 
 

@@ -8,15 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
+from ekd_ray.engine.hparams import (
+    EVENTS,
+    Session,
+    experiment,
+    of_values,
+    session_end,
+    session_start,
+)
 from ekd_ray.files import write_text
+from ekd_ray.objectives import COSTS
 
 HISTORY = "history.jsonl"
 
 
 def grouped(name: str) -> str:
-    """TensorBoard tag of a metric: `val_top1` -> `val/top1`, `lr` -> `solver/lr`."""
+    """TensorBoard tag of a metric: `val_top1` -> `val/top1`, `lr` -> `solver/lr`, and what the
+    student costs, `parameters` -> `cost/parameters`."""
+    if name in COSTS:
+        return f"cost/{name}"
     group, _, rest = name.partition("_")
     return f"{group}/{rest}" if group in ("train", "val", "test", "loss") else f"solver/{name}"
 
@@ -41,26 +52,30 @@ class RunLog:
     It starts from `history`, the rows of the checkpoint: whatever an interrupted run
     recorded beyond them is dropped, in both places. The events are written anew into one
     file: readers order several by name, which two of one second need not follow.
+
+    Args:
+        hyperparameters: the run's settings; `session` says which of them HParams shows, None
+            shows all.
     """
 
     def __init__(
-        self, folder: Path, *, hyperparameters: dict[str, Any], history: list[dict[str, Any]]
-    ) -> None:
+        self, folder: Path, *, hyperparameters: dict[str, Any], history: list[dict[str, Any]],
+        session: Session | None = None,
+    ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
         self._history = open(folder / HISTORY, "a", encoding="utf-8")  # noqa: SIM115
-        for left in folder.glob("events.out.tfevents.*"):
+        for left in folder.glob(EVENTS):
             left.unlink()
         self._events = SummaryWriter(str(folder))
-        self._hyperparameters = {
-            key: value if isinstance(value, int | float | str | bool) else str(value)
-            for key, value in hyperparameters.items()
-            if value is not None
-        }
-        writer = self._events._get_file_writer()
-        start, info, _ = hparams(self._hyperparameters, {"val/top1": None})
-        writer.add_summary(start)
-        writer.add_summary(info)
+        self._writer = self._events._get_file_writer()
+        if session is None:  # a run of no study says itself what it shows
+            self._writer.add_summary(experiment(of_values(hyperparameters), ["val/top1"]))
+            session = Session(settings=tuple(hyperparameters))
+        self._shown = bool(session.settings)
+        if self._shown:
+            shown = {name: hyperparameters.get(name) for name in session.settings}
+            self._writer.add_summary(session_start(shown, group=session.group))
         for row in history:
             self._add_scalars(row)
 
@@ -77,9 +92,9 @@ class RunLog:
             if name != "epoch" and isinstance(value, int | float):
                 self._events.add_scalar(grouped(name), value, row["epoch"])
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """End the HParams session and close both files."""
-        _, _, end = hparams(self._hyperparameters, {"val/top1": None})
-        self._events._get_file_writer().add_summary(end)
+        if self._shown:
+            self._writer.add_summary(session_end(failed=failed))
         self._events.close()
         self._history.close()

@@ -136,6 +136,17 @@ def _network(
     )
 
 
+def live_teacher(
+    config: DistillConfig, num_classes: int, *, precision: str, device: torch.device
+) -> LiveTeacher:
+    """The network of a resolved configuration's teacher; loaded once per process."""
+    assert config.teacher and config.teacher_weights and config.teacher_normalization
+    return _network(
+        config.teacher, config.teacher_weights, config.teacher_sha256 or "",
+        config.teacher_normalization, num_classes, precision, config.channels_last, device,
+    )  # fmt: skip
+
+
 # Open tables of this process, by folder: trials that follow each other share the maps.
 _tables: dict[Path, TeacherTable] = {}
 
@@ -153,11 +164,9 @@ def load_teacher(
     With `strong`, of the strong views: their ids name other pictures, so their table is
     another.
     """
-    assert config.teacher and config.teacher_weights and config.teacher_normalization
     network = functools.partial(
-        _network, config.teacher, config.teacher_weights, config.teacher_sha256 or "",
-        config.teacher_normalization, data.num_classes, precision, config.channels_last, device,
-    )  # fmt: skip
+        live_teacher, config, data.num_classes, precision=precision, device=device
+    )
     spec = table_spec(config, data, precision=precision, strong=strong)
     wanted = _wants_tables(config, len(data.images))
     return Teacher(network, spec.row_format, _open(config, spec, wanted=wanted))

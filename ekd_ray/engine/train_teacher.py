@@ -8,6 +8,7 @@ from typing import Any
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import OnEpoch, RunResult, distill, forget_checkpoint
 from ekd_ray.engine.final import save_student
+from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.plan import without_teacher
 from ekd_ray.losses.objective import with_method
 
@@ -34,16 +35,19 @@ def train_teacher(
     data_root: str | None = None,
     on_epoch: OnEpoch | None = None,
     threads: int | None = None,
+    session: Session | None = None,
 ) -> RunResult:
     """Train the network `config.student` and write it to `path` as a teacher.
 
     The checkpoint carries the normalisation, the class count and the learned `log_prior`
     (EKD: the prior used in distillation is the one that the teacher learned). The run's
     history and events go to the folder of `path`; an interrupted training continues there.
+    `session` as in `distill`.
     """
     result = distill(
-        config, data_root=data_root, out=path.parent, on_epoch=on_epoch, threads=threads
-    )
+        config, data_root=data_root, out=path.parent, on_epoch=on_epoch, threads=threads,
+        session=session,
+    )  # fmt: skip
     save_student(result, path)
     forget_checkpoint(path.parent)
     return result

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
+from ekd_ray.engine.hparams import end_session
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, write_json, write_text
@@ -25,6 +26,7 @@ JOURNAL = "optuna.journal"
 FAILURE = "failure.json"
 RESULT = "result.json"
 CONFIRMED = "confirm.parquet"
+CACHE_COST = "cache.json"
 
 
 def trial_folder(run: Path, number: int) -> Path:
@@ -80,6 +82,7 @@ class TrialRecord:
         if status == "failed" and reason is None:
             reason = failure_reason(folder)
         record = replace(self, status=status, reason=reason, history=read_history(folder))
+        end_session(folder, failed=status == "failed")
         write_json(folder / RESULT, asdict(record))
         return record
 
@@ -229,6 +232,30 @@ class Study:
             for row in board[1:]
             if board[0].test and row.test and not (row.failed or board[0].failed)
         }
+
+    def leaderboard_table(self) -> pa.Table:
+        """`leaderboard` as a table: a row per configuration, mean, sd and n of each figure."""
+        from ekd_ray.results.tables import leaderboard_table
+
+        return leaderboard_table(self.leaderboard(), self.config)
+
+    def pareto_table(self) -> pa.Table:
+        """`pareto` as a table: the trials of the front with their figures and parameters."""
+        return pa.Table.from_pylist(
+            _same_columns([_trial_row(r, r.history) for r in self.pareto()])
+        )
+
+    def importance(self, metric: str | None = None, *, epoch: int | None = None) -> pa.Table:
+        """How much each parameter mattered (fANOVA, PED-ANOVA): see `parameter_importance`."""
+        from ekd_ray.results.importance import parameter_importance
+
+        return parameter_importance(self.records(), self.config, metric=metric, epoch=epoch)
+
+    def compare(self, other: Study) -> pa.Table:
+        """This study's figures, costs and settings beside another's: see `compare_studies`."""
+        from ekd_ray.results.compare import compare_studies
+
+        return compare_studies(self, other)
 
     def best(self) -> Row:
         """The confirmed winner; before confirm, the best complete trial of the search.

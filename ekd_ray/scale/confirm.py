@@ -11,6 +11,7 @@ all training data, with one reading of the test split.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,16 @@ from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import ranks
-from ekd_ray.engine.distill import forget_checkpoint
+from ekd_ray.engine.distill import RunResult, forget_checkpoint
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
+from ekd_ray.engine.hparams import end_session
+from ekd_ray.engine.pictures import validation_predictions, write_pictures
 from ekd_ray.engine.plan import resolve, without_teacher
 from ekd_ray.engine.precision import environment
+from ekd_ray.engine.predictions import FILE as PREDICTIONS
+from ekd_ray.engine.predictions import Predictions
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_json
+from ekd_ray.files import file_name, write_json
 from ekd_ray.losses.objective import with_method
 from ekd_ray.objectives import COSTS
 from ekd_ray.results.leaderboard import leaderboard_rows, winner_of
@@ -54,10 +59,18 @@ class Run:
     stage: str
     name: str
     config: DistillConfig
+    label: str = ""
 
     def folder(self, study: Path) -> Path:
-        """Keyed by what is run, so that equal configurations share one run."""
-        return study / "confirm" / f"{self.stage}-{self.config.fingerprint()}"
+        """Keyed by what is run, so that equal configurations share one run.
+
+        The fingerprint is the key; what stands before it is for people, and may be of another
+        row, or of an earlier round of an extended study.
+        """
+        home, key = study / "confirm", self.config.fingerprint()
+        there = sorted(home.glob(f"{self.stage}-*{key}"))
+        name = "-".join(part for part in (self.stage, file_name(self.label), key) if part)
+        return there[0] if there else home / name
 
 
 def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
@@ -79,7 +92,7 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     if not (run / CONFIRMED).exists():
         # The views of a sample do not depend on the split: those of all images serve both steps.
         whole = study_batch(config, base.replace(validation_fraction=0.0))
-        fill_cache(config, whole, seeds, observer)
+        fill_cache(config, whole, seeds, observer, run=run)
     select = _select(run, config, finalists, seeds, observer)
     winner = _winner(run, config, select, seeds)
     # Compared with others of its own architecture, where that was searched.
@@ -140,8 +153,16 @@ def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConf
 
 
 def _over_seeds(stage: str, configs: dict[str, DistillConfig], seeds: list[int]) -> list[Run]:
+    first: dict[str, str] = {}  # rows of equal configurations have one run, of one label
+    for name, entry in configs.items():
+        first.setdefault(entry.replace(seed=seeds[0]).fingerprint(), name)
     return [
-        Run(stage=stage, name=name, config=entry.replace(seed=seed))
+        Run(
+            stage=stage,
+            name=name,
+            config=entry.replace(seed=seed),
+            label=f"{first[entry.replace(seed=seeds[0]).fingerprint()]} seed {seed}",
+        )
         for name, entry in configs.items()
         for seed in seeds
     ]
@@ -165,6 +186,7 @@ class _JobList(Searcher):
         """A run whose process died, retries included, leaves word of it."""
         if error:
             folder = Path(self._given[trial_id].folder)
+            end_session(folder, failed=True)
             write_json(folder / FAILURE, {"reason": failure_reason(folder)})
 
     def save(self, checkpoint_path: str) -> None:
@@ -191,6 +213,8 @@ def _run_all(study: Path, config: StudyConfig, runs: list[Run], observer: Observ
                 data_root=config.data_root,
                 threads=config.cpus_per_trial,
                 costs=config.costs,
+                shown=tuple(config.space or {}),
+                group=f"{item.stage} {item.name}",
             )
         )
     if jobs:
@@ -230,7 +254,12 @@ def confirm_job(job: Job, report: Report) -> None:
     if result.config.validation_fraction == 0.0:
         if ranks.is_first():
             save_student(result, folder / WEIGHTS)
-        metrics |= evaluate_test(result, data_root=job.data_root)  # each rank its share
+        # Each rank its share.
+        tested = evaluate_test(result, data_root=job.data_root, keep=folder / PREDICTIONS)
+        metrics |= tested
+    else:
+        tested = {}
+    _draw(result, folder, job, tested)
     if not ranks.is_first():
         return
     record = {
@@ -242,6 +271,20 @@ def confirm_job(job: Job, report: Report) -> None:
     }
     write_json(folder / RESULT, record)
     forget_checkpoint(folder)
+
+
+def _draw(result: RunResult, folder: Path, job: Job, tested: dict[str, float]) -> None:
+    """Reliability and confusion for TensorBoard; a run that cannot draw them is as good."""
+    try:
+        split = "test" if tested else "val"
+        # All ranks look at the validation images, each at its share.
+        found = None if tested else validation_predictions(result, data_root=job.data_root)
+        if ranks.is_first():
+            found = found or Predictions.load(folder / PREDICTIONS)
+            step = result.metrics["epoch"]
+            write_pictures(folder, found, split=split, scalars=tested, step=step)
+    except Exception as error:
+        warnings.warn(f"{folder.name}: no images for TensorBoard ({error}).", stacklevel=2)
 
 
 def _winner(study: Path, config: StudyConfig, runs: list[Run], seeds: list[int]) -> str:

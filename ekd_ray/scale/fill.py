@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import time
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import default_cache_dir
 from ekd_ray.engine.teacher import uses_cache
 from ekd_ray.engine.teacher_fill import FillPart, fill_tables
+from ekd_ray.files import write_json
+from ekd_ray.results.study import CACHE_COST
 from ekd_ray.scale.cluster import live_nodes, workers_on
 from ekd_ray.scale.observer import Observer
 
@@ -21,7 +26,12 @@ IDENTITY = "identity"  # in a cache folder: the same for all nodes that see it
 
 
 def fill_cache(
-    config: StudyConfig, base: DistillConfig, seeds: Sequence[int], observer: Observer
+    config: StudyConfig,
+    base: DistillConfig,
+    seeds: Sequence[int],
+    observer: Observer,
+    *,
+    run: Path | None = None,
 ) -> None:
     """Compute the teacher's logits for the runs of `base` under `seeds`, once on each disk.
 
@@ -31,6 +41,8 @@ def fill_cache(
 
     Args:
         base: the shared settings, resolved; its validation fraction says which images.
+        run: the study's folder, whose `cache.json` then says what the network was asked, and
+            what it took.
 
     Raises:
         UserError: bad data. ray.exceptions.RayError: a process died on a node that lives.
@@ -40,6 +52,7 @@ def fill_cache(
     import ray
 
     task = ray.remote(max_retries=2)(_fill_part)
+    rows, timed, seconds = 0, 0, 0.0
     pending: dict[Any, str] = {}
     for slots in _disks(config):
         parts = PARTS_PER_SLOT * len(slots)
@@ -56,7 +69,8 @@ def fill_cache(
             for reference in ray.wait(list(pending))[0]:
                 node = pending.pop(reference)
                 try:
-                    ray.get(reference)
+                    asked, of_these, took = ray.get(reference)
+                    rows, timed, seconds = rows + asked, timed + of_these, seconds + took
                 except ray.exceptions.RayError:
                     if node in live_nodes():
                         raise
@@ -64,6 +78,8 @@ def fill_cache(
     finally:
         for reference in pending:
             ray.cancel(reference)
+    if run:
+        _record(run / CACHE_COST, {"rows": rows, "timed_rows": timed, "seconds": seconds})
 
 
 def _placed(config: StudyConfig, node: str) -> dict[str, Any]:
@@ -137,11 +153,24 @@ def _fill_part(
     index: int,
     count: int,
     threads: int,
-) -> int:
-    return fill_tables(
+) -> tuple[int, int, float]:
+    """(rows computed, those of them that were timed, their seconds): the first batch, before
+    which the network is loaded, is not."""
+    marks: list[tuple[int, float]] = []
+    rows = fill_tables(
         DistillConfig.from_dict(settings),
         data_root=data_root,
         seeds=seeds,
         part=FillPart(index=index, count=count),
         threads=threads,
+        on_progress=lambda done, _: marks.append((done, time.monotonic())),
     )
+    if len(marks) < 2:
+        return rows, 0, 0.0
+    return rows, marks[-1][0] - marks[0][0], marks[-1][1] - marks[0][1]
+
+
+def _record(path: Path, found: dict[str, float]) -> None:
+    """Add to what earlier fills of the study took."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {name: before.get(name, 0) + value for name, value in found.items()})

@@ -44,7 +44,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
     """
     searcher = OptunaSearcher(run, config, base)
     if searcher.remaining:
-        fill_cache(config, study_batch(config, base), [base.seed], observer)
+        fill_cache(config, study_batch(config, base), [base.seed], observer, run=run)
         observer.stage("search", searcher.remaining, config.distill.epochs)
         if config.scheduler in POPULATIONS:
             _run_population(run, config, searcher, observer)

@@ -129,6 +129,7 @@ class OptunaSearcher(Searcher):
             threads=self.config.cpus_per_trial,
             costs=self.config.costs,
             compared=self.metric if self.config.rung_score == "mean" else None,
+            shown=tuple(self.space.parameters),
         ).as_config()
 
     def _lineage(self, number: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.cost import student_costs
 from ekd_ray.engine.distill import Diverged, RunResult, distill
+from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
@@ -29,7 +30,8 @@ class Job:
 
     `name` is what progress shows; `number` the trial's number in the study; `costs` names
     what is to be known of the student besides its metrics; `compared` is the metric whose mean
-    over the epochs is reported as `RUNG_SCORE`.
+    over the epochs is reported as `RUNG_SCORE`; `shown` names the settings that TensorBoard's
+    HParams tab shows, in one line for all runs of a `group`.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Job:
     threads: int
     costs: tuple[str, ...] = ()
     compared: str | None = None
+    shown: tuple[str, ...] = ()
+    group: str = ""
 
     def as_config(self) -> dict[str, Any]:
         """The plain mapping that Ray carries as the trial's config."""
@@ -70,6 +74,7 @@ def run_job(job: Job, report: Report, *, checkpoint_seconds: float = 30.0) -> Ru
             on_epoch=_scored(report, folder, job.compared),
             threads=job.threads,
             constants=student_costs(config, job.costs),
+            session=Session(settings=tuple(job.shown), group=job.group),
             checkpoint_seconds=checkpoint_seconds,
         )
     except (Diverged, UserError) as error:

@@ -25,6 +25,7 @@ STATES = {
 BELONGS = {
     "study.yaml", ".lock", "optuna.journal", "trials.parquet", "confirm.parquet",
     "config.yaml", "history.jsonl", "result.json", "teacher.safetensors", *FILES, MANIFEST,
+    "cache.json", "predictions.safetensors", "index.html",
 }  # fmt: skip
 
 
@@ -98,9 +99,10 @@ def check_confirm(study: Study) -> None:
 def check_leftovers(run: Path) -> None:
     """No temporary file, no checkpoint, no lock, no folder of Tune's; one events file a run."""
     files = [path for path in run.rglob("*") if path.is_file() or path.is_symlink()]
-    events = [path for path in files if path.name.startswith("events.out.tfevents.")]
-    strange = {path for path in files if path.name not in BELONGS} - set(events)
+    every = [path for path in files if path.name.startswith("events.out.tfevents.")]
+    strange = {path for path in files if path.name not in BELONGS} - set(every)
     assert not strange, sorted(str(path.relative_to(run)) for path in strange)
+    events = [path for path in every if not path.name.endswith((".pictures", ".end"))]
     assert len({path.parent for path in events}) == len(events)
     folders = {path.name for path in run.iterdir() if path.is_dir()}
-    assert folders <= {"teacher", "trials", "confirm", "best"}, folders
+    assert folders <= {"teacher", "trials", "confirm", "best", "report"}, folders

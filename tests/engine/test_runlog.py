@@ -79,7 +79,7 @@ def test_hyperparameters_reach_the_hparams_plugin(tmp_path):
     assert set(values) == {"lr", "method", "nesterov", "lr_milestones"}
     assert values["lr"].number_value == 0.05
     assert values["method"].string_value == "ekd"
-    assert values["nesterov"].number_value == 1  # torch writes a bool as a number
+    assert values["nesterov"].bool_value is True
     assert values["lr_milestones"].string_value == "[0.5, 0.75]"
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
     assert [metric.name.tag for metric in experiment.metric_infos] == ["val/top1"]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from report_studies import finished
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import final as evaluation
@@ -22,6 +23,7 @@ from ekd_ray.files import write_json
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.results import Bundle, Study, export_bundle
+from ekd_ray.results.report import figures_teacher, write_report
 from ekd_ray.results.study import RESULT, TrialRecord, trial_folder, write_parquet
 
 BASE = DistillConfig(
@@ -67,6 +69,17 @@ class Maker:
         for row in plain:
             row["config"] = json.dumps((row.get("config") or BASE).to_dict())
         write_parquet(self.path / "confirm.parquet", pa.Table.from_pylist(plain))
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory):
+    """(Study, its report's HTML) of a finished study; read only."""
+    steps = figures_teacher.TSNE_STEPS
+    figures_teacher.TSNE_STEPS = 250
+    study = finished(Maker(tmp_path_factory.mktemp("reported") / "run"), (select, final))
+    page = write_report(study).read_text(encoding="utf-8")
+    figures_teacher.TSNE_STEPS = steps
+    return study, page
 
 
 @pytest.fixture

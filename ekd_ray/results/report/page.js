@@ -1,0 +1,62 @@
+"use strict";
+(function () {
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const config = { displaylogo: false, responsive: true, displayModeBar: false };
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+
+  // Charts take their ink from the style sheet, so that light, dark and print agree.
+  function template() {
+    const style = getComputedStyle(document.documentElement);
+    const ink = style.getPropertyValue("--ink").trim();
+    const soft = style.getPropertyValue("--soft").trim();
+    const grid = style.getPropertyValue("--grid").trim();
+    const axis = {
+      gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true,
+      tickfont: { color: soft, size: 12 }, title: { font: { color: soft, size: 13 }, standoff: 8 },
+    };
+    return {
+      layout: {
+        font: { family: getComputedStyle(document.body).fontFamily, color: ink, size: 13 },
+        paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+        xaxis: axis, yaxis: axis, hovermode: "closest",
+        hoverlabel: { font: { size: 13 } }, modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
+        annotationdefaults: { font: { color: soft, size: 12 }, showarrow: false },
+        coloraxis: { colorbar: { outlinewidth: 0, thickness: 10, tickfont: { color: soft } } },
+      },
+    };
+  }
+
+  function layoutOf(chart, node) {
+    const narrow = node.clientWidth < 480;
+    const legend = { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: 12 } };
+    const margin = { l: narrow ? 44 : 56, r: narrow ? 12 : 20, t: chart.layout.showlegend === false ? 10 : 40, b: 48 };
+    return Object.assign({ margin, legend, dragmode: narrow ? false : "zoom" }, chart.layout, { template: template() });
+  }
+
+  const drawn = new Set();
+  function draw(name) {
+    const node = document.getElementById(name);
+    drawn.add(name);
+    node.replaceChildren();
+    return Plotly.newPlot(node, charts[name].data, layoutOf(charts[name], node), config);
+  }
+  function drawAll() { return Promise.all(Object.keys(charts).filter((name) => !drawn.has(name)).map(draw)); }
+  function restyle() {
+    for (const name of drawn) {
+      const node = document.getElementById(name);
+      Plotly.relayout(node, { template: template() });
+    }
+  }
+
+  const watch = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (entry.isIntersecting && !drawn.has(entry.target.id)) draw(entry.target.id);
+    }
+  }, { rootMargin: "800px" });
+  for (const name of Object.keys(charts)) watch.observe(document.getElementById(name));
+
+  dark.addEventListener("change", restyle);
+  window.matchMedia("print").addEventListener("change", restyle);
+  window.addEventListener("beforeprint", () => { drawAll(); restyle(); });
+  window.drawAllCharts = drawAll;
+})();

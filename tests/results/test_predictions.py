@@ -1,0 +1,117 @@
+"""What is kept of the one reading of the test split, and what a confirm run leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ekd_ray.data import normalize
+from ekd_ray.engine import final as evaluation
+from ekd_ray.engine import rundata
+from ekd_ray.engine.plan import parse_normalization
+from ekd_ray.engine.predictions import LOGIT_VALUES, Predictions, kept_images
+from ekd_ray.models import build_model, load_weights
+from ekd_ray.scale import confirm
+from ekd_ray.scale.worker import Job
+
+
+@pytest.fixture(scope="module")
+def kept(real_study, winner_config, tmp_path_factory):
+    """(predictions, metrics, splits that were opened) of the winner's final evaluation."""
+    path, opened = tmp_path_factory.mktemp("kept") / "p.safetensors", []
+    load = rundata.load_dataset
+
+    def counted(name, split, **options):
+        opened.append(split)
+        return load(name, split, **options)
+
+    rundata.load_dataset = counted
+    try:
+        metrics = evaluation.evaluate_test(real_study[1], data_root=None, keep=path)
+    finally:
+        rundata.load_dataset = load
+    return Predictions.load(path), metrics, opened
+
+
+def test_the_test_split_is_read_once_for_figures_and_predictions(kept, real_study):
+    found, metrics, opened = kept
+    assert opened == ["test"]
+    assert metrics == evaluation.evaluate_test(real_study[1], data_root=None)
+    correct = (found.predicted == found.labels).double().mean()
+    assert float(correct) == pytest.approx(metrics["test_top1"])
+
+
+def test_logits_and_those_of_the_teacher_are_of_the_same_images(kept, real_study, winner_config):
+    found, _, _ = kept
+    data = rundata.load_test_data(winner_config, data_root=None, device=torch.device("cpu"))
+    ((images, labels),) = data.images.evaluation(found.kept.numpy(), len(found.kept))
+    assert torch.equal(labels, found.labels[found.kept])
+    teacher = build_model("resnet8", 10)
+    load_weights(teacher, winner_config.teacher_weights)
+    scale = parse_normalization(winner_config.teacher_normalization)
+    for model, logits, (mean, std) in (
+        (teacher, found.teacher_logits, (scale.mean, scale.std)),
+        (real_study[1].model, found.logits, (data.mean, data.std)),
+    ):
+        with torch.no_grad():
+            expected = model.eval()(normalize(images, mean, std))
+        assert torch.allclose(logits.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("count", "classes"), [(7, 10), (10_000, 10), (10_000, 100), (50_000, 1000)]
+)
+def test_kept_logits_are_bounded_and_evenly_spaced(count, classes):
+    kept = kept_images(count, classes)
+    assert len(kept) == min(count, 2000, LOGIT_VALUES // classes)
+    steps = kept.diff()
+    assert kept[0] == 0 and kept[-1] < count and steps.max() - steps.min() <= 1
+
+
+def test_large_logits_stay_finite():
+    logits = torch.tensor([[1e9, -1e9], [0.0, 1.0]])
+    found = Predictions.of(logits, torch.tensor([0, 1]), log_prior=-1.0, class_names=("a", "b"))
+    assert found.logits.isfinite().all() and found.confidence.isfinite().all()
+
+
+def run(config, folder):
+    job = Job(name="x seed 1", number=0, folder=str(folder), settings=config.to_dict(),
+              data_root=None, threads=1, shown=("kd_weight",), group="final x")  # fmt: skip
+    confirm.confirm_job(job, lambda row: None)
+
+
+@pytest.mark.parametrize(("fraction", "split"), [(0.0, "test"), (0.4, "val")])
+def test_a_confirm_run_leaves_its_images(winner_config, tmp_path, fraction, split):
+    run(winner_config.replace(validation_fraction=fraction, seed=1), tmp_path)
+    found = EventAccumulator(str(tmp_path)).Reload()
+    assert set(found.Tags()["images"]) == {f"{split}/reliability", f"{split}/confusion"}
+    assert ("test/top1" in found.Tags()["scalars"]) == (split == "test")
+    assert (tmp_path / "predictions.safetensors").exists() == (split == "test")
+
+
+def test_a_run_that_cannot_draw_is_as_good(winner_config, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(confirm, "write_pictures", broken)
+    with pytest.warns(UserWarning, match="no images for TensorBoard .disk full"):
+        run(winner_config.replace(validation_fraction=0.0, seed=1), tmp_path)
+    assert (tmp_path / "result.json").exists()
+
+
+def test_confirm_folders_are_readable_and_shared_by_equal_configurations(winner_config, tmp_path):
+    entries = {"trial 3": winner_config, "authors": winner_config,
+               "kd": winner_config.replace(kd_weight=9.0)}  # fmt: skip
+    runs = confirm._over_seeds("final", entries, [1, 2])
+    names = {(r.name, r.config.seed): r.folder(tmp_path).name for r in runs}
+    assert names["trial 3", 2].startswith("final-trial-3-seed-2-")
+    assert names["trial 3", 2] == names["authors", 2] != names["trial 3", 1]
+    assert names["kd", 1].startswith("final-kd-seed-1-")
+    # The same run under another name, later, and a run of an earlier version, are found again.
+    runs[0].folder(tmp_path).mkdir(parents=True)
+    (later,) = confirm._over_seeds("final", {"trial 9": winner_config}, [1])
+    assert later.folder(tmp_path) == runs[0].folder(tmp_path)
+    old = tmp_path / "confirm" / f"final-{runs[4].config.fingerprint()}"
+    old.mkdir()
+    assert runs[4].folder(tmp_path) == old

@@ -1,0 +1,227 @@
+"""The report's page: its sentences, its figures, and that nothing in it can run or be loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+from report_studies import EVIL, finished, predictions, searched
+
+from ekd_ray import pipeline
+from ekd_ray.data import datasets
+from ekd_ray.engine import rundata
+from ekd_ray.engine.metrics import expected_calibration_error
+from ekd_ray.engine.pictures import reliability_bins
+from ekd_ray.engine.uncertainty import aurc
+from ekd_ray.results import Study
+from ekd_ray.results.report import figures_search, figures_teacher, write_report
+from ekd_ray.results.report.content import gather
+from ekd_ray.results.report.figures_model import interval, risk_over_coverage
+from ekd_ray.results.report.figures_teacher import correlation_gap
+from ekd_ray.results.report.headline import headline
+from ekd_ray.results.report.page import script_json
+
+SECTIONS = ("certainty", "leaderboard", "curves-section", "parameters", "trade-off",
+            "calibration", "teacher", "time-section", "failures", "reproduce")  # fmt: skip
+CHARTS = ("differences", "board", "curves", "importance", "parallel", "contour", "slice-0",
+          "slice-2", "front", "reliability", "risk", "correlation-0", "tsne-0", "tsne-1",
+          "time")  # fmt: skip
+
+
+class Elements(HTMLParser):
+    """Which elements and attributes the page has, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def page(reported):
+    return reported[1]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(figures_teacher, "TSNE_STEPS", 250)
+
+
+def charts_of(page):
+    text = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S)
+    return json.loads(text[1])
+
+
+def test_every_part_of_the_report_is_there(page):
+    for name in SECTIONS:
+        assert f'<section id="{name}">' in page
+    assert set(CHARTS) <= set(charts_of(page))
+    for name in charts_of(page):
+        assert f'id="{name}" role="img"' in page
+
+
+def test_plotly_takes_every_figure_as_it_is_and_none_is_empty(page):
+    for name, chart in charts_of(page).items():
+        figure = go.Figure(data=chart["data"], layout=chart["layout"])  # raises for a wrong name
+        assert figure.data, name
+        for trace in figure.data:
+            shown = trace.z if trace.type in ("contour", "heatmap") else trace.x
+            assert len(shown) > 0, name
+
+
+def test_the_page_is_one_file_that_loads_nothing(page):
+    found = Elements(page)
+    assert page.count("plotly.js v") == 1 or page.count("* plotly.js") == 1
+    assert len(page) < 7_000_000
+    loads = [v for k, v in found.attributes if k in ("src", "href", "action", "srcset")]
+    assert all(v.startswith(("#", "data:")) for v in loads), loads
+    assert "default-src 'none'" in page
+
+
+def test_text_of_others_is_text(page):
+    found = Elements(page)
+    assert EVIL not in page
+    assert EVIL in " ".join(found.text)  # the failure's reason, unescaped by the parser
+    assert found.tags.count("script") == 3
+    labels = json.dumps(charts_of(page))
+    assert "<script" not in labels and "&lt;script" in labels  # a class's name
+
+
+@pytest.mark.parametrize("text", ["</script>", "<!--", "&amp;", "\u2028"])
+def test_json_cannot_leave_its_script_element(text):
+    written = script_json({"x": text})
+    assert "<" not in written and ">" not in written
+    assert json.loads(written) == {"x": text}
+
+
+def test_a_data_sets_name_is_text_too(maker):
+    study = searched(maker)
+    evil = study.config.distill.replace(dataset=f"folder:/{EVIL}")
+    changed = Study(path=study.path, config=study.config.replace(distill=evil), header={})
+    text = write_report(changed).read_text(encoding="utf-8")
+    assert EVIL not in text and Elements(text).tags.count("script") == 3
+
+
+def test_the_headline_says_who_is_beaten_and_who_is_not(reported):
+    content = gather(reported[0])
+    sentence, lead = headline(content)
+    assert sentence.startswith(f"{content.winner.name.capitalize()} wins with 61.2")
+    assert "better than student alone and not told apart from KD" in sentence
+    assert "3 seeds" in lead and "3 fresh seeds" in lead
+
+
+def test_a_winner_that_loses_is_not_praised(maker, rows):
+    select, final = rows
+    study = maker.study()
+    maker.trial(1, [0.5] * 9)
+    maker.confirm(
+        [select("trial 1", s, 0.5) for s in (1, 2, 3)]
+        + [final("trial 1", s, v) for s, v in enumerate((0.50, 0.51, 0.52))]
+        + [final("kd", s, v) for s, v in enumerate((0.60, 0.612, 0.62))]
+    )
+    sentence, _ = headline(gather(study))
+    assert "worse than KD" in sentence
+    text = write_report(study).read_text(encoding="utf-8")
+    assert "not the best by test: KD is 10.07 points above" in text
+
+
+def test_a_running_study_has_a_report_without_test_figures(maker):
+    study = searched(maker)
+    folder = maker.path / "trials" / "0024"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(study.config.distill.replace(lr=0.01).to_yaml())
+    (folder / "history.jsonl").write_text(json.dumps({"epoch": 1, "val_top1": 0.2}) + "\n")
+    page = write_report(study).read_text(encoding="utf-8")
+    assert "The study is in its search stage" in page
+    assert "23 of 16 trials" not in page and "24 of 16" in page
+    names = charts_of(page)
+    assert "curves" in names and "board" not in names and "reliability" not in names
+    assert "running" in [trace["name"] for trace in names["curves"]["data"]]
+
+
+@pytest.mark.parametrize("trials", [0, 1])
+def test_the_least_study_has_a_report(maker, trials):
+    study = maker.study()
+    for number in range(trials):
+        maker.trial(number, [], status="failed", reason="died")
+    assert "no trial is complete" in write_report(study).read_text(encoding="utf-8")
+
+
+def test_no_image_is_read(maker, rows, monkeypatch):
+    def opened(*_, **__):
+        raise AssertionError("images were opened")
+
+    monkeypatch.setattr(rundata, "load_dataset", opened)
+    monkeypatch.setattr(datasets, "load_dataset", opened)
+    write_report(finished(maker, rows))
+
+
+def test_several_objectives_show_their_front(maker, rows):
+    study = finished(maker, rows, objectives=("parameters",))
+    front = figures_search.trade_off(gather(study))
+    expected = {(r.last["parameters"], r.last["val_top1"]) for r in study.pareto()}
+    line = front.data[0]
+    assert set(zip(line["x"], line["y"], strict=True)) == expected
+
+
+def test_a_report_that_fails_is_no_failure_of_the_study(maker, monkeypatch):
+    def broken(study):
+        raise ValueError("no luck")
+
+    monkeypatch.setattr(pipeline, "write_report", broken)
+    with pytest.warns(UserWarning, match="no report was made .ValueError: no luck.: try"):
+        pipeline._report(maker.study())
+
+
+# What is computed for figures, against what the engine computes.
+
+
+def test_reliability_bins_are_those_of_the_calibration_error():
+    found = predictions(2.0, 0)
+    correct = (found.predicted == found.labels).numpy()
+    count, mean, accuracy = reliability_bins(found.confidence.numpy(), correct)
+    used = count > 0
+    gap = float(np.sum(count[used] * np.abs(accuracy - mean)[used]) / count.sum())
+    expected = expected_calibration_error(found.confidence, found.predicted, found.labels)
+    assert gap == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_the_mean_of_risk_over_coverage_is_the_aurc():
+    found = predictions(2.0, 0)
+    coverage, risk = risk_over_coverage(found)
+    wrong = found.predicted != found.labels
+    assert risk.mean() == pytest.approx(aurc(found.uncertainty, wrong), abs=1e-9)
+    assert (coverage[-1], risk[-1]) == (1.0, pytest.approx(float(wrong.double().mean())))
+
+
+def test_correlation_gaps_do_not_see_scale_and_shift():
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    assert correlation_gap(logits, 3 * logits + 1).max() < 1e-6
+    flipped = logits * torch.tensor([1.0, 1.0, 1.0, -1.0])
+    gap = correlation_gap(logits, flipped)
+    expected = 2 * np.abs(np.corrcoef(logits.numpy().T))[3, :3]
+    assert gap[3, :3] == pytest.approx(expected, abs=1e-6)
+    assert gap[:3, :3].max() < 1e-6
+
+
+def test_intervals_are_students():
+    from scipy import stats
+
+    values = (0.4, 0.43, 0.45, 0.41)
+    expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert interval(values) == pytest.approx(expected)
+    assert interval((0.4, 0.5)) is None

@@ -1,0 +1,62 @@
+"""The two launchers that show a study: in the terminal, as JSON, as a page."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from report_studies import EVIL, searched
+
+
+def test_a_finished_study_in_the_terminal(reported, launch):
+    study = reported[0]
+    code, out, err = launch("show", study.path)
+    assert (code, err) == (0, "")
+    best = study.best().name
+    for words in (
+        f"{best.capitalize()} wins with 61.2", "stage: finished", "8 stopped early, 1 failed",
+        "trial 5 failed: loss became nan", "authors' values failed", f"{best} (winner)",
+        "95 % interval", "winner: lr=", "fANOVA", "search: stopped early", "early stops saved 48",
+    ):  # fmt: skip
+        assert words in out, words
+
+
+def test_json_has_all_of_it(reported, launch):
+    study = reported[0]
+    code, out, err = launch("show", study.path, "--json", "--compare", study.path)
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found["best"]["name"] == study.best().name and found["best"]["confirmed"]
+    assert found["leaderboard"] == study.leaderboard_table().to_pylist()
+    assert found["importance"] == study.importance().to_pylist()
+    assert found["progress"]["trials"] == {"complete": 15, "pruned": 8, "failed": 1}
+    assert found["failures"] == [
+        {"trial": 5, "reason": f"loss became nan {EVIL}", "params": study.records()[5].params}
+    ]
+    assert {row["difference"] for row in found["comparison"]} == {0.0}
+
+
+def test_a_running_study_in_the_terminal(maker, launch):
+    study = searched(maker)
+    code, out, _ = launch("show", study.path)
+    assert code == 0
+    assert "stage: search" in out and "best complete trials of the search" in out
+    assert json.loads(launch("show", study.path, "--json")[1])["best"]["confirmed"] is False
+
+
+@pytest.mark.parametrize("extra", [(), ("--json",), ("--quiet",)])
+def test_the_report_goes_where_it_is_told(maker, launch, tmp_path, extra):
+    study = maker.study()
+    code, out, err = launch("report", study.path, "--out", tmp_path / "x" / "page.html", *extra)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "x" / "page.html").read_text().startswith("<!doctype html>")
+    path = str(tmp_path / "x" / "page.html")
+    expected = {(): f"report: {path}\n", ("--quiet",): ""}
+    assert json.loads(out) == {"report": path} if extra == ("--json",) else out == expected[extra]
+
+
+@pytest.mark.parametrize("name", ["show", "report"])
+def test_no_study_is_one_sentence(launch, tmp_path, name):
+    code, out, err = launch(name, tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and "holds no study" in err and err.count("\n") == 1
