@@ -25,10 +25,14 @@ from ekd_ray.files import file_name, write_json, write_text
 from ekd_ray.losses.objective import resolve_method
 from ekd_ray.pipeline import check_study, check_writable, open_run, run_study
 from ekd_ray.plan_text import run_plan, study_plan
+from ekd_ray.remote.location import Location, is_uri
+from ekd_ray.remote.mirror import STATE as MIRROR_STATE
+from ekd_ray.remote.session import holds, mirrored, put_files
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.study import RESULT, STUDY_FILE, Study, milestone_epochs
 from ekd_ray.scale.cluster import connected, local_cpus
+from ekd_ray.scale.journal import drop_unknown
 from ekd_ray.scale.space import check_space, first_points
 from ekd_ray.terminal import (
     Terminal,
@@ -74,9 +78,10 @@ def _tune_one(config: StudyConfig, args: argparse.Namespace) -> int:
     if args.dry_run:
         _plan(study_plan(config, out), config.to_dict(), args)
         return 0
-    study, bundle = _run(config, out, args, resume=args.resume)
+    study, bundle = _run(config, out, args, resume=args.resume, location=args.location)
     if args.json:
-        _print_json({"study": str(out), "bundle": str(bundle.path), **bundle.metrics})
+        there = {} if args.location is None else {"uri": str(args.location)}
+        _print_json({"study": str(out), "bundle": str(bundle.path), **there, **bundle.metrics})
     else:
         _print_study(study, bundle)
     return 0
@@ -87,7 +92,8 @@ def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int
     out = Path(args.out or RUNS / "comparison").absolute()
     # All are checked before the first one costs anything.
     checked = {name: _checked(name, config, args) for name, config in configs.items()}
-    there = [name for name in configs if (out / name / STUDY_FILE).exists()]
+    places = {name: args.location and args.location.child(name) for name in configs}
+    there = [name for name in configs if _is_there(out / name, places[name])]
     if there and not args.resume:
         raise UserError(f"{out / there[0]} holds a study already: add --resume, or another --out.")
     if args.dry_run:
@@ -101,12 +107,14 @@ def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int
             if not args.quiet:
                 Console(highlight=False).rule(name)
             try:
-                _run(config, out / name, args, resume=name in there)
+                _run(config, out / name, args, resume=name in there, location=places[name])
             except UserError as error:
                 failures[name] = str(error)
                 print(f"error: {name}: {error}", file=sys.stderr)
     cells = compare(out, list(checked), failures)
     write_comparison(out, cells)
+    if args.location:
+        put_files(args.location, out, [f"{COMPARISON}.md", f"{COMPARISON}.json"])
     if args.json:
         _print_json({"out": str(out), "cells": [asdict(cell) for cell in cells]})
     else:
@@ -116,10 +124,31 @@ def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int
     return 1 if failures else 0
 
 
+def _is_there(folder: Path, location: Location | None) -> bool:
+    return (folder / STUDY_FILE).exists() if location is None else holds(location, STUDY_FILE)
+
+
 def _run(
-    config: StudyConfig, out: Path, args: argparse.Namespace, *, resume: bool
+    config: StudyConfig,
+    out: Path,
+    args: argparse.Namespace,
+    *,
+    resume: bool,
+    location: Location | None,
 ) -> tuple[Study, Bundle]:
     """Run (or continue) a checked study with its progress on the terminal."""
+    if location and config.optuna_storage:
+        raise UserError(
+            "optuna_storage does not go together with a URI as --out, which a lost machine would "
+            "leave behind the database: remove it, the journal is kept at the URI."
+        )
+    with mirrored(location, out, resume=resume, settle=drop_unknown):
+        return _run_here(config, out, args, resume=resume)
+
+
+def _run_here(
+    config: StudyConfig, out: Path, args: argparse.Namespace, *, resume: bool
+) -> tuple[Study, Bundle]:
     shared = config.distill
     if args.download:
         load_dataset(shared.dataset, "train", data_root=config.data_root, download=True)
@@ -216,6 +245,11 @@ def train(config: DistillConfig, args: argparse.Namespace) -> int:
     if args.dry_run:
         _plan(run_plan(config, out, args.data_root), config.to_dict(), args)
         return 0
+    with mirrored(args.location, out, resume=args.resume):
+        return _train_here(config, out, args)
+
+
+def _train_here(config: DistillConfig, out: Path, args: argparse.Namespace) -> int:
     _check_run_folder(out, config, resume=args.resume)
     if (out / RESULT).exists():  # finished before: nothing is left to do
         _print_run(out, args)
@@ -278,7 +312,7 @@ def _check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None
             raise UserError(f"{out} belongs to another configuration: choose another --out.")
         if not resume:
             raise UserError(f"{out} holds this run already: add --resume, or choose another --out.")
-    elif any(out.iterdir()):
+    elif any(path.name != MIRROR_STATE for path in out.iterdir()):
         raise UserError(f"{out} holds something else: choose another --out.")
     elif resume and not (out / CHECKPOINT).exists():
         raise UserError(f"{out} holds no run to resume: check --out, or drop --resume.")
@@ -286,6 +320,8 @@ def _check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None
 
 def export(args: argparse.Namespace) -> int:
     """Export a study's winner; with `--verify`, say whether the weights give what is stated."""
+    if is_uri(args.out):
+        raise UserError(f"a bundle is exported to a folder, got --out {args.out}: give one here.")
     study = Study.load(args.run)
     if args.dry_run:
         winner = study.best()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 
 Keys = tuple[str | int, ...]
@@ -20,9 +22,33 @@ class UserError(Exception):
             is to blame.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, *, keys: Keys | None = None) -> None:
         super().__init__(message)
         self.keys = keys
+
+
+class NoSpace(UserError):
+    """A disk that is full: nothing that was finished is lost, and the rest waits."""
+
+
+def no_space(error: BaseException) -> NoSpace | None:
+    """The sentence for an error that comes of a full disk, directly or wrapped; else None."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        if isinstance(found, NoSpace):
+            return found
+        if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {found.filename}" if found.filename else ""
+            return NoSpace(
+                f"no space is left on the disk{where} ({os.strerror(found.errno)}): free some, "
+                "then run the same command with --resume; what was finished is kept."
+            )
+        seen.add(id(found))
+        found = found.__cause__ or found.__context__
+    return None
 
 
 @contextlib.contextmanager

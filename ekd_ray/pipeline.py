@@ -25,6 +25,7 @@ from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, at
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.objective import method_of, resolve_method, with_method
+from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
 from ekd_ray.scale.budget import check_budget
@@ -91,7 +92,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         _check_same(study, config)
-    elif out.exists() and (out.is_file() or not all(map(is_temporary, out.iterdir()))):
+    elif out.exists() and (out.is_file() or not all(map(_is_ours, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
         raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
@@ -105,6 +106,11 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     }
     write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False))
     return Study.load(out)
+
+
+def _is_ours(path: Path) -> bool:
+    """Left by a start that was killed, or made for a copy at a URI."""
+    return is_temporary(path) or path.name == MIRROR_STATE
 
 
 def _check_same(study: Study, config: StudyConfig) -> None:
