@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 Keys = tuple[str | int, ...]
@@ -29,6 +30,11 @@ class UserError(Exception):
         self.keys = keys
 
 
+def _number_in(text: str) -> int | None:
+    found = re.search(r"\b(?:os error|errno) (\d+)", text)
+    return int(found[1]) if found else None
+
+
 class NoSpace(UserError):
     """A disk that is full: nothing that was finished is lost, and the rest waits."""
 
@@ -40,10 +46,13 @@ def no_space(error: BaseException) -> NoSpace | None:
     while found is not None and id(found) not in seen:
         if isinstance(found, NoSpace):
             return found
-        if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" for {found.filename}" if found.filename else ""
+        # safetensors and pyarrow put the system's number into the text of errors of their own.
+        number = getattr(found, "errno", None) or _number_in(str(found))
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            name = getattr(found, "filename", None)
+            where = f" for {name}" if name else ""
             return NoSpace(
-                f"no space is left on the disk{where} ({os.strerror(found.errno)}): free some, "
+                f"no space is left on the disk{where} ({os.strerror(number)}): free some, "
                 "then run the same command with --resume; what was finished is kept."
             )
         seen.add(id(found))

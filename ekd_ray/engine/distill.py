@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.data.counter import STREAM_STEP
 from ekd_ray.engine import ranks
 from ekd_ray.engine.changes import enter_epoch, past
-from ekd_ray.engine.checkpoint import load_checkpoint, save_checkpoint
+from ekd_ray.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
@@ -135,7 +136,8 @@ def distill(
         config: the run; it is resolved and checked first.
         data_root: folder of the data sets.
         out: folder for `history.jsonl`, TensorBoard events and the checkpoint; a run
-            interrupted there continues, bit for bit as if it had not been.
+            interrupted there continues, bit for bit as if it had not been. From a checkpoint
+            that is damaged nothing can continue: the run begins again, with a warning.
         on_epoch: called (on every rank) with each epoch's row: `epoch` (from 1), `lr`,
             `train_loss`, `train_top1`, `loss_<term>` (unweighted), `log_prior` if
             evidential, `temperature` if learned, `val_*` (see `classification_metrics`) if
@@ -146,7 +148,8 @@ def distill(
         constants: figures that every row is to carry, such as the student's costs.
 
     Raises:
-        UserError: bad configuration, data or checkpoint. Diverged: NaN or infinity.
+        UserError: bad configuration or data, or another run's checkpoint. Diverged: NaN or
+            infinity.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -154,7 +157,10 @@ def distill(
     run = _start(config, data_root)
     checkpoint = out / CHECKPOINT if out else None
     if checkpoint and checkpoint.exists():
-        _restore(run, checkpoint)
+        try:
+            _restore(run, checkpoint)
+        except DamagedCheckpoint as error:  # looked at before anything is restored
+            warnings.warn(f"{error} It is begun again from its start.", stacklevel=2)
     log = None
     if out and ranks.is_first():
         searched = {k: v for k, v in config.to_dict().items() if v is not None}

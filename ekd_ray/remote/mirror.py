@@ -69,8 +69,19 @@ def stamp(path: Path) -> Stamp:
     return found.st_size, found.st_mtime_ns
 
 
+def belongs(name: str) -> bool:
+    """Whether a file or folder is the study's: no scratch, lock or temporary file.
+
+    What Ray keeps of trials of several workers lies in `trials/<number>/train`.
+    """
+    parts = name.split("/")
+    passing = any(part.startswith(".") or part.endswith(".tmp") for part in parts)
+    of_ray = parts[0] in ("trials", "confirm") and parts[2:3] == ["train"]
+    return not (passing or of_ray or parts[-1].startswith(f"{JOURNAL}.lock"))
+
+
 def study_files(folder: Path, *, late: bool = False) -> Iterator[str]:
-    """Names of a study's files, relative to its folder: no scratch, lock or temporary file.
+    """Names of a study's files (`belongs`), relative to its folder.
 
     With `late` only those that are written from all the others, and the journal.
     """
@@ -81,15 +92,13 @@ def study_files(folder: Path, *, late: bool = False) -> Iterator[str]:
         except FileNotFoundError:
             continue
         for path in inside:
-            # Ray Train's own records lie in trials/<number>/train.
-            own = path.name == "train" and path.parent.parent.name in ("trials", "confirm")
-            if path.name.startswith(".") or own or path.is_symlink():
+            name = path.relative_to(folder).as_posix()
+            if not belongs(name) or path.is_symlink():
                 continue
-            if path.is_dir():
-                if not late or path.name in _LATE:
-                    pending.append(path)
-            elif not path.name.endswith(".tmp") and not path.name.startswith(f"{JOURNAL}.lock"):
-                yield path.relative_to(folder).as_posix()
+            if not path.is_dir():
+                yield name
+            elif not late or name in _LATE:
+                pending.append(path)
 
 
 def _rank(name: str) -> int:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
-from ekd_ray.remote.lease import OWN, check_free, new_lease, read_lease, take
+from ekd_ray.remote.lease import check_free, new_lease, read_lease, take
 from ekd_ray.remote.location import Location, working_copy
 from ekd_ray.remote.mirror import (
     CHECKPOINT,
@@ -23,6 +23,7 @@ from ekd_ray.remote.mirror import (
     SECONDS,
     Mirror,
     State,
+    belongs,
     changes,
     stamp,
     study_files,
@@ -161,7 +162,8 @@ def _begin(
 
 
 def _study_entries(objects: Objects) -> dict[str, Entry]:
-    return {name: e for name, e in objects.entries().items() if not name.startswith(OWN)}
+    """What is at the URI of a study's own files; whatever else is there is never fetched."""
+    return {name: entry for name, entry in objects.entries().items() if belongs(name)}
 
 
 def _set_aside(folder: Path, state: State | None) -> None:

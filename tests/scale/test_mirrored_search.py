@@ -27,7 +27,7 @@ from ekd_ray.scale.storage import STUDY_NAME
 from ekd_ray.scale.worker import Job
 
 PLACE = Location("s3", "bucket", "run")
-TRIALS = 7
+TRIALS = 4
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
 
@@ -74,15 +74,19 @@ def uploads(tmp_path_factory):
     config = study_of("random", trials=TRIALS)
     (folder / "study.yaml").write_text("study: {}\n")
     store, draw, going = Hasty(), random.Random(0), steps(folder, config)
-    store.meanwhile = lambda: next(going, None) if draw.random() < 0.3 else None
+    store.meanwhile = lambda: next(going, None) if draw.random() < 0.5 else None
     mirror = Mirror(store, PLACE, folder, State(), new_lease())
     whole = []
     for _ in going:
-        if draw.random() < 0.7:
+        if draw.random() < 0.5:
             mirror.upload(final=False)
             whole.append((len(store.moments), dict(store.content)))
     mirror.upload(final=True)
     return config, store.moments, whole
+
+
+def trials_of(content):
+    return {name.split("/")[1] for name in content if name.startswith("trials/")}
 
 
 def records_of(content):
@@ -94,17 +98,15 @@ def test_a_driver_lost_after_any_upload_loses_no_more_than_the_last_pass(
 ):
     monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)
     config, moments, whole = uploads
-    assert len(moments) >= 25 and len(whole) > 5
+    assert len(moments) >= 12 and len(whole) >= 3
     dropped = 0
     for index, moment in enumerate(moments):
         folder = tmp_path / str(index)
         store = FakeStore(moment)
-        with mirrored(
-            PLACE, folder, resume=True, settle=drop_unknown, objects=store, seconds=1e6
-        ):
+        with mirrored(PLACE, folder, resume=True, settle=drop_unknown, objects=store, seconds=1e6):
             before = records_of({p.relative_to(folder).as_posix(): p.read_bytes()
                                  for p in folder.rglob(RESULT)})  # fmt: skip
-            dropped += len(records_of(moment)) - len(before)
+            dropped += len(trials_of(moment)) - len(list(folder.glob("trials/*")))
             run(folder, config, TRIALS + 2)
         # What the last whole pass had brought there is kept, byte for byte.
         safe = [content for count, content in whole if count <= index + 1][-1:]
@@ -119,5 +121,7 @@ def test_a_driver_lost_after_any_upload_loses_no_more_than_the_last_pass(
         for trial in trials:
             record = TrialRecord.read(folder / "trials" / f"{trial.number:04d}")
             assert (trial.state, trial.params) == (STATES[record.status], record.params)
-            assert len(record.history) == len(trial.intermediate_values)
-    assert dropped, "no moment had a record that the journal did not know"
+            # (A real run writes its history anew; these append to what was fetched.)
+            values = {row["epoch"]: row["val_top1"] for row in record.history}
+            assert values == trial.intermediate_values
+    assert dropped, "no moment had a trial that the journal did not know"
