@@ -26,7 +26,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file, write_json, write_text
 from ekd_ray.models import build_model, load_weights, read_metadata
 from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.study import RESULT, Study, TrialRecord
+from ekd_ray.results.study import CONFIRMED, RESULT, Study, TrialRecord
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST"
@@ -160,6 +160,11 @@ def export_bundle(study: Study, out: Path) -> Bundle:
     assert table is not None
     final = [r for r in table.to_pylist() if r["stage"] == "final" and r["name"] == winner.name]
     first = study.path / final[0]["folder"]
+    if not first.resolve().is_relative_to(study.path.resolve()):
+        raise UserError(
+            f"{study.path / CONFIRMED} is damaged: it names {final[0]['folder']!r}, which lies "
+            "outside of the study: run the study again with --resume."
+        )
     lost = [name for name in (WEIGHTS, RESULT) if not (first / name).is_file()]
     if lost:
         raise UserError(f"{first} lacks {', '.join(lost)}: run the study again with --resume.")

@@ -44,6 +44,8 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
         # Without the dashboard, placement groups of stopped nested trials are never freed.
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         options |= {"num_cpus": local_cpus()}
+        # Ray's servers listen on the address of the node, which is else that of the network.
+        options |= {"_node_ip_address": "127.0.0.1"}
     ray.init(**options)
     try:
         for config in configs:

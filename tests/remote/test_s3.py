@@ -148,12 +148,14 @@ def test_a_server_that_dies_and_comes_back(s3, tmp_path, monkeypatch):
     server, host, port = serve()  # of the same process, and so of the same buckets
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     folder = tmp_path / "a"
-    with (
-        pytest.raises(StaleCopy, match="is stale .*--resume on this machine to bring it there"),
-        mirrored(PLACE, folder, resume=False, seconds=1e6),
-    ):
-        (folder / "study.yaml").write_text("x: 1")
-        server.stop()
+
+    def interrupted_service():
+        with mirrored(PLACE, folder, resume=False, seconds=1e6):
+            (folder / "study.yaml").write_text("x: 1")
+            server.stop()
+
+    with pytest.raises(StaleCopy, match=r"is stale .*--resume on this machine to bring it there"):
+        interrupted_service()
     server, *_ = serve(port)
     try:
         open_objects(PLACE).write("study.yaml", b"x: 0")

@@ -122,14 +122,16 @@ def test_a_launcher_says_it_in_one_sentence_and_continues(small_disk, launch, mo
     ],
 )
 def test_full_disks_are_known_through_any_wrapping(error):
-    try:
+    def wraps():
         try:
             raise error
         except Exception as inner:
             raise RuntimeError("Tune failed") from inner
-    except RuntimeError as outer:
-        assert no_space(outer) is not None
-        assert "\n" not in str(no_space(outer))
+
+    with pytest.raises(RuntimeError, match="Tune failed") as outer:
+        wraps()
+    assert no_space(outer.value) is not None
+    assert "\n" not in str(no_space(outer.value))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), ValueError("28"), KeyError("errno")])
