@@ -34,6 +34,7 @@ from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import SCRATCH, search
+from ekd_ray.scale.shared import check_visible
 from ekd_ray.scale.space import check_space
 from ekd_ray.scale.storage import check_storage
 
@@ -191,6 +192,7 @@ def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer
     load_dataset(config.distill.dataset, "train", data_root=config.data_root)
     base = _teacher_stage(out, config, observer)
     with connected(config):
+        check_visible(out)
         search(out, config, base, observer)
         confirm(out, config, base, observer)
     return export_bundle(study, out / "best")

@@ -150,5 +150,5 @@ def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
     value = zlib.crc32(text.encode())
     for name in sorted(tensors):
         data = tensors[name].reshape(-1).view(torch.uint8)
-        value = zlib.crc32(memoryview(data.numpy()), zlib.crc32(name.encode(), value))
+        value = zlib.crc32(data.numpy().data, zlib.crc32(name.encode(), value))
     return value
