@@ -44,15 +44,35 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
         # Without the dashboard, placement groups of stopped nested trials are never freed.
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         options |= {"num_cpus": local_cpus()}
-        # Ray's servers listen on the address of the node, which is else that of the network.
-        options |= {"_node_ip_address": "127.0.0.1"}
-    ray.init(**options)
+    with _on_this_machine_alone() if "num_cpus" in options else contextlib.nullcontext():
+        ray.init(**options)
     try:
         for config in configs:
             check_fits(config)
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_this_machine_alone() -> Iterator[None]:
+    """A Ray that is started inside listens on the loopback address only.
+
+    Its servers listen on the address of their node, and on Linux Ray replaces even a given
+    127.0.0.1 by that of the network. Where it forms no clusters (on macOS by itself) it does not.
+    """
+    from ray._private import ray_constants
+
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    given = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+        if given is not None:
+            os.environ[name] = given
 
 
 def local_cpus() -> int:
