@@ -21,17 +21,25 @@ from ekd_ray.remote.objects import open_objects
 from ekd_ray.results import Bundle, Study
 from ekd_ray.results.study import RESULT
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif("EKD_S3_STUDY" not in os.environ, reason="minutes: set EKD_S3_STUDY=1"),
+]
 ROOT = Path(__file__).parents[2]
 PLACE = parse_location("s3://studies/runs/whole")
 TRIALS = 3
 
 
+def environment() -> dict[str, str]:
+    """That of a process that runs this very code."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "EKD_MIRROR_SECONDS": "0.5"}
+
+
 def start(*flags: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "EKD_MIRROR_SECONDS": "0.5", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "launchers" / "tune_cifar.py"), "--out", str(PLACE), *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
 
 
@@ -102,7 +110,7 @@ def test_a_study_at_a_uri_survives_its_driver_and_its_disk(s3, tmp_path, monkeyp
     command = [sys.executable, str(ROOT / "launchers" / "export_best.py"), str(PLACE)]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "best"), "--verify", "--quiet"],
-        capture_output=True, text=True, timeout=200,
+        capture_output=True, text=True, timeout=200, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     stored = Bundle.load(study.path / "best")
