@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml, parse_yaml
-from ekd_ray.errors import UserError, at, unknown_name
+from ekd_ray.errors import UserError, at, no_space, unknown_name
 from ekd_ray.recipes import (
     Origin,
     find_recipe,
@@ -23,9 +23,9 @@ from ekd_ray.recipes import (
     select_method,
     with_epochs,
 )
+from ekd_ray.remote.location import is_uri, parse_location, working_copy
 
 SEARCH_SPACES = Path(__file__).resolve().parent.parent / "search_spaces"
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 # Flags that are settings of DistillConfig under the same name.
@@ -66,10 +66,16 @@ def run(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = EXIT_USER_ERROR
+        code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted: run the same command with --resume to continue.", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    except Exception as error:
+        full = no_space(error)
+        if full is None:
+            raise
+        print(f"error: {full}", file=sys.stderr)
+        code = full.exit_code
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
@@ -111,6 +117,7 @@ def study_configs(args: argparse.Namespace) -> dict[str, StudyConfig]:
     `--pairs` and `--methods` make a study for each pair and each method, `<pair>/<method>`.
     Sets `args.origins`: where each was read, for errors that are only found later.
     """
+    _locate(args)
     if not (args.pairs or args.methods):
         args.origins = {"": _study_values(args)}
         return {"": _study(args.origins[""])}
@@ -154,8 +161,9 @@ def distill_config(args: argparse.Namespace) -> DistillConfig:
             raise UserError(
                 f"one run searches nothing: give --set {text.partition('=')[0]} a value."
             )
+    _locate(args)
     if _continues(args) and not args.config:
-        args.config = str(Path(args.out) / "config.yaml")
+        args.config = str(_header(args) / "config.yaml")
     if args.config:
         if args.pair or args.space:
             raise UserError("--config is complete by itself: drop --pair and --space.")
@@ -174,6 +182,7 @@ def distill_config(args: argparse.Namespace) -> DistillConfig:
 
 def teacher_run_config(args: argparse.Namespace) -> DistillConfig:
     """A network trained alone: `--model`, evidential with a learned prior, or plain."""
+    _locate(args)
     _absolute_data_root(args)
     values: dict[str, Any] = {"student": args.model, "method": "none"}
     if args.evidential:
@@ -197,18 +206,11 @@ def _run_config(values: dict[str, Any], args: argparse.Namespace, *, where: str)
 
 
 def _scaled(config: DistillConfig, scaling: str, args: argparse.Namespace) -> DistillConfig:
-    """The run with its batch and learning rate times --workers, if that is asked for."""
     if scaling == "fixed":
         return config
-    workers = getattr(args, "workers", "1")
-    if not workers.isdecimal() or int(workers) < 1:
-        raise UserError(
-            f"batch_scaling=workers needs one number of workers, got --workers {workers}: give N, "
-            "or drop batch_scaling."
-        )
-    from ekd_ray.engine.plan import scaled_batch
+    from ekd_ray.engine.plan import scaled_for
 
-    return scaled_batch(config, int(workers))
+    return scaled_for(config, getattr(args, "workers", "1"))
 
 
 def _absolute_data_root(args: argparse.Namespace) -> None:
@@ -241,7 +243,7 @@ def _study_values(args: argparse.Namespace) -> Origin:
     method = _method_flag(args)
     root: tuple[str, ...] = ()
     if _continues(args):
-        recipe, root = Path(args.out) / "study.yaml", ("study",)
+        recipe, root = _header(args) / "study.yaml", ("study",)
         values = select_method(load_yaml(recipe).get("study") or {}, method)
     else:
         recipe = recipe_path(args)
@@ -267,6 +269,28 @@ def _study_values(args: argparse.Namespace) -> Origin:
     return replace(origin, values=values)
 
 
+def _locate(args: argparse.Namespace) -> None:
+    """Where the results go: `args.out` a folder, `args.location` the URI that it is a copy of.
+
+    Args:
+        args: `out` becomes this machine's working copy if it is a URI.
+    """
+    args.location = None
+    if is_uri(getattr(args, "out", None)):  # what only fills a cache has none
+        found = parse_location(args.out)
+        args.location = None if isinstance(found, Path) else found
+        args.out = str(found if isinstance(found, Path) else working_copy(found))
+
+
+def _header(args: argparse.Namespace) -> Path:
+    """The folder whose header says what `--resume --out RUN` continues."""
+    if getattr(args, "location", None) is None:
+        return Path(args.out)
+    from ekd_ray.remote.session import header_folder
+
+    return header_folder(args.location)
+
+
 def _continues(args: argparse.Namespace) -> bool:
     """Whether `--resume --out RUN` stands alone, so that RUN itself says what it is."""
     return bool(args.resume and args.out and not (args.pair or args.student or args.space))
@@ -281,7 +305,7 @@ def _extended(values: Mapping[str, Any], args: argparse.Namespace) -> int:
             f"give --trials for the whole number, or --extend >= 1 for what is added, got "
             f"--extend {args.extend}" + (f" and --trials {args.trials}." if args.trials else ".")
         )
-    there = load_yaml(Path(args.out) / "study.yaml").get("study") or {}
+    there = load_yaml(_header(args) / "study.yaml").get("study") or {}
     return int(there.get("trials", StudyConfig().trials)) + args.extend
 
 

@@ -15,24 +15,22 @@ from rich.console import Console
 from rich.table import Table
 
 from ekd_ray.comparison import COMPARISON, compare, comparison_table, write_comparison
-from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config import StudyConfig
 from ekd_ray.data import load_dataset, short_name
-from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
-from ekd_ray.engine.final import WEIGHTS, finished_run
-from ekd_ray.engine.plan import check_workers, resolve
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name, write_json, write_text
+from ekd_ray.files import file_name
 from ekd_ray.losses.objective import resolve_method
-from ekd_ray.pipeline import check_study, check_writable, open_run, run_study
-from ekd_ray.plan_text import run_plan, study_plan
+from ekd_ray.pipeline import check_study, open_run, run_study
+from ekd_ray.plan_text import study_plan
+from ekd_ray.remote.location import Location, is_uri
+from ekd_ray.remote.session import holds, mirrored, put_files
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.exports import check_exports
 from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.study import RESULT, STUDY_FILE, Study, milestone_epochs
-from ekd_ray.scale.cluster import ADDRESS, connected, local_cpus
-from ekd_ray.scale.one_run import parse_workers, run_on_workers
+from ekd_ray.results.study import STUDY_FILE, Study, milestone_epochs
+from ekd_ray.scale.cluster import ADDRESS, connected
+from ekd_ray.scale.journal import drop_unknown
 from ekd_ray.scale.space import check_space, first_points
-from ekd_ray.scale.worker import Job
 from ekd_ray.terminal import (
     Terminal,
     difference_lines,
@@ -56,13 +54,14 @@ def tune(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
     Args:
         configs: the studies by their folder below `--out`; a single one has the name "".
     """
-    _join(args)
+    join(args)
     if "" in configs:
         return _tune_one(configs[""], args)
     return _tune_many(configs, args)
 
 
-def _join(args: argparse.Namespace) -> None:
+def join(args: argparse.Namespace) -> None:
+    """The cluster of --address is the one that Ray is told of."""
     if args.address:
         os.environ[ADDRESS] = args.address
 
@@ -82,11 +81,12 @@ def _tune_one(config: StudyConfig, args: argparse.Namespace) -> int:
     out = Path(args.out or default).absolute()
     config = _checked("", config, args)
     if args.dry_run:
-        _plan(study_plan(config, out), config.to_dict(), args)
+        print_plan(study_plan(config, out), config.to_dict(), args)
         return 0
-    study, bundle = _run(config, out, args, resume=args.resume)
+    study, bundle = _run(config, out, args, resume=args.resume, location=args.location)
     if args.json:
-        print_json({"study": str(out), "bundle": str(bundle.path), **bundle.metrics})
+        there = {} if args.location is None else {"uri": str(args.location)}
+        print_json({"study": str(out), "bundle": str(bundle.path), **there, **bundle.metrics})
     else:
         _print_study(study, bundle)
     return 0
@@ -97,13 +97,14 @@ def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int
     out = Path(args.out or RUNS / "comparison").absolute()
     # All are checked before the first one costs anything.
     checked = {name: _checked(name, config, args) for name, config in configs.items()}
-    there = [name for name in configs if (out / name / STUDY_FILE).exists()]
+    places = {name: args.location and args.location.child(name) for name in configs}
+    there = [name for name in configs if _is_there(out / name, places[name])]
     if there and not args.resume:
         raise UserError(f"{out / there[0]} holds a study already: add --resume, or another --out.")
     if args.dry_run:
         plans = {name: study_plan(config, out / name) for name, config in checked.items()}
         text = "\n\n".join(f"study      {name}\n{plan}" for name, plan in plans.items())
-        _plan(text, {name: config.to_dict() for name, config in checked.items()}, args)
+        print_plan(text, {name: config.to_dict() for name, config in checked.items()}, args)
         return 0
     failures = {}
     with connected(*checked.values()):
@@ -111,12 +112,14 @@ def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int
             if not args.quiet:
                 Console(highlight=False).rule(name)
             try:
-                _run(config, out / name, args, resume=name in there)
+                _run(config, out / name, args, resume=name in there, location=places[name])
             except UserError as error:
                 failures[name] = str(error)
                 print(f"error: {name}: {error}", file=sys.stderr)
     cells = compare(out, list(checked), failures)
     write_comparison(out, cells)
+    if args.location:
+        put_files(args.location, out, [f"{COMPARISON}.md", f"{COMPARISON}.json"])
     if args.json:
         print_json({"out": str(out), "cells": [asdict(cell) for cell in cells]})
     else:
@@ -126,10 +129,31 @@ def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int
     return 1 if failures else 0
 
 
+def _is_there(folder: Path, location: Location | None) -> bool:
+    return (folder / STUDY_FILE).exists() if location is None else holds(location, STUDY_FILE)
+
+
 def _run(
-    config: StudyConfig, out: Path, args: argparse.Namespace, *, resume: bool
+    config: StudyConfig,
+    out: Path,
+    args: argparse.Namespace,
+    *,
+    resume: bool,
+    location: Location | None,
 ) -> tuple[Study, Bundle]:
     """Run (or continue) a checked study with its progress on the terminal."""
+    if location and config.optuna_storage:
+        raise UserError(
+            "optuna_storage does not go together with a URI as --out, which a lost machine would "
+            "leave behind the database: remove it, the journal is kept at the URI."
+        )
+    with mirrored(location, out, resume=resume, settle=drop_unknown):
+        return _run_here(config, out, args, resume=resume)
+
+
+def _run_here(
+    config: StudyConfig, out: Path, args: argparse.Namespace, *, resume: bool
+) -> tuple[Study, Bundle]:
     shared = config.distill
     if args.download:
         load_dataset(shared.dataset, "train", data_root=config.data_root, download=True)
@@ -217,96 +241,10 @@ def show_space(config: StudyConfig, args: argparse.Namespace) -> int:
     return 0
 
 
-def train(config: DistillConfig, args: argparse.Namespace) -> int:
-    """Train one configuration into `--out`: history, events, weights, result.json."""
-    _join(args)
-    workers = parse_workers(args.workers, cpus=args.cpus_per_trial, gpus=args.gpus_per_trial)
-    config = resolve(config, data_root=args.data_root, download=args.download)
-    check_workers(config, workers.most)
-    data = short_name(config.dataset)
-    default = RUNS / f"{data}-{file_name(config.student)}-{config.method}-seed{config.seed}"
-    out = Path(args.out or default).absolute()
-    if args.dry_run:
-        _plan(run_plan(config, out, args.data_root, workers), config.to_dict(), args)
-        return 0
-    check_run_folder(out, config, resume=args.resume)
-    if (out / RESULT).exists():  # finished before: nothing is left to do
-        _print_run(out, args)
-        return 0
-    if args.download:
-        load_dataset(config.dataset, "train", data_root=args.data_root, download=True)
-    terminal = Terminal(quiet=args.quiet)
-    if not args.quiet:
-        terminal.console.print(run_plan(config, out, args.data_root, workers), markup=False)
-    terminal.stage("training", 1, config.epochs)
-    terminal.started(config.student, 0, config.to_dict())
-    write_text(out / "config.yaml", config.to_yaml())
-    try:
-        if workers.most > 1:
-            job = Job(
-                name=config.student, number=0, folder=str(out), settings=config.to_dict(),
-                data_root=args.data_root, threads=workers.cpus,
-            )  # fmt: skip
-            run_on_workers(
-                job, workers, test=args.test, on_epoch=lambda row: terminal.epoch(0, row)
-            )
-            terminal.ended(0, failed=False)
-        else:
-            _run_here(config, out, args, terminal)
-    except Diverged as error:
-        raise UserError(str(error)) from None
-    finally:
-        terminal.close()
-    _print_run(out, args)
-    return 0
-
-
-def _run_here(
-    config: DistillConfig, out: Path, args: argparse.Namespace, terminal: Terminal
-) -> None:
-    """The run in this process."""
-    result = distill(
-        config,
-        data_root=args.data_root,
-        out=out,
-        on_epoch=lambda row: terminal.epoch(0, row),
-        threads=args.cpus_per_trial or local_cpus(),
-    )
-    terminal.ended(0, failed=False)
-    if args.test:
-        terminal.stage("test split", 1, 0)
-    record = finished_run(result, out, data_root=args.data_root, test=args.test)
-    write_json(out / RESULT, record)
-    forget_checkpoint(out)
-
-
-def _print_run(out: Path, args: argparse.Namespace) -> None:
-    record = json.loads((out / RESULT).read_text(encoding="utf-8"))
-    if args.json:
-        print_json({**record, "weights": str(out / WEIGHTS)})
-        return
-    figures = {k: v for k, v in record["metrics"].items() if k.startswith(("val_", "test_"))}
-    print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-    print(f"weights: {out / WEIGHTS}")
-
-
-def check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:
-    """Refuse to mix runs: another configuration's folder, or this one's without --resume."""
-    check_writable(out)
-    if (out / "config.yaml").exists():
-        there = DistillConfig.from_yaml(out / "config.yaml")
-        if there.fingerprint() != config.fingerprint():
-            raise UserError(f"{out} belongs to another configuration: choose another --out.")
-        if not resume:
-            raise UserError(f"{out} holds this run already: add --resume, or choose another --out.")
-    elif any(out.iterdir()):
-        raise UserError(f"{out} holds something else: choose another --out.")
-    elif resume and not (out / CHECKPOINT).exists():
-        raise UserError(f"{out} holds no run to resume: check --out, or drop --resume.")
-
-
 def export(args: argparse.Namespace) -> int:
     """Export a study's winner; with `--verify`, say whether the weights give what is stated."""
+    if is_uri(args.out):
+        raise UserError(f"a bundle is exported to a folder, got --out {args.out}: give one here.")
     study = Study.load(args.run)
     formats = tuple(dict.fromkeys(args.format.split(","))) if args.format else ()
     if args.normalized_input and not formats:
@@ -343,7 +281,7 @@ def _print_export(bundle: Bundle, *, verified: bool) -> None:
     print(f"bundle: {bundle.path} ({bundle.config.student}, test top-1 {stated:.2%}{note})")
 
 
-def _plan(text: str, values: dict[str, Any], args: argparse.Namespace) -> None:
+def print_plan(text: str, values: dict[str, Any], args: argparse.Namespace) -> None:
     if args.json:
         print_json(values)
     else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
 from collections.abc import Iterator
 
 Keys = tuple[str | int, ...]
@@ -20,9 +23,41 @@ class UserError(Exception):
             is to blame.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, *, keys: Keys | None = None) -> None:
         super().__init__(message)
         self.keys = keys
+
+
+def _number_in(text: str) -> int | None:
+    found = re.search(r"\b(?:os error|errno) (\d+)", text)
+    return int(found[1]) if found else None
+
+
+class NoSpace(UserError):
+    """A disk that is full: nothing that was finished is lost, and the rest waits."""
+
+
+def no_space(error: BaseException) -> NoSpace | None:
+    """The sentence for an error that comes of a full disk, directly or wrapped; else None."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        if isinstance(found, NoSpace):
+            return found
+        # safetensors and pyarrow put the system's number into the text of errors of their own.
+        number = getattr(found, "errno", None) or _number_in(str(found))
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            name = getattr(found, "filename", None)
+            where = f" for {name}" if name else ""
+            return NoSpace(
+                f"no space is left on the disk{where} ({os.strerror(number)}): free some, "
+                "then run the same command with --resume; what was finished is kept."
+            )
+        seen.add(id(found))
+        found = found.__cause__ or found.__context__
+    return None
 
 
 @contextlib.contextmanager

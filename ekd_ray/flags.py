@@ -31,7 +31,11 @@ def parser(
     if search:
         _search_flags(made)
     where = made.add_argument_group("where and how")
-    where.add_argument("--out", metavar="RUN", help="folder of the results (default: below runs/)")
+    where.add_argument(
+        "--out",
+        metavar="RUN",
+        help="folder of the results, or s3://BUCKET/FOLDER (default: below runs/)",
+    )
     where.add_argument(
         "--data-root", metavar="DIR", help="folder of the data sets (default: $EKD_DATA_ROOT)"
     )

@@ -28,6 +28,7 @@ from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, at
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.objective import method_of, resolve_method, with_method
+from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.report import write_report
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
@@ -37,6 +38,7 @@ from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import SCRATCH, search
+from ekd_ray.scale.shared import check_visible
 from ekd_ray.scale.space import check_space, study_batch
 from ekd_ray.scale.storage import check_storage
 from ekd_ray.scale.tracking import check_tracking
@@ -99,7 +101,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         _check_same(study, config)
-    elif out.exists() and (out.is_file() or not all(map(is_temporary, out.iterdir()))):
+    elif out.exists() and (out.is_file() or not all(map(_is_ours, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
         raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
@@ -113,6 +115,11 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     }
     write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False))
     return Study.load(out)
+
+
+def _is_ours(path: Path) -> bool:
+    """Left by a start that was killed, or made for a copy at a URI."""
+    return is_temporary(path) or path.name == MIRROR_STATE
 
 
 def _check_same(study: Study, config: StudyConfig) -> None:
@@ -197,6 +204,7 @@ def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer
         load_dataset(config.distill.dataset, "train", data_root=config.data_root)
         base = _teacher_stage(out, config, observer)
         with connected(config):
+            check_visible(out)
             search(out, config, base, observer)
             confirm(out, config, base, observer)
     observer.stage("export", 1, 0)

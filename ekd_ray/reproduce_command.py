@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from ekd_ray.commands import RUNS, check_run_folder, print_json
+from ekd_ray.commands import RUNS, print_json
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset
 from ekd_ray.engine.distill import Diverged, forget_checkpoint
@@ -16,6 +16,7 @@ from ekd_ray.files import write_json, write_text
 from ekd_ray.plan_text import run_plan
 from ekd_ray.results import Bundle
 from ekd_ray.results.reproduce import IDENTICAL, WITHIN, Reproduction, prepare, reproduce
+from ekd_ray.run_command import check_run_folder
 from ekd_ray.terminal import Terminal
 
 REPORT = "reproduction.json"

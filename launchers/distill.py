@@ -16,9 +16,9 @@ def main() -> int:
     args = flags.read(parser)
     config = cli.distill_config(args)
 
-    from ekd_ray import commands
+    from ekd_ray import run_command
 
-    return commands.train(config, args)
+    return run_command.train(config, args)
 
 
 if __name__ == "__main__":

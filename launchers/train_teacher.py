@@ -19,9 +19,9 @@ def main() -> int:
     args = flags.read(parser)
     config = cli.teacher_run_config(args)
 
-    from ekd_ray import commands
+    from ekd_ray import run_command
 
-    return commands.train(config, args)
+    return run_command.train(config, args)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ FLOORS = {
     "models": {"errors", "files"},
     "losses": BASE,
     "data": BASE,
+    "remote": {"errors", "files"},
     "engine": BASE | {"losses", "data", "models"},
-    "results": BASE | {"losses", "data", "models", "engine"},
+    "results": BASE | {"losses", "data", "models", "engine", "remote"},
     "scale": BASE
     | {"losses", "data", "models", "engine"}
     | {"results.study", "results.leaderboard", "results.paired"},

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.checkpoint import read_progress
+from ekd_ray.engine.checkpoint import DamagedCheckpoint, read_progress
 from ekd_ray.losses.objective import Objective
 
 
@@ -46,10 +46,10 @@ def past(config: DistillConfig, progress: dict[str, Any]) -> str:
 
 
 def continues(config: DistillConfig, checkpoint: Path) -> bool:
-    """Whether a run of `config` (resolved) can go on from a checkpoint's file.
-
-    Raises:
-        UserError: the file is damaged or not ours.
-    """
-    progress = read_progress(checkpoint)
+    """Whether a run of `config` (resolved) can go on from a checkpoint's file: not if it is
+    another run's, or damaged."""
+    try:
+        progress = read_progress(checkpoint)
+    except DamagedCheckpoint:
+        return False
     return progress["fingerprint"] == past(config, progress)

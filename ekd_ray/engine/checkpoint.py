@@ -7,7 +7,8 @@ scalars) is JSON in the file's header. One file means that one rename makes it a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from ekd_ray.engine import ranks
 from ekd_ray.engine.parallel import like, whole
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
+
+
+class DamagedCheckpoint(UserError):
+    """A file that is torn, changed, or no checkpoint: nothing can be continued from it."""
+
 
 FORMAT_VERSION = 1
 _KEY = "ekd_ray_checkpoint"
@@ -60,6 +66,7 @@ def save_checkpoint(
         "optimizer_groups": _one_group(state["param_groups"]),
         "optimizer_scalars": scalars,
     }
+    header["crc32"] = _checksum(header, tensors)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={_KEY: json.dumps(header, allow_nan=False)})
 
@@ -76,7 +83,7 @@ def _one_group(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """The `progress` in a checkpoint's file; raises `UserError` if that cannot be read."""
+    """The `progress` in a checkpoint's file; raises as `load_checkpoint` does."""
     return _read(path)[0]["progress"]
 
 
@@ -94,8 +101,9 @@ def load_checkpoint(
         fingerprint: what the file's must be, given its `progress`.
 
     Raises:
-        UserError: the file is damaged, foreign, of a newer format, or of a run whose
-            configuration has another fingerprint.
+        DamagedCheckpoint: the file is damaged or foreign.
+        UserError: it is of a newer format, or of a run whose configuration has another
+            fingerprint.
     """
     header, tensors = _read(path)
     progress = header["progress"]
@@ -137,15 +145,19 @@ def load_checkpoint(
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a file that is whole, ours and not newer than this code."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder where a checkpoint belongs: remove it.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads((file.metadata() or {})[_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        stated = header.get("crc32")  # files of before there was one have none
         header = {key: header[key] for key in _HEADER}
+        if stated is not None and stated != _checksum(header, tensors):
+            raise ValueError("checksum")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(
-            f"checkpoint {path} is damaged or not ours ({type(error).__name__}): delete it to "
-            "start this run again."
+        raise DamagedCheckpoint(
+            f"checkpoint {path} is damaged or not ours ({type(error).__name__})."
         ) from None
     if header["format_version"] > FORMAT_VERSION:
         raise UserError(
@@ -153,3 +165,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"reads <= {FORMAT_VERSION}: upgrade ekd_ray."
         )
     return header, tensors
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the header's entries and of every tensor's bytes: a bit that flipped on the disk
+    would else go on training."""
+    text = json.dumps({key: header[key] for key in _HEADER}, sort_keys=True)
+    value = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        data = tensors[name].reshape(-1).view(torch.uint8)
+        value = zlib.crc32(data.numpy().data, zlib.crc32(name.encode(), value))
+    return value

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.data.counter import STREAM_STEP
 from ekd_ray.engine import ranks
 from ekd_ray.engine.changes import enter_epoch, past
-from ekd_ray.engine.checkpoint import load_checkpoint, save_checkpoint
+from ekd_ray.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.learner import Learner, make_optimizer
@@ -107,7 +108,8 @@ def distill(
         config: the run; it is resolved and checked first.
         data_root: folder of the data sets.
         out: folder for `history.jsonl`, TensorBoard events and the checkpoint; a run
-            interrupted there continues, bit for bit as if it had not been.
+            interrupted there continues, bit for bit as if it had not been. From a checkpoint
+            that is damaged nothing can continue: the run begins again, with a warning.
         on_epoch: called (on every rank) with each epoch's row: `epoch` (from 1), `lr`,
             `train_loss`, `train_top1`, `loss_<term>` (unweighted), `log_prior` if
             evidential, `temperature` if learned, `val_*` (see `classification_metrics`) if
@@ -119,7 +121,8 @@ def distill(
         session: what TensorBoard's HParams tab shows of the run (all settings).
 
     Raises:
-        UserError: bad configuration, data or checkpoint. Diverged: NaN or infinity.
+        UserError: bad configuration or data, or another run's checkpoint. Diverged: NaN or
+            infinity.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -127,7 +130,10 @@ def distill(
     run = _start(config, data_root)
     checkpoint = out / CHECKPOINT if out else None
     if checkpoint and checkpoint.exists():
-        _restore(run, checkpoint)
+        try:
+            _restore(run, checkpoint)
+        except DamagedCheckpoint as error:  # looked at before anything is restored
+            warnings.warn(f"{error} It is begun again from its start.", stacklevel=2)
     log = None
     if out and ranks.is_first():
         searched = {k: v for k, v in config.to_dict().items() if v is not None}

@@ -147,6 +147,16 @@ def scaled_batch(config: DistillConfig, workers: int) -> DistillConfig:
     )
 
 
+def scaled_for(config: DistillConfig, workers: str) -> DistillConfig:
+    """`scaled_batch` for `--workers`, as it is given; raises `UserError` unless it is a number."""
+    if not workers.isdecimal() or int(workers) < 1:
+        raise UserError(
+            f"batch_scaling=workers needs one number of workers, got --workers {workers}: give N, "
+            "or drop batch_scaling."
+        )
+    return scaled_batch(config, int(workers))
+
+
 def student_size(config: DistillConfig) -> int:
     """Side of the images that the student sees, in pixels."""
     size = config.student_image_size or config.image_size

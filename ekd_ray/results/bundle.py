@@ -39,7 +39,7 @@ from ekd_ray.results.inference import (
 )
 from ekd_ray.results.leaderboard import Row
 from ekd_ray.results.manifest import MANIFEST, manifest_problems, write_manifest
-from ekd_ray.results.study import RESULT, Study
+from ekd_ray.results.study import CONFIRMED, RESULT, Study
 
 FILES = (WEIGHTS, "distill.yaml", "metrics.json", HISTORY, "environment.json", "README.md")
 # Another processor, GPU or torch rounds otherwise: a few images may change sides.
@@ -210,6 +210,11 @@ def export_bundle(
     assert table is not None
     final = [r for r in table.to_pylist() if r["stage"] == "final" and r["name"] == winner.name]
     first = study.path / final[0]["folder"]
+    if not first.resolve().is_relative_to(study.path.resolve()):
+        raise UserError(
+            f"{study.path / CONFIRMED} is damaged: it names {final[0]['folder']!r}, which lies "
+            "outside of the study: run the study again with --resume."
+        )
     lost = [name for name in (WEIGHTS, HISTORY, RESULT) if not (first / name).is_file()]
     if lost:
         raise UserError(f"{first} lacks {', '.join(lost)}: run the study again with --resume.")

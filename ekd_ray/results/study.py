@@ -16,6 +16,8 @@ from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, write_json, write_text
 from ekd_ray.objectives import along, pareto_front, total_violation
+from ekd_ray.remote.location import is_uri, parse_location
+from ekd_ray.remote.session import reading_copy
 from ekd_ray.results.leaderboard import Row, leaderboard_rows, ordered
 from ekd_ray.results.paired import Paired, paired_difference
 from ekd_ray.yaml_files import in_file
@@ -125,10 +127,22 @@ class Study:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Open a study's folder; raises `UserError` if it holds none or a newer one."""
+        """Open a study's folder, or what is at its URI now.
+
+        Args:
+            path: of a URI (`s3://bucket/runs/one`) a copy is read, which later changes there
+                do not reach.
+
+        Raises:
+            UserError: there is no study, a newer one, or no way to it.
+        """
+        given = path
+        if isinstance(path, str) and is_uri(path):
+            found = parse_location(path)
+            path = found if isinstance(found, Path) else reading_copy(found)
         path = Path(path)
         if not (path / STUDY_FILE).is_file():
-            raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
+            raise UserError(f"{given} holds no study (no {STUDY_FILE}): give the folder of a run.")
         header = load_yaml(path / STUDY_FILE)
         if not isinstance(header.get("format_version", 0), int):
             raise UserError(f"{path / STUDY_FILE} is damaged: its format_version is no number.")

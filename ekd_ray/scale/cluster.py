@@ -67,7 +67,8 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
+        with contextlib.nullcontext() if on_cluster() else _on_this_machine_alone():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if not on_cluster():
             raise
@@ -108,6 +109,27 @@ def _no_cluster(reason: str) -> UserError:
         f"--address (or {ADDRESS}), that its head runs, and that its token is here (ray "
         "get-auth-token)."
     )
+
+
+@contextlib.contextmanager
+def _on_this_machine_alone() -> Iterator[None]:
+    """A Ray that is started inside listens on the loopback address only.
+
+    Its servers listen on the address of their node, and on Linux Ray replaces even a given
+    127.0.0.1 by that of the network. Where it forms no clusters (on macOS by itself) it does not.
+    """
+    from ray._private import ray_constants
+
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    given = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+        if given is not None:
+            os.environ[name] = given
 
 
 def local_cpus() -> int:

@@ -49,7 +49,7 @@ from ekd_ray.scale.fill import fill_cache
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.space import point_config, study_batch
-from ekd_ray.scale.worker import Job, Report, run_job
+from ekd_ray.scale.worker import Job, Report, check_room, run_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     study = Study.load(run)
     seeds = [base.seed + 1 + index for index in range(config.confirm_seeds)]
     finalists = {
-        f"trial {record.number}": DistillConfig.from_dict(record.config)
+        f"trial {record.number}": _here(DistillConfig.from_dict(record.config), base)
         for record in study.finalists()
     }
     if not (run / CONFIRMED).exists():
@@ -105,6 +105,13 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     final = _over_seeds("final", everything, seeds)
     _run_all(run, config, final, observer)
     write_parquet(run / CONFIRMED, _table(_rows(run, [*select, *final], seeds)))
+
+
+def _here(config: DistillConfig, base: DistillConfig) -> DistillConfig:
+    """With the teacher's file where it is now: the study may have come from another machine."""
+    if config.teacher_weights is None:
+        return config
+    return config.replace(teacher_weights=base.teacher_weights)
 
 
 def _select(
@@ -186,6 +193,7 @@ class _JobList(Searcher):
         """A run whose process died, retries included, leaves word of it."""
         if error:
             folder = Path(self._given[trial_id].folder)
+            check_room(folder)
             end_session(folder, failed=True)
             write_json(folder / FAILURE, {"reason": failure_reason(folder)})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.trial import TrialState
+
+from ekd_ray.results.study import JOURNAL
 
 
 class _Backend(BaseJournalBackend):
@@ -108,3 +112,23 @@ def _cut_torn_line(path: Path) -> None:
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def drop_unknown(run: Path) -> list[str]:
+    """Remove trials that the journal does not know; their folders' names, `trials/0007`.
+
+    A study fetched from a URI may have some: a kill came between the upload of a trial and
+    that of the journal. Their numbers will be those of other trials.
+    """
+    known = set()
+    if (run / JOURNAL).exists():
+        storage = Journal(run / JOURNAL)
+        for study in storage.get_all_studies():
+            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+            known |= {trial.number for trial in trials if trial.state != TrialState.WAITING}
+    dropped = []
+    for folder in sorted((run / "trials").glob("[0-9]*")):
+        if int(folder.name) not in known:
+            shutil.rmtree(folder)
+            dropped.append(f"trials/{folder.name}")
+    return dropped

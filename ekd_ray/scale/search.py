@@ -14,7 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialSchedule
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, no_space
 from ekd_ray.results.study import Study
 from ekd_ray.scale.fill import fill_cache
 from ekd_ray.scale.members import Members, run_member
@@ -39,8 +39,8 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         run: the study's folder; base: `config.distill` resolved.
 
     Raises:
-        UserError: every trial failed. KeyboardInterrupt: stopped by the user; the study
-            can be resumed.
+        UserError: every trial failed. NoSpace: the disk is full. KeyboardInterrupt: stopped by
+            the user. After both of these the study can be resumed.
     """
     searcher = OptunaSearcher(run, config, base)
     if searcher.remaining:
@@ -203,7 +203,13 @@ def _fit(
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception as error:
+        full = no_space(error)  # Tune wraps what its searchers raise
+        if full is None:
+            raise
+        raise full from None
     shutil.rmtree(scratch, ignore_errors=True)
 
 

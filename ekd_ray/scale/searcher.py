@@ -29,7 +29,7 @@ from ekd_ray.scale.journal import together
 from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.space import Space, first_points, point_config, study_batch
 from ekd_ray.scale.storage import open_study
-from ekd_ray.scale.worker import Job
+from ekd_ray.scale.worker import Job, check_room
 
 REPEATS = 64  # points in a row that were tried before: then the space holds no new one
 _EXHAUSTED = "exhausted"
@@ -214,11 +214,14 @@ class OptunaSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        """End a trial in Optuna and on disk. Raises `NoSpace`: it stays begun, to be continued."""
         trial = self._running.pop(trial_id, None)
         if trial is None:
             return
         folder = trial_folder(self.run, trial.number)
         record = self._records.pop(trial_id)
+        if error:
+            check_room(folder)
         asks_again = self.config.scheduler not in POPULATIONS  # whose members are drawn ahead
         if asks_again and error and not self._was_run(folder, trial.number):
             # Tune tries a trial again whose process died at work, but not one whose process

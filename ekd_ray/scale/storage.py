@@ -6,7 +6,7 @@ import os
 import re
 import uuid
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
@@ -24,6 +24,8 @@ STUDY_NAME = "ekd_ray"
 # In a database several studies live together: each has the name that its folder holds.
 NAME_FILE = "optuna.study"
 _DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
+# Options by which drivers of databases take one, besides the place before the host.
+_PASSWORDS = ("password", "passwd", "sslpassword", "token")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -70,8 +72,10 @@ def check_storage(config: StudyConfig) -> None:
     given = config.optuna_storage
     if given is None:
         return
-    password = urlsplit(given).password
-    if password and not _VARIABLE.fullmatch(password):
+    split = urlsplit(given)
+    options = dict(parse_qsl(split.query))
+    passwords = [split.password, *(options.get(name) for name in _PASSWORDS)]
+    if any(password and not _VARIABLE.fullmatch(password) for password in passwords):
         raise UserError(
             "optuna_storage holds a password in plain text, which the study's files would show: "
             "put it into an environment variable and write ${NAME} in its place."

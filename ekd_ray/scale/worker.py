@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,12 +19,16 @@ from ekd_ray.engine.cost import student_costs
 from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.runlog import read_history
-from ekd_ray.errors import UserError
+from ekd_ray.errors import NoSpace, UserError, no_space
 from ekd_ray.files import write_json
 from ekd_ray.results.study import FAILURE
 
 Report = Callable[[dict[str, Any]], None]
 RUNG_SCORE = "rung_score"
+# Left by a trial that found the disk full: it has not failed, and is continued once there is room.
+FULL = "disk_full.json"
+# Where not even that could be written, a disk with less than this is taken to be full.
+_LEAST_FREE = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +66,41 @@ def run_job(job: Job, report: Report, *, checkpoint_seconds: float = 30.0) -> Ru
     """Run one job, reporting each epoch's row.
 
     A run that diverges, runs out of memory or proves illegal leaves its reason in
-    `failure.json` and returns None: that is a result of the search, not an error of it.
+    `failure.json` and returns None: that is a result of the search, not an error of it. A
+    full disk is an error: see `check_room`.
     """
     folder = Path(job.folder)
     if ranks.is_first():  # of an earlier try, which was killed before anybody read it
         (folder / FAILURE).unlink(missing_ok=True)
+        (folder / FULL).unlink(missing_ok=True)
+    try:
+        return _run(job, folder, report, checkpoint_seconds)
+    except Exception as error:
+        full = no_space(error)
+        if full is not None and ranks.is_first():
+            with contextlib.suppress(OSError):  # what could not be written was removed
+                write_json(folder / FULL, {"reason": str(full)})
+        raise
+
+
+def check_room(folder: Path) -> None:
+    """Whether the run in a folder, which ended in an error, met a full disk.
+
+    Raises:
+        NoSpace: it did; the study is to stop, for the configuration is not to blame.
+    """
+    if (folder / FULL).exists():
+        raise NoSpace(json.loads((folder / FULL).read_text(encoding="utf-8"))["reason"])
+    with contextlib.suppress(FileNotFoundError):
+        free = shutil.disk_usage(folder).free
+        if free < _LEAST_FREE:
+            raise NoSpace(
+                f"a run failed with {free // 2**20} MiB free on the disk of {folder}: free some, "
+                "then run the same command with --resume; what was finished is kept."
+            )
+
+
+def _run(job: Job, folder: Path, report: Report, checkpoint_seconds: float) -> RunResult | None:
     try:
         config = DistillConfig.from_dict(job.settings)
         torch.set_num_threads(job.threads)  # the latency among the costs is the trial's own

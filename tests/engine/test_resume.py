@@ -1,4 +1,5 @@
-"""An interrupted run continues bit for bit as if it had not been; bad checkpoints are refused."""
+"""An interrupted run continues bit for bit as if it had not been; from a bad checkpoint
+it begins again."""
 
 from __future__ import annotations
 
@@ -164,6 +165,10 @@ def foreign(path, _):
     save_file({"x": torch.zeros(2)}, path)
 
 
+def flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+
 def rewritten(change):
     def damage(path, data):
         path.write_bytes(data)
@@ -182,7 +187,10 @@ DAMAGES = {
     "garbage": lambda path, data: path.write_bytes(b"\xff" * 500),
     "bad JSON": lambda path, data: path.write_bytes(data.replace(b"format_version", b"\\", 1)),
     "foreign": foreign,
-    "a folder": lambda path, data: path.mkdir(),
+    "a flipped bit": lambda path, data: path.write_bytes(flipped(data, len(data) - 40)),
+    "a flipped bit of the header": lambda path, data: path.write_bytes(
+        data.replace(b'step\\": 0', b'step\\": 1', 1)
+    ),
     "no progress": rewritten(lambda header: header.pop("progress")),
     "no version": rewritten(lambda header: header.pop("format_version")),
     "no optimizer": rewritten(lambda header: header.pop("optimizer_groups")),
@@ -190,14 +198,24 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_one_clear_sentence(damage, tiny, tmp_path, checkpoint_bytes):
+def test_from_a_damaged_checkpoint_the_run_begins_again(damage, tiny, tmp_path, checkpoint_bytes):
     path = tmp_path / CHECKPOINT
     DAMAGES[damage](path, checkpoint_bytes)
-    with pytest.raises(UserError, match="damaged or not ours") as caught:
+    assert path.read_bytes() != checkpoint_bytes
+    with pytest.raises(UserError, match="damaged or not ours"):
+        checkpoints.read_progress(path)
+    seen = []
+    with pytest.warns(UserWarning, match="damaged or not ours.*begun again from its start"):
+        distill(tiny(), out=tmp_path, on_epoch=seen.append, threads=1)
+    assert [row["epoch"] for row in seen] == [1, 2]
+    assert read_history(tmp_path) == seen
+    assert progress(tmp_path)["epoch"] == 3, "the checkpoint is good again"
+
+
+def test_a_folder_in_the_place_of_the_checkpoint_is_refused(tiny, tmp_path):
+    (tmp_path / CHECKPOINT).mkdir()
+    with pytest.raises(UserError, match="is a folder where a checkpoint belongs"):
         distill(tiny(), out=tmp_path, threads=1)
-    assert str(path) in str(caught.value)
-    assert "delete it" in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_newer_checkpoint_is_refused(tiny, tmp_path, checkpoint_bytes, monkeypatch):

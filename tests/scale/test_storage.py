@@ -50,6 +50,9 @@ def test_secrets_stay_in_the_environment(tmp_path, monkeypatch):
     assert str(tmp_path) not in config.to_yaml()
     with pytest.raises(UserError, match="holds a password in plain text"):
         check_study(config.replace(optuna_storage="postgresql://me:secret@host/studies"))
+    with pytest.raises(UserError, match="holds a password in plain text") as refused:
+        check_storage(config.replace(optuna_storage="postgresql://host/x?user=me&password=secret"))
+    assert "secret" not in str(refused.value)
 
 
 def test_a_missing_variable_is_named():

@@ -1,0 +1,1 @@
+"""Studies in object storage: worked on in a local copy, kept at a URI."""

@@ -1,0 +1,139 @@
+"""The disk fills up in mid-study: one sentence, no configuration blamed, and it goes on after."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+
+import pytest
+from launchers_run import DIGITS
+from optuna.trial import TrialState
+from search_runs import study_of
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine.distill import CHECKPOINT
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.runlog import read_history
+from ekd_ray.errors import NoSpace, no_space
+from ekd_ray.results.study import FAILURE, RESULT
+from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.worker import FULL, Job, check_room, run_job
+
+SIZE = 40 * 2**20
+CONFIG = DistillConfig(
+    dataset="digits", student="resnet8", method="none", epochs=2, batch_size=32, train_subset=120,
+    precision="float32",
+)  # fmt: skip
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own of 40 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk, left):
+    """Leave so many bytes free, in a file that can be removed."""
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(b"\0" * (free - left))
+
+
+def job_in(folder):
+    settings = resolve(CONFIG).to_dict()
+    return Job(name="t", number=0, folder=str(folder), settings=settings, data_root=None, threads=1)
+
+
+def test_a_trial_that_meets_a_full_disk_has_not_failed(small_disk):
+    folder = small_disk / "trials" / "0000"
+    folder.mkdir(parents=True)
+    fill(small_disk, 200_000)  # the history fits, the checkpoint (0.6 MB) does not
+    with pytest.raises(Exception, match=r"os error 28|No space left") as met:
+        run_job(job_in(folder), lambda row: None, checkpoint_seconds=0.0)
+    assert no_space(met.value) is not None
+    assert not (folder / FAILURE).exists()
+    assert list(folder.glob(".*.tmp")) == [], "half a checkpoint is left"
+    with pytest.raises(NoSpace, match=r"no space is left .* free some, then run the same command"):
+        check_room(folder)
+    (small_disk / "filler").unlink()
+    rows = []
+    assert run_job(job_in(folder), rows.append) is not None
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert not (folder / FULL).exists()
+    check_room(folder)
+
+
+def test_a_disk_without_room_for_a_word_is_known_by_what_is_free(small_disk):
+    folder = small_disk / "trials" / "0000"
+    folder.mkdir(parents=True)
+    check_room(folder)
+    fill(small_disk, 0)
+    with pytest.raises(NoSpace, match="with 0 MiB free"):
+        check_room(folder)
+
+
+def test_the_trial_goes_on_under_its_number_once_there_is_room(tmp_path):
+    config = study_of("random", trials=3)
+    searcher = OptunaSearcher(tmp_path, config, resolve(config.distill))
+    job = Job.from_config(searcher.suggest("a"))
+    with open(f"{job.folder}/{FULL}", "w") as file:
+        json.dump({"reason": "full"}, file)
+    with pytest.raises(NoSpace, match="full"):
+        searcher.on_trial_complete("a", error=True)
+    assert searcher.study.get_trials()[0].state == TrialState.RUNNING
+    assert not list(tmp_path.rglob(RESULT))
+    again = OptunaSearcher(tmp_path, config, resolve(config.distill))
+    assert Job.from_config(again.suggest("b")).settings == job.settings
+
+
+def test_a_launcher_says_it_in_one_sentence_and_continues(small_disk, launch, monkeypatch):
+    from ekd_ray import pipeline
+
+    monkeypatch.setattr(pipeline, "LEAST_FREE_BYTES", 0)
+    out = small_disk / "run"
+    small = (*DIGITS, "--method", "none", "--train-subset", "120", "--epochs", "2", "--quiet")
+    fill(small_disk, 200_000)
+    code, _, err = launch("distill", *small, "--out", out)
+    assert code == 2
+    assert err.count("\n") == 1 and "no space is left on the disk" in err, err
+    assert not (out / CHECKPOINT).exists()
+    (small_disk / "filler").unlink()
+    code, _, err = launch("distill", *small, "--out", out, "--resume")
+    assert code == 0, err
+    assert len(read_history(out)) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/runs/x"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        NoSpace("full"),
+    ],
+)
+def test_full_disks_are_known_through_any_wrapping(error):
+    def wraps():
+        try:
+            raise error
+        except Exception as inner:
+            raise RuntimeError("Tune failed") from inner
+
+    with pytest.raises(RuntimeError, match="Tune failed") as outer:
+        wraps()
+    assert no_space(outer.value) is not None
+    assert "\n" not in str(no_space(outer.value))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), ValueError("28"), KeyError("errno")])
+def test_other_errors_are_not_taken_for_it(error):
+    assert no_space(error) is None

@@ -1,0 +1,127 @@
+"""A search at a URI whose driver is lost between any two uploads, continued elsewhere."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import optuna
+import pytest
+from fake_store import FakeStore
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from search_runs import EPOCHS, run, score, study_of
+
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.runlog import HISTORY
+from ekd_ray.remote import lease as leases
+from ekd_ray.remote.lease import new_lease
+from ekd_ray.remote.location import Location
+from ekd_ray.remote.mirror import Mirror, State
+from ekd_ray.remote.session import mirrored
+from ekd_ray.results.study import RESULT, TrialRecord
+from ekd_ray.scale.journal import drop_unknown
+from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.storage import STUDY_NAME
+from ekd_ray.scale.worker import Job
+
+PLACE = Location("s3", "bucket", "run")
+TRIALS = 4
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+
+
+class Hasty(FakeStore):
+    """While one file goes up, the study goes on."""
+
+    meanwhile = staticmethod(lambda: None)
+
+    def write(self, name, content):
+        super().write(name, content)
+        self.meanwhile()
+
+
+def steps(folder, config):
+    """The search of `search_runs.run`, one change of its files at a time."""
+    searcher = OptunaSearcher(folder, config, resolve(config.distill))
+    yield
+    running = []
+    for index in range(TRIALS + 2):
+        suggested = searcher.suggest(f"t{index}")
+        if isinstance(suggested, dict):
+            running.append((f"t{index}", Job.from_config(suggested)))
+            yield
+        if running and (len(running) == 2 or not isinstance(suggested, dict)):
+            trial_id, job = running.pop(0)
+            epochs = 3 if job.number % 3 == 2 else EPOCHS
+            with open(f"{job.folder}/{HISTORY}", "a") as file:
+                for epoch in range(1, epochs + 1):
+                    value = score(job.settings) - 1 / epoch
+                    row = {"epoch": epoch, "val_top1": value, "seconds": 1.0}
+                    row |= {"val_ece": job.settings["lr"]}
+                    row |= {"parameters": job.settings["batch_size"]}
+                    file.write(json.dumps(row) + "\n")
+            yield
+            searcher.on_trial_complete(trial_id, {"epoch": epochs})
+            yield
+
+
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory):
+    """(config, what was at the URI after each change there, and what after each whole pass)."""
+    folder = tmp_path_factory.mktemp("search") / "run"
+    folder.mkdir()
+    config = study_of("random", trials=TRIALS)
+    (folder / "study.yaml").write_text("study: {}\n")
+    store, draw, going = Hasty(), random.Random(0), steps(folder, config)
+    store.meanwhile = lambda: next(going, None) if draw.random() < 0.5 else None
+    mirror = Mirror(store, PLACE, folder, State(), new_lease())
+    whole = []
+    for _ in going:
+        if draw.random() < 0.5:
+            mirror.upload(final=False)
+            whole.append((len(store.moments), dict(store.content)))
+    mirror.upload(final=True)
+    return config, store.moments, whole
+
+
+def trials_of(content):
+    return {name.split("/")[1] for name in content if name.startswith("trials/")}
+
+
+def records_of(content):
+    return {n: c for n, c in content.items() if n.endswith(RESULT)}
+
+
+def test_a_driver_lost_after_any_upload_loses_no_more_than_the_last_pass(
+    uploads, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)
+    config, moments, whole = uploads
+    assert len(moments) >= 12 and len(whole) >= 3
+    dropped = 0
+    for index, moment in enumerate(moments):
+        folder = tmp_path / str(index)
+        store = FakeStore(moment)
+        with mirrored(PLACE, folder, resume=True, settle=drop_unknown, objects=store, seconds=1e6):
+            before = records_of({p.relative_to(folder).as_posix(): p.read_bytes()
+                                 for p in folder.rglob(RESULT)})  # fmt: skip
+            dropped += len(trials_of(moment)) - len(list(folder.glob("trials/*")))
+            run(folder, config, TRIALS + 2)
+        # What the last whole pass had brought there is kept, byte for byte.
+        safe = [content for count, content in whole if count <= index + 1][-1:]
+        for name, content in records_of(safe[0] if safe else {}).items():
+            assert before[name] == content
+        after = records_of(store.content)
+        assert {name: after[name] for name in before} == before
+        (tmp_path / "journal").write_bytes(store.content["optuna.journal"])
+        storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+        trials = optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials()
+        assert len(trials) == len(after) == TRIALS
+        for trial in trials:
+            record = TrialRecord.read(folder / "trials" / f"{trial.number:04d}")
+            assert (trial.state, trial.params) == (STATES[record.status], record.params)
+            # (A real run writes its history anew; these append to what was fetched.)
+            values = {row["epoch"]: row["val_top1"] for row in record.history}
+            assert values == trial.intermediate_values
+    assert dropped, "no moment had a trial that the journal did not know"
