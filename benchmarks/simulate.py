@@ -177,8 +177,8 @@ CONTESTANTS = {
     "TPE, ASHA by the last epoch": Contestant(sampler="tpe", scheduler="asha", rung_score="last"),
     "GP, full length": Contestant(sampler="gp", scheduler="none"),
     "TPE, Hyperband (BOHB-like)": Contestant(sampler="tpe", scheduler="hyperband"),
-    "TPE, ASHA, from the authors' values": Contestant(sampler="tpe", scheduler="asha"),
-    "TPE, ASHA, from other pairs (default)": Contestant(sampler="tpe", scheduler="asha", warm=True),
+    "TPE, ASHA (default)": Contestant(sampler="tpe", scheduler="asha"),
+    "TPE, ASHA, from other pairs": Contestant(sampler="tpe", scheduler="asha", warm=True),
 }
 
 

@@ -99,14 +99,14 @@ class Bundle:
         return read_metadata(self.path / WEIGHTS)
 
     def preprocessing(self) -> Preprocessing:
-        """Images in [0, 1] [B, 3, H, W] -> what `model` takes."""
+        """Images `[B, 3, H, W]` in [0, 1] -> what `model` takes."""
         if self.weights.mean is None or self.weights.std is None:
             raise UserError(f"{self.path / WEIGHTS} says no normalisation: export it again.")
         size = input_size(self.config)
         return Preprocessing(self.weights.mean, self.weights.std, size=size)
 
     def classifier(self) -> Classifier:
-        """Images in [0, 1] [B, 3, H, W] -> (logits, probabilities, uncertainty)."""
+        """Images `[B, 3, H, W]` in [0, 1] -> (logits, probabilities, uncertainty)."""
         prior = self.weights.log_prior
         return Classifier(self.model(), self.preprocessing(), log_prior=prior).eval()
 
