@@ -26,9 +26,10 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Too long for `make test`: a study killed 20 times, and once before every kind of change of its
-# files. EKD_CHAOS_SEED draws other moments.
+# files, and one at an S3 server. EKD_CHAOS_SEED draws other moments.
 chaos: install
-	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 $(BIN)/python -m pytest -s tests/chaos
+	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 EKD_S3_STUDY=1 $(BIN)/python -m pytest -s tests/chaos \
+		tests/remote/test_s3_study.py
 
 # EKD_DATA_ROOT with CIFAR-10 and its teacher adds the benchmark of a whole study.
 bench: install
