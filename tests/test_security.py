@@ -96,3 +96,15 @@ def test_a_table_cannot_have_a_file_from_elsewhere_exported(tmp_path):
     with pytest.raises(UserError, match=r"names '\.\./outside', which lies outside of the study"):
         export_bundle(Study.load(run), tmp_path / "best")
     assert not (tmp_path / "best").exists()
+
+
+def test_pickles_in_a_studys_scratch_are_gone_before_anything_could_read_them(tmp_path):
+    """Ray Tune would restore from them."""
+    from ekd_ray.pipeline import _only_driver
+    from ekd_ray.scale.search import SCRATCH
+
+    planted = tmp_path / SCRATCH / "tune" / "tuner.pkl"
+    planted.parent.mkdir(parents=True)
+    planted.write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
+    with _only_driver(tmp_path):
+        assert not planted.parent.parent.exists()
