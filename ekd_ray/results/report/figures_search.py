@@ -193,8 +193,8 @@ def time_chart(content: Content) -> Chart | None:
                     "color": [FAINT] * len(spared) + [WINNER] * len(rows),
                     "pattern": {"shape": ["/"] * len(spared) + [""] * len(rows)},
                 },
-                "text": [duration(h) for h in hours][::-1], "textposition": "outside",
-                "cliponaxis": False,
+                "text": [duration(h) for h in hours][::-1], "textposition": "auto",
+                "textangle": 0, "cliponaxis": False,
                 "hovertemplate": "%{y}: %{text}<extra></extra>",
             }
         ],
