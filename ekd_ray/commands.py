@@ -283,6 +283,9 @@ def _print_export(bundle: Bundle, *, verified: bool) -> None:
     stated = bundle.metrics["model"]["test_top1"]
     note = ", reproduced by the stored weights" if verified else ""
     print(f"bundle: {bundle.path} ({bundle.config.student}, test top-1 {stated:.2%}{note})")
+    for name, program in bundle.metrics.get("exports", {}).items():
+        gap = program["largest_difference"]
+        print(f"{name}: differs from the PyTorch model by {gap:.1g} at most")
 
 
 def print_plan(text: str, values: dict[str, Any], args: argparse.Namespace) -> None:
