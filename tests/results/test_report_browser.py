@@ -41,6 +41,8 @@ return {
   page: document.documentElement.scrollWidth,
   charts: [...document.querySelectorAll(".chart")].map((node) => [
     node.id, node.querySelector(".main-svg").getBoundingClientRect().width, node.clientWidth]),
+  tables: [...document.querySelectorAll(".scroll")].filter((node) => node.offsetParent).map(
+    (node) => node.scrollWidth - node.clientWidth),
   ink: getComputedStyle(document.querySelector(".chart .xtick text")).fill,
 };
 """
@@ -136,6 +138,7 @@ def test_figures_fit_the_sheet_when_the_page_is_printed(browser, reported, width
     found = told(browser, WIDTHS)
     assert len(found["charts"]) >= 15
     assert found["page"] <= SHEET
+    assert len(found["tables"]) >= 4 and max(found["tables"]) <= 0
     for name, drawn, room in found["charts"]:
         assert 250 < drawn <= room + 1, name
     assert found["ink"] == BLACKISH
