@@ -92,6 +92,7 @@ def browser():
                   "goog:loggingPrefs": {"browser": "ALL"}}  # fmt: skip
         made = found.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         found.session = f"/session/{made['sessionId']}"
+        found.call("POST", "/timeouts", {"script": 110_000, "pageLoad": 110_000})
         yield found
         found.call("DELETE", "")
     finally:
