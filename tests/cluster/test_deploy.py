@@ -201,7 +201,7 @@ def test_the_schema_sees_a_mistake() -> None:
     template = loaded("kuberay-cluster.yaml")["spec"]["headGroupSpec"]["template"]
     (container,) = template["spec"]["containers"]
     container["volumeMounts"][0]["mountpath"] = container["volumeMounts"][0].pop("mountPath")
-    with pytest.raises(kubernetes_validate.ValidationError, match="mountPath|mountpath"):
+    with pytest.raises(kubernetes_validate.ValidationError, match=r"mount[Pp]ath"):
         _check_pod(template)
 
 
