@@ -11,7 +11,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.scale.cluster import concurrency, on_cluster
+from ekd_ray.scale.cluster import concurrency, end_without_ray, on_cluster
 
 LOOK_SECONDS = 5.0  # between two looks at the nodes
 NODE_LOSSES = 8  # of one trial, before it counts as what has ended its nodes
@@ -43,6 +43,7 @@ class Slots(ConcurrencyLimiter):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         if error:
+            end_without_ray()
             result = {**(result or {}), DIED: self._deaths.reason(trial_id)}
         super().on_trial_complete(trial_id, result=result, error=error)
 
