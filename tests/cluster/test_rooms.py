@@ -173,3 +173,18 @@ def test_on_a_cluster_is_what_the_address_says(monkeypatch: pytest.MonkeyPatch) 
         assert cluster.on_cluster() == expected
     monkeypatch.delenv("RAY_ADDRESS")
     assert not cluster.on_cluster()
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median", "none"])
+def test_the_scheduler_moves_no_trial_away_from_the_process_that_starts_for_it(name: str) -> None:
+    """Tune pickles its scheduler, and asks it for a trial to give to any process that is free."""
+    from ray import cloudpickle
+
+    from ekd_ray.scale.samplers import make_scheduler
+
+    waiting = SimpleNamespace(status="PENDING", placement_group_factory=None)
+    controller = SimpleNamespace(get_trials=lambda: [waiting])
+    scheduler = make_scheduler(StudyConfig(scheduler=name))
+    assert scheduler.choose_trial_to_run(controller) is waiting, "why it must be told"
+    slots.wait_for_own_process(scheduler)
+    assert cloudpickle.loads(cloudpickle.dumps(scheduler)).choose_trial_to_run(controller) is None
