@@ -22,7 +22,7 @@ from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.slots import LostNodes, Slots
+from ekd_ray.scale.slots import Deaths, Slots, wait_for_own_process
 from ekd_ray.scale.space import study_batch
 from ekd_ray.scale.tracking import Tracker
 from ekd_ray.scale.trainer import trainable
@@ -149,9 +149,11 @@ def run_tuner(
     Args:
         body: what a trial runs, in its own process or in each of its workers.
     """
-    slots = Slots(searcher, config)
+    deaths = Deaths()
+    slots = Slots(searcher, config, deaths)
+    wait_for_own_process(scheduler)
     options = {"search_alg": slots, "scheduler": scheduler, "num_samples": num_samples}
-    _fit(run, config, body, observer, **options)
+    _fit(run, config, body, observer, deaths, **options)
 
 
 def _run_population(
@@ -166,6 +168,7 @@ def _run_population(
         config,
         functools.partial(run_member, every=config.perturbation),
         observer,
+        Deaths(),
         members,
         param_space={"job": tune.grid_search(members.jobs)},
         scheduler=make_scheduler(config),
@@ -195,7 +198,7 @@ def _fit(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch.absolute()),
-            callbacks=[*callbacks, *trackers, LostNodes(), _Relay(observer)],
+            callbacks=[*callbacks, *trackers, _Relay(observer)],
             failure_config=tune.FailureConfig(max_failures=1),
             # Only a population leaves any: a member may still be on its way to one when the
             # better member leaves its next.

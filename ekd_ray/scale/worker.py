@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 import statistics
@@ -27,6 +28,8 @@ Report = Callable[[dict[str, Any]], None]
 RUNG_SCORE = "rung_score"
 # Left by a trial that found the disk full: it has not failed, and is continued once there is room.
 FULL = "disk_full.json"
+# torch on CPUs has no exception of its own for it.
+_REFUSED = "DefaultCPUAllocator: can't allocate memory"
 # Where not even that could be written, a disk with less than this is taken to be full.
 _LEAST_FREE = 16 * 2**20
 
@@ -117,11 +120,27 @@ def _run(job: Job, folder: Path, report: Report, checkpoint_seconds: float) -> R
     except (Diverged, UserError) as error:
         if ranks.is_first():
             write_json(folder / FAILURE, {"reason": str(error)})
-    except torch.OutOfMemoryError as error:
-        reason = f"out of GPU memory: {str(error).splitlines()[0]}"
+    except (MemoryError, RuntimeError, OSError) as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
         write_json(folder / FAILURE, {"reason": reason})
         if ranks.world_size() > 1:
             raise  # the other ranks wait in a collective: only a restart frees them
+    return None
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The reason of a run whose memory was refused, by a GPU or by this machine; else None.
+
+    A process that the system kills for its memory has no say: see `slots.Deaths`.
+    """
+    line = (str(error).splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of GPU memory: {line}"
+    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or refused or _REFUSED in line:
+        return f"out of memory: {line.rpartition(_REFUSED)[2].strip(' .:') or 'refused'}"
     return None
 
 
