@@ -66,9 +66,9 @@ Run = tuple[int, int]  # number of the configuration, seed
 
 
 def runs(count: int, repeats: int, seeds: int) -> list[Run]:
-    """What is trained: all configurations under seed 0, the first ones under further seeds."""
+    """What is trained: the first configurations under further seeds, then all under seed 0."""
     further = [(number, seed) for number in range(repeats) for seed in range(1, seeds)]
-    return [*((number, 0) for number in range(count)), *further]
+    return [*further, *((number, 0) for number in range(count))]
 
 
 def _record(

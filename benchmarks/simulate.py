@@ -46,7 +46,7 @@ from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
-from ekd_ray.scale.worker import RUNG_SCORE, Job
+from ekd_ray.scale.worker import RUNG_SCORE, Job, rung_score
 from ekd_ray.warm_start import POINTS
 
 WORKERS = 4
@@ -206,26 +206,42 @@ class RaysAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """A way to search: which sampler, which scheduler, through whose adapter."""
+    """A way to search: which sampler, which scheduler, through whose adapter.
+
+    `usual`: early stopping as Ray's ASHA does it out of the box, at 1, 3, ... epochs, by the last
+    epoch's score, one in three kept.
+    """
 
     sampler: str
     scheduler: str
-    rung_score: str = "mean"
+    usual: bool = False
     rays_adapter: bool = False
     warm: bool = False
+
+    def config(self, base: StudyConfig, *, seed: int, trials: int) -> StudyConfig:
+        """The study that it runs."""
+        changes: dict[str, Any] = {}
+        if self.usual:
+            rungs = [3**k for k in range(9) if 3**k < base.distill.epochs]
+            changes = {"rungs": rungs, "reduction_factor": 3, "rung_score": "last"}
+        return base.replace(
+            sampler=self.sampler, scheduler=self.scheduler, seed=seed, trials=trials,
+            first_points=base.first_points if self.warm else [], **changes,
+        )  # fmt: skip
 
 
 CONTESTANTS = {
     "random, full length": Contestant(sampler="random", scheduler="none"),
     "random, ASHA": Contestant(sampler="random", scheduler="asha"),
     "TPE through Ray's adapter, ASHA": Contestant(
-        sampler="tpe", scheduler="asha", rung_score="last", rays_adapter=True
+        sampler="tpe", scheduler="asha", usual=True, rays_adapter=True
     ),
-    "TPE, ASHA by the last epoch": Contestant(sampler="tpe", scheduler="asha", rung_score="last"),
+    "TPE, ASHA at 1 and 3": Contestant(sampler="tpe", scheduler="asha", usual=True),
     "GP, full length": Contestant(sampler="gp", scheduler="none"),
     "TPE, Hyperband (BOHB-like)": Contestant(sampler="tpe", scheduler="hyperband"),
-    "TPE, ASHA (default)": Contestant(sampler="tpe", scheduler="asha"),
-    "TPE, ASHA, from other pairs": Contestant(sampler="tpe", scheduler="asha", warm=True),
+    "TPE, ASHA": Contestant(sampler="tpe", scheduler="asha"),
+    "GP over curves, ASHA": Contestant(sampler="mfgp", scheduler="asha"),
+    "GP over curves, ASHA, warm": Contestant(sampler="mfgp", scheduler="asha", warm=True),
 }
 
 
@@ -240,11 +256,7 @@ def race(
     landscape: Landscape, contestant: Contestant, base: StudyConfig, *, seed: int, budget: int
 ) -> list[float]:
     """Regret after 1, 2, ... `budget` epochs of one search (infinite before the first)."""
-    config = base.replace(
-        sampler=contestant.sampler, scheduler=contestant.scheduler, seed=seed, trials=budget,
-        rung_score=contestant.rung_score,
-        first_points=base.first_points if contestant.warm else [],
-    )  # fmt: skip
+    config = contestant.config(base, seed=seed, trials=budget)
     scheduler: Any = make_scheduler(config)
     rng = np.random.default_rng(seed)
     np.random.seed(seed)
@@ -252,11 +264,16 @@ def race(
         player: Player = (
             RaysAdapter(config, seed) if contestant.rays_adapter else Ours(config, Path(folder))
         )
-        return _race(landscape, player, scheduler, rng, budget)
+        return _race(landscape, player, scheduler, rng, budget, config.distill)
 
 
 def _race(
-    landscape: Landscape, player: Player, scheduler: Any, rng: np.random.Generator, budget: int
+    landscape: Landscape,
+    player: Player,
+    scheduler: Any,
+    rng: np.random.Generator,
+    budget: int,
+    schedule: DistillConfig,
 ) -> list[float]:
     clock: list[tuple[float, int, str, int]] = []  # when, order, trial, epoch it will have done
     curves: dict[str, tuple[list[float], float]] = {}
@@ -281,7 +298,7 @@ def _race(
         now, _, trial_id, epoch = heapq.heappop(clock)
         seen, true = curves[trial_id][0][epoch - 1], curves[trial_id][1]
         row = {"epoch": epoch, "training_iteration": epoch, METRIC: seen, "seconds": 1.0}
-        row[RUNG_SCORE] = float(np.mean(curves[trial_id][0][:epoch]))
+        row[RUNG_SCORE] = rung_score(curves[trial_id][0][:epoch], schedule)
         # What has trained longest is trusted most, then what has scored best.
         held = max(held, (epoch, seen, landscape.best - true), key=lambda item: item[:2])
         regrets.append(held[2])
@@ -324,6 +341,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Race searches on recorded learning curves.")
     parser.add_argument("table", type=Path)
     parser.add_argument("--seeds", type=int, default=20, metavar="N")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, metavar="N", help="of the searches; others than chose"
+    )
     parser.add_argument("--budget", type=int, default=300, metavar="EPOCHS")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", default="", metavar="TEXT", help="searches with this in the name")
@@ -360,7 +380,8 @@ def _race_all(
 ) -> dict[str, np.ndarray]:
     warm = bool(base.first_points)
     names = [n for n, c in CONTESTANTS.items() if args.only in n and (warm or not c.warm)]
-    jobs = [(name, seed) for name in names for seed in range(args.seeds)]
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    jobs = [(name, seed) for name in names for seed in seeds]
     one = partial(_one, landscape=landscape, base=base, budget=args.budget)
     found: dict[str, list[list[float]]] = {name: [] for name in names}
     with multiprocessing.get_context("spawn").Pool(local_cpus()) as pool:
@@ -388,7 +409,10 @@ def _report(
         target = reference["mean"][-1]
         print(f"{name:35s} reaches {target:.4f} after {epochs_to_reach(curve['mean'], target)}")
     if args.json:
-        facts = {"explained": landscape.explained, "best": landscape.best, "seeds": args.seeds}
+        facts = {
+            "explained": landscape.explained, "noise": landscape.noise, "best": landscape.best,
+            "seeds": args.seeds, "first_seed": args.first_seed,
+        }  # fmt: skip
         write_json(args.json, {**facts, "regret": found})
 
 

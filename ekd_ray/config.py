@@ -19,7 +19,7 @@ __all__ = ["DistillConfig", "StudyConfig", "json_schema", "load_yaml", "parse_ya
 EVIDENCE = ("log1p_softplus", "softplus", "exp", "relu")
 BASELINES = ("none", "kd", "authors")
 # Which of them go together: `ekd_ray.scale.samplers`.
-SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
+SAMPLERS = ("tpe", "mfgp", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
 SCHEDULERS = ("asha", "hyperband", "median", "none", "pbt", "pb2")
 # What `changes` may set: read anew in every step, and part of no tensor's shape.
 CHANGEABLE = (
@@ -280,18 +280,26 @@ class StudyConfig(Settings):
         (), "further objectives: the search looks for the Pareto front", choices=tuple(DIRECTIONS)
     )
     constraints: tuple[str, ...] = setting((), "bounds to keep, such as val_ece<=0.05")
-    sampler: str = setting("tpe", "Optuna sampler", choices=SAMPLERS)
+    sampler: str = setting(
+        "auto", "Optuna sampler (auto: mfgp, or tpe with several objectives or constraints)",
+        choices=("auto", *SAMPLERS),
+    )  # fmt: skip
     scheduler: str = setting(
         "auto", "early stopping of trials (auto: asha, or none with several objectives)",
         choices=("auto", *SCHEDULERS),
     )  # fmt: skip
     rung_score: str = setting(
         "mean",
-        "what trials are compared by at a rung: the metric's mean over their epochs, or its last",
+        "what trials are compared by at a rung: the metric's mean over the epochs at about the "
+        "same learning rate, or its last",
         choices=("mean", "last"),
     )
     grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
-    reduction_factor: int = setting(3, "ASHA keeps 1 / reduction_factor at each rung", low=2)
+    rungs: tuple[int, ...] = setting(
+        (), "epochs at which ASHA compares trials (grace_epochs, and after the first step of the "
+        "learning rate; or grace_epochs times the powers of reduction_factor)", low=1,
+    )  # fmt: skip
+    reduction_factor: int = setting(2, "ASHA keeps 1 / reduction_factor at each rung", low=2)
     perturbation_epochs: int | None = setting(
         None, "PBT and PB2 compare the population every so many epochs (epochs / 8, at least 1)",
         low=1,
@@ -332,6 +340,9 @@ class StudyConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sampler == "auto":
+            several = bool(self.objectives or self.constraints)
+            object.__setattr__(self, "sampler", "tpe" if several else "mfgp")
         if self.scheduler == "auto":
             object.__setattr__(self, "scheduler", "none" if self.objectives else "asha")
         if len({*self.objectives, self.metric}) <= len(self.objectives):

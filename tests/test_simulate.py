@@ -18,7 +18,10 @@ from benchmarks.simulate import (
     summary,
 )
 from benchmarks.transfer import left_out
+from ekd_ray.config import DistillConfig
 from ekd_ray.scale.space import Space
+
+SCHEDULE = DistillConfig(epochs=EPOCHS)
 
 
 def value(point, epoch):
@@ -91,7 +94,7 @@ def test_four_workers_train_side_by_side_and_the_best_is_held(landscape):
     given = landscape.recorded[:6]
     player = Fixed(given)
     budget = 6 * EPOCHS
-    regrets = _race(landscape, player, FIFOScheduler(), np.random.default_rng(0), budget)
+    regrets = _race(landscape, player, FIFOScheduler(), np.random.default_rng(0), budget, SCHEDULE)
     assert len(regrets) == len(player.told) == budget
     for trial in range(6):
         own = [(epoch, last) for name, epoch, last in player.told if name == f"t{trial}"]
@@ -113,7 +116,7 @@ class StopsAtThree(FIFOScheduler):
 
 def test_a_stopped_trial_frees_its_worker(landscape):
     player = Fixed(landscape.recorded[:9])
-    _race(landscape, player, StopsAtThree(), np.random.default_rng(0), 27)
+    _race(landscape, player, StopsAtThree(), np.random.default_rng(0), 27, SCHEDULE)
     assert len(player.told) == 27 and not player.given
     assert {epoch for _, epoch, last in player.told if last} == {3}
 

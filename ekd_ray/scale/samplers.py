@@ -6,6 +6,7 @@ sampler can use, or has no need of, the trials that the scheduler stops:
 | sampler | Optuna's class | learns from | schedulers |
 |---|---|---|---|
 | `tpe` | TPESampler, each parameter by itself | ended and stopped trials | stopping ones |
+| `mfgp` | `CurveSampler`, a Gaussian process | ended and stopped trials | stopping ones |
 | `cmaes` | CmaEsSampler (numbers; the rest at random) | ended and stopped trials | stopping ones |
 | `random` | RandomSampler | nothing | all |
 | `qmc`, `grid` | QMCSampler, BruteForceSampler | nothing | stopping ones |
@@ -21,8 +22,9 @@ do not stop trials but change them: `ekd_ray.scale.population`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
@@ -40,6 +42,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
+from ekd_ray.results.study import milestone_epochs
+from ekd_ray.scale.curve_sampler import CurveSampler
 from ekd_ray.scale.population import POPULATIONS, check_population, make_population
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUNG_SCORE
@@ -58,7 +62,7 @@ class SamplerKind:
     `plain`: it knows one objective and no constraints.
     """
 
-    make: Callable[[int, int], BaseSampler]
+    make: Callable[[int, StudyConfig], BaseSampler]
     full_length: bool = False
     finite: bool = False
     sequence: bool = False
@@ -75,7 +79,7 @@ class _Grid(BruteForceSampler):
         pass
 
 
-def _tpe(seed: int, trials: int) -> BaseSampler:
+def _tpe(seed: int, config: StudyConfig) -> BaseSampler:
     # Each parameter by itself: on recorded curves (docs/search.md) the multivariate form settled
     # on what had been lucky, and was no better than chance.
     return TPESampler(
@@ -87,7 +91,7 @@ def _tpe(seed: int, trials: int) -> BaseSampler:
     )
 
 
-def _cmaes(seed: int, trials: int) -> BaseSampler:
+def _cmaes(seed: int, config: StudyConfig) -> BaseSampler:
     return CmaEsSampler(
         seed=seed,
         consider_pruned_trials=True,
@@ -96,22 +100,31 @@ def _cmaes(seed: int, trials: int) -> BaseSampler:
     )
 
 
-def _genetic(kind: type[NSGAIISampler] | type[NSGAIIISampler]) -> Callable[[int, int], BaseSampler]:
+def _mfgp(seed: int, config: StudyConfig) -> BaseSampler:
+    return CurveSampler(
+        Space(config.space), epochs=config.distill.epochs, startup=STARTUP_TRIALS, seed=seed
+    )
+
+
+def _genetic(
+    kind: type[NSGAIISampler] | type[NSGAIIISampler],
+) -> Callable[[int, StudyConfig], BaseSampler]:
     # A generation is a quarter of the study: the published 50 would never see a second one.
-    return lambda seed, trials: kind(seed=seed, population_size=max(4, trials // 4))
+    return lambda seed, config: kind(seed=seed, population_size=max(4, config.trials // 4))
 
 
 SAMPLERS: dict[str, SamplerKind] = {
     "tpe": SamplerKind(make=_tpe),
+    "mfgp": SamplerKind(make=_mfgp, plain=True),
     "gp": SamplerKind(
-        make=lambda seed, trials: GPSampler(
+        make=lambda seed, config: GPSampler(
             seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
         ),
         full_length=True,
     ),
     "cmaes": SamplerKind(make=_cmaes, plain=True),
     "qmc": SamplerKind(
-        make=lambda seed, trials: QMCSampler(
+        make=lambda seed, config: QMCSampler(
             seed=seed,
             scramble=True,
             warn_independent_sampling=False,
@@ -119,8 +132,8 @@ SAMPLERS: dict[str, SamplerKind] = {
         ),
         sequence=True,
     ),
-    "random": SamplerKind(make=lambda seed, trials: RandomSampler(seed=seed)),
-    "grid": SamplerKind(make=lambda seed, trials: _Grid(seed=seed), finite=True),
+    "random": SamplerKind(make=lambda seed, config: RandomSampler(seed=seed)),
+    "grid": SamplerKind(make=lambda seed, config: _Grid(seed=seed), finite=True),
     "nsga2": SamplerKind(make=_genetic(NSGAIISampler), full_length=True),
     "nsga3": SamplerKind(make=_genetic(NSGAIIISampler), full_length=True),
 }
@@ -135,19 +148,30 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
     seed = config.seed + (0 if kind.sequence else begun)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return kind.make(seed % 2**32, config.trials)  # NumPy takes 32 bits
+        return kind.make(seed % 2**32, config)  # NumPy takes 32 bits
 
 
-def _asha(config: StudyConfig, brackets: int) -> TrialScheduler:
-    return ASHAScheduler(
+class _Ladder(ASHAScheduler):
+    """Ray's, at rungs that need not be a geometric series; bracket k begins at the k-th."""
+
+    def __init__(self, rungs: Sequence[int], **options: Any) -> None:
+        super().__init__(**options)
+        for index, bracket in enumerate(self._brackets):
+            bracket._rungs = [(epoch, {}) for epoch in reversed(rungs[index:])]
+
+
+def _asha(config: StudyConfig, most_brackets: int) -> TrialScheduler:
+    rungs = milestone_epochs(config)[:-1]
+    return _Ladder(
+        rungs,
         time_attr="epoch",
         metric=RUNG_SCORE if config.rung_score == "mean" else config.metric,
         mode=config.mode,
         # Above the budget, so that a trial of full length returns by itself.
         max_t=config.distill.epochs + 1,
-        grace_period=min(config.grace, config.distill.epochs),
         reduction_factor=config.reduction_factor,
-        brackets=brackets,
+        # As many as have a rung of their own.
+        brackets=max(1, min(most_brackets, len(rungs))),
         stop_last_trials=False,
     )
 
@@ -166,19 +190,11 @@ def _median(config: StudyConfig) -> TrialScheduler:
 
 SCHEDULERS: dict[str, Callable[[StudyConfig], TrialScheduler]] = {
     "asha": lambda config: _asha(config, 1),
-    "hyperband": lambda config: _asha(config, _brackets(config)),
+    "hyperband": lambda config: _asha(config, BRACKETS),
     "median": _median,
     "none": lambda config: FIFOScheduler(),
     **dict.fromkeys(POPULATIONS, make_population),
 }
-
-
-def _brackets(config: StudyConfig) -> int:
-    """As many as have a rung of their own within the budget, at most `BRACKETS`."""
-    count, epoch = 1, config.grace * config.reduction_factor
-    while count < BRACKETS and epoch < config.distill.epochs:
-        count, epoch = count + 1, epoch * config.reduction_factor
-    return count
 
 
 def make_scheduler(config: StudyConfig) -> TrialScheduler:

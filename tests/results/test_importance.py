@@ -64,7 +64,7 @@ def test_less_is_better_where_the_metric_says_so(maker):
 
 
 def test_trials_are_judged_where_enough_of_them_are(maker):
-    study = maker.study(space=SPACE, grace_epochs=1)
+    study = maker.study(space=SPACE, rungs=[1, 3])
     for number in range(30):
         epochs = 9 if number < 5 else 3 if number < 22 else 1
         status = "complete" if epochs == 9 else "pruned"
@@ -146,7 +146,7 @@ def test_two_studies_are_compared_by_welchs_interval(maker, rows, tmp_path):
     assert (row["this_n"], row["other_n"]) == (3, 4)
     settings = {r["name"]: (r["this_value"], r["other_value"]) for r in table
                 if r["kind"] == "setting"}  # fmt: skip
-    assert settings == {"sampler": ('"tpe"', '"random"')}
+    assert settings == {"sampler": ('"mfgp"', '"random"')}
     costs = {r["figure"]: r["this"] for r in table if r["kind"] == "cost"}
     assert costs == {"trials": 1, "epochs": 9, "hours": pytest.approx(4.5 / 3600)}
 
