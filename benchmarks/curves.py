@@ -112,6 +112,9 @@ def record(
     jobs = [run for run in wanted[part[0] - 1 :: part[1]] if run not in known]
     train = partial(_record, given=given, base=base.to_dict(), data_root=data_root)
     log = out.with_suffix(f".{part[0]}-{part[1]}.jsonl")
+    if log.exists():  # what a kill cut off must not be written on to
+        whole = log.read_bytes()
+        log.write_bytes(whole[: whole.rfind(b"\n") + 1])
     with multiprocessing.get_context("spawn").Pool(processes) as pool, open(log, "a") as file:
         for index, row in enumerate(pool.imap_unordered(train, jobs), start=1):
             file.write(json.dumps(row) + "\n")
