@@ -241,7 +241,9 @@ CONTESTANTS = {
     "TPE, Hyperband (BOHB-like)": Contestant(sampler="tpe", scheduler="hyperband"),
     "TPE, ASHA": Contestant(sampler="tpe", scheduler="asha"),
     "GP over curves, ASHA (default)": Contestant(sampler="mfgp", scheduler="asha"),
-    "GP over curves, ASHA, from other pairs": Contestant(sampler="mfgp", scheduler="asha", warm=True),
+    "GP over curves, ASHA, from other pairs": Contestant(
+        sampler="mfgp", scheduler="asha", warm=True
+    ),
 }
 
 

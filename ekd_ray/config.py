@@ -280,25 +280,18 @@ class StudyConfig(Settings):
         (), "further objectives: the search looks for the Pareto front", choices=tuple(DIRECTIONS)
     )
     constraints: tuple[str, ...] = setting((), "bounds to keep, such as val_ece<=0.05")
-    sampler: str = setting(
-        "auto", "Optuna sampler (auto: mfgp, or tpe with several objectives or constraints)",
-        choices=("auto", *SAMPLERS),
-    )  # fmt: skip
+    sampler: str = setting("auto", "sampler (auto: mfgp, or tpe)", choices=("auto", *SAMPLERS))
     scheduler: str = setting(
         "auto", "early stopping of trials (auto: asha, or none with several objectives)",
         choices=("auto", *SCHEDULERS),
     )  # fmt: skip
     rung_score: str = setting(
         "mean",
-        "what trials are compared by at a rung: the metric's mean over the epochs at about the "
-        "same learning rate, or its last",
+        "what trials are compared by at a rung: the mean since the learning rate fell, or the last",
         choices=("mean", "last"),
     )
     grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
-    rungs: tuple[int, ...] = setting(
-        (), "epochs at which ASHA compares trials (grace_epochs, and after the first step of the "
-        "learning rate; or grace_epochs times the powers of reduction_factor)", low=1,
-    )  # fmt: skip
+    rungs: tuple[int, ...] = setting((), "epochs after which ASHA compares (by itself)", low=1)
     reduction_factor: int = setting(2, "ASHA keeps 1 / reduction_factor at each rung", low=2)
     perturbation_epochs: int | None = setting(
         None, "PBT and PB2 compare the population every so many epochs (epochs / 8, at least 1)",
