@@ -239,11 +239,8 @@ CONTESTANTS = {
     "TPE, ASHA at 1 and 3": Contestant(sampler="tpe", scheduler="asha", usual=True),
     "GP, full length": Contestant(sampler="gp", scheduler="none"),
     "TPE, Hyperband (BOHB-like)": Contestant(sampler="tpe", scheduler="hyperband"),
-    "TPE, ASHA": Contestant(sampler="tpe", scheduler="asha"),
-    "GP over curves, ASHA (default)": Contestant(sampler="mfgp", scheduler="asha"),
-    "GP over curves, ASHA, from other pairs": Contestant(
-        sampler="mfgp", scheduler="asha", warm=True
-    ),
+    "TPE, ASHA (default)": Contestant(sampler="tpe", scheduler="asha"),
+    "TPE, ASHA, from other pairs": Contestant(sampler="tpe", scheduler="asha", warm=True),
 }
 
 

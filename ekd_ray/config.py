@@ -19,7 +19,7 @@ __all__ = ["DistillConfig", "StudyConfig", "json_schema", "load_yaml", "parse_ya
 EVIDENCE = ("log1p_softplus", "softplus", "exp", "relu")
 BASELINES = ("none", "kd", "authors")
 # Which of them go together: `ekd_ray.scale.samplers`.
-SAMPLERS = ("tpe", "mfgp", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
+SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
 SCHEDULERS = ("asha", "hyperband", "median", "none", "pbt", "pb2")
 # What `changes` may set: read anew in every step, and part of no tensor's shape.
 CHANGEABLE = (
@@ -280,7 +280,7 @@ class StudyConfig(Settings):
         (), "further objectives: the search looks for the Pareto front", choices=tuple(DIRECTIONS)
     )
     constraints: tuple[str, ...] = setting((), "bounds to keep, such as val_ece<=0.05")
-    sampler: str = setting("auto", "sampler (auto: mfgp, or tpe)", choices=("auto", *SAMPLERS))
+    sampler: str = setting("tpe", "Optuna sampler", choices=SAMPLERS)
     scheduler: str = setting(
         "auto", "early stopping of trials (auto: asha, or none with several objectives)",
         choices=("auto", *SCHEDULERS),
@@ -291,7 +291,9 @@ class StudyConfig(Settings):
         choices=("mean", "last"),
     )
     grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
-    rungs: tuple[int, ...] = setting((), "epochs after which ASHA compares (by itself)", low=1)
+    rungs: tuple[int, ...] = setting(
+        (), "epochs after which ASHA compares (grace, and once the learning rate has fallen)", low=1
+    )
     reduction_factor: int = setting(2, "ASHA keeps 1 / reduction_factor at each rung", low=2)
     perturbation_epochs: int | None = setting(
         None, "PBT and PB2 compare the population every so many epochs (epochs / 8, at least 1)",
@@ -333,9 +335,6 @@ class StudyConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampler == "auto":
-            several = bool(self.objectives or self.constraints)
-            object.__setattr__(self, "sampler", "tpe" if several else "mfgp")
         if self.scheduler == "auto":
             object.__setattr__(self, "scheduler", "none" if self.objectives else "asha")
         if len({*self.objectives, self.metric}) <= len(self.objectives):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
+from scipy import stats
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.scale.space import Space
-from ekd_ray.scale.surrogate import fitted
 
 LEAST_TRIALS = 10  # of full length, before a model of the metric is believed
 _CANDIDATES = 4096
@@ -82,12 +83,32 @@ def expected_improvement(points: np.ndarray, values: np.ndarray, *, seed: int) -
     Returns:
         The maximum over a few thousand random points, in units of `values`.
     """
-    surrogate = fitted(points, values, seed=seed)
-    if surrogate is None:
+    # It takes seconds to import, which searches without such a bound need not wait for.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    spread = float(values.std())
+    if spread == 0.0:
         return 0.0
-    incumbent = float(surrogate.predict(points)[0].max())
-    candidates = np.random.default_rng(seed).random((_CANDIDATES, points.shape[1]))
-    return float(surrogate.expected_improvement(candidates, incumbent).max())
+    scaled = (values - values.mean()) / spread
+    dimensions = points.shape[1]
+    kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(
+        np.full(dimensions, 0.5), (0.05, 20.0), nu=2.5
+    ) + WhiteKernel(0.1, (1e-4, 1.0))
+    process = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound
+        process.fit(points, scaled)
+    incumbent = float(process.predict(points).max())
+    candidates = np.random.default_rng(seed).random((_CANDIDATES, dimensions))
+    mean, deviation = process.predict(candidates, return_std=True)
+    noise = float(process.kernel_.k2.noise_level)
+    # What the mean can gain; the noise of one more score is no improvement.
+    deviation = np.sqrt(np.maximum(deviation**2 - noise, 1e-12))
+    gain = mean - incumbent
+    z = gain / deviation
+    return spread * float((gain * stats.norm.cdf(z) + deviation * stats.norm.pdf(z)).max())
 
 
 def check_budget(config: StudyConfig) -> None:

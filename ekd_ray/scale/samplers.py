@@ -6,7 +6,6 @@ sampler can use, or has no need of, the trials that the scheduler stops:
 | sampler | Optuna's class | learns from | schedulers |
 |---|---|---|---|
 | `tpe` | TPESampler, each parameter by itself | ended and stopped trials | stopping ones |
-| `mfgp` | `CurveSampler`, a Gaussian process | ended and stopped trials | stopping ones |
 | `cmaes` | CmaEsSampler (numbers; the rest at random) | ended and stopped trials | stopping ones |
 | `random` | RandomSampler | nothing | all |
 | `qmc`, `grid` | QMCSampler, BruteForceSampler | nothing | stopping ones |
@@ -43,7 +42,6 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import milestone_epochs
-from ekd_ray.scale.curve_sampler import CurveSampler
 from ekd_ray.scale.population import POPULATIONS, check_population, make_population
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUNG_SCORE
@@ -62,7 +60,7 @@ class SamplerKind:
     `plain`: it knows one objective and no constraints.
     """
 
-    make: Callable[[int, StudyConfig], BaseSampler]
+    make: Callable[[int, int], BaseSampler]
     full_length: bool = False
     finite: bool = False
     sequence: bool = False
@@ -79,7 +77,7 @@ class _Grid(BruteForceSampler):
         pass
 
 
-def _tpe(seed: int, config: StudyConfig) -> BaseSampler:
+def _tpe(seed: int, trials: int) -> BaseSampler:
     # Each parameter by itself: on recorded curves (docs/search.md) the multivariate form settled
     # on what had been lucky, and was no better than chance.
     return TPESampler(
@@ -91,7 +89,7 @@ def _tpe(seed: int, config: StudyConfig) -> BaseSampler:
     )
 
 
-def _cmaes(seed: int, config: StudyConfig) -> BaseSampler:
+def _cmaes(seed: int, trials: int) -> BaseSampler:
     return CmaEsSampler(
         seed=seed,
         consider_pruned_trials=True,
@@ -100,31 +98,24 @@ def _cmaes(seed: int, config: StudyConfig) -> BaseSampler:
     )
 
 
-def _mfgp(seed: int, config: StudyConfig) -> BaseSampler:
-    return CurveSampler(
-        Space(config.space), epochs=config.distill.epochs, startup=STARTUP_TRIALS, seed=seed
-    )
-
-
 def _genetic(
     kind: type[NSGAIISampler] | type[NSGAIIISampler],
-) -> Callable[[int, StudyConfig], BaseSampler]:
+) -> Callable[[int, int], BaseSampler]:
     # A generation is a quarter of the study: the published 50 would never see a second one.
-    return lambda seed, config: kind(seed=seed, population_size=max(4, config.trials // 4))
+    return lambda seed, trials: kind(seed=seed, population_size=max(4, trials // 4))
 
 
 SAMPLERS: dict[str, SamplerKind] = {
     "tpe": SamplerKind(make=_tpe),
-    "mfgp": SamplerKind(make=_mfgp, plain=True),
     "gp": SamplerKind(
-        make=lambda seed, config: GPSampler(
+        make=lambda seed, trials: GPSampler(
             seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
         ),
         full_length=True,
     ),
     "cmaes": SamplerKind(make=_cmaes, plain=True),
     "qmc": SamplerKind(
-        make=lambda seed, config: QMCSampler(
+        make=lambda seed, trials: QMCSampler(
             seed=seed,
             scramble=True,
             warn_independent_sampling=False,
@@ -132,8 +123,8 @@ SAMPLERS: dict[str, SamplerKind] = {
         ),
         sequence=True,
     ),
-    "random": SamplerKind(make=lambda seed, config: RandomSampler(seed=seed)),
-    "grid": SamplerKind(make=lambda seed, config: _Grid(seed=seed), finite=True),
+    "random": SamplerKind(make=lambda seed, trials: RandomSampler(seed=seed)),
+    "grid": SamplerKind(make=lambda seed, trials: _Grid(seed=seed), finite=True),
     "nsga2": SamplerKind(make=_genetic(NSGAIISampler), full_length=True),
     "nsga3": SamplerKind(make=_genetic(NSGAIIISampler), full_length=True),
 }
@@ -148,7 +139,7 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
     seed = config.seed + (0 if kind.sequence else begun)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return kind.make(seed % 2**32, config)  # NumPy takes 32 bits
+        return kind.make(seed % 2**32, config.trials)  # NumPy takes 32 bits
 
 
 class _Ladder(ASHAScheduler):

@@ -82,34 +82,6 @@ class Parameter:
             low, high, at = math.log(low), math.log(high), math.log(at)
         return (at - low) / (high - low)
 
-    def at(self, place: float) -> Any:
-        """The legal value nearest to a place between `low` (0) and `high` (1); of choices, the
-        one whose equal share of [0, 1] it lies in."""
-        if self.choices is not None:
-            return self.choices[min(int(place * len(self.choices)), len(self.choices) - 1)]
-        low, high = float(self.low), float(self.high)
-        if self.log:
-            value = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
-        else:
-            value = low + place * (high - low)
-        if self.step is not None or self.integer:
-            step = float(self.step or 1)
-            last = math.floor((high - low) / step + 1e-9)
-            value = low + step * min(max(round((value - low) / step), 0), last)
-        value = min(max(value, low), high)
-        return round(value) if self.integer else value
-
-    def distribution(self) -> optuna.distributions.BaseDistribution:
-        """What `suggest` asks Optuna for."""
-        if self.choices is not None:
-            return optuna.distributions.CategoricalDistribution(self.choices)
-        if self.integer:
-            low, high, step = int(self.low), int(self.high), int(self.step or 1)
-            return optuna.distributions.IntDistribution(low, high, log=self.log, step=step)
-        return optuna.distributions.FloatDistribution(
-            self.low, self.high, log=self.log, step=self.step
-        )
-
     def applies(self, values: Mapping[str, Any]) -> bool:
         """Whether its condition holds for the values chosen so far."""
         return all(values.get(name) in legal for name, legal in self.when.items())
