@@ -2,8 +2,8 @@
 
 Both search the temperature and the two weights of KD for the same pair, on the same training
 and validation images, with the same number of trials and epochs, ASHA with the same rungs and
-the sampler that is the default of each. Each runs in a process of its own, and the clock runs from its start to its end:
-start-up of Ray, data, and the filling of the teacher's table are in it.
+the sampler that is the default of each. Each runs in a process of its own, and the clock runs
+from its start to its end: start-up of Ray, data, and the filling of the teacher's table are in it.
 """
 
 from __future__ import annotations
