@@ -26,12 +26,12 @@ test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Too long for `make test`: studies whose drivers, trials, workers, nodes and Ray are killed (60
-# times), one that is killed before every kind of change of its files, one at an S3 server, runs
-# of several workers. EKD_CHAOS_SEED draws other moments.
+# times), whose disk fills up or whose node is cut off, one that is killed before every kind of
+# change of its files, runs of several workers. EKD_CHAOS_SEED draws other moments.
 chaos: install
-	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 EKD_CHAOS_NODES=1 EKD_S3_STUDY=1 EKD_WORKERS=1 \
+	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 EKD_CHAOS_NODES=1 EKD_WORKERS=1 \
 		$(BIN)/python -m pytest -s tests/chaos tests/cluster/test_lost_nodes.py \
-		tests/remote/test_s3_study.py tests/scale/test_one_run.py
+		tests/cluster/test_namespaces.py tests/scale/test_one_run.py
 
 # EKD_DATA_ROOT with CIFAR-10 and its teacher adds the benchmark of a whole study.
 bench: install

@@ -127,6 +127,9 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         # Until a slot is at work, and until all are.
         "first_start_seconds": min(s["started"] for s in spans) - began,
         "all_started_seconds": sorted(s["started"] for s in spans)[args.slots - 1] - began,
+        # Processes that trained, and slots at work on the average of the time.
+        "processes": len({span["pid"] for span in spans}),
+        "mean_at_work": sum(s["ended"] - s["started"] for s in spans) / wall,
         "busy_ms_per_report": 1e3 * busy / reports,
         "busy_ms_per_report_without_searcher": 1e3 * (busy - spent["searcher"]) / reports,
         "searcher_ms_per_trial": 1e3 * spent["searcher"] / len(lengths),

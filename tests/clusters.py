@@ -62,9 +62,17 @@ class Cluster:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     nodes: list[Node] = field(default_factory=list)
 
+    def host(self, number: int) -> str:
+        """The address of a node for the others."""
+        return "127.0.0.1"
+
+    def inside(self, number: int) -> list[str]:
+        """What a command begins with that is to run on a node."""
+        return []
+
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host(0)}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -83,8 +91,8 @@ class Cluster:
         number = len(self.nodes)
         cache = self.folder / f"cache{number}"
         command = [
-            str(Path(sys.executable).parent / "ray"), "start", "--block",
-            "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--num-gpus=0",
+            *self.inside(number), str(Path(sys.executable).parent / "ray"), "start", "--block",
+            f"--node-ip-address={self.host(number)}", f"--num-cpus={cpus}", "--num-gpus=0",
             "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0",
             f"--dashboard-agent-listen-port={free_port()}",
             # Of its own, too: nodes unpack a job's code there.
@@ -137,8 +145,8 @@ class Cluster:
     def submit(self, *entrypoint: str, working_dir: Path = ROOT) -> subprocess.Popen[str]:
         """`ray job submit`, which follows the job to its end."""
         command = [
-            str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", self.url,
-            "--working-dir", str(working_dir), "--", *entrypoint,
+            *self.inside(0), str(Path(sys.executable).parent / "ray"), "job", "submit",
+            "--address", self.url, "--working-dir", str(working_dir), "--", *entrypoint,
         ]  # fmt: skip
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -147,11 +155,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(kind: type[Cluster] = Cluster) -> Iterator[Cluster]:
     """A cluster without nodes yet; what was started is stopped, by its process ids."""
     # Not pytest's folder: the path of a socket may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ekd"))
-    made = Cluster(folder)
+    made = kind(folder)
     try:
         yield made
     finally:

@@ -33,7 +33,8 @@ FLOORS = {
     "objectives": {"errors"},
     "settings": {"errors", "yaml_files"},
     "config": {"errors", "objectives", "settings", "yaml_files"},
-    "recipes": BASE | {"losses"},
+    "references": {"errors"},
+    "recipes": BASE | {"losses", "references"},
 }
 HEAVY = {"torch", "torchvision", "ray", "optuna", "sklearn", "pyarrow", "tensorboard", "plotly"}
 
@@ -130,15 +131,26 @@ def test_files_stay_small(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < 400
 
 
-def test_the_command_line_loads_nothing_heavy():
-    code = (
-        "import json, sys, ekd_ray.cli as cli, ekd_ray.flags as flags\n"
-        "args = flags.parser('x', search=True).parse_args(\n"
-        "    ['--dataset', 'digits', '--pair', 'resnet20-resnet8'])\n"
-        "cli.study_config(args)\n"
-        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))\n"
-    )
+def modules_after(code):
+    """Names of the modules that a new process has loaded after `code`."""
+    code += "\nimport json, sys; print(json.dumps(list(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert not set(json.loads(done.stdout)) & HEAVY
+    return set(json.loads(done.stdout))
+
+
+def test_the_command_line_loads_nothing_heavy():
+    loaded = modules_after(
+        "import ekd_ray.cli as cli, ekd_ray.flags as flags\n"
+        "args = flags.parser('x', search=True).parse_args(\n"
+        "    ['--dataset', 'digits', '--pair', 'resnet20-resnet8'])\n"
+        "cli.study_config(args)"
+    )
+    assert not {name.split(".")[0] for name in loaded} & HEAVY
+
+
+def test_a_trial_does_not_wait_for_what_only_others_need():
+    loaded = modules_after("import ekd_ray.engine.distill, ekd_ray.scale.worker")
+    slow = {"sklearn", "scipy.stats", "torch._dynamo", "torch.distributed.fsdp", "triton"}
+    assert "torch" in loaded and not loaded & {*slow, "torch.distributed.tensor"}

@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info
@@ -21,6 +20,9 @@ _WARM_UP, _PASSES = 5, 30
 
 def model_cost(name: str, num_classes: int, image_size: int) -> tuple[int, int]:
     """(parameters, forward FLOPs per image) of a model, counted without computing."""
+    # Inside: it loads triton, which no other part of a run needs.
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.device("meta"):
         model = build_model(name, num_classes).eval()
         image = torch.empty(1, 3, image_size, image_size)

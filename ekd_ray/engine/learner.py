@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
@@ -70,7 +69,7 @@ class Learner(nn.Module):
 def make_optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optimizer:
     """The optimizer that the configuration names, over student and objective."""
     parameters: list[Any] = list(learner.parameters())
-    sharded = any(isinstance(parameter, DTensor) for parameter in parameters)
+    sharded = any(map(ranks.is_shard, parameters))
     if sharded:
         # One operation takes sharded or whole weights, not both; the numbering stays.
         parts = (learner.student.parameters(), list(learner.objective.parameters()))

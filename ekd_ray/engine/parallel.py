@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.learner import Learner
 from ekd_ray.models import build_model
+
+if TYPE_CHECKING:  # seconds to import, which only runs of several processes should pay
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 def is_sharded(config: DistillConfig) -> bool:
@@ -40,6 +43,8 @@ def parallelize(learner: Learner, config: DistillConfig, device: torch.device) -
             device_ids=[device] if device.type == "cuda" else None,
             forward_sync_buffers=False,
         )
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (ranks.world_size(),))
     for block in _blocks(learner.student):
         fully_shard(block, mesh=mesh)
@@ -67,36 +72,40 @@ def gradients_reduced(module: nn.Module, *, last: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if isinstance(module, DistributedDataParallel) and not last:
             stack.enter_context(module.no_sync())
-        if isinstance(module, Learner) and isinstance(module.student, FSDPModule):
-            module.student.set_requires_gradient_sync(last)
+        if isinstance(module, Learner) and ranks.world_size() > 1:
+            cast("FSDPModule", module.student).set_requires_gradient_sync(last)
         yield
 
 
 def whole(value: Tensor) -> Tensor:
     """A tensor as one process would have it; for a sharded one all ranks must ask."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return cast("DTensor", value).full_tensor() if ranks.is_shard(value) else value
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
     """A whole tensor, known to every rank, laid out as `parameter`: its memory format or shards."""
-    if isinstance(parameter, DTensor):
+    if ranks.is_shard(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
+        shard = cast("DTensor", parameter)
         value = value.to(device=parameter.device, dtype=parameter.dtype)
-        return distribute_tensor(
-            value, parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
+        return distribute_tensor(value, shard.device_mesh, shard.placements, src_data_rank=None)
     return torch.empty_like(parameter).copy_(value)
 
 
 def all_finite(learner: Learner) -> bool:
     """Whether every weight is finite, on every rank (waits for the device)."""
-    parts = [v.to_local() if isinstance(v, DTensor) else v for v in learner.parameters()]
+    parts = [
+        cast("DTensor", value).to_local() if ranks.is_shard(value) else value
+        for value in learner.parameters()
+    ]
     finite = torch.stack([part.isfinite().all() for part in parts]).all()
     return all(bool(value) for value in ranks.gather(finite))
 
 
 def plain_student(learner: Learner, config: DistillConfig, num_classes: int) -> nn.Module:
     """The trained student as one process would have it, in evaluation mode, on every rank."""
-    if not isinstance(learner.student, FSDPModule):
+    if not is_sharded(config):
         return learner.student.eval()
     state = {name: whole(value) for name, value in learner.student.state_dict().items()}
     student = build_model(config.student, num_classes)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 PACKAGES = (
     *("ekd_ray", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn"),
@@ -37,6 +38,23 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def float32_head(model: nn.Module) -> None:
+    """Let the last linear layer of a model compute in float32 under `autocast` too, in place.
+
+    In bfloat16 a logit has three digits: what is near the maximum would often be equal to it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        return
+    compute = layers[-1].forward
+
+    def forward(inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return compute(inputs.float())
+
+    layers[-1].forward = forward  # type: ignore[assignment, method-assign]
 
 
 def pick_device() -> torch.device:

@@ -26,6 +26,16 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def is_shard(value: Tensor) -> bool:
+    """Whether a tensor is one rank's part of a sharded one (a `DTensor`)."""
+    if world_size() == 1:
+        return False
+    # Inside: a second to import, which a run of one process need not wait for.
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
+
+
 def gather(values: Tensor) -> list[Tensor]:
     """Every rank's tensor, by rank: equal shapes and dtypes, without gradient."""
     if world_size() == 1:

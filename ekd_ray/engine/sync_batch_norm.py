@@ -32,8 +32,12 @@ def synchronized_batch_norm(model: nn.Module) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if ranks.world_size() == 1:
         layers = []
+    if layers:
+        # A collective inside of autograd is nothing that a compiler could fuse. Said here, for
+        # to say it at the import loads the compiler, which takes a second.
+        forward = torch.compiler.disable(_forward)
     for layer in layers:
-        layer.forward = functools.partial(_forward, layer.forward)  # type: ignore[method-assign]
+        layer.forward = functools.partial(forward, layer.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -41,8 +45,6 @@ def synchronized_batch_norm(model: nn.Module) -> Iterator[None]:
             del layer.__dict__["forward"]
 
 
-# A collective inside of autograd is nothing that a compiler could fuse.
-@torch.compiler.disable
 def _forward(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     with _OverAllRanks():
         return forward(inputs)

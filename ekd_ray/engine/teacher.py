@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info, normalize, num_train, view_count
 from ekd_ray.engine.plan import parse_normalization
-from ekd_ray.engine.precision import autocast
+from ekd_ray.engine.precision import autocast, float32_head
 from ekd_ray.engine.rundata import RunData
 from ekd_ray.engine.teacher_cache import (
     Ids,
@@ -38,7 +38,7 @@ LARGEST_TABLE = 40 * 2**30
 
 
 class LiveTeacher:
-    """The teacher network itself, frozen and in evaluation mode.
+    """The teacher network itself, frozen and in evaluation mode, with its head in float32.
 
     It normalises its images itself: every teacher keeps the statistics it was trained
     with, whatever the student uses.
@@ -49,6 +49,7 @@ class LiveTeacher:
     ) -> None:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.eval().requires_grad_(False).to(memory_format=layout)
+        float32_head(self.model)
         self.normalization = parse_normalization(normalization)
         self.precision = precision
         self.channels_last = channels_last

@@ -33,7 +33,7 @@ from ekd_ray.data import counter_hash, default_cache_dir, short_name
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: the head in the precision of the body
 _LARGEST_HALF = 65504.0
 Rows = npt.NDArray[np.uint16]
 Ids = npt.NDArray[np.int64]

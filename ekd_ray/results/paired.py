@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 # Two differences of a split of a few hundred images are often equal to the last digit: their
@@ -41,8 +40,15 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     mean, n = statistics.fmean(differences), len(differences)
     if n < LEAST_SEEDS:
         return Paired(mean=mean, low=None, high=None, n=n)
-    reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * statistics.stdev(differences) / n**0.5
-    return Paired(mean=mean, low=mean - float(reach), high=mean + float(reach), n=n)
+    reach = _quantile((1 + LEVEL) / 2, n - 1) * statistics.stdev(differences) / n**0.5
+    return Paired(mean=mean, low=mean - reach, high=mean + reach, n=n)
+
+
+def _quantile(probability: float, freedom: int) -> float:
+    # Inside: a second to import, for every process that trains, which computes none.
+    from scipy import stats
+
+    return float(stats.t.ppf(probability, freedom))
 
 
 def clearly_worse(scores: Mapping[str, Sequence[float]]) -> set[str]:
@@ -74,5 +80,5 @@ def clearly_worse(scores: Mapping[str, Sequence[float]]) -> set[str]:
     # A split of a few hundred images often gives equal scores: no spread is no evidence.
     if deviation <= 1e-12 * max(1.0, float(np.abs(table).max())):
         return set()
-    reach = stats.t.ppf(LEVEL, freedom) * deviation * np.sqrt(2 / seeds)
+    reach = _quantile(LEVEL, freedom) * deviation * np.sqrt(2 / seeds)
     return {name for name, mean in zip(scores, means, strict=True) if means.max() - mean > reach}

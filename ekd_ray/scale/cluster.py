@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,6 +30,8 @@ _ENVIRONMENT = {
 
 
 ADDRESS = "RAY_ADDRESS"
+WATCH_SECONDS = 1.0  # between two looks at the processes of a Ray of our own
+EXIT_WITHOUT_RAY = 1
 REACH_SECONDS = 10.0  # until an address counts as unreachable
 _DEFAULT_PORT = 6379
 # CPUs and GPUs of one node.
@@ -77,11 +80,58 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
     if callable(terminated) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)
     try:
-        for config in configs:
-            check_fits(config)
-        yield
+        with contextlib.nullcontext() if on_cluster() else _watched():
+            for config in configs:
+                check_fits(config)
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Look after a Ray of our own: without its raylet or GCS, Tune would wait for ever, or
+    Ray would end this process after a minute and without a word."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_SECONDS):
+            end_without_ray()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def end_without_ray() -> None:
+    """End this process, which can do nothing more, if a vital process of its own Ray has died.
+
+    As after a SIGKILL, nothing that was finished is lost. Ray's other processes, which would
+    go on for a minute, end first. What fails meanwhile says nothing of a trial: it must not be
+    recorded.
+    """
+    from ray._private.worker import global_worker
+
+    node = global_worker.node
+    if node is None or on_cluster():
+        return
+    dead = {kind for kind, _ in node.dead_processes()} & {"raylet", "gcs_server"}
+    if dead:
+        # A live table may have hidden it.
+        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        print(
+            f"{cursor}error: Ray's {' and '.join(sorted(dead))} died, and with it what was "
+            "running: run the same command with --resume to continue.",
+            file=sys.stderr,
+            flush=True,
+        )
+        with contextlib.suppress(Exception):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        os._exit(EXIT_WITHOUT_RAY)
 
 
 def check_address() -> None:

@@ -48,6 +48,7 @@ from ekd_ray.results.study import (
 from ekd_ray.scale.fill import fill_cache
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.search import run_tuner
+from ekd_ray.scale.searcher import why
 from ekd_ray.scale.space import point_config, study_batch
 from ekd_ray.scale.worker import Job, Report, check_room, run_job
 
@@ -195,7 +196,8 @@ class _JobList(Searcher):
             folder = Path(self._given[trial_id].folder)
             check_room(folder)
             end_session(folder, failed=True)
-            write_json(folder / FAILURE, {"reason": failure_reason(folder)})
+            reason = why(folder, result) or failure_reason(folder)
+            write_json(folder / FAILURE, {"reason": reason})
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: finished runs have their `result.json`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.slots import LostNodes, Slots
+from ekd_ray.scale.slots import Deaths, Slots, wait_for_own_process
 from ekd_ray.scale.space import study_batch
 from ekd_ray.scale.tracking import Tracker
 from ekd_ray.scale.trainer import trainable
-from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job
+from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job, rung_score
 
 # Tune's own records: not needed to resume, so each run starts them afresh.
 SCRATCH = ".ray"
@@ -50,7 +49,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
             _run_population(run, config, searcher, observer)
         else:
             scheduler = make_scheduler(config)
-            replay(scheduler, searcher.finished())
+            replay(scheduler, searcher.finished(), base)
             run_tuner(
                 run,
                 config,
@@ -86,9 +85,9 @@ class _StandIn:
         self.trial_id = f"replayed-{number}"
 
 
-def replay(scheduler: TrialScheduler, finished: list[FrozenTrial]) -> None:
+def replay(scheduler: TrialScheduler, finished: list[FrozenTrial], base: DistillConfig) -> None:
     """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
-    know them."""
+    know them; `base` has the schedule that they share."""
     if type(scheduler) is FIFOScheduler:  # which the others inherit from
         return
     # The median rule takes whole curves, and asks a live controller about running trials.
@@ -100,7 +99,7 @@ def replay(scheduler: TrialScheduler, finished: list[FrozenTrial]) -> None:
         values: list[float] = []
         for epoch, value in sorted(trial.intermediate_values.items()):
             values.append(value)
-            score = statistics.fmean(values) if scheduler.metric == RUNG_SCORE else value
+            score = rung_score(values, base) if scheduler.metric == RUNG_SCORE else value
             result = {"epoch": epoch, "training_iteration": epoch, scheduler.metric: score}
             tell(None, stand_in, result)
 
@@ -149,9 +148,11 @@ def run_tuner(
     Args:
         body: what a trial runs, in its own process or in each of its workers.
     """
-    slots = Slots(searcher, config)
+    deaths = Deaths()
+    slots = Slots(searcher, config, deaths)
+    wait_for_own_process(scheduler)
     options = {"search_alg": slots, "scheduler": scheduler, "num_samples": num_samples}
-    _fit(run, config, body, observer, **options)
+    _fit(run, config, body, observer, deaths, **options)
 
 
 def _run_population(
@@ -166,6 +167,7 @@ def _run_population(
         config,
         functools.partial(run_member, every=config.perturbation),
         observer,
+        Deaths(),
         members,
         param_space={"job": tune.grid_search(members.jobs)},
         scheduler=make_scheduler(config),
@@ -195,7 +197,7 @@ def _fit(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch.absolute()),
-            callbacks=[*callbacks, *trackers, LostNodes(), _Relay(observer)],
+            callbacks=[*callbacks, *trackers, _Relay(observer)],
             failure_config=tune.FailureConfig(max_failures=1),
             # Only a population leaves any: a member may still be on its way to one when the
             # better member leaves its next.

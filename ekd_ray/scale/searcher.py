@@ -27,6 +27,7 @@ from ekd_ray.results.study import FAILURE, TrialRecord, trial_folder
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.journal import together
 from ekd_ray.scale.population import POPULATIONS
+from ekd_ray.scale.slots import DIED
 from ekd_ray.scale.space import Space, first_points, point_config, study_batch
 from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import Job, check_room
@@ -39,6 +40,11 @@ _STATES = {
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+
+
+def why(folder: Path, result: dict[str, Any] | None) -> str | None:
+    """The reason of a failure that only Tune knows, unless the run has left one of its own."""
+    return None if (folder / FAILURE).exists() else (result or {}).get(DIED)
 
 
 class OptunaSearcher(Searcher):
@@ -230,7 +236,7 @@ class OptunaSearcher(Searcher):
             self._interrupted.append(trial._trial_id)
             return
         status = record.status_of(folder, error=error, epochs=self.base.epochs)
-        ended = record.ended(status, folder=folder)
+        ended = record.ended(status, folder=folder, reason=why(folder, result))
         # Before Optuna knows: a trial that has ended there is never looked at again.
         forget_checkpoint(folder)
         self._tell(trial.number, ended)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ekd_ray.engine.cost import student_costs
 from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.schedule import settled_since
 from ekd_ray.errors import NoSpace, UserError, no_space
 from ekd_ray.files import write_json
 from ekd_ray.results.study import FAILURE
@@ -27,6 +29,8 @@ Report = Callable[[dict[str, Any]], None]
 RUNG_SCORE = "rung_score"
 # Left by a trial that found the disk full: it has not failed, and is continued once there is room.
 FULL = "disk_full.json"
+# torch on CPUs has no exception of its own for it.
+_REFUSED = "DefaultCPUAllocator: can't allocate memory"
 # Where not even that could be written, a disk with less than this is taken to be full.
 _LEAST_FREE = 16 * 2**20
 
@@ -108,7 +112,7 @@ def _run(job: Job, folder: Path, report: Report, checkpoint_seconds: float) -> R
             config,
             data_root=job.data_root,
             out=folder,
-            on_epoch=_scored(report, folder, job.compared),
+            on_epoch=_scored(report, folder, job.compared, config),
             threads=job.threads,
             constants=student_costs(config, job.costs),
             session=Session(settings=tuple(job.shown), group=job.group),
@@ -117,27 +121,48 @@ def _run(job: Job, folder: Path, report: Report, checkpoint_seconds: float) -> R
     except (Diverged, UserError) as error:
         if ranks.is_first():
             write_json(folder / FAILURE, {"reason": str(error)})
-    except torch.OutOfMemoryError as error:
-        reason = f"out of GPU memory: {str(error).splitlines()[0]}"
+    except (MemoryError, RuntimeError, OSError) as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
         write_json(folder / FAILURE, {"reason": reason})
         if ranks.world_size() > 1:
             raise  # the other ranks wait in a collective: only a restart frees them
     return None
 
 
-def _scored(report: Report, folder: Path, metric: str | None) -> Report:
-    """Reports that also say how the run has done in the mean of its epochs.
+def out_of_memory(error: BaseException) -> str | None:
+    """The reason of a run whose memory was refused, by a GPU or by this machine; else None.
 
-    A single epoch at a high learning rate says little: what a run will be worth shows better
-    in the mean, and a resumed run must be told of the epochs before it.
+    A process that the system kills for its memory has no say: see `slots.Deaths`.
     """
+    line = (str(error).splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of GPU memory: {line}"
+    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or refused or _REFUSED in line:
+        return f"out of memory: {line.rpartition(_REFUSED)[2].strip(' .:') or 'refused'}"
+    return None
+
+
+def rung_score(values: Sequence[float], config: DistillConfig) -> float:
+    """What a run is compared by after the epochs that have these values: their mean since the
+    learning rate last fell.
+
+    A single epoch at a high rate says little: what a run will be worth shows better in the mean.
+    """
+    return statistics.fmean(values[settled_since(config, len(values)) - 1 :])
+
+
+def _scored(report: Report, folder: Path, metric: str | None, config: DistillConfig) -> Report:
+    """Reports that also say the run's `rung_score`; a resumed run has that of its epochs before."""
     if metric is None:
         return report
 
     def scored(row: dict[str, Any]) -> None:
         values = [epoch[metric] for epoch in read_history(folder)]
         # Workers on other nodes do not see the folder; the first one's report counts.
-        report({**row, RUNG_SCORE: statistics.fmean(values) if values else row[metric]})
+        report({**row, RUNG_SCORE: rung_score(values, config) if values else row[metric]})
 
     return scored
 

@@ -1,13 +1,15 @@
 """Studies whose driver lives while parts of them get SIGKILL, and Ray's own processes with it.
 
 `make chaos` runs it (EKD_CHAOS_KILLS=20: twenty trial processes, and so many of the others as
-`SHARES` says). Every kill is printed with what was killed and when.
+`PARTS` says). Every kill is printed with what was killed and when.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from agreement import check_ended
 from chaos_run import Run, check_records, processes
 
 from ekd_ray.results import Study
+from ekd_ray.results.study import RESULT
 
 KILLS = int(os.environ.get("EKD_CHAOS_KILLS", "0"))
 SEED = int(os.environ.get("EKD_CHAOS_SEED", "0"))
@@ -45,17 +48,37 @@ def say(run: Run, count: int, what: str) -> None:
     print(f"kill {count}: {what}, {run.age():5.1f} s, during {run.stage()}", flush=True)
 
 
-def kill_one(run: Run, name: str, draw: random.Random) -> bool:
-    """Kill one such process as soon as there is one; False if the driver ended before."""
+def at_work(run: Run) -> dict[int, Path]:
+    """Process id -> folder of the runs that have begun and not ended, by their events' names."""
+    found = {}
+    for events in run.out.glob("*/*/events.out.tfevents.*"):
+        pid = re.fullmatch(r"events\.out\.tfevents\.\d+\..+\.(\d+)\.\d+", events.name)
+        if pid and not (events.parent / RESULT).exists():
+            found[int(pid[1])] = events.parent
+    return found
+
+
+def kill_one(run: Run, name: str, draw: random.Random, struck: set[Path] | None) -> bool:
+    """Kill one such process as soon as there is one; False if the driver ended before.
+
+    Args:
+        struck: runs that have lost their process once. They are spared, since a second death is
+            a failure (tests/scale/test_deaths.py), and so is a process of which is not known
+            what it runs. None: any process will do.
+    """
     while run.driver.poll() is None:
+        time.sleep(draw.uniform(0, 1.5))
         found = victims(run.environment, name)
+        if struck is not None:
+            runs = at_work(run)
+            found = [pid for pid in found if pid in runs and runs[pid] not in struck]
         if found:
-            time.sleep(draw.uniform(0, 2))
-            alive = [pid for pid in found if pid in processes(run.environment)]
-            if alive:
-                os.kill(draw.choice(alive), signal.SIGKILL)
+            pid = draw.choice(found)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                if struck is not None:
+                    struck.add(runs[pid])
                 return True
-        time.sleep(0.1)
     return False
 
 
@@ -80,23 +103,25 @@ def test_a_killed_part_costs_no_trial(
 ) -> None:
     name, share, flags = PARTS[part]
     kills, draw, count = max(1, round(share * KILLS)), random.Random(SEED), 0
+    struck: set[Path] | None = set() if part == "trial" else None
     trials = 4 if flags else 12
     for out in studies:
         # A teacher's cache that is filled already is not filled again.
         own = {**environment, "EKD_CACHE_DIR": str(out.with_suffix(".cache"))}
         run = Run(out, own, out.with_suffix(".log"), trials, flags)
         before: dict[str, bytes] = {}
-        at_most = count + (2 if "cache" in part else kills)
-        while count < min(kills, at_most) and kill_one(run, name, draw):
+        had, at_most = count, count + (2 if "cache" in part else kills)
+        while count < min(kills, at_most) and kill_one(run, name, draw, struck):
             count += 1
             say(run, count, part)
             before = check_records(run, before)
-            pause = run.age() + draw.uniform(3, 8)
+            pause = run.age() + draw.uniform(1, 4)
             run.wait_for(lambda run=run, pause=pause: run.age() >= pause)
         check_whole(run)
         check_records(run, before)
         if count >= kills:
             return
+        assert count > had, f"nothing to kill by the name of {name}"
     pytest.fail(f"only {count} of {kills} kills came")
 
 

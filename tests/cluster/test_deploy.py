@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import ray
 import yaml
@@ -174,7 +175,10 @@ def test_kuberay_manifests_have_the_fields_of_their_kind(
 
 
 def _check_pod(template: dict[str, Any]) -> str:
-    """A pod's template holds together; its image."""
+    """A pod's template fits Kubernetes' own schema and holds together; its image."""
+    # The one built-in kind that holds a template and nothing else.
+    pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {}, "template": template}
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
     assert set(template) == {"metadata", "spec"}
     spec = template["spec"]
     assert set(spec) == {"securityContext", "containers", "volumes"}
@@ -191,6 +195,14 @@ def _check_pod(template: dict[str, Any]) -> str:
     for variable, name in (("EKD_DATA_ROOT", "data"), ("EKD_CACHE_DIR", "cache")):
         assert f"{variable}={mounts[name]}" in image
     return str(container["image"])
+
+
+def test_the_schema_sees_a_mistake() -> None:
+    template = loaded("kuberay-cluster.yaml")["spec"]["headGroupSpec"]["template"]
+    (container,) = template["spec"]["containers"]
+    container["volumeMounts"][0]["mountpath"] = container["volumeMounts"][0].pop("mountPath")
+    with pytest.raises(kubernetes_validate.ValidationError, match=r"mount[Pp]ath"):
+        _check_pod(template)
 
 
 def test_the_slurm_script_is_bash_and_symmetric_run_takes_its_flags() -> None:

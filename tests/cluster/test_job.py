@@ -33,7 +33,6 @@ class Done:
     cluster: Cluster
     out: Path
     said: str
-    node_of_pid: dict[int, str]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
         job = made.submit(*study(out))
         said, _ = job.communicate(timeout=400)
         assert job.returncode == 0, said
-        yield Done(made, out, said, made.node_of_pid())
+        yield Done(made, out, said)
 
 
 def test_the_bundle_of_a_submitted_study_is_there(done: Done) -> None:
@@ -61,14 +60,18 @@ def test_the_bundle_of_a_submitted_study_is_there(done: Done) -> None:
     assert [record.status for record in records] == ["complete"] * TRIALS
 
 
-def test_trials_spread_over_the_nodes(done: Done) -> None:
-    nodes = set()
-    for folder in (done.out / "trials").iterdir():
-        (events,) = folder.glob("events.out.tfevents.*")
+def nodes_of_trials(cluster: Cluster, out: Path) -> set[str]:
+    """Ids of the nodes on which trials have been at work."""
+    nodes, node_of_pid = set(), cluster.node_of_pid()
+    for events in out.glob("trials/*/events.out.tfevents.*"):
         pid = re.fullmatch(r"events\.out\.tfevents\.\d+\..+\.(\d+)\.\d+", events.name)
         assert pid, events.name
-        nodes.add(done.node_of_pid[int(pid[1])])
-    assert len(nodes) == 2
+        nodes.add(node_of_pid[int(pid[1])])
+    return nodes
+
+
+def test_trials_spread_over_the_nodes(done: Done) -> None:
+    assert len(nodes_of_trials(done.cluster, done.out)) == 2
 
 
 def test_the_teacher_is_asked_once_on_every_node(done: Done) -> None:

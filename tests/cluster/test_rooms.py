@@ -62,7 +62,7 @@ def test_a_search_uses_nodes_that_join_and_lets_go_of_those_that_leave(
     room, now = [2], [0.0]
     monkeypatch.setattr(slots, "concurrency", lambda config: room[0])
     monkeypatch.setattr(slots, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    limited = slots.Slots(Endless(), StudyConfig())
+    limited = slots.Slots(Endless(), StudyConfig(), slots.Deaths())
     running = [name for name in "abcd" if limited.suggest(name)]
     assert running == ["a", "b"]
     room[0] = 3
@@ -102,13 +102,13 @@ def test_the_loss_of_a_node_does_not_count_against_a_trial(tmp_path: Path) -> No
     for reasons, counted in (((lost,), 0), (("killed",), 1), (("killed", lost), 1),
                              ((lost, "killed"), 2)):  # fmt: skip
         trial = failed(tmp_path / "error.txt", *reasons)
-        slots.LostNodes().on_trial_recover(1, [trial], trial)
+        slots.Deaths().on_trial_recover(1, [trial], trial)
         assert trial.run_metadata.num_failures == counted, reasons
 
 
 def test_a_trial_that_ends_one_node_after_the_other_fails_at_last(tmp_path: Path) -> None:
     trial = failed(tmp_path / "error.txt", "its node has died")
-    callback = slots.LostNodes()
+    callback = slots.Deaths()
     for _ in range(slots.NODE_LOSSES):
         callback.on_trial_recover(1, [trial], trial)
         trial.run_metadata.num_failures += 1
@@ -173,3 +173,18 @@ def test_on_a_cluster_is_what_the_address_says(monkeypatch: pytest.MonkeyPatch) 
         assert cluster.on_cluster() == expected
     monkeypatch.delenv("RAY_ADDRESS")
     assert not cluster.on_cluster()
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median", "none"])
+def test_the_scheduler_moves_no_trial_away_from_the_process_that_starts_for_it(name: str) -> None:
+    """Tune pickles its scheduler, and asks it for a trial to give to any process that is free."""
+    from ray import cloudpickle
+
+    from ekd_ray.scale.samplers import make_scheduler
+
+    waiting = SimpleNamespace(status="PENDING", placement_group_factory=None)
+    controller = SimpleNamespace(get_trials=lambda: [waiting])
+    scheduler = make_scheduler(StudyConfig(scheduler=name))
+    assert scheduler.choose_trial_to_run(controller) is waiting, "why it must be told"
+    slots.wait_for_own_process(scheduler)
+    assert cloudpickle.loads(cloudpickle.dumps(scheduler)).choose_trial_to_run(controller) is None

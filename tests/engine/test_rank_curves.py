@@ -132,7 +132,7 @@ def together(configs, tmp_path_factory):
     return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(4)], folder
 
 
-def assert_same_curve(found, expected):
+def assert_same_curve(found, expected, atol=3e-4):
     assert len(found["history"]) == len(expected["history"]) == 2
     rows = [*zip(found["history"], expected["history"], strict=True)]
     for ours, theirs in (*rows, (found["test"], expected["test"])):
@@ -145,7 +145,7 @@ def assert_same_curve(found, expected):
     assert found["weights"].keys() == expected["weights"].keys()
     for name, value in expected["weights"].items():
         torch.testing.assert_close(
-            found["weights"][name], value, rtol=1e-3, atol=3e-4, msg=lambda m, n=name: f"{n}: {m}"
+            found["weights"][name], value, rtol=1e-3, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -154,8 +154,11 @@ def assert_same_curve(found, expected):
 )
 def test_the_curve_is_that_of_one_worker(name, world, together, alone):
     records = [record[name, world] for record in together[0][:world]]
+    settings = CASES[name][2]
+    # Where a gradient is nearly zero, rounding decides the sign of Adam's step: lr either way.
+    atol = 3e-4 + (2 * settings["lr"] if settings.get("optimizer") == "adamw" else 0.0)
     for record in records:
-        assert_same_curve(record, alone(name))
+        assert_same_curve(record, alone(name), atol)
         assert record["history"] == records[0]["history"], "all ranks know the same figures"
         assert record["test"] == records[0]["test"]
         weights = record["weights"]

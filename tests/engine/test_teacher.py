@@ -188,6 +188,19 @@ def test_bfloat16_logits_come_back_as_float32(images, teacher_run):
     torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1)
 
 
+def test_the_head_computes_in_float32_under_bfloat16(images, teacher_run):
+    model = build_model("resnet8", 10)
+    load_weights(model, teacher_run[0])
+    seen = []
+    model.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    logits = LiveTeacher(model, "half", precision="bfloat16", channels_last=True)(images)
+    (features,) = seen
+    assert features.dtype == torch.bfloat16, "the body is not"
+    head = model.fc.double()
+    expected = features.double() @ head.weight.T + head.bias
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_one_copy_serves_all_trials_of_a_process(student, load):
     first = load(student)._network()
     assert load(student.replace(seed=7, lr=0.2, kd_weight=1.0))._network() is first

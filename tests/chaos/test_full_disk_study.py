@@ -1,0 +1,76 @@
+"""A study whose disk fills up while it searches: it stops with one sentence and goes on once there
+is room. `make chaos`; needs a file system that can be mounted."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agreement import check_ended
+from chaos_run import Run, check_records, processes
+
+from ekd_ray.results import Study
+
+KILLS = int(os.environ.get("EKD_CHAOS_KILLS", "0"))
+SEED = int(os.environ.get("EKD_CHAOS_SEED", "0"))
+TRIALS = 6
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not KILLS, reason="minutes: make chaos"),
+]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with a little more than a study asks for."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(folder)],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path, left: int) -> Path:
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(b"\0" * (free - left))
+    return disk / "filler"
+
+
+@pytest.mark.parametrize("left", [0, 100_000])
+def test_a_study_outlives_a_full_disk(
+    left: int, disk: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Without room for a byte, and with room for a history but not for a checkpoint."""
+    run = Run(disk / "run", environment, tmp_path / "first.log", TRIALS)
+    try:
+        assert run.wait_for(lambda: run.grown("trials")), run.log.read_text()
+        delay = run.age() + random.Random(SEED).uniform(0, 1)
+        run.wait_for(lambda: run.age() >= delay)
+        filler = fill(disk, left)
+        assert run.driver.wait(timeout=300) == 2, run.log.read_text()
+        said = run.log.read_text().strip().splitlines()[-1]
+        assert said.startswith("error: ") and "--resume" in said and "free" in said, said
+        filler.unlink()
+        records = check_records(run, {})
+        assert len(records) < TRIALS + 4
+        again = Run(run.out, environment, tmp_path / "second.log", TRIALS)
+        assert again.driver.wait(timeout=300) == 0, again.log.read_text()
+    finally:
+        for pid in processes(environment):
+            os.kill(pid, signal.SIGKILL)
+    check_records(again, records)
+    check_ended(run.out)
+    statuses = {record.status for record in Study.load(run.out).records()}
+    assert statuses <= {"complete", "pruned"}, "a full disk is no trial's fault"

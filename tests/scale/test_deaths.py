@@ -1,0 +1,189 @@
+"""Trials whose processes die, or are refused memory, in searches on a real Ray: what becomes of
+them, and of the others."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from optuna.trial import TrialState
+from ray.tune.schedulers import FIFOScheduler
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.runlog import HISTORY
+from ekd_ray.pipeline import open_run
+from ekd_ray.results.study import TrialRecord, trial_folder
+from ekd_ray.scale import worker
+from ekd_ray.scale.cluster import connected
+from ekd_ray.scale.confirm import _JobList
+from ekd_ray.scale.search import run_tuner
+from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.worker import Job, Report, out_of_memory, run_job
+
+RATES = (0.05, 0.04, 0.03, 0.02)
+DIES_ALWAYS, DIES_ONCE, ASKS_TOO_MUCH, LIVES = range(len(RATES))
+EPOCHS = 2
+
+
+class Nobody:
+    """An observer that does not look."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def study(count: int) -> StudyConfig:
+    shared = DistillConfig(
+        dataset="digits", student="resnet8", method="none", epochs=EPOCHS, batch_size=16,
+        train_subset=120, lr=0.02,
+    )  # fmt: skip
+    return StudyConfig(
+        distill=shared, space={"lr": {"choices": list(RATES)}}, trials=count, baselines=(),
+        first_points=tuple({"lr": rate} for rate in RATES[:count]), scheduler="none",
+        max_concurrent=2,
+    )  # fmt: skip
+
+
+def perilous(job: Job, report: Report) -> object:
+    """A run that meets its fate when its first epoch has ended."""
+    mark = Path(job.folder).with_suffix(".died")
+
+    def fate(row: dict[str, Any]) -> None:
+        if job.number == DIES_ALWAYS or (job.number == DIES_ONCE and not mark.exists()):
+            with open(mark, "a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.number == ASKS_TOO_MUCH:
+            torch.empty(2**50)
+        report(row)
+
+    return run_job(job, fate, checkpoint_seconds=0.0)
+
+
+def searched(run: Path, config: StudyConfig, body: Any) -> OptunaSearcher:
+    """A search by bodies of this file, which Ray's processes need not find."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        open_run(run, config, resume=False)
+        with connected(config):
+            searcher = OptunaSearcher(run, config, resolve(config.distill))
+            run_tuner(
+                run, config, searcher=searcher, scheduler=FIFOScheduler(), num_samples=-1,
+                observer=Nobody(), body=body,
+            )  # fmt: skip
+        return searcher
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OptunaSearcher]:
+    run = tmp_path_factory.mktemp("deaths") / "run"
+    return run, searched(run, study(len(RATES)), perilous)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("number", "status", "reason", "deaths"),
+    [
+        (DIES_ALWAYS, "failed", "the trial's process died (killed, or out of memory)", 2),
+        (DIES_ONCE, "complete", None, 1),
+        (ASKS_TOO_MUCH, "failed", "out of memory: you tried to allocate 4503599627370496 bytes", 0),
+        (LIVES, "complete", None, 0),
+    ],
+)
+def test_a_trial_has_one_process_to_spare_and_its_reason(
+    ended: tuple[Path, OptunaSearcher], number: int, status: str, reason: str | None, deaths: int
+) -> None:
+    run, searcher = ended
+    record = TrialRecord.read(trial_folder(run, number))
+    assert record is not None
+    assert record.status == status
+    assert (record.reason or "").startswith(reason or "") and bool(record.reason) == bool(reason)
+    mark = trial_folder(run, number).with_suffix(".died")
+    assert (len(mark.read_text()) if mark.exists() else 0) == deaths
+    # One that died in epoch 2 had a checkpoint of epoch 1, whose row is there once.
+    epochs = [row["epoch"] for row in record.history]
+    assert epochs == ([1, 2] if number in (DIES_ONCE, LIVES, DIES_ALWAYS) else [1])
+    trial = searcher.study.get_trials()[number]
+    assert trial.state == (TrialState.FAIL if status == "failed" else TrialState.COMPLETE)
+    assert trial.user_attrs.get("reason") == record.reason
+
+
+def written(job: Job, report: Report) -> None:
+    """A run that trains nothing, and would go on for a minute."""
+    import time
+
+    with open(f"{job.folder}/{HISTORY}", "a") as file:
+        for epoch in range(1, 601):
+            row = {"epoch": epoch, "val_top1": 0.5, "seconds": 0.1}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            report(row)
+            time.sleep(0.1)
+
+
+@pytest.mark.ray
+def test_a_trial_that_ray_ends_for_memory_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To Ray's memory monitor one percent of this machine's memory is all that there is."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "500")
+    run = tmp_path / "run"
+    searched(run, study(1), written)
+    record = TrialRecord.read(trial_folder(run, 0))
+    assert record is not None
+    assert record.status == "failed"
+    assert "by Ray because its node ran low on memory: lower --max-concurrent" in str(record.reason)
+
+
+def test_a_run_of_the_confirm_stage_has_the_reason_too(tmp_path: Path) -> None:
+    job = Job(name="x", number=0, folder=str(tmp_path), settings={}, data_root=None, threads=1)
+    jobs = _JobList([job])
+    jobs.suggest("a")
+    jobs.on_trial_complete("a", {"died": "ended for memory"}, error=True)
+    assert json.loads((tmp_path / worker.FAILURE).read_text()) == {"reason": "ended for memory"}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore"), "out of GPU memory: CUDA "
+         "out of memory. Tried 2 GiB"),
+        (MemoryError("Unable to allocate 8 TiB"), "out of memory: Unable to allocate 8 TiB"),
+        (MemoryError(), "out of memory: refused"),
+        (OSError(12, "Cannot allocate memory"), "out of memory: [Errno 12] Cannot allocate memory"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+        (OSError(28, "No space left on device"), None),
+    ],
+)  # fmt: skip
+def test_refused_memory_is_told_from_other_errors(error: Exception, reason: str | None) -> None:
+    assert out_of_memory(error) == reason
+
+
+def test_a_group_that_is_refused_memory_lets_its_other_ranks_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(name="x", number=0, folder=str(tmp_path), settings={}, data_root=None, threads=1)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise MemoryError("no")
+
+    monkeypatch.setattr(worker.DistillConfig, "from_dict", lambda values: None)
+    monkeypatch.setattr(worker, "student_costs", lambda *_: {})
+    monkeypatch.setattr(worker, "distill", refused)
+    assert run_job(job, functools.partial(print)) is None
+    monkeypatch.setattr(worker.ranks, "world_size", lambda: 2)
+    with pytest.raises(MemoryError):
+        run_job(job, functools.partial(print))
+    assert "out of memory" in (tmp_path / worker.FAILURE).read_text()

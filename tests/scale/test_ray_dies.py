@@ -1,0 +1,44 @@
+"""A vital process of Ray is killed under a driver that lives: it says so and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+DRIVER = """
+import time
+from ekd_ray.config import StudyConfig
+from ekd_ray.scale.cluster import connected
+with connected(StudyConfig()):
+    print("ready", flush=True)
+    time.sleep(100)
+print("went on")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_driver_does_not_wait_for_a_ray_that_is_dead(name: str) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert driver.stdout and driver.stdout.readline() == "ready\n"
+    processes = psutil.Process(driver.pid).children(recursive=True)
+    (victim,) = [p for p in processes if p.cmdline() and Path(p.cmdline()[0]).name == name]
+    os.kill(victim.pid, signal.SIGKILL)
+    said, errors = driver.communicate(timeout=30)
+    assert driver.returncode == 1
+    assert errors.strip().splitlines()[-1] == (
+        f"error: Ray's {name} died, and with it what was running: run the same command with "
+        "--resume to continue."
+    )
+    assert "went on" not in said
+    # Its workers end with it. Ray's agents look for the GCS for a minute more.
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert all("Agent" in process.name() for process in alive), alive
