@@ -122,6 +122,8 @@ RECIPES = [
 def test_every_recipe_can_be_searched(page: str, text: str, launch, tmp_path: Path) -> None:
     home = ROOT / "search_spaces"
     whole = re.sub(r"extends: (\.\./|search_spaces/)", f"extends: {home}/", text)
+    if "authors." in text:  # it refers to what its pair's recipe says
+        whole = f"extends: {home}/cifar100/resnet32x4-resnet8x4.yaml\n{text}"
     (tmp_path / "recipe.yaml").write_text(whole)
     code, out, err = launch("space", "show", tmp_path / "recipe.yaml", "--json")
     assert (code, err) == (0, "")
