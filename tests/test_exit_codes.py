@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,25 @@ def test_a_polite_kill_is_left_to_who_handles_interrupts(capsys) -> None:
 
     assert ended(main, capsys) == (0, "")
     assert seen == [signal.SIGINT]
+
+
+def test_a_polite_kill_while_ray_starts_is_an_interrupt(monkeypatch, capsys) -> None:
+    """Ray has a handler of its own by then, which leaves with the signal's number."""
+    import ray
+
+    from ekd_ray.scale.cluster import connected
+
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def main() -> int:
+        with connected():
+            return 0
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    assert ended(main, capsys) == ended(interrupted, capsys)
 
 
 def test_the_readme_names_every_code() -> None:

@@ -72,6 +72,10 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
     try:
         with contextlib.nullcontext() if on_cluster() else _on_this_machine_alone():
             ray.init(**options)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None  # Ray's handler, there already while Ray starts
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if not on_cluster():
             raise
