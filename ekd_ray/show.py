@@ -60,7 +60,8 @@ def show(args: argparse.Namespace) -> int:
     for line in _failures(content):
         console.print(line, markup=False)
     if other is not None:
-        console.print(_comparison(other, args.compare))
+        for table in _comparison(other, args.compare):
+            console.print(table)
     return 0
 
 
@@ -190,16 +191,20 @@ def _failures(content: Content) -> list[str]:
     return lines
 
 
-def _comparison(found: pa.Table, other: str) -> Table:
-    table = _table(
+def _comparison(found: pa.Table, other: str) -> list[Table]:
+    """What was reached at what cost, and below it what was set otherwise."""
+    rows = found.to_pylist()
+    figures = _table(
         f"this study and {other}", "what", "this", "other", "difference", "95 % interval"
     )
-    for row in found.to_pylist():
-        if row["kind"] == "setting":
-            table.add_row(row["name"], row["this_value"], row["other_value"], "", "")
-            continue
+    for row in (row for row in rows if row["kind"] != "setting"):
         bounds = "" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
         name = f"{label(row['name'])}: {row['figure']}"
-        figures = (f"{row['this']:.4f}", f"{row['other']:.4f}", f"{row['difference']:+.4f}")
-        table.add_row(name, *figures, bounds)
-    return table
+        values = (f"{row['this']:.4f}", f"{row['other']:.4f}", f"{row['difference']:+.4f}")
+        figures.add_row(name, *values, bounds)
+    settings = _table("settings that differ", "setting")
+    for name in ("this", "other"):
+        settings.add_column(name, overflow="fold")
+    for row in (row for row in rows if row["kind"] == "setting"):
+        settings.add_row(row["name"], row["this_value"], row["other_value"])
+    return [figures, settings] if settings.row_count else [figures]

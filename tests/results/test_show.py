@@ -36,6 +36,18 @@ def test_json_has_all_of_it(reported, launch):
     assert {row["difference"] for row in found["comparison"]} == {0.0}
 
 
+def test_two_studies_in_the_terminal_are_compared_whole(reported, maker, launch):
+    """However long a setting, no figure is cut."""
+    other = maker.study(space={"lr": {"choices": [0.1 + n / 1000 for n in range(40)]}})
+    maker.trial(0, [0.5] * 9, lr=0.1)
+    code, out, _ = launch("show", reported[0].path, "--compare", other.path)
+    assert code == 0 and "…" not in out
+    shown = " ".join(out.split())
+    assert "what this other difference 95 % interval" in shown
+    assert "search: trials 24.0000 1.0000 +23.0000" in shown
+    assert "settings that differ" in shown and "space.momentum" in shown
+
+
 def test_a_running_study_in_the_terminal(maker, launch):
     study = searched(maker)
     code, out, _ = launch("show", study.path)
