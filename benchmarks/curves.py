@@ -1,11 +1,15 @@
 """Real learning curves of random configurations, as a table that searches are simulated on.
 
-    python -m benchmarks.curves --configs 200 --out benchmarks/curves/NAME.parquet \
+    python -m benchmarks.curves --configs 300 --out benchmarks/curves/NAME.parquet \
+        --repeats 30 --seeds 3 \
         --data-root DIR --teacher-weights FILE --teacher-normalization imagenet
 
 Every configuration is drawn from the default EKD space and trained for all epochs on the same
-training images, validated on the same others; the test split is never opened. What has been
-trained is kept in NAME.jsonl beside the table: an interrupted recording goes on.
+training images, validated on the same others; the test split is never opened. The first
+`--repeats` of them are trained under `--seeds` seeds, which shows what a single score is worth.
+What has been trained is kept in NAME.*.jsonl beside the table: an interrupted recording goes on,
+and several processes may share one (`--part 1/2` and `--part 2/2`); the table is written by the
+one that finds everything there.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import argparse
 import json
 import multiprocessing
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,11 +62,20 @@ def points(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return [Space(config.space).searched(config.authors or {}), *drawn]
 
 
+Run = tuple[int, int]  # number of the configuration, seed
+
+
+def runs(count: int, repeats: int, seeds: int) -> list[Run]:
+    """What is trained: the first configurations under further seeds, then all under seed 0."""
+    further = [(number, seed) for number in range(repeats) for seed in range(1, seeds)]
+    return [*further, *((number, 0) for number in range(count))]
+
+
 def _record(
-    job: tuple[int, dict[str, Any]], base: dict[str, Any], data_root: str | None
+    run: Run, given: list[dict[str, Any]], base: Mapping[str, Any], data_root: str | None
 ) -> dict[str, Any]:
-    number, point = job
-    config = point_config(DistillConfig.from_dict(base), point)
+    number, seed = run
+    config = point_config(DistillConfig.from_dict(dict(base)), given[number]).replace(seed=seed)
     rows: list[dict[str, Any]] = []
     failed = None
     try:
@@ -69,26 +83,52 @@ def _record(
     except Diverged as error:
         failed = str(error)
     curve = [{name: row.get(name) for name in ("epoch", "seconds", *METRICS)} for row in rows]
-    return {"number": number, "params": point, "failed": failed, "curve": curve}
+    return {
+        "number": number,
+        "seed": seed,
+        "params": given[number],
+        "failed": failed,
+        "curve": curve,
+    }
 
 
-def record(count: int, out: Path, base: DistillConfig, data_root: str | None) -> None:
-    """Train what is missing of `count` configurations, then write the table."""
+def record(
+    wanted: list[Run],
+    out: Path,
+    base: DistillConfig,
+    data_root: str | None,
+    *,
+    part: tuple[int, int] = (1, 1),
+    processes: int = 1,
+) -> None:
+    """Train what is missing of this part of the runs; write the table once all are there.
+
+    Args:
+        part: (i, n): every n-th run, from the i-th on.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    log = out.with_suffix(".jsonl")
-    known = {row["number"]: row for row in _rows(log)}
-    jobs = [job for job in enumerate(points(count)) if job[0] not in known]
-    train = partial(_record, base=base.to_dict(), data_root=data_root)
-    with multiprocessing.get_context("spawn").Pool(local_cpus()) as pool, open(log, "a") as file:
-        for row in pool.imap_unordered(train, jobs):
-            known[row["number"]] = row
+    known = _known(out)
+    given = points(max(number for number, _ in wanted) + 1)
+    jobs = [run for run in wanted[part[0] - 1 :: part[1]] if run not in known]
+    train = partial(_record, given=given, base=base.to_dict(), data_root=data_root)
+    log = out.with_suffix(f".{part[0]}-{part[1]}.jsonl")
+    if log.exists():  # what a kill cut off must not be written on to
+        whole = log.read_bytes()
+        log.write_bytes(whole[: whole.rfind(b"\n") + 1])
+    with multiprocessing.get_context("spawn").Pool(processes) as pool, open(log, "a") as file:
+        for index, row in enumerate(pool.imap_unordered(train, jobs), start=1):
             file.write(json.dumps(row) + "\n")
             file.flush()
             last = (row["curve"] or [{}])[-1].get("val_top1")
-            print(f"{len(known)}/{count} number {row['number']} val_top1 {last}", flush=True)
+            print(
+                f"{index}/{len(jobs)} number {row['number']} seed {row['seed']} {last}", flush=True
+            )
+    known = _known(out)
+    if not set(wanted) <= known.keys():
+        return
     flat = [
-        {"number": row["number"], **row["params"], "failed": row["failed"], **epoch}
-        for row in sorted(known.values(), key=lambda row: row["number"])
+        {"number": n, "seed": seed, **row["params"], "failed": row["failed"], **epoch}
+        for (n, seed), row in sorted(known.items())
         for epoch in row["curve"]
     ]
     facts = {"base": base.replace(teacher_weights=None).to_dict(), "environment": environment()}
@@ -97,14 +137,25 @@ def record(count: int, out: Path, base: DistillConfig, data_root: str | None) ->
     pq.write_table(table, out)
 
 
-def _rows(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+def _known(out: Path) -> dict[Run, dict[str, Any]]:
+    """What has been trained by any part; a line that a kill cut off is trained again."""
+    found = {}
+    for log in out.parent.glob(f"{out.stem}.*.jsonl"):
+        for line in log.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                row = json.loads(line)
+                found[row["number"], row["seed"]] = row
+    return found
 
 
 def main() -> None:
     """Record."""
     parser = argparse.ArgumentParser(description="Record real learning curves.")
-    parser.add_argument("--configs", type=int, default=200, metavar="N")
+    parser.add_argument("--configs", type=int, default=300, metavar="N")
+    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="under all seeds")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of the repeated ones")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="one of several processes")
+    parser.add_argument("--processes", type=int, default=local_cpus(), metavar="N")
     parser.add_argument("--out", type=Path, required=True, metavar="PARQUET")
     parser.add_argument("--data-root", default=os.environ.get("EKD_DATA_ROOT"), metavar="DIR")
     parser.add_argument("--teacher", metavar="NAME", help="instead of resnet56a")
@@ -118,7 +169,11 @@ def main() -> None:
         teacher=args.teacher,
         student=args.student,
     )
-    record(args.configs, args.out, study.distill, args.data_root)
+    index, _, of = args.part.partition("/")
+    record(
+        runs(args.configs, args.repeats, args.seeds), args.out, study.distill, args.data_root,
+        part=(int(index), int(of)), processes=args.processes,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
-from ekd_ray.scale.worker import RUNG_SCORE, Job
+from ekd_ray.scale.worker import RUNG_SCORE, Job, rung_score
 from ekd_ray.warm_start import POINTS
 
 WORKERS = 4
@@ -56,28 +56,51 @@ Point = Mapping[str, Any]
 
 
 class Landscape:
-    """Learning curves of all configurations of a space, out of those of some."""
+    """Learning curves of all configurations of a space, out of those of some.
+
+    Where some configurations were trained under several seeds, the noise is what a seed does to
+    them: each one's curve minus its mean over the seeds, and minus what the seed does to all of
+    them alike, which no search can mistake for quality. Otherwise it is what the forest leaves
+    unexplained, in which the forest's own errors are.
+    """
 
     def __init__(self, table: Path, space: Space, *, seed: int = 0) -> None:
         self.space = space
-        rows = pq.read_table(table).to_pylist()
-        curves: dict[int, list[float]] = {}
+        curves: dict[int, dict[int, list[float]]] = {}
         points: dict[int, Point] = {}
-        for row in rows:
-            curves.setdefault(row["number"], []).append(row[METRIC])
+        for row in pq.read_table(table).to_pylist():
+            of_seed = curves.setdefault(row["number"], {})
+            of_seed.setdefault(row.get("seed") or 0, []).append(row[METRIC])
             points[row["number"]] = row
+        self.epochs = max(len(c) for of_seed in curves.values() for c in of_seed.values())
         # A run that diverged stays where it was.
-        whole = {n: [*c, *[c[-1]] * (EPOCHS - len(c))] for n, c in curves.items()}
+        whole = {
+            number: {s: np.array([*c, *[c[-1]] * (self.epochs - len(c))]) for s, c in own.items()}
+            for number, own in curves.items()
+        }
         self.recorded = [points[number] for number in whole]
-        measured = np.array(list(whole.values()))
+        repeated, deviations, effects = _seeds_apart(whole)
+        measured = np.array(
+            [
+                np.mean([curve - effects.get(s, 0.0) for s, curve in own.items()], axis=0)
+                for own in whole.values()
+            ]
+        )
         inputs = np.array([self.space.unit(point) for point in self.recorded])
         self._forest = ExtraTreesRegressor(
             n_estimators=100, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=seed
-        ).fit(inputs, measured)
-        self._expected = self._forest.oob_prediction_
-        self._residuals = measured - self._expected
-        last = measured[:, -1]
-        self.explained = float(1 - self._residuals[:, -1].var() / last.var())
+        ).fit(inputs, measured, sample_weight=[len(own) for own in whole.values()])
+        expected = self._forest.oob_prediction_
+        unexplained = measured - expected
+        self.explained = float(1 - unexplained[:, -1].var() / measured[:, -1].var())
+        if repeated:
+            rows = [list(whole).index(number) for number in repeated]
+            self._levels, self._noise = expected[rows, -1], deviations
+        else:
+            self._levels, self._noise = expected[:, -1], unexplained[:, None, :]
+        better = self._levels >= np.quantile(self._levels, 2 / 3)
+        # One spread of a single final score, in the better third of what shows it.
+        self.noise = float(np.sqrt((self._noise[better][:, :, -1] ** 2).mean()))
         candidates = np.random.default_rng(seed).random((20_000, inputs.shape[1]))
         self.best = float(self._forest.predict(np.vstack([inputs, candidates]))[:, -1].max())
 
@@ -86,9 +109,33 @@ class Landscape:
         unit = self.space.unit(point)
         digest = hashlib.sha256(np.round(unit, 9).tobytes()).digest()
         true = self._forest.predict([unit])[0]
-        near = np.argsort(np.abs(self._expected[:, -1] - true[-1]))[:NEAR]
-        noise = self._residuals[near[int.from_bytes(digest[:8], "little") % NEAR]]
+        near = np.argsort(np.abs(self._levels - true[-1]))[:NEAR]
+        lent = self._noise[near].reshape(-1, self.epochs)
+        noise = lent[int.from_bytes(digest[:8], "little") % len(lent)]
         return (true + noise).tolist(), float(true[-1])
+
+
+def _seeds_apart(
+    curves: Mapping[int, Mapping[int, np.ndarray]],
+) -> tuple[list[int], np.ndarray, dict[int, np.ndarray]]:
+    """What seeds do, from the configurations that were trained under all of them.
+
+    Returns:
+        Their numbers; the deviation of each run's curve from its configuration's mean and its
+        seed's effect [numbers, seeds, epochs], scaled to the spread of a single run; and the
+        effect of each seed on all configurations alike [epochs]. Empty without repeats.
+    """
+    seeds = sorted({seed for own in curves.values() for seed in own})
+    repeated = [number for number, own in curves.items() if len(own) == len(seeds)]
+    if len(seeds) < 2 or len(repeated) < NEAR:
+        return [], np.empty(0), {}
+    table = np.array([[curves[number][seed] for seed in seeds] for number in repeated])
+    grand = table.mean(axis=(0, 1))
+    by_seed = table.mean(axis=0) - grand
+    left = table - table.mean(axis=1, keepdims=True) - by_seed
+    # Both means have taken a part of the spread with them.
+    freedom = (1 - 1 / len(seeds)) * (1 - 1 / len(repeated))
+    return repeated, left / np.sqrt(freedom), dict(zip(seeds, by_seed, strict=True))
 
 
 def best_points(table: Path, space: Space) -> list[dict[str, Any]]:
@@ -159,22 +206,37 @@ class RaysAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """A way to search: which sampler, which scheduler, through whose adapter."""
+    """A way to search: which sampler, which scheduler, through whose adapter.
+
+    `usual`: early stopping as Ray's ASHA does it out of the box, at 1, 3, ... epochs, by the last
+    epoch's score, one in three kept.
+    """
 
     sampler: str
     scheduler: str
-    rung_score: str = "mean"
+    usual: bool = False
     rays_adapter: bool = False
     warm: bool = False
+
+    def config(self, base: StudyConfig, *, seed: int, trials: int) -> StudyConfig:
+        """The study that it runs."""
+        changes: dict[str, Any] = {}
+        if self.usual:
+            rungs = [3**k for k in range(9) if 3**k < base.distill.epochs]
+            changes = {"rungs": rungs, "reduction_factor": 3, "rung_score": "last"}
+        return base.replace(
+            sampler=self.sampler, scheduler=self.scheduler, seed=seed, trials=trials,
+            first_points=base.first_points if self.warm else [], **changes,
+        )  # fmt: skip
 
 
 CONTESTANTS = {
     "random, full length": Contestant(sampler="random", scheduler="none"),
     "random, ASHA": Contestant(sampler="random", scheduler="asha"),
     "TPE through Ray's adapter, ASHA": Contestant(
-        sampler="tpe", scheduler="asha", rung_score="last", rays_adapter=True
+        sampler="tpe", scheduler="asha", usual=True, rays_adapter=True
     ),
-    "TPE, ASHA by the last epoch": Contestant(sampler="tpe", scheduler="asha", rung_score="last"),
+    "TPE, ASHA at 1 and 3": Contestant(sampler="tpe", scheduler="asha", usual=True),
     "GP, full length": Contestant(sampler="gp", scheduler="none"),
     "TPE, Hyperband (BOHB-like)": Contestant(sampler="tpe", scheduler="hyperband"),
     "TPE, ASHA (default)": Contestant(sampler="tpe", scheduler="asha"),
@@ -193,11 +255,7 @@ def race(
     landscape: Landscape, contestant: Contestant, base: StudyConfig, *, seed: int, budget: int
 ) -> list[float]:
     """Regret after 1, 2, ... `budget` epochs of one search (infinite before the first)."""
-    config = base.replace(
-        sampler=contestant.sampler, scheduler=contestant.scheduler, seed=seed, trials=budget,
-        rung_score=contestant.rung_score,
-        first_points=base.first_points if contestant.warm else [],
-    )  # fmt: skip
+    config = contestant.config(base, seed=seed, trials=budget)
     scheduler: Any = make_scheduler(config)
     rng = np.random.default_rng(seed)
     np.random.seed(seed)
@@ -205,11 +263,16 @@ def race(
         player: Player = (
             RaysAdapter(config, seed) if contestant.rays_adapter else Ours(config, Path(folder))
         )
-        return _race(landscape, player, scheduler, rng, budget)
+        return _race(landscape, player, scheduler, rng, budget, config.distill)
 
 
 def _race(
-    landscape: Landscape, player: Player, scheduler: Any, rng: np.random.Generator, budget: int
+    landscape: Landscape,
+    player: Player,
+    scheduler: Any,
+    rng: np.random.Generator,
+    budget: int,
+    schedule: DistillConfig,
 ) -> list[float]:
     clock: list[tuple[float, int, str, int]] = []  # when, order, trial, epoch it will have done
     curves: dict[str, tuple[list[float], float]] = {}
@@ -234,7 +297,7 @@ def _race(
         now, _, trial_id, epoch = heapq.heappop(clock)
         seen, true = curves[trial_id][0][epoch - 1], curves[trial_id][1]
         row = {"epoch": epoch, "training_iteration": epoch, METRIC: seen, "seconds": 1.0}
-        row[RUNG_SCORE] = float(np.mean(curves[trial_id][0][:epoch]))
+        row[RUNG_SCORE] = rung_score(curves[trial_id][0][:epoch], schedule)
         # What has trained longest is trusted most, then what has scored best.
         held = max(held, (epoch, seen, landscape.best - true), key=lambda item: item[:2])
         regrets.append(held[2])
@@ -277,6 +340,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Race searches on recorded learning curves.")
     parser.add_argument("table", type=Path)
     parser.add_argument("--seeds", type=int, default=20, metavar="N")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, metavar="N", help="of the searches; others than chose"
+    )
     parser.add_argument("--budget", type=int, default=300, metavar="EPOCHS")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--only", default="", metavar="TEXT", help="searches with this in the name")
@@ -313,7 +379,8 @@ def _race_all(
 ) -> dict[str, np.ndarray]:
     warm = bool(base.first_points)
     names = [n for n, c in CONTESTANTS.items() if args.only in n and (warm or not c.warm)]
-    jobs = [(name, seed) for name in names for seed in range(args.seeds)]
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    jobs = [(name, seed) for name in names for seed in seeds]
     one = partial(_one, landscape=landscape, base=base, budget=args.budget)
     found: dict[str, list[list[float]]] = {name: [] for name in names}
     with multiprocessing.get_context("spawn").Pool(local_cpus()) as pool:
@@ -341,7 +408,10 @@ def _report(
         target = reference["mean"][-1]
         print(f"{name:35s} reaches {target:.4f} after {epochs_to_reach(curve['mean'], target)}")
     if args.json:
-        facts = {"explained": landscape.explained, "best": landscape.best, "seeds": args.seeds}
+        facts = {
+            "explained": landscape.explained, "noise": landscape.noise, "best": landscape.best,
+            "seeds": args.seeds, "first_seed": args.first_seed,
+        }  # fmt: skip
         write_json(args.json, {**facts, "regret": found})
 
 

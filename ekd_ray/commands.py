@@ -27,6 +27,7 @@ from ekd_ray.remote.session import holds, mirrored, put_files
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.exports import check_exports
 from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.report import REPORT
 from ekd_ray.results.study import STUDY_FILE, Study, milestone_epochs
 from ekd_ray.scale.cluster import ADDRESS, connected
 from ekd_ray.scale.journal import drop_unknown
@@ -192,7 +193,10 @@ def _print_study(study: Study, bundle: Bundle) -> None:
         console.print(gap, markup=False)
     console.print("The winner was chosen on validation; the test split was read once, after.")
     console.print(f"bundle: {bundle.path}", markup=False)
-    console.print(f"look:   tensorboard --logdir {study.path}", markup=False)
+    report = study.path / REPORT
+    if report.is_file():
+        console.print(f"report: {report}", markup=False)
+    console.print(f"curves: tensorboard --logdir {study.path}", markup=False)
 
 
 def _selection_gap(study: Study, winner: Row) -> str:
@@ -279,6 +283,9 @@ def _print_export(bundle: Bundle, *, verified: bool) -> None:
     stated = bundle.metrics["model"]["test_top1"]
     note = ", reproduced by the stored weights" if verified else ""
     print(f"bundle: {bundle.path} ({bundle.config.student}, test top-1 {stated:.2%}{note})")
+    for name, program in bundle.metrics.get("exports", {}).items():
+        gap = program["largest_difference"]
+        print(f"{name}: differs from the PyTorch model by {gap:.1g} at most")
 
 
 def print_plan(text: str, values: dict[str, Any], args: argparse.Namespace) -> None:

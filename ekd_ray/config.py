@@ -287,11 +287,14 @@ class StudyConfig(Settings):
     )  # fmt: skip
     rung_score: str = setting(
         "mean",
-        "what trials are compared by at a rung: the metric's mean over their epochs, or its last",
+        "what trials are compared by at a rung: the mean since the learning rate fell, or the last",
         choices=("mean", "last"),
     )
     grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
-    reduction_factor: int = setting(3, "ASHA keeps 1 / reduction_factor at each rung", low=2)
+    rungs: tuple[int, ...] = setting(
+        (), "epochs after which ASHA compares (grace, and once the learning rate has fallen)", low=1
+    )
+    reduction_factor: int = setting(2, "ASHA keeps 1 / reduction_factor at each rung", low=2)
     perturbation_epochs: int | None = setting(
         None, "PBT and PB2 compare the population every so many epochs (epochs / 8, at least 1)",
         low=1,

@@ -15,6 +15,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
 from ekd_ray.errors import Keys, UserError, at, unknown_name
+from ekd_ray.references import is_reference, resolved
 from ekd_ray.yaml_files import in_file, place_in
 
 _EXTRA_KEYS = ("extends", "description", "methods")
@@ -25,14 +26,15 @@ def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
     """A recipe's values with its bases merged in; keys are those of `StudyConfig`.
 
     `extends:` names a file relative to the recipe. Mappings merge key by key, other
-    values replace, and a key set to null under `space:` is removed.
+    values replace, a key set to null under `space:` is removed, and a reference to the pair's
+    values becomes what it names (`ekd_ray.references`).
 
     Args:
         method: the recipe under this method instead of its own (see `select_method`).
 
     Raises:
-        UserError: unreadable or malformed YAML, an unknown key, an unknown method, or a
-            cycle of `extends`.
+        UserError: unreadable or malformed YAML, an unknown key, an unknown method, a
+            reference to nothing, or a cycle of `extends`.
     """
     layers: list[dict[str, Any]] = []
     for file, layer in _chain(Path(path)):
@@ -52,7 +54,8 @@ def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
     space = values.get("space") or {}
     if space:
         values["space"] = {name: spec for name, spec in space.items() if spec is not None}
-    return values
+    with Origin(path=Path(path), values=values, method=method).lines():
+        return resolved(values)
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
@@ -198,7 +201,7 @@ class Origin:
                 there, raw = _follow(layer, written)
                 if there == written:
                     # A flag's value is in no file. As text, for NaN is not equal to itself.
-                    same = repr(raw) == repr(value)
+                    same = repr(raw) == repr(value) or is_reference(raw)
                     return place_in(file, (*self.root, *written)) if same else None
         return None
 

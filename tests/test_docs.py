@@ -1,14 +1,19 @@
-"""The documents: the example of a method works, the settings' tables and the site build."""
+"""The documents: their commands are legal, the example of a method works, the settings' tables
+and the site build."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from cli_surface import parser_of
+from launchers_run import LAUNCHERS
 from torch.nn import functional
 
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -17,6 +22,7 @@ from ekd_ray.losses.objective import METHODS, Objective, resolve_method
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide"
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -75,3 +81,52 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert (tmp_path / "guide" / "digits.html").exists()
     settings = (tmp_path / "reference" / "settings.html").read_text(encoding="utf-8")
     assert "teacher_normalization" in settings
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every launcher with its arguments in a page's blocks; those with "..." are no commands."""
+    blocks = re.findall(r"```[a-z]*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = (re.search(r"\bpython (launchers/.*)", line) for line in lines)
+    typed = [shlex.split(match[1], comments=True) for match in found if match]
+    return [words for words in typed if "..." not in words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_has_flags_that_its_launcher_knows(page: Path, capsys) -> None:
+    for launcher, *arguments in commands(page):
+        parser = parser_of(LAUNCHERS / Path(launcher).name)
+        try:
+            parser.parse_args(arguments)
+        except SystemExit:
+            pytest.fail(f"{launcher} {shlex.join(arguments)}: {capsys.readouterr().err}")
+
+
+def test_the_commands_of_the_documents_are_found() -> None:
+    """Else the test above would pass with none."""
+    found = [words[0] for page in PAGES for words in commands(page)]
+    assert len(found) > 25
+    names = {path.name for path in LAUNCHERS.glob("*.py")} - {"tune_vit.py"}
+    assert {Path(name).name for name in found} >= names
+
+
+RECIPES = [
+    (page.name, block)
+    for page in PAGES
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    if re.search("^space:", block, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("page", "text"), RECIPES, ids=[page for page, _ in RECIPES])
+def test_every_recipe_can_be_searched(page: str, text: str, launch, tmp_path: Path) -> None:
+    home = ROOT / "search_spaces"
+    whole = re.sub(r"extends: (\.\./|search_spaces/)", f"extends: {home}/", text)
+    (tmp_path / "recipe.yaml").write_text(whole)
+    code, out, err = launch("space", "show", tmp_path / "recipe.yaml", "--json")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["points"]) == 5
+
+
+def test_three_pages_have_recipes() -> None:
+    assert {page for page, _ in RECIPES} >= {"README.md", "digits.md", "own-data.md"}

@@ -33,7 +33,8 @@ FLOORS = {
     "objectives": {"errors"},
     "settings": {"errors", "yaml_files"},
     "config": {"errors", "objectives", "settings", "yaml_files"},
-    "recipes": BASE | {"losses"},
+    "references": {"errors"},
+    "recipes": BASE | {"losses", "references"},
 }
 HEAVY = {"torch", "torchvision", "ray", "optuna", "sklearn", "pyarrow", "tensorboard", "plotly"}
 

@@ -1,6 +1,7 @@
 """The simulated race: its landscape, its clock, its arithmetic."""
 
 import itertools
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.tune.schedulers import FIFOScheduler
 
-from benchmarks.curves import EPOCHS, points, recorded_study
+from benchmarks.curves import EPOCHS, _known, points, recorded_study, runs
 from benchmarks.simulate import (
     METRIC,
     Landscape,
@@ -18,7 +19,10 @@ from benchmarks.simulate import (
     summary,
 )
 from benchmarks.transfer import left_out
+from ekd_ray.config import DistillConfig
 from ekd_ray.scale.space import Space
+
+SCHEDULE = DistillConfig(epochs=EPOCHS)
 
 
 def value(point, epoch):
@@ -91,7 +95,7 @@ def test_four_workers_train_side_by_side_and_the_best_is_held(landscape):
     given = landscape.recorded[:6]
     player = Fixed(given)
     budget = 6 * EPOCHS
-    regrets = _race(landscape, player, FIFOScheduler(), np.random.default_rng(0), budget)
+    regrets = _race(landscape, player, FIFOScheduler(), np.random.default_rng(0), budget, SCHEDULE)
     assert len(regrets) == len(player.told) == budget
     for trial in range(6):
         own = [(epoch, last) for name, epoch, last in player.told if name == f"t{trial}"]
@@ -113,7 +117,7 @@ class StopsAtThree(FIFOScheduler):
 
 def test_a_stopped_trial_frees_its_worker(landscape):
     player = Fixed(landscape.recorded[:9])
-    _race(landscape, player, StopsAtThree(), np.random.default_rng(0), 27)
+    _race(landscape, player, StopsAtThree(), np.random.default_rng(0), 27, SCHEDULE)
     assert len(player.told) == 27 and not player.given
     assert {epoch for _, epoch, last in player.told if last} == {3}
 
@@ -131,6 +135,52 @@ def test_the_interval_is_over_seeds():
     assert found["mean"] == [0.0, 2.0]
     assert found["low"] == [0.0, 1.0]
     assert found["high"] == [0.0, 3.0]
+
+
+# Recording
+
+
+def test_the_first_configurations_are_trained_under_all_seeds():
+    wanted = runs(4, 2, 3)
+    assert sorted(wanted) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (3, 0)]
+    assert wanted[:4] == [(0, 1), (0, 2), (1, 1), (1, 2)]  # they come first
+
+
+def test_a_recording_knows_what_all_of_its_parts_have_trained(tmp_path):
+    def line(number, seed):
+        return json.dumps({"number": number, "seed": seed, "curve": []}) + "\n"
+
+    (tmp_path / "a.1-2.jsonl").write_text(line(0, 0) + line(2, 0))
+    (tmp_path / "a.2-2.jsonl").write_text(line(1, 1) + line(3, 0)[:9])  # killed
+    (tmp_path / "b.1-1.jsonl").write_text(line(7, 0))
+    assert sorted(_known(tmp_path / "a.parquet")) == [(0, 0), (1, 1), (2, 0)]
+
+
+# What seeds do
+
+
+def test_noise_is_what_a_seed_does_to_one_configuration_and_not_to_all(tmp_path):
+    """A seed adds a constant to all, and a normal draw of a known spread to each."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, point in enumerate(points(200)):
+        for seed in range(3 if number < 60 else 1):
+            noise = rng.normal(0, 0.02) + 0.1 * seed
+            rows += [
+                {"number": number, "seed": seed, **point, "epoch": epoch,
+                 METRIC: value(point, epoch) + noise}
+                for epoch in range(1, EPOCHS + 1)
+            ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    found = Landscape(tmp_path / "table.parquet", Space(recorded_study().space))
+    assert found.noise == pytest.approx(0.02, rel=0.15)
+    drawn = [found.curve(point) for point in points(300, seed=8)]
+    off = [curve[-1] - true for curve, true in drawn]
+    assert np.std(off) == pytest.approx(0.02, rel=0.2)
+    # All are brought to the mean of the seeds, whichever they were trained under.
+    truth = np.array([value(point, EPOCHS) for point in found.recorded])
+    guessed = np.array([found.curve(point)[1] for point in found.recorded])
+    assert np.mean(guessed - truth) == pytest.approx(0.1, abs=0.02)
 
 
 # What other pairs have found

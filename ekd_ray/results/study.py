@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
 from ekd_ray.engine.hparams import end_session
 from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, write_json, write_text
 from ekd_ray.objectives import along, pareto_front, total_violation
@@ -37,12 +38,24 @@ def trial_folder(run: Path, number: int) -> Path:
 
 
 def milestone_epochs(config: StudyConfig) -> list[int]:
-    """Epochs at which trials are compared, ascending; the last is the full budget."""
-    epochs, epoch = [], config.grace
-    while config.scheduler in ("asha", "hyperband") and epoch < config.distill.epochs:
-        epochs.append(epoch)
-        epoch *= config.reduction_factor
-    return [*epochs, config.distill.epochs]
+    """Epochs at which trials are compared, ascending; the last is the full budget.
+
+    The study's own `rungs`; or `grace` epochs, and the first one after the learning rate has
+    fallen by a step; where it falls smoothly, `grace` times each power of `reduction_factor`.
+    """
+    full = config.distill.epochs
+    if config.scheduler not in ("asha", "hyperband"):
+        return [full]
+    decayed = first_decayed_epoch(config.distill)
+    epochs = list(config.rungs)
+    if not epochs and decayed is not None:
+        epochs = sorted({config.grace, decayed})
+    elif not epochs:
+        epoch = config.grace
+        while epoch < full:
+            epochs.append(epoch)
+            epoch *= config.reduction_factor
+    return [*(epoch for epoch in epochs if epoch < full), full]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,9 @@ do not stop trials but change them: `ekd_ray.scale.population`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
@@ -40,6 +41,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
+from ekd_ray.results.study import milestone_epochs
 from ekd_ray.scale.population import POPULATIONS, check_population, make_population
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUNG_SCORE
@@ -96,7 +98,9 @@ def _cmaes(seed: int, trials: int) -> BaseSampler:
     )
 
 
-def _genetic(kind: type[NSGAIISampler] | type[NSGAIIISampler]) -> Callable[[int, int], BaseSampler]:
+def _genetic(
+    kind: type[NSGAIISampler] | type[NSGAIIISampler],
+) -> Callable[[int, int], BaseSampler]:
     # A generation is a quarter of the study: the published 50 would never see a second one.
     return lambda seed, trials: kind(seed=seed, population_size=max(4, trials // 4))
 
@@ -138,16 +142,27 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
         return kind.make(seed % 2**32, config.trials)  # NumPy takes 32 bits
 
 
-def _asha(config: StudyConfig, brackets: int) -> TrialScheduler:
-    return ASHAScheduler(
+class _Ladder(ASHAScheduler):
+    """Ray's, at rungs that need not be a geometric series; bracket k begins at the k-th."""
+
+    def __init__(self, rungs: Sequence[int], **options: Any) -> None:
+        super().__init__(**options)
+        for index, bracket in enumerate(self._brackets):
+            bracket._rungs = [(epoch, {}) for epoch in reversed(rungs[index:])]
+
+
+def _asha(config: StudyConfig, most_brackets: int) -> TrialScheduler:
+    rungs = milestone_epochs(config)[:-1]
+    return _Ladder(
+        rungs,
         time_attr="epoch",
         metric=RUNG_SCORE if config.rung_score == "mean" else config.metric,
         mode=config.mode,
         # Above the budget, so that a trial of full length returns by itself.
         max_t=config.distill.epochs + 1,
-        grace_period=min(config.grace, config.distill.epochs),
         reduction_factor=config.reduction_factor,
-        brackets=brackets,
+        # As many as have a rung of their own.
+        brackets=max(1, min(most_brackets, len(rungs))),
         stop_last_trials=False,
     )
 
@@ -166,19 +181,11 @@ def _median(config: StudyConfig) -> TrialScheduler:
 
 SCHEDULERS: dict[str, Callable[[StudyConfig], TrialScheduler]] = {
     "asha": lambda config: _asha(config, 1),
-    "hyperband": lambda config: _asha(config, _brackets(config)),
+    "hyperband": lambda config: _asha(config, BRACKETS),
     "median": _median,
     "none": lambda config: FIFOScheduler(),
     **dict.fromkeys(POPULATIONS, make_population),
 }
-
-
-def _brackets(config: StudyConfig) -> int:
-    """As many as have a rung of their own within the budget, at most `BRACKETS`."""
-    count, epoch = 1, config.grace * config.reduction_factor
-    while count < BRACKETS and epoch < config.distill.epochs:
-        count, epoch = count + 1, epoch * config.reduction_factor
-    return count
 
 
 def make_scheduler(config: StudyConfig) -> TrialScheduler:

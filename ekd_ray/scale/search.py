@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ekd_ray.scale.slots import Deaths, Slots, wait_for_own_process
 from ekd_ray.scale.space import study_batch
 from ekd_ray.scale.tracking import Tracker
 from ekd_ray.scale.trainer import trainable
-from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job
+from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job, rung_score
 
 # Tune's own records: not needed to resume, so each run starts them afresh.
 SCRATCH = ".ray"
@@ -50,7 +49,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
             _run_population(run, config, searcher, observer)
         else:
             scheduler = make_scheduler(config)
-            replay(scheduler, searcher.finished())
+            replay(scheduler, searcher.finished(), base)
             run_tuner(
                 run,
                 config,
@@ -86,9 +85,9 @@ class _StandIn:
         self.trial_id = f"replayed-{number}"
 
 
-def replay(scheduler: TrialScheduler, finished: list[FrozenTrial]) -> None:
+def replay(scheduler: TrialScheduler, finished: list[FrozenTrial], base: DistillConfig) -> None:
     """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
-    know them."""
+    know them; `base` has the schedule that they share."""
     if type(scheduler) is FIFOScheduler:  # which the others inherit from
         return
     # The median rule takes whole curves, and asks a live controller about running trials.
@@ -100,7 +99,7 @@ def replay(scheduler: TrialScheduler, finished: list[FrozenTrial]) -> None:
         values: list[float] = []
         for epoch, value in sorted(trial.intermediate_values.items()):
             values.append(value)
-            score = statistics.fmean(values) if scheduler.metric == RUNG_SCORE else value
+            score = rung_score(values, base) if scheduler.metric == RUNG_SCORE else value
             result = {"epoch": epoch, "training_iteration": epoch, scheduler.metric: score}
             tell(None, stand_in, result)
 

@@ -7,7 +7,7 @@ import errno
 import json
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ekd_ray.engine.cost import student_costs
 from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.schedule import settled_since
 from ekd_ray.errors import NoSpace, UserError, no_space
 from ekd_ray.files import write_json
 from ekd_ray.results.study import FAILURE
@@ -111,7 +112,7 @@ def _run(job: Job, folder: Path, report: Report, checkpoint_seconds: float) -> R
             config,
             data_root=job.data_root,
             out=folder,
-            on_epoch=_scored(report, folder, job.compared),
+            on_epoch=_scored(report, folder, job.compared, config),
             threads=job.threads,
             constants=student_costs(config, job.costs),
             session=Session(settings=tuple(job.shown), group=job.group),
@@ -144,19 +145,24 @@ def out_of_memory(error: BaseException) -> str | None:
     return None
 
 
-def _scored(report: Report, folder: Path, metric: str | None) -> Report:
-    """Reports that also say how the run has done in the mean of its epochs.
+def rung_score(values: Sequence[float], config: DistillConfig) -> float:
+    """What a run is compared by after the epochs that have these values: their mean since the
+    learning rate last fell.
 
-    A single epoch at a high learning rate says little: what a run will be worth shows better
-    in the mean, and a resumed run must be told of the epochs before it.
+    A single epoch at a high rate says little: what a run will be worth shows better in the mean.
     """
+    return statistics.fmean(values[settled_since(config, len(values)) - 1 :])
+
+
+def _scored(report: Report, folder: Path, metric: str | None, config: DistillConfig) -> Report:
+    """Reports that also say the run's `rung_score`; a resumed run has that of its epochs before."""
     if metric is None:
         return report
 
     def scored(row: dict[str, Any]) -> None:
         values = [epoch[metric] for epoch in read_history(folder)]
         # Workers on other nodes do not see the folder; the first one's report counts.
-        report({**row, RUNG_SCORE: statistics.fmean(values) if values else row[metric]})
+        report({**row, RUNG_SCORE: rung_score(values, config) if values else row[metric]})
 
     return scored
 

@@ -64,7 +64,7 @@ def test_less_is_better_where_the_metric_says_so(maker):
 
 
 def test_trials_are_judged_where_enough_of_them_are(maker):
-    study = maker.study(space=SPACE, grace_epochs=1)
+    study = maker.study(space=SPACE, rungs=[1, 3])
     for number in range(30):
         epochs = 9 if number < 5 else 3 if number < 22 else 1
         status = "complete" if epochs == 9 else "pruned"

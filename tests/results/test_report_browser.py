@@ -1,9 +1,14 @@
-"""The report in headless Chromium: no errors, marks in every figure, the width of a phone."""
+"""The report in headless Chromium: no errors, marks in every figure, on a desktop, on a phone and
+on paper. `.ci/run` installs the browser and sets EKD_BROWSER, without which a machine that has
+none skips these tests."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,7 +20,8 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"
+    not ((CHROMIUM and DRIVER) or os.environ.get("EKD_BROWSER")),
+    reason="needs Debian's chromium and chromium-driver",
 )
 
 # The marks that plotly draws: points, lines, bars, areas of a contour, images of a heat map.
@@ -29,6 +35,19 @@ drawAllCharts().then(() => setTimeout(() => done({{
   ran: typeof window.alerted,
 }}), 300));
 """
+# How wide each figure is drawn, and how much room it has; the whole page's width.
+WIDTHS = """
+return {
+  page: document.documentElement.scrollWidth,
+  charts: [...document.querySelectorAll(".chart")].map((node) => [
+    node.id, node.querySelector(".main-svg").getBoundingClientRect().width, node.clientWidth]),
+  tables: [...document.querySelectorAll(".scroll")].filter((node) => node.offsetParent).map(
+    (node) => node.scrollWidth - node.clientWidth),
+  ink: getComputedStyle(document.querySelector(".chart .xtick text")).fill,
+};
+"""
+SHEET = 687  # CSS pixels between the margins of A4
+BLACKISH = "rgb(68, 68, 68)"  # --soft on paper
 
 
 class Browser:
@@ -53,6 +72,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser():
+    assert CHROMIUM and DRIVER, "EKD_BROWSER is set and chromium or chromedriver is not there"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -79,16 +99,59 @@ def browser():
         driver.wait(timeout=30)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_works_at_desktop_and_at_phone_width(browser, reported, width):
-    path = reported[0].path / "report" / "index.html"
+def opened(browser, study, width, scheme="light"):
+    path = study.path / "report" / "index.html"
     browser.cdp(
         "Emulation.setDeviceMetricsOverride",
         width=width, height=900, deviceScaleFactor=1, mobile=width < 500,
     )  # fmt: skip
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.cdp("Emulation.setEmulatedMedia", media="", features=features)
     browser.call("POST", "/url", {"url": path.absolute().as_uri()})
+
+
+def told(browser, script):
+    return browser.call("POST", "/execute/sync", {"script": script, "args": []})
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_page_works_at_desktop_and_at_phone_width(browser, reported, width):
+    opened(browser, reported[0], width)
     found = browser.call("POST", "/execute/async", {"script": FIND, "args": []})
     assert len(found["marks"]) >= 15
     assert all(found["marks"].values()), found["marks"]
     assert found["wider"] <= 0
     assert browser.call("POST", "/se/log", {"type": "browser"}) == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "dark"), (390, "light")])
+def test_figures_fit_the_sheet_when_the_page_is_printed(browser, reported, width, scheme):
+    """Also those that were never scrolled to; in dark ink, whatever the screen's is."""
+    opened(browser, reported[0], width, scheme)
+    told(browser, "window.dispatchEvent(new Event('beforeprint'))")
+    shown = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.cdp("Emulation.setEmulatedMedia", **shown)
+    browser.cdp(
+        "Emulation.setDeviceMetricsOverride",
+        width=SHEET, height=970, deviceScaleFactor=1, mobile=False,
+    )  # fmt: skip
+    found = told(browser, WIDTHS)
+    assert len(found["charts"]) >= 15
+    assert found["page"] <= SHEET
+    assert len(found["tables"]) >= 4 and max(found["tables"]) <= 0
+    for name, drawn, room in found["charts"]:
+        assert 250 < drawn <= room + 1, name
+    assert found["ink"] == BLACKISH
+    # Back on the screen, the figures are as wide as it is.
+    told(browser, "window.dispatchEvent(new Event('afterprint'))")
+    browser.cdp("Emulation.setEmulatedMedia", media="", features=shown["features"])
+    assert told(browser, WIDTHS)["ink"] != BLACKISH
+    assert browser.call("POST", "/se/log", {"type": "browser"}) == []
+
+
+def test_the_printed_page_is_some_sheets_of_paper(browser, reported):
+    opened(browser, reported[0], 1440)
+    printed = browser.cdp("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"]
+    content = base64.b64decode(printed)
+    assert content.startswith(b"%PDF") and len(content) > 100_000
+    assert 8 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 16

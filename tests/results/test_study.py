@@ -88,12 +88,13 @@ def test_a_setting_that_only_some_trials_have_is_null_elsewhere(maker):
 @pytest.mark.parametrize(
     ("settings", "epochs", "expected"),
     [
-        ({"grace_epochs": 1}, 9, [1, 3, 9]),
-        ({"grace_epochs": 1}, 10, [1, 3, 9, 10]),
-        ({"grace_epochs": 2, "reduction_factor": 2}, 9, [2, 4, 8, 9]),
-        ({}, 240, [30, 90, 240]),
+        ({}, 9, [1, 7, 9]),
+        ({}, 240, [30, 151, 240]),  # the first epoch at the lower rate
         ({}, 4, [1, 3, 4]),
-        ({"grace_epochs": 20}, 9, [9]),
+        ({"grace_epochs": 8}, 9, [7, 8, 9]),
+        ({"grace_epochs": 20}, 9, [7, 9]),
+        ({"rungs": [1, 3]}, 9, [1, 3, 9]),
+        ({"rungs": [3, 9, 27]}, 9, [3, 9]),
         ({"grace_epochs": 1, "scheduler": "none"}, 9, [9]),
     ],
 )
@@ -102,8 +103,22 @@ def test_milestones_are_ashas_rungs_and_the_full_budget(settings, epochs, expect
     assert milestone_epochs(config) == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "epochs", "expected"),
+    [
+        ({"reduction_factor": 3}, 9, [1, 3, 9]),
+        ({"reduction_factor": 3}, 10, [1, 3, 9, 10]),
+        ({"grace_epochs": 2}, 9, [2, 4, 8, 9]),
+        ({}, 240, [30, 60, 120, 240]),
+    ],
+)
+def test_where_the_rate_falls_smoothly_rungs_are_a_geometric_series(settings, epochs, expected):
+    distill = DistillConfig(epochs=epochs, schedule="cosine")
+    assert milestone_epochs(StudyConfig(distill=distill, **settings)) == expected
+
+
 def test_rungs_have_a_row_per_milestone_and_the_last_epoch(maker):
-    study = maker.study(grace_epochs=1)
+    study = maker.study(rungs=[1, 3])
     maker.trial(0, [0.1 * e for e in range(1, 10)], lr=0.1)
     maker.trial(1, [0.2] * 4, status="failed", reason="x", lr=0.2)
     maker.trial(2, [0.3] * 3, status="pruned", lr=0.3)

@@ -281,15 +281,30 @@ def test_a_resumed_median_rule_knows_the_curves_before():
     for number, trial in enumerate(finished):
         trial.number = number
     scheduler = make_scheduler(study_of("tpe", scheduler="median"))
-    replay(scheduler, finished)
+    replay(scheduler, finished, study_of("tpe").distill)
     later = {"bad": [0.1] * EPOCHS, "good": [0.9] * EPOCHS}
     assert stopped(scheduler, later) == {"bad": 1}
 
 
-@pytest.mark.parametrize(("epochs", "brackets"), [(2, 1), (9, 2), (27, 3), (240, 3)])
-def test_hyperband_has_brackets_that_fit_the_budget(epochs, brackets):
+@pytest.mark.parametrize(
+    ("epochs", "schedule", "brackets"),
+    [(2, "step", 1), (9, "step", 2), (240, "step", 2), (2, "cosine", 1), (27, "cosine", 3)],
+)
+def test_hyperband_has_brackets_that_fit_the_budget(epochs, schedule, brackets):
     config = study_of("tpe", scheduler="hyperband", grace_epochs=1)
-    config = config.replace(distill=config.distill.replace(epochs=epochs))
+    config = config.replace(distill=config.distill.replace(epochs=epochs, schedule=schedule))
     scheduler = make_scheduler(config)
     assert isinstance(scheduler, ASHAScheduler)
     assert len(scheduler._brackets) == brackets
+
+
+def test_asha_compares_at_its_rungs_and_nowhere_else():
+    """Four trials that are equally good until they differ; the rungs are no geometric series."""
+    config = study_of("tpe", rungs=[2, 7], rung_score="last")
+    scheduler = make_scheduler(config)
+    first = [0.5] * EPOCHS
+    late = [*[0.4] * 6, 0.3, 0.9, 0.9]  # worse at 7
+    early = [0.9, 0.3, *[0.9] * 7]  # worse at 2
+    middle = [0.5, 0.6, 0.1, 0.1, 0.1, 0.1, 0.6, 0.1, 0.6]  # worse at others
+    curves = {"first": first, "late": [0.5, 0.5, *late[2:]], "early": early, "middle": middle}
+    assert stopped(scheduler, curves) == {"late": 7, "early": 2}

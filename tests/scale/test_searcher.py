@@ -20,9 +20,10 @@ from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.search import replay
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import open_study
-from ekd_ray.scale.worker import RUNG_SCORE, Job, _scored
+from ekd_ray.scale.worker import RUNG_SCORE, Job, _scored, rung_score
 
 EPOCHS = 9
+SCHEDULE = DistillConfig(method="none", epochs=EPOCHS)
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ def decisions(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, list[
         scheduler.on_trial_add(None, trial)
         for epoch, value in enumerate(values, start=1):
             result = {"epoch": epoch, "training_iteration": epoch, "val_top1": value}
-            result[RUNG_SCORE] = sum(values[:epoch]) / epoch
+            result[RUNG_SCORE] = rung_score(values[:epoch], SCHEDULE)
             answers.setdefault(name, []).append(scheduler.on_trial_result(None, trial, result))
     return answers
 
@@ -256,7 +257,7 @@ def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(
     ]
     for number, trial in enumerate(finished):
         trial.number = number
-    replay(resumed, finished)
+    replay(resumed, finished, SCHEDULE)
     expected = decisions(whole, later)
     assert decisions(resumed, later) == expected
     assert "STOP" in expected["t2"]
@@ -268,7 +269,8 @@ def test_rungs_compare_the_mean_of_the_epochs_or_the_last(
     config: StudyConfig, rung_score: str, goes_on: str
 ) -> None:
     """At the second rung one is better in the mean, the other in its last epoch."""
-    rung = config.grace * config.reduction_factor
+    rung = 3
+    config = config.replace(rungs=[1, rung])
     scheduler = make_scheduler(config.replace(rung_score=rung_score))
     curves = {"steady": [0.5] * rung, "late": [0.5] * (rung - 1) + [0.6]}
     curves["steady"][0] = 0.9
@@ -287,7 +289,7 @@ def test_a_trial_reports_the_mean_of_all_of_its_epochs(tmp_path: Path) -> None:
     reported: list[dict[str, Any]] = []
     rows = [{"epoch": 1, "val_top1": 0.2}, {"epoch": 2, "val_top1": 0.4}]
     (tmp_path / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _scored(reported.append, tmp_path, "val_top1")(rows[-1])
-    _scored(reported.append, tmp_path / "elsewhere", "val_top1")(rows[-1])
-    _scored(reported.append, tmp_path, None)(rows[-1])
+    _scored(reported.append, tmp_path, "val_top1", SCHEDULE)(rows[-1])
+    _scored(reported.append, tmp_path / "elsewhere", "val_top1", SCHEDULE)(rows[-1])
+    _scored(reported.append, tmp_path, None, SCHEDULE)(rows[-1])
     assert [row.get(RUNG_SCORE) for row in reported] == [pytest.approx(0.3), 0.4, None]

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
+from launchers_run import command
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -112,6 +113,18 @@ def test_the_bundle_gives_the_reported_accuracy(killed_and_resumed: dict[str, An
     names = [entry["name"] for entry in report["leaderboard"]]
     assert names[0].startswith("trial ")
     assert names[1] == "none"
+
+
+def test_the_winner_trains_again_to_the_same_bits(
+    killed_and_resumed: dict[str, Any], tmp_path: Path
+) -> None:
+    """The launcher alone, a process of its own, from the bundle of a study that was killed."""
+    bundle = killed_and_resumed["report"]["bundle"]
+    done = command("reproduce", bundle, "--json", "--exact", "--out", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert (found["verdict"], found["first"]) == ("bit-identical", None)
+    assert found["test_top1"] == killed_and_resumed["report"]["model"]["test_top1"]
 
 
 def test_checkpoints_do_not_pile_up(killed_and_resumed: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from ekd_ray.results.report.parts import (
     points,
 )
 
-MOST_CLASSES, MOST_EMBEDDED, NAMED_CLASSES = 100, 600, 20
+LEAST_IN_BIN = 10  # a bin of fewer predictions is noise to the eye; the table has it
 
 
 def color_of(row: Row) -> str:
@@ -77,7 +77,8 @@ def differences(content: Content) -> Chart | None:
     ]  # fmt: skip
     return Chart(
         name="differences",
-        title="Winner minus baseline, test accuracy in points, with 95 % interval",
+        title="Winner minus baseline, test accuracy in points"
+        + (", with 95 % interval" if any(d.low is not None for d in found.values()) else ""),
         summary="; ".join(f"{row[0]} {row[1]} ({row[2]} to {row[3]})" for row in rows),
         data=data,
         layout={
@@ -120,7 +121,8 @@ def leaderboard(content: Content) -> Chart | None:
         ]  # fmt: skip
     return Chart(
         name="board",
-        title="Test accuracy: every seed, the mean, and its 95 % interval",
+        title="Test accuracy: every seed, the mean, and its 95 % interval"
+        if any(interval(row.test) for row in rows) else "Test accuracy: every seed and the mean",
         summary="; ".join(f"{_board_label(r)} {mean_sd(r.test)[0]:.2%}" for r in rows[::-1]),
         data=data,
         layout={"showlegend": False, "xaxis": {"tickformat": ".1~%"},
@@ -158,6 +160,7 @@ def reliability(content: Content) -> Chart | None:
             [label(row.name), f"{m:.3f}", f"{a:.3f}", int(n)]
             for m, a, n in zip(mean[used], accuracy[used], count[used], strict=True)
         ]
+        used = count >= min(LEAST_IN_BIN, count.max())
         share = np.sqrt(count[used] / count.max())
         data.append(
             {
@@ -175,7 +178,7 @@ def reliability(content: Content) -> Chart | None:
         name="reliability",
         title="Reliability: accuracy of predictions by their confidence",
         summary="Below the diagonal a model claims more than it knows. Larger dots stand for more "
-        "images.",
+        f"images; bins of fewer than {LEAST_IN_BIN} are in the table only.",
         data=data,
         layout={"xaxis": {**axis, "title": {"text": "confidence"}},
                 "yaxis": {**axis, "title": {"text": "accuracy"}}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,18 @@ def value_axis(entry: dict[str, Any]) -> dict[str, Any]:
     shown = {"range": [low - edge, high + edge], "zeroline": False}
     if not entry.get("log"):
         return {"type": "linear", "nticks": 6, **shown}
-    return {"type": "log", "dtick": 1 if high - low > 1.5 else "D2", **shown}
+    if high - low > 1.5:
+        return {"type": "log", "dtick": 1, **shown}
+    ticks = _short_log_ticks(entry["low"], entry["high"])
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks], **shown}
+
+
+def _short_log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers within a logarithmic range of no more than some 1.5 decades."""
+    steps = (1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _place(value: Any, entry: dict[str, Any]) -> float:

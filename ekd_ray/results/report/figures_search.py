@@ -55,7 +55,8 @@ def learning_curves(content: Content) -> Chart | None:
         for epoch in rungs
     ]  # fmt: skip
     notes = [
-        {"x": epoch, "y": 1, "yref": "paper", "yanchor": "top", "xanchor": "left",
+        # Each a line lower: on a phone they would lie on each other.
+        {"x": epoch, "y": 1 - 0.06 * index, "yref": "paper", "yanchor": "top", "xanchor": "left",
          "text": f" {reached} came to epoch {epoch}" if index == 0 else f" {reached} to {epoch}"}
         for index, epoch in enumerate(rungs)
         if (reached := sum(len(r.history) >= epoch for r in content.ended))
@@ -193,10 +194,12 @@ def time_chart(content: Content) -> Chart | None:
                     "pattern": {"shape": ["/"] * len(spared) + [""] * len(rows)},
                 },
                 "text": [duration(h) for h in hours][::-1], "textposition": "auto",
+                "textangle": 0, "cliponaxis": False,
                 "hovertemplate": "%{y}: %{text}<extra></extra>",
             }
         ],
-        layout={"showlegend": False, "xaxis": {"title": {"text": unit}}, "bargap": 0.3},
+        layout={"showlegend": False, "bargap": 0.3,
+                "xaxis": {"title": {"text": unit}, "range": [0, 1.15 * factor * biggest]}},
         height=100 + 36 * len(names), columns=("stage", "runs", "epochs", "time"),
         rows=[
             *([r["stage"], r["runs"], r["epochs"], duration(r["hours"])] for r in rows),

@@ -148,5 +148,5 @@ def _embedding(
                 "legend": {"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0,
                            "font": {"size": 11}},
                 "margin": {"l": 8, "r": 8, "t": 10, "b": 8}},
-        height=430,
+        height=max(430, 340 + 10 * len(classes)),  # the legend lies below
     )  # fmt: skip

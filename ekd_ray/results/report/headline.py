@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ekd_ray.data import short_name
 from ekd_ray.objectives import COSTS
 from ekd_ray.results.leaderboard import mean_sd
 from ekd_ray.results.paired import Paired
@@ -70,7 +71,7 @@ def headline(content: Content) -> tuple[str, str]:
     clause = verdict(content)
     lead = (
         f"{winner.config.student} distilled from {shared.teacher or 'no teacher'} on "
-        f"{shared.dataset}. Mean of {several(n, 'seed')}"
+        f"{short_name(shared.dataset)}. Mean of {several(n, 'seed')}"
         + (f", standard deviation {100 * deviation:.2f} points. " if n > 1 else ". ")
         + "The winner was chosen on the validation split; the test split was read once, after."
     )
@@ -96,7 +97,8 @@ def _open_headline(content: Content) -> tuple[str, str]:
     counts, shared, metric = content.progress.trials, content.config.distill, content.config.metric
     done = sum(v for k, v in counts.items() if k != "running")
     lead = (
-        f"{shared.student} distilled from {shared.teacher or 'no teacher'} on {shared.dataset}. "
+        f"{shared.student} distilled from {shared.teacher or 'no teacher'} on "
+        f"{short_name(shared.dataset)}. "
         f"{done} of {content.progress.asked} trials have ended. Test figures come with the final "
         "runs; make the report again then."
     )
@@ -118,7 +120,9 @@ def tiles(content: Content) -> list[tuple[str, str]]:
     counts = content.progress.trials
     stopped = counts.get("pruned", 0)
     ended = sum(v for k, v in counts.items() if k != "running")
-    found.append(("trials", f"{ended}" + (f", {stopped} stopped early" if stopped else "")))
+    found.append(("trials", str(ended)))
+    if stopped:
+        found.append(("stopped early", str(stopped)))
     hours = sum(row["hours"] for row in content.time.to_pylist())
     found.append(("training time", duration(hours)))
     saved = content.saved.stopped_hours + (content.saved.cache_hours or 0.0)

@@ -28,17 +28,20 @@
 
   function layoutOf(chart, node) {
     const narrow = node.clientWidth < 480;
+    const width = printing ? node.clientWidth : undefined;
     const legend = { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: 12 } };
     const margin = { l: narrow ? 44 : 56, r: narrow ? 12 : 20, t: chart.layout.showlegend === false ? 10 : 40, b: 48 };
-    return Object.assign({ margin, legend, dragmode: narrow ? false : "zoom" }, chart.layout, { template: template() });
+    return Object.assign({ margin, legend, dragmode: narrow ? false : "zoom" }, chart.layout, { width, template: template() });
   }
 
+  let printing = false;
   const drawn = new Set();
   function draw(name) {
     const node = document.getElementById(name);
     drawn.add(name);
     node.replaceChildren();
-    return Plotly.newPlot(node, charts[name].data, layoutOf(charts[name], node), config);
+    const fixed = Object.assign({}, config, { responsive: !printing });
+    return Plotly.newPlot(node, charts[name].data, layoutOf(charts[name], node), fixed);
   }
   function drawAll() { return Promise.all(Object.keys(charts).filter((name) => !drawn.has(name)).map(draw)); }
   function restyle() {
@@ -46,6 +49,14 @@
       const node = document.getElementById(name);
       Plotly.relayout(node, { template: template() });
     }
+  }
+  // A chart keeps the width that it was drawn at: on paper it has to be drawn anew, and the sheet's
+  // widths are taken before the browser lays the sheet out.
+  function toPaper(on) {
+    printing = on;
+    document.documentElement.classList.toggle("paper", on);
+    drawn.clear();
+    return drawAll();
   }
 
   const watch = new IntersectionObserver((entries) => {
@@ -56,7 +67,7 @@
   for (const name of Object.keys(charts)) watch.observe(document.getElementById(name));
 
   dark.addEventListener("change", restyle);
-  window.matchMedia("print").addEventListener("change", restyle);
-  window.addEventListener("beforeprint", () => { drawAll(); restyle(); });
+  window.addEventListener("beforeprint", () => toPaper(true));
+  window.addEventListener("afterprint", () => toPaper(false));
   window.drawAllCharts = drawAll;
 })();

@@ -8,6 +8,7 @@ import numpy as np
 
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.report import figures_model, figures_parameters, figures_search
+from ekd_ray.results.report.closing import failures, reproduce
 from ekd_ray.results.report.content import Content
 from ekd_ray.results.report.figures_teacher import correlation_gaps, correlation_maps, embeddings
 from ekd_ray.results.report.headline import spread
@@ -25,8 +26,6 @@ from ekd_ray.results.report.parts import (
     value_text,
 )
 from ekd_ray.results.study import milestone_epochs
-
-LEFT_OUT = 200  # rows of a table beyond which the rest is only counted
 
 
 def sections(content: Content) -> list[Section]:
@@ -187,7 +186,7 @@ def front(content: Content) -> Section | None:
         quicker = [r for r in cheap if r.seconds < best.seconds]
         takeaway = (
             f"The best trial of the search took {duration(best.seconds / 3600)}; "
-            f"{several(len(quicker), 'complete trial')} took less."
+            f"{several(len(quicker), 'complete one') if quicker else 'no complete one'} took less."
         )
     bounds = ", ".join(content.config.constraints)
     title = "Pareto front" if several_objectives else "Score and cost"
@@ -286,64 +285,4 @@ def time(content: Content) -> Section | None:
     return Section(
         name="time-section", title="Time", takeaway=takeaway, charts=[chart],
         after=f'<p class="note">{esc(text)}</p>',
-    )  # fmt: skip
-
-
-def failures(content: Content) -> Section:
-    """Trials and runs that failed, with their reasons."""
-    rows = [
-        [f"trial {r.number}", r.reason or "unknown",
-         ", ".join(f"{k}={value_text(v)}" for k, v in r.params.items())]
-        for r in content.ended if r.status == "failed"
-    ] + [
-        [f"{label(row['name'])}, seed {row['seed']} ({row['stage']})", row["reason"], ""]
-        for row in content.confirmed if row.get("reason")
-    ]  # fmt: skip
-    if not rows:
-        return Section(name="failures", title="Failures", takeaway="Nothing failed.")
-    reasons = Counter(row[1] for row in rows).most_common(1)[0]
-    takeaway = f"{several(len(rows), 'run')} failed; the most frequent reason: {reasons[0]}"
-    rest = len(rows) - LEFT_OUT
-    after = f'<p class="note">And {rest} more.</p>' if rest > 0 else ""
-    return Section(
-        name="failures", title="Failures", takeaway=takeaway,
-        body=table(["run", "reason", "settings"], rows[:LEFT_OUT]), after=after,
-    )  # fmt: skip
-
-
-def reproduce(content: Content) -> Section:
-    """The commands, and what the figures were made with."""
-    run, header = content.study.path.name, content.study.header
-    commands = [
-        "# the study's own figures again, in the terminal",
-        f"python launchers/show.py {run}",
-        "# its winner: weights, complete configuration, evidence",
-        f"python launchers/export_best.py {run} --out best --verify",
-        "# continue it, or add trials",
-        f"python launchers/tune_cifar.py --resume --out {run} --extend 16",
-    ]
-    if content.winner:
-        commands += ["# train the winner again and compare",
-                     "python launchers/reproduce.py best"]  # fmt: skip
-    environment = header.get("environment") or {}
-    packages = environment.get("packages") or {}
-    shared = content.config.distill
-    facts = [
-        ("data set", shared.dataset), ("student", shared.student), ("teacher", shared.teacher),
-        ("teacher's SHA-256", shared.teacher_sha256), ("method", shared.method),
-        ("epochs", shared.epochs), ("seed of the search", content.config.seed),
-        ("study's fingerprint", header.get("fingerprint")),
-        ("git revision", environment.get("git_revision")),
-        ("processor", environment.get("processor")),
-        ("GPUs", ", ".join(environment.get("gpus") or []) or "none"),
-        ("packages", ", ".join(f"{k} {v}" for k, v in packages.items())),
-    ]  # fmt: skip
-    rows = [[name, str(value)] for name, value in facts if value not in (None, "")]
-    return Section(
-        name="reproduce", title="Reproduce",
-        takeaway="The same seed on the same machine and number of threads gives the same bits.",
-        body=f"<pre><code>{esc(chr(10).join(commands))}</code></pre>",
-        after=table(["", ""], rows)
-        + '<p class="note">Every setting of the study is in its study.yaml, every setting of the '
-        "winner in best/distill.yaml.</p>",
     )  # fmt: skip
