@@ -208,8 +208,7 @@ class RaysAdapter:
 class Contestant:
     """A way to search: which sampler, which scheduler, through whose adapter.
 
-    `usual`: early stopping as Ray's ASHA does it out of the box, at 1, 3, ... epochs, by the last
-    epoch's score, one in three kept.
+    `usual`: geometric rungs at 1, 3, ... epochs, by the last epoch's score, one in three kept.
     """
 
     sampler: str
