@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from ekd_ray.scale.worker import Body, Job, alone, in_group, run_job
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # Workers that get no place must fail the trial rather than wait for ever.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+
+_SERVER = "RAY_API_SERVER_ADDRESS"  # where Ray's state is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +79,32 @@ def fit_group(
         ),
     )
     try:
-        trainer.fit()
+        with _known_ray():
+            trainer.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _known_ray() -> Iterator[None]:
+    """Tell the processes of a group which Ray is theirs.
+
+    What frees the room of a group that was stopped asks Ray whether the group's controller lives,
+    and looks for Ray among all that run on the machine. With several it would fail, and the room
+    of a trial that was stopped early be lost to all others.
+    """
+    import ray
+    from ray.train.v2._internal import constants
+
+    before = os.environ.get(_SERVER)
+    os.environ[_SERVER] = ray.get_runtime_context().gcs_address
+    constants.ENV_VARS_TO_PROPAGATE.add(_SERVER)
+    try:
+        yield
+    finally:
+        del os.environ[_SERVER]
+        if before is not None:
+            os.environ[_SERVER] = before
 
 
 def nested_trial(config: dict[str, Any], *, workers: Workers, body: Body = run_job) -> None:
