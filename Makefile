@@ -31,7 +31,8 @@ test: install
 chaos: install
 	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 EKD_CHAOS_NODES=1 EKD_WORKERS=1 \
 		$(BIN)/python -m pytest -s tests/chaos tests/cluster/test_lost_nodes.py \
-		tests/cluster/test_namespaces.py tests/scale/test_one_run.py
+		tests/cluster/test_namespaces.py tests/scale/test_one_run.py \
+		tests/scale/test_groups_stopped.py
 
 # EKD_DATA_ROOT with CIFAR-10 and its teacher adds the benchmark of a whole study.
 bench: install
