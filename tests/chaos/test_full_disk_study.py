@@ -3,6 +3,7 @@ is room. `make chaos`; needs a file system that can be mounted."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -43,8 +44,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, left: int) -> Path:
-    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-    (disk / "filler").write_bytes(b"\0" * (free - left))
+    """Write until nothing goes in, for the study writes too, then give `left` bytes back."""
+    with (disk / "filler").open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(b"\0" * 4096)
+        file.truncate(file.tell() - left)
     return disk / "filler"
 
 
