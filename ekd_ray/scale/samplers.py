@@ -98,9 +98,7 @@ def _cmaes(seed: int, trials: int) -> BaseSampler:
     )
 
 
-def _genetic(
-    kind: type[NSGAIISampler] | type[NSGAIIISampler],
-) -> Callable[[int, int], BaseSampler]:
+def _genetic(kind: type[NSGAIISampler] | type[NSGAIIISampler]) -> Callable[[int, int], BaseSampler]:
     # A generation is a quarter of the study: the published 50 would never see a second one.
     return lambda seed, trials: kind(seed=seed, population_size=max(4, trials // 4))
 
