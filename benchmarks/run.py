@@ -22,7 +22,8 @@ from ekd_ray.files import write_json
 from ekd_ray.models import model_names
 from ekd_ray.scale.cluster import local_cpus
 
-THEMES = ("step", "peer", "study", "memory")
+THEMES = ("step", "peer", "compile", "study", "memory")
+STEPS = {"step", "peer", "compile"}  # parts of one measurement, taking turns
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,7 +32,8 @@ def parse() -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="peer adds torchdistill to step; study reports the overhead share as well.",
+        epilog="peer adds torchdistill to step, compile our own step under compile=true; study "
+        "reports the overhead share as well.",
     )
     parser.add_argument("themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
@@ -78,11 +80,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Nothing of the user's cache is used or left behind.
         os.environ["EKD_CACHE_DIR"] = folder + "/cache"
-        if "step" in args.themes or "peer" in args.themes:
+        if STEPS & set(args.themes):
             found = {
                 pair: step.measure_pair(
                     pair, Path(folder), steps=args.steps, rounds=args.rounds,
-                    threads=args.threads, peer="peer" in args.themes, note=_note,
+                    threads=args.threads, peer="peer" in args.themes,
+                    compiled="compile" in args.themes, note=_note,
                 )
                 for pair in args.pairs
             }  # fmt: skip

@@ -56,7 +56,9 @@ def outside(stepper: Stepper, steps: int) -> Epoch:
     return epoch
 
 
-def ours(pair: tuple[str, str], weights: Path, steps: int, threads: int) -> Epoch:
+def ours(
+    pair: tuple[str, str], weights: Path, steps: int, threads: int, *, compiled: bool = False
+) -> Epoch:
     """Seconds per step of `distill`, by its own clock: a run of two epochs, of which the last.
 
     A seed draws its own views: its first run finds the teacher's table empty, a repetition of
@@ -80,6 +82,7 @@ def ours(pair: tuple[str, str], weights: Path, steps: int, threads: int) -> Epoc
             validation_fraction=0.0,
             epochs=2,
             lr_warmup=0,
+            compile=compiled,
             seed=seed,
         )
         return float(distill(config, threads=threads).history[-1]["seconds"]) / steps
@@ -122,9 +125,21 @@ def limit(student: nn.Module, steps: int) -> Epoch:
 
 
 def measure_pair(
-    pair: str, folder: Path, *, steps: int, rounds: int, threads: int, peer: bool, note: Progress
+    pair: str,
+    folder: Path,
+    *,
+    steps: int,
+    rounds: int,
+    threads: int,
+    peer: bool,
+    compiled: bool,
+    note: Progress,
 ) -> dict[str, list[float]]:
-    """Seconds per step of every variant, one figure a round; the variants take turns."""
+    """Seconds per step of every variant, one figure a round; the variants take turns.
+
+    Args:
+        peer, compiled: with torchdistill's step; with our own under `compile=true`.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     names = tuple(pair.split("-"))
@@ -144,6 +159,8 @@ def measure_pair(
         box = Torchdistill(copy.deepcopy(student), teacher, pictures, batch_size=BATCH)
         made["torchdistill"] = outside(box, steps)
     made["warm"] = made["cold"]  # the same run again
+    if compiled:
+        made["compiled"] = ours((names[0], names[1]), weights, steps, threads, compiled=True)
     seconds: dict[str, list[float]] = {name: [] for name in made}
     for index in range(rounds + 1):
         for name, epoch in made.items():
@@ -165,11 +182,13 @@ def summary(found: dict[str, dict[str, list[float]]]) -> tuple[dict[str, Any], d
         "reference_over_cold": ("reference", "cold"),
         "warm_over_limit": ("warm", "limit"),
         "torchdistill_over_warm": ("torchdistill", "warm"),
+        "reference_over_compiled": ("reference", "compiled"),
+        "warm_over_compiled": ("warm", "compiled"),
     }
     for pair, seconds in found.items():
         details[pair] = {name: spread([1e3 * v for v in s]) for name, s in seconds.items()}
         for name, (above, below) in compared.items():
-            if above in seconds:
+            if above in seconds and below in seconds:
                 spreads = ratio(seconds[above], seconds[below])
                 details[pair][name] = spreads
                 ratios[f"{name}/{pair}"] = spreads["median"]

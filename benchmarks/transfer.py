@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.simulate import METRIC
+from benchmarks.landscape import METRIC
 from ekd_ray.files import write_json
 from ekd_ray.warm_start import POINTS
 

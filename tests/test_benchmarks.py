@@ -52,8 +52,9 @@ def test_every_variant_of_the_step_is_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path))
     asked = []
     found = step.measure_pair(
-        "resnet8-resnet8", tmp_path, steps=1, rounds=2, threads=1, peer=False, note=asked.append
-    )
+        "resnet8-resnet8", tmp_path, steps=1, rounds=2, threads=1, peer=False, compiled=False,
+        note=asked.append,
+    )  # fmt: skip
     assert set(found) == {"reference", "cold", "limit", "warm"} and len(asked) == 2
     assert all(len(times) == 2 and min(times) > 0 for times in found.values())
     details, ratios = step.summary({"a-b": found})

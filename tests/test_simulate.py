@@ -10,14 +10,8 @@ import pytest
 from ray.tune.schedulers import FIFOScheduler
 
 from benchmarks.curves import EPOCHS, _known, points, recorded_study, runs
-from benchmarks.simulate import (
-    METRIC,
-    Landscape,
-    _race,
-    best_points,
-    epochs_to_reach,
-    summary,
-)
+from benchmarks.landscape import METRIC, Landscape
+from benchmarks.simulate import _race, best_points, epochs_to_reach, summary
 from benchmarks.transfer import left_out
 from ekd_ray.config import DistillConfig
 from ekd_ray.scale.space import Space

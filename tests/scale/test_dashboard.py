@@ -65,6 +65,7 @@ def test_it_shows_every_trial_with_its_state_values_and_epochs(dashboard: str) -
     (summary,) = get(f"{dashboard}/api/studies")["study_summaries"]
     assert (summary["study_name"], summary["directions"]) == (STUDY_NAME, ["maximize"])
     detail = get(f"{dashboard}/api/studies/{summary['study_id']}?after=0")
+    assert detail["objective_names"] == ["val_top1"]
     trials = {trial["number"]: trial for trial in detail["trials"]}
     assert sorted(trials) == list(range(TRIALS))
     stopped = {number for number, trial in trials.items() if trial["state"] == "Pruned"}
