@@ -153,12 +153,15 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
 
 # Through Ray Train
 
+EPOCHS = 8  # of a fraction of a second: enough for a kill to come in between
+
 
 def distill(out, *flags):
     return [
         sys.executable, str(ROOT / "launchers" / "distill.py"), "--dataset", "digits",
-        "--teacher", "resnet20", "--student", "resnet8", "--method", "none", "--epochs", "2",
-        "--train-subset", "160", "--set", "batch_size=48", "--set", "precision=float32",
+        "--teacher", "resnet20", "--student", "resnet8", "--method", "none",
+        "--epochs", str(EPOCHS), "--train-subset", "160",
+        "--set", "batch_size=48", "--set", "precision=float32",
         # Few and small steps: rounding must not have grown to something by the end.
         "--set", "lr=0.001",
         "--test", "--quiet", "--json", "--out", str(out), *flags,
@@ -191,7 +194,7 @@ def assert_same_run(out, record, alone):
     assert record["metrics"].keys() == expected["metrics"].keys()
     for name in ("train_loss", "val_nll", "test_nll"):
         assert record["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
-    assert [row["epoch"] for row in read_history(out)] == [1, 2]
+    assert [row["epoch"] for row in read_history(out)] == list(range(1, EPOCHS + 1))
 
 
 # The default suite has a trial of two workers (test_study_run.py): the same path, inside Tune.
@@ -224,6 +227,7 @@ def test_an_elastic_group_goes_on_after_a_killed_worker(alone, tmp_path):
     while not read_history(out) and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     found = workers(mark)
+    assert found and len(read_history(out)) < EPOCHS, "there was nobody left to kill"
     os.kill(found[0], signal.SIGKILL)
     stdout, _ = driver.communicate(timeout=400)
     assert driver.returncode == 0
