@@ -141,7 +141,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _light(seconds: float, config: StudyConfig, body: Any) -> Any:
+def _light(seconds: float, config: StudyConfig, *_: Any) -> Any:
     from ray import tune
 
     return tune.with_resources(functools.partial(sleeper, seconds=seconds), {"cpu": 1})

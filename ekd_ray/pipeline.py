@@ -37,11 +37,12 @@ from ekd_ray.scale.cluster import check_address, check_fits, connected, local_cp
 from ekd_ray.scale.confirm import baselines, confirm
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
-from ekd_ray.scale.search import SCRATCH, search
+from ekd_ray.scale.search import search
 from ekd_ray.scale.shared import check_visible
 from ekd_ray.scale.space import check_space, study_batch
 from ekd_ray.scale.storage import check_storage
 from ekd_ray.scale.tracking import check_tracking
+from ekd_ray.scale.trainer import SCRATCH
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 LEAST_FREE_BYTES = 200 * 2**20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.results.study import FAILURE, RESULT, failure_reason
 from ekd_ray.scale.cluster import connected, live_nodes, local_cpus, room_on
-from ekd_ray.scale.trainer import Workers, fit_group
+from ekd_ray.scale.trainer import SCRATCH, Workers, fit_group
 from ekd_ray.scale.worker import Job, Report, run_job
 
 # Starts of the worker group after its first, each from the newest checkpoint.
@@ -80,7 +81,10 @@ def run_on_workers(
         )
         follower.start()
         try:
-            fit_group(job.as_config(), workers=workers, body=body, callbacks=[], failures=RESTARTS)
+            fit_group(
+                job.as_config(), workers=workers, body=body, callbacks=[], failures=RESTARTS,
+                scratch=folder / SCRATCH,
+            )  # fmt: skip
         except TrainingFailedError as error:
             reason = failure_reason(folder)
             if not (folder / FAILURE).exists():
@@ -92,6 +96,7 @@ def run_on_workers(
         finally:
             ended.set()
             follower.join()
+            shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     if not (folder / RESULT).exists():
         raise UserError(failure_reason(folder))
 

@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError, no_space
-from ekd_ray.results.study import Study
+from ekd_ray.results.study import FAILURE, RESULT, Study
 from ekd_ray.scale.fill import fill_cache
 from ekd_ray.scale.members import Members, run_member
 from ekd_ray.scale.observer import Observer
@@ -24,11 +24,8 @@ from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.slots import Deaths, Slots, wait_for_own_process
 from ekd_ray.scale.space import study_batch
 from ekd_ray.scale.tracking import Tracker
-from ekd_ray.scale.trainer import trainable
+from ekd_ray.scale.trainer import SCRATCH, trainable
 from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job, rung_score
-
-# Tune's own records: not needed to resume, so each run starts them afresh.
-SCRATCH = ".ray"
 
 
 def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
@@ -129,8 +126,11 @@ class _Relay(tune.Callback):
             self._observer.ended(Job.from_config(trial.config).number, failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        if self._observer:
-            self._observer.ended(Job.from_config(trial.config).number, failed=True)
+        job = Job.from_config(trial.config)
+        # One of which nothing is recorded has not failed: it begins again.
+        recorded = any((Path(job.folder) / name).exists() for name in (RESULT, FAILURE))
+        if self._observer and recorded:
+            self._observer.ended(job.number, failed=True)
 
 
 def run_tuner(
@@ -183,11 +183,11 @@ def _fit(
     param_space: dict[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    scratch = run / SCRATCH
+    scratch = (run / SCRATCH).absolute()
     shutil.rmtree(scratch, ignore_errors=True)
     trackers = [Tracker(run, config)] if config.track else []
     tuner = tune.Tuner(
-        trainable(config, body),
+        trainable(config, body, scratch),
         param_space=param_space,
         tune_config=tune.TuneConfig(
             reuse_actors=config.workers_per_trial == 1,
@@ -196,7 +196,7 @@ def _fit(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(scratch.absolute()),
+            storage_path=str(scratch),
             callbacks=[*callbacks, *trackers, _Relay(observer)],
             failure_config=tune.FailureConfig(max_failures=1),
             # Only a population leaves any: a member may still be on its way to one when the

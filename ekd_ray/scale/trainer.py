@@ -9,15 +9,20 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.scale.worker import Body, Job, alone, in_group, run_job
+from ekd_ray.scale.worker import Body, Job, alone, in_group
 
 # Ray Train polls its workers, and so forwards their reports, at most this often.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # Workers that get no place must fail the trial rather than wait for ever.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+
+# In a study's folder, Tune's and Train's own records: not needed to resume, so each run starts
+# them afresh.
+SCRATCH = ".ray"
 
 _SERVER = "RAY_API_SERVER_ADDRESS"  # where Ray's state is asked for
 
@@ -52,26 +57,36 @@ def scaling_config(workers: Workers) -> Any:
 
 
 def fit_group(
-    config: dict[str, Any], *, workers: Workers, body: Body, callbacks: list[Any], failures: int
+    config: dict[str, Any],
+    *,
+    workers: Workers,
+    body: Body,
+    callbacks: list[Any],
+    failures: int,
+    scratch: Path,
 ) -> None:
     """Run a job on a worker group of its own, which is started again `failures` times.
 
     Every start goes on from the job's newest checkpoint. Ray Train's own records are removed:
     the job's folder says all that there is to know.
+
+    Args:
+        scratch: folder for those records, which all nodes see. What is killed, or stopped early,
+            may leave some there.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
 
     job = Job.from_config(config)
-    scratch = os.path.join(job.folder, "train")
+    # A reused name would silently resume another trial's run.
+    name = f"{job.number:04d}-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
         functools.partial(in_group, body=body),
         train_loop_config=config,
         scaling_config=scaling_config(workers),
         run_config=ray.train.RunConfig(
-            # A reused name would silently resume another trial's run.
-            name=f"{job.number:04d}-{uuid.uuid4().hex[:8]}",
-            storage_path=scratch,
+            name=name,
+            storage_path=str(scratch.absolute()),
             callbacks=callbacks,
             failure_config=ray.train.FailureConfig(
                 max_failures=failures, controller_failure_limit=1
@@ -82,7 +97,7 @@ def fit_group(
         with _known_ray():
             trainer.fit()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch / name, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -107,15 +122,18 @@ def _known_ray() -> Iterator[None]:
             os.environ[_SERVER] = before
 
 
-def nested_trial(config: dict[str, Any], *, workers: Workers, body: Body = run_job) -> None:
+def nested_trial(config: dict[str, Any], *, workers: Workers, body: Body, scratch: Path) -> None:
     """A Tune trial as a worker group of its own; reports of rank 0 reach Tune."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    fit_group(config, workers=workers, body=body, callbacks=[TuneReportCallback()], failures=1)
+    fit_group(
+        config, workers=workers, body=body, callbacks=[TuneReportCallback()], failures=1,
+        scratch=scratch,
+    )  # fmt: skip
 
 
-def trainable(config: StudyConfig, body: Body) -> Any:
-    """The Tune trainable of a study with its resources.
+def trainable(config: StudyConfig, body: Body, scratch: Path) -> Any:
+    """The Tune trainable of a study with its resources; `scratch` is for groups' own records.
 
     With one worker per trial, `body` runs in the trial's own process, which Tune reuses
     for the next trial; with more, a driver without CPUs starts `body` on each worker.
@@ -134,6 +152,7 @@ def trainable(config: StudyConfig, body: Body) -> Any:
             gpus=config.gpus_per_trial,
         ),
         body=body,
+        scratch=scratch / "groups",
     )
     # A driver that held a CPU could take the one that its own workers wait for.
     return tune.with_resources(driver, {"CPU": 0, "node:__internal_head__": 0.001})

@@ -58,6 +58,13 @@ def at_work(run: Run) -> dict[int, Path]:
     return found
 
 
+def in_turn(run: Run) -> Path | None:
+    """The run that a study of one trial at once is at: begun last, and not ended."""
+    begun = [path for stage in ("trials", "confirm") for path in (run.out / stage).glob("*")]
+    newest = max(begun, key=lambda path: path.stat().st_mtime, default=None)
+    return newest if newest and not (newest / RESULT).exists() else None
+
+
 def kill_one(run: Run, name: str, draw: random.Random, struck: set[Path] | None) -> bool:
     """Kill one such process as soon as there is one; False if the driver ended before.
 
@@ -71,6 +78,9 @@ def kill_one(run: Run, name: str, draw: random.Random, struck: set[Path] | None)
         found = victims(run.environment, name)
         if struck is not None:
             runs = at_work(run)
+            if NESTED[0] in run.extra:
+                now = in_turn(run)
+                runs = dict.fromkeys(found, now) if now else {}
             found = [pid for pid in found if pid in runs and runs[pid] not in struck]
         if found:
             pid = draw.choice(found)
@@ -103,7 +113,7 @@ def test_a_killed_part_costs_no_trial(
 ) -> None:
     name, share, flags = PARTS[part]
     kills, draw, count = max(1, round(share * KILLS)), random.Random(SEED), 0
-    struck: set[Path] | None = set() if part == "trial" else None
+    struck: set[Path] | None = None if "cache" in part else set()
     trials = 4 if flags else 12
     for out in studies:
         # A teacher's cache that is filled already is not filled again.
