@@ -84,12 +84,30 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
     if callable(terminated) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)
     try:
-        with contextlib.nullcontext() if on_cluster() else _watched():
+        watched = contextlib.nullcontext() if on_cluster() else _watched()
+        with watched, _notices_on_stderr():
             for config in configs:
                 check_fits(config)
             yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _notices_on_stderr() -> Iterator[None]:
+    """Ray says on stdout which of its processes have died; there, results are to stand alone."""
+    from ray._private import worker
+
+    said = worker.print_to_stdstream
+
+    def say(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        said({**data, "is_err": True}, *args, **options)
+
+    worker.print_to_stdstream = say
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = said
 
 
 @contextlib.contextmanager
