@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +22,11 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.pipeline import open_run
-from ekd_ray.results.study import TrialRecord, trial_folder
+from ekd_ray.results.study import FAILURE, RESULT, TrialRecord, trial_folder
 from ekd_ray.scale import worker
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.confirm import _JobList
-from ekd_ray.scale.search import run_tuner
+from ekd_ray.scale.search import _Relay, run_tuner
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import Job, Report, out_of_memory, run_job
 
@@ -187,3 +188,16 @@ def test_a_group_that_is_refused_memory_lets_its_other_ranks_go(
     with pytest.raises(MemoryError):
         run_job(job, functools.partial(print))
     assert "out of memory" in (tmp_path / worker.FAILURE).read_text()
+
+
+@pytest.mark.parametrize("left", [RESULT, FAILURE])
+def test_a_trial_that_begins_again_is_not_said_to_have_failed(tmp_path: Path, left: str) -> None:
+    job = Job(name="x", number=3, folder=str(tmp_path), settings={}, data_root=None, threads=1)
+    trial, told = SimpleNamespace(config=job.as_config()), []
+    observer: Any = SimpleNamespace(ended=lambda number, failed: told.append((number, failed)))
+    relay = _Relay(observer)
+    relay.on_trial_error(0, [], trial)
+    assert told == []
+    (tmp_path / left).write_text("{}")
+    relay.on_trial_error(0, [], trial)
+    assert told == [(3, True)]

@@ -63,3 +63,6 @@ def test_a_group_that_was_stopped_leaves_its_room_to_the_next(tmp_path: Path) ->
         other.communicate("", timeout=60)
     records = Study.load(tmp_path / "run").records()
     assert [record.status for record in records] == ["pruned"] * 3, [r.reason for r in records]
+    # Ray Train keeps records of each group, which nobody needs afterwards.
+    kept = {path.name.split(".")[0] for path in (tmp_path / "run" / "trials").glob("*/*")}
+    assert kept <= {"config", "history", "result", "events"}, kept
