@@ -18,12 +18,14 @@ from typing import Any
 
 from benchmarks import memory, step, study
 from benchmarks.measure import machine
+from ekd_ray.engine.plan import check_compiler
+from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.models import model_names
 from ekd_ray.scale.cluster import local_cpus
 
-THEMES = ("step", "peer", "compile", "study", "memory")
-STEPS = {"step", "peer", "compile"}  # parts of one measurement, taking turns
+STEPS = ("step", "peer", "compile")  # parts of one measurement, taking turns
+THEMES = (*STEPS, "study", "memory")
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
 
@@ -62,15 +64,29 @@ def parse() -> argparse.Namespace:
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} must be >= 1, got {getattr(args, name)}")
     study.find_teacher(args)
-    if "study" in args.themes and not args.teacher_weights:
-        needs = "study needs CIFAR-10 and its teacher: give --data-root and --teacher-weights"
-        if not everything:
-            parser.error(needs)
-        _note(f"{needs}; it is left out")
-        args.themes.remove("study")
+    for theme, needs in _lacking(args).items():
+        if theme in args.themes:
+            if not everything:
+                parser.error(needs)
+            _note(f"{needs}; it is left out")
+            args.themes.remove(theme)
     if "peer" in args.themes and not importlib.util.find_spec("torchdistill"):
         parser.error("peer needs torchdistill: pip install '.[bench]'")
     return args
+
+
+def _lacking(args: argparse.Namespace) -> dict[str, str]:
+    """Themes that cannot be measured here, and what they need."""
+    found = {}
+    if not args.teacher_weights:
+        found["study"] = (
+            "study needs CIFAR-10 and its teacher: give --data-root and --teacher-weights"
+        )
+    try:
+        check_compiler()
+    except UserError as error:
+        found["compile"] = str(error).rstrip(".")
+    return found
 
 
 def main() -> None:
@@ -80,7 +96,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Nothing of the user's cache is used or left behind.
         os.environ["EKD_CACHE_DIR"] = folder + "/cache"
-        if STEPS & set(args.themes):
+        if set(STEPS) & set(args.themes):
             found = {
                 pair: step.measure_pair(
                     pair, Path(folder), steps=args.steps, rounds=args.rounds,

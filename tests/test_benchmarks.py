@@ -80,3 +80,18 @@ def test_mistakes_are_refused_before_anything_is_measured(argv, words, monkeypat
         run.parse()
     assert left.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_here_is_left_out_or_refused(monkeypatch, capsys):
+    monkeypatch.delenv("EKD_DATA_ROOT", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr(sys, "argv", ["run"])
+    assert run.parse().themes == ["step", "peer", "memory"]
+    assert "compile needs a C++ compiler" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["run", "step", "compile"])
+    with pytest.raises(SystemExit) as left:
+        run.parse()
+    assert left.value.code == 2
+    assert "compile needs a C++ compiler" in capsys.readouterr().err

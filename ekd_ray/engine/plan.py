@@ -90,7 +90,7 @@ def resolve(
     with at("augment"):
         check_view_scheme(info, config.augment, config.image_size)
     if config.compile:
-        _check_compiler()
+        check_compiler()
         if config.parallel == "fsdp":
             raise UserError("compile and parallel=fsdp exclude each other: drop one of them.")
     with at("student"):
@@ -109,8 +109,12 @@ def resolve(
     return config
 
 
-def _check_compiler() -> None:
-    """On a CPU torch.compile needs a C++ compiler; on a GPU Triton brings its own."""
+def check_compiler() -> None:
+    """On a CPU torch.compile needs a C++ compiler; on a GPU Triton brings its own.
+
+    Raises:
+        UserError: there is none.
+    """
     names = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
     if not torch.cuda.is_available() and not any(map(shutil.which, names)):
         raise UserError(
