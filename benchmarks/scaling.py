@@ -25,7 +25,9 @@ import numpy as np
 
 from benchmarks import overhead
 from benchmarks.measure import machine
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.files import write_json
+from ekd_ray.results.study import milestone_epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +74,12 @@ def simulate(lengths: Sequence[int], slots: int, epoch: float, costs: Costs) -> 
     }  # fmt: skip
 
 
-def asha_lengths(trials: int, epochs: int, rungs: Sequence[int], factor: int) -> list[int]:
-    """Epochs of each trial where at every rung one in `factor` goes on."""
+def asha_lengths(trials: int, milestones: Sequence[int], factor: int) -> list[int]:
+    """Epochs of each trial where at every milestone but the last one in `factor` goes on."""
+    *rungs, full = milestones
     lengths = []
     for index in range(trials):
-        length, rest = epochs, index
+        length, rest = full, index
         for rung in rungs:
             if rest % factor:
                 length = rung
@@ -93,23 +96,22 @@ class Case:
 
     name: str
     trials_per_slot: int
-    epochs: int
-    rungs: tuple[int, ...]
+    schedule: DistillConfig
     epoch: float
     slots_per_gpu: int
     table: float
 
 
 CASES = (
-    Case(name="CIFAR-100, resnet8x4, 4 trials a GPU", trials_per_slot=8, epochs=240,
-         rungs=(30, 151), epoch=12.0, slots_per_gpu=4, table=600.0),
-    Case(name="the same, epochs of 1 s", trials_per_slot=8, epochs=240, rungs=(30, 151),
-         epoch=1.0, slots_per_gpu=4, table=600.0),
-    Case(name="ImageNet, resnet18, 1 trial a GPU", trials_per_slot=4, epochs=100,
-         rungs=(12, 31), epoch=600.0, slots_per_gpu=1, table=0.0),
+    Case(name="CIFAR-100, resnet8x4, 4 trials a GPU", trials_per_slot=8,
+         schedule=DistillConfig(epochs=240), epoch=12.0, slots_per_gpu=4, table=600.0),
+    Case(name="the same, epochs of 1 s", trials_per_slot=8,
+         schedule=DistillConfig(epochs=240), epoch=1.0, slots_per_gpu=4, table=600.0),
+    Case(name="ImageNet, resnet18, 1 trial a GPU", trials_per_slot=4,
+         schedule=DistillConfig(epochs=100, lr_milestones=(0.3, 0.6, 0.9)), epoch=600.0,
+         slots_per_gpu=1, table=0.0),
 )  # fmt: skip
 GPUS = (8, 64, 512)
-REDUCTION = 2
 GPUS_PER_NODE = 8
 
 
@@ -119,7 +121,10 @@ def project(costs: Costs) -> list[dict[str, Any]]:
     for case in CASES:
         for gpus in GPUS:
             slots = gpus * case.slots_per_gpu
-            lengths = asha_lengths(case.trials_per_slot * slots, case.epochs, case.rungs, REDUCTION)
+            study = StudyConfig(distill=case.schedule)
+            lengths = asha_lengths(
+                case.trials_per_slot * slots, milestone_epochs(study), study.reduction_factor
+            )
             # Each node fills its own table with its own GPUs, so that more nodes are no quicker.
             filled = replace(costs, fill=case.table / min(gpus, GPUS_PER_NODE))
             result = simulate(lengths, slots, case.epoch, filled)

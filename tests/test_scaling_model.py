@@ -43,7 +43,7 @@ def test_nothing_is_faster_than_the_driver_or_the_work(lengths, slots):
 
 
 def test_costs_only_ever_add():
-    lengths, walls = asha_lengths(64, 27, (3, 9), 3), []
+    lengths, walls = asha_lengths(64, (3, 9, 27), 3), []
     for scale in (0.0, 0.01, 0.1, 1.0):
         costs = Costs(report=scale, trial=scale, latency=scale, start=scale, fill=scale)
         walls.append(simulate(lengths, 8, 1.0, costs)["wall"])
@@ -51,7 +51,7 @@ def test_costs_only_ever_add():
 
 
 def test_asha_keeps_a_third_at_every_rung():
-    lengths = asha_lengths(270, 27, (3, 9), 3)
+    lengths = asha_lengths(270, (3, 9, 27), 3)
     assert [lengths.count(epochs) for epochs in (3, 9, 27)] == [180, 60, 30]
 
 

@@ -77,10 +77,11 @@ def kill_one(run: Run, name: str, draw: random.Random, struck: set[Path] | None)
         time.sleep(draw.uniform(0, 1.5))
         found = victims(run.environment, name)
         if struck is not None:
-            runs = at_work(run)
             if NESTED[0] in run.extra:
                 now = in_turn(run)
                 runs = dict.fromkeys(found, now) if now else {}
+            else:
+                runs = at_work(run)
             found = [pid for pid in found if pid in runs and runs[pid] not in struck]
         if found:
             pid = draw.choice(found)
