@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reference import random_teacher
-from benchmarks.step import BATCH, DATASET
 from ekd_ray.config import DistillConfig
 
 CONCURRENT = (1, 4, 16)
@@ -63,7 +61,11 @@ class _Gate:
 
 def measure(folder: Path, note: Any) -> tuple[dict[str, Any], dict[str, float]]:
     """(details, flat ratios): RSS and PSS of 1, 4 and 16 trials that run at the same time."""
+    # A trial's process imports this module, and is to hold no more than in a study.
     import ray
+
+    from benchmarks.reference import random_teacher
+    from benchmarks.step import BATCH, DATASET
 
     weights = folder / "memory.safetensors"
     random_teacher(TEACHER, DATASET, weights)

@@ -30,7 +30,6 @@ from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.objective import method_of, resolve_method, with_method
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.report import write_report
 from ekd_ray.results.study import FORMAT_VERSION, STUDY_FILE, Study
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import check_address, check_fits, connected, local_cpus, on_cluster
@@ -217,6 +216,8 @@ def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer
 def _report(study: Study) -> None:
     """The study's page; one that cannot be made is no failure of the study."""
     try:
+        from ekd_ray.results.report import write_report  # slow to import, and needed last
+
         write_report(study)
     except Exception as error:
         warnings.warn(

@@ -8,8 +8,11 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import (
@@ -32,6 +35,8 @@ NORMALIZATIONS = {
 }
 
 Triple = tuple[float, float, float]
+
+_SMALL = 30_000_000  # parameters that `check_model` allocates for a moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,19 +262,36 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
         )
 
 
+class _NoDraws(TorchFunctionMode):
+    """Leaves the weights of a model that is built under it as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("normal_", "uniform_", "trunc_normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _undrawn(name: str, num_classes: int, device: str) -> nn.Module:
+    with torch.device(device), _NoDraws():
+        return build_model(name, num_classes).eval()
+
+
 @functools.lru_cache(maxsize=64)
 def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
-    """Build the model without memory and show it one image; `setting` names the size's setting.
+    """Show one image to a model whose weights nobody drew; `setting` names the size's setting.
 
     Raises:
         UserError: an unknown name, or a model that does not take images of `size` pixels.
     """
-    with torch.device("meta"):
-        model = build_model(name, num_classes).eval()
-        image = torch.empty(1, 3, size, size)
+    device = "meta"
+    model = _undrawn(name, num_classes, device)
+    if sum(weight.numel() for weight in model.parameters()) < _SMALL:
+        # Without memory, a first forward pass imports torch's tracer, in every process: 2 s, 80 MB.
+        device = "cpu"
+        model = _undrawn(name, num_classes, device)
     try:
         with torch.no_grad():
-            model(image)
+            model(torch.zeros(1, 3, size, size, device=device))
     except Exception as error:  # each library refuses a size in its own way
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(

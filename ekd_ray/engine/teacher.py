@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info, normalize, num_train, view_count
+from ekd_ray.engine.folding import fold_batch_norms
 from ekd_ray.engine.plan import parse_normalization
 from ekd_ray.engine.precision import autocast, float32_head
 from ekd_ray.engine.rundata import RunData
@@ -127,11 +128,12 @@ class Teacher:
 
 @functools.lru_cache(maxsize=2)
 def _network(
-    name: str, path: str, sha256: str, normalization: str, num_classes: int,
+    name: str, path: str, sha256: str, normalization: str, num_classes: int, image_size: int,
     precision: str, channels_last: bool, device: torch.device,
 ) -> LiveTeacher:  # fmt: skip
-    model = build_model(name, num_classes)
+    model = build_model(name, num_classes).eval().requires_grad_(False)
     load_weights(model, path)
+    fold_batch_norms(model, image_size)
     return LiveTeacher(
         model.to(device), normalization, precision=precision, channels_last=channels_last
     )
@@ -142,9 +144,11 @@ def live_teacher(
 ) -> LiveTeacher:
     """The network of a resolved configuration's teacher; loaded once per process."""
     assert config.teacher and config.teacher_weights and config.teacher_normalization
+    assert config.image_size
     return _network(
         config.teacher, config.teacher_weights, config.teacher_sha256 or "",
-        config.teacher_normalization, num_classes, precision, config.channels_last, device,
+        config.teacher_normalization, num_classes, config.image_size, precision,
+        config.channels_last, device,
     )  # fmt: skip
 
 
@@ -185,6 +189,7 @@ def table_spec(
         "precision": precision,
         "device": data.images.device.type,
         "channels_last": config.channels_last,
+        "batch_norms": "folded",
         "dataset": config.dataset,
         "data_fingerprint": data.fingerprint,
         "view_scheme": config.augment,

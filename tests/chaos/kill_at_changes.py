@@ -46,6 +46,7 @@ from ekd_ray.engine.runlog import HISTORY, RunLog
 from ekd_ray.files import write_json, write_text
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model
+from ekd_ray.results import report as report_module
 from ekd_ray.results.study import JOURNAL, STUDY_FILE, Study
 from ekd_ray.scale import confirm as confirm_module
 from ekd_ray.scale import search as search_module
@@ -146,7 +147,7 @@ def study(out: Path) -> None:
             (confirm_module, "run_tuner", tune),
             (confirm_module, "evaluate_test", lambda *_, **__: {"test_top1": 0.5}),
             (confirm_module, "_draw", lambda *_: None),
-            (pipeline, "write_report", write_page),
+            (report_module, "write_report", write_page),
             (pipeline, "connected", lambda *_: contextlib.nullcontext()),
         ):
             stack.enter_context(mock.patch.object(module, name, stand_in))
