@@ -8,11 +8,8 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import (
@@ -25,7 +22,7 @@ from ekd_ray.data import (
 )
 from ekd_ray.errors import UserError, at, unknown_name
 from ekd_ray.losses.objective import method_of, resolve_method
-from ekd_ray.models import WeightsMetadata, build_model, read_metadata
+from ekd_ray.models import WeightsMetadata, build_model, model_names, read_metadata
 
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -35,8 +32,6 @@ NORMALIZATIONS = {
 }
 
 Triple = tuple[float, float, float]
-
-_SMALL = 30_000_000  # parameters that `check_model` allocates for a moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,33 +257,18 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
         )
 
 
-class _NoDraws(TorchFunctionMode):
-    """Leaves the weights of a model that is built under it as they are."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in ("normal_", "uniform_", "trunc_normal_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def _undrawn(name: str, num_classes: int, device: str) -> nn.Module:
-    with torch.device(device), _NoDraws():
-        return build_model(name, num_classes).eval()
-
-
 @functools.lru_cache(maxsize=64)
 def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
-    """Show one image to a model whose weights nobody drew; `setting` names the size's setting.
+    """Build the model and show it one image; `setting` names the size's setting.
 
     Raises:
         UserError: an unknown name, or a model that does not take images of `size` pixels.
     """
-    device = "meta"
-    model = _undrawn(name, num_classes, device)
-    if sum(weight.numel() for weight in model.parameters()) < _SMALL:
-        # Without memory, a first forward pass imports torch's tracer, in every process: 2 s, 80 MB.
-        device = "cpu"
-        model = _undrawn(name, num_classes, device)
+    # Those of libraries may be large, and take no memory on `meta`. What is done there imports
+    # torch's tracer, 2 s and 80 MB in every process, as the libraries do anyway; our own are small.
+    device = "cpu" if name in model_names() else "meta"
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        model = build_model(name, num_classes).eval()
     try:
         with torch.no_grad():
             model(torch.zeros(1, 3, size, size, device=device))
