@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from pathlib import Path
@@ -188,3 +189,21 @@ def test_the_scheduler_moves_no_trial_away_from_the_process_that_starts_for_it(n
     assert scheduler.choose_trial_to_run(controller) is waiting, "why it must be told"
     slots.wait_for_own_process(scheduler)
     assert cloudpickle.loads(cloudpickle.dumps(scheduler)).choose_trial_to_run(controller) is None
+
+
+@pytest.mark.parametrize("given_by_user", [None, "glibc.malloc.check=1"])
+def test_processes_of_a_ray_of_our_own_use_huge_pages(
+    monkeypatch: pytest.MonkeyPatch, given_by_user: str | None
+) -> None:
+    """The setting is read when a process starts: it must be there before Ray is."""
+    import ray
+
+    seen: list[str | None] = []
+    monkeypatch.delenv(cluster.ADDRESS, raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", given_by_user or "")
+    if given_by_user is None:
+        del os.environ["GLIBC_TUNABLES"]
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ.get("GLIBC_TUNABLES")))
+    with cluster.connected(StudyConfig()):
+        pass
+    assert seen == [given_by_user or "glibc.malloc.hugetlb=1"]

@@ -169,6 +169,7 @@ def test_the_teacher_is_frozen(images, student, load):
     assert not logits.requires_grad
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()), "folded"
     distill(student.replace(epochs=1, teacher_cache="off"), threads=1)
     after = model.state_dict()
     assert teacher._network().model is model
