@@ -47,7 +47,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
         made.add(cpus=0, PYTHONPATH=str(decoy))
         for _ in range(2):
             made.add(cpus=1, PYTHONPATH=str(decoy))
-        job = made.submit(*study(out))
+        # Long enough that the first trial is still at work when the second one's process is there.
+        job = made.submit(*study(out, epochs=20))
         said, _ = job.communicate(timeout=400)
         assert job.returncode == 0, said
         yield Done(made, out, said)

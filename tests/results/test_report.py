@@ -182,7 +182,7 @@ def test_a_report_that_fails_is_no_failure_of_the_study(maker, monkeypatch):
     def broken(study):
         raise ValueError("no luck")
 
-    monkeypatch.setattr(pipeline, "write_report", broken)
+    monkeypatch.setattr("ekd_ray.results.report.write_report", broken)
     with pytest.warns(UserWarning, match="no report was made .ValueError: no luck.: try"):
         pipeline._report(maker.study())
 
