@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import spread
+from benchmarks.measure import ratio, spread
 
 PAIR = "resnet56a-resnet20"
 TEACHER_FILE = "teachers/cifar10_resnet56a_jpeg.th"  # below the data root
@@ -39,20 +39,16 @@ def measure(args: argparse.Namespace, note: Any) -> tuple[dict[str, Any], dict[s
         for side, results in found.items():
             results.append(_in_own_process(side, args, seed=index))
             note(f"study round {index + 1}/{args.study_rounds}: {side} {results[-1]}")
-    pairs = list(zip(found["reference"], found["ours"], strict=True))
+    whole = [[row["seconds"] for row in rows] for rows in found.values()]
     # How many epochs the rungs let through is luck on either side: the ratios by epoch beside.
-    compared = {
-        "study/reference_over_ours": [a["seconds"] / b["seconds"] for a, b in pairs],
-        "study/reference_over_ours_per_epoch": [_per_epoch(a) / _per_epoch(b) for a, b in pairs],
-        "study/overhead_share": [b["overhead_share"] for _, b in pairs],
+    by_epoch = [[row["seconds"] / row["epochs_trained"] for row in rows] for rows in found.values()]
+    spreads = {
+        "study/reference_over_ours": ratio(*whole),
+        "study/reference_over_ours_per_epoch": ratio(*by_epoch),
+        "study/overhead_share": spread([row["overhead_share"] for row in found["ours"]]),
     }
-    spreads = {name: spread(values) for name, values in compared.items()}
-    medians = {name: middle["median"] for name, middle in spreads.items()}
+    medians = {name: values["median"] for name, values in spreads.items()}
     return found | {"setup": _setup(args), "spreads": spreads}, medians
-
-
-def _per_epoch(result: dict[str, float]) -> float:
-    return result["seconds"] / result["epochs_trained"]
 
 
 def _setup(args: argparse.Namespace) -> dict[str, Any]:

@@ -41,9 +41,7 @@ def _folded(model: nn.Module, pairs: list[_Pair], inputs: Tensor, expected: Tens
     """Fold these, unless the model gives other logits then."""
     names = {module: name for name, module in model.named_modules()}
     for convolution, norm in pairs:
-        layout = _layout(convolution.weight)
-        fused = fuse_conv_bn_eval(convolution, norm).to(memory_format=layout)
-        model.set_submodule(names[convolution], fused)
+        model.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
         model.set_submodule(names[norm], nn.Identity())
     difference = (model(inputs) - expected).abs().max()
     if difference <= _TOLERANCE * expected.abs().max():
@@ -51,12 +49,6 @@ def _folded(model: nn.Module, pairs: list[_Pair], inputs: Tensor, expected: Tens
     for module in itertools.chain.from_iterable(pairs):
         model.set_submodule(names[module], module)
     return False
-
-
-def _layout(weight: Tensor) -> torch.memory_format:
-    # A 1 x 1 kernel is contiguous both ways; channels_last is what its neighbours have then.
-    last = weight.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _pairs(model: nn.Module, inputs: Tensor) -> tuple[list[_Pair], Tensor]:

@@ -131,7 +131,7 @@ def _network(
     name: str, path: str, sha256: str, normalization: str, num_classes: int, image_size: int,
     precision: str, channels_last: bool, device: torch.device,
 ) -> LiveTeacher:  # fmt: skip
-    model = build_model(name, num_classes).eval().requires_grad_(False)
+    model = build_model(name, num_classes).eval()
     load_weights(model, path)
     fold_batch_norms(model, image_size)
     return LiveTeacher(

@@ -12,7 +12,7 @@ from ekd_ray.models import build_model
 torch.set_num_threads(1)
 
 
-def trained(model, size=32):
+def trained(model):
     """With statistics, weights and biases of batch norm that are not those of a new model."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -20,12 +20,12 @@ def trained(model, size=32):
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 2)
                 module.bias.normal_()
-        model.train()(torch.randn(32, 3, size, size))
+        model.train()(torch.randn(32, 3, 32, 32))
     return model.eval().requires_grad_(False)
 
 
-def logits(model, size=32, dtype=torch.float32):
-    images = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(1))
+def logits(model, dtype=torch.float32):
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     return copy.deepcopy(model).to(dtype)(images.to(dtype))
 
 

@@ -17,8 +17,7 @@ torch.set_num_threads(1)
 
 def learner():
     torch.manual_seed(0)
-    config = DistillConfig(dataset="digits", student="resnet8", method="none", epochs=1)
-    return Learner(build_model("resnet8", 10), Objective(config))
+    return Learner(build_model("resnet8", 10), Objective(config("sgd")))
 
 
 def config(name):
