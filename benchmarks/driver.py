@@ -26,13 +26,13 @@ from rich.console import Console
 from benchmarks.measure import machine, spread
 from benchmarks.overhead import SPACE
 from benchmarks.sleeper import HISTORY
+from ekd_ray.cli.terminal import Terminal
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.files import write_json
-from ekd_ray.results.study import milestone_epochs
+from ekd_ray.results.records import milestone_epochs
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import Job
-from ekd_ray.terminal import Terminal
 
 EPOCHS, WINDOW = 9, 50
 

@@ -58,13 +58,14 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     import ray
     from rich.console import Console
 
-    from ekd_ray.pipeline import check_study, open_run
-    from ekd_ray.results.study import Study, milestone_epochs
+    from ekd_ray.cli.terminal import Terminal
+    from ekd_ray.results.records import milestone_epochs
+    from ekd_ray.results.study import Study
     from ekd_ray.scale.cluster import connected
     from ekd_ray.scale.samplers import make_scheduler
     from ekd_ray.scale.search import run_tuner
     from ekd_ray.scale.searcher import OptunaSearcher
-    from ekd_ray.terminal import Terminal
+    from ekd_ray.studies.pipeline import check_study, open_run
 
     base = DistillConfig(dataset="digits", student="resnet8", method="none", epochs=args.epochs)
     config = StudyConfig(

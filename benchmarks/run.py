@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import memory, step, study
 from benchmarks.measure import machine
-from ekd_ray.engine.plan import check_compiler
+from ekd_ray.engine.resolve import check_compiler
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.models import model_names

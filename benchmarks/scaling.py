@@ -27,7 +27,7 @@ from benchmarks import overhead
 from benchmarks.measure import machine
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.files import write_json
-from ekd_ray.results.study import milestone_epochs
+from ekd_ray.results.records import milestone_epochs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from benchmarks.curves import EPOCHS, recorded_study
 from benchmarks.landscape import METRIC, Landscape, Point
 from benchmarks.reference import random_teacher
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.files import write_json
 from ekd_ray.scale.cluster import local_cpus
@@ -46,7 +46,7 @@ from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUNG_SCORE, Job, rung_score
-from ekd_ray.warm_start import POINTS
+from ekd_ray.studies.warm_start import POINTS
 
 WORKERS = 4
 

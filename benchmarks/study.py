@@ -120,9 +120,9 @@ def ours(out: Path, args: argparse.Namespace) -> dict[str, float]:
     """Our search, through the same calls as a launcher's."""
     from ekd_ray.config import StudyConfig
     from ekd_ray.data import load_dataset
-    from ekd_ray.pipeline import check_study, open_run
     from ekd_ray.scale.cluster import connected, local_cpus
     from ekd_ray.scale.search import search
+    from ekd_ray.studies.pipeline import check_study, open_run
 
     config = check_study(
         StudyConfig(
@@ -187,7 +187,7 @@ def _trial(config: dict[str, float], args: dict[str, Any]) -> None:
 
     from benchmarks.reference import Pictures, Reference, kd_loss
     from ekd_ray.data import dataset_info, load_dataset
-    from ekd_ray.engine.plan import parse_normalization, resolve
+    from ekd_ray.engine.resolve import parse_normalization, resolve
     from ekd_ray.engine.rundata import split_ids
     from ekd_ray.models import build_model, load_weights
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.landscape import METRIC
 from ekd_ray.files import write_json
-from ekd_ray.warm_start import POINTS
+from ekd_ray.studies.warm_start import POINTS
 
 
 def finals(table: Path) -> dict[int, float]:

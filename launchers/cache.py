@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from ekd_ray import cli, flags
+from ekd_ray.cli import flags, request
+from ekd_ray.cli.main import run
 
 
 def main() -> int:
     args = flags.read(flags.cache_parser(__doc__))
-    config = cli.distill_config(args) if args.command == "fill" else None
+    config = request.distill_config(args) if args.command == "fill" else None
 
-    from ekd_ray import cache_commands
+    from ekd_ray.cli import cache_command
 
-    return cache_commands.run(args, config)
+    return cache_command.run(args, config)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from ekd_ray import cli, flags
+from ekd_ray.cli import flags, request
+from ekd_ray.cli.main import run
 
 
 def main() -> int:
@@ -14,12 +15,12 @@ def main() -> int:
     )
     flags.add_workers(parser)
     args = flags.read(parser)
-    config = cli.distill_config(args)
+    config = request.distill_config(args)
 
-    from ekd_ray import run_command
+    from ekd_ray.cli import distill_command
 
-    return run_command.train(config, args)
+    return distill_command.train(config, args)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from ekd_ray import cli, flags
+from ekd_ray.cli import flags
+from ekd_ray.cli.main import run
 
 
 def main() -> int:
@@ -15,10 +16,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     args = flags.read(parser)
 
-    from ekd_ray import show
+    from ekd_ray.cli import show_command
 
-    return show.show(args)
+    return show_command.show(args)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

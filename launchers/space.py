@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from ekd_ray import cli, flags
+from ekd_ray.cli import flags, request
+from ekd_ray.cli.main import run
 
 
 def main() -> int:
     args = flags.read(flags.space_parser(__doc__))
 
-    from ekd_ray import commands
+    from ekd_ray.cli import space_command
 
-    return commands.show_space(cli.recipe_config(args), args)
+    return space_command.show_space(request.recipe_config(args), args)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

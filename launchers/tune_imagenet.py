@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
-from ekd_ray import cli, flags
+from ekd_ray.cli import flags, request
+from ekd_ray.cli.main import run
 
 
 def main() -> int:
     parser = flags.parser(__doc__, search=True, home="imagenet")
     args = flags.read(parser)
-    configs = cli.study_configs(args)
+    configs = request.study_configs(args)
 
-    from ekd_ray import commands
+    from ekd_ray.cli import tune_command
 
-    return commands.tune(configs, args)
+    return tune_command.tune(configs, args)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

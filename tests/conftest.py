@@ -12,7 +12,7 @@ import pytest
 import torch
 from launchers_run import LAUNCHERS
 
-from ekd_ray import cli
+from ekd_ray.cli import main
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,7 +49,7 @@ def launch(
         monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.run(module.main)
+            main.run(module.main)
         captured = capsys.readouterr()
         assert isinstance(left.value.code, int)
         return left.value.code, captured.out, captured.err

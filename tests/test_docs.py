@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_surface import parser_of
-from launchers_run import LAUNCHERS
+from launchers_run import LAUNCHERS, parser_of
 from torch.nn import functional
 
 from ekd_ray.config import DistillConfig, StudyConfig

@@ -32,13 +32,13 @@ from ekd_ray.engine.parallel import (
     parallelize,
     plain_student,
 )
-from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.runlog import RunLog
 from ekd_ray.engine.schedule import learning_rate
 from ekd_ray.engine.sync_batch_norm import synchronized_batch_norm
-from ekd_ray.engine.teacher import Teacher, load_teacher
+from ekd_ray.engine.teacher.source import Teacher, load_teacher
 from ekd_ray.losses.objective import TERMS, Objective
 from ekd_ray.models import build_model
 

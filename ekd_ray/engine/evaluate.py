@@ -13,7 +13,7 @@ from torch.nn import functional
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import Stage, normalize
 from ekd_ray.engine import ranks
-from ekd_ray.engine.metrics import classification_metrics
+from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.precision import autocast
 from ekd_ray.engine.rundata import RunData
 

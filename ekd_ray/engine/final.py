@@ -9,8 +9,8 @@ from ekd_ray.data import dataset_info
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import RunResult
 from ekd_ray.engine.evaluate import metrics_of, predict
+from ekd_ray.engine.measure.predictions import Predictions, kept_images, teacher_predictions
 from ekd_ray.engine.precision import environment, pick_device
-from ekd_ray.engine.predictions import Predictions, kept_images, teacher_predictions
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.models import save_weights
 

@@ -10,9 +10,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ekd_ray.engine.distill import RunResult
 from ekd_ray.engine.evaluate import predict
-from ekd_ray.engine.metrics import CALIBRATION_BINS
+from ekd_ray.engine.measure.metrics import CALIBRATION_BINS
+from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.precision import pick_device
-from ekd_ray.engine.predictions import Predictions
 from ekd_ray.engine.rundata import load_run_data
 from ekd_ray.engine.runlog import grouped
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.hparams import (
     EVENTS,
     Session,
@@ -18,7 +19,6 @@ from ekd_ray.engine.hparams import (
     session_start,
 )
 from ekd_ray.files import write_text
-from ekd_ray.objectives import COSTS
 
 HISTORY = "history.jsonl"
 

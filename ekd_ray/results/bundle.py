@@ -39,7 +39,8 @@ from ekd_ray.results.inference import (
 )
 from ekd_ray.results.leaderboard import Row
 from ekd_ray.results.manifest import MANIFEST, manifest_problems, write_manifest
-from ekd_ray.results.study import CONFIRMED, RESULT, Study
+from ekd_ray.results.records import CONFIRMED, RESULT
+from ekd_ray.results.study import Study
 
 FILES = (WEIGHTS, "distill.yaml", "metrics.json", HISTORY, "environment.json", "README.md")
 # Another processor, GPU or torch rounds otherwise: a few images may change sides.

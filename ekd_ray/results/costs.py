@@ -14,7 +14,8 @@ from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.losses.objective import method_of
-from ekd_ray.results.study import CACHE_COST, Study, TrialRecord
+from ekd_ray.results.records import CACHE_COST, TrialRecord
+from ekd_ray.results.study import Study
 
 SCHEMA = pa.schema(
     [("stage", pa.string()), ("runs", pa.int64()), ("epochs", pa.int64()), ("hours", pa.float64())]

@@ -13,7 +13,8 @@ from ekd_ray.data import load_dataset
 from ekd_ray.errors import UserError
 from ekd_ray.models import WeightsMetadata
 from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.study import Study, TrialRecord
+from ekd_ray.results.records import TrialRecord
+from ekd_ray.results.study import Study
 
 FORMAT_VERSION = 1
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.targets import COSTS, DIRECTIONS
 from ekd_ray.errors import UserError
-from ekd_ray.objectives import COSTS, DIRECTIONS
-from ekd_ray.results.study import TrialRecord, milestone_epochs
+from ekd_ray.results.records import TrialRecord, milestone_epochs
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import yaml
 
 from ekd_ray.engine.runlog import HISTORY, read_history
-from ekd_ray.results.study import RESULT, Study, TrialRecord
+from ekd_ray.results.records import RESULT, TrialRecord
+from ekd_ray.results.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import OnEpoch, distill
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
-from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
 from ekd_ray.losses.objective import method_of

@@ -22,30 +22,24 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.targets import COSTS
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import RunResult, forget_checkpoint
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.hparams import end_session
+from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
+from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import validation_predictions, write_pictures
-from ekd_ray.engine.plan import resolve, without_teacher
 from ekd_ray.engine.precision import environment
-from ekd_ray.engine.predictions import FILE as PREDICTIONS
-from ekd_ray.engine.predictions import Predictions
+from ekd_ray.engine.resolve import resolve, without_teacher
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name, write_json
 from ekd_ray.losses.objective import with_method
-from ekd_ray.objectives import COSTS
 from ekd_ray.results.leaderboard import leaderboard_rows, winner_of
 from ekd_ray.results.paired import clearly_worse
-from ekd_ray.results.study import (
-    CONFIRMED,
-    FAILURE,
-    RESULT,
-    Study,
-    failure_reason,
-    write_parquet,
-)
-from ekd_ray.scale.fill import fill_cache
+from ekd_ray.results.records import CONFIRMED, FAILURE, RESULT, failure_reason
+from ekd_ray.results.study import Study, write_parquet
+from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import why

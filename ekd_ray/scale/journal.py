@@ -15,7 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import TrialState
 
-from ekd_ray.results.study import JOURNAL
+from ekd_ray.results.records import JOURNAL
 
 
 class _Backend(BaseJournalBackend):

@@ -17,7 +17,7 @@ from ekd_ray.engine.final import finished_run
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
-from ekd_ray.results.study import FAILURE, RESULT, failure_reason
+from ekd_ray.results.records import FAILURE, RESULT, failure_reason
 from ekd_ray.scale.cluster import connected, live_nodes, local_cpus, room_on
 from ekd_ray.scale.trainer import SCRATCH, Workers, fit_group
 from ekd_ray.scale.worker import Job, Report, run_job

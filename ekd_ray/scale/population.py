@@ -25,7 +25,8 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
-from ekd_ray.config import CHANGEABLE, DistillConfig, StudyConfig
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.distill_config import CHANGEABLE
 from ekd_ray.errors import UserError
 from ekd_ray.losses.objective import resolve_method
 from ekd_ray.scale.space import Parameter, Space

@@ -41,7 +41,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
-from ekd_ray.results.study import milestone_epochs
+from ekd_ray.results.records import milestone_epochs
 from ekd_ray.scale.population import POPULATIONS, check_population, make_population
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUNG_SCORE

@@ -14,8 +14,9 @@ from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError, no_space
-from ekd_ray.results.study import FAILURE, RESULT, Study
-from ekd_ray.scale.fill import fill_cache
+from ekd_ray.results.records import FAILURE, RESULT
+from ekd_ray.results.study import Study
+from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.members import Members, run_member
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.population import POPULATIONS

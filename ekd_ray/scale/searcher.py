@@ -20,10 +20,10 @@ from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import forget_checkpoint
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.results.study import FAILURE, TrialRecord, trial_folder
+from ekd_ray.results.records import FAILURE, TrialRecord, trial_folder
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.journal import together
 from ekd_ray.scale.population import POPULATIONS

@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import scaled_batch
+from ekd_ray.engine.resolve import scaled_batch
 from ekd_ray.errors import Keys, UserError, at, unknown_name
 from ekd_ray.losses.objective import resolve_method, with_method
 

@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_text
-from ekd_ray.results.study import JOURNAL
+from ekd_ray.results.records import JOURNAL
 from ekd_ray.scale.journal import Journal
 from ekd_ray.scale.samplers import make_sampler
 from ekd_ray.scale.space import quiet

@@ -14,8 +14,8 @@ from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.targets import COSTS
 from ekd_ray.errors import UserError, unknown_name
-from ekd_ray.objectives import COSTS
 from ekd_ray.scale.worker import RUNG_SCORE, Job
 
 SERVICE = "mlflow"

@@ -16,14 +16,14 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
-from ekd_ray.engine.cost import student_costs
 from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.hparams import Session
+from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.engine.schedule import settled_since
 from ekd_ray.errors import NoSpace, UserError, no_space
 from ekd_ray.files import write_json
-from ekd_ray.results.study import FAILURE
+from ekd_ray.results.records import FAILURE
 
 Report = Callable[[dict[str, Any]], None]
 RUNG_SCORE = "rung_score"

@@ -37,7 +37,6 @@ import torch
 from agreement import ended
 from ray.tune.schedulers import TrialScheduler
 
-from ekd_ray import pipeline
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import load_dataset
 from ekd_ray.engine import train_teacher as teacher_module
@@ -47,11 +46,13 @@ from ekd_ray.files import write_json, write_text
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model
 from ekd_ray.results import report as report_module
-from ekd_ray.results.study import JOURNAL, STUDY_FILE, Study
+from ekd_ray.results.records import JOURNAL, STUDY_FILE
+from ekd_ray.results.study import Study
 from ekd_ray.scale import confirm as confirm_module
 from ekd_ray.scale import search as search_module
 from ekd_ray.scale import worker as worker_module
 from ekd_ray.scale.worker import Job
+from ekd_ray.studies import pipeline
 
 EPOCHS = 4
 CONFIG = StudyConfig(

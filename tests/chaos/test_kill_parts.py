@@ -20,7 +20,7 @@ from agreement import check_ended
 from chaos_run import Run, check_records, processes
 
 from ekd_ray.results import Study
-from ekd_ray.results.study import RESULT
+from ekd_ray.results.records import RESULT
 
 KILLS = int(os.environ.get("EKD_CHAOS_KILLS", "0"))
 SEED = int(os.environ.get("EKD_CHAOS_SEED", "0"))

@@ -11,15 +11,15 @@ from optuna.trial import TrialState
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import CHECKPOINT
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
-from ekd_ray.pipeline import check_study, open_run
-from ekd_ray.results.study import FAILURE, TrialRecord, trial_folder
+from ekd_ray.results.records import FAILURE, TrialRecord, trial_folder
 from ekd_ray.scale import worker
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import Job
+from ekd_ray.studies.pipeline import check_study, open_run
 
 EPOCHS = 3
 

@@ -19,8 +19,6 @@ import pytest
 import ray
 import yaml
 
-from ekd_ray import cli
-
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 COMMAND = re.compile(r"python (?:/opt/ekd_ray/)?launchers/(\w+)\.py\s*(.*)")
@@ -82,10 +80,11 @@ def test_a_command_that_is_shown_parses(
     if not name.startswith("tune_"):
         return _parse_only(launcher, rest, monkeypatch)
     monkeypatch.setattr(sys, "argv", [name, *arguments(rest)])
-    from ekd_ray import commands
 
-    monkeypatch.setattr(commands, "tune", lambda configs, args: studies.append((configs, args)))
-    monkeypatch.setattr(cli, "_from_zoo", lambda distill, args: distill)
+    from ekd_ray.cli import request, tune_command
+
+    monkeypatch.setattr(tune_command, "tune", lambda configs, args: studies.append((configs, args)))
+    monkeypatch.setattr(request, "_from_zoo", lambda distill, args: distill)
     if "--pair" in rest or "--pairs" in rest or "--student" in rest:
         launcher.main()
         assert studies

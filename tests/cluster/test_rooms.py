@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
-from ekd_ray.scale import cluster, fill, slots
+from ekd_ray.scale import cluster, fill_tasks, slots
 
 
 @given(
@@ -119,7 +119,7 @@ def test_a_trial_that_ends_one_node_after_the_other_fails_at_last(tmp_path: Path
 
 def test_nodes_with_one_disk_share_the_filling_of_it() -> None:
     slots_of = {"a": 2, "b": 1, "c": 3}
-    assert fill.taking_turns(slots_of, {"a": "x", "b": "y", "c": "x"}) == [
+    assert fill_tasks.taking_turns(slots_of, {"a": "x", "b": "y", "c": "x"}) == [
         ["a", "c", "a", "c", "c"],
         ["b"],
     ]
@@ -131,19 +131,19 @@ def test_a_cache_folder_is_known_again_by_whoever_sees_it(
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "one"))
     found: list[str] = []
     askers = [
-        threading.Thread(target=lambda: found.append(fill.cache_identity())) for _ in range(8)
+        threading.Thread(target=lambda: found.append(fill_tasks.cache_identity())) for _ in range(8)
     ]
     for asker in askers:
         asker.start()
     for asker in askers:
         asker.join()
     assert len(found) == 8 and len(set(found)) == 1
-    assert [path.name for path in (tmp_path / "one").iterdir()] == [fill.IDENTITY]
+    assert [path.name for path in (tmp_path / "one").iterdir()] == [fill_tasks.IDENTITY]
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "two"))
-    assert fill.cache_identity() != found[0]
+    assert fill_tasks.cache_identity() != found[0]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "file" / "no"))
-    assert fill.cache_identity() != fill.cache_identity()
+    assert fill_tasks.cache_identity() != fill_tasks.cache_identity()
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ import torch
 from engine_runs import CPU, Killed, assert_same_run, kill_at_step, same_weights, state
 
 import ekd_ray.engine.distill as engine
-import ekd_ray.engine.teacher as teachers
+import ekd_ray.engine.teacher.source as teachers
 from ekd_ray.data import epoch_batches, load_dataset
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import split_ids
-from ekd_ray.engine.teacher import LiveTeacher, Teacher, load_teacher
-from ekd_ray.engine.teacher_cache import RowFormat, list_tables, open_table
-from ekd_ray.engine.teacher_fill import FillPart, fill_tables
+from ekd_ray.engine.teacher.fill import FillPart, fill_tables
+from ekd_ray.engine.teacher.source import LiveTeacher, Teacher, load_teacher
+from ekd_ray.engine.teacher.table import RowFormat, list_tables, open_table
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model
 

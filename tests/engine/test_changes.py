@@ -9,10 +9,11 @@ import pytest
 import torch
 from engine_runs import Killed, assert_same_run, kill_at_step, state, untimed, watch_steps
 
-from ekd_ray.config import CHANGEABLE, DistillConfig
+from ekd_ray.config import DistillConfig
+from ekd_ray.config.distill_config import CHANGEABLE
 from ekd_ray.engine.changes import continues, enter_epoch
 from ekd_ray.engine.distill import CHECKPOINT, distill
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.train_teacher import teacher_config
 from ekd_ray.errors import UserError
 from ekd_ray.losses.objective import METHODS, Objective, resolve_method, with_method

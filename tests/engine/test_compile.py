@@ -7,7 +7,7 @@ import torch
 from engine_runs import same_weights, state
 
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.losses.objective import with_method
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.cost import latency_ms, model_cost, student_costs
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.measure.cost import latency_ms, model_cost, student_costs
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.models import build_model
 from ekd_ray.scale.worker import Job, run_job
 
@@ -39,7 +39,9 @@ def test_parameters_and_flops_against_a_plain_count():
 
 def test_only_what_is_asked_for_is_measured(monkeypatch):
     config = resolve(CONFIG)
-    monkeypatch.setattr("ekd_ray.engine.cost.latency_ms", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(
+        "ekd_ray.engine.measure.cost.latency_ms", lambda *_: pytest.fail("measured")
+    )
     assert student_costs(config, ()) == {}
     assert student_costs(config, ("parameters",)) == {
         "parameters": model_cost("resnet8", 10, 32)[0]

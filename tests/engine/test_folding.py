@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ekd_ray.engine.folding import fold_batch_norms
+from ekd_ray.engine.teacher.folding import fold_batch_norms
 from ekd_ray.models import build_model
 
 torch.set_num_threads(1)

@@ -12,9 +12,9 @@ from ekd_ray.data import dataset_info, load_dataset
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.evaluate import EVAL_BATCH, evaluate_model, student_inputs
 from ekd_ray.engine.final import evaluate_test
-from ekd_ray.engine.plan import check_model, resolve, split_sizes
+from ekd_ray.engine.resolve import check_model, resolve, split_sizes
 from ekd_ray.engine.rundata import split_ids
-from ekd_ray.engine.teacher import LiveTeacher
+from ekd_ray.engine.teacher.source import LiveTeacher
 from ekd_ray.errors import UserError
 from ekd_ray.losses.objective import with_method
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 import ekd_ray.engine.distill as engine
 from ekd_ray.data import dataset_info, load_dataset
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model, load_weights

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ekd_ray.engine.metrics import (
+from ekd_ray.engine.measure.metrics import (
     CALIBRATION_BINS,
     classification_metrics,
     expected_calibration_error,

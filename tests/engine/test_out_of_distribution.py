@@ -14,7 +14,7 @@ from ekd_ray.data import dataset_info, load_dataset
 from ekd_ray.data.miniature import write_miniature
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.final import evaluate_test
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import load_run_data, split_ids
 from ekd_ray.errors import UserError
 from ekd_ray.losses.objective import with_method

@@ -13,10 +13,10 @@ from engine_runs import same_weights, state, untimed
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import stratified_subset
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import load_run_data
-from ekd_ray.engine.teacher import load_teacher
-from ekd_ray.engine.teacher_cache import list_tables
+from ekd_ray.engine.teacher.source import load_teacher
+from ekd_ray.engine.teacher.table import list_tables
 
 ROOT = os.environ.get("EKD_DATA_ROOT")
 TEACHER = Path(ROOT or ".") / "teachers" / "cifar10_resnet56a_jpeg.th"
@@ -54,7 +54,7 @@ def test_a_run_from_the_real_teachers_table_is_the_live_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this machine's own precision: of one part of the images, then of a larger one."""
-    monkeypatch.setattr("ekd_ray.engine.teacher_cache.default_cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("ekd_ray.engine.teacher.table.default_cache_dir", lambda: tmp_path)
     settings = {"method": "kd", "augment": "none", "validation_fraction": 0.0}
     config = configuration(**settings, teacher_cache="off")
     live = distill(config, data_root=ROOT, threads=1)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from ekd_ray.engine.teacher_cache import RowFormat
+from ekd_ray.engine.teacher.table import RowFormat
 
 LARGEST = 65504.0  # of float16
 HALF_STEP = 2.0**-11  # relative error of rounding to float16

@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ekd_ray.data import dataset_info
 from ekd_ray.engine.distill import CHECKPOINT, distill
-from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import resolve_precision
-from ekd_ray.engine.teacher import LiveTeacher, load_teacher
+from ekd_ray.engine.resolve import resolve
+from ekd_ray.engine.teacher.source import LiveTeacher, load_teacher
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model, load_weights, read_metadata

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import ekd_ray.engine.teacher as teachers
-import ekd_ray.engine.teacher_cache as cache
-from ekd_ray.engine.teacher import affordable
-from ekd_ray.engine.teacher_cache import (
+import ekd_ray.engine.teacher.source as teachers
+import ekd_ray.engine.teacher.table as cache
+from ekd_ray.engine.teacher.source import affordable
+from ekd_ray.engine.teacher.table import (
     RowFormat,
     TableSpec,
     find_table,

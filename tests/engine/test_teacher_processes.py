@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ekd_ray.engine.teacher_cache import RowFormat, TableSpec, open_table
+from ekd_ray.engine.teacher.table import RowFormat, TableSpec, open_table
 
 WIDTH, ROUNDS = 6000, 2000  # a row is three pages: it can be seen half written
 SPEC = TableSpec(

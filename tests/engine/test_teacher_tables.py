@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-import ekd_ray.engine.teacher as teachers
+import ekd_ray.engine.teacher.source as teachers
 from ekd_ray.data import num_train
-from ekd_ray.engine.plan import resolve
-from ekd_ray.engine.teacher import table_bytes, table_spec, uses_cache
+from ekd_ray.engine.resolve import resolve
+from ekd_ray.engine.teacher.source import table_bytes, table_spec, uses_cache
 from ekd_ray.losses.objective import METHODS, with_method
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ekd_ray.engine import uncertainty as module
-from ekd_ray.engine.uncertainty import (
+from ekd_ray.engine.measure import uncertainty as module
+from ekd_ray.engine.measure.uncertainty import (
     aleatoric_entropy,
     aurc,
     dissonance,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import special
 
-from ekd_ray.config import EVIDENCE
+from ekd_ray.config.distill_config import EVIDENCE
 from ekd_ray.errors import UserError
 from ekd_ray.losses import (
     EVIDENCE_FUNCTIONS,

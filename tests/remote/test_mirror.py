@@ -17,7 +17,7 @@ from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import Mirror, State, changes
 from ekd_ray.remote.objects import StorageError
 from ekd_ray.remote.session import StaleCopy, header_folder, mirrored, reading_copy
-from ekd_ray.results.study import JOURNAL, RESULT
+from ekd_ray.results.records import JOURNAL, RESULT
 
 PLACE = Location("s3", "bucket", "runs/one")
 

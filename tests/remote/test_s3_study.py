@@ -18,7 +18,7 @@ from conftest import SECRET, TOKEN
 from ekd_ray.remote.location import parse_location, working_copy
 from ekd_ray.remote.objects import open_objects
 from ekd_ray.results import Bundle, Study
-from ekd_ray.results.study import RESULT
+from ekd_ray.results.records import RESULT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]

@@ -17,14 +17,15 @@ from report_studies import finished
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import final as evaluation
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.plan import resolve
 from ekd_ray.engine.precision import environment
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.files import write_json
 from ekd_ray.losses.objective import with_method
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.results import Bundle, Study, export_bundle
+from ekd_ray.results.records import RESULT, TrialRecord, trial_folder
 from ekd_ray.results.report import figures_teacher, write_report
-from ekd_ray.results.study import RESULT, TrialRecord, trial_folder, write_parquet
+from ekd_ray.results.study import write_parquet
 
 BASE = DistillConfig(
     dataset="synthetic", student="resnet8", method="none", train_subset=80,

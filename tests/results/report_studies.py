@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ekd_ray.engine.predictions import FILE, Predictions, kept_images
+from ekd_ray.engine.measure.predictions import FILE, Predictions, kept_images
 from ekd_ray.files import write_json
 from ekd_ray.results import Study
 

@@ -15,6 +15,7 @@ from ekd_ray.results import Study
 from ekd_ray.results.costs import savings, time_table
 from ekd_ray.results.importance import judged_epoch
 from ekd_ray.results.progress import progress, running_trials
+from ekd_ray.studies.comparison import compare_studies
 
 SPACE = {"lr": {"low": 1e-4, "high": 1.0, "log": True}, "momentum": {"low": 0.0, "high": 1.0}}
 
@@ -136,7 +137,7 @@ def test_two_studies_are_compared_by_welchs_interval(maker, rows, tmp_path):
     ours, theirs = (0.5, 0.6, 0.8), (0.5, 0.52, 0.51, 0.49)
     one = confirmed(maker, rows, tmp_path / "a", ours)
     other = confirmed(maker, rows, tmp_path / "b", theirs, sampler="random")
-    table = one.compare(other).to_pylist()
+    table = compare_studies(one, other).to_pylist()
     row = next(r for r in table if (r["name"], r["figure"]) == ("winner", "test_top1"))
     a, b = np.array(ours), np.array(theirs)
     u, v = a.var(ddof=1) / 3, b.var(ddof=1) / 4
@@ -156,7 +157,7 @@ def test_studies_of_other_data_are_not_compared(maker, tmp_path):
     maker.path = tmp_path / "b"
     other = maker.study(distill=one.config.distill.replace(dataset="digits"))
     with pytest.raises(UserError, match=r"is of synthetic and .* of digits: only studies of"):
-        one.compare(other)
+        compare_studies(one, other)
 
 
 # Progress, time

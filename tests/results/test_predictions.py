@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ekd_ray.data import normalize
 from ekd_ray.engine import final as evaluation
 from ekd_ray.engine import rundata
-from ekd_ray.engine.plan import parse_normalization
-from ekd_ray.engine.predictions import LOGIT_VALUES, Predictions, kept_images
+from ekd_ray.engine.measure.predictions import LOGIT_VALUES, Predictions, kept_images
+from ekd_ray.engine.resolve import parse_normalization
 from ekd_ray.models import build_model, load_weights
 from ekd_ray.scale import confirm
 from ekd_ray.scale.worker import Job

@@ -12,12 +12,11 @@ import pytest
 import torch
 from report_studies import EVIL, finished, predictions, searched
 
-from ekd_ray import pipeline
 from ekd_ray.data import datasets
 from ekd_ray.engine import rundata
-from ekd_ray.engine.metrics import expected_calibration_error
+from ekd_ray.engine.measure.metrics import expected_calibration_error
+from ekd_ray.engine.measure.uncertainty import aurc
 from ekd_ray.engine.pictures import reliability_bins
-from ekd_ray.engine.uncertainty import aurc
 from ekd_ray.results import Study
 from ekd_ray.results.report import figures_search, figures_teacher, write_report
 from ekd_ray.results.report.content import gather
@@ -25,6 +24,7 @@ from ekd_ray.results.report.figures_model import interval, risk_over_coverage
 from ekd_ray.results.report.figures_teacher import correlation_gap
 from ekd_ray.results.report.headline import headline
 from ekd_ray.results.report.page import script_json
+from ekd_ray.studies import pipeline
 
 SECTIONS = ("certainty", "leaderboard", "curves-section", "parameters", "trade-off",
             "calibration", "teacher", "time-section", "failures", "reproduce")  # fmt: skip

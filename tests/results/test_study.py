@@ -16,7 +16,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results import Study
 from ekd_ray.results.leaderboard import mean_sd
-from ekd_ray.results.study import RESULT, milestone_epochs, trial_folder
+from ekd_ray.results.records import RESULT, milestone_epochs, trial_folder
 
 # Trials
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.scale.samplers import SAMPLERS
 from ekd_ray.scale.searcher import OptunaSearcher

@@ -10,7 +10,7 @@ from search_runs import FLOATS, study_of
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import CHECKPOINT
 from ekd_ray.engine.final import WEIGHTS
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.scale.confirm import Run, confirm_job
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import Job, run_job

@@ -8,7 +8,7 @@ import pytest
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
-from ekd_ray.results.study import RESULT
+from ekd_ray.results.records import RESULT
 from ekd_ray.scale import confirm
 
 FINALISTS = {f"trial {n}": DistillConfig(method="none", lr=0.01 * (n + 1)) for n in range(4)}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from search_runs import EPOCHS, run, study_of
 
-from ekd_ray.results.study import JOURNAL
+from ekd_ray.results.records import JOURNAL
 from ekd_ray.scale.storage import STUDY_NAME
 
 pytest.importorskip("optuna_dashboard")

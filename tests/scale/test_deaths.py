@@ -19,16 +19,16 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
-from ekd_ray.pipeline import open_run
-from ekd_ray.results.study import FAILURE, RESULT, TrialRecord, trial_folder
+from ekd_ray.results.records import FAILURE, RESULT, TrialRecord, trial_folder
 from ekd_ray.scale import worker
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.confirm import _JobList
 from ekd_ray.scale.search import _Relay, run_tuner
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import Job, Report, out_of_memory, run_job
+from ekd_ray.studies.pipeline import open_run
 
 RATES = (0.05, 0.04, 0.03, 0.02)
 DIES_ALWAYS, DIES_ONCE, ASKS_TOO_MUCH, LIVES = range(len(RATES))

@@ -14,10 +14,10 @@ from search_runs import study_of
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import CHECKPOINT
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import NoSpace, no_space
-from ekd_ray.results.study import FAILURE, RESULT
+from ekd_ray.results.records import FAILURE, RESULT
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import FULL, Job, check_room, run_job
 
@@ -96,7 +96,7 @@ def test_the_trial_goes_on_under_its_number_once_there_is_room(tmp_path):
 
 
 def test_a_launcher_says_it_in_one_sentence_and_continues(small_disk, launch, monkeypatch):
-    from ekd_ray import pipeline
+    from ekd_ray.studies import pipeline
 
     monkeypatch.setattr(pipeline, "LEAST_FREE_BYTES", 0)
     out = small_disk / "run"

@@ -13,12 +13,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from test_deaths import Nobody
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import resolve
-from ekd_ray.pipeline import open_run
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.results import Study
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.studies.pipeline import open_run
 
 OTHER = """
 import ray, sys

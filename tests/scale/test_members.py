@@ -15,9 +15,9 @@ from ray.tune.experiment import Trial
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import CHECKPOINT
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY, read_history
-from ekd_ray.results.study import TrialRecord
+from ekd_ray.results.records import TrialRecord
 from ekd_ray.scale import members as members_module
 from ekd_ray.scale.members import Members, run_member
 from ekd_ray.scale.searcher import OptunaSearcher, open_study

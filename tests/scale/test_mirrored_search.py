@@ -13,14 +13,14 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from search_runs import EPOCHS, run, score, study_of
 
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.remote import lease as leases
 from ekd_ray.remote.lease import new_lease
 from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import Mirror, State
 from ekd_ray.remote.session import mirrored
-from ekd_ray.results.study import RESULT, TrialRecord
+from ekd_ray.results.records import RESULT, TrialRecord
 from ekd_ray.scale.journal import drop_unknown
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import STUDY_NAME

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import check_workers, scaled_batch
+from ekd_ray.engine.resolve import check_workers, scaled_batch
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.scale import one_run

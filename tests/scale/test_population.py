@@ -14,13 +14,13 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune.experiment import Trial
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
-from ekd_ray.pipeline import check_study
 from ekd_ray.scale import population
 from ekd_ray.scale.samplers import check_sampler, make_scheduler
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import Job
+from ekd_ray.studies.pipeline import check_study
 
 # Trials that train by arithmetic
 

@@ -10,12 +10,12 @@ from optuna.trial import TrialState
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.plan import resolve
-from ekd_ray.pipeline import check_study, open_run
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.results import Study
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.search import search
 from ekd_ray.scale.searcher import open_study
+from ekd_ray.studies.pipeline import check_study, open_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 EPOCHS = 4

@@ -12,12 +12,11 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 from search_runs import COMBINATIONS, EPOCHS, FINITE, FLOATS, MIXED, points, run, score, study_of
 
-from ekd_ray.config import SAMPLERS as NAMES
-from ekd_ray.config import SCHEDULERS as SCHEDULER_NAMES
-from ekd_ray.engine.plan import resolve
+from ekd_ray.config.study_config import SAMPLERS as NAMES
+from ekd_ray.config.study_config import SCHEDULERS as SCHEDULER_NAMES
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
-from ekd_ray.pipeline import check_study
-from ekd_ray.results.study import TrialRecord, trial_folder
+from ekd_ray.results.records import TrialRecord, trial_folder
 from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.samplers import SAMPLERS, SCHEDULERS, check_sampler, make_scheduler
 from ekd_ray.scale.search import replay
@@ -25,6 +24,7 @@ from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import RUNG_SCORE
+from ekd_ray.studies.pipeline import check_study
 
 
 def test_the_names_are_those_of_the_configuration():

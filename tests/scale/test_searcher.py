@@ -13,9 +13,9 @@ import pytest
 from optuna.trial import TrialState
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
-from ekd_ray.results.study import FAILURE, RESULT, TrialRecord, trial_folder
+from ekd_ray.results.records import FAILURE, RESULT, TrialRecord, trial_folder
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.search import replay
 from ekd_ray.scale.searcher import OptunaSearcher

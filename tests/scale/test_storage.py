@@ -5,11 +5,11 @@ import pytest
 from optuna.storages import RDBStorage
 from search_runs import run, study_of
 
-from ekd_ray.engine.plan import resolve
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
-from ekd_ray.pipeline import check_study
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import NAME_FILE, check_storage
+from ekd_ray.studies.pipeline import check_study
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.plan import resolve
-from ekd_ray.pipeline import check_study, open_run
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.results import Bundle, Study
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.search import search
 from ekd_ray.scale.storage import STUDY_NAME
+from ekd_ray.studies.pipeline import check_study, open_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]

@@ -8,14 +8,15 @@ from typing import Any
 import pyarrow as pa
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.engine.predictions import FILE as PREDICTIONS
-from ekd_ray.engine.predictions import Predictions
+from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
+from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.results.costs import Savings, savings, time_table
 from ekd_ray.results.importance import parameter_importance
 from ekd_ray.results.leaderboard import Row
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.progress import Progress, progress, running_trials
-from ekd_ray.results.study import Study, TrialRecord
+from ekd_ray.results.records import TrialRecord
+from ekd_ray.results.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)

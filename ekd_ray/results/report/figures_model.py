@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from scipy import stats
 
+from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import reliability_bins
-from ekd_ray.engine.predictions import Predictions
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import LEAST_SEEDS, LEVEL
 from ekd_ray.results.report.content import Content

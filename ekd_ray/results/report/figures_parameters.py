@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ekd_ray.objectives import DIRECTIONS
+from ekd_ray.config.targets import DIRECTIONS
 from ekd_ray.results.importance import coordinate, judged_epoch, score_at
+from ekd_ray.results.records import TrialRecord
 from ekd_ray.results.report.content import Content
 from ekd_ray.results.report.parts import (
     DASH,
@@ -26,7 +27,6 @@ from ekd_ray.results.report.parts import (
     thinned,
     value_text,
 )
-from ekd_ray.results.study import TrialRecord
 
 MOST_POINTS, MOST_ROWS = 1000, 200
 

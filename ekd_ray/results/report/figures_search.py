@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ekd_ray.objectives import DIRECTIONS, pareto_front
+from ekd_ray.config.targets import DIRECTIONS, pareto_front
+from ekd_ray.results.records import TrialRecord, milestone_epochs
 from ekd_ray.results.report.content import Content
 from ekd_ray.results.report.parts import (
     FAILED,
@@ -20,7 +21,6 @@ from ekd_ray.results.report.parts import (
     metric_name,
     thinned,
 )
-from ekd_ray.results.study import TrialRecord, milestone_epochs
 
 MOST_CURVES, MOST_EPOCHS, MOST_POINTS, MOST_ROWS = 300, 120, 1000, 200
 STATUS = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ekd_ray.engine.predictions import Predictions
+from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.results.leaderboard import Row
 from ekd_ray.results.report.content import Content
 from ekd_ray.results.report.parts import (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ekd_ray.config.targets import COSTS
 from ekd_ray.data import short_name
-from ekd_ray.objectives import COSTS
 from ekd_ray.results.leaderboard import mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.report.content import Content

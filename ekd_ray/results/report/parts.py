@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ekd_ray.objectives import COSTS
+from ekd_ray.config.targets import COSTS
 
 DASH = "\N{EN DASH}"  # where there is no value
 # One colour per role on the whole page, readable on white and on near-black.

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 
 from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.records import milestone_epochs
 from ekd_ray.results.report import figures_model, figures_parameters, figures_search
 from ekd_ray.results.report.closing import failures, reproduce
 from ekd_ray.results.report.content import Content
@@ -25,7 +26,6 @@ from ekd_ray.results.report.parts import (
     table,
     value_text,
 )
-from ekd_ray.results.study import milestone_epochs
 
 
 def sections(content: Content) -> list[Section]:

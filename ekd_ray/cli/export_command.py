@@ -1,0 +1,57 @@
+"""What `launchers/export_best.py` does: the winner of a study as a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ekd_ray.cli.output import print_json
+from ekd_ray.cli.terminal import Terminal
+from ekd_ray.errors import UserError
+from ekd_ray.remote.location import is_uri
+from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.exports import check_exports
+from ekd_ray.results.study import Study
+
+
+def export(args: argparse.Namespace) -> int:
+    """Export a study's winner; with `--verify`, say whether the weights give what is stated."""
+    if is_uri(args.out):
+        raise UserError(f"a bundle is exported to a folder, got --out {args.out}: give one here.")
+    study = Study.load(args.run)
+    formats = tuple(dict.fromkeys(args.format.split(","))) if args.format else ()
+    if args.normalized_input and not formats:
+        raise UserError("--normalized-input is about exported programs: add --format pt2,onnx.")
+    if args.dry_run:
+        check_exports(formats)
+        winner = study.best()
+        print(f"would export {winner.name} of {args.run} to {args.out}")
+        return 0
+    terminal = Terminal(quiet=args.quiet)
+    try:
+        terminal.stage("export", 1, 0)
+        bundle = export_bundle(
+            study, Path(args.out), formats=formats, normalized_input=args.normalized_input
+        )
+        if args.verify:
+            terminal.stage("test split", 1, 0)
+        data_root = args.data_root or study.config.data_root
+        found = bundle.verify(evaluate=args.verify, data_root=data_root)
+    finally:
+        terminal.close()
+    if args.json:
+        print_json({"bundle": str(bundle.path), "ok": found.ok, "problems": list(found.problems)})
+    elif not args.quiet:
+        _print_export(bundle, verified=args.verify and found.ok)
+    if not found.ok:
+        raise UserError(f"{bundle.path}: {' '.join(found.problems)}")
+    return 0
+
+
+def _print_export(bundle: Bundle, *, verified: bool) -> None:
+    stated = bundle.metrics["model"]["test_top1"]
+    note = ", reproduced by the stored weights" if verified else ""
+    print(f"bundle: {bundle.path} ({bundle.config.student}, test top-1 {stated:.2%}{note})")
+    for name, program in bundle.metrics.get("exports", {}).items():
+        gap = program["largest_difference"]
+        print(f"{name}: differs from the PyTorch model by {gap:.1g} at most")

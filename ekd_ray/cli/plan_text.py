@@ -1,0 +1,229 @@
+"""The resolved plan of a study or run in words: what would run, on what, for how long."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ekd_ray.cli.terminal import changes_text
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
+from ekd_ray.engine.measure.cost import model_cost
+from ekd_ray.engine.resolve import split_sizes, student_size
+from ekd_ray.engine.teacher.source import table_bytes, uses_cache
+from ekd_ray.engine.teacher.table import tables_dir
+from ekd_ray.engine.train_teacher import teacher_config
+from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
+from ekd_ray.results.records import milestone_epochs
+from ekd_ray.scale.cluster import ADDRESS, fits, local_cpus, on_cluster, this_machine
+from ekd_ray.scale.confirm import baselines
+from ekd_ray.scale.population import POPULATIONS
+from ekd_ray.scale.space import Space, first_points
+from ekd_ray.scale.trainer import Workers
+
+# Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
+CPU_FLOPS = 25e9
+GPU_FLOPS = 2e13
+
+
+def images_per_epoch(config: DistillConfig, data_root: str | None) -> int:
+    """Training images that one epoch visits."""
+    kept, _ = split_sizes(config, data_root)
+    return steps_per_epoch(kept, config.batch_size) * config.batch_size
+
+
+def run_flops(config: DistillConfig, data_root: str | None, *, final: bool = False) -> float:
+    """FLOPs of one full run, without the teacher: forward and backward, and evaluation.
+
+    A final run holds nothing out and reads the test split at its end.
+    """
+    info = dataset_info(config.dataset)
+    forward = model_cost(config.student, info.num_classes, student_size(config))[1]
+    evaluated = info.num_test if final else config.epochs * split_sizes(config, data_root)[1]
+    return forward * (3.0 * _views(config, data_root, final=final) + evaluated)
+
+
+def teacher_flops(config: DistillConfig, data_root: str | None, *, final: bool = False) -> float:
+    """FLOPs of the teacher for the views of one full run, 0 for a method without one."""
+    if not (config.teacher and method_of(config).needs_teacher):
+        return 0.0
+    info = dataset_info(config.dataset)
+    size = config.image_size or info.image_size
+    cost = model_cost(config.teacher, info.num_classes, size)[1]
+    return cost * _views(config, data_root, final=final)
+
+
+def _views(config: DistillConfig, data_root: str | None, *, final: bool) -> int:
+    """Views of images that a run shows its student."""
+    if final:
+        config = config.replace(validation_fraction=0.0)
+    each = 2 if method_of(config).strong_view else 1
+    return each * images_per_epoch(config, data_root) * config.epochs
+
+
+def run_plan(
+    config: DistillConfig, out: Path, data_root: str | None, workers: Workers | None = None
+) -> str:
+    """The plan of one run, in this process or on `workers`."""
+    lines = [*_setup(config, data_root), f"out        {out} ({_free(out)})"]
+    flops = run_flops(config, data_root) + teacher_flops(config, data_root)
+    cpus, gpus = local_cpus(), 0.0
+    if workers and workers.most > 1:
+        count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
+        lines.append(
+            f"resources  {count} worker(s) x {workers.cpus} CPU, {workers.gpus:g} GPU, "
+            f"{config.parallel}"
+        )
+        cpus, gpus = workers.most * workers.cpus, workers.most * workers.gpus
+    lines.append(f"estimate   {_duration(flops, cpus, gpus)}")
+    return "\n".join(lines)
+
+
+def study_plan(config: StudyConfig, out: Path) -> str:
+    """The plan of a study: setup, space, trials, resources, disk, estimate."""
+    base, space = config.distill, Space(config.space)
+    parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
+    rungs, rows = milestone_epochs(config), baselines(config, base)
+    slots = max(1, fits(config, this_machine()))
+    used = slots * config.workers_per_trial
+    stopping = "none"
+    if config.scheduler in POPULATIONS:
+        stopping = f"population of {config.trials}, perturbed every {config.perturbation} epoch(s)"
+    elif config.scheduler == "median":
+        stopping = f"median rule from epoch {config.grace} on"
+    elif rungs[:-1]:
+        epochs = ", ".join(map(str, rungs[:-1]))
+        stopping = f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
+    at_once = f"{slots} trial(s) at once here"
+    if on_cluster():  # how many, it says when we have joined it
+        at_once = f"as many trials at once as fit on {os.environ[ADDRESS]}"
+    cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
+    lines = [
+        *_setup(base, config.data_root),
+        f"space      {parameters[0]}",
+        *(f"           {line}" for line in parameters[1:]),
+        f"search     {config.trials} trials by {_aims(config)} on the validation split; "
+        f"sampler {config.sampler}; {len(first_points(config))} first point(s){_budget(config)}",
+        f"stopping   {stopping}",
+        f"confirm    best {config.confirm_top_k} over {config.confirm_seeds} seed(s); then the "
+        f"winner and {', '.join(rows) or 'no baselines'} on all training images, "
+        "test read once",
+        f"resources  {at_once}: {config.workers_per_trial} worker(s) x "
+        f"{config.cpus_per_trial} CPU, {config.gpus_per_trial:g} GPU",
+        f"out        {out} ({_disk(config)}; {_free(out)})",
+        f"estimate   {_duration(_study_flops(config), cpus, gpus)}",
+    ]
+    return "\n".join(lines)
+
+
+def _budget(config: StudyConfig) -> str:
+    limits = {
+        "epochs in all": config.budget_epochs,
+        "hours": config.budget_hours,
+        "GPU-hours in all": config.budget_gpu_hours,
+    }
+    given = [f"after {limit:g} {unit}" for unit, limit in limits.items() if limit is not None]
+    if config.stop_below is not None:
+        given.append(f"once no gain above {config.stop_below:g} is expected")
+    return f"; no new one {' or '.join(given)}" if given else ""
+
+
+def _aims(config: StudyConfig) -> str:
+    """`val_top1`, `val_top1 and parameters (Pareto front)`, `val_top1 with val_ece<=0.05`."""
+    text = " and ".join(config.all_objectives)
+    text += " (Pareto front)" if config.objectives else ""
+    return text + (f" with {', '.join(config.constraints)}" if config.constraints else "")
+
+
+def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
+    info = dataset_info(config.dataset)
+    kept, held = split_sizes(config, data_root)
+    views = view_count(config.augment or info.view_scheme, config.view_pool)
+    size = config.image_size or info.image_size
+    lines = [
+        f"data       {config.dataset}: {kept} training and {held} validation images of "
+        f"{size} x {size}, {info.num_classes} classes, {views} view(s) each",
+        f"student    {_model(config.student, config, student_size(config))}",
+    ]
+    if method_of(config).needs_teacher:
+        source = config.teacher_weights or "to be trained first"
+        lines.append(f"teacher    {_model(str(config.teacher), config, size)}, {source}")
+        lines.append(f"cache      {_cache(config, data_root)}")
+    if config.ood_dataset:
+        lines.append(f"unknown    {config.ood_dataset}, for ood_auroc")
+    solver = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
+    if config.accumulation_steps > 1:
+        solver += f" in {config.accumulation_steps} parts"
+    lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
+    if config.changes:
+        lines.append(f"changes    {changes_text(config.changes)}")
+    return [*lines, f"method     {config.method} ({_method_values(config.to_dict(), config)})"]
+
+
+def _cache(config: DistillConfig, data_root: str | None) -> str:
+    """Where the teacher's logits are kept and how large that can grow, known before it does."""
+    if not uses_cache(config, data_root):
+        return f"teacher_cache {config.teacher_cache}: the teacher runs in every step"
+    size = table_bytes(config, num_train(config.dataset, data_root=data_root)) / 2**30
+    return f"teacher logits on disk, at most {size:.2f} GiB in {tables_dir()}"
+
+
+def _method_values(values: Mapping[str, Any], config: DistillConfig) -> str:
+    used = (name for name in METHOD_SETTINGS if name in method_of(config).uses)
+    return ", ".join(f"{name} {values[name]}" for name in used if values[name] is not None)
+
+
+def _model(name: str, config: DistillConfig, size: int) -> str:
+    parameters, flops = model_cost(name, dataset_info(config.dataset).num_classes, size)
+    return f"{name} ({parameters / 1e6:.2f} M parameters, {flops / 2e6:.0f} M multiply-adds)"
+
+
+def _study_flops(config: StudyConfig) -> float:
+    """Upper estimate: rungs as full as ASHA leaves them on average, every confirm run full."""
+    base, root = config.distill, config.data_root
+    rungs = milestone_epochs(config)
+    share, total, before = 1.0, 0.0, 0
+    for epoch in rungs:
+        total += share * (epoch - before)
+        share, before = share / config.reduction_factor, epoch
+    trial_share = total / base.epochs
+    seeds, select = config.confirm_seeds, config.confirm_top_k * config.confirm_seeds
+    flops = (config.trials * trial_share + select) * run_flops(base, root)
+    finals = (base, *baselines(config, base).values())
+    flops += seeds * sum(run_flops(entry, root, final=True) for entry in finals)
+    if uses_cache(base, root):  # once for the search, once for every seed of confirm
+        flops += teacher_flops(base, root) + seeds * teacher_flops(base, root, final=True)
+    else:
+        flops += (config.trials * trial_share + select) * teacher_flops(base, root)
+        flops += seeds * sum(teacher_flops(entry, root, final=True) for entry in finals)
+    if base.teacher_weights is None and config.teacher_training and base.teacher:
+        flops += run_flops(teacher_config(base, base.teacher, config.teacher_training), root)
+    return flops
+
+
+def _duration(flops: float, cpus: int, gpus: float) -> str:
+    rate = gpus * GPU_FLOPS if gpus else cpus * CPU_FLOPS
+    minutes = flops / rate / 60
+    time = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
+    device = f"{gpus:g} GPU(s) at {GPU_FLOPS / 1e12:.0f} TFLOP/s"
+    if not gpus:
+        device = f"{cpus} CPU core(s) at {CPU_FLOPS / 1e9:.0f} GFLOP/s"
+    return f"{flops / 1e12:.1f} TFLOP, very roughly {time} on {device}"
+
+
+def _disk(config: StudyConfig) -> str:
+    base = config.distill
+    num_classes = dataset_info(base.dataset).num_classes
+    parameters = model_cost(base.student, num_classes, student_size(base))[0]
+    finals = (1 + len(config.baselines)) * config.confirm_seeds
+    running = 2 * max(1, fits(config, this_machine()))
+    size = 4 * parameters * (finals + running + 1) + 100_000 * config.trials
+    return f"about {max(1, round(size / 2**20))} MiB"
+
+
+def _free(out: Path) -> str:
+    folder = next(parent for parent in (out, *out.parents) if parent.exists())
+    return f"{shutil.disk_usage(folder).free / 2**30:.0f} GiB free"

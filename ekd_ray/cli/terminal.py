@@ -1,0 +1,451 @@
+"""What a person sees: a live table on a terminal, plain lines elsewhere, the leaderboard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from ekd_ray.config import StudyConfig
+from ekd_ray.config.targets import COSTS, total_violation
+from ekd_ray.losses.objective import METHOD_SETTINGS, METHODS
+from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.paired import Paired
+from ekd_ray.results.records import TrialRecord
+
+LIVE_ROWS = 16
+# Stages whose runs read the test split when their epochs are done.
+_TESTED = ("confirm: final", "reproduction")
+REDRAW_SECONDS = 0.25
+# Below this width settings would be broken into single letters.
+WIDE = 72
+
+
+@dataclass
+class _Progress:
+    """One run as the terminal knows it."""
+
+    name: str
+    settings: dict[str, Any]
+    row: dict[str, Any] = field(default_factory=dict)
+    state: str = "running"
+
+
+class Terminal:
+    """An `Observer` that draws a live table on a TTY, writes a line per event elsewhere.
+
+    Args:
+        shown: settings to show beside each run (the searched ones).
+        metric: the study's metric, for the best so far; rungs: epochs of early stopping.
+        unit: what the filling of the teacher's cache is counted in.
+    """
+
+    def __init__(
+        self, *, metric: str = "val_top1", mode: str = "max", shown: Iterable[str] = (),
+        rungs: Iterable[int] = (), quiet: bool = False, console: Console | None = None,
+        unit: str = "parts",
+    ) -> None:  # fmt: skip
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.metric, self.mode, self.shown = metric, mode, tuple(shown)
+        self.rungs = tuple(rungs)
+        self.quiet, self.unit = quiet, unit
+        self._live: Live | None = None
+        self._drawn_at = 0.0
+        self._reset("", 0, 0)
+
+    def _reset(self, title: str, total: int, epochs: int) -> None:
+        self.title, self.total, self.epochs = title, total, epochs
+        self.runs: dict[int, _Progress] = {}
+        self.started_at = time.monotonic()
+        self.epochs_done = 0
+
+    def filled(self, done: int, total: int) -> None:
+        """Parts of the teacher's logits that the next stage will read."""
+        if self.title != "teacher logits":
+            self.close()
+            self._reset("teacher logits", total, 0)
+        if self.quiet:
+            return
+        if not self.console.is_terminal:
+            self._line(f"[{done}/{total} {self.unit}] teacher logits")
+            return
+        seconds = (time.monotonic() - self.started_at) / max(done, 1) * (total - done)
+        left = f"  about {duration(seconds)} left" if done < total and done else ""
+        text = f"{done}/{total} {self.unit}{left}"
+        share, width = done / max(total, 1), self.console.width
+        self._show(progress_line("teacher logits", share, text, width=width))
+        if done == total:
+            self._stop()
+            self._reset("", 0, 0)
+
+    def stage(self, title: str, total: int, epochs: int) -> None:
+        """A stage of `total` runs of at most `epochs` epochs begins; without epochs, a step
+        that ends when it ends (the test split, the export)."""
+        self.close()
+        self._reset(title, total, epochs)
+        if self.quiet:
+            return
+        if not epochs:
+            self._line(f"{title} ...")
+            if self.console.is_terminal:
+                self._live = Live(Spinner("dots", text=title), console=self.console, transient=True)
+                self._live.start()
+            return
+        self.console.print(f"[bold]{title}[/bold]: {total} run(s) of up to {epochs} epoch(s)")
+        if self.console.is_terminal:
+            self._show(self._table())
+
+    def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
+        """A run begins, or goes on after a pause."""
+        before = self.runs.get(number, _Progress(name, settings))
+        self.runs[number] = _Progress(name, settings, row=before.row)
+        self._draw()
+
+    def epoch(self, number: int, row: dict[str, Any]) -> None:
+        """A run has finished an epoch."""
+        run = self.runs[number]
+        run.row = row
+        self.epochs_done += 1
+        if not self._live and self.total == 1 and row["epoch"] < self.epochs:
+            self._line(f"{run.name} epoch {row['epoch']}/{self.epochs}  {_figures(row)}")
+        self._draw()
+
+    def ended(self, number: int, *, failed: bool) -> None:
+        """A run has ended: all epochs done, stopped early, or failed."""
+        # A run whose process never came up ends without having started.
+        run = self.runs.setdefault(number, _Progress(f"trial {number}", {}))
+        complete = run.row.get("epoch") == self.epochs
+        run.state = "complete" if complete else "stopped early"
+        if failed or not run.row:
+            run.state = "failed"
+        done = sum(r.state != "running" for r in self.runs.values())
+        if not self._live:
+            epoch = run.row.get("epoch", 0)
+            self._line(
+                f"[{done}/{self.total}] {run.name} {run.state} at epoch {epoch}/{self.epochs}  "
+                f"{_figures(run.row)}  {self._settings(run)}{self._summary()}"
+            )
+        self._draw()
+
+    def close(self) -> None:
+        """Leave the live view as it stands."""
+        self._drawn_at = 0.0
+        if self.epochs:
+            self._draw()
+        self._stop()
+
+    def _show(self, view: RenderableType) -> None:
+        if self._live is None:
+            self._live = Live(view, console=self.console, refresh_per_second=4)
+            self._live.start()
+        self._live.update(view)
+
+    def _stop(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def _line(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(text.rstrip(), markup=False)
+
+    def _draw(self) -> None:
+        # A table for every report of 64 trials would be most of the driver's work.
+        if self._live and time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
+            self._drawn_at = time.monotonic()
+            self._live.update(self._table())
+
+    def _settings(self, run: _Progress) -> str:
+        return _assignments(run.settings, self.shown)
+
+    def _rung(self, run: _Progress) -> str:
+        """Comparisons survived of those that a search makes; confirm runs make none."""
+        if self.title != "search":
+            return ""
+        return f"{sum(rung <= run.row.get('epoch', 0) for rung in self.rungs)}/{len(self.rungs)}"
+
+    def best(self) -> _Progress | None:
+        """The run of this stage with the best latest metric."""
+        scored = [run for run in self.runs.values() if self.metric in run.row]
+        pick = max if self.mode == "max" else min
+        return pick(scored, key=lambda run: run.row[self.metric], default=None)
+
+    def _summary(self) -> str:
+        best = self.best()
+        text = f"  best {_metric(self.metric, best.row)} ({best.name})" if best else ""
+        return text + self._time_left()
+
+    def _time_left(self) -> str:
+        """At the pace so far: if runs end as early as those before, and if none does."""
+        most, expected = self.seconds_left(), self.seconds_expected()
+        if not most:
+            return ""
+        if expected is None or duration(expected) == duration(most):
+            return f"  at most {duration(most)} left"
+        return f"  about {duration(expected)} left, at most {duration(most)}"
+
+    def _possible(self, epochs: float) -> float:
+        """Epochs still to come if every run that has not ended goes on to `epochs`."""
+        ended = sum(run.state != "running" for run in self.runs.values())
+        running = [run.row.get("epoch", 0) for run in self.runs.values() if run.state == "running"]
+        waiting = max(0, self.total - ended - len(running))
+        return waiting * epochs + sum(max(0.0, epochs - done) for done in running)
+
+    def seconds_left(self) -> float | None:
+        """Upper estimate: every epoch still possible, at the pace so far."""
+        if not self.epochs_done:
+            return None
+        pace = (time.monotonic() - self.started_at) / self.epochs_done
+        return self._possible(self.epochs) * pace
+
+    def seconds_expected(self) -> float | None:
+        """Estimate with the mean length of the runs that have ended; None before three have."""
+        ended = [r.row.get("epoch", 0) for r in self.runs.values() if r.state != "running"]
+        if len(ended) < 3 or not self.epochs_done:
+            return None
+        pace = (time.monotonic() - self.started_at) / self.epochs_done
+        return self._possible(sum(ended) / len(ended)) * pace
+
+    def _state(self, run: _Progress) -> str:
+        done = run.row.get("epoch") == self.epochs
+        if run.state == "running" and done and self.title in _TESTED:
+            return "test split"
+        return run.state
+
+    def _table(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        wide = self.console.width >= WIDE
+        columns = ["run", "epoch", "rung", self.metric, "loss", "state", "settings"]
+        if self.title != "search":
+            columns.remove("rung")
+        if not wide:  # the best run's settings follow below
+            columns.remove("settings")
+        for column in columns:
+            table.add_column(column, no_wrap=column != "settings", overflow="fold")
+        best = self.best()
+        for run in latest(self.runs, LIVE_ROWS):
+            cells = {
+                "run": run.name,
+                "epoch": f"{run.row.get('epoch', 0)}/{self.epochs}",
+                "rung": self._rung(run),
+                self.metric: _value(self.metric, run.row[self.metric])
+                if self.metric in run.row
+                else "",
+                "loss": f"{run.row['train_loss']:.3f}" if run.row else "",
+                "state": self._state(run),
+                "settings": self._settings(run),
+            }
+            style = "bold green" if run is best else _STYLES.get(run.state)
+            table.add_row(*(cells[column] for column in columns), style=style)
+        ended = sum(run.state != "running" for run in self.runs.values())
+        share = 1 - self._possible(self.epochs) / max(1, self.total * self.epochs)
+        text = f"{ended}/{self.total} ended{self._summary()}"
+        views: list[RenderableType] = [
+            table,
+            progress_line(self.title, share, text, width=self.console.width),
+        ]
+        if self.title == "search":
+            runs = [(r.row.get("epoch", 0), r.state == "running") for r in self.runs.values()]
+            views.append(folded(rung_occupancy(self.rungs, runs)))
+        if best and not wide and self._settings(best):
+            views.append(folded(f"best: {self._settings(best)}"))
+        return Group(*views)
+
+
+_STYLES = {"stopped early": "dim", "failed": "red"}
+
+
+def progress_line(title: str, share: float, text: str, *, width: int) -> Table:
+    """Title, a bar filled to `share` in [0, 1], and what there is to say, in `width` columns."""
+    bar = 24 if width >= WIDE else 10
+    line = Table.grid(padding=(0, 1))
+    line.add_column(no_wrap=True)
+    line.add_column(width=bar)
+    line.add_column(overflow="fold")
+    line.add_row(title, ProgressBar(total=1.0, completed=share, width=bar), Text(text))
+    return line
+
+
+def folded(text: str) -> Table:
+    """Text that goes on in the next line where the terminal ends."""
+    line = Table.grid()
+    line.add_column(overflow="fold")
+    line.add_row(Text(text))
+    return line
+
+
+def rung_occupancy(rungs: Sequence[int], runs: Iterable[tuple[int, bool]]) -> str:
+    """How many runs have reached each rung, and how many of them are running.
+
+    Args:
+        rungs: epochs at which trials are compared, ascending; runs: (epochs done, whether it
+            is running) of each.
+
+    Returns:
+        "rungs: epoch 1: 9 (2 running), epoch 3: 4, epoch 9: 1"; a running one is counted as
+        such at the last rung that it has reached.
+    """
+    parts = []
+    runs = list(runs)
+    for rung, following in zip(rungs, [*rungs[1:], None], strict=True):
+        reached = [(done, running) for done, running in runs if done >= rung]
+        here = sum(running and (following is None or done < following) for done, running in reached)
+        parts.append(f"epoch {rung}: {len(reached)}" + (f" ({here} running)" if here else ""))
+    return f"rungs: {', '.join(parts)}" if parts else ""
+
+
+def latest(runs: dict[int, Any], count: int) -> list[Any]:
+    """At most `count` runs, in order: all that are running, and of the others the last."""
+    running = [number for number, run in runs.items() if run.state == "running"]
+    ended = [number for number in runs if number not in set(running)]
+    room = max(0, count - len(running))
+    chosen = {*running[-count:], *(ended[-room:] if room else ())}
+    return [run for number, run in runs.items() if number in chosen]
+
+
+def duration(seconds: float) -> str:
+    """`2 h 5 min`, `3 min 10 s` or `12 s`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _value(name: str, value: float) -> str:
+    if name in ("parameters", "flops"):
+        return f"{value:,.0f}"
+    return f"{value:.2%}" if name.endswith(("top1", "top5")) else f"{value:.4f}"
+
+
+def _metric(name: str, row: dict[str, Any]) -> str:
+    return f"{name} {_value(name, row[name])}"
+
+
+def _figures(row: dict[str, Any]) -> str:
+    names = [name for name in ("train_loss", "train_top1", "val_top1") if name in row]
+    return "  ".join(_metric(name, row) for name in names)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
+    """The closing table: the winner, the baselines, the other finalists.
+
+    One column for each objective and bounded metric, then the test split's.
+    """
+    seeds = max((len(row.test) for row in board), default=0)
+    table = Table(
+        title=f"leaderboard: mean ± sd over {seeds} seed(s), gap to the winner",
+        title_justify="left",
+    )
+    table.box, table.pad_edge = box.SIMPLE_HEAD, False
+    table.add_column("configuration", no_wrap=True)
+    names = [f"{name} %" if name == "val_top1" else name for name in config.watched]
+    for name in (*names, "test_top1 %", "gap", "test_nll", "test_ece"):
+        table.add_column(name, justify="right", no_wrap=True)
+    top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0
+    longest = max((len(row.val) for row in board), default=0)
+    for row in board:
+        difference = f"{100 * (mean_sd(row.test)[0] - top):+.2f}" if row.test else ""
+        # A finalist that was clearly worse was given fewer seeds.
+        fewer = f" (n={len(row.val)})" if 0 < len(row.val) < longest else ""
+        table.add_row(
+            f"{row.name} (winner)" if row.winner else _LABELS.get(row.name, row.name),
+            _spread(row.val, config.metric) + fewer,
+            *(_spread(row.figures(name), name) for name in config.watched[1:]),
+            _spread(row.test, "test_top1") if not row.failed else "failed",
+            difference if not row.winner else "",
+            _mean([m["test_nll"] for m in row.test_metrics]),
+            _mean([m["test_ece"] for m in row.test_metrics]),
+            style="bold" if row.winner else None,
+        )
+    return table
+
+
+def front_table(front: list[TrialRecord], config: StudyConfig) -> Table:
+    """The Pareto front of the search: its trials, one column per objective."""
+    table = Table(title="Pareto front of the search", title_justify="left")
+    table.box, table.pad_edge = box.SIMPLE_HEAD, False
+    table.add_column("trial", justify="right")
+    for name in config.watched:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("settings")
+    for record in front:
+        figures = [_value(name, record.last[name]) for name in config.watched]
+        table.add_row(str(record.number), *figures, _assignments(record.config, config.space or {}))
+    return table
+
+
+def winner_settings(board: list[Row], config: StudyConfig) -> str:
+    """The winner's searched settings, one line; a second one if it breaks a constraint."""
+    text = f"winner: {_assignments(board[0].config.to_dict(), config.space or {})}"
+    if total_violation(config.bounds, board[0].means()) > 0:
+        text += (
+            f"\nno finalist keeps {', '.join(config.constraints)} in the mean over its seeds: "
+            "the winner is the nearest"
+        )
+    return text
+
+
+def difference_lines(differences: Mapping[str, Paired]) -> list[str]:
+    """The winner against each baseline, a line each, in points of top-1."""
+    lines = []
+    for name, found in differences.items():
+        line = f"winner - {_LABELS.get(name, name)}: {100 * found.mean:+.2f} points of test_top1"
+        if found.low is not None and found.high is not None:
+            line += f", 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
+        lines.append(f"{line} (paired, {found.n} seed{'s' if found.n > 1 else ''})")
+    return lines
+
+
+def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Those of `names` that have a value and that the settings' method, if it is known, reads;
+    and what changes while training."""
+    method = METHODS.get(settings.get("method", ""))
+    first = " ".join(
+        f"{name}={_short(settings[name])}"
+        for name in names
+        if settings.get(name) is not None
+        and (method is None or name not in METHOD_SETTINGS or name in method.uses)
+    )
+    return "; ".join(part for part in (first, changes_text(settings.get("changes") or ())) if part)
+
+
+def changes_text(changes: Iterable[Mapping[str, Any]]) -> str:
+    """`from epoch 3 lr=0.01; from epoch 5 lr=0.02 momentum=0.8`."""
+    return "; ".join(
+        f"from epoch {change['epoch']} "
+        + " ".join(f"{name}={_short(value)}" for name, value in change.items() if name != "epoch")
+        for change in changes
+    )
+
+
+_LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' values"}
+
+
+def _spread(values: Iterable[float], name: str) -> str:
+    values = list(values)
+    if not values:
+        return ""
+    if name in COSTS:
+        return _value(name, values[0])
+    mean, deviation, _ = mean_sd(values)
+    if name.endswith("top1"):
+        return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+    return f"{mean:.3f} ± {deviation:.3f}"
+
+
+def _mean(values: list[float]) -> str:
+    return f"{mean_sd(values)[0]:.3f}" if values else ""

@@ -1,0 +1,264 @@
+"""Machinery of the configuration dataclasses: declare, check, read and write settings.
+
+A setting is a dataclass field made by `setting`, whose metadata carry its description,
+bounds and choices. Checking, YAML and JSON reading, the fingerprint and the JSON Schema
+all derive from those metadata, so that a bound is written once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from ekd_ray.config.yaml_files import in_file, load_yaml
+from ekd_ray.errors import Keys, UserError, at, unknown_name
+
+# libyaml's writes the same ten times faster, once for every trial of a search.
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    identity: bool = True,
+) -> Any:
+    """A dataclass field with its description and limits.
+
+    `low` and `high` are inclusive bounds and `above` an exclusive lower one; `choices`
+    are the legal strings; `identity=False` keeps places and resources, which do not
+    change a result, out of the fingerprint.
+    """
+    limits = {"low": low, "high": high, "above": above, "choices": choices}
+    metadata = {"doc": doc, "identity": identity, **limits}
+    if isinstance(default, dict | list):
+        raise TypeError("a setting's default must be immutable: use a tuple or None")
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's settings; to evaluate them takes longer than to check a value."""
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of the frozen configurations. Raises `UserError` on any illegal value."""
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _coerce((field.name,), hints[field.name], getattr(self, field.name))
+            _check_limits(field.name, value, field.metadata)
+            object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all settings, in order of declaration."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
+        """Build from a mapping; an unknown key is refused by name, with `where` to find it."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where} must be a mapping of settings, got {values!r}.", keys=())
+        names = cls.names()
+        for key in values:
+            if key not in names:
+                raise unknown_name(f"setting in {where}:", key, names, keys=(key,))
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a YAML file (JSON is YAML too); an illegal value is refused with its line."""
+        values = load_yaml(path)
+        with in_file(path):
+            return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (dict, list, str, int, float, bool, None): JSON- and YAML-ready."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def to_yaml(self) -> str:
+        """YAML text in order of declaration; `from_yaml` reads it back equal."""
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False)
+
+    def to_json(self) -> str:
+        """JSON text; `from_dict(json.loads(text))` reads it back equal."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some settings changed, checked like a new one."""
+        return type(self).from_dict({**self._values(), **changes})
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result, without places and resources."""
+        kept = {}
+        for field in dataclasses.fields(self):
+            if field.metadata.get("identity", True):
+                value = getattr(self, field.name)
+                kept[field.name] = value.identity() if isinstance(value, Settings) else value
+        return {name: _plain(value) for name, value in kept.items()}
+
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over the identity: equal settings, equal fingerprint."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def json_schema(cls: type[Settings]) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a configuration, for editors' completion and checks."""
+    hints = _hints(cls)
+    properties = {}
+    for field in dataclasses.fields(cls):
+        entry, limits = _schema_of(hints[field.name]), field.metadata
+        entry["description"] = limits.get("doc", "")
+        limited = entry["items"] if entry["type"] == "array" else entry
+        if limits.get("choices"):
+            nullable = _is_optional(hints[field.name])
+            limited["enum"] = [*limits["choices"], *([None] if nullable else [])]
+        named = {"minimum": "low", "maximum": "high", "exclusiveMinimum": "above"}
+        limited |= {k: limits[name] for k, name in named.items() if limits.get(name) is not None}
+        if field.default is not dataclasses.MISSING:
+            entry["default"] = _plain(field.default)
+        properties[field.name] = entry
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": cls.__name__,
+        "description": (cls.__doc__ or "").strip().splitlines()[0],
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _is_optional(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _name(keys: Keys) -> str:
+    """The keys to a value as they are written for people: `first_points[0].lr`."""
+    first, *rest = keys
+    return f"{first}" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in rest)
+
+
+def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
+    """`value` as the type that `hint` names, or a `UserError` with the type and the value got."""
+    if _is_optional(hint):
+        if value is None:
+            return None
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    origin = typing.get_origin(hint) or hint
+    if origin in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        number = _finite(keys, value)
+        if origin is float:
+            return number
+        if number.is_integer():
+            return int(value)
+    if origin is tuple and isinstance(value, tuple | list):
+        inner = typing.get_args(hint)[0]
+        return tuple(_coerce((*keys, i), inner, item) for i, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return _json_copy(keys, value)
+    if isinstance(origin, type) and issubclass(origin, Settings) and isinstance(value, Mapping):
+        with at(*keys):
+            return origin.from_dict(value, where=_name(keys))
+    exact = origin in (bool, str) or (isinstance(origin, type) and issubclass(origin, Settings))
+    if exact and isinstance(value, origin):
+        return value
+    raise UserError(f"{_name(keys)} must be {_type_name(hint)}, got {value!r}.", keys=keys)
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if typing.get_origin(hint) is tuple:
+        return "a list"
+    return names.get(hint, "a mapping")
+
+
+def _finite(keys: Keys, value: float) -> float:
+    """`value` as a float (never -0.0, which would be another fingerprint)."""
+    if not abs(value) <= sys.float_info.max:
+        got = str(value)[:40]
+        raise UserError(f"{_name(keys)} must be a finite number, got {got}.", keys=keys)
+    return float(value) + 0.0
+
+
+def _json_copy(keys: Keys, value: Any) -> Any:
+    """A copy of nested plain values that the caller cannot change; `UserError` for others."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_copy((*keys, key), item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_copy((*keys, i), item) for i, item in enumerate(value)]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if isinstance(value, int | float):
+        _finite(keys, value)
+        return value
+    raise UserError(
+        f"{_name(keys)} must be a number, a text or a list of them, got {value!r}.", keys=keys
+    )
+
+
+def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if value is None:
+        return
+    for item in value if isinstance(value, tuple) else (value,):
+        if limits.get("choices") and item not in limits["choices"]:
+            legal = ", ".join(limits["choices"])
+            raise UserError(f"{name} must be one of {legal}, got {item!r}.", keys=(name,))
+        if limits.get("low") is not None and item < limits["low"]:
+            raise UserError(f"{name} must be >= {limits['low']}, got {item}.", keys=(name,))
+        if limits.get("above") is not None and item <= limits["above"]:
+            raise UserError(f"{name} must be > {limits['above']}, got {item}.", keys=(name,))
+        if limits.get("high") is not None and item > limits["high"]:
+            raise UserError(f"{name} must be <= {limits['high']}, got {item}.", keys=(name,))
+
+
+def _schema_of(hint: Any) -> dict[str, Any]:
+    if _is_optional(hint):
+        (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        entry = _schema_of(inner)
+        return {**entry, "type": [entry["type"], "null"]}
+    origin = typing.get_origin(hint) or hint
+    if origin is tuple:
+        return {"type": "array", "items": _schema_of(typing.get_args(hint)[0])}
+    if isinstance(origin, type) and issubclass(origin, Settings):
+        return {
+            key: value
+            for key, value in json_schema(origin).items()
+            if key in ("type", "properties", "additionalProperties")
+        }
+    names = {int: "integer", float: "number", bool: "boolean", str: "string", dict: "object"}
+    return {"type": names[origin]}

@@ -1,0 +1,165 @@
+"""`StudyConfig`: every setting of a study.
+
+It is frozen, keyword-only and checked when built, as `DistillConfig` is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ekd_ray.config.distill_config import DistillConfig
+from ekd_ray.config.settings import Settings, setting
+from ekd_ray.config.targets import COSTS, DIRECTIONS, METRICS, Constraint
+from ekd_ray.errors import UserError, at
+
+BASELINES = ("none", "kd", "authors")
+# Which of them go together: `ekd_ray.scale.samplers`.
+SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
+SCHEDULERS = ("asha", "hyperband", "median", "none", "pbt", "pb2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(Settings):
+    """One study: what every trial shares, what is searched, and how the winner is confirmed."""
+
+    distill: DistillConfig = setting(DistillConfig(), "settings that every trial shares")
+    teacher_training: dict[str, Any] | None = setting(
+        None, "settings to train the teacher with when no teacher_weights are given"
+    )
+    space: dict[str, Any] | None = setting(None, "searched settings: name -> range (see README)")
+    first_points: tuple[dict[str, Any], ...] = setting((), "configurations tried first")
+    baselines: tuple[str, ...] = setting(
+        BASELINES, "rows the winner is compared with", choices=BASELINES
+    )
+    authors: dict[str, Any] | None = setting(
+        None, "the authors' values for this pair: first point and baseline"
+    )
+
+    trials: int = setting(16, "configurations to try", low=1, identity=False)
+    budget_epochs: int | None = setting(
+        None, "start no trial once all together have trained so many epochs", low=1, identity=False
+    )
+    budget_hours: float | None = setting(
+        None, "start no trial so many hours after the search (or its continuation) began",
+        above=0, identity=False,
+    )  # fmt: skip
+    budget_gpu_hours: float | None = setting(
+        None, "start no trial once all together have trained so many GPU-hours", above=0,
+        identity=False,
+    )  # fmt: skip
+    stop_below: float | None = setting(
+        None, "start no trial once none can be expected to improve the metric by more than this",
+        above=0, identity=False,
+    )  # fmt: skip
+    metric: str = setting("val_top1", "objective on the validation split", choices=METRICS)
+    objectives: tuple[str, ...] = setting(
+        (), "further objectives: the search looks for the Pareto front", choices=tuple(DIRECTIONS)
+    )
+    constraints: tuple[str, ...] = setting((), "bounds to keep, such as val_ece<=0.05")
+    sampler: str = setting("tpe", "Optuna sampler", choices=SAMPLERS)
+    scheduler: str = setting(
+        "auto", "early stopping of trials (auto: asha, or none with several objectives)",
+        choices=("auto", *SCHEDULERS),
+    )  # fmt: skip
+    rung_score: str = setting(
+        "mean",
+        "what trials are compared by at a rung: the mean since the learning rate fell, or the last",
+        choices=("mean", "last"),
+    )
+    grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
+    rungs: tuple[int, ...] = setting(
+        (), "epochs after which ASHA compares (grace, and once the learning rate has fallen)", low=1
+    )
+    reduction_factor: int = setting(2, "ASHA keeps 1 / reduction_factor at each rung", low=2)
+    perturbation_epochs: int | None = setting(
+        None, "PBT and PB2 compare the population every so many epochs (epochs / 8, at least 1)",
+        low=1,
+    )  # fmt: skip
+    seed: int = setting(0, "seed of the sampler", low=0)
+
+    confirm_top_k: int = setting(3, "finalists that are run over several seeds", low=1)
+    confirm_seeds: int = setting(3, "seeds per finalist and baseline", low=1)
+    confirm_elimination: bool = setting(
+        True, "give no further seeds to a finalist that is clearly worse than the best"
+    )
+
+    teacher_fill: str = setting(
+        "eager", "when the teacher cache is filled: before the trials (eager) or by them (lazy)",
+        choices=("eager", "lazy"), identity=False,
+    )  # fmt: skip
+
+    optuna_storage: str | None = setting(
+        None, "database URL of the Optuna study (a journal file in the study's folder)",
+        identity=False,
+    )  # fmt: skip
+    track: str | None = setting(
+        None, "also tell a tracking service of every run: mlflow or mlflow:URI", identity=False
+    )
+    data_root: str | None = setting(None, "folder of the data sets", identity=False)
+    max_concurrent: int | None = setting(
+        None, "trials at once (as many as fit)", low=1, identity=False
+    )
+    workers_per_trial: int = setting(1, "data-parallel workers per trial", low=1)
+    batch_scaling: str = setting(
+        "fixed", "batch_size and lr as they are, or (workers) times the workers of a trial",
+        choices=("fixed", "workers"),
+    )  # fmt: skip
+    cpus_per_trial: int = setting(1, "CPU threads per worker", low=1, identity=False)
+    gpus_per_trial: float = setting(
+        0.0, "GPUs per worker; a fraction shares one", low=0, identity=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheduler == "auto":
+            object.__setattr__(self, "scheduler", "none" if self.objectives else "asha")
+        if len({*self.objectives, self.metric}) <= len(self.objectives):
+            raise UserError(
+                f"objectives must differ from metric ({self.metric}) and from each other, "
+                f"got {list(self.objectives)}.",
+                keys=("objectives",),
+            )
+        for index, text in enumerate(self.constraints):
+            with at("constraints", index):
+                Constraint.parse(text)
+
+    @property
+    def mode(self) -> str:
+        """`max` for accuracies, `min` for losses and calibration errors."""
+        return DIRECTIONS[self.metric]
+
+    @property
+    def all_objectives(self) -> tuple[str, ...]:
+        """The metric, then the further objectives."""
+        return (self.metric, *self.objectives)
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """`max` or `min` for each of `all_objectives`."""
+        return tuple(DIRECTIONS[name] for name in self.all_objectives)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The objectives, then what else is bounded."""
+        return tuple(dict.fromkeys([*self.all_objectives, *(b.metric for b in self.bounds)]))
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """What is to be known of a student besides its metrics."""
+        return tuple(name for name in self.watched if name in COSTS)
+
+    @property
+    def bounds(self) -> tuple[Constraint, ...]:
+        """The constraints, parsed."""
+        return tuple(Constraint.parse(text) for text in self.constraints)
+
+    @property
+    def grace(self) -> int:
+        """Epochs of the first rung."""
+        return self.grace_epochs or max(1, self.distill.epochs // 8)
+
+    @property
+    def perturbation(self) -> int:
+        """Epochs between two comparisons of a population."""
+        return self.perturbation_epochs or max(1, self.distill.epochs // 8)

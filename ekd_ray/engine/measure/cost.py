@@ -1,0 +1,71 @@
+"""What a network costs to use: parameters, FLOPs, latency."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Collection
+
+import torch
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import dataset_info
+from ekd_ray.engine.precision import pick_device
+from ekd_ray.engine.resolve import student_size
+from ekd_ray.models import build_model
+
+_WARM_UP, _PASSES = 5, 30
+
+
+def model_cost(name: str, num_classes: int, image_size: int) -> tuple[int, int]:
+    """(parameters, forward FLOPs per image) of a model, counted without computing."""
+    # Inside: it loads triton, which no other part of a run needs.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = build_model(name, num_classes).eval()
+        image = torch.empty(1, 3, image_size, image_size)
+    with FlopCounterMode(display=False) as counter:
+        model(image)
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
+
+
+@functools.cache
+def latency_ms(name: str, num_classes: int, image_size: int, threads: int) -> float:
+    """Median milliseconds of a forward pass of one image in float32 on this device.
+
+    Measured once per process: with other trials beside it, it is what such a machine gives.
+
+    Args:
+        threads: CPU threads in use, so that another number is measured anew.
+    """
+    device = pick_device()
+    model = build_model(name, num_classes).eval().to(device)
+    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(_WARM_UP + _PASSES):
+            _wait(device)
+            began = time.perf_counter()
+            model(image)
+            _wait(device)
+            seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds[_WARM_UP:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def student_costs(config: DistillConfig, names: Collection[str]) -> dict[str, float]:
+    """Those of `parameters`, `flops` (forward, per image) and `latency_ms` that are named."""
+    if not names:
+        return {}
+    model = (config.student, dataset_info(config.dataset).num_classes, student_size(config))
+    parameters, flops = model_cost(*model)
+    found: dict[str, float] = {"parameters": parameters, "flops": flops}
+    if "latency_ms" in names:
+        found["latency_ms"] = latency_ms(*model, torch.get_num_threads())
+    return {name: found[name] for name in names}

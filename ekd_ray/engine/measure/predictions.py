@@ -1,0 +1,122 @@
+"""What a model said about every image of a split: the raw material of a report's figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine.measure.uncertainty import uncertainty
+from ekd_ray.engine.rundata import RunData
+from ekd_ray.engine.teacher.source import live_teacher
+from ekd_ray.files import atomic_path
+from ekd_ray.losses.dirichlet import log_expectation
+from ekd_ray.losses.objective import method_of
+
+FILE = "predictions.safetensors"
+# Logits are kept of some images only: 2 MB at most, whatever the number of classes.
+LEAST_LOGITS, MOST_LOGITS, LOGIT_VALUES = 64, 2000, 1 << 20
+TEACHER_BATCH = 256
+_FLOAT16 = 65504.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Predictions of one model on N images of a split.
+
+    `labels` and `predicted` int64 [N], `confidence` (probability of the predicted class) and
+    `uncertainty` (see `engine.uncertainty`) float32 [N]; of the images `kept` (int64 [M], evenly
+    spaced, so that M > 1) the `logits` and, where the method has a teacher, `teacher_logits`
+    float16 [M, C], the latter else None.
+    """
+
+    labels: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    uncertainty: Tensor
+    kept: Tensor
+    logits: Tensor
+    teacher_logits: Tensor | None
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        log_prior: float | None,
+        class_names: tuple[str, ...],
+        teacher: Tensor | None = None,
+    ) -> Self:
+        """From the logits [N, C] of all images, and the teacher's [M, C] of those in `kept`."""
+        logits = logits.detach().float().cpu()
+        log_probs = (
+            functional.log_softmax(logits, dim=1)
+            if log_prior is None
+            else log_expectation(logits, 1.0, log_prior)
+        )
+        confidence, predicted = log_probs.exp().max(dim=1)
+        kept = kept_images(len(logits), logits.shape[1])
+        return cls(
+            labels=labels.cpu(),
+            predicted=predicted,
+            confidence=confidence.float(),
+            uncertainty=uncertainty(logits, log_prior).float(),
+            kept=kept,
+            logits=_half(logits[kept]),
+            teacher_logits=None if teacher is None else _half(teacher),
+            class_names=class_names,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write to a safetensors file, atomically."""
+        names = ("labels", "predicted", "confidence", "uncertainty", "kept", "logits")
+        tensors = {name: getattr(self, name).contiguous() for name in names}
+        if self.teacher_logits is not None:
+            tensors["teacher_logits"] = self.teacher_logits.contiguous()
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"class_names": json.dumps(list(self.class_names))})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = tuple(json.loads(file.metadata()["class_names"]))
+        teacher = tensors.pop("teacher_logits", None)
+        return cls(**tensors, teacher_logits=teacher, class_names=names)
+
+
+def kept_images(count: int, classes: int) -> Tensor:
+    """Indices int64 [M] of the images whose logits are kept, evenly spaced among `count`."""
+    most = min(count, MOST_LOGITS, max(LEAST_LOGITS, LOGIT_VALUES // classes))
+    return torch.arange(most) * count // most
+
+
+def _half(logits: Tensor) -> Tensor:
+    return logits.detach().float().cpu().clamp(-_FLOAT16, _FLOAT16).half()
+
+
+@torch.no_grad()
+def teacher_predictions(
+    config: DistillConfig, data: RunData, sample_ids: np.ndarray, *, precision: str
+) -> Tensor | None:
+    """The teacher's logits float32 [M, C] on images of `data`, unaugmented; None without one."""
+    if not method_of(config).needs_teacher:
+        return None
+    device = data.images.device
+    network = live_teacher(config, data.num_classes, precision=precision, device=device)
+    parts = [
+        network(images).cpu() for images, _ in data.images.evaluation(sample_ids, TEACHER_BATCH)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,261 @@
+"""Where a run gets its teacher's logits from: the live network, or the table of them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import dataset_info, normalize, num_train, view_count
+from ekd_ray.engine.precision import autocast, float32_head
+from ekd_ray.engine.resolve import parse_normalization
+from ekd_ray.engine.rundata import RunData
+from ekd_ray.engine.teacher.folding import fold_batch_norms
+from ekd_ray.engine.teacher.table import (
+    Ids,
+    RowFormat,
+    TableSpec,
+    TeacherTable,
+    open_table,
+    tables_dir,
+)
+from ekd_ray.losses.objective import method_of
+from ekd_ray.models import build_model, load_weights
+
+# The network sees a multiple of this many images. On a CPU the last bits of a row depend on how
+# many are computed together: a matrix product of 1 to 3 rows (of a thread) takes another kernel.
+ROWS_AT_ONCE = 16
+
+# `auto` uses no table larger than this, nor one that would take half of the free disk.
+LARGEST_TABLE = 40 * 2**30
+
+
+class LiveTeacher:
+    """The teacher network itself, frozen and in evaluation mode, with its head in float32.
+
+    It normalises its images itself: every teacher keeps the statistics it was trained
+    with, whatever the student uses.
+    """
+
+    def __init__(
+        self, model: nn.Module, normalization: str, *, precision: str, channels_last: bool
+    ) -> None:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.eval().requires_grad_(False).to(memory_format=layout)
+        float32_head(self.model)
+        self.normalization = parse_normalization(normalization)
+        self.precision = precision
+        self.channels_last = channels_last
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits [B, C] float32 of uint8 images [B, 3, H, W], already augmented."""
+        mean, std = self.normalization.mean, self.normalization.std
+        inputs = normalize(images, mean, std, channels_last=self.channels_last)
+        with autocast(self.precision, images.device):
+            return self.model(inputs).float()
+
+
+class Teacher:
+    """A run's teacher: logits by sample and view, out of its table where they are there.
+
+    `table` is None without a cache. Rows that are missing are computed by the network, all of
+    a batch at once, and stored. The network is not even loaded as long as none is missing.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[], LiveTeacher],
+        row_format: RowFormat,
+        table: TeacherTable | None,
+    ) -> None:
+        self._network, self._format, self.table = network, row_format, table
+        self.computed = 0
+
+    def logits(self, images: Tensor, sample_ids: Ids, view_ids: Ids) -> Tensor:
+        """Logits float32 [B, C], on the images' device, without gradient.
+
+        Args:
+            images: uint8 [B, 3, H, W], the views themselves, needed for rows that are missing.
+            sample_ids, view_ids: int64 [B] on the host.
+        """
+        if self.table is None:
+            return self._format.rounded(self._asked(images))
+        rows, found = self.table.read(sample_ids, view_ids)
+        if not found.all():
+            self._fill(images, sample_ids, view_ids, rows, np.flatnonzero(~found))
+        bits = torch.from_numpy(rows.view(np.int16))
+        if images.device.type == "cuda":
+            bits = bits.pin_memory()
+        return self._format.decode(bits.to(images.device, non_blocking=True))
+
+    def _asked(self, images: Tensor) -> Tensor:
+        count = len(images)
+        self.computed += count
+        lacking = -count % ROWS_AT_ONCE
+        if lacking:
+            images = torch.cat([images, images[-1:].expand(lacking, -1, -1, -1)])
+        return self._network()(images)[:count]
+
+    def _fill(
+        self, images: Tensor, sample_ids: Ids, view_ids: Ids, rows: np.ndarray, missing: np.ndarray
+    ) -> None:
+        """Compute the missing rows into `rows`, and into the table if it may be written."""
+        assert self.table is not None
+        index = torch.from_numpy(missing).to(images.device)
+        bits = self._format.encode(self._asked(images.index_select(0, index)))
+        rows[missing] = bits.cpu().numpy().view(np.uint16)
+        if not self.table.writable:
+            return
+        try:
+            self.table.write(sample_ids[missing], view_ids[missing], rows[missing])
+        except OSError as error:
+            warnings.warn(
+                f"the teacher cache {self.table.folder} cannot be written ({error.strerror}): "
+                "going on with the live teacher.",
+                stacklevel=2,
+            )
+            self.table = None
+
+
+@functools.lru_cache(maxsize=2)
+def _network(
+    name: str, path: str, sha256: str, normalization: str, num_classes: int, image_size: int,
+    precision: str, channels_last: bool, device: torch.device,
+) -> LiveTeacher:  # fmt: skip
+    model = build_model(name, num_classes).eval()
+    load_weights(model, path)
+    fold_batch_norms(model, image_size)
+    return LiveTeacher(
+        model.to(device), normalization, precision=precision, channels_last=channels_last
+    )
+
+
+def live_teacher(
+    config: DistillConfig, num_classes: int, *, precision: str, device: torch.device
+) -> LiveTeacher:
+    """The network of a resolved configuration's teacher; loaded once per process."""
+    assert config.teacher and config.teacher_weights and config.teacher_normalization
+    assert config.image_size
+    return _network(
+        config.teacher, config.teacher_weights, config.teacher_sha256 or "",
+        config.teacher_normalization, num_classes, config.image_size, precision,
+        config.channels_last, device,
+    )  # fmt: skip
+
+
+# Open tables of this process, by folder: trials that follow each other share the maps.
+_tables: dict[Path, TeacherTable] = {}
+
+
+def load_teacher(
+    config: DistillConfig,
+    data: RunData,
+    *,
+    precision: str,
+    device: torch.device,
+    strong: bool = False,
+) -> Teacher:
+    """The teacher of a resolved configuration; one network per process serves all its trials.
+
+    With `strong`, of the strong views: their ids name other pictures, so their table is
+    another.
+    """
+    network = functools.partial(
+        live_teacher, config, data.num_classes, precision=precision, device=device
+    )
+    spec = table_spec(config, data, precision=precision, strong=strong)
+    wanted = _wants_tables(config, len(data.images))
+    return Teacher(network, spec.row_format, _open(config, spec, wanted=wanted))
+
+
+def table_spec(
+    config: DistillConfig, data: RunData, *, precision: str, strong: bool = False
+) -> TableSpec:
+    """The table that a run reads, whether or not it is there."""
+    drawn = strong or config.augment == "resized_crop"
+    facts = {
+        "teacher": config.teacher,
+        "teacher_sha256": config.teacher_sha256,
+        "normalization": config.teacher_normalization,
+        "precision": precision,
+        "device": data.images.device.type,
+        "channels_last": config.channels_last,
+        "batch_norms": "folded",
+        "dataset": config.dataset,
+        "data_fingerprint": data.fingerprint,
+        "view_scheme": config.augment,
+        "image_size": data.images.image_size,
+        "strong": strong,
+        "view_seed": config.view_seed if drawn else None,
+    }
+    return TableSpec(
+        num_samples=len(data.images),
+        num_views=config.view_pool if strong else data.images.num_views,
+        row_format=RowFormat(num_classes=data.num_classes, top=config.teacher_top),
+        facts=facts,
+    )
+
+
+def _open(config: DistillConfig, spec: TableSpec, *, wanted: bool) -> TeacherTable | None:
+    """The table, or None where the settings or the disk say no.
+
+    Under `auto` a table that is there is used even if a new one would not be made.
+    """
+    folder = spec.folder()
+    if config.teacher_cache == "off" or not (wanted or folder.exists()):
+        return None
+    table = _tables.get(folder)
+    if table is not None and folder.exists():
+        return table
+    if table is not None:
+        table.close()
+    try:
+        table = _tables[folder] = open_table(spec)
+    except OSError as error:
+        warnings.warn(
+            f"the teacher cache {folder} cannot be used ({error.strerror}): going on with the "
+            "live teacher.",
+            stacklevel=2,
+        )
+        return None
+    return table
+
+
+def affordable(size: int) -> bool:
+    """Whether `teacher_cache: auto` makes a table of `size` bytes when full: the disk has room."""
+    folder = tables_dir()
+    home = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    room = min(LARGEST_TABLE, shutil.disk_usage(home).free // 2)
+    return size <= room and os.access(home, os.W_OK)
+
+
+def table_bytes(config: DistillConfig, num_samples: int) -> int:
+    """Bytes of the full tables of a configuration's views of `num_samples` images."""
+    info = dataset_info(config.dataset)
+    views = view_count(config.augment or info.view_scheme, config.view_pool)
+    if method_of(config).strong_view:
+        views += config.view_pool
+    width = RowFormat(num_classes=info.num_classes, top=config.teacher_top).width
+    return num_samples * views * (2 * width + 4)
+
+
+def _wants_tables(config: DistillConfig, num_samples: int) -> bool:
+    if config.teacher_cache == "auto":
+        return affordable(table_bytes(config, num_samples))
+    return config.teacher_cache == "on"
+
+
+def uses_cache(config: DistillConfig, data_root: str | None) -> bool:
+    """Whether a run of a configuration keeps its teacher's logits on disk."""
+    if not method_of(config).needs_teacher:
+        return False
+    return _wants_tables(config, num_train(config.dataset, data_root=data_root))

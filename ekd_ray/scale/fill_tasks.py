@@ -1,0 +1,176 @@
+"""Filling the teacher's cache with all the slots that the trials will have, on every node."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import default_cache_dir
+from ekd_ray.engine.teacher.fill import FillPart, fill_tables
+from ekd_ray.engine.teacher.source import uses_cache
+from ekd_ray.files import write_json
+from ekd_ray.results.records import CACHE_COST
+from ekd_ray.scale.cluster import live_nodes, workers_on
+from ekd_ray.scale.observer import Observer
+
+# More parts than slots, so that progress is seen and no slot waits long for the last one.
+PARTS_PER_SLOT = 4
+IDENTITY = "identity"  # in a cache folder: the same for all nodes that see it
+
+
+def fill_cache(
+    config: StudyConfig,
+    base: DistillConfig,
+    seeds: Sequence[int],
+    observer: Observer,
+    *,
+    run: Path | None = None,
+) -> None:
+    """Compute the teacher's logits for the runs of `base` under `seeds`, once on each disk.
+
+    Runs that draw the same views share them: a search needs those of one seed, whatever the
+    number of its trials. Without a cache, or with `teacher_fill: lazy`, nothing is done. What a
+    node that is lost had still to do, or one that joins later lacks, its trials ask themselves.
+
+    Args:
+        base: the shared settings, resolved; its validation fraction says which images.
+        run: the study's folder, whose `cache.json` then says what the network was asked, and
+            what it took.
+
+    Raises:
+        UserError: bad data. ray.exceptions.RayError: a process died on a node that lives.
+    """
+    if config.teacher_fill != "eager" or not uses_cache(base, config.data_root):
+        return
+    import ray
+
+    task = ray.remote(max_retries=2)(_fill_part)
+    rows, timed, seconds = 0, 0, 0.0
+    pending: dict[Any, str] = {}
+    for slots in _disks(config):
+        parts = PARTS_PER_SLOT * len(slots)
+        for index in range(parts):
+            node = slots[index % len(slots)]
+            reference = task.options(**_placed(config, node)).remote(
+                base.to_dict(), config.data_root, list(seeds), index, parts, config.cpus_per_trial
+            )
+            pending[reference] = node
+    total = len(pending)
+    observer.filled(0, total)
+    try:
+        while pending:
+            for reference in ray.wait(list(pending))[0]:
+                node = pending.pop(reference)
+                try:
+                    asked, of_these, took = ray.get(reference)
+                    rows, timed, seconds = rows + asked, timed + of_these, seconds + took
+                except ray.exceptions.RayError:
+                    if node in live_nodes():
+                        raise
+                observer.filled(total - len(pending), total)
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
+    if run:
+        _record(run / CACHE_COST, {"rows": rows, "timed_rows": timed, "seconds": seconds})
+
+
+def _placed(config: StudyConfig, node: str) -> dict[str, Any]:
+    """Options of a task that runs on a node with what a worker of a trial has."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {
+        "num_cpus": config.cpus_per_trial,
+        "num_gpus": config.gpus_per_trial or None,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+    }
+
+
+def _disks(config: StudyConfig) -> list[list[str]]:
+    """For each cache folder of the cluster, the slots of the nodes that share it: node ids,
+    taking turns, each as often as workers fit on the node at once."""
+    import ray
+
+    slots = {node: workers_on(config, have) for node, have in live_nodes().items()}
+    slots = {node: count for node, count in slots.items() if count}
+    if len(slots) < 2:
+        return [[node] * count for node, count in slots.items()]
+    task = ray.remote(max_retries=2)(cache_identity)
+    asked = {node: task.options(**_placed(config, node)).remote() for node in slots}
+    found: dict[str, str] = {}
+    for node, reference in asked.items():
+        try:
+            found[node] = ray.get(reference)
+        except ray.exceptions.RayError:
+            if node in live_nodes():
+                raise
+    return taking_turns(slots, found)
+
+
+def taking_turns(slots: Mapping[str, int], disks: Mapping[str, str]) -> list[list[str]]:
+    """For each disk its nodes, in turns, each as often as it has slots.
+
+    Args:
+        slots: how many each node has; disks: which of them each node sees.
+    """
+    shared: dict[str, list[str]] = {}
+    for node, disk in disks.items():
+        shared.setdefault(disk, []).append(node)
+    return [
+        [node for turn in range(max(map(slots.__getitem__, nodes))) for node in nodes
+         if turn < slots[node]]
+        for nodes in shared.values()
+    ]  # fmt: skip
+
+
+def cache_identity() -> str:
+    """A name of this node's cache folder, which other nodes find if they share it."""
+    path = default_cache_dir() / IDENTITY
+    mine = uuid.uuid4().hex
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.{mine}.tmp")
+        new.write_text(mine, encoding="utf-8")
+        with contextlib.suppress(FileExistsError):  # linked as a whole, by whoever is first
+            os.link(new, path)
+        new.unlink()
+        return path.read_text(encoding="utf-8")
+    except OSError:  # nothing is kept there, so nothing is shared
+        return mine
+
+
+def _fill_part(
+    settings: dict[str, Any],
+    data_root: str | None,
+    seeds: list[int],
+    index: int,
+    count: int,
+    threads: int,
+) -> tuple[int, int, float]:
+    """(rows computed, those of them that were timed, their seconds): the first batch, before
+    which the network is loaded, is not."""
+    marks: list[tuple[int, float]] = []
+    rows = fill_tables(
+        DistillConfig.from_dict(settings),
+        data_root=data_root,
+        seeds=seeds,
+        part=FillPart(index=index, count=count),
+        threads=threads,
+        on_progress=lambda done, _: marks.append((done, time.monotonic())),
+    )
+    if len(marks) < 2:
+        return rows, 0, 0.0
+    return rows, marks[-1][0] - marks[0][0], marks[-1][1] - marks[0][1]
+
+
+def _record(path: Path, found: dict[str, float]) -> None:
+    """Add to what earlier fills of the study took."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {name: before.get(name, 0) + value for name, value in found.items()})

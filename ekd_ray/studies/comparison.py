@@ -1,0 +1,246 @@
+"""Studies side by side: two in detail, or many as the papers print them (methods, pairs)."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.table import Table
+from scipy import stats
+
+from ekd_ray.errors import UserError
+from ekd_ray.files import write_json, write_text
+from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.paired import LEAST_SEEDS, LEVEL
+from ekd_ray.results.study import Study
+
+COMPARISON = "comparison"
+SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("name", pa.string()),
+        ("figure", pa.string()),
+        ("this", pa.float64()),
+        ("other", pa.float64()),
+        ("difference", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("this_n", pa.int64()),
+        ("other_n", pa.int64()),
+        ("this_value", pa.string()),
+        ("other_value", pa.string()),
+    ]
+)
+TEST_FIGURES = ("test_top1", "test_nll", "test_ece")
+# Rows that every study of a pair has in common, in the order of the table.
+_SHARED = {"none": "student alone", "kd": "KD"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Test top-1 (fractions) of one row and pair: mean and sd over n seeds, or a failure."""
+
+    pair: str
+    row: str
+    mean: float | None = None
+    sd: float | None = None
+    n: int = 0
+    failed: str | None = None
+
+    def text(self) -> str:
+        """`76.31 ± 0.12` in percent, `failed`, or nothing."""
+        if self.mean is None or self.sd is None:
+            return "failed" if self.failed else ""
+        return f"{100 * self.mean:.2f} ± {100 * self.sd:.2f}"
+
+
+def collect_cells(out: Path, names: list[str], failures: dict[str, str]) -> list[Cell]:
+    """The cells of finished studies below `out`.
+
+    Args:
+        names: `<pair>/<method>`, the studies' folders; failures: why some have no result.
+    """
+    cells: dict[tuple[str, str], Cell] = {}
+    shared: dict[tuple[str, str], str] = {}
+    for name in names:
+        pair, _, method = name.rpartition("/")
+        searched = f"{method}, searched"
+        if name in failures:
+            cells[pair, searched] = Cell(pair=pair, row=searched, failed=failures[name])
+            continue
+        for entry in Study.load(out / name).leaderboard():
+            if not (entry.test or entry.failed):
+                continue
+            row = searched if entry.winner else f"{method}, authors' values"
+            if entry.name in _SHARED:
+                # Baselines of a pair are the same runs in each of its studies, unless the
+                # method brings a schedule of its own.
+                row, run = _SHARED[entry.name], entry.config.fingerprint()
+                if shared.setdefault((pair, row), run) != run:
+                    row = f"{row} ({method}'s schedule)"
+            found = mean_sd(entry.test) if entry.test else (None, None, 0)
+            cells[pair, row] = Cell(
+                pair=pair, row=row, mean=found[0], sd=found[1], n=found[2], failed=entry.failed
+            )
+    return list(cells.values())
+
+
+def _grid(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of text."""
+    pairs = list(dict.fromkeys(cell.pair for cell in cells))
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    shared = [row for row in _SHARED.values() if row in rows]
+    rest = sorted((row for row in rows if row not in shared), key=_order)
+    by_place = {(cell.row, cell.pair): cell.text() for cell in cells}
+    seeds = {cell.n for cell in cells if cell.n}
+    head = f"test top-1 %, mean ± sd, n = {', '.join(map(str, sorted(seeds))) or 0}"
+    return [head, *pairs], [
+        [row, *(by_place.get((row, pair), "") for pair in pairs)] for row in [*shared, *rest]
+    ]
+
+
+def _order(row: str) -> tuple[str, bool]:
+    """A method's published values before its searched ones."""
+    method, _, kind = row.partition(", ")
+    return method, kind == "searched"
+
+
+def comparison_table(cells: list[Cell]) -> Table:
+    """The table for the terminal."""
+    header, rows = _grid(cells)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(header[0], no_wrap=True)
+    for pair in header[1:]:
+        table.add_column(pair, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def write_comparison(out: Path, cells: list[Cell]) -> None:
+    """Write `comparison.json` (the cells) and `comparison.md` (the table) into `out`."""
+    header, rows = _grid(cells)
+    lines = [header, ["---"] * len(header), *rows]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    write_text(out / f"{COMPARISON}.md", text + "\n")
+    write_json(out / f"{COMPARISON}.json", [asdict(cell) for cell in cells])
+
+
+def compare_studies(this: Study, other: Study) -> pa.Table:
+    """One table of three kinds of rows.
+
+    `result`: a leaderboard row of both (`name` winner, none, kd or authors) and a `figure`: the
+    means over the seeds, their `difference` (this minus other) and its 95 % interval by Welch's
+    t (null with fewer than three seeds on a side). `cost`: trials, epochs and hours of the
+    searches. `setting`: a setting that differs, in `this_value` and `other_value` as JSON.
+
+    Raises:
+        UserError: the studies are of different data sets, whose figures say nothing about each
+            other.
+    """
+    ours, theirs = this.config.distill.dataset, other.config.distill.dataset
+    if ours != theirs:
+        raise UserError(
+            f"{this.path} is of {ours} and {other.path} of {theirs}: only studies of the same "
+            "data set can be compared."
+        )
+    rows = [*_results(this, other), *_costs(this, other), *_settings(this, other)]
+    names = SCHEMA.names
+    return pa.Table.from_pylist([{n: row.get(n) for n in names} for row in rows], schema=SCHEMA)
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
+    """The 95 % interval of mean(first) - mean(second), of independent samples; None with few."""
+    if min(len(first), len(second)) < LEAST_SEEDS:
+        return None, None
+    if statistics.pstdev(first) == statistics.pstdev(second) == 0:
+        return None, None
+    found = stats.ttest_ind(first, second, equal_var=False).confidence_interval(LEVEL)
+    return float(found.low), float(found.high)
+
+
+def _named(study: Study) -> dict[str, Row]:
+    """Rows of the leaderboard by what they are: the trial's number says nothing elsewhere."""
+    board = study.leaderboard()
+    named = {row.name: row for row in board if row.name in study.config.baselines}
+    return {"winner": board[0], **named} if board and board[0].winner else named
+
+
+def _results(this: Study, other: Study) -> list[dict[str, Any]]:
+    ours, theirs = _named(this), _named(other)
+    rows = []
+    for name in ours.keys() & theirs.keys():
+        for figure in (*dict.fromkeys((*this.config.watched, "val_top1")), *TEST_FIGURES):
+            first, second = _values(ours[name], figure), _values(theirs[name], figure)
+            if first and second:
+                rows.append(_figure_row(name, figure, first, second))
+    order = ("winner", *this.config.baselines)
+    return sorted(rows, key=lambda row: order.index(row["name"]))
+
+
+def _values(row: Row, figure: str) -> list[float]:
+    if figure.startswith("test_"):
+        return [found[figure] for found in row.test_metrics if figure in found]
+    return list(row.figures(figure))
+
+
+def _figure_row(
+    name: str, figure: str, first: Sequence[float], second: Sequence[float]
+) -> dict[str, Any]:
+    low, high = welch(first, second)
+    ours, theirs = statistics.fmean(first), statistics.fmean(second)
+    return {
+        "kind": "result", "name": name, "figure": figure, "this": ours, "other": theirs,
+        "difference": ours - theirs, "low": low, "high": high,
+        "this_n": len(first), "other_n": len(second),
+    }  # fmt: skip
+
+
+def _costs(this: Study, other: Study) -> list[dict[str, Any]]:
+    found = []
+    for study in (this, other):
+        records = study.records()
+        found.append(
+            {
+                "trials": float(len(records)),
+                "epochs": float(sum(len(record.history) for record in records)),
+                "hours": sum(record.seconds for record in records) / 3600,
+            }
+        )
+    first, second = found
+    return [
+        {
+            "kind": "cost", "name": "search", "figure": figure, "this": first[figure],
+            "other": second[figure], "difference": first[figure] - second[figure],
+        }
+        for figure in first
+    ]  # fmt: skip
+
+
+def _settings(this: Study, other: Study) -> list[dict[str, Any]]:
+    ours, theirs = (_flat(study.config.to_dict()) for study in (this, other))
+    return [
+        {
+            "kind": "setting", "name": name,
+            "this_value": json.dumps(ours.get(name)), "other_value": json.dumps(theirs.get(name)),
+        }
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]  # fmt: skip
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the runs and ranges of the space by dotted names."""
+    inner = {
+        f"{group}.{name}": value
+        for group in ("distill", "space", "authors")
+        for name, value in (values.get(group) or {}).items()
+    }
+    rest = {k: v for k, v in values.items() if k not in ("distill", "space", "authors")}
+    return {**rest, **inner}

@@ -1,0 +1,250 @@
+"""A study from teacher to exported winner: teacher -> search -> confirm -> export.
+
+Each stage leaves its artefact in the study's folder and is skipped or continued when it
+is there already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import check_dataset, load_dataset
+from ekd_ray.engine.distill import forget_checkpoint
+from ekd_ray.engine.hparams import Session, write_experiment
+from ekd_ray.engine.precision import environment
+from ekd_ray.engine.resolve import check_workers, resolve
+from ekd_ray.engine.runlog import grouped
+from ekd_ray.engine.train_teacher import teacher_config, train_teacher
+from ekd_ray.errors import UserError, at
+from ekd_ray.files import is_temporary, remove_temporaries, write_text
+from ekd_ray.losses.objective import method_of, resolve_method, with_method
+from ekd_ray.remote.mirror import STATE as MIRROR_STATE
+from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
+from ekd_ray.results.study import Study
+from ekd_ray.scale.budget import check_budget
+from ekd_ray.scale.cluster import check_address, check_fits, connected, local_cpus, on_cluster
+from ekd_ray.scale.confirm import baselines, confirm
+from ekd_ray.scale.observer import Observer
+from ekd_ray.scale.samplers import check_sampler
+from ekd_ray.scale.search import search
+from ekd_ray.scale.shared import check_visible
+from ekd_ray.scale.space import check_space, study_batch
+from ekd_ray.scale.storage import check_storage
+from ekd_ray.scale.tracking import check_tracking
+from ekd_ray.scale.trainer import SCRATCH
+
+TEACHER = Path("teacher") / "teacher.safetensors"
+LEAST_FREE_BYTES = 200 * 2**20
+
+
+def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
+    """Everything that can be refused before compute: space, names, data, teacher, baselines.
+
+    With `download`, archives that would be fetched may be missing; nothing is fetched here.
+
+    Returns:
+        The study with its shared settings resolved as far as they can be: a teacher that
+        is still to be trained has no hash yet.
+    """
+    check_sampler(config, check_space(config))
+    check_budget(config)
+    check_fits(config)
+    check_address()
+    check_storage(config)
+    check_tracking(config)
+    base = config.distill
+    if "val_ood_auroc" in config.watched and base.ood_dataset is None:
+        raise UserError("val_ood_auroc needs a second data set: give --ood-dataset NAME.")
+    with at("distill", "dataset"):
+        check_dataset(base.dataset, data_root=config.data_root, download=download)
+    if base.validation_fraction == 0:
+        raise UserError(
+            "validation_fraction must be > 0 in a study: the search needs the split.",
+            keys=("distill", "validation_fraction"),
+        )
+    check_workers(study_batch(config, base), config.workers_per_trial)
+    if method_of(base).needs_teacher and base.teacher_weights is None:
+        if not config.teacher_training or base.teacher is None:
+            with at("distill"):  # says what is missing
+                resolve(base, data_root=config.data_root, download=download)
+        with at("teacher_training"):
+            teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
+        resolve(teacher, data_root=config.data_root, download=download)
+        with at("distill"):
+            resolve(with_method(base, "none"), data_root=config.data_root, download=download)
+        return config.replace(distill=resolve_method(base))
+    with at("distill"):
+        base = resolve(base, data_root=config.data_root, download=download)
+    for baseline in baselines(config, base).values():
+        resolve(baseline, data_root=config.data_root, download=download)
+    return config.replace(distill=base)
+
+
+def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
+    """Create the study's folder, or join the one that is there with `resume`.
+
+    Raises:
+        UserError: the folder holds another study, or something else, or cannot be written.
+    """
+    if (out / STUDY_FILE).exists():
+        study = Study.load(out)
+        if not resume:
+            raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
+        _check_same(study, config)
+    elif out.exists() and (out.is_file() or not all(map(_is_ours, out.iterdir()))):
+        raise UserError(f"{out} exists and holds no study: choose another --out.")
+    elif resume:
+        raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
+    check_writable(out)
+    header = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": config.fingerprint(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+        "study": config.to_dict(),
+    }
+    write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False))
+    return Study.load(out)
+
+
+def _is_ours(path: Path) -> bool:
+    """Left by a start that was killed, or made for a copy at a URI."""
+    return is_temporary(path) or path.name == MIRROR_STATE
+
+
+def _check_same(study: Study, config: StudyConfig) -> None:
+    if study.config.fingerprint() == config.fingerprint():
+        return
+    old, new = _flat(study.config), _flat(config)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    key, name = changed[0], changed[0].removeprefix("distill.")
+    raise UserError(
+        f"{study.path} belongs to another configuration: {name} is {old.get(key)} there and "
+        f"{new.get(key)} here ({len(changed)} setting(s) differ): resume it with its own "
+        "settings, or choose another --out."
+    )
+
+
+def _flat(config: StudyConfig) -> dict[str, object]:
+    """Every setting by name; those of the runs under `distill.`, for both have a seed."""
+    values = config.identity()
+    return {**{f"distill.{name}": v for name, v in values.pop("distill").items()}, **values}
+
+
+def check_writable(out: Path) -> None:
+    """Create the folder if need be; raises `UserError` if it is read-only or full."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe.tmp"
+        probe.write_bytes(b"probe")
+        probe.unlink()
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {out} ({error.strerror}): choose another --out."
+        ) from None
+    if free < LEAST_FREE_BYTES:
+        raise UserError(
+            f"{out} has {free // 2**20} MiB free, a study needs >= {LEAST_FREE_BYTES // 2**20}: "
+            "free some or choose another --out."
+        )
+
+
+def run_study(study: Study, observer: Observer) -> Bundle:
+    """Run or continue a study to its exported bundle in `<study>/best`.
+
+    Args:
+        study: opened by `open_run` from a configuration that `check_study` returned.
+
+    Raises:
+        UserError: refused before compute, or nothing came of it. KeyboardInterrupt: stopped
+            by the user; `resume=True` continues.
+    """
+    config, out = study.config, study.path
+    with _only_driver(out):
+        return _run_stages(study, config, out, observer)
+
+
+@contextlib.contextmanager
+def _only_driver(out: Path) -> Iterator[None]:
+    """Hold the study's lock; the system releases it however this process ends."""
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{out} is being run by another process: wait for it or end it.") from None
+    with lock:
+        _sweep(out)
+        yield
+        _sweep(out)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what was left by a driver that was killed, or by a worker under this one."""
+    remove_temporaries(out)
+    shutil.rmtree(out / SCRATCH, ignore_errors=True)
+
+
+def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer) -> Bundle:
+    tags = [grouped(name) for name in (*config.watched, "val_top1", "test_top1")]
+    write_experiment(out, config.space or {}, dict.fromkeys(tags))
+    # A cluster is joined before anything is computed; a Ray of our own would only be in the way.
+    with connected(config) if on_cluster() else contextlib.nullcontext():
+        # Decode once here: every trial of this node then maps the same pages.
+        load_dataset(config.distill.dataset, "train", data_root=config.data_root)
+        base = _teacher_stage(out, config, observer)
+        with connected(config):
+            check_visible(out)
+            search(out, config, base, observer)
+            confirm(out, config, base, observer)
+    observer.stage("export", 1, 0)
+    bundle = export_bundle(study, out / "best")
+    _report(study)
+    return bundle
+
+
+def _report(study: Study) -> None:
+    """The study's page; one that cannot be made is no failure of the study."""
+    try:
+        from ekd_ray.results.report import write_report  # slow to import, and needed last
+
+        write_report(study)
+    except Exception as error:
+        warnings.warn(
+            f"no report was made ({type(error).__name__}: {error}): try launchers/report.py.",
+            stacklevel=2,
+        )
+
+
+def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> DistillConfig:
+    """The shared settings with a teacher that exists: given, or trained in `out/teacher`."""
+    base = config.distill
+    if not method_of(base).needs_teacher or base.teacher_weights is not None:
+        return resolve(base, data_root=config.data_root)
+    path = out / TEACHER
+    if not path.exists():
+        training = teacher_config(base, str(base.teacher), config.teacher_training or {})
+        observer.stage("teacher", 1, training.epochs)
+        observer.started(str(base.teacher), 0, training.to_dict())
+        train_teacher(
+            training,
+            path,
+            data_root=config.data_root,
+            on_epoch=lambda row: observer.epoch(0, row),
+            threads=min(local_cpus(), os.cpu_count() or 1),
+            session=Session(settings=()),  # the tab of the search is not about it
+        )
+        observer.ended(0, failed=False)
+    forget_checkpoint(path.parent)  # a kill may have come before the training did
+    return resolve(base.replace(teacher_weights=str(path)), data_root=config.data_root)

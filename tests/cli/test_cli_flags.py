@@ -1,0 +1,268 @@
+"""The launchers' flags, how they become a configuration, and how mistakes end."""
+
+import json
+
+import pytest
+from launchers_run import DIGITS
+
+from ekd_ray.cli import flags, request
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import UserError
+
+
+def study(*argv):
+    return request.study_config(flags.parser("test", search=True).parse_args([*map(str, argv)]))
+
+
+def one_run(*argv):
+    parser = flags.parser("test")
+    parser.add_argument("--config")
+    return request.distill_config(parser.parse_args([*map(str, argv)]))
+
+
+# From flags to a configuration
+
+
+def test_flags_override_the_recipe():
+    config = study(
+        *DIGITS, "--student", "resnet14", "--train-subset", 500, "--seed", 3, "--trials", 5,
+        "--seeds", 4, "--top-k", 6, "--max-concurrent", 2, "--workers-per-trial", 2,
+        "--cpus-per-trial", 3, "--gpus-per-trial", 0.5, "--teacher-normalization", "half",
+    )  # fmt: skip
+    run = config.distill
+    assert (run.dataset, run.teacher, run.student) == ("digits", "resnet20", "resnet14")
+    assert (run.train_subset, run.seed, config.seed) == (500, 3, 3)
+    assert run.teacher_normalization == "half"
+    assert (config.trials, config.confirm_seeds, config.confirm_top_k) == (5, 4, 6)
+    assert (config.max_concurrent, config.workers_per_trial) == (2, 2)
+    assert (config.cpus_per_trial, config.gpus_per_trial) == (3, 0.5)
+    assert (run.batch_size, run.schedule) == (16, "cosine"), "the rest is the recipe's"
+
+
+def test_without_flags_the_recipe_stands():
+    config = study(*DIGITS)
+    assert (config.trials, config.confirm_seeds, config.distill.epochs) == (12, 3, 9)
+    assert set(config.space) == {"ce_weight", "kd_weight", "ekd_weight", "temperature"}
+
+
+def test_set_fixes_a_setting_which_is_then_not_searched():
+    config = study(*DIGITS, "--set", "kd_weight=2", "--set", "lr=5e-4", "--set", "trials=7")
+    assert (config.distill.kd_weight, config.distill.lr, config.trials) == (2.0, 5e-4, 7)
+    assert set(config.space) == {"ce_weight", "ekd_weight", "temperature"}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("evidence=relu", "evidence", "relu"),
+        ("learn_log_prior=true", "learn_log_prior", True),
+        ("log_prior=null", "log_prior", None),
+        ("lr_milestones=[0.5, 0.75]", "lr_milestones", (0.5, 0.75)),
+        ("teacher_normalization=0.5,0.5,0.5/1,1,1", "teacher_normalization", "0.5,0.5,0.5/1,1,1"),
+    ],
+)
+def test_set_reads_yaml(text, name, value):
+    assert getattr(study(*DIGITS, "--set", text).distill, name) == value
+
+
+def test_epochs_scale_the_recipe():
+    config = study("--pair", "resnet32x4-resnet8x4", "--epochs", 8)
+    assert (config.distill.epochs, config.authors["ekd_warmup"]) == (8, 1)
+    config = study("--pair", "resnet32x4-resnet8x4")
+    assert (config.distill.epochs, config.authors["ekd_warmup"]) == (240, 30)
+
+
+def test_another_method_drops_what_belongs_to_the_recipes():
+    config = study(*DIGITS, "--method", "kd", "--epochs", 8)
+    assert config.distill == DistillConfig(
+        dataset="digits", teacher="resnet20", student="resnet8", method="kd", epochs=8,
+        batch_size=16, lr=0.02, schedule="cosine",
+    )  # fmt: skip
+    assert set(config.space) == {"ce_weight", "kd_weight", "temperature"}
+    assert config.authors == {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9}
+    assert config.first_points == ()
+
+
+def test_the_recipes_own_method_changes_nothing():
+    assert study(*DIGITS, "--method", "ekd") == study(*DIGITS)
+
+
+def test_one_run_takes_the_authors_values_unless_set():
+    config = one_run("--pair", "resnet110-resnet20")
+    assert (config.log_prior, config.kd_weight, config.ekd_weight) == (-0.86, 4.5, 1.0)
+    config = one_run("--pair", "resnet110-resnet20", "--set", "kd_weight=2")
+    assert (config.kd_weight, config.ekd_weight) == (2.0, 1.0)
+    config = one_run(*DIGITS, "--method", "kd")
+    assert (config.kd_weight, config.temperature, config.ekd_weight) == (0.9, 4.0, None)
+
+
+def test_one_run_from_a_file(tmp_path):
+    path = tmp_path / "distill.yaml"
+    path.write_text(DistillConfig(dataset="digits", lr=0.3).to_yaml())
+    config = one_run("--config", path, "--seed", 5, "--set", "kd_weight=2")
+    assert config == DistillConfig(dataset="digits", lr=0.3, seed=5, kd_weight=2)
+
+
+def test_one_run_is_continued_by_its_folder_alone(tmp_path):
+    config = one_run(*DIGITS, "--set", "kd_weight=2", "--epochs", 3)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert one_run("--resume", "--out", tmp_path) == config
+
+
+def test_one_run_searches_nothing():
+    with pytest.raises(UserError, match="one run searches nothing: give --set kd_weight a value"):
+        one_run(*DIGITS, "--set", "kd_weight=log:1:3")
+
+
+def test_a_recipe_is_found_by_teacher_and_student_too():
+    flags = ("--dataset", "digits", "--teacher", "resnet20", "--student", "resnet8")
+    assert study(*flags) == study(*DIGITS)
+    other = study("--teacher", "resnet56", "--student", "resnet8")
+    assert (other.distill.teacher, other.distill.student) == ("resnet56", "resnet8")
+    assert other.authors is None and other.space
+
+
+@pytest.mark.parametrize(
+    "flags", [("--teacher-weights", "t.pt"), ("--set", "teacher_weights=t.pt")], ids=str
+)
+def test_paths_are_as_seen_from_here(flags, tmp_path, monkeypatch):
+    """Trials run in other folders."""
+    monkeypatch.chdir(tmp_path)
+    assert study(*DIGITS, *flags).distill.teacher_weights == str(tmp_path / "t.pt")
+
+
+def test_the_data_root_comes_from_the_environment_unless_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("EKD_DATA_ROOT", str(tmp_path / "env"))
+    assert study(*DIGITS).data_root == str(tmp_path / "env")
+    assert study(*DIGITS, "--data-root", tmp_path / "flag").data_root == str(tmp_path / "flag")
+
+
+@pytest.mark.parametrize(("evidential", "method"), [(True, "evidential"), (False, "none")])
+def test_a_teacher_is_a_run_without_a_teacher(evidential, method):
+    parser = flags.parser("test", pair=False)
+    parser.add_argument("--model")
+    parser.add_argument("--evidential", action="store_true")
+    given = ["--model", "resnet20", "--dataset", "digits", "--epochs", "3"]
+    config = request.teacher_run_config(parser.parse_args(given + ["--evidential"] * evidential))
+    assert (config.student, config.method, config.epochs) == ("resnet20", method, 3)
+    assert config.learn_log_prior == evidential
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("kd_weight=log:0.5:20", {"low": 0.5, "high": 20, "log": True}),
+        ("lr=log:1e-3:1e-1", {"low": 1e-3, "high": 1e-1, "log": True}),
+        ("temperature=range:1:6", {"low": 1, "high": 6}),
+        ("batch_size=range:16:64:16", {"low": 16, "high": 64, "step": 16}),
+        ("optimizer=choice:sgd,adamw", {"choices": ["sgd", "adamw"]}),
+        ("nesterov=choice:true,false", {"choices": [True, False]}),
+    ],
+)
+def test_set_searches_a_range(text, spec):
+    name, before = text.partition("=")[0], study(*DIGITS)
+    config = study(*DIGITS, "--set", text)
+    assert config.space == {**before.space, name: spec}
+    assert config.distill == before.distill
+
+
+def test_the_last_set_of_a_setting_stands():
+    fixed, searched = "kd_weight=2", "kd_weight=log:1:3"
+    assert "kd_weight" not in study(*DIGITS, "--set", searched, "--set", fixed).space
+    assert study(*DIGITS, "--set", fixed, "--set", searched).space["kd_weight"]["high"] == 3
+
+
+def test_extend_adds_to_the_trials_of_the_study(tmp_path):
+    (tmp_path / "study.yaml").write_text(f"study: {study(*DIGITS, '--trials', 5).to_json()}")
+    flags = ("--resume", "--out", tmp_path, "--extend", 3)
+    assert study(*flags).trials == study(*DIGITS, *flags).trials == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--extend", 3), "add --resume and --out"),
+        (("--extend", 3, "--out", "run"), "add --resume and --out"),
+        (("--extend", 0, "--resume", "--out", "run"), "--extend >= 1"),
+        (("--extend", 3, "--trials", 4, "--resume", "--out", "run"), "--trials 4"),
+    ],
+)
+def test_bad_extend(flags, words):
+    with pytest.raises(UserError, match=words):
+        study(*DIGITS, *flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kd_weight=log:0.5", "--set kd_weight takes log:LOW:HIGH.* got 'log:0.5'"),
+        ("kd_weight=log:a:b", "--set kd_weight takes"),
+        ("kd_weight=range:1:2:3:4", "--set kd_weight takes"),
+        ("kd_weight=choice:1,,2", "--set kd_weight takes"),
+        ("lr", "--set takes KEY=VALUE, got 'lr'"),
+        ("lrr=1", "unknown setting in --set: 'lrr'.*Did you mean 'lr'"),
+        ("=1", "unknown setting in --set"),
+        ("lr=abc", "lr must be a number, got 'abc'"),
+        ("lr=-1", "lr must be > 0, got -1"),
+        ("lr=.nan", "lr must be a finite number"),
+        ("lr=", "lr must be a number, got None"),
+        ("lr=[1", "--set lr"),
+        ("epochs=1.5", "epochs must be a whole number, got 1.5"),
+        ("evidence=rleu", "evidence must be one of"),
+    ],
+)
+def test_bad_set(text, message):
+    with pytest.raises(UserError, match=message):
+        study(*DIGITS, "--set", text)
+
+
+def test_dry_run_prints_the_plan_and_leaves_nothing(launch, tmp_path):
+    code, out, err = launch("tune_cifar", "--dry-run", *DIGITS, "--epochs", 8, "--trials", 5)
+    assert (code, err) == (0, "")
+    for words in ("digits", "resnet8", "resnet20", "5 trials", "8 epochs", "kd_weight", "estimate"):
+        assert words in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_as_json_is_the_configuration(launch):
+    code, out, err = launch("tune_cifar", "--dry-run", "--json", *DIGITS, "--trials", 5)
+    assert (code, err) == (0, "")
+    config = StudyConfig.from_dict(json.loads(out))
+    assert (config.trials, config.distill.student) == (5, "resnet8")
+
+
+def test_a_space_can_be_looked_at(launch, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "distill: {student: resnet8, method: none, batch_size: 32}\n"
+        "space: {lr: {low: 0.01, high: 0.1, log: true}, momentum: {choices: [0.5, 0.9]}}\n"
+        "first_points: [{lr: 0.05}]\n"
+    )
+    code, out, err = launch("space", "show", "mine.yaml", "--points", 3)
+    assert (code, err) == (0, "")
+    for words in ("0.01 .. 0.1 (log)", "{0.5, 0.9}", "first", "batch_size: 32", "student: resnet8"):
+        assert words in out
+    assert "lr: " not in out.split("shared by all trials")[1].replace("lr_", "")
+    code, out, _ = launch("space", "show", "mine.yaml", "--points", 3, "--seed", 1, "--json")
+    shown = json.loads(out)
+    assert len(shown["points"]) == 3
+    assert all(0.01 <= point["lr"] <= 0.1 for point in shown["points"])
+    assert shown["distill"]["batch_size"] == 32
+    again = json.loads(
+        launch("space", "show", "mine.yaml", "--points", 3, "--seed", 1, "--json")[1]
+    )
+    assert again == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "words"),
+    [
+        ("space: {lr: {low: 2, high: 1}}", (), "low must be <= high"),
+        ("space: {lr: {low: 0.1, high: 1}}", ("--points", 0), "--points must be >= 1, got 0"),
+        ("space: {lr: {low: 0.1, high: 1}}", ("--method", "edk"), "'edk'"),
+    ],
+)
+def test_a_bad_space_is_refused_when_looked_at(text, flags, words, launch, tmp_path):
+    (tmp_path / "mine.yaml").write_text("distill: {method: none}\n" + text)
+    code, out, err = launch("space", "show", "mine.yaml", *flags)
+    assert (code, out) == (2, "")
+    assert words in err and err.count("\n") == 1

@@ -1,0 +1,98 @@
+"""How a launcher ends: the exit codes that the README promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ekd_ray
+from ekd_ray.cli.main import run
+from ekd_ray.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A launcher's handlers are its process's; here they are pytest's again afterwards."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def ended(main, capsys) -> tuple[int | str | None, str]:
+    with pytest.raises(SystemExit) as left:
+        run(main)
+    return left.value.code, capsys.readouterr().err
+
+
+def mistaken() -> int:
+    raise UserError("epochs must be >= 1, got 0.")
+
+
+def interrupted() -> int:
+    raise KeyboardInterrupt
+
+
+def terminated() -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return 0
+
+
+CODES = {0: lambda: 0, 1: lambda: 1, 2: mistaken, 130: interrupted}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_launcher_ends_with_the_documented_code(code, capsys) -> None:
+    found, err = ended(CODES[code], capsys)
+    assert found == code
+    assert err.count("\n") == (code in (2, 130))
+
+
+@pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_polite_kill_ends_as_an_interrupt_does(sigint, capsys) -> None:
+    """Also where the shell has interrupts ignored, as for jobs in the background."""
+    signal.signal(signal.SIGINT, sigint)
+    assert ended(terminated, capsys) == ended(interrupted, capsys)
+
+
+def test_a_polite_kill_is_left_to_who_handles_interrupts(capsys) -> None:
+    """Tune ends its trials in order."""
+    seen = []
+
+    def main() -> int:
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+        return terminated()
+
+    assert ended(main, capsys) == (0, "")
+    assert seen == [signal.SIGINT]
+
+
+def test_a_polite_kill_while_ray_starts_is_an_interrupt(monkeypatch, capsys) -> None:
+    """Ray has a handler of its own by then, which leaves with the signal's number."""
+    import ray
+
+    from ekd_ray.scale.cluster import connected
+
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def main() -> int:
+        with connected():
+            return 0
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    assert ended(main, capsys) == ended(interrupted, capsys)
+
+
+def test_the_readme_names_every_code() -> None:
+    text = (Path(ekd_ray.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## Exit codes") :]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(CODES)

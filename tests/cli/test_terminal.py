@@ -1,0 +1,245 @@
+"""What a person reads: plain lines, the live table, the leaderboard."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ekd_ray.cli.terminal import Terminal, difference_lines, leaderboard_table, winner_settings
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.results.leaderboard import Row
+from ekd_ray.results.paired import Paired
+
+CONFIG = StudyConfig(space={"kd_weight": {"low": 1, "high": 9}})
+
+
+def make(*, tty: bool = False, **options: Any) -> tuple[Terminal, io.StringIO]:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=tty, width=100, highlight=False, soft_wrap=True)
+    return Terminal(shown=("kd_weight",), rungs=(1, 3, 9), console=console, **options), text
+
+
+def play(terminal: Terminal) -> None:
+    """Three runs: to the end, stopped after epoch 3, and one whose process never came up."""
+    terminal.stage("search", 3, 9)
+    for number, epochs in ((0, 9), (1, 3)):
+        terminal.started(f"trial {number}", number, {"kd_weight": 2.5})
+        for epoch in range(1, epochs + 1):
+            row = {"epoch": epoch, "train_loss": 1.0, "val_top1": 0.5 - number / 10}
+            terminal.epoch(number, row)
+        terminal.ended(number, failed=False)
+    terminal.ended(2, failed=True)
+    terminal.close()
+
+
+def test_without_a_terminal_each_run_is_one_line() -> None:
+    terminal, text = make()
+    play(terminal)
+    title, first, second, third = text.getvalue().splitlines()
+    assert title == "search: 3 run(s) of up to 9 epoch(s)"
+    assert first.startswith("[1/3] trial 0 complete at epoch 9/9  train_loss 1.0000  val_top1 50")
+    assert "kd_weight=2.5  best val_top1 50.00% (trial 0)" in first
+    assert second.startswith("[2/3] trial 1 stopped early at epoch 3/9")
+    assert third.startswith("[3/3] trial 2 failed at epoch 0/9")
+
+
+def test_on_a_terminal_the_table_names_every_run_its_rung_and_the_best() -> None:
+    terminal, text = make(tty=True)
+    play(terminal)
+    shown = text.getvalue()
+    for words in ("trial 0", "trial 1", "9/9", "3/3", "2/3", "stopped early", "failed", "50.00%"):
+        assert words in shown
+    assert "3/3 ended  best val_top1 50.00% (trial 0)" in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_live_view_fits_its_terminal(width: int) -> None:
+    """Nothing is cut off or spills over: figures whole, long lines go on in the next."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=width, soft_wrap=True)
+    terminal = Terminal(shown=("kd_weight",), rungs=(1, 3, 9, 27, 81, 200), console=console)
+    terminal.stage("search", 30, 200)
+    for number in range(20):
+        terminal.started(f"trial {number}", number, {"kd_weight": 1.2345})
+        terminal.epoch(number, {"epoch": 3 + number, "train_loss": 1.0, "val_top1": 0.01 * number})
+        if number % 2:
+            terminal.ended(number, failed=False)
+    text.seek(0)
+    text.truncate()
+    console.print(terminal._table())
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue()).splitlines()
+    terminal.close()
+    assert max(map(len, lines)) <= width
+    assert "…" not in text.getvalue()
+    shown = " ".join(" ".join(lines).split())
+    occupancy = "rungs: epoch 1: 20, epoch 3: 20 (3 running), epoch 9: 14 (7 running), epoch 27: 0"
+    assert occupancy in shown
+    assert "10/30 ended best val_top1 19.00% (trial 19)" in shown
+    running = [f"trial {number} " for number in range(0, 20, 2)]
+    assert all(name in shown for name in [*running, "trial 19 "])
+    assert "trial 7 " not in shown, "the last to end are shown, up to 16 runs in all"
+    assert "kd_weight=1.234" in shown or "kd_weight=1.235" in shown
+
+
+def test_the_teachers_logits_have_a_bar_on_a_terminal_and_lines_elsewhere() -> None:
+    for tty in (False, True):
+        terminal, text = make(tty=tty)
+        for done in range(3):
+            terminal.filled(done, 2)
+        terminal.stage("search", 1, 9)
+        terminal.close()
+        if tty:
+            assert "━" in text.getvalue() and "2/2 parts" in text.getvalue()
+        else:
+            first, _, last, _ = text.getvalue().splitlines()
+            assert first == "[0/2 parts] teacher logits"
+            assert last == "[2/2 parts] teacher logits"
+
+
+def test_a_step_without_epochs_is_one_line_and_the_last_epoch_leads_to_the_test_split() -> None:
+    terminal, text = make()
+    terminal.stage("export", 1, 0)
+    terminal.close()
+    assert text.getvalue() == "export ...\n"
+    terminal, text = make(tty=True)
+    terminal.stage("confirm: final", 1, 2)
+    terminal.started("trial 3 seed 1", 0, {})
+    for epoch, state in ((1, "running"), (2, "test split")):
+        terminal.epoch(0, {"epoch": epoch, "train_loss": 1.0})
+        assert terminal._state(terminal.runs[0]) == state
+    terminal.ended(0, failed=False)
+    assert terminal._state(terminal.runs[0]) == "complete"
+    terminal.close()
+
+
+def test_the_expected_time_left_learns_from_runs_that_were_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ekd_ray.cli.terminal.time.monotonic", lambda: now[0])
+    terminal, _ = make()
+    terminal.stage("search", 5, 9)
+    for number, epochs in enumerate((1, 3, 2)):
+        assert terminal.seconds_expected() is None
+        terminal.started(f"trial {number}", number, {})
+        for epoch in range(1, epochs + 1):
+            now[0] += 10.0
+            terminal.epoch(number, {"epoch": epoch, "train_loss": 1.0})
+        terminal.ended(number, failed=False)
+    # 10 s an epoch; two more runs of 2 epochs on average, of 9 at most.
+    assert terminal.seconds_expected() == pytest.approx(40.0)
+    assert terminal.seconds_left() == pytest.approx(180.0)
+    assert terminal._time_left() == "  about 40 s left, at most 3 min 0 s"
+
+
+def test_quiet_says_nothing() -> None:
+    terminal, text = make(quiet=True)
+    play(terminal)
+    assert text.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "best"), [("val_top1", "max", 0), ("val_nll", "min", 1)]
+)
+def test_the_best_follows_the_metric(metric: str, mode: str, best: int) -> None:
+    terminal, _ = make(metric=metric, mode=mode)
+    terminal.stage("search", 2, 9)
+    for number, value in enumerate((0.9, 0.3)):
+        terminal.started(f"trial {number}", number, {})
+        terminal.epoch(number, {"epoch": 1, "train_loss": 1.0, metric: value})
+    found = terminal.best()
+    assert found is not None
+    assert found.name == f"trial {best}"
+
+
+def test_the_time_left_counts_every_epoch_that_may_still_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ekd_ray.cli.terminal.time.monotonic", lambda: now[0])
+    terminal, _ = make()
+    terminal.stage("search", 3, 9)
+    assert terminal.seconds_left() is None
+    terminal.started("trial 0", 0, {})
+    now[0] = 104.0
+    terminal.epoch(0, {"epoch": 1, "train_loss": 1.0})
+    terminal.epoch(0, {"epoch": 2, "train_loss": 1.0})
+    # Two epochs took 4 s; 7 of this run and 18 of two more may follow.
+    assert terminal.seconds_left() == 2.0 * 25
+
+
+def rows() -> list[Row]:
+    metrics = ({"test_nll": 1.0, "test_ece": 0.1},) * 2
+    config = DistillConfig(kd_weight=2.5)
+    return [
+        Row(name="trial 12", config=config, val=(0.5, 0.52), test=(0.6, 0.62),
+            test_metrics=metrics, winner=True),
+        Row(name="authors", config=config, test=(0.5, 0.5), test_metrics=metrics),
+        Row(name="kd", config=config, failed="train_loss became nan"),
+        Row(name="trial 3", config=config, val=(0.4, 0.4)),
+    ]  # fmt: skip
+
+
+def test_the_leaderboard_fits_eighty_columns() -> None:
+    text = io.StringIO()
+    Console(file=text, width=80, highlight=False).print(leaderboard_table(rows(), CONFIG))
+    shown = text.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    winner = next(line for line in shown.splitlines() if "winner)" in line)
+    assert winner.split() == [
+        "trial", "12", "(winner)", "51.00", "±", "1.41", "61.00", "±", "1.41", "1.000", "0.100",
+    ]  # fmt: skip
+    assert next(line for line in shown.splitlines() if "authors" in line).split()[-3] == "-11.00"
+    assert "failed" in next(line for line in shown.splitlines() if line.strip().startswith("KD"))
+    assert winner_settings(rows(), CONFIG) == "winner: kd_weight=2.5"
+
+
+def test_a_run_shows_what_its_method_reads():
+    """With the method itself searched, each run has settings of its own."""
+    terminal = Terminal(shown=("method", "kd_weight", "dkd_beta", "lr"))
+    settings = {"kd_weight": 2.0, "dkd_beta": 8.0, "lr": 0.05, "temperature": None}
+    for number, method in enumerate(("kd", "dkd", "none")):
+        terminal.started(method, number, {**settings, "method": method})
+    shown = [terminal._settings(terminal.runs[number]) for number in range(3)]
+    assert shown == [
+        "method=kd kd_weight=2 lr=0.05",
+        "method=dkd kd_weight=2 dkd_beta=8 lr=0.05",
+        "method=none lr=0.05",
+    ]
+
+
+def test_the_winner_against_each_baseline_in_words() -> None:
+    lines = difference_lines(
+        {
+            "kd": Paired(mean=0.012, low=-0.001, high=0.025, n=3),
+            "none": Paired(mean=-0.02, low=None, high=None, n=1),
+        }
+    )
+    assert lines == [
+        "winner - KD: +1.20 points of test_top1, 95 % interval -0.10 to +2.50 (paired, 3 seeds)",
+        "winner - student alone: -2.00 points of test_top1 (paired, 1 seed)",
+    ]
+
+
+def test_a_schedule_is_read_epoch_by_epoch() -> None:
+    changes = [{"epoch": 3, "kd_weight": 3.5, "lr": 0.01}, {"epoch": 7, "kd_weight": 2.0}]
+    config = DistillConfig(kd_weight=9, changes=changes)
+    assert winner_settings([Row(name="trial 1", config=config)], CONFIG) == (
+        "winner: kd_weight=9; from epoch 3 kd_weight=3.5 lr=0.01; from epoch 7 kd_weight=2"
+    )
+
+
+def test_a_run_that_goes_on_after_a_pause_keeps_its_figures() -> None:
+    terminal, _ = make()
+    terminal.stage("search", 1, 9)
+    terminal.started("trial 0", 0, {"kd_weight": 2.5})
+    terminal.epoch(0, {"epoch": 3, "train_loss": 1.0, "val_top1": 0.5})
+    terminal.started("trial 0", 0, {"kd_weight": 3.0})
+    best = terminal.best()
+    assert best is not None and best.row["epoch"] == 3
+    assert best.settings == {"kd_weight": 3.0}

@@ -1,0 +1,377 @@
+"""Settings: reading, writing, bounds, fingerprints and the JSON Schema, derived from metadata."""
+
+import dataclasses
+import json
+import math
+import typing
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from setting_fields import CLASSES, FIELDS, case_id, hint_of
+
+from ekd_ray.config import DistillConfig, StudyConfig, json_schema
+from ekd_ray.config.settings import setting
+from ekd_ray.config.yaml_files import parse_yaml
+from ekd_ray.errors import UserError
+
+
+def item_type(cls, field):
+    """The type that the limits apply to: the items' for a tuple."""
+    kind, _ = hint_of(cls, field)
+    if kind is not tuple:
+        return kind
+    item = typing.get_args(typing.get_type_hints(cls)[field.name])[0]
+    return typing.get_origin(item) or item
+
+
+def wrap(cls, field, value):
+    return [value] if hint_of(cls, field)[0] is tuple else value
+
+
+def step_beyond(cls, field, bound, sign):
+    if item_type(cls, field) is int:
+        return bound + sign
+    return math.nextafter(float(bound), sign * math.inf)
+
+
+def bounded_cases():
+    """(class, field, bound, illegal value, legal value at the edge) of every limit."""
+    for cls, field in FIELDS:
+        low, high, above = (field.metadata.get(key) for key in ("low", "high", "above"))
+        if low is not None:
+            yield cls, field, low, step_beyond(cls, field, low, -1), low
+        if high is not None:
+            yield cls, field, high, step_beyond(cls, field, high, 1), high
+        if above is not None:
+            yield cls, field, above, above, step_beyond(cls, field, above, 1)
+        if above is not None or low is not None:
+            bound = above if low is None else low
+            yield cls, field, bound, bound - 7, None
+        if high is not None:
+            yield cls, field, high, high + 7, None
+
+
+BOUNDED = list(bounded_cases())
+CHOICES = [(cls, field) for cls, field in FIELDS if field.metadata.get("choices")]
+
+
+def valid_for_schema(cls, values):
+    try:
+        jsonschema.validate(values, json_schema(cls))
+    except jsonschema.ValidationError:
+        return False
+    return True
+
+
+# Bounds and choices
+
+
+def test_limits_were_found():
+    """The tables below derive from metadata: an empty one would pass silently."""
+    named = {field.name for _, field, *_ in BOUNDED}
+    assert {"temperature", "lr_milestones", "trials", "validation_fraction"} <= named
+    assert {"evidence", "optimizer", "baselines", "metric"} <= {f.name for _, f in CHOICES}
+
+
+@pytest.mark.parametrize(("cls", "field", "bound", "illegal", "edge"), BOUNDED, ids=case_id)
+def test_out_of_bounds_is_refused_by_class_and_schema(cls, field, bound, illegal, edge):
+    with pytest.raises(UserError) as refused:
+        cls(**{field.name: wrap(cls, field, illegal)})
+    message = str(refused.value)
+    assert field.name in message and str(bound) in message and str(illegal) in message
+    assert "\n" not in message
+    assert not valid_for_schema(cls, {field.name: wrap(cls, field, illegal)})
+    if edge is not None:
+        cls(**{field.name: wrap(cls, field, edge)})
+        assert valid_for_schema(cls, {field.name: wrap(cls, field, edge)})
+
+
+@pytest.mark.parametrize(("cls", "field"), CHOICES, ids=case_id)
+def test_choices(cls, field):
+    for choice in field.metadata["choices"]:
+        # A further objective cannot be the metric.
+        other = {"metric": "val_nll"} if (field.name, choice) == ("objectives", "val_top1") else {}
+        cls(**{field.name: wrap(cls, field, choice)}, **other)
+        assert valid_for_schema(cls, {field.name: wrap(cls, field, choice)})
+    with pytest.raises(UserError, match=f"{field.name} must be one of .*'no-such'"):
+        cls(**{field.name: wrap(cls, field, "no-such")})
+    assert not valid_for_schema(cls, {field.name: wrap(cls, field, "no-such")})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr_milestones": [0.5, 0.5]},
+        {"lr_milestones": [0.7, 0.5]},
+        {"lr": 0.1, "lr_min": 0.2},
+    ],
+)
+def test_settings_that_contradict_each_other(values):
+    with pytest.raises(UserError, match=max(values, key=len)):
+        DistillConfig(**values)
+
+
+# Settings that change while training
+
+
+def test_changes_hold_from_their_epoch_on():
+    changes = [{"epoch": 3, "lr": 1}, {"epoch": 5, "lr": 0.2, "temperature": 2}]
+    config = DistillConfig(epochs=6, changes=changes)
+    assert [config.at_epoch(epoch).lr for epoch in range(1, 7)] == [0.05, 0.05, 1, 1, 0.2, 0.2]
+    assert [config.at_epoch(epoch).temperature for epoch in (4, 5)] == [None, 2.0]
+    assert config.at_epoch(6).changes == ()
+    assert config.until(4).changes == ({"epoch": 3, "lr": 1.0},)
+    assert config.until(2) == DistillConfig(epochs=6)
+
+
+def test_a_run_without_changes_has_the_fingerprint_it_had_before_there_were_any():
+    assert "changes" not in DistillConfig().identity()
+    changed = DistillConfig(changes=[{"epoch": 2, "lr": 0.1}])
+    assert changed.fingerprint() != DistillConfig().fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([{"lr": 0.1}], r"changes\[0\].epoch must be a whole number from 2 to 6, got None"),
+        ([{"epoch": 1, "lr": 0.1}], "from 2 to 6, got 1"),
+        ([{"epoch": 7, "lr": 0.1}], "from 2 to 6, got 7"),
+        ([{"epoch": 2.5, "lr": 0.1}], "from 2 to 6, got 2.5"),
+        ([{"epoch": 3, "lr": 0.1}] * 2, r"changes\[1\].epoch must be .* from 4 to 6, got 3"),
+        ([{"epoch": 2}], "must set at least one of lr"),
+        ([{"epoch": 2, "lrr": 0.1}], "Did you mean 'lr'"),
+        ([{"epoch": 2, "batch_size": 32}], "batch_size cannot become 32 while training: what can"),
+        ([{"epoch": 2, "temperature": None}], "temperature cannot become None"),
+        ([{"epoch": 2, "lr": -1}], r"changes\[0\]: lr must be > 0, got -1"),
+        ([{"epoch": 2, "lr": 0.5}, {"epoch": 4, "lr_min": 0.6}], r"changes\[1\]: lr_min must be"),
+    ],
+)
+def test_changes_are_checked_like_settings(changes, said):
+    with pytest.raises(UserError, match=said):
+        DistillConfig(epochs=6, changes=changes)
+
+
+def test_a_learned_log_prior_cannot_be_set_while_training():
+    with pytest.raises(UserError, match="for it is learned"):
+        DistillConfig(learn_log_prior=True, changes=[{"epoch": 2, "log_prior": 1.0}])
+
+
+# Types
+
+WRONG = {
+    int: ("3", 1.5, True, [1], {}, math.inf, math.nan),
+    float: ("0.1", True, [0.1], math.nan, math.inf, -math.inf),
+    bool: (1, 0, "true", 1.0),
+    str: (3, True, ["a"], {}),
+    tuple: (5, "ab", {}, True),
+    dict: (5, "a", [1], True),
+    DistillConfig: (5, "a", [1], True),
+}
+# Infinity and NaN are numbers to JSON Schema.
+NOT_JSON = (math.inf, -math.inf, math.nan)
+
+
+@pytest.mark.parametrize(("cls", "field"), FIELDS, ids=case_id)
+def test_wrong_types_are_refused_by_class_and_schema(cls, field):
+    kind, optional = hint_of(cls, field)
+    for value in (*WRONG[kind], *(() if optional else (None,))):
+        with pytest.raises(UserError) as refused:
+            cls(**{field.name: value})
+        assert str(refused.value).startswith(f"{field.name} must be "), value
+        assert str(value) in str(refused.value)
+        if not any(value is item for item in NOT_JSON):
+            assert not valid_for_schema(cls, {field.name: value}), value
+    if optional:
+        assert getattr(cls(**{field.name: None}), field.name) is None
+
+
+def test_numbers_are_coerced_to_their_setting():
+    config = DistillConfig(epochs=8.0, lr=1)
+    assert (config.epochs, type(config.epochs)) == (8, int)
+    assert (config.lr, type(config.lr)) == (1.0, float)
+
+
+@pytest.mark.parametrize("name", ["seed", "lr"])
+def test_numbers_beyond_floating_point_are_refused(name):
+    """YAML reads a line of 400 digits as a whole number."""
+    with pytest.raises(UserError, match=name):
+        DistillConfig(**{name: 10**400})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, parse_yaml("2020-01-01", where="test")])
+@pytest.mark.parametrize("name", ["space", "authors", "teacher_training", "first_points"])
+def test_free_mappings_hold_only_what_json_holds(name, bad):
+    value = {"lr": {"low": bad, "high": 1.0}}
+    with pytest.raises(UserError, match=name):
+        StudyConfig(**{name: [value] if name == "first_points" else value})
+
+
+# Unknown keys
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "near"),
+    [
+        (DistillConfig, {"kd_wieght": 1}, "kd_weight"),
+        (StudyConfig, {"trails": 1}, "trials"),
+        (StudyConfig, {"distill": {"epoch": 1}}, "epochs"),
+    ],
+)
+def test_unknown_key_names_the_nearest(cls, values, near):
+    with pytest.raises(UserError, match=f"Did you mean '{near}'") as refused:
+        cls.from_dict(values, where="some.yaml")
+    assert "some.yaml" in str(refused.value) or "distill" in str(refused.value)
+    assert not valid_for_schema(cls, values)
+    if cls is DistillConfig:
+        with pytest.raises(UserError, match=near):
+            cls().replace(**values)
+
+
+@pytest.mark.parametrize("values", [{1: 2}, {None: 2}, [1], "lr", None])
+def test_odd_mappings_are_refused(values):
+    with pytest.raises(UserError):
+        DistillConfig.from_dict(values)
+
+
+# Round trips
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-1e9, 1e9) | TEXT,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def legal(cls, field):
+    """A strategy of legal values of a setting, from its metadata."""
+    kind, optional = hint_of(cls, field)
+    limits, item = field.metadata, item_type(cls, field)
+    low = limits["above"] if limits["low"] is None else limits["low"]
+    if field.name == "constraints":
+        values = st.sampled_from(["val_ece<=0.05", "parameters<=300000"])
+    elif limits["choices"]:
+        values = st.sampled_from(limits["choices"])
+    elif item is bool:
+        values = st.booleans()
+    elif item is int:
+        values = st.integers(low, low + 10_000 if limits["high"] is None else limits["high"])
+    elif item is float:
+        high = 1e6 if limits["high"] is None else limits["high"]
+        values = st.floats(low, high, exclude_min=limits["above"] is not None)
+    elif item is str:
+        values = TEXT
+    else:
+        values = st.dictionaries(TEXT, PLAIN, max_size=3)
+    if kind is tuple:
+        values = st.lists(values, max_size=3, unique=item is not dict)
+        values = values.map(sorted) if item is float else values
+    return st.none() | values if optional else values
+
+
+def build(cls, values):
+    if cls is DistillConfig:
+        values["lr_min"] = min(values["lr_min"], values["lr"])
+        parts = values.get("accumulation_steps", 1)
+        values["batch_size"] = parts * values.get("batch_size", 64)
+        last = values.get("epochs", 240)
+        if "changes" in values:
+            values["changes"] = [{"epoch": last, "momentum": 0.5}] if last > 1 else []
+    else:
+        metric = values.get("metric", "val_top1")
+        values["objectives"] = [n for n in values.get("objectives", ()) if n != metric]
+    return cls(**values)
+
+
+def configs(cls):
+    """Legal configurations; each example changes some settings, the rest are defaults."""
+    strategies = {
+        field.name: configs(DistillConfig) if field.name == "distill" else legal(cls, field)
+        for field in dataclasses.fields(cls)
+    }
+    always = {name: strategies.pop(name) for name in ("lr", "lr_min") if name in strategies}
+    drawn = st.fixed_dictionaries(always, optional=strategies)
+    return drawn.map(lambda values: build(cls, values))
+
+
+CONFIGS = st.one_of([configs(cls) for cls in CLASSES])
+
+
+@settings(max_examples=40, deadline=None)
+@given(CONFIGS)
+def test_round_trip_through_yaml_and_json(config):
+    cls = type(config)
+    from_yaml = cls.from_dict(parse_yaml(config.to_yaml(), where="test"))
+    from_json = cls.from_dict(json.loads(config.to_json()))
+    assert from_yaml == config and from_json == config
+    assert from_yaml.fingerprint() == from_json.fingerprint() == config.fingerprint()
+
+
+@settings(max_examples=15, deadline=None)
+@given(CONFIGS)
+def test_legal_configurations_validate(config):
+    jsonschema.validate(config.to_dict(), json_schema(type(config)))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_round_trip_through_a_file(cls, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(cls().to_yaml(), encoding="utf-8")
+    assert cls.from_yaml(path) == cls()
+    path.write_text(cls().to_json(), encoding="utf-8")
+    assert cls.from_yaml(path) == cls()
+
+
+# Shape of the classes
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_frozen_and_keyword_only(cls):
+    config = cls()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 3
+    with pytest.raises(TypeError):
+        cls("cifar100")
+
+
+def test_later_changes_of_a_given_mapping_do_not_reach_the_study():
+    space = {"lr": {"low": 0.1, "high": 1.0}}
+    study = StudyConfig(space=space)
+    space["lr"]["low"] = 9.0
+    space["kd_weight"] = {}
+    assert study.space == {"lr": {"low": 0.1, "high": 1.0}}
+    study.to_dict()["space"]["lr"]["low"] = 7.0
+    assert study.space == {"lr": {"low": 0.1, "high": 1.0}}
+
+
+def test_a_mutable_default_is_a_programming_error():
+    with pytest.raises(TypeError):
+        setting([], "mutable")
+
+
+def test_replace_checks_like_new():
+    assert DistillConfig().replace(lr=0.5).lr == 0.5
+    with pytest.raises(UserError, match=r"lr must be > 0, got -1"):
+        DistillConfig().replace(lr=-1)
+
+
+def test_mode_and_grace():
+    assert StudyConfig().mode == "max"
+    assert {StudyConfig(metric=name).mode for name in ("val_nll", "val_ece")} == {"min"}
+    assert StudyConfig(distill=DistillConfig(epochs=240)).grace == 30
+    assert StudyConfig(distill=DistillConfig(epochs=3)).grace == 1
+    assert StudyConfig(grace_epochs=5).grace == 5
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_schema_describes_every_setting(cls):
+    schema = json_schema(cls)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    json.dumps(schema, allow_nan=False)
+    jsonschema.validate(cls().to_dict(), schema)
+    assert set(schema["properties"]) == set(cls.names())
+    assert all(entry["description"] for entry in schema["properties"].values())
+    defaults = {name: entry["default"] for name, entry in schema["properties"].items()}
+    assert cls.from_dict(defaults) == cls()

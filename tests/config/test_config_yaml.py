@@ -1,0 +1,106 @@
+"""YAML as settings are written in it: scalars, and what is refused with its line."""
+
+import pytest
+
+from ekd_ray.config.yaml_files import load_yaml, parse_yaml, place_in
+from ekd_ray.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5e-4", 5e-4),
+        ("1E3", 1000.0),
+        ("-2.5e+1", -25.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("-0.93", -0.93),
+        ("3", 3),
+        ("true", True),
+        ("resnet8x4", "resnet8x4"),
+        ("1e", "1e"),
+        ("e5", "e5"),
+        ("null", None),
+    ],
+)
+def test_yaml_scalars(text, value):
+    parsed = parse_yaml(text, where="test")
+    assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("lr: 1\nseed: 2\nlr: 3\n", 3, "lr"),
+        ("space:\n  lr: {low: 1}\n  kd_weight: {low: 1}\n  lr: {low: 2}\n", 4, "lr"),
+        ("space: {a: {low: 1, low: 2}}", 1, "low"),
+    ],
+)
+def test_duplicate_keys_are_refused_with_their_line(text, line, key, tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"twice\.yaml:{line}: duplicate key '{key}'"):
+        load_yaml(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"- 1", b"5", b"a: [1", b"a: 'x", b"\tb: 1", b"a: \xff", b"a: !!python/object:x y",
+        b"[1]: 2", b"{a: 1}: 2", b"a: 2020-13-45", b"a: !!int abc", b"a: " + b"[" * 3000,
+    ],
+)  # fmt: skip
+def test_broken_yaml_is_one_sentence_naming_the_file(text, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=r"broken\.yaml") as refused:
+        load_yaml(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_unreadable_files(tmp_path):
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError, match="cannot read"):
+            load_yaml(path)
+
+
+LINES = """\
+distill:
+  lr: 0.1
+shared: &shared
+  low: 1
+space:
+  lr: {<<: *shared,
+    high: 2}
+  evidence:
+    choices:
+      - relu
+      - exp
+8: eight
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (("distill",), 1),
+        (("distill", "lr"), 2),
+        (("space", "lr", "high"), 7),
+        (("space", "lr", "low"), 4),  # where the mapping stands that `<<` brings in
+        (("space", "lr", "step"), 6),  # the last key on the way that is there
+        (("space", "evidence", "choices", 1), 11),
+        (("space", "evidence", "choices", 2), 9),
+        (("space", "evidence", "choices", "exp"), 9),
+        (("distill", "lr", "deeper"), 2),
+        ((8,), 12),
+    ],
+)
+def test_the_line_of_a_value(keys, line, tmp_path):
+    (tmp_path / "lines.yaml").write_text(LINES)
+    assert place_in(tmp_path / "lines.yaml", keys) == f"{tmp_path}/lines.yaml:{line}"
+
+
+@pytest.mark.parametrize("keys", [None, (), ("trials",)])
+def test_a_value_that_is_not_there_has_no_line(keys, tmp_path):
+    (tmp_path / "lines.yaml").write_text(LINES)
+    assert place_in(tmp_path / "lines.yaml", keys) == f"{tmp_path}/lines.yaml"

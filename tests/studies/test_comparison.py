@@ -1,0 +1,149 @@
+"""Several studies by one command: which, from what, and the table in the end."""
+
+import json
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from ekd_ray.cli import flags, request
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import UserError
+from ekd_ray.losses.objective import with_method
+from ekd_ray.results.study import write_parquet
+from ekd_ray.studies.comparison import Cell, collect_cells, comparison_table, write_comparison
+
+BASE = DistillConfig(dataset="synthetic", student="resnet8", method="none")
+
+
+def studies(*argv, home=None):
+    parser = flags.parser("test", search=True, home=home)
+    return request.study_configs(parser.parse_args([*map(str, argv)]))
+
+
+def test_one_study_has_no_folder_of_its_own():
+    configs = studies("--dataset", "digits", "--pair", "resnet20-resnet8")
+    assert list(configs) == [""]
+
+
+def test_all_pairs_share_one_budget():
+    configs = studies("--pairs", "all", "--epochs", 8, "--trials", 5)
+    assert len(configs) == 14
+    assert {name.rpartition("/")[2] for name in configs} == {"ekd"}
+    assert {(c.trials, c.distill.epochs) for c in configs.values()} == {(5, 8)}
+    vgg = configs["vgg13-MobileNetV2/ekd"].distill
+    assert (vgg.teacher, vgg.student, vgg.lr) == ("vgg13", "MobileNetV2", 0.01)
+
+
+def test_pairs_times_methods():
+    configs = studies(
+        "--pairs", "resnet56-resnet20,vgg13-vgg8", "--methods", "kd-standardized,dkd+ekd"
+    )
+    assert list(configs) == [
+        "resnet56-resnet20/kd-standardized",
+        "resnet56-resnet20/dkd+ekd",
+        "vgg13-vgg8/kd-standardized",
+        "vgg13-vgg8/dkd+ekd",
+    ]
+    assert configs["vgg13-vgg8/kd-standardized"].distill.standardize
+    assert configs["resnet56-resnet20/dkd+ekd"].authors["log_prior"] == -0.93
+
+
+def test_methods_of_one_pair_and_other_homes():
+    configs = studies("--dataset", "digits", "--pair", "resnet20-resnet8", "--methods", "kd,ekd")
+    assert list(configs) == ["resnet20-resnet8/kd", "resnet20-resnet8/ekd"]
+    assert set(studies("--pairs", "all", home="imagenet")) == {
+        "resnet34-resnet18/ekd",
+        "resnet50-mobilenetv1/ekd",
+    }
+    (vit,) = studies("--pairs", "resnet56-DeiT_Ti", home="vit").values()
+    assert (vit.distill.student, vit.distill.student_image_size) == ("DeiT_Ti", 224)
+
+
+def test_every_pair_takes_its_teacher_from_the_zoo(tmp_path):
+    for name in ("vgg13", "wrn_40_2"):
+        (tmp_path / f"{name}_vanilla").mkdir()
+        (tmp_path / f"{name}_vanilla" / "ckpt_epoch_240.pth").write_bytes(b"-")
+    configs = studies("--pairs", "vgg13-vgg8,wrn_40_2-wrn_16_2", "--teacher-zoo", tmp_path)
+    found = [config.distill.teacher_weights for config in configs.values()]
+    assert found == [
+        str(tmp_path / f"{name}_vanilla" / "ckpt_epoch_240.pth") for name in ("vgg13", "wrn_40_2")
+    ]
+    with pytest.raises(UserError, match="resnet56"):
+        studies("--pairs", "resnet56-resnet20", "--teacher-zoo", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--pairs", "all", "--pair", "vgg13-vgg8"], "drop --pair"),
+        (["--pairs", "vgg13-vgg9"], "vgg13-vgg8"),
+        (["--pairs", "vgg13-vgg8,"], "different names"),
+        (["--pair", "vgg13-vgg8", "--methods", "kd,kd"], "different names"),
+        (["--pair", "vgg13-vgg8", "--methods", "kd,dkt"], "dkd"),
+        (["--pair", "vgg13-vgg8", "--methods", "kd", "--method", "kd"], "not both"),
+        (["--pair", "vgg13-vgg8", "--teacher-zoo", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_mistakes(argv, words):
+    with pytest.raises(UserError, match=words):
+        studies(*argv)
+
+
+def write_study(folder, rows):
+    """A finished study as confirm leaves it: rows (name, config, test accuracies by seed)."""
+    folder.mkdir(parents=True)
+    header = {"format_version": 1, "study": StudyConfig(distill=BASE).to_dict()}
+    (folder / "study.yaml").write_text(yaml.safe_dump(header))
+    plain = [
+        {"stage": "select", "name": "trial 3", "seed": seed, "val_top1": 0.5, "test_top1": None,
+         "reason": None, "config": json.dumps(BASE.to_dict()), "folder": "x"}
+        for seed in (1, 2)
+    ]  # fmt: skip
+    for name, config, values in rows:
+        for seed, value in enumerate(values):
+            plain.append(
+                {"stage": "final", "name": name, "seed": seed, "val_top1": None,
+                 "test_top1": value, "reason": None if value is not None else "diverged",
+                 "config": json.dumps(config.to_dict()), "folder": "x"}
+            )  # fmt: skip
+    write_parquet(folder / "confirm.parquet", pa.Table.from_pylist(plain))
+
+
+def test_rows_are_methods_and_columns_are_pairs(tmp_path):
+    kd, ekd = with_method(BASE, "kd"), with_method(BASE, "ekd")
+    alone, longer = BASE, BASE.replace(epochs=480)
+    write_study(tmp_path / "a-b" / "ekd", [
+        ("trial 3", ekd, (0.62, 0.60)), ("none", alone, (0.5, 0.54)), ("authors", ekd, (0.6, 0.6)),
+    ])  # fmt: skip
+    write_study(tmp_path / "a-b" / "mlkd", [
+        ("trial 3", kd, (0.66, 0.68)), ("none", longer, (0.55, 0.55)),
+    ])  # fmt: skip
+    write_study(tmp_path / "c-d" / "ekd", [("trial 3", ekd, (0.7, 0.7)), ("kd", kd, (0.6, 0.7))])
+    names = ["a-b/ekd", "a-b/mlkd", "c-d/ekd", "c-d/mlkd"]
+    cells = collect_cells(tmp_path, names, {"c-d/mlkd": "every trial failed"})
+    found = {(cell.row, cell.pair): cell.text() for cell in cells}
+    assert found == {
+        ("ekd, searched", "a-b"): "61.00 ± 1.41",
+        ("student alone", "a-b"): "52.00 ± 2.83",
+        ("ekd, authors' values", "a-b"): "60.00 ± 0.00",
+        ("mlkd, searched", "a-b"): "67.00 ± 1.41",
+        ("student alone (mlkd's schedule)", "a-b"): "55.00 ± 0.00",
+        ("ekd, searched", "c-d"): "70.00 ± 0.00",
+        ("KD", "c-d"): "65.00 ± 7.07",
+        ("mlkd, searched", "c-d"): "failed",
+    }
+    write_comparison(tmp_path, cells)
+    table = (tmp_path / "comparison.md").read_text().splitlines()
+    assert table[0] == "| test top-1 %, mean ± sd, n = 2 | a-b | c-d |"
+    assert table[2] == "| student alone | 52.00 ± 2.83 |  |"
+    assert table[3] == "| KD |  | 65.00 ± 7.07 |"
+    assert [line.split(" | ")[0] for line in table[4:]] == [
+        "| ekd, authors' values",
+        "| ekd, searched",
+        "| mlkd, searched",
+        "| student alone (mlkd's schedule)",
+    ]
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert [Cell(**cell) for cell in written] == cells
+    assert comparison_table(cells).row_count == 6

@@ -1,0 +1,109 @@
+"""Finished studies as first points of another."""
+
+import json
+
+import pytest
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import UserError
+from ekd_ray.results.records import RESULT, STUDY_FILE, trial_folder
+from ekd_ray.studies.warm_start import POINTS, warm_started
+
+SPACE = {
+    "kd_weight": {"low": 0.5, "high": 20.0, "log": True},
+    "temperature": {"low": 1.0, "high": 4.0},
+}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Writes a study's folder: trials of (params, score), a score of None for one stopped."""
+
+    def write(name, trials, space=SPACE, **distill):
+        run = tmp_path / name
+        config = StudyConfig(distill=DistillConfig(**{"method": "kd", **distill}), space=space)
+        run.mkdir()
+        (run / STUDY_FILE).write_text(f"study: {config.to_json()}")
+        for number, (params, score) in enumerate(trials):
+            folder = trial_folder(run, number)
+            folder.mkdir(parents=True)
+            record = {
+                "number": number, "params": params, "config": {}, "reason": None,
+                "status": "pruned" if score is None else "complete",
+                "history": [{"epoch": 1, "val_top1": score or 0.99}],
+            }  # fmt: skip
+            (folder / RESULT).write_text(json.dumps(record))
+        return run
+
+    return write
+
+
+def point(kd_weight, temperature=2.0):
+    return {"kd_weight": kd_weight, "temperature": temperature}
+
+
+@pytest.fixture
+def config():
+    return StudyConfig(
+        distill=DistillConfig(method="kd"), space=SPACE, first_points=(point(9.0),),
+    )  # fmt: skip
+
+
+def test_the_best_of_full_length_come_after_the_studys_own(finished, config):
+    trials = [(point(1), 0.3), (point(2), 0.5), (point(3), None), (point(4), 0.4), (point(5), 0.1)]
+    result = warm_started(config, [finished("a", trials)])
+    assert list(result.first_points) == [point(9.0), point(2), point(4), point(1)]
+    assert result.replace(first_points=config.first_points) == config
+
+
+def test_each_study_adds_its_own_and_no_point_comes_twice(finished, config):
+    first = finished("a", [(point(w), 1 - w / 100) for w in range(1, 9)])
+    second = finished("b", [(point(1), 0.9), (point(9.0), 0.8), (point(12), 0.7)])
+    result = warm_started(config, [first, second])
+    weights = [p["kd_weight"] for p in result.first_points]
+    assert weights == [9.0, *range(1, POINTS + 1), 12]
+
+
+def test_points_are_mapped_onto_the_space(finished, config):
+    """Beyond a range: its end. Not searched here: left out. Not searched there: sampled."""
+    run = finished(
+        "a", [({"kd_weight": 90.0, "lr": 0.1}, 0.5)],
+        space={"kd_weight": {"low": 0.5, "high": 99.0}, "lr": {"low": 0.01, "high": 0.2}},
+    )  # fmt: skip
+    assert list(warm_started(config, [run]).first_points) == [point(9.0), {"kd_weight": 20.0}]
+
+
+def test_a_searched_method_takes_the_method_of_the_other_study(finished):
+    config = StudyConfig(
+        distill=DistillConfig(method="kd"),
+        space={
+            "method": {"choices": ["kd", "dkd"]},
+            "temperature": {"low": 1.0, "high": 4.0},
+            "dkd_beta": {"low": 1.0, "high": 9.0, "when": {"method": ["dkd"]}},
+        },
+    )
+    run = finished("a", [({"temperature": 3.0, "dkd_beta": 2.0}, 0.5)], method="dkd",
+                   space={"temperature": {"low": 1.0, "high": 4.0},
+                          "dkd_beta": {"low": 1.0, "high": 9.0}})  # fmt: skip
+    assert list(warm_started(config, [run]).first_points) == [
+        {"method": "dkd", "temperature": 3.0, "dkd_beta": 2.0}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trials", "distill", "words"),
+    [
+        ([], {}, "has no trial of full length"),
+        ([(point(1), None)], {}, "has no trial of full length"),
+        ([(point(1), 0.5)], {"method": "dkd"}, "nothing that .* searched is searched here"),
+        ([({"lr": 0.1}, 0.5)], {}, r"searched here \(kd_weight, temperature\)"),
+    ],
+)
+def test_a_study_that_gives_nothing_is_refused(trials, distill, words, finished, config):
+    with pytest.raises(UserError, match=words):
+        warm_started(config, [finished("a", trials, **distill)])
+
+
+def test_a_folder_without_a_study_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match="holds no study"):
+        warm_started(config, [tmp_path])
