@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+from ekd_ray.remote.location import Location
+from ekd_ray.remote.storage import Stamp, StorageError
 
-from ekd_ray.remote.objects import Entry, StorageError
+LOCATION = Location("s3", "bucket", "runs/one")
 
 
 class FakeStore:
-    """`Objects` whose clock is a counter of seconds.
+    """A `Store` whose clock is a counter of seconds.
 
     `moments` are its contents after each change; `down` makes every call fail; `calls` lists
-    what was changed.
+    what was changed and fetched.
     """
 
     def __init__(self, content=None):
@@ -23,11 +24,14 @@ class FakeStore:
     def _ask(self):
         self.now += 1
         if self.down:
-            raise StorageError("no answer")
+            raise StorageError(LOCATION, "no answer")
 
-    def entries(self):
+    def list_objects(self):
         self._ask()
-        return {n: Entry(len(c), self.changed[n] * 10**9) for n, c in self.content.items()}
+        return {n: Stamp(len(c), self.changed[n] * 10**9) for n, c in self.content.items()}
+
+    def stat(self, name):
+        return self.list_objects().get(name)
 
     def read(self, name):
         self._ask()
@@ -40,13 +44,11 @@ class FakeStore:
         self._remember("put", name)
 
     def upload(self, path, name):
-        with open(path, "rb") as file:
-            state = os.fstat(file.fileno())
-            self.write(name, file.read(state.st_size))
-        return state
+        self.write(name, path.read_bytes())
 
     def download(self, name, path):
         self._ask()
+        self.calls.append(("get", name))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.content[name])
 
