@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ekd_ray.remote.location import Location
 from ekd_ray.remote.storage import Stamp, StorageError
 
@@ -11,19 +13,22 @@ LOCATION = Location("s3", "bucket", "runs/one")
 class FakeStore:
     """A `Store` whose clock is a counter of seconds.
 
-    `moments` are its contents after each change; `down` makes every call fail; `calls` lists
-    what was changed and fetched.
+    `moments` are its contents after each change; `calls` lists what was changed and fetched;
+    `left` is how many calls will still be answered.
     """
+
+    location = LOCATION
 
     def __init__(self, content=None):
         self.content = dict(content or {})
         self.now = 1_000_000
         self.changed = dict.fromkeys(self.content, self.now)
-        self.moments, self.calls, self.down = [], [], False
+        self.moments, self.calls, self.left = [], [], math.inf
 
     def _ask(self):
         self.now += 1
-        if self.down:
+        self.left -= 1
+        if self.left < 0:
             raise StorageError(LOCATION, "no answer")
 
     def list_objects(self):

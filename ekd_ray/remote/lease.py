@@ -10,7 +10,6 @@ import uuid
 from dataclasses import asdict, dataclass, field, replace
 
 from ekd_ray.errors import UserError
-from ekd_ray.remote.location import Location
 from ekd_ray.remote.storage import Store
 
 LEASE, CLOCK = ".ekd_ray/driver.json", ".ekd_ray/clock"
@@ -50,7 +49,7 @@ class Lease:
         return json.dumps(asdict(self)).encode()
 
 
-def take_lease(store: Store, location: Location, own: Lease, held: Lease | None) -> None:
+def take_lease(store: Store, own: Lease, held: Lease | None) -> None:
     """Become the driver of a study, and see that no other process did so at the same moment.
 
     Args:
@@ -68,9 +67,9 @@ def take_lease(store: Store, location: Location, own: Lease, held: Lease | None)
         age = (now.changed - renewed.changed) / 1e9 if now and renewed else 0.0
         if age < STALE_SECONDS:
             raise UserError(
-                f"{location} is being run by {held}, heard of {age:.0f} s ago: wait for it or end "
-                f"it; if it is dead already, the study is free {STALE_SECONDS:.0f} s after its "
-                "last word."
+                f"{store.location} is being run by {held}, heard of {age:.0f} s ago: wait for it "
+                f"or end it; if it is dead already, the study is free {STALE_SECONDS:.0f} s after "
+                "its last word."
             )
     store.write(LEASE, own.encode())
     time.sleep(SETTLE_SECONDS)
@@ -78,7 +77,7 @@ def take_lease(store: Store, location: Location, own: Lease, held: Lease | None)
         renew_lease(store, own)
     except LeaseLost as error:
         raise UserError(
-            f"{location} was taken at the same moment by {error}: wait for it or end it."
+            f"{store.location} was taken at the same moment by {error}: wait for it or end it."
         ) from None
 
 

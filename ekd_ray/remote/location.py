@@ -81,10 +81,9 @@ def studies_dir() -> Path:
 
 def _cache_dir() -> Path:
     """$EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else ~/.cache/ekd_ray."""
-    cache = os.environ.get("EKD_CACHE_DIR")
-    if not cache:
-        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ekd_ray")
-    return Path(cache).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.environ.get("EKD_CACHE_DIR") or f"{base}/ekd_ray"
+    return Path(folder).expanduser().absolute()
 
 
 def working_copy(location: Location) -> Path:

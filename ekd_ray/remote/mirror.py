@@ -20,18 +20,14 @@ from pathlib import Path
 
 from ekd_ray.files import write_text
 from ekd_ray.remote.lease import Lease, LeaseLost, renew_lease
-from ekd_ray.remote.location import Location
 from ekd_ray.remote.storage import Stamp, StorageError, Store
 
 SECONDS = 30.0  # between two passes, unless EKD_MIRROR_SECONDS says otherwise
 CHECKPOINT_SECONDS = 300.0  # between two passes that send the checkpoints of running trials
-LONGEST_WAIT = 300.0  # between two tries at storage that fails
 STATE = ".mirror.json"
 # Their names in the rooms above, which this one cannot import; a test compares them.
 RESULT, JOURNAL, CHECKPOINT = "result.json", "optuna.journal", "checkpoint.safetensors"
 FAILURE, EVENTS = "failure.json", "events.out."
-# In the order of writing: a file points only to files of lower ranks.
-_HEADER, _PART, _RECORD, _JOURNAL, _TABLE, _MANIFEST = range(6)
 
 
 def belongs(name: str) -> bool:
@@ -61,6 +57,20 @@ def read_stamp(path: Path) -> Stamp:
     return Stamp(found.st_size, found.st_mtime_ns)
 
 
+def _rank(name: str) -> int:
+    """A file's place in the order of writing: it points only to files of lower ranks."""
+    top, _, below = name.partition("/")
+    if name == "best/MANIFEST":
+        return 5
+    if top in ("best", "report") or (not below and name.endswith((".parquet", ".md"))):
+        return 4
+    if name == JOURNAL:
+        return 3
+    if name.endswith(RESULT):
+        return 2
+    return 1 if below else 0
+
+
 def find_changes(folder: Path, known: dict[str, Stamp]) -> list[tuple[str, Stamp]]:
     """Files whose stamps are not the known ones, in the order of uploading.
 
@@ -68,29 +78,16 @@ def find_changes(folder: Path, known: dict[str, Stamp]) -> list[tuple[str, Stamp
     journal's size is that of its whole lines now: later ones wait.
     """
     seen: dict[str, Stamp] = {}
-    for rank in reversed(range(_MANIFEST + 1)):
+    for rank in reversed(range(6)):
         for name in study_files(folder):
             if _rank(name) == rank:
                 with contextlib.suppress(FileNotFoundError):
                     seen[name] = read_stamp(folder / name)
-        if rank == _JOURNAL and JOURNAL in seen:
+        if rank == _rank(JOURNAL) and JOURNAL in seen:
             size = (folder / JOURNAL).read_bytes().rfind(b"\n") + 1
             seen[JOURNAL] = seen[JOURNAL]._replace(size=size)
     changed = [(name, stamp) for name, stamp in seen.items() if known.get(name) != stamp]
     return sorted(changed, key=lambda item: (_rank(item[0]), item[0]))
-
-
-def _rank(name: str) -> int:
-    top, _, below = name.partition("/")
-    if name == "best/MANIFEST":
-        return _MANIFEST
-    if top in ("best", "report") or (not below and name.endswith((".parquet", ".md"))):
-        return _TABLE
-    if name == JOURNAL:
-        return _JOURNAL
-    if name.endswith(RESULT):
-        return _RECORD
-    return _PART if below else _HEADER
 
 
 def read_state(folder: Path) -> Lease:
@@ -115,11 +112,8 @@ class Mirror:
         known: its files that are at the URI, by the local stamps that they were sent with.
     """
 
-    def __init__(
-        self, store: Store, location: Location, folder: Path, known: dict[str, Stamp], lease: Lease
-    ) -> None:
-        self._store, self._location, self._folder = store, location, folder
-        self._known, self._lease = known, lease
+    def __init__(self, store: Store, folder: Path, known: dict[str, Stamp], lease: Lease) -> None:
+        self._store, self._folder, self._known, self._lease = store, folder, known, lease
         self._renewed = self._sent_checkpoints = time.monotonic()
         self._failure: str | None = None  # of the last pass
         self._lost = False
@@ -138,15 +132,14 @@ class Mirror:
             write_state(self._folder, replace(self._lease, released=True))
             return None
         return (
-            f"the copy at {self._location} is stale ({self._failure}): all is in {self._folder}; "
-            "run the same command with --resume on this machine to bring it there."
+            f"the copy at {self._store.location} is stale ({self._failure}): all is in "
+            f"{self._folder}; run the same command with --resume on this machine to bring it there."
         )
 
     def _run(self) -> None:
-        seconds = wait = float(os.environ.get("EKD_MIRROR_SECONDS", SECONDS))
-        while not self._lost and not self._closing.wait(wait):
+        seconds = float(os.environ.get("EKD_MIRROR_SECONDS", SECONDS))
+        while not self._lost and not self._closing.wait(seconds):
             self.attempt()
-            wait = min(2 * wait, LONGEST_WAIT) if self._failure else seconds
         if not self._lost:
             self.attempt(final=True)
 
@@ -158,15 +151,16 @@ class Mirror:
         except LeaseLost as error:
             self._lost, self._failure = True, f"it was taken over by {error}"
             text = f"was taken over by {error}: what happens here stays in {self._folder}."
-            print(f"warning: {self._location} {text}", file=sys.stderr)
+            print(f"warning: {self._store.location} {text}", file=sys.stderr)
         except StorageError as error:
             self._failure = error.reason
         except Exception as error:  # a thread that dies silently would lose all that follows
             self._failure = f"{type(error).__name__}: {error}"
         if self._failure and not (before or final or self._lost):
             print(
-                f"warning: {self._location} does not take the study's files ({self._failure}): "
-                f"the study goes on in {self._folder}, and uploading is tried again.",
+                f"warning: {self._store.location} does not take the study's files "
+                f"({self._failure}): the study goes on in {self._folder}, and uploading is tried "
+                "again.",
                 file=sys.stderr,
             )
 

@@ -99,7 +99,7 @@ def _begin(
     held, last = Lease.parse(store.read(LEASE)), read_state(folder)
     ours = bool(there and held and held.session == last.session)
     lease = Lease(session=last.session) if ours else Lease()
-    take_lease(store, location, lease, held)
+    take_lease(store, lease, held)
     # When the copy was last known to be the same as the URI, in ns.
     same = read_stamp(folder / STATE).changed if last.released else 0
     if not ours:
@@ -121,7 +121,7 @@ def _begin(
     for name in [name for name in there if not (folder / name).exists()]:
         store.delete(name)
         del known[name]
-    return Mirror(store, location, folder, known, lease)
+    return Mirror(store, folder, known, lease)
 
 
 def _make_room(folder: Path, *, aside: bool) -> None:

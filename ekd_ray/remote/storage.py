@@ -53,13 +53,13 @@ class Store:
         from pyarrow.fs import SubTreeFileSystem
 
         self._files = SubTreeFileSystem(location.root, filesystem)
-        self._location = location
+        self.location = location
 
     def list_objects(self) -> dict[str, Stamp]:
         """All objects; raises `UserError` for a name that as a path leaves the folder."""
         from pyarrow.fs import FileSelector
 
-        with _failures(self._location):
+        with _failures(self.location):
             found = self._files.get_file_info(
                 FileSelector("", recursive=True, allow_not_found=True)
             )
@@ -67,20 +67,20 @@ class Store:
         for name in objects:
             if {"", ".", ".."} & {*name.split("/")} or {"\\", "\0"} & {*name}:
                 raise UserError(
-                    f"{self._location} holds an object named {name!r}, which as a file would lie "
+                    f"{self.location} holds an object named {name!r}, which as a file would lie "
                     "outside of the study: remove it, and ask who wrote it."
                 )
         return objects
 
     def stat(self, name: str) -> Stamp | None:
         """One object's stamp; None if there is no such object."""
-        with _failures(self._location):
+        with _failures(self.location):
             info = self._files.get_file_info(name)
         return _stamp(info) if info.is_file else None
 
     def read(self, name: str) -> bytes | None:
         """The content of a small object; None if there is no such object."""
-        with _failures(self._location):
+        with _failures(self.location):
             try:
                 return bytes(self._files.open_input_stream(name).read())
             except FileNotFoundError:
@@ -88,14 +88,14 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """Put a small object."""
-        with _failures(self._location), self._files.open_output_stream(name) as stream:
+        with _failures(self.location), self._files.open_output_stream(name) as stream:
             stream.write(content)
 
     def upload(self, path: Path, name: str) -> None:
         """Put a file; raises FileNotFoundError if the file is gone."""
         with (
             open(path, "rb") as file,
-            _failures(self._location),
+            _failures(self.location),
             self._files.open_output_stream(name) as stream,
         ):
             shutil.copyfileobj(file, stream, _CHUNK)
@@ -104,7 +104,7 @@ class Store:
         """Write an object to a file, atomically; raises `NoSpace` if the disk is full."""
         with (
             atomic_path(path) as temporary,
-            _failures(self._location),
+            _failures(self.location),
             self._files.open_input_stream(name) as stream,
             open(temporary, "wb") as file,
         ):
@@ -112,7 +112,7 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove an object; one that does not exist is no error."""
-        with _failures(self._location), contextlib.suppress(FileNotFoundError):
+        with _failures(self.location), contextlib.suppress(FileNotFoundError):
             self._files.delete_file(name)
 
 

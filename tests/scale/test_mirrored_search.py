@@ -75,7 +75,7 @@ def uploads(tmp_path_factory):
     (folder / "study.yaml").write_text("study: {}\n")
     store, draw, going = Hasty(), random.Random(0), steps(folder, config)
     store.meanwhile = lambda: next(going, None) if draw.random() < 0.5 else None
-    mirror = Mirror(store, LOCATION, folder, {}, Lease())
+    mirror = Mirror(store, folder, {}, Lease())
     whole = []
     for _ in going:
         if draw.random() < 0.5:
