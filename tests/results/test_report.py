@@ -18,12 +18,10 @@ from ekd_ray.engine.measure.metrics import expected_calibration_error
 from ekd_ray.engine.measure.uncertainty import aurc
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.results import Study
-from ekd_ray.results.report import figures_search, figures_teacher, write_report
-from ekd_ray.results.report.content import gather
-from ekd_ray.results.report.figures_model import interval, risk_over_coverage
-from ekd_ray.results.report.figures_teacher import correlation_gap
-from ekd_ray.results.report.headline import headline
-from ekd_ray.results.report.page import script_json
+from ekd_ray.results.paired import mean_interval
+from ekd_ray.results.report import figures, measures, script_json, write_report
+from ekd_ray.results.report.content import gather, headline
+from ekd_ray.results.report.measures import correlation_gap, risk_over_coverage
 from ekd_ray.studies import pipeline
 
 SECTIONS = ("certainty", "leaderboard", "curves-section", "parameters", "trade-off",
@@ -58,7 +56,7 @@ def page(reported):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(figures_teacher, "TSNE_STEPS", 250)
+    monkeypatch.setattr(measures, "TSNE_STEPS", 250)
 
 
 def charts_of(page):
@@ -74,13 +72,32 @@ def test_every_part_of_the_report_is_there(page):
         assert f'id="{name}" role="img"' in page
 
 
-def test_plotly_takes_every_figure_as_it_is_and_none_is_empty(page):
+def test_no_figure_is_empty(page):
     for name, chart in charts_of(page).items():
-        figure = go.Figure(data=chart["data"], layout=chart["layout"])  # raises for a wrong name
+        figure = go.Figure(data=chart["data"], layout=chart["layout"])
         assert figure.data, name
         for trace in figure.data:
             shown = trace.z if trace.type in ("contour", "heatmap") else trace.x
             assert len(shown) > 0, name
+
+
+def test_optunas_plots_show_our_trials(reported):
+    """Their order in Optuna's figures is read from what its plots happen to hold."""
+    content = gather(reported[0])
+    last = content.importance["epoch"][0].as_py() - 1
+    scores = {r.number: r.history[last]["val_top1"] for r in content.ended if r.history[last:]}
+    charts = {chart.title: chart.figure.data[0] for chart in figures.slices(content)}
+    assert set(charts) == {"lr", "momentum", "optimizer"}
+    for name, trace in charts.items():
+        params = {r.number: r.params[name] for r in content.ended}
+        values = {n: repr(params[n]) if name == "optimizer" else params[n] for n in scores}
+        expected = {(f"trial {n}", values[n], score) for n, score in scores.items()}
+        assert set(zip(trace.text, trace.x, trace.y, strict=True)) == expected
+    best = max(scores, key=lambda number: scores[number])
+    strongest = figures.parallel(content).figure.data[-1]
+    assert strongest.opacity == 1 and dict(strongest.customdata)["lr"] == (
+        f"{content.ended[best].params['lr']:.3g}"
+    )
 
 
 def test_the_page_is_one_file_that_loads_nothing(page):
@@ -172,10 +189,10 @@ def test_no_image_is_read(maker, rows, monkeypatch):
 
 def test_several_objectives_show_their_front(maker, rows):
     study = finished(maker, rows, objectives=("parameters",))
-    front = figures_search.trade_off(gather(study))
+    front = figures.trade_off(gather(study))
     expected = {(r.last["parameters"], r.last["val_top1"]) for r in study.pareto()}
-    line = front.data[0]
-    assert set(zip(line["x"], line["y"], strict=True)) == expected
+    line = front.figure.data[0]
+    assert set(zip(line.x, line.y, strict=True)) == expected
 
 
 def test_a_report_that_fails_is_no_failure_of_the_study(maker, monkeypatch):
@@ -223,5 +240,5 @@ def test_intervals_are_students():
 
     values = (0.4, 0.43, 0.45, 0.41)
     expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert interval(values) == pytest.approx(expected)
-    assert interval((0.4, 0.5)) is None
+    assert mean_interval(values) == pytest.approx(expected)
+    assert mean_interval((0.4, 0.5)) is None
