@@ -21,6 +21,33 @@ def coordinate(value: Any, entry: Mapping[str, Any]) -> Any:
     return math.log10(value) if entry.get("log") and "choices" not in entry else value
 
 
+def build_study(
+    scored: Sequence[Scored], space: Mapping[str, Any], direction: str,
+    *, by_coordinate: bool = False,
+) -> Any:  # fmt: skip
+    """A study of Optuna in memory with complete trials, numbered as they stand in `scored`.
+
+    Args:
+        direction: `max` or `min`, whichever is better.
+        by_coordinate: hold logarithmic parameters by their logarithm.
+    """
+    with _quiet_optuna() as optuna:
+        study = optuna.create_study(direction="maximize" if direction == "max" else "minimize")
+    ranges = {
+        name: _distribution(optuna.distributions, name, entry, scored, by_coordinate)
+        for name, entry in space.items()
+    }
+    for record, score in scored:
+        params = {n: v for n, v in record.params.items() if n in ranges}
+        if by_coordinate:
+            params = {n: coordinate(v, space[n]) for n, v in params.items()}
+        distributions = {n: ranges[n] for n in params}
+        study.add_trial(
+            optuna.trial.create_trial(params=params, distributions=distributions, value=score)
+        )
+    return study
+
+
 def evaluate_importance(
     scored: Sequence[Scored], space: Mapping[str, Any], direction: str
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -31,7 +58,7 @@ def evaluate_importance(
     """
     with _quiet_optuna() as optuna:
         # By logarithms: over a range that Optuna knows to be logarithmic its fANOVA differs.
-        study = _build_study(optuna, scored, space, direction, by_coordinate=True)
+        study = build_study(scored, space, direction, by_coordinate=True)
         evaluators = (
             optuna.importance.FanovaImportanceEvaluator(seed=0),
             optuna.importance.PedAnovaImportanceEvaluator(),
@@ -43,25 +70,20 @@ def evaluate_importance(
     return fanova, ped
 
 
-def draw_plot(
-    kind: str, scored: Sequence[Scored], space: Mapping[str, Any], direction: str,
-    params: Sequence[str], target_name: str,
-) -> Any:  # fmt: skip
-    """A plot of `optuna.visualization` over some parameters; its trial number i is `scored[i]`.
+def draw_plot(kind: str, study: Any, params: Sequence[str], target_name: str) -> Any:
+    """A plot of `optuna.visualization` over some parameters of a study in memory.
 
     Args:
         kind: `slice` for `plot_slice`, and so on.
-        direction: `max` or `min`, whichever is better.
         target_name: the score in words.
 
     Returns:
         The plotly figure, without its title and its background's colour.
     """
     with _quiet_optuna() as optuna:
-        study = _build_study(optuna, scored, space, direction)
         plot = getattr(optuna.visualization, f"plot_{kind}")
         figure = plot(study, params=list(params), target_name=target_name)
-    return figure.update_layout(title=None, plot_bgcolor=None)
+    return figure.update_layout(title=None, plot_bgcolor=None, showlegend=False)
 
 
 @contextmanager
@@ -79,36 +101,14 @@ def _quiet_optuna() -> Iterator[Any]:
         optuna.logging.set_verbosity(before)
 
 
-def _build_study(
-    optuna: Any, scored: Sequence[Scored], space: Mapping[str, Any], direction: str,
-    *, by_coordinate: bool = False,
-) -> Any:  # fmt: skip
-    """A study in memory of complete trials, numbered as they stand in `scored`."""
-    study = optuna.create_study(direction="maximize" if direction == "max" else "minimize")
-    ranges = {
-        name: _distribution(optuna, name, entry, scored, by_coordinate)
-        for name, entry in space.items()
-    }
-    for record, score in scored:
-        params = {n: v for n, v in record.params.items() if n in ranges}
-        if by_coordinate:
-            params = {n: coordinate(v, space[n]) for n, v in params.items()}
-        distributions = {n: ranges[n] for n in params}
-        study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=distributions, value=score)
-        )
-    return study
-
-
 def _distribution(
-    optuna: Any, name: str, entry: Mapping[str, Any], scored: Sequence[Scored], by_coordinate: bool
+    kinds: Any, name: str, entry: Mapping[str, Any], scored: Sequence[Scored], by_coordinate: bool
 ) -> Any:
     """The range of a parameter, wide enough for what was tried.
 
     A study that was extended may have tried values outside of its present range.
     """
     tried = [record.params[name] for record, _ in scored if name in record.params]
-    kinds = optuna.distributions
     if "choices" in entry:
         return kinds.CategoricalDistribution(tuple(dict.fromkeys([*entry["choices"], *tried])))
     ends = [entry["low"], entry["high"], *tried]

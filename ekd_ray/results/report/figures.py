@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.results.importance import judged_epoch, score_at
 from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.optuna_study import coordinate, draw_plot
+from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
 from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.records import TrialRecord, milestone_epochs
 from ekd_ray.results.report.content import Content, compared_trials, correlation_gaps, row_label
@@ -79,11 +79,9 @@ class Chart:
 
     def payload(self) -> dict[str, Any]:
         """The figure as plain values for plotly's JavaScript, text in it escaped."""
-        figure = json.loads(self.figure.to_json())
-        figure["layout"] = {k: v for k, v in figure["layout"].items() if k != "template"}
-        return _escape(
-            {"data": figure["data"], "layout": {**figure["layout"], "height": self.height}}
-        )
+        figure = self.figure.update_layout(height=self.height)
+        figure.layout.template = None  # the page has its own
+        return _escape(json.loads(figure.to_json()))
 
 
 def _escape(value: Any, key: str = "") -> Any:
@@ -97,7 +95,7 @@ def _escape(value: Any, key: str = "") -> Any:
 
 def draw_figures(content: Content) -> dict[str, list[Chart]]:
     """The figures by the section that they stand in; sections without any are left out."""
-    made: dict[str, Sequence[Callable[[Content], Chart | Sequence[Chart] | None]]] = {
+    makers: dict[str, list[Callable[[Content], Iterator[Chart]]]] = {
         "certainty": [differences],
         "leaderboard": [leaderboard],
         "curves-section": [learning_curves],
@@ -107,14 +105,11 @@ def draw_figures(content: Content) -> dict[str, list[Chart]]:
         "teacher": [correlation_maps, embeddings],
         "time-section": [time_chart],
     }
-    found: dict[str, list[Chart]] = {}
-    for section, makers in made.items():
-        for make in makers:
-            charts = make(content)
-            found.setdefault(section, []).extend(
-                [charts] if isinstance(charts, Chart) else charts or ()
-            )
-    return {section: charts for section, charts in found.items() if charts}
+    drawn = {
+        section: [chart for draw in functions for chart in draw(content)]
+        for section, functions in makers.items()
+    }
+    return {section: charts for section, charts in drawn.items() if charts}
 
 
 def _axis(name: str, **more: Any) -> dict[str, Any]:
@@ -130,11 +125,11 @@ def _color_of(row: Row) -> str:
 # The final models
 
 
-def differences(content: Content) -> Chart | None:
+def differences(content: Content) -> Iterator[Chart]:
     """Winner minus each baseline with its interval, against zero."""
     found = content.differences
     if not found:
-        return None
+        return
     figure = go.Figure(
         [
             go.Scatter(
@@ -159,7 +154,7 @@ def differences(content: Content) -> Chart | None:
         for name, d in found.items()
     ]  # fmt: skip
     bounded = any(d.low is not None for d in found.values())
-    return Chart(
+    yield Chart(
         name="differences",
         title="Winner minus baseline, test accuracy in points"
         + (", with 95 % interval" if bounded else ""),
@@ -169,11 +164,11 @@ def differences(content: Content) -> Chart | None:
     )  # fmt: skip
 
 
-def leaderboard(content: Content) -> Chart | None:
+def leaderboard(content: Content) -> Iterator[Chart]:
     """Test accuracy of each final configuration: every seed, the mean and its interval."""
     rows = [row for row in content.board if row.test]
     if not rows:
-        return None
+        return
     intervals = {row.name: mean_interval(row.test) for row in rows}
     figure = go.Figure(
         layout={"showlegend": False, "xaxis": {"tickformat": ".1~%"},
@@ -195,7 +190,7 @@ def leaderboard(content: Content) -> Chart | None:
                      "color": color, "thickness": 2, "width": 0},
             hovertemplate="mean: %{x:.2%}<extra></extra>",
         )  # fmt: skip
-    return Chart(
+    yield Chart(
         name="board",
         title="Test accuracy: every seed, the mean, and its 95 % interval"
         if any(intervals.values()) else "Test accuracy: every seed and the mean",
@@ -210,11 +205,11 @@ def _predicted_rows(content: Content) -> list[tuple[Row, list[Predictions]]]:
     return [(row, content.predictions[row.name]) for row in reversed(rows)]
 
 
-def reliability(content: Content) -> Chart | None:
+def reliability(content: Content) -> Iterator[Chart]:
     """Accuracy over confidence, all seeds of a row together."""
     found = _predicted_rows(content)
     if not found:
-        return None
+        return
     shown = {"range": [0, 1.02], "tickformat": ".0%"}
     figure = go.Figure(
         layout={"xaxis": {**shown, "title": {"text": "confidence"}},
@@ -241,22 +236,21 @@ def reliability(content: Content) -> Chart | None:
             marker={"size": (4 + 9 * np.sqrt(count[used] / count.max())).tolist()},
             hovertemplate="confidence %{x:.2f}, accuracy %{y:.2f}<br>%{text}<extra></extra>",
         )  # fmt: skip
-    return Chart(
+    yield Chart(
         name="reliability",
         title="Reliability: accuracy of predictions by their confidence",
         summary="Below the diagonal a model claims more than it knows. Larger dots stand for more "
         f"images; bins of fewer than {LEAST_IN_BIN} are in the table only.",
-        figure=figure,
-        columns=("configuration", "confidence", "accuracy", "predictions"),
+        figure=figure, columns=("configuration", "confidence", "accuracy", "predictions"),
         rows=table,
-    )
+    )  # fmt: skip
 
 
-def risk_coverage(content: Content) -> Chart | None:
+def risk_coverage(content: Content) -> Iterator[Chart]:
     """Error among the most certain images, over their share; the mean over the seeds."""
     found = _predicted_rows(content)
     if not found:
-        return None
+        return
     figure = go.Figure(
         layout={"xaxis": {"title": {"text": "share of images kept, most certain first"},
                           "tickformat": ".0%", "range": [0, 1.01]},
@@ -275,7 +269,7 @@ def risk_coverage(content: Content) -> Chart | None:
             line={"color": _color_of(row), "width": 3 if row.winner else 1.6},
             hovertemplate="the most certain %{x:.0%}: %{y:.1%} wrong<extra></extra>",
         )  # fmt: skip
-    return Chart(
+    yield Chart(
         name="risk",
         title="Uncertainty against error: what is wrong among the most certain images",
         summary="A useful uncertainty makes the curve rise from left to right.",
@@ -283,53 +277,50 @@ def risk_coverage(content: Content) -> Chart | None:
     )  # fmt: skip
 
 
-def correlation_maps(content: Content) -> list[Chart]:
+def correlation_maps(content: Content) -> Iterator[Chart]:
     """A heat map for each row, all on one scale."""
     gaps = correlation_gaps(content)
     if not gaps:
-        return []
+        return
     names = next(iter(content.predictions.values()))[0].class_names
     shown = along(range(len(names)), MOST_CLASSES)
     top = max(float(np.quantile(gap, 0.99)) for _, gap in gaps.values()) or 1.0
     ticks = [names[i] for i in shown]
     quiet = {"showgrid": False, "zeroline": False, "showticklabels": len(shown) <= NAMED_CLASSES,
              "tickfont": {"size": 10}, "type": "category"}  # fmt: skip
-    return [
-        Chart(
+    for index, (row, gap) in enumerate(gaps.values()):
+        figure = go.Figure(
+            go.Heatmap(
+                z=np.round(gap[np.ix_(shown, shown)], 3).tolist(), x=ticks, y=ticks, zmin=0,
+                zmax=top, colorscale=SEQUENTIAL, colorbar={"thickness": 8, "outlinewidth": 0},
+                hovertemplate="%{y}, %{x}: %{z}<extra></extra>",
+            ),
+            {"xaxis": {**quiet, "tickangle": -60}, "yaxis": {**quiet, "autorange": "reversed"},
+             "showlegend": False},
+        )  # fmt: skip
+        yield Chart(
             name=f"correlation-{index}",
             title=f"{'winner' if row.winner else label(row.name)}: {gap.mean():.3f} in the mean",
             summary="Difference between the correlations of class logits in student and teacher.",
-            figure=go.Figure(
-                go.Heatmap(
-                    z=np.round(gap[np.ix_(shown, shown)], 3).tolist(), x=ticks, y=ticks, zmin=0,
-                    zmax=top, colorscale=SEQUENTIAL, colorbar={"thickness": 8, "outlinewidth": 0},
-                    hovertemplate="%{y}, %{x}: %{z}<extra></extra>",
-                ),
-                {"xaxis": {**quiet, "tickangle": -60}, "yaxis": {**quiet, "autorange": "reversed"},
-                 "showlegend": False},
-            ),
-            height=330, small=True,
-        )
-        for index, (row, gap) in enumerate(gaps.values())
-    ]  # fmt: skip
+            figure=figure, height=330, small=True,
+        )  # fmt: skip
 
 
-def embeddings(content: Content) -> list[Chart]:
+def embeddings(content: Content) -> Iterator[Chart]:
     """t-SNE of the winner's logits and of its teacher's, on the same images."""
     found = content.predictions.get(content.winner.name, []) if content.winner else []
     if not found:
-        return []
+        return
     first = found[0]
     index = torch.tensor(along(range(len(first.kept)), MOST_EMBEDDED))
     classes = along(range(len(first.class_names)), NAMED_CLASSES)
     index = index[torch.isin(first.labels[first.kept][index], torch.tensor(classes))]
     if len(index) < 12:
-        return []
+        return
     labels = first.labels[first.kept][index].numpy()
     hidden = {"showticklabels": False, "showgrid": False, "zeroline": False}
-    charts: list[Chart] = []
-    for title, logits in (("the winner's logits", first.logits),
-                          ("its teacher's logits", first.teacher_logits)):  # fmt: skip
+    sides = {"the winner's logits": first.logits, "its teacher's logits": first.teacher_logits}
+    for number, (title, logits) in enumerate(sides.items()):
         if logits is None:
             continue
         places = np.round(embed(logits[index]), 2)
@@ -347,20 +338,17 @@ def embeddings(content: Content) -> list[Chart]:
                         "symbol": "circle" if i < len(CLASS_COLORS) else "diamond"},
                 hovertemplate="%{fullData.name}<extra></extra>",
             )  # fmt: skip
-        charts.append(
-            Chart(
-                name=f"tsne-{len(charts)}", title=f"t-SNE of {title}", figure=figure, small=True,
-                summary=f"{len(labels)} test images of {len(classes)} classes, seeded.",
-                height=max(430, 340 + 10 * len(classes)),  # the legend lies below
-            )
+        yield Chart(
+            name=f"tsne-{number}", title=f"t-SNE of {title}", figure=figure, small=True,
+            summary=f"{len(labels)} test images of {len(classes)} classes, seeded.",
+            height=max(430, 340 + 10 * len(classes)),  # the legend lies below
         )  # fmt: skip
-    return charts
 
 
 # The search
 
 
-def learning_curves(content: Content) -> Chart | None:
+def learning_curves(content: Content) -> Iterator[Chart]:
     """The metric by epochs, one line a trial; where trials are compared, a dotted line."""
     metric, best = content.config.metric, content.winner_number
     trials = [*content.ended, *content.running]
@@ -370,7 +358,7 @@ def learning_curves(content: Content) -> Chart | None:
             name = "best" if record.number == best else record.status
             groups.setdefault(name, []).append(record)
     if not groups:
-        return None
+        return
     figure = go.Figure(
         layout={"xaxis": {"title": {"text": "epoch"}, "rangemode": "tozero"},
                 "yaxis": _axis(metric)}
@@ -379,7 +367,7 @@ def learning_curves(content: Content) -> Chart | None:
     for name in ("pruned", "failed", "running", "complete", "best"):
         if name in groups:
             text, color = STATUS.get(name, (crown, WINNER))
-            figure.add_scatter(**_curves(groups[name], metric, text, color, bold=name == "best"))
+            figure.add_trace(_join_curves(groups[name], metric, text, color, bold=name == "best"))
     rungs = milestone_epochs(content.config)[:-1]
     for index, epoch in enumerate(rungs):
         reached = sum(len(record.history) >= epoch for record in content.ended)
@@ -389,7 +377,7 @@ def learning_curves(content: Content) -> Chart | None:
                 x=epoch, y=1 - 0.06 * index, yref="paper", yanchor="top", xanchor="left",
                 text=f" {reached} {'to' if index else 'came to epoch'} {epoch}",
             )  # fmt: skip
-    return Chart(
+    yield Chart(
         name="curves",
         title=f"{metric_name(metric).capitalize()} by epoch, one line a trial",
         summary=f"{len(content.ended)} ended trials; rungs at epochs {rungs or 'none'}.",
@@ -402,9 +390,9 @@ def learning_curves(content: Content) -> Chart | None:
     )
 
 
-def _curves(
+def _join_curves(
     records: Sequence[TrialRecord], metric: str, name: str, color: str, *, bold: bool
-) -> dict[str, Any]:
+) -> go.Scatter:
     """All lines of a group as one trace with gaps: one entry of the legend, and little to draw."""
     x: list[float | None] = []
     y: list[float | None] = []
@@ -414,19 +402,18 @@ def _curves(
         x += [*(row["epoch"] for row in rows), None]
         y += [*(row[metric] for row in rows), None]
         text += [f"trial {record.number}"] * (len(rows) + 1)
-    return {
-        "mode": "lines+markers", "name": name, "x": x, "y": y, "text": text,
-        "line": {"color": color, "width": 3 if bold else 1.3},
-        "marker": {"size": 6 if bold else 3.5}, "connectgaps": False,
-        "hovertemplate": "%{text}, epoch %{x}: %{y}<extra></extra>",
-    }  # fmt: skip
+    return go.Scatter(
+        mode="lines+markers", name=name, x=x, y=y, text=text, connectgaps=False,
+        line={"color": color, "width": 3 if bold else 1.3}, marker={"size": 6 if bold else 3.5},
+        hovertemplate="%{text}, epoch %{x}: %{y}<extra></extra>",
+    )  # fmt: skip
 
 
-def importance(content: Content) -> Chart | None:
+def importance(content: Content) -> Iterator[Chart]:
     """Both importances of each parameter, as bars; Optuna's plot has one evaluator only."""
     rows = content.importance.to_pylist()
     if not rows:
-        return None
+        return
     names = [row["parameter"] for row in reversed(rows)]
     figure = go.Figure(
         layout={"barmode": "group", "bargap": 0.35,
@@ -439,7 +426,7 @@ def importance(content: Content) -> Chart | None:
             x=[row[key] for row in reversed(rows)], y=names, name=name, orientation="h",
             marker={"color": color}, hovertemplate="%{y}: %{x:.0%} by " + name + "<extra></extra>",
         )  # fmt: skip
-    return Chart(
+    yield Chart(
         name="importance",
         title=f"Importance for {metric_name(content.config.metric)} after epoch "
         f"{rows[0]['epoch']}, which {rows[0]['trials']} trials reached",
@@ -471,19 +458,14 @@ def _ordered_parameters(content: Content, scored: Sequence[Any]) -> list[str]:
     return [name for name in names if any(name in record.params for record, _ in scored)]
 
 
-def _draw(content: Content, kind: str, scored: Sequence[Any], params: list[str]) -> go.Figure:
-    """A plot of Optuna of the study's metric over some of its parameters."""
-    metric, space = content.config.metric, content.config.space or {}
-    return draw_plot(kind, scored, space, DIRECTIONS[metric], params, metric_name(metric))
-
-
-def parallel(content: Content) -> Chart | None:
+def parallel(content: Content) -> Iterator[Chart]:
     """A line through all parameters for each trial, the better the stronger."""
     metric, (epoch, scored) = content.config.metric, _judge_trials(content, MOST_LINES)
     names = _ordered_parameters(content, scored)
     if len(names) < 2 or len(scored) < 2:
-        return None
-    figure = _draw(content, "parallel_coordinate", scored, names)
+        return
+    study = build_study(scored, content.config.space or {}, DIRECTIONS[metric])
+    figure = draw_plot("parallel_coordinate", study, names, metric_name(metric))
     sign = 1 if DIRECTIONS[metric] == "max" else -1
     lines = [trace for trace in figure.data if trace.mode == "lines"]
     # The first axis is the metric's. One colour, so that the best are strong on black too.
@@ -493,12 +475,12 @@ def parallel(content: Content) -> Chart | None:
     figure.data = sorted(lines, key=lambda line: line.opacity)
     figure.update_annotations(font={"color": None, "size": 11})
     ranked = sorted(scored, key=lambda pair: -sign * pair[1])
-    return Chart(
+    yield Chart(
         name="parallel",
         title=f"Every trial through all parameters, the better its score after epoch {epoch} the "
         "stronger",
         summary=f"{len(scored)} trials, {len(names)} parameters.",
-        figure=figure.update_layout(showlegend=False),
+        figure=figure,
         columns=("trial", metric_name(metric), *names),
         rows=[
             [r.number, figure_text(metric, s), *(value_text(r.params.get(n)) for n in names)]
@@ -507,10 +489,10 @@ def parallel(content: Content) -> Chart | None:
     )
 
 
-def contour(content: Content) -> Chart | None:
+def contour(content: Content) -> Iterator[Chart]:
     """The metric over the two most important numbers, by a Gaussian process in the two.
 
-    Optuna's plot draws straight lines between the trials, and so what other parameters did.
+    Optuna's plot draws straight lines between the trials: it shows what the others did, too.
     """
     space, (_, scored) = content.config.space or {}, _judge_trials(content)
     names = [
@@ -520,7 +502,7 @@ def contour(content: Content) -> Chart | None:
     ][:2]
     known = [(r, s) for r, s in scored if all(n in r.params for n in names)]
     if len(names) < 2 or len(known) < 6:
-        return None
+        return
     fitted = along(known, MOST_FITTED)
     ends = np.array([[coordinate(space[n][end], space[n]) for n in names]
                      for end in ("low", "high")])  # fmt: skip
@@ -551,22 +533,22 @@ def contour(content: Content) -> Chart | None:
                 "size": [12 if r.number == best else 7 for r, _ in known],
                 "line": {"color": "#12161c", "width": 1}},
     )  # fmt: skip
-    return Chart(
+    yield Chart(
         name="contour",
         title=f"{metric_name(metric).capitalize()} over the two most important numbers",
-        summary=f"a Gaussian process in {names[0]} and {names[1]} alone; the fit explains "
-        f"{percent(explained)} of the variance between the trials.",
+        summary=f"The contour is a Gaussian process in {names[0]} and {names[1]} alone; the fit "
+        f"explains {percent(explained)} of the variance between the trials.",
         figure=figure,
     )
 
 
-def slices(content: Content) -> list[Chart]:
+def slices(content: Content) -> Iterator[Chart]:
     """The metric over each parameter."""
     metric, best = content.config.metric, content.winner_number
-    epoch, scored = _judge_trials(content)
-    charts = []
+    space, (epoch, scored) = content.config.space or {}, _judge_trials(content)
+    study = build_study(scored, space, DIRECTIONS[metric])
     for index, name in enumerate(_ordered_parameters(content, scored)):
-        figure = _draw(content, "slice", scored, [name])
+        figure = draw_plot("slice", study, [name], metric_name(metric))
         numbers = [scored[i][0].number for i in figure.data[0].marker.color]
         figure.update_traces(
             overwrite=True, hovertemplate="%{text}: %{y} at %{x}<extra></extra>",
@@ -577,16 +559,13 @@ def slices(content: Content) -> list[Chart]:
                 "line": {"width": 0},
             },
         )  # fmt: skip
-        figure.update_xaxes(title=None, **_value_axis((content.config.space or {})[name]))
+        figure.update_xaxes(title=None, **_value_axis(space[name]))
         figure.update_yaxes(**_axis(metric, title=None))
-        charts.append(
-            Chart(
-                name=f"slice-{index}", title=name, figure=figure.update_layout(showlegend=False),
-                summary=f"{metric_name(metric)} after epoch {epoch} over {name}, "
-                f"{len(numbers)} trials.", height=230, small=True,
-            )
+        yield Chart(
+            name=f"slice-{index}", title=name, figure=figure,
+            summary=f"{metric_name(metric)} after epoch {epoch} over {name}, "
+            f"{len(numbers)} trials.", height=230, small=True,
         )  # fmt: skip
-    return charts
 
 
 def _value_axis(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -605,13 +584,13 @@ def _value_axis(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "log", "dtick": step, "tickformat": "~g", **shown}
 
 
-def trade_off(content: Content) -> Chart | None:
+def trade_off(content: Content) -> Iterator[Chart]:
     """The Pareto front of the objectives; with one objective, the metric against its cost."""
     config = content.config
     cost, records = compared_trials(content)
     records = along(records, MOST_POINTS)
     if not records:
-        return None
+        return
     rows = [{**r.last, "seconds": r.seconds} for r in records]
     names = (config.metric, cost)
     if config.objectives:
@@ -642,7 +621,7 @@ def trade_off(content: Content) -> Chart | None:
                         "line": {"width": 0}},
                 hovertemplate="%{text}: %{y} at %{x}<extra></extra>",
             )  # fmt: skip
-    return Chart(
+    yield Chart(
         name="front",
         title=f"{metric_name(config.metric).capitalize()} against {metric_name(cost)}",
         summary=f"{len(front)} of {len(records)} trials are on the Pareto front.",
@@ -652,11 +631,11 @@ def trade_off(content: Content) -> Chart | None:
     )  # fmt: skip
 
 
-def time_chart(content: Content) -> Chart | None:
+def time_chart(content: Content) -> Iterator[Chart]:
     """Hours by stage, and what was saved, hatched."""
     rows = [row for row in content.time.to_pylist() if row["hours"] > 0]
     if not rows:
-        return None
+        return
     saved = [
         {"stage": name, "runs": None, "epochs": None, "hours": hours}
         for name, hours in (("saved by early stops", content.saved.stopped_hours),
@@ -675,7 +654,7 @@ def time_chart(content: Content) -> Chart | None:
                 "pattern": {"shape": ["/"] * len(saved) + [""] * len(rows)}},
     )  # fmt: skip
     axis = {"title": {"text": unit}, "range": [0, 1.15 * factor * biggest]}
-    return Chart(
+    yield Chart(
         name="time",
         title=f"Training and validation time by stage, in {unit}, all runs together",
         summary="; ".join(f"{row[0]} {row[3]}" for row in table),
