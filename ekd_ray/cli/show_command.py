@@ -18,7 +18,7 @@ from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.leaderboard import leaderboard_table as board_table
 from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import write_report
-from ekd_ray.results.report.content import Content, gather, headline
+from ekd_ray.results.report.content import Content, gather, write_headline
 from ekd_ray.results.report.words import duration, figure_text, label, metric_name, value_text
 from ekd_ray.results.study import Study
 from ekd_ray.studies.comparison import compare_studies
@@ -49,7 +49,7 @@ def show(args: argparse.Namespace) -> int:
     # Figures whole: a line that the terminal breaks is better than one cut short.
     width = max(Console().width, 110 + 18 * (len(content.config.watched) - 1))
     console = Console(highlight=False, soft_wrap=True, width=width)
-    for line in (*headline(content), _status(content)):
+    for line in (*write_headline(content), _status(content)):
         console.print(line, markup=False)
     _print_board(console, content)
     if content.importance.num_rows:

@@ -19,7 +19,7 @@ from ekd_ray.engine.measure.uncertainty import aurc
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.results import Study
 from ekd_ray.results.report import figures, measures, script_json, write_report
-from ekd_ray.results.report.content import gather, headline
+from ekd_ray.results.report.content import gather, write_headline
 from ekd_ray.results.report.measures import correlation_gap, risk_over_coverage
 from ekd_ray.studies import pipeline
 
@@ -85,14 +85,14 @@ def test_optunas_plots_show_our_trials(reported):
     content = gather(reported[0])
     last = content.importance["epoch"][0].as_py() - 1
     scores = {r.number: r.history[last]["val_top1"] for r in content.ended if r.history[last:]}
-    for chart in figures.slices(content):
+    for chart in figures.draw_slices(content):
         name, trace = chart.title, chart.figure.data[0]
         shown = repr if name == "optimizer" else float
         expected = {(f"trial {r.number}", shown(r.params[name]), scores[r.number])
                     for r in content.ended if r.number in scores}  # fmt: skip
         assert set(zip(trace.text, trace.x, trace.y, strict=True)) == expected
     best = max(scores, key=lambda number: scores[number])
-    strongest = next(figures.parallel(content)).figure.data[-1]
+    strongest = next(figures.draw_parallel(content)).figure.data[-1]
     assert dict(strongest.customdata)["lr"] == f"{content.ended[best].params['lr']:.3g}"
 
 
@@ -131,7 +131,7 @@ def test_a_data_sets_name_is_text_too(maker):
 
 def test_the_headline_says_who_is_beaten_and_who_is_not(reported):
     content = gather(reported[0])
-    sentence, lead = headline(content)
+    sentence, lead = write_headline(content)
     assert sentence.startswith(f"{content.winner.name.capitalize()} wins with 61.2")
     assert "better than student alone and not told apart from KD" in sentence
     assert "3 seeds" in lead and "3 fresh seeds" in lead
@@ -146,7 +146,7 @@ def test_a_winner_that_loses_is_not_praised(maker, rows):
         + [final("trial 1", s, v) for s, v in enumerate((0.50, 0.51, 0.52))]
         + [final("kd", s, v) for s, v in enumerate((0.60, 0.612, 0.62))]
     )
-    sentence, _ = headline(gather(study))
+    sentence, _ = write_headline(gather(study))
     assert "worse than KD" in sentence
     text = write_report(study).read_text(encoding="utf-8")
     assert "not the best by test: KD is 10.07 points above" in text
@@ -185,7 +185,7 @@ def test_no_image_is_read(maker, rows, monkeypatch):
 
 def test_several_objectives_show_their_front(maker, rows):
     study = finished(maker, rows, objectives=("parameters",))
-    (front,) = figures.trade_off(gather(study))
+    (front,) = figures.draw_trade_off(gather(study))
     expected = {(r.last["parameters"], r.last["val_top1"]) for r in study.pareto()}
     line = front.figure.data[0]
     assert set(zip(line.x, line.y, strict=True)) == expected

@@ -11,19 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from ekd_ray import __version__
 from ekd_ray.data import short_name
 from ekd_ray.files import write_text
 from ekd_ray.results.records import milestone_epochs
 from ekd_ray.results.report.content import (
-    failed_runs,
     gather,
-    headline,
+    list_failed_runs,
+    list_sections,
+    list_tiles,
     row_label,
-    sections,
-    tiles,
+    write_headline,
 )
 from ekd_ray.results.report.words import duration, metric_name, several, spread, value_text
 from ekd_ray.results.study import Study
@@ -51,7 +49,7 @@ def write_report(study: Study, out: Path | None = None) -> Path:
 
     content = gather(study)
     charts = draw_figures(content)
-    sentence, lead = headline(content)
+    sentence, lead = write_headline(content)
     page = render(
         "report.html.jinja",
         autoescape=True,
@@ -60,14 +58,14 @@ def write_report(study: Study, out: Path | None = None) -> Path:
         title=f"{study.path.absolute().name} · ekd_ray study",
         headline=sentence,
         lead=lead,
-        tiles=tiles(content),
-        sections={section.name: section for section in sections(content, charts)},
+        tiles=list_tiles(content),
+        sections={section.name: section for section in list_sections(content, charts)},
         charts=charts,
         rungs=milestone_epochs(content.config)[:-1],
-        failures=failed_runs(content),
+        failures=list_failed_runs(content),
         run=_run_name(study.path),
         footer=f"ekd_ray {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
-        plotly=Markup(get_plotlyjs()),
+        plotly=get_plotlyjs(),
         payload=script_json({c.name: c.payload() for found in charts.values() for c in found}),
     )
     path = out or study.path / REPORT
@@ -75,10 +73,10 @@ def write_report(study: Study, out: Path | None = None) -> Path:
     return path
 
 
-def script_json(value: Any) -> Markup:
+def script_json(value: Any) -> str:
     """JSON that may stand inside a script element: it cannot end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _run_name(path: Path) -> str:

@@ -93,14 +93,16 @@ def gather(study: Study) -> Content:
         differences=study.differences(),
         confirmed=confirmed,
         importance=parameter_importance(ended, study.config),
-        predictions=_predictions(study, confirmed),
+        predictions=_read_predictions(study, confirmed),
         progress=progress(study),
         time=time_table(study, running),
         saved=savings(study),
     )
 
 
-def _predictions(study: Study, confirmed: list[dict[str, Any]]) -> dict[str, list[Predictions]]:
+def _read_predictions(
+    study: Study, confirmed: list[dict[str, Any]]
+) -> dict[str, list[Predictions]]:
     found: dict[str, list[Predictions]] = {}
     for row in confirmed:
         path = study.path / row["folder"] / PREDICTIONS
@@ -109,7 +111,7 @@ def _predictions(study: Study, confirmed: list[dict[str, Any]]) -> dict[str, lis
     return found
 
 
-def correlation_gaps(content: Content) -> dict[str, tuple[Row, np.ndarray]]:
+def measure_correlation_gaps(content: Content) -> dict[str, tuple[Row, np.ndarray]]:
     """By row, the gap of its first seed to the teacher [C, C], on the images whose logits were
     kept; see `correlation_gap`."""
     firsts = [(row, content.predictions[row.name][0]) for row in content.board
@@ -127,13 +129,13 @@ def correlation_gaps(content: Content) -> dict[str, tuple[Row, np.ndarray]]:
 # The head of the page: the winner in one sentence, how sure that is, and the main figures.
 
 
-def headline(content: Content) -> tuple[str, str]:
+def write_headline(content: Content) -> tuple[str, str]:
     """The winner in one sentence, and how sure that is."""
     shared = content.config.distill
     subject = f"{shared.teacher or 'no teacher'} on {short_name(shared.dataset)}."
     winner = content.winner
     if winner is None or not winner.test:
-        return _unfinished_headline(content), (
+        return _write_unfinished_headline(content), (
             f"{shared.student} distilled from {subject} {content.ended_count} of "
             f"{content.progress.asked} trials have ended. Test figures come with the final runs; "
             "make the report again then."
@@ -142,17 +144,17 @@ def headline(content: Content) -> tuple[str, str]:
     sentence = (
         f"{winner.name.capitalize()} wins with {100 * mean:.1f}\N{NO-BREAK SPACE}% test accuracy"
     )
-    clause = verdict(content)
+    clause = _describe_verdict(content)
     spread_text = f", standard deviation {100 * deviation:.2f} points." if n > 1 else "."
     lead = (
         f"{winner.config.student} distilled from {subject} Mean of {several(n, 'seed')}"
         f"{spread_text} The winner was chosen on the validation split; the test split was read "
-        f"once, after. {_winners_curse(content)}"
+        f"once, after. {_describe_winners_curse(content)}"
     )
     return f"{sentence}, {clause}." if clause else f"{sentence}.", lead.rstrip()
 
 
-def _unfinished_headline(content: Content) -> str:
+def _write_unfinished_headline(content: Content) -> str:
     stage, metric = content.progress.stage, content.config.metric
     if not content.ranked:
         return f"The study is in its {stage} stage; no trial is complete."
@@ -163,7 +165,7 @@ def _unfinished_headline(content: Content) -> str:
     )
 
 
-def verdict(content: Content) -> str:
+def _describe_verdict(content: Content) -> str:
     """How the winner compares with its baselines, as a clause; empty without any."""
     groups: dict[str, list[str]] = {}
     for name, found in content.differences.items():
@@ -186,7 +188,7 @@ def _judge(found: Paired) -> str:
     return "worse" if found.high < 0 else "open"
 
 
-def _winners_curse(content: Content) -> str:
+def _describe_winners_curse(content: Content) -> str:
     """The winner's score in the search, the best of many, against that under fresh seeds."""
     metric, winner = content.config.metric, content.winner
     record = next((r for r in content.ended if r.number == content.winner_number), None)
@@ -199,7 +201,7 @@ def _winners_curse(content: Content) -> str:
     )
 
 
-def tiles(content: Content) -> list[tuple[str, str]]:
+def list_tiles(content: Content) -> list[tuple[str, str]]:
     """The figures under the headline."""
     counts, saved = content.progress.trials, content.saved
     tested = content.winner.test if content.winner else ()
@@ -227,34 +229,34 @@ class Section:
     takeaway: str
 
 
-def sections(content: Content, drawn: Container[str]) -> list[Section]:
+def list_sections(content: Content, drawn: Container[str]) -> list[Section]:
     """The sections that there is anything to say in.
 
     Args:
         drawn: the names of those that have figures.
     """
     front = "Pareto front" if content.config.objectives else "Score and cost"
-    made: list[tuple[str, str, Callable[[Content], str]]] = [
-        ("certainty", "How sure", _certainty),
-        ("leaderboard", "Leaderboard", _leaderboard),
-        ("curves-section", "Learning curves", _curves),
-        ("parameters", "Parameters", _parameters),
-        ("trade-off", front, _trade_off),
-        ("calibration", "Calibration", _calibration),
-        ("teacher", "Teacher", _teacher),
-        ("time-section", "Time", _time),
-        ("failures", "Failures", _failures),
-        ("reproduce", "Reproduce", _reproduce),
+    parts: list[tuple[str, str, Callable[[Content], str]]] = [
+        ("certainty", "How sure", _describe_certainty),
+        ("leaderboard", "Leaderboard", _describe_leaderboard),
+        ("curves-section", "Learning curves", _describe_curves),
+        ("parameters", "Parameters", _describe_parameters),
+        ("trade-off", front, _describe_trade_off),
+        ("calibration", "Calibration", _describe_calibration),
+        ("teacher", "Teacher", _describe_teacher),
+        ("time-section", "Time", _describe_time),
+        ("failures", "Failures", _describe_failures),
+        ("reproduce", "Reproduce", _describe_reproduce),
     ]
     without_figures = {"failures", "reproduce", *(["leaderboard"] if content.board else [])}
     return [
-        Section(name, title, take(content))
-        for name, title, take in made
+        Section(name, title, describe(content))
+        for name, title, describe in parts
         if name in drawn or name in without_figures
     ]
 
 
-def _certainty(content: Content) -> str:
+def _describe_certainty(content: Content) -> str:
     found = content.differences
     parts = [f"{points(d.mean)} points against {label(name)}" for name, d in found.items()]
     judged = [_judge(difference) for difference in found.values()]
@@ -270,7 +272,7 @@ def _certainty(content: Content) -> str:
     return f"The winner has {joined(parts)}; {end}."
 
 
-def _leaderboard(content: Content) -> str:
+def _describe_leaderboard(content: Content) -> str:
     tested = [row for row in content.board if row.test]
     if not tested or not content.winner:
         return "Finalists by validation; the final runs have not ended yet."
@@ -289,7 +291,7 @@ def row_label(row: Row) -> str:
     return f"{label(row.name)} (winner)" if row.winner else label(row.name)
 
 
-def _curves(content: Content) -> str:
+def _describe_curves(content: Content) -> str:
     stopped = Counter(len(r.history) for r in content.ended if r.status == "pruned")
     total = len(content.ended)
     if not stopped:
@@ -298,7 +300,7 @@ def _curves(content: Content) -> str:
     return f"Early stopping ended {stopped.total()} of {total} trials: {where}."
 
 
-def _parameters(content: Content) -> str:
+def _describe_parameters(content: Content) -> str:
     rows = content.importance.to_pylist()
     if not rows:
         return "Too few trials to say which parameter mattered."
@@ -311,7 +313,7 @@ def _parameters(content: Content) -> str:
     )
 
 
-def compared_trials(content: Content) -> tuple[str, list[TrialRecord]]:
+def select_compared_trials(content: Content) -> tuple[str, list[TrialRecord]]:
     """(the cost, trials that have it and the metric): what the trade-off is between.
 
     It is the first further objective, of complete trials; without one the seconds of training.
@@ -323,9 +325,9 @@ def compared_trials(content: Content) -> tuple[str, list[TrialRecord]]:
     return further[0], [r for r in known if r.status == "complete" and further[0] in r.last]
 
 
-def _trade_off(content: Content) -> str:
+def _describe_trade_off(content: Content) -> str:
     if content.config.objectives:
-        count = len(compared_trials(content)[1])
+        count = len(select_compared_trials(content)[1])
         return f"{len(content.front)} of {count} trials are on the Pareto front."
     if not content.ranked:
         return "No trial is complete."
@@ -337,7 +339,7 @@ def _trade_off(content: Content) -> str:
     )
 
 
-def _calibration(content: Content) -> str:
+def _describe_calibration(content: Content) -> str:
     errors = {
         row.name: float(np.mean([found["test_ece"] for found in row.test_metrics]))
         for row in content.board
@@ -354,10 +356,10 @@ def _calibration(content: Content) -> str:
     )  # fmt: skip
 
 
-def _teacher(content: Content) -> str:
+def _describe_teacher(content: Content) -> str:
     gaps = {
         "the winner" if row.winner else label(row.name): float(gap.mean())
-        for row, gap in correlation_gaps(content).values()
+        for row, gap in measure_correlation_gaps(content).values()
     }
     if not gaps:
         return "How the final models see the classes."
@@ -370,7 +372,7 @@ def _teacher(content: Content) -> str:
     )
 
 
-def _time(content: Content) -> str:
+def _describe_time(content: Content) -> str:
     rows = content.time.to_pylist()
     total, largest = sum(r["hours"] for r in rows), max(rows, key=lambda row: row["hours"])
     saved = content.saved
@@ -381,7 +383,7 @@ def _time(content: Content) -> str:
     )
 
 
-def failed_runs(content: Content) -> list[tuple[str, str, str]]:
+def list_failed_runs(content: Content) -> list[tuple[str, str, str]]:
     """(run, reason, settings) of each trial and confirm run that failed."""
     return [
         (f"trial {r.number}", r.reason or "unknown",
@@ -393,13 +395,13 @@ def failed_runs(content: Content) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
 
 
-def _failures(content: Content) -> str:
-    runs = failed_runs(content)
+def _describe_failures(content: Content) -> str:
+    runs = list_failed_runs(content)
     if not runs:
         return "Nothing failed."
     ((reason, _),) = Counter(reason for _, reason, _ in runs).most_common(1)
     return f"{several(len(runs), 'run')} failed; the most frequent reason: {reason}"
 
 
-def _reproduce(content: Content) -> str:
+def _describe_reproduce(content: Content) -> str:
     return "The same seed on the same machine and number of threads gives the same bits."

@@ -20,7 +20,12 @@ from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
 from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.records import TrialRecord, milestone_epochs
-from ekd_ray.results.report.content import Content, compared_trials, correlation_gaps, row_label
+from ekd_ray.results.report.content import (
+    Content,
+    measure_correlation_gaps,
+    row_label,
+    select_compared_trials,
+)
 from ekd_ray.results.report.measures import embed, fit_surface, risk_over_coverage
 from ekd_ray.results.report.words import (
     DASH,
@@ -95,19 +100,19 @@ def _escape(value: Any, key: str = "") -> Any:
 
 def draw_figures(content: Content) -> dict[str, list[Chart]]:
     """The figures by the section that they stand in; sections without any are left out."""
-    makers: dict[str, list[Callable[[Content], Iterator[Chart]]]] = {
-        "certainty": [differences],
-        "leaderboard": [leaderboard],
-        "curves-section": [learning_curves],
-        "parameters": [importance, parallel, contour, slices],
-        "trade-off": [trade_off],
-        "calibration": [reliability, risk_coverage],
-        "teacher": [correlation_maps, embeddings],
-        "time-section": [time_chart],
+    drawers: dict[str, list[Callable[[Content], Iterator[Chart]]]] = {
+        "certainty": [draw_differences],
+        "leaderboard": [draw_leaderboard],
+        "curves-section": [draw_learning_curves],
+        "parameters": [draw_importance, draw_parallel, draw_contour, draw_slices],
+        "trade-off": [draw_trade_off],
+        "calibration": [draw_reliability, draw_risk_coverage],
+        "teacher": [draw_correlation_maps, draw_embeddings],
+        "time-section": [draw_time],
     }
     drawn = {
         section: [chart for draw in functions for chart in draw(content)]
-        for section, functions in makers.items()
+        for section, functions in drawers.items()
     }
     return {section: charts for section, charts in drawn.items() if charts}
 
@@ -125,7 +130,7 @@ def _color_of(row: Row) -> str:
 # The final models
 
 
-def differences(content: Content) -> Iterator[Chart]:
+def draw_differences(content: Content) -> Iterator[Chart]:
     """Winner minus each baseline with its interval, against zero."""
     found = content.differences
     if not found:
@@ -164,7 +169,7 @@ def differences(content: Content) -> Iterator[Chart]:
     )  # fmt: skip
 
 
-def leaderboard(content: Content) -> Iterator[Chart]:
+def draw_leaderboard(content: Content) -> Iterator[Chart]:
     """Test accuracy of each final configuration: every seed, the mean and its interval."""
     rows = [row for row in content.board if row.test]
     if not rows:
@@ -205,7 +210,7 @@ def _predicted_rows(content: Content) -> list[tuple[Row, list[Predictions]]]:
     return [(row, content.predictions[row.name]) for row in reversed(rows)]
 
 
-def reliability(content: Content) -> Iterator[Chart]:
+def draw_reliability(content: Content) -> Iterator[Chart]:
     """Accuracy over confidence, all seeds of a row together."""
     found = _predicted_rows(content)
     if not found:
@@ -246,7 +251,7 @@ def reliability(content: Content) -> Iterator[Chart]:
     )  # fmt: skip
 
 
-def risk_coverage(content: Content) -> Iterator[Chart]:
+def draw_risk_coverage(content: Content) -> Iterator[Chart]:
     """Error among the most certain images, over their share; the mean over the seeds."""
     found = _predicted_rows(content)
     if not found:
@@ -277,9 +282,9 @@ def risk_coverage(content: Content) -> Iterator[Chart]:
     )  # fmt: skip
 
 
-def correlation_maps(content: Content) -> Iterator[Chart]:
+def draw_correlation_maps(content: Content) -> Iterator[Chart]:
     """A heat map for each row, all on one scale."""
-    gaps = correlation_gaps(content)
+    gaps = measure_correlation_gaps(content)
     if not gaps:
         return
     names = next(iter(content.predictions.values()))[0].class_names
@@ -306,7 +311,7 @@ def correlation_maps(content: Content) -> Iterator[Chart]:
         )  # fmt: skip
 
 
-def embeddings(content: Content) -> Iterator[Chart]:
+def draw_embeddings(content: Content) -> Iterator[Chart]:
     """t-SNE of the winner's logits and of its teacher's, on the same images."""
     found = content.predictions.get(content.winner.name, []) if content.winner else []
     if not found:
@@ -348,7 +353,7 @@ def embeddings(content: Content) -> Iterator[Chart]:
 # The search
 
 
-def learning_curves(content: Content) -> Iterator[Chart]:
+def draw_learning_curves(content: Content) -> Iterator[Chart]:
     """The metric by epochs, one line a trial; where trials are compared, a dotted line."""
     metric, best = content.config.metric, content.winner_number
     trials = [*content.ended, *content.running]
@@ -409,7 +414,7 @@ def _join_curves(
     )  # fmt: skip
 
 
-def importance(content: Content) -> Iterator[Chart]:
+def draw_importance(content: Content) -> Iterator[Chart]:
     """Both importances of each parameter, as bars; Optuna's plot has one evaluator only."""
     rows = content.importance.to_pylist()
     if not rows:
@@ -458,7 +463,7 @@ def _ordered_parameters(content: Content, scored: Sequence[Any]) -> list[str]:
     return [name for name in names if any(name in record.params for record, _ in scored)]
 
 
-def parallel(content: Content) -> Iterator[Chart]:
+def draw_parallel(content: Content) -> Iterator[Chart]:
     """A line through all parameters for each trial, the better the stronger."""
     metric, (epoch, scored) = content.config.metric, _judge_trials(content, MOST_LINES)
     names = _ordered_parameters(content, scored)
@@ -489,7 +494,7 @@ def parallel(content: Content) -> Iterator[Chart]:
     )
 
 
-def contour(content: Content) -> Iterator[Chart]:
+def draw_contour(content: Content) -> Iterator[Chart]:
     """The metric over the two most important numbers, by a Gaussian process in the two.
 
     Optuna's plot draws straight lines between the trials: it shows what the others did, too.
@@ -542,7 +547,7 @@ def contour(content: Content) -> Iterator[Chart]:
     )
 
 
-def slices(content: Content) -> Iterator[Chart]:
+def draw_slices(content: Content) -> Iterator[Chart]:
     """The metric over each parameter."""
     metric, best = content.config.metric, content.winner_number
     space, (epoch, scored) = content.config.space or {}, _judge_trials(content)
@@ -584,10 +589,10 @@ def _value_axis(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "log", "dtick": step, "tickformat": "~g", **shown}
 
 
-def trade_off(content: Content) -> Iterator[Chart]:
+def draw_trade_off(content: Content) -> Iterator[Chart]:
     """The Pareto front of the objectives; with one objective, the metric against its cost."""
     config = content.config
-    cost, records = compared_trials(content)
+    cost, records = select_compared_trials(content)
     records = along(records, MOST_POINTS)
     if not records:
         return
@@ -631,7 +636,7 @@ def trade_off(content: Content) -> Iterator[Chart]:
     )  # fmt: skip
 
 
-def time_chart(content: Content) -> Iterator[Chart]:
+def draw_time(content: Content) -> Iterator[Chart]:
     """Hours by stage, and what was saved, hatched."""
     rows = [row for row in content.time.to_pylist() if row["hours"] > 0]
     if not rows:
