@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.losses import methods
-from ekd_ray.losses.objective import METHODS, Objective, resolve_method
+from ekd_ray.losses.methods import METHODS, resolve_method
+from ekd_ray.losses.objective import Objective
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide"

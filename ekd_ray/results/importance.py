@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.settings import hints_of
 from ekd_ray.config.targets import COSTS, DIRECTIONS
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import TrialRecord, milestone_epochs
@@ -36,7 +37,6 @@ SCHEMA = pa.schema(
         ("trials", pa.int64()),
     ]
 )
-_HINTS = typing.get_type_hints(DistillConfig)
 
 
 def score_at(record: TrialRecord, metric: str, epoch: int) -> float | None:
@@ -158,7 +158,8 @@ def _distribution(
     if "choices" in entry:
         return CategoricalDistribution(tuple(dict.fromkeys([*entry["choices"], *tried])))
     ends = [coordinate(value, entry) for value in (entry["low"], entry["high"], *tried)]
-    kinds = set(typing.get_args(_HINTS[name])) or {_HINTS[name]}
+    kind = hints_of(DistillConfig)[name]
+    kinds = set(typing.get_args(kind)) or {kind}
     if float not in kinds and not entry.get("log"):
         return IntDistribution(int(min(ends)), int(max(ends)))
     return FloatDistribution(float(min(ends)), float(max(ends)))
