@@ -59,16 +59,19 @@ class TwoViews:
 
 def _softmaxes(student: Tensor, teacher: Tensor, standardize: bool) -> _Predictions:
     s, t = softmax_inputs(student, teacher, standardize)
-    return lambda at: (functional.log_softmax(s / at, 1), functional.log_softmax(t / at, 1))
+    return lambda temperature: (
+        functional.log_softmax(s / temperature, dim=1),
+        functional.log_softmax(t / temperature, dim=1),
+    )
 
 
 def _expectations(
     student: Tensor, teacher: Tensor, log_prior: Scalar, teacher_log_prior: Scalar | None
 ) -> _Predictions:
     prior = teacher_prior(log_prior, teacher_log_prior)
-    return lambda at: (
-        log_expectation(student, at, log_prior),
-        log_expectation(teacher.detach(), at, prior),
+    return lambda temperature: (
+        log_expectation(student, temperature, log_prior),
+        log_expectation(teacher.detach(), temperature, prior),
     )
 
 
@@ -101,21 +104,21 @@ def instance_alignment(views: TwoViews, share: Tensor) -> Tensor:
 
     `share` is `m`, of the teacher's logits as they are. Jin et al. 2023, eq. 3, as released.
     """
-    weak = {at: _kd(views.weak, at) for at in TEMPERATURES}
+    weak = {t: _kd(views.weak, t) for t in TEMPERATURES}
     masked = _kd(views.weak, views.temperature) + sum(weak.values())
-    strong = sum(_kd(views.strong, at) for at in (views.temperature, *STRONG_TEMPERATURES))
-    return share * masked + strong + sum(weak[at] for at in WEAK_AGAIN)
+    strong = sum(_kd(views.strong, t) for t in (views.temperature, *STRONG_TEMPERATURES))
+    return share * masked + strong + sum(weak[t] for t in WEAK_AGAIN)
 
 
 def batch_alignment(views: TwoViews, share: Tensor) -> Tensor:
     """`m * sum_T ||P_t P_t' - P_s P_s'||^2 / B` on the weak view, 0-d (Jin et al. 2023, eq. 5)."""
-    pairs = (views.weak(at) for at in views.temperatures)
+    pairs = (views.weak(t) for t in views.temperatures)
     return share * sum(_gram_gap(s.exp(), t.exp()) for s, t in pairs)
 
 
 def class_alignment(views: TwoViews, share: Tensor) -> Tensor:
     """`c * sum_T ||P_t' P_t - P_s' P_s||^2 / C` on the weak view, 0-d (Jin et al. 2023, eq. 7)."""
-    pairs = (views.weak(at) for at in views.temperatures)
+    pairs = (views.weak(t) for t in views.temperatures)
     return share * sum(_gram_gap(s.exp().T, t.exp().T) for s, t in pairs)
 
 

@@ -77,6 +77,14 @@ def test_every_recipe_is_a_legal_study(path, epochs):
         point_config(study.distill, point)
 
 
+def test_every_method_searches_its_own_ranges():
+    """Those of EKD, which recipes are written for, stand in the recipe that all start from."""
+    default = SEARCH_SPACES / "default.yaml"
+    for name, method in METHODS.items():
+        space = load_recipe(default, name)["space"]
+        assert {key: space[key] for key in space if key in method.space} == method.space
+
+
 @pytest.mark.parametrize("path", PAIRS, ids=relative)
 def test_a_recipe_holds_what_its_name_says(path):
     shared = study_of(path).distill
