@@ -7,7 +7,6 @@ class alignments of `mlkd_terms` are the exception: they compare samples with ea
 
 # isort: off
 # The files that register methods, in the order in which tables show them.
-from ekd_ray.losses.cross_entropy import cross_entropy
 from ekd_ray.losses.kd import kd_loss, standardize_logits
 from ekd_ray.losses.dkd import dkd_loss, expectation_dkd_loss
 from ekd_ray.losses.mlkd import mlkd_terms
@@ -26,7 +25,6 @@ from ekd_ray.losses.dirichlet import (
     prior_kl_loss,
     vacuity,
 )
-from ekd_ray.losses.evidential import evidential
 from ekd_ray.losses.inputs import at_least_float32
 from ekd_ray.losses.methods import METHODS, Method, register_method, resolve_method
 from ekd_ray.losses.objective import Objective
@@ -36,11 +34,9 @@ __all__ = [
     "METHODS",
     "Method",
     "Objective",
-    "evidential",
     "register_method",
     "resolve_method",
     # softmax statistics
-    "cross_entropy",
     "kd_loss",
     "dkd_loss",
     "mlkd_terms",

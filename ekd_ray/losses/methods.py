@@ -19,7 +19,7 @@ from ekd_ray.losses.inputs import Scalar
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What student and teacher say about a batch, and how their logits are to be read.
+    """Logits of student and teacher on a batch, and how they are to be read.
 
     Attributes:
         student, teacher: logits [B, C]; the teacher's are None for a method without one.

@@ -61,7 +61,7 @@ class Objective(nn.Module):
         return cast(float, self.settings.temperature)
 
     def state(self, epoch: int) -> dict[str, float]:
-        """What the method learns, for the log: `log_prior`, `temperature` (waits for the device).
+        """Learned values for the log: `log_prior`, `temperature` (waits for the device).
 
         A `log_prior` that is not learned is reported as well.
         """
