@@ -47,7 +47,7 @@ def make(method, batch):
     teacher = 3 * torch.randn(2, batch, CLASSES).double()
     target = torch.randint(CLASSES, (batch,))
     views = METHODS[method].strong_view
-    return config, learner, (
+    return learner, (
         images, teacher[0] if METHODS[method].needs_teacher else None, target, 2,
         strong if views else None, teacher[1] if views else None,
     )  # fmt: skip
@@ -63,14 +63,14 @@ def outcome(learner, loss, terms):
 
 
 def alone(method, batch):
-    _, learner, arguments = make(method, batch)
+    learner, arguments = make(method, batch)
     loss, _, terms = learner(*arguments)
     loss.backward()
     return outcome(learner, loss, terms)
 
 
 def together(method, batch):
-    config, learner, (images, teacher, target, epoch, strong, teacher_strong) = make(method, batch)
+    learner, (images, teacher, target, epoch, strong, teacher_strong) = make(method, batch)
     own = slice(ranks.rank(), None, ranks.world_size())
     names = list(learner.state_dict())
     forward = parallelize(learner, torch.device("cpu"))
