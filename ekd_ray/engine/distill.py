@@ -32,7 +32,8 @@ from ekd_ray.engine.runlog import RunLog
 from ekd_ray.engine.schedule import learning_rate
 from ekd_ray.engine.sync_batch_norm import synchronized_batch_norm
 from ekd_ray.engine.teacher.source import Teacher, load_teacher
-from ekd_ray.losses.objective import TERMS, Objective
+from ekd_ray.losses.methods import TERMS
+from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -10,7 +10,7 @@ from ekd_ray.engine.distill import OnEpoch, RunResult, distill, forget_checkpoin
 from ekd_ray.engine.final import save_student
 from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.resolve import without_teacher
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 
 def teacher_config(base: DistillConfig, model: str, settings: dict[str, Any]) -> DistillConfig:

@@ -13,7 +13,7 @@ from ekd_ray.data import num_train
 from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import method_of
+from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import CACHE_COST, TrialRecord
 from ekd_ray.results.study import Study
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.settings import hints_of
 from ekd_ray.results.records import TrialRecord
 
 Scored = tuple[TrialRecord, float]  # a trial and what it is judged by
-_HINTS = typing.get_type_hints(DistillConfig)
 
 
 def coordinate(value: Any, entry: Mapping[str, Any]) -> Any:
@@ -113,7 +113,8 @@ def _distribution(
         return kinds.CategoricalDistribution(tuple(dict.fromkeys([*entry["choices"], *tried])))
     ends = [entry["low"], entry["high"], *tried]
     low, high, log = min(ends), max(ends), bool(entry.get("log"))
-    if float not in (set(typing.get_args(_HINTS[name])) or {_HINTS[name]}) and not log:
+    kind = hints_of(DistillConfig)[name]
+    if float not in (set(typing.get_args(kind)) or {kind}) and not log:
         return kinds.IntDistribution(int(low), int(high))
     if by_coordinate:
         low, high, log = coordinate(low, entry), coordinate(high, entry), False

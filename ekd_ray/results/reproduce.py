@@ -19,7 +19,7 @@ from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
-from ekd_ray.losses.objective import method_of
+from ekd_ray.losses.methods import method_of
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.study import Study
 

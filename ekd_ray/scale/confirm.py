@@ -34,7 +34,7 @@ from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import resolve, without_teacher
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name, write_json
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.results.leaderboard import leaderboard_rows, winner_of
 from ekd_ray.results.paired import clearly_worse
 from ekd_ray.results.records import CONFIRMED, FAILURE, RESULT, failure_reason

@@ -27,7 +27,7 @@ from ekd_ray.engine.runlog import grouped
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, at
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
-from ekd_ray.losses.objective import method_of, resolve_method, with_method
+from ekd_ray.losses.methods import method_of, resolve_method, with_method
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE

@@ -43,7 +43,7 @@ from ekd_ray.engine import train_teacher as teacher_module
 from ekd_ray.engine.distill import CHECKPOINT, RunResult
 from ekd_ray.engine.runlog import HISTORY, RunLog
 from ekd_ray.files import write_json, write_text
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model
 from ekd_ray.results import report as report_module
 from ekd_ray.results.records import JOURNAL, STUDY_FILE

@@ -16,7 +16,7 @@ from ekd_ray.data import dataset_info, epoch_batches, load_dataset
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.rundata import load_run_data, split_ids
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import METHODS, with_method
+from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.models import build_model, load_weights
 
 
@@ -97,7 +97,7 @@ def test_every_method_learns(method, tiny, learnable, with_teacher):
     values = with_teacher if METHODS[method].needs_teacher else {}
     config = with_method(tiny(**learnable), method, **values)
     history = distill(config, threads=1).history
-    terms = set(METHODS[method].terms) - {"prior_kl"}  # that one's weight is 0
+    terms = set(METHODS[method].term_names) - {"prior_kl"}  # that one's weight is 0
     assert {name for name in history[-1] if name.startswith("loss_")} == {
         f"loss_{t}" for t in terms
     }

@@ -16,7 +16,7 @@ from ekd_ray.engine.resolve import check_model, resolve, split_sizes
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.teacher.source import LiveTeacher
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 
 def cubic(distance):

@@ -24,7 +24,7 @@ from ekd_ray.data import dataset_info, load_dataset
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import read_history
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model, load_weights
 
 START = 1 + 4 / (1 + math.exp(-1.0))  # t_start + t_end * sigmoid(1)

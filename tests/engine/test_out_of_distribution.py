@@ -17,7 +17,7 @@ from ekd_ray.engine.final import evaluate_test
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import load_run_data, split_ids
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 
 @pytest.fixture

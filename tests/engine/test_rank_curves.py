@@ -16,7 +16,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset
 from ekd_ray.engine.distill import CHECKPOINT, distill
 from ekd_ray.engine.final import evaluate_test
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 # Name -> (counts of workers beside 1, method, settings).
 CASES = {

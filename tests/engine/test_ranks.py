@@ -21,7 +21,7 @@ from ekd_ray.engine.learner import Learner
 from ekd_ray.engine.parallel import parallelize
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.runlog import read_history
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 WORLD = 2
 

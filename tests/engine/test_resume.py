@@ -16,7 +16,7 @@ import ekd_ray.engine.distill as engine
 from ekd_ray.engine.distill import CHECKPOINT, distill, forget_checkpoint
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 KEY = "ekd_ray_checkpoint"
 

@@ -17,7 +17,7 @@ from ekd_ray.engine.precision import resolve_precision
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.teacher.source import LiveTeacher, load_teacher
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model, load_weights, read_metadata
 
 IDS = np.arange(8)

@@ -20,7 +20,7 @@ from ekd_ray.engine.distill import distill
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.files import write_json
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.results import Bundle, Study, export_bundle
 from ekd_ray.results.records import RESULT, TrialRecord, trial_folder

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ekd_ray.losses.dirichlet import log_concentration, vacuity
-from ekd_ray.losses.kd import check_logits, check_target
+from ekd_ray.losses.inputs import check_logits, check_target
 
 # Logits per piece. A piece of float64 is 1 MiB; about ten of its size live at a time.
 PIECE = 2**17

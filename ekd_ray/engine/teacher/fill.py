@@ -15,7 +15,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.teacher.source import Teacher, load_teacher
 from ekd_ray.engine.teacher.table import Ids
-from ekd_ray.losses.objective import method_of
+from ekd_ray.losses.methods import method_of
 
 FILL_BATCH = 256
 CHECK_ROWS = 1 << 14  # looked at together: 33 MB at 1,000 classes

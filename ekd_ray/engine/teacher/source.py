@@ -27,7 +27,7 @@ from ekd_ray.engine.teacher.table import (
     open_table,
     tables_dir,
 )
-from ekd_ray.losses.objective import method_of
+from ekd_ray.losses.methods import method_of
 from ekd_ray.models import build_model, load_weights
 
 # The network sees a multiple of this many images. On a CPU the last bits of a row depend on how
