@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from miniature import write_miniature
 from PIL import Image
 
 import ekd_ray.data.datasets as datasets
 from ekd_ray.data import load_dataset
-from ekd_ray.data.miniature import write_miniature
 
 NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
 NAMES_1000 = [f"n{i:08d}" for i in range(1000)]

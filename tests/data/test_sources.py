@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from refusals import message
 
-from ekd_ray.data import check_dataset, load_dataset, parquet
+from ekd_ray.data import check_dataset, load_dataset, sources
 from ekd_ray.errors import UserError
 
 SHARD = "train-00000-of-00001.parquet"
@@ -185,7 +185,7 @@ def test_wrong_columns(hub, make):
     ],
 )
 def test_one_bad_row(hub, make, monkeypatch, image, label, words):
-    monkeypatch.setattr(parquet, "_ROWS", 4)  # so that the row lies in the third batch
+    monkeypatch.setattr(sources, "_DECODED_ROWS", 4)  # so that the row lies in the third batch
     images = make.images(10)
     last = {
         "good": make.encode(images[9]),

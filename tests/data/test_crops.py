@@ -17,8 +17,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from scipy.stats import ks_2samp, kstest
 
 from ekd_ray.data.counter import STREAM_CROP, counter_hash
-from ekd_ray.data.crops import crop_bits, crop_box, crop_flips, evaluation_region
 from ekd_ray.data.decode import decode_fixed, decode_view
+from ekd_ray.data.views import crop_bits, crop_box, crop_flips, evaluation_region
 from ekd_ray.errors import UserError
 
 BILINEAR = Image.Resampling.BILINEAR

@@ -14,11 +14,10 @@ import torch
 from refusals import message
 
 import ekd_ray.data.datasets as datasets
-import ekd_ray.data.encoded as encoded
 import ekd_ray.data.store as store
 from ekd_ray.data import check_dataset, load_dataset, num_train, stage_images
 from ekd_ray.data.decode import decode_view
-from ekd_ray.data.parquet import ParquetSource
+from ekd_ray.data.sources import ParquetSource
 
 NAMES = [f"n{i:08d}" for i in range(1000)]
 TRAIN = "train-00000-of-00001.parquet"
@@ -69,7 +68,7 @@ def test_both_layouts_are_the_same_pictures(miniatures):
             stage = stage_images(arrays, "cpu", scheme="resized_crop", image_size=16)
             ids = np.arange(0, 1000, 17)
             pixels[layout, split] = [stage.views(ids, ids % 64)[0], stage.views(ids, None)[0]]
-            assert arrays.pictures.where(999)
+            assert arrays.pictures.name(999)
     for split in ("train", "test"):
         for a, b in zip(pixels["folders", split], pixels["parquet", split], strict=True):
             assert torch.equal(a, b)
@@ -82,7 +81,7 @@ def test_shards_are_packed_in_order(shards, make, tmp_path, builds):
     for i in range(20):
         assert got.pictures.read(i) == make.picture(20 + i, 30 - i, i, "JPEG")
     folder = shards / "imagenet/data"
-    where = [got.pictures.where(i) for i in (0, 9, 10, 19)]
+    where = [got.pictures.name(i) for i in (0, 9, 10, 19)]
     first, second = (folder / f"train-0000{i}-of-00002.parquet" for i in range(2))
     rows = [(0, first), (9, first), (0, second), (9, second)]
     assert where == [f"the image in row {row} of {path}" for row, path in rows]
@@ -110,8 +109,8 @@ def test_memory_stays_bounded_however_shards_are_grouped(shards, monkeypatch):
     start, held = pa.total_allocated_bytes(), []
     batches = ParquetSource.encoded_batches
 
-    def watched(source):
-        for batch in batches(source):
+    def watched(source, rows):
+        for batch in batches(source, rows):
             held.append(pa.total_allocated_bytes() - start)
             yield batch
 
@@ -269,7 +268,7 @@ def test_a_full_disk(shards, tree, monkeypatch, tmp_path, name):
         raise OSError(28, "No space left on device")
 
     name = f"folder:{tree}" if name == "folder" else name
-    monkeypatch.setattr(encoded, "synced", full)
+    monkeypatch.setattr(store, "synced", full)
     text = message(load_dataset, name, "train", data_root=shards)
     assert "No space left" in text
     assert "EKD_CACHE_DIR" in text
@@ -279,13 +278,13 @@ def test_a_full_disk(shards, tree, monkeypatch, tmp_path, name):
 def test_too_little_room_is_said_before_copying(shards, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=9))
-    monkeypatch.setattr(encoded, "synced", lambda path: pytest.fail("wrote"))
+    monkeypatch.setattr(store, "synced", lambda path: pytest.fail("wrote"))
     text = message(load_dataset, "imagenet", "train", data_root=shards)
     assert "packing imagenet takes about" in text
     assert "0.0 GB are free; set EKD_CACHE_DIR" in text
 
 
 def test_files_that_change_while_they_are_listed(tree, monkeypatch):
-    monkeypatch.setattr(encoded, "unchanged", lambda folders: False)
+    monkeypatch.setattr(store, "folders_unchanged", lambda folders: False)
     text = message(load_dataset, f"folder:{tree}", "train")
     assert "changed while they were read" in text

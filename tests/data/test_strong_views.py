@@ -10,7 +10,7 @@ from scipy import stats
 
 from ekd_ray.data import apply_views
 from ekd_ray.data.counter import STREAM_STRONG
-from ekd_ray.data.strong import (
+from ekd_ray.data.strong_views import (
     STRONG_OPS,
     StrongDraw,
     strong_augment,

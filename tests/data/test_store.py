@@ -145,7 +145,7 @@ def test_a_complete_cache_may_be_read_only(hub, monkeypatch):
     def refuse(*args):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("filelock.FileLock", refuse)
+    monkeypatch.setattr("ekd_ray.data.store.FileLock", refuse)
     load_dataset("cifar10", "train", data_root=hub)
     with pytest.raises(UserError, match="Read-only file system"):
         load_dataset("cifar10", "test", data_root=hub)
@@ -278,23 +278,23 @@ def test_staged_images(recwarn):
     assert len(staged) == 500
     assert staged.images.data_ptr() == arrays.images.ctypes.data  # nothing was copied
     ids = np.array([3, 499, 3, 0])[::-1]
-    images, labels = staged.gather(ids)
+    images, labels = staged.views(ids, None)
     assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
     np.testing.assert_array_equal(images.numpy(), arrays.images[ids])
     np.testing.assert_array_equal(labels.numpy(), arrays.labels[ids])
     images.zero_()  # a copy: the map is not touched
     with pytest.raises(IndexError):
-        staged.gather([500])
+        staged.views([500], None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_staged_on_a_gpu_without_waiting():
     arrays = load_dataset("synthetic", "test")
     staged = StagedImages(arrays, "cuda")
-    staged.gather([0])
+    staged.views([0], None)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        images, labels = staged.gather([3, 499])
+        images, labels = staged.views([3, 499], None)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     np.testing.assert_array_equal(images.cpu().numpy(), arrays.images[[3, 499]])

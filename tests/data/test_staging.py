@@ -19,8 +19,8 @@ from ekd_ray.data import (
     load_dataset,
     stage_images,
 )
-from ekd_ray.data.crops import crop_bits
 from ekd_ray.data.decode import decode_view
+from ekd_ray.data.views import crop_bits
 from ekd_ray.errors import UserError
 
 
@@ -42,7 +42,7 @@ class InMemory:
         self.seen[index].set()
         return self.images[index]
 
-    def where(self, index):
+    def name(self, index):
         return f"the image {index}"
 
 

@@ -15,9 +15,9 @@ from ekd_ray.data import (
     EncodedImages,
     check_dataset,
     dataset_info,
-    folders,
     load_dataset,
     num_train,
+    sources,
     stage_images,
 )
 from ekd_ray.data.registry import DATASETS
@@ -73,7 +73,7 @@ def test_a_folder(pets, make):
     # Sorted by path within a class.
     want = ["cat/a/deep/q.WebP", "cat/a/z.png", "cat/b.JPEG", "dog/c.bmp"]
     for i, path in enumerate(want):
-        assert train.pictures.where(i) == f"the image {pets / 'train' / path}"
+        assert train.pictures.name(i) == f"the image {pets / 'train' / path}"
         assert train.pictures.read(i) == (pets / "train" / path).read_bytes()
     with pytest.raises(ValueError, match="read-only"):
         train.labels[0] = 1
@@ -90,7 +90,7 @@ def test_how_a_folder_may_be_named(pets, monkeypatch):
         assert dataset_info(name).num_train == 4
         got = load_dataset(name, "train")
         assert (got.name, got.fingerprint) == (name, absolute.fingerprint)
-        assert os.path.isabs(got.pictures.where(0).removeprefix("the image "))
+        assert os.path.isabs(got.pictures.name(0).removeprefix("the image "))
 
 
 @pytest.mark.parametrize("side", ["val", "valid", "validation"])
@@ -138,7 +138,7 @@ def test_a_folder_that_does_not_serve(pets, tmp_path, make):
 
 
 def test_loops_and_dead_links(pets, monkeypatch):
-    monkeypatch.setattr(folders, "_DEPTH", 3)
+    monkeypatch.setattr(sources, "_MAX_DEPTH", 3)
     (pets / "train/dog/again").symlink_to(pets / "train/dog")
     assert "4 folders below its class; remove the link" in refused(f"folder:{pets}", checked=False)
     (pets / "train/dog/again").unlink()
