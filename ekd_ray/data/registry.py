@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +66,6 @@ class DatasetInfo:
 
 
 FOLDER_PREFIX = "folder:"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100 = """
@@ -161,8 +159,8 @@ _INFOS = (
         image_size=224,
         num_train=1_281_167,
         num_test=50_000,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
         view_scheme=RESIZED_CROP,
         encoded=True,
         files=FileLayouts(
@@ -184,17 +182,13 @@ def find_registered(name: str) -> DatasetInfo:
 
 
 def folder_info(name: str, class_names: tuple[str, ...]) -> DatasetInfo:
-    """The constants of a `folder:PATH` data set: ImageNet's, with its own classes (not counted)."""
-    return DatasetInfo(
+    """The constants of a `folder:PATH` data set: ImageNet's, with its own classes, not counted."""
+    return replace(
+        DATASETS["imagenet"],
         name=name,
         num_classes=len(class_names),
-        image_size=224,
         num_train=0,
         num_test=0,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        view_scheme=RESIZED_CROP,
         class_names=class_names,
-        encoded=True,
         files=FileLayouts(held_out=("test", "val", "valid", "validation")),
     )

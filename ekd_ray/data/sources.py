@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import json
 import os
-import pickle
 import re
 import tarfile
 from collections.abc import Iterator
@@ -101,29 +100,29 @@ class GeneratedSource(Source):
 
 
 class ArchiveSource(Source):
-    """The pickled batches of the original archive, as torchvision unpacks them."""
+    """The pickled batches of the original archive, as torchvision unpacks and reads them."""
 
     def __init__(self, info: DatasetInfo, split: str, folder: Path) -> None:
-        original = _torchvision_class(info)
-        listed = original.train_list if split == "train" else original.test_list
-        self._data = [(folder / name, md5) for name, md5 in listed]
-        self._meta = (folder / original.meta["filename"], original.meta["md5"])
-        self._meta_key = original.meta["key"]
-        super().__init__(info, split, tuple(path for path, _ in [*self._data, self._meta]))
+        self._original = _torchvision_class(info)
+        self._root = folder.parent
+        meta = (self._original.meta["filename"], self._original.meta["md5"])
+        sides = {"train": self._original.train_list, "test": self._original.test_list}
+        # torchvision looks at both sides before it loads one.
+        self._md5 = {folder / name: md5 for name, md5 in [*sides["train"], *sides["test"], meta]}
+        files = tuple(folder / name for name, _ in [*sides[split], meta])
+        super().__init__(info, split, files)
 
     def check(self) -> None:
         """Every file is there and has the md5 that torchvision lists. Raises UserError."""
-        for path, md5 in [*self._data, self._meta]:
+        for path, md5 in self._md5.items():
             _check_md5(*_file_identity(path), md5)
 
     def batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], Int64Array]]:
-        """Yield one file at a time. Raises UserError."""
-        size = self.info.image_size
-        self.class_names = tuple(_load_pickle(*self._meta)[self._meta_key])
-        for path, md5 in self._data:
-            entry = _load_pickle(path, md5)
-            labels = np.asarray(entry.get("fine_labels", entry.get("labels")), dtype=np.int64)
-            yield entry["data"].reshape(-1, 3, size, size), labels
+        """Yield the whole split at once. Raises UserError."""
+        self.check()  # a pickle can run code: torchvision, too, loads none of another md5
+        loaded = self._original(self._root, train=self.split == "train")
+        self.class_names = tuple(loaded.classes)
+        yield loaded.data.transpose(0, 3, 1, 2), np.asarray(loaded.targets, dtype=np.int64)
 
 
 def _torchvision_class(info: DatasetInfo) -> Any:
@@ -134,29 +133,16 @@ def _torchvision_class(info: DatasetInfo) -> Any:
     return getattr(torchvision.datasets, info.files.torchvision_class)
 
 
-def _verified_bytes(path: Path, md5: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _missing_part(path, error) from error
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+@functools.cache
+def _check_md5(path: str, size: int, time: int, md5: str) -> None:
+    """Compare once a process and version of the file: every trial asks, and it takes 0.3 s."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False))
+    if found.hexdigest() != md5:
         raise UserError(
             f"{path} is damaged or not the original (its md5 is not {md5}); fetch it again with "
             "--download."
         )
-    return data
-
-
-@functools.cache
-def _check_md5(path: str, size: int, time: int, md5: str) -> None:
-    """Compare once a process and version of the file: every trial asks, and it takes 0.3 s."""
-    _verified_bytes(Path(path), md5)
-
-
-def _load_pickle(path: Path, md5: str) -> dict[str, Any]:
-    # A pickle can run code: only the very bytes whose checksum was just compared are loaded.
-    loaded: dict[str, Any] = pickle.loads(_verified_bytes(path, md5), encoding="latin1")
-    return loaded
 
 
 def _download(info: DatasetInfo, root: Path) -> None:
@@ -743,15 +729,11 @@ def _file_identity(path: Path) -> list[Any]:
     try:
         status = path.stat()
     except OSError as error:
-        raise _missing_part(path, error) from error
+        raise UserError(
+            f"cannot read {path} ({error.strerror}); give the complete folder with --data-root or "
+            "fetch it with --download."
+        ) from error
     return [str(path.absolute()), status.st_size, status.st_mtime_ns]
-
-
-def _missing_part(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot read {path} ({error.strerror}); give the complete folder with --data-root or "
-        "fetch it with --download."
-    )
 
 
 def _one_line(error: object) -> str:

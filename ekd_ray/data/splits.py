@@ -24,8 +24,8 @@ def stratified_split(
     `labels` is an integer array [N]; the validation side gets exactly
     `held_out_size(N, fraction)` samples, shared among the classes by largest remainder. A class
     with two or more samples keeps at least one on each side (when fraction > 0); a class with
-    one stays in train. Returns two sorted int64 arrays that together hold every position once; fraction 0 gives
-    an empty validation side. The draw depends on `seed` and the labels only.
+    one stays in train. Returns two sorted int64 arrays that together hold every position once;
+    fraction 0 gives an empty validation side. The draw depends on `seed` and the labels only.
 
     Raises UserError if the fraction lies outside [0, 1) or is too small or too large for
     every class to be on both sides.
