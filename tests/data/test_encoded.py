@@ -13,7 +13,6 @@ import pytest
 import torch
 from refusals import message
 
-import ekd_ray.data.datasets as datasets
 import ekd_ray.data.store as store
 from ekd_ray.data import check_dataset, load_dataset, num_train, stage_images
 from ekd_ray.data.decode import decode_view
@@ -21,23 +20,6 @@ from ekd_ray.data.sources import ParquetSource
 
 NAMES = [f"n{i:08d}" for i in range(1000)]
 TRAIN = "train-00000-of-00001.parquet"
-
-
-def forget(monkeypatch):
-    monkeypatch.setattr(datasets, "_opened", {})
-
-
-def entries(tmp_path):
-    return sorted(p for p in (tmp_path / "cache/datasets").iterdir() if p.is_dir())
-
-
-@pytest.fixture
-def builds(monkeypatch):
-    """Counts indexings and packings."""
-    calls = []
-    build = store._build
-    monkeypatch.setattr(store, "_build", lambda *args: (calls.append(args[0]), build(*args)))
-    return calls
 
 
 @pytest.fixture
@@ -75,7 +57,7 @@ def test_both_layouts_are_the_same_pictures(miniatures):
     assert not torch.equal(pixels["folders", "train"][1], pixels["folders", "test"][1])
 
 
-def test_shards_are_packed_in_order(shards, make, tmp_path, builds):
+def test_shards_are_packed_in_order(shards, make, builds, entries):
     got = load_dataset("imagenet", "train", data_root=shards)
     assert got.labels.tolist() == [(i * 53) % 1000 for i in range(20)]
     for i in range(20):
@@ -85,7 +67,7 @@ def test_shards_are_packed_in_order(shards, make, tmp_path, builds):
     first, second = (folder / f"train-0000{i}-of-00002.parquet" for i in range(2))
     rows = [(0, first), (9, first), (0, second), (9, second)]
     assert where == [f"the image in row {row} of {path}" for row, path in rows]
-    (entry,) = entries(tmp_path)
+    (entry,) = entries()
     names = {"encoded.bin", "offsets.npy", "labels.npy", "meta.json"}
     assert {p.name for p in entry.iterdir()} == names
     assert isinstance(got.pictures.data, np.memmap)
@@ -171,26 +153,24 @@ DAMAGE = [
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("layout", ["packed", "index"])
-def test_a_damaged_entry_is_built_again(
-    shards, tree, tmp_path, monkeypatch, builds, layout, damage
-):
+def test_a_damaged_entry_is_built_again(shards, tree, builds, layout, damage, forget, entries):
     name = "imagenet" if layout == "packed" else f"folder:{tree}"
     want = load_dataset(name, "test", data_root=shards)
     wanted = [want.pictures.read(i) for i in range(6)]
-    (entry,) = entries(tmp_path)
+    (entry,) = entries()
     damage(entry)
-    forget(monkeypatch)
+    forget()
     got = load_dataset(name, "test", data_root=shards)
     assert [got.pictures.read(i) for i in range(6)] == wanted
     assert got.labels.tolist() == want.labels.tolist()
     assert got.fingerprint == want.fingerprint
     assert len(builds) == 2
-    assert entries(tmp_path) == [entry]
+    assert entries() == [entry]
 
 
-def test_fingerprint_of_a_folder(tree, tmp_path, monkeypatch, builds, make):
+def test_fingerprint_of_a_folder(tree, tmp_path, builds, make, forget):
     def fingerprint(root):
-        forget(monkeypatch)
+        forget()
         got = load_dataset(f"folder:{root}", "train")
         assert re.fullmatch("[0-9a-f]{16}", got.fingerprint)
         return got.fingerprint
@@ -224,9 +204,9 @@ def test_fingerprint_of_a_folder(tree, tmp_path, monkeypatch, builds, make):
     assert fingerprint(moved) not in seen
 
 
-def test_fingerprint_of_shards(shards, make, monkeypatch, tmp_path):
+def test_fingerprint_of_shards(shards, make, tmp_path, forget):
     def fingerprint(root=shards):
-        forget(monkeypatch)
+        forget()
         return load_dataset("imagenet", "train", data_root=root).fingerprint
 
     first = fingerprint()

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from refusals import message
+from refusals import message, refused
 
 import ekd_ray.data.datasets as datasets
 from ekd_ray.data import (
@@ -23,14 +23,6 @@ from ekd_ray.data import (
 from ekd_ray.data.registry import DATASETS
 
 CLASSES = [f"n{i:08d}" for i in range(200)]
-
-
-def refused(name, root=None, split="train", checked=True):
-    """The text with which loading is refused; checking beforehand must say the same."""
-    text = message(load_dataset, name, split, data_root=root)
-    if checked:
-        assert message(check_dataset, name, data_root=root) == text
-    return text
 
 
 # ---- a folder of one's own
@@ -140,10 +132,10 @@ def test_a_folder_that_does_not_serve(pets, tmp_path, make):
 def test_loops_and_dead_links(pets, monkeypatch):
     monkeypatch.setattr(sources, "_MAX_DEPTH", 3)
     (pets / "train/dog/again").symlink_to(pets / "train/dog")
-    assert "4 folders below its class; remove the link" in refused(f"folder:{pets}", checked=False)
+    assert "4 folders below its class; remove the link" in refused(f"folder:{pets}", checked=None)
     (pets / "train/dog/again").unlink()
     (pets / "train/dog/gone.png").symlink_to(pets / "nothing")
-    text = refused(f"folder:{pets}", checked=False)
+    text = refused(f"folder:{pets}", checked=None)
     assert "gone.png (No such file or directory)" in text
     (pets / "train/dog/gone.png").unlink()
     (pets / "train/dog/linked.png").symlink_to(pets / "train/cat/a/z.png")
@@ -280,10 +272,10 @@ def test_what_can_be_wrong_with_the_archive(tmp_path, make):
     (base / "wnids.txt").unlink()
     bad = base / "train/n00000009/images/n00000009_0.JPEG"
     bad.write_bytes(bad.read_bytes()[:-900])
-    text = now("train", checked=False)
+    text = now("train", checked=None)
     assert f"the image {bad} is not a readable JPEG or PNG" in text
     bad.write_bytes(make.picture(65, 64))
-    text = now("train", checked=False)
+    text = now("train", checked=None)
     assert f"the image {bad} has 65x64 pixels, but tiny_imagenet has 64x64" in text
 
 

@@ -21,23 +21,6 @@ from ekd_ray.data import DATASETS, StagedImages, dataset_info, load_dataset, vie
 from ekd_ray.errors import UserError
 
 
-def entries(cache):
-    return sorted(p for p in (Path(cache) / "datasets").iterdir() if p.is_dir())
-
-
-@pytest.fixture
-def builds(monkeypatch):
-    """Counts decodings."""
-    calls = []
-    build = store._build
-    monkeypatch.setattr(store, "_build", lambda *args: (calls.append(args[0]), build(*args)))
-    return calls
-
-
-def forget(monkeypatch):
-    monkeypatch.setattr(datasets, "_opened", {})
-
-
 def test_registry():
     small = {"cifar10", "cifar100", "digits", "synthetic"}
     assert set(DATASETS) == small | {"tiny_imagenet", "imagenet"}
@@ -53,10 +36,10 @@ def test_registry():
         dataset_info(["cifar10"])
 
 
-def test_decoded_once(hub, builds, monkeypatch, tmp_path):
+def test_decoded_once(hub, builds, forget, entries):
     first = load_dataset("cifar10", "train", data_root=hub)
     assert load_dataset("cifar10", "train", data_root=hub).images is first.images
-    forget(monkeypatch)
+    forget()
     again = load_dataset("cifar10", "train", data_root=hub)
     assert again.images is not first.images
     assert again.fingerprint == first.fingerprint
@@ -66,12 +49,12 @@ def test_decoded_once(hub, builds, monkeypatch, tmp_path):
     for array in (again.images, again.labels):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
-    (entry,) = entries(tmp_path / "cache")
+    (entry,) = entries()
     assert {p.name for p in entry.iterdir()} == {"images.npy", "labels.npy", "meta.json"}
     np.testing.assert_array_equal(np.load(entry / "images.npy"), first.images)
 
 
-def test_changed_sources_are_decoded_again(hub, builds, make, tmp_path):
+def test_changed_sources_are_decoded_again(hub, builds, make, tmp_path, entries):
     path = hub / "cifar10" / "train-00000-of-00001.parquet"
     before = load_dataset("cifar10", "train", data_root=hub)
     os.utime(path, ns=(1, 1))
@@ -115,32 +98,32 @@ def test_changed_sources_are_decoded_again(hub, builds, make, tmp_path):
         lambda e: shutil.rmtree(e),
     ],
 )
-def test_a_damaged_entry_is_built_again(hub, builds, monkeypatch, tmp_path, damage):
+def test_a_damaged_entry_is_built_again(hub, builds, tmp_path, damage, forget, entries):
     want = np.array(load_dataset("cifar10", "train", data_root=hub).images)
-    (entry,) = entries(tmp_path / "cache")
+    (entry,) = entries()
     damage(entry)
-    forget(monkeypatch)
+    forget()
     got = load_dataset("cifar10", "train", data_root=hub)
     np.testing.assert_array_equal(got.images, want)
     assert got.labels.tolist() == [i % 10 for i in range(20)]
     assert len(builds) == 2
-    assert entries(tmp_path / "cache") == [entry]
+    assert entries() == [entry]
     assert not list((tmp_path / "cache" / "datasets").glob(".*"))
 
 
-def test_leftovers_of_a_killed_builder_go(hub, tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_builder_go(hub, forget, entries):
     load_dataset("cifar10", "train", data_root=hub)
-    (entry,) = entries(tmp_path / "cache")
+    (entry,) = entries()
     stale = entry.with_name(f".{entry.name}.abc")
     entry.rename(stale)
-    forget(monkeypatch)
+    forget()
     load_dataset("cifar10", "train", data_root=hub)
-    assert entries(tmp_path / "cache") == [entry]
+    assert entries() == [entry]
 
 
-def test_a_complete_cache_may_be_read_only(hub, monkeypatch):
+def test_a_complete_cache_may_be_read_only(hub, monkeypatch, forget):
     load_dataset("cifar10", "train", data_root=hub)
-    forget(monkeypatch)
+    forget()
 
     def refuse(*args):
         raise OSError(30, "Read-only file system")
