@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ekd_ray.data import counter_hash, epoch_batches, epoch_order, epoch_views, steps_per_epoch
-from ekd_ray.data.counter import STREAM_ORDER, STREAM_VIEW, bounded
+from ekd_ray.data.counter import STREAM_ORDER, STREAM_STRONG_ID, STREAM_VIEW, bounded
 from ekd_ray.errors import UserError
 
 
@@ -96,7 +96,9 @@ def test_views_follow_the_sample_not_its_place():
 )
 def test_workers_together_see_what_one_alone_sees(n, batch, seed, epoch, workers):
     ids = np.arange(n) * 3 + 100
-    settings_ = {"batch_size": batch, "seed": seed, "epoch": epoch, "num_views": 162}
+    settings_ = {
+        "batch_size": batch, "seed": seed, "epoch": epoch, "num_views": 162, "strong_pool": 5,
+    }  # fmt: skip
     alone = list(epoch_batches(ids, **settings_))
     assert [b.step for b in alone] == list(range(n // batch))
     seen = np.concatenate([b.sample_ids for b in alone])
@@ -106,7 +108,7 @@ def test_workers_together_see_what_one_alone_sees(n, batch, seed, epoch, workers
         list(epoch_batches(ids, **settings_, rank=r, world_size=workers)) for r in range(workers)
     ]
     for step, whole in enumerate(alone):
-        for field in ("sample_ids", "view_ids"):
+        for field in ("sample_ids", "view_ids", "strong_ids"):
             together = np.empty(batch, dtype=np.int64)
             for r in range(workers):
                 piece = getattr(parts[r][step], field)
@@ -139,3 +141,19 @@ def test_mistakes_are_named_at_the_call():
     with pytest.raises(ValueError, match="start_step"):
         epoch_batches(np.arange(50), batch_size=8, start_step=7, **settings_)
     assert steps_per_epoch(50_000, 64) == 781
+
+
+def test_strong_ids_are_drawn_apart_from_views():
+    settings_ = {"batch_size": 6, "seed": 1, "epoch": 2, "num_views": 162}
+    plain = list(epoch_batches(np.arange(500), **settings_))
+    strong = list(epoch_batches(np.arange(500), **settings_, strong_pool=5))
+    drawn = set()
+    for a, b in zip(plain, strong, strict=True):
+        assert a.strong_ids is None
+        assert a.sample_ids.tolist() == b.sample_ids.tolist()
+        assert a.view_ids.tolist() == b.view_ids.tolist()
+        bits = [counter_oracle(1, STREAM_STRONG_ID, 2, i) for i in b.sample_ids.tolist()]
+        assert b.strong_ids.tolist() == [(word >> 32) * 5 >> 32 for word in bits]
+        drawn |= set(b.strong_ids.tolist())
+    assert drawn == set(range(5))
+    assert STREAM_STRONG_ID == 8

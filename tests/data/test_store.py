@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 
 import ekd_ray.data.datasets as datasets
 import ekd_ray.data.store as store
-from ekd_ray.data import DATASETS, StagedImages, dataset_info, load_dataset, view_count
+from ekd_ray.data import DATASETS, dataset_info, load_dataset, view_count
 from ekd_ray.errors import UserError
 
 
@@ -156,8 +155,10 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert datasets.default_cache_dir() == Path("/a")
     monkeypatch.delenv("EKD_CACHE_DIR")
     assert datasets.default_cache_dir() == Path("/b/ekd_ray")
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/own")
+    assert datasets.default_cache_dir() == tmp_path / "own" / "ekd_ray"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert datasets.default_cache_dir() == tmp_path / ".cache" / "ekd_ray"
     assert datasets.default_data_root() == Path("data")
     monkeypatch.setenv("EKD_DATA_ROOT", "/c")
@@ -249,39 +250,6 @@ def test_digits_are_the_real_ones():
         assert distance[match] <= 0.51
         assert bundle.target[match] == first.labels[row]
     assert np.bincount(labels).tolist() == np.bincount(bundle.target).tolist()
-
-
-# ---- on the device
-
-
-def test_staged_images(recwarn):
-    arrays = load_dataset("synthetic", "test")
-    staged = StagedImages(arrays)
-    assert not [w for w in recwarn if "writable" in str(w.message)]
-    assert len(staged) == 500
-    assert staged.images.data_ptr() == arrays.images.ctypes.data  # nothing was copied
-    ids = np.array([3, 499, 3, 0])[::-1]
-    images, labels = staged.views(ids, None)
-    assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
-    np.testing.assert_array_equal(images.numpy(), arrays.images[ids])
-    np.testing.assert_array_equal(labels.numpy(), arrays.labels[ids])
-    images.zero_()  # a copy: the map is not touched
-    with pytest.raises(IndexError):
-        staged.views([500], None)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_staged_on_a_gpu_without_waiting():
-    arrays = load_dataset("synthetic", "test")
-    staged = StagedImages(arrays, "cuda")
-    staged.views([0], None)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        images, labels = staged.views([3, 499], None)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    np.testing.assert_array_equal(images.cpu().numpy(), arrays.images[[3, 499]])
-    np.testing.assert_array_equal(labels.cpu().numpy(), arrays.labels[[3, 499]])
 
 
 # ---- the real thing
