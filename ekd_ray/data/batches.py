@@ -1,4 +1,4 @@
-"""Which samples, in which order, seen how: drawn by counters, so any step can be replayed."""
+"""The samples of every step and their views, drawn by counters: any step can be replayed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ekd_ray.errors import UserError
 class Batch:
     """One worker's part of one step: which samples, and which view of each (int64 [B]).
 
-    `strong_ids` names a strong view of each as well (int64 [B]), for methods that need one.
+    `strong_ids` names a strong view of each as well (int64 [B]) where a method needs one.
     """
 
     step: int

@@ -60,7 +60,7 @@ class Source:
         self.class_names = info.class_names
 
     def identity(self) -> list[Any]:
-        """What the decoded form depends on, as JSON: [path, bytes, time (ns)] of every file.
+        """All that the decoded form depends on, as JSON: [path, bytes, time (ns)] of every file.
 
         Asks the file system alone. Raises UserError for a missing file.
         """
@@ -218,7 +218,7 @@ class ParquetSource(Source):
             self._check_bounds([(0, int(highest))])
 
     def _check_bounds(self, bounds: list[tuple[int, int] | None]) -> None:
-        """Are these the labels of the data set? Asked where its class names are not known here.
+        """Raise UserError unless the labels are the data set's, whose class names are unknown here.
 
         `bounds` holds each shard's lowest and highest label, None where that is not known.
         """

@@ -67,7 +67,7 @@ _SPAN = np.array([op.high - op.low for op in STRONG_OPS])
 
 @dataclass(frozen=True, eq=False)
 class StrongDraw:
-    """What happens to each of B images, on the host.
+    """The operations drawn for each of B images, on the host.
 
     `ops` int64 [B, 2]: positions in STRONG_OPS, applied left to right; `values` float32 [B, 2]:
     their values; `cutout` float32 [B, 3]: the square's side as a fraction of the width, then
@@ -178,7 +178,7 @@ def _to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Te
 
 
 def _kernel_numbers(ops: Int64Array, values: Float32Array, height: int, width: int) -> Float64Array:
-    """What each kernel needs: its value in column 0, or six coefficients; float64 [2, B, 6]."""
+    """The numbers of each kernel: a value in column 0, or six coefficients; float64 [2, B, 6]."""
     numbers = np.zeros((*ops.shape, 6))
     numbers[..., 0] = values
     for name, matrix in _MATRICES.items():

@@ -1,4 +1,4 @@
-"""What every test of the data's errors asks of them."""
+"""Refusals of data sets, and the form that each of them has."""
 
 from __future__ import annotations
 

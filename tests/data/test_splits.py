@@ -68,7 +68,7 @@ FROZEN_SUBSET = [4, 6, 11, 13, 29, 31, 32, 34]
 
 
 def smallest_bits(stream, seed):
-    """Of 40 samples in classes 0, 1, 2, 3, 0, ...: the two of each with the smallest bits."""
+    """The two samples of each class with the smallest bits, of 40 in classes 0, 1, 2, 3, 0, ..."""
     bits = [counter_oracle(seed, stream, i) for i in range(40)]
     classes = [sorted(range(c, 40, 4), key=bits.__getitem__)[:2] for c in range(4)]
     return sorted(itertools.chain(*classes))

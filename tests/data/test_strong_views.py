@@ -62,7 +62,7 @@ def cutout(image, side, x, y):
 
 
 def pillow(images, draw):
-    """What the published pipeline makes of each image alone."""
+    """The images as the published pipeline makes them, one by one."""
     results = []
     for pixels, ops, values, hole in zip(
         images.numpy(), draw.ops, draw.values, draw.cutout, strict=True
