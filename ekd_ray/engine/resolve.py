@@ -18,6 +18,7 @@ from ekd_ray.data import (
     check_dataset,
     check_view_scheme,
     dataset_info,
+    held_out_size,
     num_train,
     steps_per_epoch,
 )
@@ -259,7 +260,7 @@ def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[in
 
 def _split_sizes(config: DistillConfig, there: int) -> tuple[int, int]:
     drawn = config.train_subset or there
-    held = round(drawn * config.validation_fraction)
+    held = held_out_size(drawn, config.validation_fraction)
     return drawn - held, held
 
 

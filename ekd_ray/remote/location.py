@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name
+from ekd_ray.files import default_cache_dir, file_name
 
 OBJECT_STORES = ("s3", "gs")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -76,14 +76,7 @@ def studies_dir() -> Path:
     """$EKD_STUDIES_DIR, else `studies` in the cache: where studies at URIs are worked on."""
     if folder := os.environ.get("EKD_STUDIES_DIR"):
         return Path(folder).expanduser().absolute()
-    return _cache_dir() / "studies"
-
-
-def _cache_dir() -> Path:
-    """$EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else ~/.cache/ekd_ray."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = os.environ.get("EKD_CACHE_DIR") or f"{base}/ekd_ray"
-    return Path(folder).expanduser().absolute()
+    return default_cache_dir().absolute() / "studies"
 
 
 def working_copy(location: Location) -> Path:

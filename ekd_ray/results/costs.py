@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import num_train
+from ekd_ray.data import held_out_size, num_train
 from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
@@ -133,6 +133,6 @@ def _drawn(config: DistillConfig, total: int, epochs: int) -> int:
     method = method_of(config)
     if not method.needs_teacher:
         return 0
-    trained = round(total * (1 - config.validation_fraction))
+    trained = total - held_out_size(total, config.validation_fraction)
     steps = count_steps(trained, config.batch_size)
     return epochs * steps * config.batch_size * (2 if method.strong_view else 1)

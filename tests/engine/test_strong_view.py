@@ -19,7 +19,7 @@ from engine_runs import (
 )
 
 from ekd_ray.data import dataset_info, load_dataset
-from ekd_ray.data.strong import strong_augment, strong_base_views, strong_draws
+from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.teacher.source import LiveTeacher
 from ekd_ray.losses import mlkd_terms

@@ -4,31 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
+from counter_oracle import counter_oracle, splitmix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from ekd_ray.data import counter_hash, epoch_batches, epoch_order, epoch_views, steps_per_epoch
-from ekd_ray.data.counter import STREAM_ORDER, STREAM_VIEW, bounded
+from ekd_ray.data.counter import STREAM_ORDER, STREAM_STRONG_ID, STREAM_VIEW, bounded
 from ekd_ray.errors import UserError
-
-M = (1 << 64) - 1
-
-
-def splitmix(state: int, k: int) -> int:
-    """Output k of SplitMix64 started at `state`, with unbounded integers."""
-    state = (state + ((k & M) + 1) * 0x9E3779B97F4A7C15) & M
-    z = state
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & M
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & M
-    return z ^ (z >> 31)
-
-
-def oracle(seed: int, *counters: int) -> int:
-    state = splitmix(seed & M, 0)
-    for counter in counters:
-        state = splitmix(state, counter)
-    return state
 
 
 def test_the_oracle_is_splitmix64():
@@ -39,7 +22,7 @@ def test_the_oracle_is_splitmix64():
 
 @given(st.integers(-(2**63), 2**64 - 1), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4))
 def test_hash_agrees_with_big_integers(seed, counters):
-    assert int(counter_hash(seed, *counters)) == oracle(seed, *counters)
+    assert int(counter_hash(seed, *counters)) == counter_oracle(seed, *counters)
 
 
 def test_hash_broadcasts():
@@ -47,7 +30,7 @@ def test_hash_broadcasts():
     assert got.shape == (3, 4)
     assert got.dtype == np.uint64
     for i, j in itertools.product(range(3), range(4)):
-        assert int(got[i, j]) == oracle(5, i, 9, j)
+        assert int(got[i, j]) == counter_oracle(5, i, 9, j)
     with pytest.raises(TypeError):
         counter_hash(5, np.array([0.5]))
 
@@ -56,11 +39,13 @@ def test_frozen_values():
     """If this fails, recorded runs, splits and caches can no longer be replayed."""
     assert int(counter_hash(0)) == 0xE220A8397B1DCDAF  # SplitMix64(0)'s first output
     order = epoch_order(10, seed=7, epoch=3).tolist()
-    assert order == sorted(range(10), key=lambda i: oracle(7, STREAM_ORDER, 3, i))
+    assert order == sorted(range(10), key=lambda i: counter_oracle(7, STREAM_ORDER, 3, i))
     assert (STREAM_ORDER, STREAM_VIEW) == (1, 2)
     assert order == FROZEN_ORDER
     views = epoch_views(np.array([0, 1, 49_999]), 7, 3, 162).tolist()
-    assert views == [(oracle(7, STREAM_VIEW, 3, i) >> 32) * 162 >> 32 for i in (0, 1, 49_999)]
+    assert views == [
+        (counter_oracle(7, STREAM_VIEW, 3, i) >> 32) * 162 >> 32 for i in (0, 1, 49_999)
+    ]
     assert views == FROZEN_VIEWS
 
 
@@ -111,7 +96,9 @@ def test_views_follow_the_sample_not_its_place():
 )
 def test_workers_together_see_what_one_alone_sees(n, batch, seed, epoch, workers):
     ids = np.arange(n) * 3 + 100
-    settings_ = {"batch_size": batch, "seed": seed, "epoch": epoch, "num_views": 162}
+    settings_ = {
+        "batch_size": batch, "seed": seed, "epoch": epoch, "num_views": 162, "strong_pool": 5,
+    }  # fmt: skip
     alone = list(epoch_batches(ids, **settings_))
     assert [b.step for b in alone] == list(range(n // batch))
     seen = np.concatenate([b.sample_ids for b in alone])
@@ -121,7 +108,7 @@ def test_workers_together_see_what_one_alone_sees(n, batch, seed, epoch, workers
         list(epoch_batches(ids, **settings_, rank=r, world_size=workers)) for r in range(workers)
     ]
     for step, whole in enumerate(alone):
-        for field in ("sample_ids", "view_ids"):
+        for field in ("sample_ids", "view_ids", "strong_ids"):
             together = np.empty(batch, dtype=np.int64)
             for r in range(workers):
                 piece = getattr(parts[r][step], field)
@@ -154,3 +141,19 @@ def test_mistakes_are_named_at_the_call():
     with pytest.raises(ValueError, match="start_step"):
         epoch_batches(np.arange(50), batch_size=8, start_step=7, **settings_)
     assert steps_per_epoch(50_000, 64) == 781
+
+
+def test_strong_ids_are_drawn_apart_from_views():
+    settings_ = {"batch_size": 6, "seed": 1, "epoch": 2, "num_views": 162}
+    plain = list(epoch_batches(np.arange(500), **settings_))
+    strong = list(epoch_batches(np.arange(500), **settings_, strong_pool=5))
+    drawn = set()
+    for a, b in zip(plain, strong, strict=True):
+        assert a.strong_ids is None
+        assert a.sample_ids.tolist() == b.sample_ids.tolist()
+        assert a.view_ids.tolist() == b.view_ids.tolist()
+        bits = [counter_oracle(1, STREAM_STRONG_ID, 2, i) for i in b.sample_ids.tolist()]
+        assert b.strong_ids.tolist() == [(word >> 32) * 5 >> 32 for word in bits]
+        drawn |= set(b.strong_ids.tolist())
+    assert drawn == set(range(5))
+    assert STREAM_STRONG_ID == 8

@@ -12,22 +12,12 @@ import pytest
 import torchvision.datasets as tv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusals import message
+from refusals import message, refused
 
-from ekd_ray.data import check_dataset, load_dataset, parquet
+from ekd_ray.data import check_dataset, load_dataset, sources
 from ekd_ray.errors import UserError
 
 SHARD = "train-00000-of-00001.parquet"
-
-
-def refused(root, name="cifar10", split="train", checked=True):
-    """The text with which loading is refused; checking beforehand must say the same."""
-    text = message(load_dataset, name, split, data_root=root)
-    if checked:
-        assert message(check_dataset, name, data_root=root) == text
-    else:
-        check_dataset(name, data_root=root)
-    return text
 
 
 # ---- Parquet
@@ -67,16 +57,16 @@ def test_shards_are_read_in_order(hub, make):
     np.testing.assert_array_equal(got.images, images)
     assert got.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     (folder / "train-00001-of-00003.parquet").unlink()
-    assert "train-00001-of-00003.parquet is missing" in refused(hub)
+    assert "train-00001-of-00003.parquet is missing" in refused("cifar10", hub)
 
 
 def test_mixed_sets(hub, make):
     make.parquet(hub / "cifar10" / "train-00000-of-00002.parquet", [b""], [0])
-    assert "mixes shards" in refused(hub)
+    assert "mixes shards" in refused("cifar10", hub)
     (hub / "cifar10" / "train-00000-of-00002.parquet").rename(
         hub / "cifar10" / "train-00001-of-00001.parquet"
     )
-    assert "numbered beyond" in refused(hub)
+    assert "numbered beyond" in refused("cifar10", hub)
 
 
 def test_cifar100_fine_labels(tmp_path, make):
@@ -94,7 +84,7 @@ def test_cifar100_fine_labels(tmp_path, make):
 
 def test_nothing_there(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
-        text = refused(root)
+        text = refused("cifar10", root)
         assert "--data-root" in text
         assert "--download" in text
         assert str(root) in text
@@ -104,12 +94,12 @@ def test_nothing_there(tmp_path):
 
 
 def test_overlong_root(tmp_path):
-    assert "--data-root" in refused(tmp_path / ("x" * 300))
+    assert "--data-root" in refused("cifar10", tmp_path / ("x" * 300))
 
 
 def test_one_split_missing(hub):
     (hub / "cifar10" / "test-00000-of-00001.parquet").unlink()
-    assert "no test-*-of-*.parquet" in refused(hub)
+    assert "no test-*-of-*.parquet" in refused("cifar10", hub)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 4, 8, 100, 0.3, 0.5, 0.9, -1, -4, -8, -100])
@@ -117,7 +107,7 @@ def test_truncated(hub, keep):
     path = hub / "cifar10" / SHARD
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
-    assert SHARD in refused(hub)
+    assert SHARD in refused("cifar10", hub)
 
 
 @settings(
@@ -147,27 +137,27 @@ def test_a_folder_in_place_of_a_file(hub):
     path = hub / "cifar10" / SHARD
     path.unlink()
     path.mkdir()
-    assert SHARD in refused(hub)
+    assert SHARD in refused("cifar10", hub)
 
 
 def test_wrong_columns(hub, make):
     path = hub / "cifar10" / SHARD
     good = make.encode(make.images(1)[0])
     make.parquet(path, [good], [0], image="picture")
-    text = refused(hub)
+    text = refused("cifar10", hub)
     assert "picture, label" in text
     assert "img/image" in text
     make.parquet(path, [good], [0], label="fine_label")
-    assert "needs img/image and label" in refused(hub)
+    assert "needs img/image and label" in refused("cifar10", hub)
     make.parquet(path, [good], [0], names=["a", "b"])
-    assert "declares 2 classes" in refused(hub)
+    assert "declares 2 classes" in refused("cifar10", hub)
     pq.write_table(pa.table({"img": ["x"], "label": [0]}), path)
-    assert "struct with binary 'bytes'" in refused(hub)
+    assert "struct with binary 'bytes'" in refused("cifar10", hub)
     image = pa.array([{"bytes": good}])
     pq.write_table(pa.table({"img": image, "label": ["cat"]}), path)
-    assert "must hold integers" in refused(hub)
+    assert "must hold integers" in refused("cifar10", hub)
     make.parquet(path, [], [])
-    assert "no rows" in refused(hub)
+    assert "no rows" in refused("cifar10", hub)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +175,7 @@ def test_wrong_columns(hub, make):
     ],
 )
 def test_one_bad_row(hub, make, monkeypatch, image, label, words):
-    monkeypatch.setattr(parquet, "_ROWS", 4)  # so that the row lies in the third batch
+    monkeypatch.setattr(sources, "_DECODED_ROWS", 4)  # so that the row lies in the third batch
     images = make.images(10)
     last = {
         "good": make.encode(images[9]),
@@ -195,7 +185,7 @@ def test_one_bad_row(hub, make, monkeypatch, image, label, words):
     }.get(image, image)
     data = [make.encode(x) for x in images[:9]]
     make.parquet(hub / "cifar10" / SHARD, [*data, last], [*range(9), label])
-    text = refused(hub, checked=False)
+    text = refused("cifar10", hub, checked=False)
     assert re.search(words, text)
     assert SHARD in text
     assert not list((hub.parent / "cache" / "datasets").glob(".*"))  # no half-built entry
@@ -256,11 +246,11 @@ def test_a_changed_pickle_is_never_loaded(tmp_path, monkeypatch, make):
             return (pytest.fail, ("code in a pickle was run",))
 
     (folder / "data_batch_3").write_bytes(pickle.dumps(Bomb()))
-    text = refused(tmp_path)
+    text = refused("cifar10", tmp_path)
     assert "data_batch_3" in text
     assert "--download" in text
     (folder / "data_batch_3").unlink()
-    assert "data_batch_3" in refused(tmp_path)
+    assert "data_batch_3" in refused("cifar10", tmp_path)
 
 
 def test_binary_goes_before_parquet(hub, monkeypatch, make):
@@ -286,7 +276,7 @@ def test_download(tmp_path, monkeypatch, make):
     assert len(calls) == 1
     # A damaged file is fetched again, but only on request.
     (root / "cifar10" / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"x")
-    assert "md5" in refused(root)
+    assert "md5" in refused("cifar10", root)
     check_dataset("cifar10", data_root=root, download=True)
     load_dataset("cifar10", "train", data_root=root, download=True)
     assert len(calls) == 2

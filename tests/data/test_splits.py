@@ -1,11 +1,15 @@
 """Splits are exact, stratified, and depend on the seed alone."""
 
+import itertools
+
 import numpy as np
 import pytest
+from counter_oracle import counter_oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ekd_ray.data import stratified_split, stratified_subset
+from ekd_ray.data import held_out_size, stratified_split, stratified_subset
+from ekd_ray.data.counter import STREAM_SPLIT, STREAM_SUBSET
 from ekd_ray.errors import UserError
 
 label_lists = st.lists(st.integers(0, 6), min_size=1, max_size=150)
@@ -18,6 +22,7 @@ def test_split_invariants(labels, fraction, seed):
     sizes = {c: labels.count(c) for c in set(labels)}
     several = [c for c, size in sizes.items() if size >= 2]
     total = round(len(labels) * fraction)
+    assert held_out_size(len(labels), fraction) == total
     possible = len(several) <= total <= sum(sizes[c] - 1 for c in several)
     if fraction > 0 and not possible:
         with pytest.raises(UserError, match="fraction"):
@@ -57,12 +62,42 @@ def test_balanced_classes_split_exactly_and_by_seed():
     assert len(stratified_split(np.zeros(100, int), 0.29, 0)[1]) == 29
 
 
-def test_frozen_split():
-    held = stratified_split(np.arange(40) % 4, 0.2, seed=1)[1]
-    assert held.tolist() == FROZEN_SPLIT
-
-
+# By hand, from labels that repeat 0, 1, 2, 3: the samples of each class with the smallest bits.
 FROZEN_SPLIT = [11, 17, 24, 30, 31, 32, 33, 34]
+FROZEN_SUBSET = [4, 6, 11, 13, 29, 31, 32, 34]
+
+
+def smallest_bits(stream, seed):
+    """The two samples of each class with the smallest bits, of 40 in classes 0, 1, 2, 3, 0, ..."""
+    bits = [counter_oracle(seed, stream, i) for i in range(40)]
+    classes = [sorted(range(c, 40, 4), key=bits.__getitem__)[:2] for c in range(4)]
+    return sorted(itertools.chain(*classes))
+
+
+def test_frozen_split():
+    """If this fails, recorded runs validate on other images."""
+    held = stratified_split(np.arange(40) % 4, 0.2, seed=1)[1]
+    assert held.tolist() == FROZEN_SPLIT == smallest_bits(STREAM_SPLIT, 1)
+
+
+def test_frozen_subset_of_its_own_stream():
+    """If this fails, recorded runs train on other images.
+
+    A subset from the stream of the split would be the images that are held out.
+    """
+    index = stratified_subset(np.arange(40) % 4, 8, seed=1)
+    assert index.tolist() == FROZEN_SUBSET == smallest_bits(STREAM_SUBSET, 1)
+    assert STREAM_SUBSET != STREAM_SPLIT
+
+
+def test_a_subset_is_drawn_and_not_the_first_samples():
+    labels = np.arange(5000) % 10
+    index = stratified_subset(labels, 500, seed=0)
+    assert np.bincount(labels[index]).tolist() == [50] * 10
+    # Uniform over the data set: the mean of 500 positions is within 5 standard deviations.
+    assert abs(index.mean() - 2499.5) < 5 * 5000 / np.sqrt(12 * 500)
+    held = stratified_split(labels, 0.1, seed=0)[1]
+    assert len(np.intersect1d(index, held)) < 100  # 50 expected of unrelated draws
 
 
 def test_bad_fractions():

@@ -7,18 +7,16 @@ import zlib
 
 import numpy as np
 import pytest
-import torch
 import torchvision.transforms.transforms as tv
 import torchvision.transforms.v2.functional as TF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from scipy.stats import ks_2samp, kstest
 
 from ekd_ray.data.counter import STREAM_CROP, counter_hash
-from ekd_ray.data.crops import crop_bits, crop_box, crop_flips, evaluation_region
 from ekd_ray.data.decode import decode_fixed, decode_view
+from ekd_ray.data.views import crop_bits, crop_box, crop_flips, evaluation_region
 from ekd_ray.errors import UserError
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -108,25 +106,6 @@ def test_what_never_fits_is_cut_in_the_centre(size, box):
     middle = np.full(41, 2**63 - 1, dtype=np.uint64)
     middle[0:40:4] = 2**64 - 1
     assert crop_box(*size, middle) == box
-
-
-def test_distribution():
-    width, height, count = 500, 375, 2000
-    bits = crop_bits(np.arange(count), np.arange(count) % 64, 3)
-    ours = np.array([crop_box(width, height, row) for row in bits])
-    image = Image.new("1", (width, height))
-    torch.manual_seed(0)
-    theirs = np.array([tv.RandomResizedCrop.get_params(image, SCALE, RATIO) for _ in range(count)])[
-        :, [1, 0, 3, 2]
-    ]
-    for column in range(4):
-        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
-    flips = [crop_flips(row) for row in bits]
-    assert abs(np.mean(flips) - 0.5) < 0.04
-    # The first try of a square always fits in width and height up to area 3/4.
-    area = [math.prod(crop_box(10**4, 10**4, row)[2:]) / 10**8 for row in bits]
-    small = np.array([a for a in area if a < 0.7])
-    assert kstest(small, "uniform", (0.08, 0.62)).pvalue > 1e-3
 
 
 def test_bits_belong_to_seed_sample_and_view():

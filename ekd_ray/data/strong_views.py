@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ekd_ray.data import color_ops
 from ekd_ray.data.counter import STREAM_STRONG, Int64Array, UInt64Array, bounded, counter_hash
 
 Float32Array = npt.NDArray[np.float32]
@@ -68,7 +67,7 @@ _SPAN = np.array([op.high - op.low for op in STRONG_OPS])
 
 @dataclass(frozen=True, eq=False)
 class StrongDraw:
-    """What happens to each of B images, on the host.
+    """The operations drawn for each of B images, on the host.
 
     `ops` int64 [B, 2]: positions in STRONG_OPS, applied left to right; `values` float32 [B, 2]:
     their values; `cutout` float32 [B, 3]: the square's side as a fraction of the width, then
@@ -179,7 +178,7 @@ def _to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Te
 
 
 def _kernel_numbers(ops: Int64Array, values: Float32Array, height: int, width: int) -> Float64Array:
-    """What each kernel needs: its value in column 0, or six coefficients; float64 [2, B, 6]."""
+    """The numbers of each kernel: a value in column 0, or six coefficients; float64 [2, B, 6]."""
     numbers = np.zeros((*ops.shape, 6))
     numbers[..., 0] = values
     for name, matrix in _MATRICES.items():
@@ -188,7 +187,7 @@ def _kernel_numbers(ops: Int64Array, values: Float32Array, height: int, width: i
     return numbers
 
 
-# Affine operations: the source of pixel centre (x, y) is (a x + b y + c, d x + e y + f).
+# ---- affine operations: the source of pixel centre (x, y) is (a x + b y + c, d x + e y + f).
 
 
 def _matrix(values: Float64Array, **changed: Float64Array) -> Float64Array:
@@ -248,6 +247,95 @@ def _affine(images: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     return F.pad(images, (1, 1, 1, 1)).flatten(2).gather(2, index).view_as(images)
 
 
+# ---- PIL's colour operations, each sample with its own magnitude
+#
+# Images are uint8 [B, 3, H, W] on any device, magnitudes [B] on the same one; every function
+# returns a new uint8 [B, 3, H, W] with the pixels that Pillow gives. Nothing makes a GPU wait.
+
+
+def _per_sample(magnitudes: torch.Tensor) -> torch.Tensor:
+    return magnitudes.view(-1, 1, 1, 1)
+
+
+def _blend(degenerate: torch.Tensor, images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """degenerate + factor * (images - degenerate), truncated: PIL's Image.blend."""
+    base = degenerate.float()
+    # Product and sum are rounded one after the other, as PIL's float32 arithmetic does:
+    # lerp or addcmul would round once and change a grey level here and there.
+    return (base + _per_sample(factors).float() * (images.float() - base)).to(torch.uint8)
+
+
+def _luma(images: torch.Tensor) -> torch.Tensor:
+    """ITU-R 601 luma in 16-bit fixed point, int32 [B, 1, H, W]: PIL's convert("L")."""
+    red, green, blue = images.int().split(1, dim=1)
+    return (19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16
+
+
+def brightness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """ImageEnhance.Brightness: a blend with black."""
+    return (images.float() * _per_sample(factors).float()).to(torch.uint8)
+
+
+def color(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """ImageEnhance.Color: a blend with the grey image."""
+    return _blend(_luma(images), images, factors)
+
+
+def contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """ImageEnhance.Contrast: a blend with the image's mean luma, rounded half up."""
+    count = images.shape[2] * images.shape[3]
+    total = _luma(images).sum(dim=(2, 3), keepdim=True)
+    return _blend((2 * total + count) // (2 * count), images, factors)
+
+
+def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """ImageEnhance.Sharpness: a blend with the smoothed image.
+
+    The kernel is [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; the outermost pixels keep their value.
+    """
+    pixels = images.to(torch.int16)
+    smooth = pixels.clone()
+    rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
+    inner = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * pixels[:, :, 1:-1, 1:-1]
+    # Thirteenths are never halfway between two levels, so adding 6 rounds to the nearest.
+    smooth[:, :, 1:-1, 1:-1] = (inner + 6) // 13
+    return _blend(smooth, images, factors)
+
+
+def autocontrast(images: torch.Tensor) -> torch.Tensor:
+    """ImageOps.autocontrast: each channel stretched to 0..255; a flat one stays as it is."""
+    low = images.amin(dim=(2, 3), keepdim=True).double()
+    high = images.amax(dim=(2, 3), keepdim=True).double()
+    flat = high == low
+    # In PIL's order and precision: many results are whole numbers up to the last bit, where
+    # float32 (or dividing last) truncates to another level.
+    # A number over a tensor would be a reciprocal and a product, rounded twice.
+    scale = torch.where(flat, 1.0, torch.full_like(low, 255.0) / (high - low))
+    offset = torch.where(flat, 0.0, -low * scale)
+    return (images * scale + offset).clamp_(0, 255).to(torch.uint8)
+
+
+def equalize(images: torch.Tensor) -> torch.Tensor:
+    """ImageOps.equalize: the histogram of each channel made flat."""
+    from torchvision.transforms.v2 import functional  # takes a second
+
+    return functional.equalize(images)
+
+
+def posterize(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """ImageOps.posterize: the upper int(bits) of the eight bits, 1 <= bits <= 8."""
+    lost = 8 - _per_sample(bits).to(torch.uint8)
+    return images >> lost << lost
+
+
+def solarize(images: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+    """ImageOps.solarize: levels at or above the threshold inverted, 0 <= threshold <= 256."""
+    bound = _per_sample(thresholds).ceil().to(torch.int16)
+    return torch.where(images < bound, images, 255 - images)
+
+
+# ---- all operations, and Cutout
+
 # (uint8 [n, 3, H, W], float64 [n, 6]) -> uint8 [n, 3, H, W]
 _Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -257,15 +345,15 @@ def _scalar(operation: _Kernel) -> _Kernel:
 
 
 _BY_NAME: dict[str, _Kernel | None] = {
-    "AutoContrast": lambda images, _: color_ops.autocontrast(images),
-    "Brightness": _scalar(color_ops.brightness),
-    "Color": _scalar(color_ops.color),
-    "Contrast": _scalar(color_ops.contrast),
-    "Equalize": lambda images, _: color_ops.equalize(images),
+    "AutoContrast": lambda images, _: autocontrast(images),
+    "Brightness": _scalar(brightness),
+    "Color": _scalar(color),
+    "Contrast": _scalar(contrast),
+    "Equalize": lambda images, _: equalize(images),
     "Identity": None,
-    "Posterize": _scalar(color_ops.posterize),
-    "Sharpness": _scalar(color_ops.sharpness),
-    "Solarize": _scalar(color_ops.solarize),
+    "Posterize": _scalar(posterize),
+    "Sharpness": _scalar(sharpness),
+    "Solarize": _scalar(solarize),
     **dict.fromkeys(_MATRICES, _affine),
 }
 # The five affine operations are one kernel.

@@ -11,31 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 
 import ekd_ray.data.datasets as datasets
 import ekd_ray.data.store as store
-from ekd_ray.data import DATASETS, StagedImages, dataset_info, load_dataset, view_count
+from ekd_ray.data import DATASETS, dataset_info, load_dataset, view_count
 from ekd_ray.errors import UserError
-
-
-def entries(cache):
-    return sorted(p for p in (Path(cache) / "datasets").iterdir() if p.is_dir())
-
-
-@pytest.fixture
-def builds(monkeypatch):
-    """Counts decodings."""
-    calls = []
-    build = store._build
-    monkeypatch.setattr(store, "_build", lambda *args: (calls.append(args[0]), build(*args)))
-    return calls
-
-
-def forget(monkeypatch):
-    monkeypatch.setattr(datasets, "_opened", {})
 
 
 def test_registry():
@@ -53,10 +35,10 @@ def test_registry():
         dataset_info(["cifar10"])
 
 
-def test_decoded_once(hub, builds, monkeypatch, tmp_path):
+def test_decoded_once(hub, builds, forget, entries):
     first = load_dataset("cifar10", "train", data_root=hub)
     assert load_dataset("cifar10", "train", data_root=hub).images is first.images
-    forget(monkeypatch)
+    forget()
     again = load_dataset("cifar10", "train", data_root=hub)
     assert again.images is not first.images
     assert again.fingerprint == first.fingerprint
@@ -66,12 +48,12 @@ def test_decoded_once(hub, builds, monkeypatch, tmp_path):
     for array in (again.images, again.labels):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
-    (entry,) = entries(tmp_path / "cache")
+    (entry,) = entries()
     assert {p.name for p in entry.iterdir()} == {"images.npy", "labels.npy", "meta.json"}
     np.testing.assert_array_equal(np.load(entry / "images.npy"), first.images)
 
 
-def test_changed_sources_are_decoded_again(hub, builds, make, tmp_path):
+def test_changed_sources_are_decoded_again(hub, builds, make, tmp_path, entries):
     path = hub / "cifar10" / "train-00000-of-00001.parquet"
     before = load_dataset("cifar10", "train", data_root=hub)
     os.utime(path, ns=(1, 1))
@@ -115,37 +97,37 @@ def test_changed_sources_are_decoded_again(hub, builds, make, tmp_path):
         lambda e: shutil.rmtree(e),
     ],
 )
-def test_a_damaged_entry_is_built_again(hub, builds, monkeypatch, tmp_path, damage):
+def test_a_damaged_entry_is_built_again(hub, builds, tmp_path, damage, forget, entries):
     want = np.array(load_dataset("cifar10", "train", data_root=hub).images)
-    (entry,) = entries(tmp_path / "cache")
+    (entry,) = entries()
     damage(entry)
-    forget(monkeypatch)
+    forget()
     got = load_dataset("cifar10", "train", data_root=hub)
     np.testing.assert_array_equal(got.images, want)
     assert got.labels.tolist() == [i % 10 for i in range(20)]
     assert len(builds) == 2
-    assert entries(tmp_path / "cache") == [entry]
+    assert entries() == [entry]
     assert not list((tmp_path / "cache" / "datasets").glob(".*"))
 
 
-def test_leftovers_of_a_killed_builder_go(hub, tmp_path, monkeypatch):
+def test_leftovers_of_a_killed_builder_go(hub, forget, entries):
     load_dataset("cifar10", "train", data_root=hub)
-    (entry,) = entries(tmp_path / "cache")
+    (entry,) = entries()
     stale = entry.with_name(f".{entry.name}.abc")
     entry.rename(stale)
-    forget(monkeypatch)
+    forget()
     load_dataset("cifar10", "train", data_root=hub)
-    assert entries(tmp_path / "cache") == [entry]
+    assert entries() == [entry]
 
 
-def test_a_complete_cache_may_be_read_only(hub, monkeypatch):
+def test_a_complete_cache_may_be_read_only(hub, monkeypatch, forget):
     load_dataset("cifar10", "train", data_root=hub)
-    forget(monkeypatch)
+    forget()
 
     def refuse(*args):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("filelock.FileLock", refuse)
+    monkeypatch.setattr("ekd_ray.data.store.FileLock", refuse)
     load_dataset("cifar10", "train", data_root=hub)
     with pytest.raises(UserError, match="Read-only file system"):
         load_dataset("cifar10", "test", data_root=hub)
@@ -173,8 +155,10 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert datasets.default_cache_dir() == Path("/a")
     monkeypatch.delenv("EKD_CACHE_DIR")
     assert datasets.default_cache_dir() == Path("/b/ekd_ray")
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/own")
+    assert datasets.default_cache_dir() == tmp_path / "own" / "ekd_ray"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert datasets.default_cache_dir() == tmp_path / ".cache" / "ekd_ray"
     assert datasets.default_data_root() == Path("data")
     monkeypatch.setenv("EKD_DATA_ROOT", "/c")
@@ -266,39 +250,6 @@ def test_digits_are_the_real_ones():
         assert distance[match] <= 0.51
         assert bundle.target[match] == first.labels[row]
     assert np.bincount(labels).tolist() == np.bincount(bundle.target).tolist()
-
-
-# ---- on the device
-
-
-def test_staged_images(recwarn):
-    arrays = load_dataset("synthetic", "test")
-    staged = StagedImages(arrays)
-    assert not [w for w in recwarn if "writable" in str(w.message)]
-    assert len(staged) == 500
-    assert staged.images.data_ptr() == arrays.images.ctypes.data  # nothing was copied
-    ids = np.array([3, 499, 3, 0])[::-1]
-    images, labels = staged.gather(ids)
-    assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
-    np.testing.assert_array_equal(images.numpy(), arrays.images[ids])
-    np.testing.assert_array_equal(labels.numpy(), arrays.labels[ids])
-    images.zero_()  # a copy: the map is not touched
-    with pytest.raises(IndexError):
-        staged.gather([500])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_staged_on_a_gpu_without_waiting():
-    arrays = load_dataset("synthetic", "test")
-    staged = StagedImages(arrays, "cuda")
-    staged.gather([0])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        images, labels = staged.gather([3, 499])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    np.testing.assert_array_equal(images.cpu().numpy(), arrays.images[[3, 499]])
-    np.testing.assert_array_equal(labels.cpu().numpy(), arrays.labels[[3, 499]])
 
 
 # ---- the real thing

@@ -8,29 +8,21 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from refusals import message
+from refusals import message, refused
 
 import ekd_ray.data.datasets as datasets
 from ekd_ray.data import (
     EncodedImages,
     check_dataset,
     dataset_info,
-    folders,
     load_dataset,
     num_train,
+    sources,
     stage_images,
 )
 from ekd_ray.data.registry import DATASETS
 
 CLASSES = [f"n{i:08d}" for i in range(200)]
-
-
-def refused(name, root=None, split="train", checked=True):
-    """The text with which loading is refused; checking beforehand must say the same."""
-    text = message(load_dataset, name, split, data_root=root)
-    if checked:
-        assert message(check_dataset, name, data_root=root) == text
-    return text
 
 
 # ---- a folder of one's own
@@ -73,7 +65,7 @@ def test_a_folder(pets, make):
     # Sorted by path within a class.
     want = ["cat/a/deep/q.WebP", "cat/a/z.png", "cat/b.JPEG", "dog/c.bmp"]
     for i, path in enumerate(want):
-        assert train.pictures.where(i) == f"the image {pets / 'train' / path}"
+        assert train.pictures.name(i) == f"the image {pets / 'train' / path}"
         assert train.pictures.read(i) == (pets / "train" / path).read_bytes()
     with pytest.raises(ValueError, match="read-only"):
         train.labels[0] = 1
@@ -90,7 +82,7 @@ def test_how_a_folder_may_be_named(pets, monkeypatch):
         assert dataset_info(name).num_train == 4
         got = load_dataset(name, "train")
         assert (got.name, got.fingerprint) == (name, absolute.fingerprint)
-        assert os.path.isabs(got.pictures.where(0).removeprefix("the image "))
+        assert os.path.isabs(got.pictures.name(0).removeprefix("the image "))
 
 
 @pytest.mark.parametrize("side", ["val", "valid", "validation"])
@@ -138,12 +130,12 @@ def test_a_folder_that_does_not_serve(pets, tmp_path, make):
 
 
 def test_loops_and_dead_links(pets, monkeypatch):
-    monkeypatch.setattr(folders, "_DEPTH", 3)
+    monkeypatch.setattr(sources, "_MAX_DEPTH", 3)
     (pets / "train/dog/again").symlink_to(pets / "train/dog")
-    assert "4 folders below its class; remove the link" in refused(f"folder:{pets}", checked=False)
+    assert "4 folders below its class; remove the link" in refused(f"folder:{pets}", checked=None)
     (pets / "train/dog/again").unlink()
     (pets / "train/dog/gone.png").symlink_to(pets / "nothing")
-    text = refused(f"folder:{pets}", checked=False)
+    text = refused(f"folder:{pets}", checked=None)
     assert "gone.png (No such file or directory)" in text
     (pets / "train/dog/gone.png").unlink()
     (pets / "train/dog/linked.png").symlink_to(pets / "train/cat/a/z.png")
@@ -280,10 +272,10 @@ def test_what_can_be_wrong_with_the_archive(tmp_path, make):
     (base / "wnids.txt").unlink()
     bad = base / "train/n00000009/images/n00000009_0.JPEG"
     bad.write_bytes(bad.read_bytes()[:-900])
-    text = now("train", checked=False)
+    text = now("train", checked=None)
     assert f"the image {bad} is not a readable JPEG or PNG" in text
     bad.write_bytes(make.picture(65, 64))
-    text = now("train", checked=False)
+    text = now("train", checked=None)
     assert f"the image {bad} has 65x64 pixels, but tiny_imagenet has 64x64" in text
 
 
