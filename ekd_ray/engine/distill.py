@@ -23,7 +23,6 @@ from ekd_ray.engine import ranks
 from ekd_ray.engine.changes import enter_epoch, past
 from ekd_ray.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
-from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.learner import Learner, make_optimizer
 from ekd_ray.engine.parallel import (
     all_finite,
@@ -35,7 +34,7 @@ from ekd_ray.engine.parallel import (
 from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
-from ekd_ray.engine.runlog import RunLog
+from ekd_ray.engine.runlog import RunLog, Session
 from ekd_ray.engine.schedule import learning_rate
 from ekd_ray.engine.sync_batch_norm import synchronized_batch_norm
 from ekd_ray.engine.teacher.source import Teacher, load_teacher

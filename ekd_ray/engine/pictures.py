@@ -14,7 +14,7 @@ from ekd_ray.engine.measure.metrics import CALIBRATION_BINS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.rundata import load_run_data
-from ekd_ray.engine.runlog import grouped
+from ekd_ray.engine.runlog import metric_tag
 
 MOST_NAMED_CLASSES = 25
 _ACCENT, _GREY = "#2454c6", "#98a1ab"
@@ -69,7 +69,7 @@ def write_pictures(
     correct = (predictions.predicted == predictions.labels).numpy()
     with SummaryWriter(str(folder), filename_suffix=".pictures") as events:
         for name, value in scalars.items():
-            events.add_scalar(grouped(name), value, step)
+            events.add_scalar(metric_tag(name), value, step)
         reliability = _reliability(predictions.confidence.numpy(), correct, split)
         events.add_image(f"{split}/reliability", reliability, step, dataformats="HWC")
         confused = _confusion(predictions, split)

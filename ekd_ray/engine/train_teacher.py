@@ -8,8 +8,8 @@ from typing import Any
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import OnEpoch, RunResult, distill, forget_checkpoint
 from ekd_ray.engine.final import save_student
-from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.resolve import without_teacher
+from ekd_ray.engine.runlog import Session
 from ekd_ray.losses.objective import with_method
 
 
