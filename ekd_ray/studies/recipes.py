@@ -16,7 +16,6 @@ from typing import Any
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
 from ekd_ray.config.yaml_files import in_file, place_in
 from ekd_ray.errors import Keys, UserError, at, unknown_name
-from ekd_ray.studies.references import is_reference, resolved
 
 _EXTRA_KEYS = ("extends", "description", "methods")
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")
@@ -26,15 +25,14 @@ def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
     """A recipe's values with its bases merged in; keys are those of `StudyConfig`.
 
     `extends:` names a file relative to the recipe. Mappings merge key by key, other
-    values replace, a key set to null under `space:` is removed, and a reference to the pair's
-    values becomes what it names (`ekd_ray.studies.references`).
+    values replace, and a key set to null under `space:` is removed.
 
     Args:
         method: the recipe under this method instead of its own (see `select_method`).
 
     Raises:
-        UserError: unreadable or malformed YAML, an unknown key, an unknown method, a
-            reference to nothing, or a cycle of `extends`.
+        UserError: unreadable or malformed YAML, an unknown key, an unknown method, or a
+            cycle of `extends`.
     """
     layers: list[dict[str, Any]] = []
     for file, layer in _chain(Path(path)):
@@ -54,8 +52,7 @@ def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
     space = values.get("space") or {}
     if space:
         values["space"] = {name: spec for name, spec in space.items() if spec is not None}
-    with Origin(path=Path(path), values=values, method=method).lines():
-        return resolved(values)
+    return values
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
@@ -201,7 +198,7 @@ class Origin:
                 there, raw = _follow(layer, written)
                 if there == written:
                     # A flag's value is in no file. As text, for NaN is not equal to itself.
-                    same = repr(raw) == repr(value) or is_reference(raw)
+                    same = repr(raw) == repr(value)
                     return place_in(file, (*self.root, *written)) if same else None
         return None
 
