@@ -88,7 +88,7 @@ class RunLog:
             shown = {name: hyperparameters.get(name) for name in session.settings}
             shown = {name: _plain(value) for name, value in shown.items() if value is not None}
             # An empty group is a group of the run's own.
-            self._events.file_writer.add_summary(summary_v2.hparams_pb(shown, session.group))
+            _add_summary(self._events, summary_v2.hparams_pb(shown, session.group))
         for row in history:
             self._add_scalars(row)
 
@@ -108,7 +108,7 @@ class RunLog:
     def close(self, *, failed: bool = False) -> None:
         """End the HParams session and close both files."""
         if self._has_session:
-            self._events.file_writer.add_summary(_session_end(failed=failed))
+            _add_summary(self._events, _session_end(failed=failed))
         self._events.close()
         self._history.close()
 
@@ -124,7 +124,7 @@ def write_experiment(study: Path, space: Mapping[str, Any], tags: Iterable[str])
     hparams = [summary_v2.HParam(name, _domain(entry)) for name, entry in space.items()]
     metrics = [summary_v2.Metric(tag) for tag in tags]
     with SummaryWriter(str(study)) as events:
-        events.file_writer.add_summary(summary_v2.hparams_config_pb(hparams, metrics))
+        _add_summary(events, summary_v2.hparams_config_pb(hparams, metrics))
 
 
 def end_session(folder: Path, *, failed: bool) -> None:
@@ -136,12 +136,17 @@ def end_session(folder: Path, *, failed: bool) -> None:
     mark = metadata.SESSION_END_INFO_TAG.encode()
     if files and not any(mark in path.read_bytes() for path in files):
         with SummaryWriter(str(folder), filename_suffix=".end") as events:
-            events.file_writer.add_summary(_session_end(failed=failed))
+            _add_summary(events, _session_end(failed=failed))
 
 
 def _remove_events(folder: Path) -> None:
     for events in folder.glob(EVENTS):
         events.unlink()
+
+
+def _add_summary(events: SummaryWriter, summary: Summary) -> None:
+    writer: Any = events.file_writer  # which torch declares as None
+    writer.add_summary(summary)
 
 
 def _plain(value: Any) -> bool | float | str:

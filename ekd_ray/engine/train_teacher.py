@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.distill import OnEpoch, RunResult, distill, forget_checkpoint
+from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.distill import OnEpoch, RunResult, distill
 from ekd_ray.engine.final import save_student
 from ekd_ray.engine.resolve import without_teacher
 from ekd_ray.engine.runlog import Session

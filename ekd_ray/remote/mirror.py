@@ -29,7 +29,7 @@ LONGEST_WAIT = 300.0  # between two tries at storage that fails
 CLOSING_SECONDS = 600.0  # for what is left at the end
 STATE = ".mirror.json"
 # Their names in the rooms above, which this one cannot import; a test compares them.
-RESULT, JOURNAL, CHECKPOINT = "result.json", "optuna.journal", "checkpoint.safetensors"
+RESULT, JOURNAL, CHECKPOINT = "result.json", "optuna.journal", "checkpoint.pt"
 # Removed at the URI when the study removes them. Records and weights never are: a cleaner of
 # old files in the working copy's folder must not reach further.
 _PASSING = (CHECKPOINT, "failure.json")

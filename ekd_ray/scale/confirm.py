@@ -24,7 +24,8 @@ from ray.tune.search import Searcher
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import COSTS
 from ekd_ray.engine import ranks
-from ekd_ray.engine.distill import RunResult, forget_checkpoint
+from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.distill import RunResult
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions

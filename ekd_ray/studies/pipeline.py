@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import check_dataset, load_dataset
-from ekd_ray.engine.distill import forget_checkpoint
+from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment

@@ -158,6 +158,25 @@ def test_another_seed_gives_another_run_on_the_same_split(plain_run, tiny):
         assert (one == two).all()
 
 
+def test_the_callers_random_state_and_threads_are_left_as_they_were(tiny):
+    torch.manual_seed(7)
+    torch.set_num_threads(2)
+    expected, threads = torch.get_rng_state(), torch.get_num_threads()
+    try:
+        seen = []
+        distill(
+            tiny(epochs=1), threads=1, on_epoch=lambda row: seen.append(torch.get_num_threads())
+        )
+        assert seen == [1]
+        assert torch.equal(torch.get_rng_state(), expected)
+        assert torch.get_num_threads() == threads == 2
+        with pytest.raises(UserError):
+            distill(tiny(student="none such"), threads=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 # What it reads
 
 

@@ -14,7 +14,8 @@ from rank_groups import group, start
 import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset
-from ekd_ray.engine.distill import CHECKPOINT, distill
+from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.distill import distill
 from ekd_ray.engine.final import evaluate_test
 from ekd_ray.losses.objective import with_method
 

@@ -12,7 +12,8 @@ from engine_runs import CPU, by_hand
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ekd_ray.data import dataset_info
-from ekd_ray.engine.distill import CHECKPOINT, distill
+from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.distill import distill
 from ekd_ray.engine.precision import resolve_precision
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.teacher.source import LiveTeacher, load_teacher

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 from fake_store import FakeStore
 
-from ekd_ray.engine.distill import CHECKPOINT
+from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.errors import UserError
 from ekd_ray.remote import lease as leases
 from ekd_ray.remote import mirror as mirrors
