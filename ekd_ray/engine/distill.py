@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -147,69 +146,51 @@ def distill(
         checkpoint_seconds: least time between two checkpoints at epoch ends.
         checkpoint_steps: also checkpoint every so many steps, inside the epoch.
         constants: figures that every row is to carry, such as the student's costs.
-        session: what TensorBoard's HParams tab shows of the run (all settings).
+        session: the part of the run that TensorBoard's HParams tab shows (all settings).
 
     Raises:
         UserError: bad configuration or data, or another run's checkpoint. Diverged: NaN or
             infinity.
     """
-    # Every step seeds torch's generators: whoever calls gets back the state that they had.
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices=devices), cpu_threads(threads):
-        return _train(
-            resolve(config, data_root=data_root), data_root, out, on_epoch,
-            checkpoint_seconds, checkpoint_steps, constants or {}, session,
-        )  # fmt: skip
-
-
-def _train(
-    config: DistillConfig,
-    data_root: str | None,
-    out: Path | None,
-    on_epoch: OnEpoch | None,
-    checkpoint_seconds: float,
-    checkpoint_steps: int | None,
-    constants: Mapping[str, float],
-    session: Session | None,
-) -> RunResult:
-    run = _start(config, data_root)
-    checkpoint = out / CHECKPOINT if out else None
-    if checkpoint and checkpoint.exists():
-        try:
-            _restore(run, checkpoint)
-        except DamagedCheckpoint as error:  # looked at before anything is restored
-            warnings.warn(f"{error} It is begun again from its start.", stacklevel=3)
-    log = None
-    if out and ranks.is_first():
-        searched = {k: v for k, v in config.to_dict().items() if v is not None}
-        log = RunLog(out, hyperparameters=searched, history=run.history, session=session)
-    saved_at = started = time.monotonic()
-    try:
-        with ranks.synchronized_batch_norm(run.learner.student):
-            for _ in run.epochs():
-                epoch_started = time.monotonic()
-                with contextlib.closing(_batches(run)) as batches:
-                    for batch, images, target in batches:
-                        _train_step(run, batch, images, target)
-                        due = checkpoint_steps and run.step % checkpoint_steps == 0
-                        if checkpoint and due and _is_last_part(config, batch):
-                            _save(run, checkpoint)
-                row = _epoch_row(run)
-                row |= {**constants, "seconds": time.monotonic() - epoch_started}
-                run.end_epoch(row)
-                if log:
-                    log.write(row)
-                due = time.monotonic() - saved_at >= checkpoint_seconds
-                if checkpoint and ranks.agree(due or run.epoch > config.epochs):
-                    _save(run, checkpoint)
-                    saved_at = time.monotonic()
-                if on_epoch:
-                    on_epoch(row)
-    finally:
-        if log:  # a trial that is stopped early is left by SystemExit, which is no failure
-            log.close(failed=isinstance(sys.exception(), Exception))
+    with contextlib.ExitStack() as stack:
+        # Every step seeds torch's generators: the caller gets the state back that it had.
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.enter_context(cpu_threads(threads))
+        run = _start(resolve(config, data_root=data_root), data_root)
+        checkpoint = out / CHECKPOINT if out else None
+        if checkpoint and checkpoint.exists():
+            try:
+                _restore(run, checkpoint)
+            except DamagedCheckpoint as error:  # looked at before anything is restored
+                warnings.warn(f"{error} It is begun again from its start.", stacklevel=2)
+        log = None
+        if out and ranks.is_first():
+            shown = {k: v for k, v in run.config.to_dict().items() if v is not None}
+            log = RunLog(out, hyperparameters=shown, history=run.history, session=session)
+            stack.push(log.close_after)
+        stack.enter_context(ranks.synchronized_batch_norm(run.learner.student))
+        saved_at = started = time.monotonic()
+        for _ in run.epochs():
+            epoch_started = time.monotonic()
+            with contextlib.closing(_batches(run)) as batches:
+                for batch, images, target in batches:
+                    _train_step(run, batch, images, target)
+                    due = checkpoint_steps and run.step % checkpoint_steps == 0
+                    if checkpoint and due and _is_last_part(run.config, batch):
+                        _save(run, checkpoint)
+            row = _epoch_row(run) | dict(constants or {})
+            row["seconds"] = time.monotonic() - epoch_started
+            run.end_epoch(row)
+            if log:
+                log.write(row)
+            due = time.monotonic() - saved_at >= checkpoint_seconds
+            if checkpoint and ranks.agree(due or run.epoch > run.config.epochs):
+                _save(run, checkpoint)
+                saved_at = time.monotonic()
+            if on_epoch:
+                on_epoch(row)
     return RunResult(
-        config=config,
+        config=run.config,
         metrics=run.history[-1],
         history=run.history,
         model=run.learner.student.eval(),
@@ -339,7 +320,7 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
     }
     _check_finite(row, run)
     if len(run.data.validation_ids):
-        found = evaluate_model(
+        evaluation = evaluate_model(
             run.learner.student,
             run.data,
             run.data.validation_ids,
@@ -347,7 +328,7 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
             precision=run.precision,
             log_prior=objective.log_prior_value,
         )
-        row |= {f"val_{name}": value for name, value in found.items()}
+        row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
     _check_finite(row, run)
     return row
 

@@ -21,7 +21,7 @@ _ACCENT, _GREY = "#2454c6", "#98a1ab"
 
 
 def validation_predictions(result: RunResult, *, data_root: str | None) -> Predictions:
-    """What a run's model says about its validation split."""
+    """The predictions of a run's model on its validation split."""
     data = load_run_data(result.config, data_root=data_root, device=pick_device())
     logits, labels = predict(
         result.model.eval(), data, data.images, data.validation_ids, result.config,
@@ -53,8 +53,8 @@ def reliability_bins(
 def confusion(predictions: Predictions) -> np.ndarray:
     """[C, C] counts: rows are labels, columns predictions."""
     classes = len(predictions.class_names)
-    places = predictions.labels * classes + predictions.predicted
-    return np.bincount(places.numpy(), minlength=classes**2).reshape(classes, classes)
+    cells = predictions.labels * classes + predictions.predicted
+    return np.bincount(cells.numpy(), minlength=classes**2).reshape(classes, classes)
 
 
 def write_pictures(

@@ -1,4 +1,4 @@
-"""Which arithmetic a run uses on this machine, and the record of what it ran on."""
+"""The arithmetic of a run on this machine, and the record of what it ran on."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _git() -> dict[str, Any]:
 
 
 def _output_of(command: list[str]) -> str | None:
-    """What a command prints; None if it fails or is not there."""
+    """The output of a command; None if it fails or is not there."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=10

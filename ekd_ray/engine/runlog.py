@@ -52,7 +52,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What the HParams tab shows of a run: these settings, as a member of this group.
+    """A run in the HParams tab: the settings that it shows, and the group that it belongs to.
 
     A run without settings has no session.
     """
@@ -104,6 +104,11 @@ class RunLog:
         for name, value in row.items():
             if name != "epoch" and isinstance(value, int | float):
                 self._events.add_scalar(metric_tag(name), value, row["epoch"])
+
+    def close_after(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close as the exit of a `with`; a run that is stopped early is left by SystemExit,
+        which is a success."""
+        self.close(failed=isinstance(error, Exception))
 
     def close(self, *, failed: bool = False) -> None:
         """End the HParams session and close both files."""

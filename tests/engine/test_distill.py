@@ -134,7 +134,8 @@ def test_validation_metrics_are_those_of_the_final_weights(plain_run, tiny):
         result.model, data, data.validation_ids,
         config=result.config, precision="float32", log_prior=None,
     )  # fmt: skip
-    assert {f"val_{k}": v for k, v in again.items()}.items() <= result.metrics.items()
+    found = {f"val_{k}": v for k, v in again.metrics.items()}
+    assert found.items() <= result.metrics.items()
 
 
 # Determinism

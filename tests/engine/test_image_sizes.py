@@ -136,7 +136,7 @@ def test_large_images_are_evaluated_in_small_batches(size, batch, tiny, run_data
         Recorder(), data, ids, config=config, precision="float32", log_prior=None
     )
     assert counts == [batch, 1]
-    assert 0 <= found["top1"] <= 1
+    assert 0 <= found.metrics["top1"] <= 1
 
 
 def test_the_size_is_part_of_the_run(large):

@@ -106,7 +106,7 @@ def configs(tiny, with_teacher):
 
 @pytest.fixture(scope="module")
 def alone(configs):
-    """What one worker makes of each case, on demand."""
+    """The run of one worker in each case, on demand."""
     made = {}
 
     def run(name):

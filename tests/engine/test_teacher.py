@@ -209,7 +209,7 @@ def test_one_copy_serves_all_trials_of_a_process(student, load):
     assert load(student.replace(channels_last=False))._network() is not first
 
 
-def test_a_teacher_file_that_changed_is_loaded_anew(tiny, tmp_path, images, load):
+def test_a_teacher_file_that_changed_is_loaded_again(tiny, tmp_path, images, load):
     """A reused process must not serve the old weights of a path that was written again."""
     path, found = tmp_path / "teacher.safetensors", []
     for seed in (0, 1):

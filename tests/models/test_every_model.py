@@ -1,4 +1,4 @@
-"""What holds for every model of the zoo: gradients, memory formats, autocast, seeds, files."""
+"""Promises that every model of the zoo keeps: gradients, memory formats, autocast, seeds, files."""
 
 import pytest
 import safetensors.torch

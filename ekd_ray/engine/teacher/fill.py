@@ -96,8 +96,8 @@ def _missing(
     drawn = [
         samples * num_views + views for samples, views in _drawn(config, data, seeds, part, strong)
     ]
-    places = np.unique(np.concatenate(drawn))
-    samples, views = places // num_views, places % num_views
+    positions = np.unique(np.concatenate(drawn))
+    samples, views = positions // num_views, positions % num_views
     if teacher.table is None:
         return samples[:0], views[:0]
     missing = np.zeros(len(samples), dtype=bool)
