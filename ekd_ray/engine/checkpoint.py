@@ -1,4 +1,4 @@
-"""Checkpoints of a running training: one file of `torch.save` behind a checksum, exact to the bit.
+"""Checkpoints of a running training: one file of `torch.save` and its checksum, exact to the bit.
 
 One file means that one rename makes it atomic; the checksum finds what is torn or has a bit
 that flipped on the disk, which would else go on training.
@@ -10,7 +10,7 @@ import io
 import pickle
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import nn
@@ -37,18 +37,29 @@ def save_checkpoint(
         learner: student and objective.
         progress: counters, fingerprint, history and running sums: tensors and plain values.
     """
-    buffer = io.BytesIO()
     state = {
         "format_version": FORMAT_VERSION,
         "progress": progress,
         "learner": learner.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    torch.save(state, buffer)
-    content = buffer.getbuffer()
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(_MAGIC + zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big"))
-        file.write(content)
+        file.write(_MAGIC)
+        summed = _Summed(file)
+        torch.save(state, cast(IO[bytes], summed))
+        file.write(summed.checksum.to_bytes(_CHECKSUM_BYTES, "big"))
+
+
+class _Summed(io.RawIOBase):
+    """Passes on to a file, with the CRC-32 of all that is written: no second copy in memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file, self.checksum = file, 0
+
+    def write(self, data: Any) -> int:
+        self.checksum = zlib.crc32(data, self.checksum)
+        return self._file.write(data)
 
 
 def load_checkpoint(
@@ -88,9 +99,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is a folder where a checkpoint belongs: remove it.")
     try:
         data = path.read_bytes()
-        start = len(_MAGIC) + _CHECKSUM_BYTES
-        content = memoryview(data)[start:]
-        if data[:start] != _MAGIC + zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big"):
+        content = memoryview(data)[len(_MAGIC) : -_CHECKSUM_BYTES]
+        checksum = zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
+        if not data.startswith(_MAGIC) or data[-_CHECKSUM_BYTES:] != checksum:
             raise ValueError("checksum")
         state: dict[str, Any] = torch.load(
             io.BytesIO(content), map_location="cpu", weights_only=True

@@ -201,11 +201,6 @@ def test_checking_a_model_draws_nothing(name, size):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_unknown_name_is_refused_as_such():
-    with pytest.raises(UserError, match="'resnet9'"):
-        check_model("resnet9", 10, 32, "image_size")
-
-
 @pytest.mark.parametrize("subset", [None, 120, 133])
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.33])
 def test_the_announced_sizes_are_those_of_the_split(subset, fraction, tiny):

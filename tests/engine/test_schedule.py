@@ -35,15 +35,6 @@ def test_step_schedule_is_multi_step_lr_of_the_authors():
 
 
 @pytest.mark.parametrize(
-    ("epoch", "lr"), [(0, 0.05), (149, 0.05), (150, 5e-3), (180, 5e-4), (209, 5e-4), (210, 5e-5)]
-)
-def test_milestones_pass_after_the_named_epoch(epoch, lr):
-    """Milestone 150: epochs 1 to 150 train at the first rate (0 to 149, counted from 0)."""
-    config = DistillConfig(epochs=240, lr=0.05)
-    assert learning_rate(config, epoch * 10 + 9, 10) == pytest.approx(lr, rel=1e-12)
-
-
-@pytest.mark.parametrize(
     ("epochs", "milestones", "decay", "expected"),
     [
         (4, (0.5, 0.75), 0.5, [1.0, 1.0, 0.5, 0.25]),
