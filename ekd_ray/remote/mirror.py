@@ -26,7 +26,7 @@ SECONDS = 30.0  # between two passes, unless EKD_MIRROR_SECONDS says otherwise
 CHECKPOINT_SECONDS = 300.0  # between two passes that send the checkpoints of running trials
 STATE = ".mirror.json"
 # Their names in the rooms above, which this one cannot import; a test compares them.
-RESULT, JOURNAL, CHECKPOINT = "result.json", "optuna.journal", "checkpoint.safetensors"
+RESULT, JOURNAL, CHECKPOINT = "result.json", "optuna.journal", "checkpoint.pt"
 FAILURE, EVENTS = "failure.json", "events.out."
 
 

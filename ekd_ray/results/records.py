@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.hparams import end_session
-from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.runlog import end_session, read_history
 from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.files import write_json, write_text
 

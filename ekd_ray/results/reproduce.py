@@ -15,7 +15,7 @@ from torch import Tensor
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import OnEpoch, distill
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
-from ekd_ray.engine.precision import environment
+from ekd_ray.engine.precision import cpu_threads, environment
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
@@ -101,9 +101,9 @@ def reproduce(
             the winner's seeds, half a point at least.
     """
     recorded = bundle.environment()
-    threads = threads or recorded["threads"]
-    result = distill(config, data_root=data_root, out=out, threads=threads, on_epoch=on_epoch)
-    metrics = evaluate_test(result, data_root=data_root)
+    with cpu_threads(threads or recorded["threads"]):
+        result = distill(config, data_root=data_root, out=out, on_epoch=on_epoch)
+        metrics = evaluate_test(result, data_root=data_root)
     save_student(result, out / WEIGHTS)
     stated = bundle.metrics["model"]
     first = (

@@ -24,14 +24,15 @@ from ray.tune.search import Searcher
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import COSTS
 from ekd_ray.engine import ranks
-from ekd_ray.engine.distill import RunResult, forget_checkpoint
+from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.distill import RunResult
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
-from ekd_ray.engine.hparams import end_session
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import validation_predictions, write_pictures
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import resolve, without_teacher
+from ekd_ray.engine.runlog import end_session
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name, write_json
 from ekd_ray.losses.methods import with_method

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.engine import ranks
-from ekd_ray.engine.distill import forget_checkpoint
+from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.final import finished_run
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError

@@ -40,7 +40,8 @@ from ray.tune.schedulers import TrialScheduler
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import load_dataset
 from ekd_ray.engine import train_teacher as teacher_module
-from ekd_ray.engine.distill import CHECKPOINT, RunResult
+from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.distill import RunResult
 from ekd_ray.engine.runlog import HISTORY, RunLog
 from ekd_ray.files import write_json, write_text
 from ekd_ray.losses.methods import with_method

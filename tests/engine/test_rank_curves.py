@@ -14,7 +14,8 @@ from rank_groups import group, start
 import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset
-from ekd_ray.engine.distill import CHECKPOINT, distill
+from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.distill import distill
 from ekd_ray.engine.final import evaluate_test
 from ekd_ray.losses.methods import with_method
 
@@ -105,7 +106,7 @@ def configs(tiny, with_teacher):
 
 @pytest.fixture(scope="module")
 def alone(configs):
-    """What one worker makes of each case, on demand."""
+    """The run of one worker in each case, on demand."""
     made = {}
 
     def run(name):

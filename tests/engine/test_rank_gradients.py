@@ -12,8 +12,7 @@ from torch import nn
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.learner import Learner
-from ekd_ray.engine.parallel import parallelize
-from ekd_ray.engine.sync_batch_norm import synchronized_batch_norm
+from ekd_ray.engine.teacher.source import TeacherLogits
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.losses.objective import Objective
 
@@ -47,10 +46,9 @@ def make(method, batch):
     teacher = 3 * torch.randn(2, batch, CLASSES).double()
     target = torch.randint(CLASSES, (batch,))
     views = METHODS[method].strong_view
-    return learner, (
-        images, teacher[0] if METHODS[method].needs_teacher else None, target, 2,
-        strong if views else None, teacher[1] if views else None,
-    )  # fmt: skip
+    logits = TeacherLogits(teacher[0], teacher[1] if views else None)
+    needed = logits if METHODS[method].needs_teacher else None
+    return learner, (images, needed, target, 2, strong if views else None)
 
 
 def outcome(learner, loss, terms):
@@ -70,13 +68,13 @@ def alone(method, batch):
 
 
 def together(method, batch):
-    learner, (images, teacher, target, epoch, strong, teacher_strong) = make(method, batch)
+    learner, (images, teacher, target, epoch, strong) = make(method, batch)
     own = slice(ranks.rank(), None, ranks.world_size())
     names = list(learner.state_dict())
-    forward = parallelize(learner, torch.device("cpu"))
-    with synchronized_batch_norm(learner.student):
-        arguments = (images[own], teacher, target, epoch, None if strong is None else strong[own])
-        loss, _, terms = forward(*arguments, teacher_strong)
+    forward = ranks.parallelize(learner, torch.device("cpu"))
+    with ranks.synchronized_batch_norm(learner.student):
+        own_strong = None if strong is None else strong[own]
+        loss, _, terms = forward(images[own], teacher, target, epoch, own_strong)
         loss.backward()
         assert list(learner.state_dict()) == names
     assert not any("forward" in vars(module) for module in learner.modules())

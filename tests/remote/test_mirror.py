@@ -6,7 +6,7 @@ import shutil
 import pytest
 from fake_store import LOCATION, FakeStore
 
-from ekd_ray.engine.distill import CHECKPOINT
+from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.errors import UserError
 from ekd_ray.remote import lease as leases
 from ekd_ray.remote import mirror as mirrors

@@ -1,4 +1,4 @@
-"""What a model said about every image of a split: the raw material of a report's figures."""
+"""Predictions of a model on every image of a split: the raw material of a report's figures."""
 
 from __future__ import annotations
 
