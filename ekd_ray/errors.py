@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 Keys = tuple[str | int, ...]
+NEAREST = 5  # names that an error lists
 
 
 class UserError(Exception):
@@ -71,11 +73,21 @@ def at(*keys: str | int) -> Iterator[None]:
         raise
 
 
-def unknown_name(kind: str, got: object, known: object, *, keys: Keys | None = None) -> UserError:
-    """The error for a name that is not in a registry; suggests the nearest known one."""
-    import difflib
+def unknown_name(
+    kind: str, got: object, known: Iterable[object], *, keys: Keys | None = None
+) -> UserError:
+    """The error for a name that is not in a registry; suggests the nearest known ones."""
+    return UserError(f"unknown {kind} {got!r}.{nearest_names(got, known)}", keys=keys)
 
-    names = sorted(str(name) for name in known)  # type: ignore[attr-defined]
-    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.6)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}.", keys=keys)
+
+def nearest_names(got: object, known: Iterable[object]) -> str:
+    """The end of an error's sentence: which name was meant, and the nearest that there are."""
+    names = sorted(str(name) for name in known)
+    near = difflib.get_close_matches(str(got), names, n=NEAREST, cutoff=0.0)
+    meant = difflib.get_close_matches(str(got), near, n=1, cutoff=0.6)
+    hint = f" Did you mean {meant[0]!r}?" if meant else ""
+    if not names:
+        return " None is known."
+    if len(names) <= NEAREST:
+        return f"{hint} Known: {', '.join(names)}."
+    return f"{hint} The nearest of {len(names)} known: {', '.join(near)}."

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import yaml
 
-from ekd_ray.config.yaml_files import in_file, load_yaml
+from ekd_ray.config.yaml_files import YamlFile
 from ekd_ray.errors import Keys, UserError, at, unknown_name
 
 # libyaml's writes the same ten times faster, once for every trial of a search.
@@ -89,9 +89,9 @@ class Settings:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Read a YAML file (JSON is YAML too); an illegal value is refused with its line."""
-        values = load_yaml(path)
-        with in_file(path):
-            return cls.from_dict(values)
+        file = YamlFile.read(path)
+        with file.locate_errors():
+            return cls.from_dict(file.values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (dict, list, str, int, float, bool, None): JSON- and YAML-ready."""
