@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.cli.terminal import changes_text
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
 from ekd_ray.engine.measure.cost import model_cost
@@ -20,7 +19,6 @@ from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
 from ekd_ray.results.records import milestone_epochs
 from ekd_ray.scale.cluster import ADDRESS, fits, local_cpus, on_cluster, this_machine
 from ekd_ray.scale.confirm import baselines
-from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.space import Space, first_points
 from ekd_ray.scale.trainer import Workers
 
@@ -73,10 +71,7 @@ def run_plan(
     cpus, gpus = local_cpus(), 0.0
     if workers and workers.most > 1:
         count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
-        lines.append(
-            f"resources  {count} worker(s) x {workers.cpus} CPU, {workers.gpus:g} GPU, "
-            f"{config.parallel}"
-        )
+        lines.append(f"resources  {count} worker(s) x {workers.cpus} CPU, {workers.gpus:g} GPU")
         cpus, gpus = workers.most * workers.cpus, workers.most * workers.gpus
     lines.append(f"estimate   {_duration(flops, cpus, gpus)}")
     return "\n".join(lines)
@@ -90,9 +85,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     slots = max(1, fits(config, this_machine()))
     used = slots * config.workers_per_trial
     stopping = "none"
-    if config.scheduler in POPULATIONS:
-        stopping = f"population of {config.trials}, perturbed every {config.perturbation} epoch(s)"
-    elif config.scheduler == "median":
+    if config.scheduler == "median":
         stopping = f"median rule from epoch {config.grace} on"
     elif rungs[:-1]:
         epochs = ", ".join(map(str, rungs[:-1]))
@@ -126,8 +119,6 @@ def _budget(config: StudyConfig) -> str:
         "GPU-hours in all": config.budget_gpu_hours,
     }
     given = [f"after {limit:g} {unit}" for unit, limit in limits.items() if limit is not None]
-    if config.stop_below is not None:
-        given.append(f"once no gain above {config.stop_below:g} is expected")
     return f"; no new one {' or '.join(given)}" if given else ""
 
 
@@ -158,8 +149,6 @@ def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
     if config.accumulation_steps > 1:
         solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
-    if config.changes:
-        lines.append(f"changes    {changes_text(config.changes)}")
     return [*lines, f"method     {config.method} ({_method_values(config.to_dict(), config)})"]
 
 

@@ -142,7 +142,7 @@ def distill_config(args: argparse.Namespace) -> DistillConfig:
         authors = {k: v for k, v in (study.authors or {}).items() if k not in fixed}
         with at("authors"):
             config = DistillConfig.from_dict({**study.distill.to_dict(), **authors}, where=where)
-    return _scaled(config, study.batch_scaling, args)
+    return config
 
 
 def teacher_run_config(args: argparse.Namespace) -> DistillConfig:
@@ -159,23 +159,10 @@ def _run_config(values: dict[str, Any], args: argparse.Namespace, *, where: str)
     for key in (*_RUN_FLAGS, "method", "epochs"):
         if getattr(args, key, None) is not None:
             values[key] = getattr(args, key)
-    scaling = "fixed"
     for text in args.set:
         key, value = _parse_set(text)
-        if key == "batch_scaling":
-            scaling = StudyConfig(batch_scaling=value).batch_scaling
-        else:
-            values[key] = value
-    config = DistillConfig.from_dict(_absolute_paths(values), where=where)
-    return _scaled(config, scaling, args)
-
-
-def _scaled(config: DistillConfig, scaling: str, args: argparse.Namespace) -> DistillConfig:
-    if scaling == "fixed":
-        return config
-    from ekd_ray.engine.resolve import scaled_for
-
-    return scaled_for(config, getattr(args, "workers", "1"))
+        values[key] = value
+    return DistillConfig.from_dict(_absolute_paths(values), where=where)
 
 
 def _absolute_data_root(args: argparse.Namespace) -> None:

@@ -411,24 +411,13 @@ def difference_lines(differences: Mapping[str, Paired]) -> list[str]:
 
 
 def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:
-    """Those of `names` that have a value and that the settings' method, if it is known, reads;
-    and what changes while training."""
+    """Those of `names` that have a value and that the settings' method, if it is known, reads."""
     method = METHODS.get(settings.get("method", ""))
-    first = " ".join(
+    return " ".join(
         f"{name}={_short(settings[name])}"
         for name in names
         if settings.get(name) is not None
         and (method is None or name not in METHOD_SETTINGS or name in method.uses)
-    )
-    return "; ".join(part for part in (first, changes_text(settings.get("changes") or ())) if part)
-
-
-def changes_text(changes: Iterable[Mapping[str, Any]]) -> str:
-    """`from epoch 3 lr=0.01; from epoch 5 lr=0.02 momentum=0.8`."""
-    return "; ".join(
-        f"from epoch {change['epoch']} "
-        + " ".join(f"{name}={_short(value)}" for name, value in change.items() if name != "epoch")
-        for change in changes
     )
 
 

@@ -7,19 +7,12 @@ command line (`--set name=value`), in recipes, in TensorBoard and in the documen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ekd_ray.config.settings import Settings, setting
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError
 
 EVIDENCE = ("log1p_softplus", "softplus", "exp", "relu")
-# What `changes` may set: read anew in every step, and part of no tensor's shape.
-CHANGEABLE = (
-    *("lr", "lr_min", "momentum", "weight_decay"),
-    *("temperature", "ce_weight", "kd_weight", "ekd_weight", "dkd_alpha", "dkd_beta"),
-    *("ctkd_t_start", "ctkd_t_end", "standardize", "evidence"),
-    *("log_prior", "prior_kl_weight", "prior_kl_evidence"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +22,8 @@ class DistillConfig(Settings):
     A setting that is None takes the default of its method, data set or teacher when the
     run is planned (`ekd_ray.engine.resolve.resolve`); results record the resolved value.
     """
+
+    retired: ClassVar[dict[str, Any]] = {"changes": (), "parallel": "ddp"}
 
     # Data
     dataset: str = setting(
@@ -130,10 +125,6 @@ class DistillConfig(Settings):
     lr_decay: float = setting(0.1, "factor at each milestone", above=0, high=1)
     lr_min: float = setting(0.0, "final learning rate of the cosine schedule", low=0)
     lr_warmup: int = setting(0, "epochs of linear learning-rate warm-up", low=0)
-    changes: tuple[dict[str, Any], ...] = setting(
-        (), "settings that change while training, each from the start of its epoch on: "
-        "[{epoch: 61, lr: 0.01}, ...]",
-    )  # fmt: skip
 
     # Numerics
     precision: str = setting(
@@ -144,10 +135,6 @@ class DistillConfig(Settings):
     compile: bool = setting(
         False, "torch.compile the student's training step: a start-up of up to minutes"
     )
-    parallel: str = setting(
-        "ddp", "how several workers share the student: ddp (each has all of it) or fsdp (sharded)",
-        choices=("ddp", "fsdp"), identity=False,
-    )  # fmt: skip
     seed: int = setting(0, "one seed for the weights, the order and the views", low=0)
 
     def __post_init__(self) -> None:
@@ -165,70 +152,11 @@ class DistillConfig(Settings):
                 f"{self.accumulation_steps}: choose a divisor.",
                 keys=("accumulation_steps",),
             )
-        object.__setattr__(self, "changes", _checked_changes(self))
-
-    def at_epoch(self, epoch: int) -> DistillConfig:
-        """The settings that hold in an epoch (from 1), as a configuration without `changes`."""
-        values: dict[str, Any] = {}
-        for change in self.until(epoch).changes:
-            values |= change
-        values.pop("epoch", None)
-        return self.replace(**values, changes=())
-
-    def until(self, epoch: int) -> DistillConfig:
-        """The run as it is known in an epoch: without the `changes` that lie ahead."""
-        if not self.changes:
-            return self
-        return self.replace(changes=[c for c in self.changes if c["epoch"] <= epoch])
 
     def identity(self) -> dict[str, Any]:
-        """See `Settings.identity`; a run without `changes`, or whose batches are not computed in
-        parts, is the run it was before there was such a setting."""
+        """See `Settings.identity`; a run whose batches are not computed in parts is the run that it
+        was before there was such a setting."""
         kept = super().identity()
-        if not self.changes:
-            del kept["changes"]
         if self.accumulation_steps == 1:
             del kept["accumulation_steps"]
         return kept
-
-
-def _checked_changes(config: DistillConfig) -> tuple[dict[str, Any], ...]:
-    """`config.changes` in the types of their settings, or a `UserError` that names the entry."""
-    checked: list[dict[str, Any]] = []
-    now, epoch = config, 1
-    for index, change in enumerate(config.changes):
-        where = f"changes[{index}]"
-        values = {name: value for name, value in change.items() if name != "epoch"}
-        begins = change.get("epoch")
-        whole = isinstance(begins, int | float) and float(begins).is_integer()
-        if begins is None or not whole or not epoch < begins <= config.epochs:
-            raise UserError(
-                f"{where}.epoch must be a whole number from {epoch + 1} to {config.epochs}, "
-                f"got {begins!r}: list the changes in order, within the epochs of the run.",
-                keys=("changes", index, "epoch"),
-            )
-        epoch = int(begins)
-        if not values:
-            raise UserError(
-                f"{where} must set at least one of {', '.join(CHANGEABLE)}, got none.",
-                keys=("changes", index),
-            )
-        for name, value in values.items():
-            if name not in DistillConfig.names():
-                raise unknown_name(
-                    f"setting in {where}:", name, CHANGEABLE, keys=("changes", index, name)
-                )
-            learned = name == "log_prior" and config.learn_log_prior
-            if name not in CHANGEABLE or learned or value is None:
-                raise UserError(
-                    f"{where}: {name} cannot become {value!r} while training"
-                    f"{', for it is learned' if learned else ''}: what can change is "
-                    f"{', '.join(CHANGEABLE)}.",
-                    keys=("changes", index, name),
-                )
-        try:
-            now = now.replace(**values, changes=())
-        except UserError as error:
-            raise UserError(f"{where}: {error}", keys=("changes", index)) from None
-        checked.append({"epoch": epoch, **{name: getattr(now, name) for name in values}})
-    return tuple(checked)

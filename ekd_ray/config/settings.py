@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 
@@ -61,7 +61,13 @@ def _hints(cls: type) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of the frozen configurations. Raises `UserError` on any illegal value."""
+    """Base of the frozen configurations. Raises `UserError` on any illegal value.
+
+    `retired` has settings that there were, with the value that changed nothing: a file that has
+    them so is read as ever.
+    """
+
+    retired: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
@@ -82,9 +88,11 @@ class Settings:
             raise UserError(f"{where} must be a mapping of settings, got {values!r}.", keys=())
         names = cls.names()
         for key in values:
-            if key not in names:
+            if key in cls.retired:
+                _check_retired(key, values[key], cls.retired[key])
+            elif key not in names:
                 raise unknown_name(f"setting in {where}:", key, names, keys=(key,))
-        return cls(**values)
+        return cls(**{key: value for key, value in values.items() if key in names})
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
@@ -151,6 +159,15 @@ def json_schema(cls: type[Settings]) -> dict[str, Any]:
         "properties": properties,
         "additionalProperties": False,
     }
+
+
+def _check_retired(name: str, value: Any, neutral: Any) -> None:
+    if _plain(value) != _plain(neutral):
+        raise UserError(
+            f"{name} was taken out of ekd_ray and can only be {_plain(neutral)!r}, got {value!r}: "
+            "remove it, or run this with the release that wrote it.",
+            keys=(name,),
+        )
 
 
 def _plain(value: Any) -> Any:

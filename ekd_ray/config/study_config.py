@@ -6,7 +6,7 @@ It is frozen, keyword-only and checked when built, as `DistillConfig` is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ekd_ray.config.distill_config import DistillConfig
 from ekd_ray.config.settings import Settings, setting
@@ -16,12 +16,18 @@ from ekd_ray.errors import UserError, at
 BASELINES = ("none", "kd", "authors")
 # Which of them go together: `ekd_ray.scale.samplers`.
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
-SCHEDULERS = ("asha", "hyperband", "median", "none", "pbt", "pb2")
+SCHEDULERS = ("asha", "hyperband", "median", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(Settings):
     """One study: what every trial shares, what is searched, and how the winner is confirmed."""
+
+    retired: ClassVar[dict[str, Any]] = {
+        "batch_scaling": "fixed",
+        "perturbation_epochs": None,
+        "stop_below": None,
+    }
 
     distill: DistillConfig = setting(DistillConfig(), "settings that every trial shares")
     teacher_training: dict[str, Any] | None = setting(
@@ -48,10 +54,6 @@ class StudyConfig(Settings):
         None, "start no trial once all together have trained so many GPU-hours", above=0,
         identity=False,
     )  # fmt: skip
-    stop_below: float | None = setting(
-        None, "start no trial once none can be expected to improve the metric by more than this",
-        above=0, identity=False,
-    )  # fmt: skip
     metric: str = setting("val_top1", "objective on the validation split", choices=METRICS)
     objectives: tuple[str, ...] = setting(
         (), "further objectives: the search looks for the Pareto front", choices=tuple(DIRECTIONS)
@@ -72,10 +74,6 @@ class StudyConfig(Settings):
         (), "epochs after which ASHA compares (grace, and once the learning rate has fallen)", low=1
     )
     reduction_factor: int = setting(2, "ASHA keeps 1 / reduction_factor at each rung", low=2)
-    perturbation_epochs: int | None = setting(
-        None, "PBT and PB2 compare the population every so many epochs (epochs / 8, at least 1)",
-        low=1,
-    )  # fmt: skip
     seed: int = setting(0, "seed of the sampler", low=0)
 
     confirm_top_k: int = setting(3, "finalists that are run over several seeds", low=1)
@@ -101,10 +99,6 @@ class StudyConfig(Settings):
         None, "trials at once (as many as fit)", low=1, identity=False
     )
     workers_per_trial: int = setting(1, "data-parallel workers per trial", low=1)
-    batch_scaling: str = setting(
-        "fixed", "batch_size and lr as they are, or (workers) times the workers of a trial",
-        choices=("fixed", "workers"),
-    )  # fmt: skip
     cpus_per_trial: int = setting(1, "CPU threads per worker", low=1, identity=False)
     gpus_per_trial: float = setting(
         0.0, "GPUs per worker; a fraction shares one", low=0, identity=False
@@ -158,8 +152,3 @@ class StudyConfig(Settings):
     def grace(self) -> int:
         """Epochs of the first rung."""
         return self.grace_epochs or max(1, self.distill.epochs // 8)
-
-    @property
-    def perturbation(self) -> int:
-        """Epochs between two comparisons of a population."""
-        return self.perturbation_epochs or max(1, self.distill.epochs // 8)

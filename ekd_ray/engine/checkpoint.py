@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ekd_ray.engine import ranks
-from ekd_ray.engine.parallel import like, whole
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
 
@@ -42,7 +41,7 @@ def save_checkpoint(
 ) -> None:
     """Write the whole state of a run atomically; all ranks must call it, the first one writes.
 
-    The file is the same whatever the number of ranks and whether the student is sharded.
+    The file is the same whatever the number of ranks.
 
     Args:
         learner: student and objective; `sums`: the epoch's running sums, [K] float64.
@@ -63,7 +62,7 @@ def save_checkpoint(
     header = {
         "format_version": FORMAT_VERSION,
         "progress": progress,
-        "optimizer_groups": _one_group(state["param_groups"]),
+        "optimizer_groups": state["param_groups"],
         "optimizer_scalars": scalars,
     }
     header["crc32"] = _checksum(header, tensors)
@@ -72,25 +71,13 @@ def save_checkpoint(
 
 
 def _stored(value: Tensor) -> Tensor:
-    """A tensor as it is written; one that is sharded is gathered, for the first rank alone."""
-    gathered = whole(value.detach())
-    return gathered.cpu().contiguous() if ranks.is_first() else gathered.new_empty(0)
-
-
-def _one_group(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups exist only because sharded weights must not meet others: their settings agree."""
-    return [{**groups[0], "params": [index for group in groups for index in group["params"]]}]
-
-
-def read_progress(path: Path) -> dict[str, Any]:
-    """The `progress` in a checkpoint's file; raises as `load_checkpoint` does."""
-    return _read(path)[0]["progress"]
+    return value.detach().cpu().contiguous()
 
 
 def load_checkpoint(
     path: Path,
     *,
-    fingerprint: Callable[[dict[str, Any]], str],
+    fingerprint: str,
     learner: nn.Module,
     optimizer: torch.optim.Optimizer,
     sums: Tensor,
@@ -98,7 +85,7 @@ def load_checkpoint(
     """Restore what `save_checkpoint` wrote, in place; returns its `progress`.
 
     Args:
-        fingerprint: what the file's must be, given its `progress`.
+        fingerprint: the run's; the file's must be the same.
 
     Raises:
         DamagedCheckpoint: the file is damaged or foreign.
@@ -107,17 +94,15 @@ def load_checkpoint(
     """
     header, tensors = _read(path)
     progress = header["progress"]
-    if progress["fingerprint"] != fingerprint(progress):
+    if progress["fingerprint"] != fingerprint:
         raise UserError(
             f"checkpoint {path} belongs to another configuration (fingerprint "
-            f"{progress['fingerprint']}, this run's is {fingerprint(progress)}): choose another "
+            f"{progress['fingerprint']}, this run's is {fingerprint}): choose another "
             "--out."
         )
     prefix = "learner."
     stored = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    own = learner.state_dict()
-    same = {k for k, v in stored.items() if k in own and own[k].shape == v.shape}
-    learner.load_state_dict({k: like(own[k], v) if k in same else v for k, v in stored.items()})
+    learner.load_state_dict(stored)
     state: dict[int, dict[str, Any]] = {
         int(k): dict(v) for k, v in header["optimizer_scalars"].items()
     }
@@ -125,20 +110,13 @@ def load_checkpoint(
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
             state.setdefault(int(index), {})[name] = value
-    (group,) = header["optimizer_groups"]
-    # How a step is computed is this run's own, for sharded weights know no fused one.
-    kept = ("params", "fused", "foreach")
-    groups = [
-        {**group, **{key: mine[key] for key in kept}}
-        for mine in optimizer.state_dict()["param_groups"]
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": state, "param_groups": header["optimizer_groups"]})
     # The file is row-major, and the fused kernels pair raw memory: every buffer must take
-    # its parameter's memory format (channels_last), or its shards, again.
+    # its parameter's memory format (channels_last) again.
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                entries[name] = like(parameter, value)
+                entries[name] = torch.empty_like(parameter).copy_(value)
     sums.copy_(tensors["sums"])
     return progress
 

@@ -20,18 +20,11 @@ from ekd_ray.data import Batch, counter_hash, epoch_batches
 from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.data.counter import STREAM_STEP
 from ekd_ray.engine import ranks
-from ekd_ray.engine.changes import enter_epoch, past
 from ekd_ray.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.learner import Learner, make_optimizer
-from ekd_ray.engine.parallel import (
-    all_finite,
-    gradients_reduced,
-    is_sharded,
-    parallelize,
-    plain_student,
-)
+from ekd_ray.engine.parallel import all_finite, gradients_reduced, parallelize
 from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
@@ -71,10 +64,9 @@ class RunResult:
 
 @dataclass(kw_only=True)
 class _Run:
-    """Everything one run holds while it trains; `now` are the settings of this epoch."""
+    """Everything one run holds while it trains."""
 
     config: DistillConfig
-    now: DistillConfig
     data: RunData
     learner: Learner
     forward: nn.Module
@@ -144,7 +136,6 @@ def distill(
     try:
         while run.epoch <= config.epochs:
             epoch_started = time.monotonic()
-            run.now = enter_epoch(config, run.epoch, run.optimizer, run.learner.objective)
             with contextlib.closing(_batches(run)) as batches:
                 for batch, images, target in batches:
                     _train_step(run, batch, images, target)
@@ -173,7 +164,7 @@ def distill(
         config=config,
         metrics=run.history[-1],
         history=run.history,
-        model=plain_student(run.learner, config, run.data.num_classes),
+        model=run.learner.student.eval(),
         log_prior=run.learner.objective.log_prior_value,
         precision=run.precision,
         data_fingerprint=run.data.fingerprint,
@@ -191,7 +182,7 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
         torch.manual_seed(config.seed)
         student = build_model(config.student, num_classes)
     learner = Learner(student, objective, compiled=config.compile).to(device)
-    if config.channels_last and not is_sharded(config):  # FSDP takes contiguous weights alone
+    if config.channels_last:
         learner = learner.to(memory_format=torch.channels_last)
     teacher = strong_teacher = None
     if objective.method.needs_teacher:
@@ -200,10 +191,9 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
             strong_teacher = load_teacher(
                 config, data, precision=precision, device=device, strong=True
             )
-    forward = parallelize(learner, config, device)
+    forward = parallelize(learner, device)
     return _Run(
         config=config,
-        now=config,
         data=data,
         learner=learner,
         forward=forward,
@@ -280,7 +270,7 @@ def _train_step(run: _Run, batch: Batch, images: Tensor, target: Tensor) -> None
 
 def _begin_step(run: _Run) -> None:
     global_step = (run.epoch - 1) * run.steps_per_epoch + run.step
-    lr = learning_rate(run.now, global_step, run.steps_per_epoch)
+    lr = learning_rate(run.config, global_step, run.steps_per_epoch)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.zero_grad(set_to_none=True)
@@ -295,7 +285,7 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
     last_step = run.epoch * run.steps_per_epoch - 1
     row = {
         "epoch": run.epoch,
-        "lr": learning_rate(run.now, last_step, run.steps_per_epoch),
+        "lr": learning_rate(run.config, last_step, run.steps_per_epoch),
         "train_loss": means[0],
         "train_top1": means[1],
     }
@@ -323,13 +313,13 @@ def _check_finite(row: dict[str, Any], run: _Run) -> None:
         if not abs(value) < float("inf"):
             raise Diverged(
                 f"{name} became {value} in epoch {run.epoch} of {run.config.epochs} "
-                f"(lr {run.now.lr}): lower lr or the weights of the loss terms."
+                f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
             )
     # The loss does not see what the last step did to the weights.
     if not all_finite(run.learner):
         raise Diverged(
             f"a weight became infinite or nan in epoch {run.epoch} of {run.config.epochs} "
-            f"(lr {run.now.lr}): lower lr or the weights of the loss terms."
+            f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
         )
 
 
@@ -339,8 +329,10 @@ def forget_checkpoint(folder: Path) -> None:
 
 
 def _save(run: _Run, path: Path) -> None:
-    progress = {"epoch": run.epoch, "step": run.step, "history": run.history}
-    progress["fingerprint"] = past(run.config, progress)
+    progress = {
+        "epoch": run.epoch, "step": run.step, "history": run.history,
+        "fingerprint": run.config.fingerprint(),
+    }  # fmt: skip
     save_checkpoint(
         path, learner=run.learner, optimizer=run.optimizer, sums=run.sums, progress=progress
     )
@@ -349,7 +341,7 @@ def _save(run: _Run, path: Path) -> None:
 def _restore(run: _Run, path: Path) -> None:
     progress = load_checkpoint(
         path,
-        fingerprint=lambda progress: past(run.config, progress),
+        fingerprint=run.config.fingerprint(),
         learner=run.learner,
         optimizer=run.optimizer,
         sums=run.sums,

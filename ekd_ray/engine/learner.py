@@ -84,20 +84,14 @@ SGD, AdamW = _untraced(torch.optim.SGD), _untraced(torch.optim.AdamW)
 
 def make_optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optimizer:
     """The optimizer that the configuration names, over student and objective."""
-    parameters: list[Any] = list(learner.parameters())
-    sharded = any(map(ranks.is_shard, parameters))
-    if sharded:
-        # One operation takes sharded or whole weights, not both; the numbering stays.
-        parts = (learner.student.parameters(), list(learner.objective.parameters()))
-        parameters = [{"params": part} for part in parts if part != []]
-    fused = None if sharded else True  # no fused step knows sharded weights
+    parameters = list(learner.parameters())
     if config.optimizer == "adamw":
-        return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+        return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     return SGD(
         parameters,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-        fused=fused,
+        fused=True,
     )

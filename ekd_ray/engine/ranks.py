@@ -26,16 +26,6 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def is_shard(value: Tensor) -> bool:
-    """Whether a tensor is one rank's part of a sharded one (a `DTensor`)."""
-    if world_size() == 1:
-        return False
-    # Inside: a second to import, which a run of one process need not wait for.
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(value, DTensor)
-
-
 def gather(values: Tensor) -> list[Tensor]:
     """Every rank's tensor, by rank: equal shapes and dtypes, without gradient."""
     if world_size() == 1:
@@ -51,7 +41,7 @@ def gather_rows(rows: Tensor, total: int) -> Tensor:
 
     The gradient that a rank gets is that of its own rows times the number of ranks: every
     rank computes the same loss from all rows, and the mean of the ranks' gradients, which DDP
-    and FSDP take, is then exactly the gradient of that one loss.
+    takes, is then exactly the gradient of that one loss.
     """
     if world_size() == 1:
         return rows

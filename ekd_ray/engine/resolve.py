@@ -91,8 +91,6 @@ def resolve(
         check_view_scheme(info, config.augment, config.image_size)
     if config.compile:
         check_compiler()
-        if config.parallel == "fsdp":
-            raise UserError("compile and parallel=fsdp exclude each other: drop one of them.")
     with at("student"):
         check_model(config.student, info.num_classes, student_size(config), "student_image_size")
     check_dataset(config.dataset, data_root=data_root, download=download)
@@ -132,33 +130,6 @@ def check_workers(config: DistillConfig, workers: int) -> None:
             f"{config.batch_size}, accumulation_steps {config.accumulation_steps}), got {workers}: "
             "take fewer, or a larger batch_size."
         )
-
-
-def scaled_batch(config: DistillConfig, workers: int) -> DistillConfig:
-    """The batch times the number of workers, and with it every learning rate.
-
-    The linear scaling rule of Goyal et al. 2017; they add a warm-up (`lr_warmup`).
-    """
-    changes = [
-        {name: value * workers if name in ("lr", "lr_min") else value for name, value in c.items()}
-        for c in config.changes
-    ]
-    return config.replace(
-        batch_size=config.batch_size * workers,
-        lr=config.lr * workers,
-        lr_min=config.lr_min * workers,
-        changes=changes,
-    )
-
-
-def scaled_for(config: DistillConfig, workers: str) -> DistillConfig:
-    """`scaled_batch` for `--workers`, as it is given; raises `UserError` unless it is a number."""
-    if not workers.isdecimal() or int(workers) < 1:
-        raise UserError(
-            f"batch_scaling=workers needs one number of workers, got --workers {workers}: give N, "
-            "or drop batch_scaling."
-        )
-    return scaled_batch(config, int(workers))
 
 
 def student_size(config: DistillConfig) -> int:

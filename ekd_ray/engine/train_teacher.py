@@ -21,7 +21,7 @@ def teacher_config(base: DistillConfig, model: str, settings: dict[str, Any]) ->
         settings: what differs, for example `epochs` and `lr`; the method is `evidential`
             with a learned prior unless `method` says `none` (plain cross-entropy).
     """
-    values = {"changes": (), **settings}  # the student's are in its own epochs
+    values = dict(settings)
     method = values.pop("method", "evidential")
     if method == "evidential":
         values.setdefault("learn_log_prior", True)

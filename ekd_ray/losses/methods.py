@@ -303,8 +303,6 @@ def resolve_method(config: DistillConfig) -> DistillConfig:
     method = method_of(config)
     given = {name: getattr(config, name) for name in METHOD_SETTINGS}
     given = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
-    for change in config.changes:
-        given |= {name: value for name, value in change.items() if name in METHOD_SETTINGS}
     for name, value in given.items():
         if name not in method.uses:
             users = ", ".join(key for key, entry in METHODS.items() if name in entry.uses)
@@ -320,21 +318,14 @@ def resolve_method(config: DistillConfig) -> DistillConfig:
     }
     config = config.replace(**missing)
     weights = [name for name in method.uses if name.endswith("_weight")]
-    for now in (config, *(config.at_epoch(change["epoch"]) for change in config.changes)):
-        if not any(getattr(now, name) for name in weights):
-            raise UserError(f"every loss weight of method {config.method!r} is 0: raise ce_weight.")
+    if not any(getattr(config, name) for name in weights):
+        raise UserError(f"every loss weight of method {config.method!r} is 0: raise ce_weight.")
     return config
 
 
 def with_method(config: DistillConfig, method: str, **values: Any) -> DistillConfig:
     """The same run under another method: every method setting back to its default first."""
-    kept = [
-        {name: value for name, value in change.items() if name not in METHOD_SETTINGS}
-        for change in config.changes
-    ]
-    changes = [change for change in kept if len(change) > 1]  # beside its epoch
-    fresh = {**_DEFAULTS, "method": method, "changes": changes}
-    return resolve_method(config.replace(**{**fresh, **values}))
+    return resolve_method(config.replace(**{**_DEFAULTS, "method": method, **values}))
 
 
 def ramp(epoch: int, warmup: int) -> float:

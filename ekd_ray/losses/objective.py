@@ -72,12 +72,6 @@ class Objective(nn.Module):
         if self.method.adversarial:
             self.temperature_logit = nn.Parameter(torch.tensor(INITIAL_LOGIT))
 
-    def follow(self, config: DistillConfig) -> None:
-        """Go on under other settings of `ekd_ray.config.CHANGEABLE`, of the same method."""
-        self.config = config
-        if self.method.evidential and not config.learn_log_prior and config.log_prior is not None:
-            self.log_prior.fill_(config.log_prior)
-
     @property
     def log_prior_value(self) -> float | None:
         """The student's log prior as a number (waits for the device), None for softmax methods."""

@@ -43,7 +43,7 @@ from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import why
-from ekd_ray.scale.space import point_config, study_batch
+from ekd_ray.scale.space import point_config
 from ekd_ray.scale.worker import Job, Report, check_room, run_job
 
 
@@ -86,7 +86,7 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     }
     if not (run / CONFIRMED).exists():
         # The views of a sample do not depend on the split: those of all images serve both steps.
-        whole = study_batch(config, base.replace(validation_fraction=0.0))
+        whole = base.replace(validation_fraction=0.0)
         fill_cache(config, whole, seeds, observer, run=run)
     select = _select(run, config, finalists, seeds, observer)
     winner = _winner(run, config, select, seeds)
@@ -151,7 +151,7 @@ def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConf
             rows["kd"] = with_method(base, "kd")
         elif name == "authors" and config.authors and base.teacher:
             rows["authors"] = point_config(base, config.authors)
-    return {name: study_batch(config, row) for name, row in rows.items()}
+    return rows
 
 
 def _over_seeds(stage: str, configs: dict[str, DistillConfig], seeds: list[int]) -> list[Run]:

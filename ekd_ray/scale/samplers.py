@@ -14,8 +14,7 @@ sampler can use, or has no need of, the trials that the scheduler stops:
 
 Schedulers: `asha` keeps the best 1 / reduction_factor at every rung; `hyperband` is its form
 with several brackets, which begin to stop at later and later rungs; `median` stops what is
-worse than the median of the others at the same epoch; `none` stops nothing. `pbt` and `pb2`
-do not stop trials but change them: `ekd_ray.scale.population`.
+worse than the median of the others at the same epoch; `none` stops nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import milestone_epochs
-from ekd_ray.scale.population import POPULATIONS, check_population, make_population
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUNG_SCORE
 
@@ -182,7 +180,6 @@ SCHEDULERS: dict[str, Callable[[StudyConfig], TrialScheduler]] = {
     "hyperband": lambda config: _asha(config, BRACKETS),
     "median": _median,
     "none": lambda config: FIFOScheduler(),
-    **dict.fromkeys(POPULATIONS, make_population),
 }
 
 
@@ -194,8 +191,6 @@ def make_scheduler(config: StudyConfig) -> TrialScheduler:
 def check_sampler(config: StudyConfig, space: Space) -> None:
     """Raises `UserError` for a sampler that does not go with the scheduler or the space."""
     kind = SAMPLERS[config.sampler]
-    if config.scheduler in POPULATIONS:
-        check_population(config, space)
     if kind.full_length and config.scheduler != "none":
         raise UserError(
             f"sampler {config.sampler} learns only from trials of full length, so "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,10 @@ from ekd_ray.errors import UserError, no_space
 from ekd_ray.results.records import FAILURE, RESULT
 from ekd_ray.results.study import Study
 from ekd_ray.scale.fill_tasks import fill_cache
-from ekd_ray.scale.members import Members, run_member
 from ekd_ray.scale.observer import Observer
-from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.slots import Deaths, Slots, wait_for_own_process
-from ekd_ray.scale.space import study_batch
 from ekd_ray.scale.tracking import Tracker
 from ekd_ray.scale.trainer import SCRATCH, trainable
 from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job, rung_score
@@ -41,21 +37,18 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
     """
     searcher = OptunaSearcher(run, config, base)
     if searcher.remaining:
-        fill_cache(config, study_batch(config, base), [base.seed], observer, run=run)
+        fill_cache(config, base, [base.seed], observer, run=run)
         observer.stage("search", searcher.remaining, config.distill.epochs)
-        if config.scheduler in POPULATIONS:
-            _run_population(run, config, searcher, observer)
-        else:
-            scheduler = make_scheduler(config)
-            replay(scheduler, searcher.finished(), base)
-            run_tuner(
-                run,
-                config,
-                searcher=searcher,
-                scheduler=scheduler,
-                num_samples=-1,  # the searcher says when it is over
-                observer=observer,
-            )
+        scheduler = make_scheduler(config)
+        replay(scheduler, searcher.finished(), base)
+        run_tuner(
+            run,
+            config,
+            searcher=searcher,
+            scheduler=scheduler,
+            num_samples=-1,  # the searcher says when it is over
+            observer=observer,
+        )
     study = Study.load(run)
     study.write_tables()
     if searcher.unfinished:
@@ -150,59 +143,24 @@ def run_tuner(
         body: what a trial runs, in its own process or in each of its workers.
     """
     deaths = Deaths()
-    slots = Slots(searcher, config, deaths)
     wait_for_own_process(scheduler)
-    options = {"search_alg": slots, "scheduler": scheduler, "num_samples": num_samples}
-    _fit(run, config, body, observer, deaths, **options)
-
-
-def _run_population(
-    run: Path, config: StudyConfig, searcher: OptunaSearcher, observer: Observer
-) -> None:
-    """Train what the searcher draws as one population."""
-    members = Members(searcher)
-    if not members.jobs:  # every point that was drawn is no legal configuration
-        return
-    _fit(
-        run,
-        config,
-        functools.partial(run_member, every=config.perturbation),
-        observer,
-        Deaths(),
-        members,
-        param_space={"job": tune.grid_search(members.jobs)},
-        scheduler=make_scheduler(config),
-    )
-
-
-def _fit(
-    run: Path,
-    config: StudyConfig,
-    body: Body,
-    observer: Observer,
-    *callbacks: tune.Callback,
-    param_space: dict[str, Any] | None = None,
-    **options: Any,
-) -> None:
     scratch = (run / SCRATCH).absolute()
     shutil.rmtree(scratch, ignore_errors=True)
     trackers = [Tracker(run, config)] if config.track else []
     tuner = tune.Tuner(
         trainable(config, body, scratch),
-        param_space=param_space,
         tune_config=tune.TuneConfig(
+            search_alg=Slots(searcher, config, deaths),
+            scheduler=scheduler,
+            num_samples=num_samples,
             reuse_actors=config.workers_per_trial == 1,
             trial_dirname_creator=_dirname,
-            **options,
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[*callbacks, *trackers, _Relay(observer)],
+            callbacks=[deaths, *trackers, _Relay(observer)],
             failure_config=tune.FailureConfig(max_failures=1),
-            # Only a population leaves any: a member may still be on its way to one when the
-            # better member leaves its next.
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
             verbose=0,
         ),
     )

@@ -11,7 +11,6 @@ are the truth of a study; Tune's own snapshots are not needed to resume.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,8 @@ from ekd_ray.errors import UserError
 from ekd_ray.results.records import FAILURE, TrialRecord, trial_folder
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.journal import together
-from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.slots import DIED
-from ekd_ray.scale.space import Space, first_points, point_config, study_batch
+from ekd_ray.scale.space import Space, first_points, point_config
 from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import Job, check_room
 
@@ -66,7 +64,7 @@ class OptunaSearcher(Searcher):
         self.base = base
         self.space = Space(config.space)
         self.study = open_study(run, config)
-        self._budget = Budget(config, self.space)
+        self._budget = Budget(config)
         self._running: dict[str, Trial] = {}
         self._records: dict[str, TrialRecord] = {}
         self._interrupted: deque[int] = deque()
@@ -92,7 +90,7 @@ class OptunaSearcher(Searcher):
         """Trials that this run still has to start: interrupted ones and new ones."""
         known = self._own_trials()
         begun = sum(trial.state != TrialState.WAITING for trial in known)
-        over = _EXHAUSTED in self.study.user_attrs or self._budget.spent(known)
+        over = _EXHAUSTED in self.study.user_attrs or self._budget.is_spent()
         return len(self._interrupted) + (0 if over else max(0, self.config.trials - begun))
 
     def _own_trials(self) -> list[FrozenTrial]:
@@ -117,8 +115,7 @@ class OptunaSearcher(Searcher):
             return None if self._running else Searcher.FINISHED
         trial, point = asked
         try:
-            config = point_config(self.base, point)
-            config = resolve(study_batch(self.config, config), data_root=self.config.data_root)
+            config = resolve(point_config(self.base, point), data_root=self.config.data_root)
         except UserError as error:
             return self._refuse(trial_id, trial, str(error))
         folder = trial_folder(self.run, trial.number)
@@ -137,25 +134,6 @@ class OptunaSearcher(Searcher):
             compared=self.metric if self.config.rung_score == "mean" else None,
             shown=tuple(self.space.parameters),
         ).as_config()
-
-    def _lineage(self, number: int) -> dict[str, Any]:
-        """What a member of a population had come to train with; empty for other trials."""
-        path = trial_folder(self.run, number) / "config.yaml"
-        stored = DistillConfig.from_yaml(path) if path.exists() else self.base
-        if stored.changes == self.base.changes:
-            return {}
-        return {name: getattr(stored, name) for name in (*self.space.parameters, "changes")}
-
-    def follow(self, trial_id: str, settings: dict[str, Any]) -> None:
-        """A member of a population trains with these settings from now on: its files, and what
-        will be its record, say so."""
-        trial, record = self._running[trial_id], self._records[trial_id]
-        params = {name: settings[name] for name in record.params}
-        if (params, settings) != (record.params, record.config):
-            record = replace(record, params=params, config=settings)
-            record.write_config(trial_folder(self.run, trial.number))
-            trial.set_user_attr("lineage", {**params, "changes": settings["changes"]})
-            self._records[trial_id] = record
 
     def _ask(self) -> tuple[Trial, dict[str, Any]] | None:
         """A trial at a point that no other has, None if there is none left.
@@ -183,7 +161,7 @@ class OptunaSearcher(Searcher):
                 if other.params == drawn and other.state != TrialState.WAITING
             )
             if first.number == trial.number:
-                return trial, point | self._lineage(trial.number)
+                return trial, point
             self._repeat(trial, first)
         self.study.set_user_attr(_EXHAUSTED, True)
         return None
@@ -228,8 +206,7 @@ class OptunaSearcher(Searcher):
         record = self._records.pop(trial_id)
         if error:
             check_room(folder)
-        asks_again = self.config.scheduler not in POPULATIONS  # whose members are drawn ahead
-        if asks_again and error and not self._was_run(folder, trial.number):
+        if error and not self._was_run(folder, trial.number):
             # Tune tries a trial again whose process died at work, but not one whose process
             # died while it was handed over from another trial.
             self._begun_again.add(trial.number)

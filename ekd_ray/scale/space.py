@@ -12,7 +12,6 @@ from typing import Any
 import optuna
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.resolve import scaled_batch
 from ekd_ray.errors import Keys, UserError, at, unknown_name
 from ekd_ray.losses.objective import resolve_method, with_method
 
@@ -171,13 +170,6 @@ def point_config(base: DistillConfig, point: Mapping[str, Any]) -> DistillConfig
         return resolve_method(DistillConfig.from_dict({**base.to_dict(), **point}))
     rest = {name: value for name, value in point.items() if name != "method"}
     return with_method(base, method, **rest)
-
-
-def study_batch(study: StudyConfig, config: DistillConfig) -> DistillConfig:
-    """A run of a study with the batch and the learning rate that its workers make of it."""
-    if study.batch_scaling == "fixed":
-        return config
-    return scaled_batch(config, study.workers_per_trial)
 
 
 def first_points(config: StudyConfig) -> tuple[dict[str, Any], ...]:

@@ -39,7 +39,7 @@ from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
 from ekd_ray.scale.shared import check_visible
-from ekd_ray.scale.space import check_space, study_batch
+from ekd_ray.scale.space import check_space
 from ekd_ray.scale.storage import check_storage
 from ekd_ray.scale.tracking import check_tracking
 from ekd_ray.scale.trainer import SCRATCH
@@ -73,7 +73,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
             "validation_fraction must be > 0 in a study: the search needs the split.",
             keys=("distill", "validation_fraction"),
         )
-    check_workers(study_batch(config, base), config.workers_per_trial)
+    check_workers(base, config.workers_per_trial)
     if method_of(base).needs_teacher and base.teacher_weights is None:
         if not config.teacher_training or base.teacher is None:
             with at("distill"):  # says what is missing

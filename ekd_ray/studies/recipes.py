@@ -15,7 +15,6 @@ from typing import Any
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.yaml_files import Places, find_place
 from ekd_ray.errors import Keys, UserError, at, unknown_name
-from ekd_ray.studies.references import is_reference, resolved
 
 _EXTRA_KEYS = ("extends", "description", "methods")
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")

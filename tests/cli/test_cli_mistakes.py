@@ -101,17 +101,6 @@ def test_mistakes_end_with_one_sentence(argv, words, launch, tmp_path):
             (*ALONE, "--set", "accumulation_steps=3"),
             "must divide batch_size (16), got 3",
         ),
-        ("distill", (*ALONE, "--set", "batch_scaling=many"), "batch_scaling must be one of"),
-        (
-            "distill",
-            (*ALONE, "--workers", "1:2", "--set", "batch_scaling=workers"),
-            "batch_scaling=workers needs one number of workers, got --workers 1:2",
-        ),
-        (
-            "distill",
-            (*ALONE, "--set", "parallel=fsdp", "--set", "compile=true"),
-            "compile and parallel=fsdp exclude each other",
-        ),
         ("distill", (*DIGITS,), "--teacher-weights"),
         ("export_best", ("none", "--out", "best"), "none"),
     ],

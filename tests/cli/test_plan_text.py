@@ -2,8 +2,8 @@
 
 import pytest
 
-from ekd_ray.cli.plan_text import run_flops, study_plan
-from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.cli.plan_text import run_flops
+from ekd_ray.config import DistillConfig
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.resolve import resolve
 
@@ -39,17 +39,3 @@ def test_a_run_costs_its_steps_and_its_evaluation(final, forwards):
         )
     )  # fmt: skip
     assert run_flops(config, None, final=final) == RESNET8 * forwards
-
-
-def test_the_plan_of_a_population_and_of_changes(tmp_path):
-    shared = DistillConfig(
-        dataset="synthetic", student="resnet8", method="none", epochs=8, batch_size=16,
-        train_subset=120, changes=[{"epoch": 3, "lr": 0.01}, {"epoch": 5, "momentum": 0.5}],
-    )  # fmt: skip
-    config = StudyConfig(
-        distill=resolve(shared), space={"lr": {"low": 0.01, "high": 0.1}}, trials=6,
-        scheduler="pbt", sampler="random", perturbation_epochs=2, baselines=(),
-    )  # fmt: skip
-    lines = study_plan(config, tmp_path).splitlines()
-    assert "stopping   population of 6, perturbed every 2 epoch(s)" in lines
-    assert "changes    from epoch 3 lr=0.01; from epoch 5 momentum=0.5" in lines

@@ -226,14 +226,6 @@ def test_the_winner_against_each_baseline_in_words() -> None:
     ]
 
 
-def test_a_schedule_is_read_epoch_by_epoch() -> None:
-    changes = [{"epoch": 3, "kd_weight": 3.5, "lr": 0.01}, {"epoch": 7, "kd_weight": 2.0}]
-    config = DistillConfig(kd_weight=9, changes=changes)
-    assert winner_settings([Row(name="trial 1", config=config)], CONFIG) == (
-        "winner: kd_weight=9; from epoch 3 kd_weight=3.5 lr=0.01; from epoch 7 kd_weight=2"
-    )
-
-
 def test_a_run_that_goes_on_after_a_pause_keeps_its_figures() -> None:
     terminal, _ = make()
     terminal.stage("search", 1, 9)

@@ -113,49 +113,19 @@ def test_settings_that_contradict_each_other(values):
         DistillConfig(**values)
 
 
-# Settings that change while training
+# Settings that there were
 
 
-def test_changes_hold_from_their_epoch_on():
-    changes = [{"epoch": 3, "lr": 1}, {"epoch": 5, "lr": 0.2, "temperature": 2}]
-    config = DistillConfig(epochs=6, changes=changes)
-    assert [config.at_epoch(epoch).lr for epoch in range(1, 7)] == [0.05, 0.05, 1, 1, 0.2, 0.2]
-    assert [config.at_epoch(epoch).temperature for epoch in (4, 5)] == [None, 2.0]
-    assert config.at_epoch(6).changes == ()
-    assert config.until(4).changes == ({"epoch": 3, "lr": 1.0},)
-    assert config.until(2) == DistillConfig(epochs=6)
-
-
-def test_a_run_without_changes_has_the_fingerprint_it_had_before_there_were_any():
-    assert "changes" not in DistillConfig().identity()
-    changed = DistillConfig(changes=[{"epoch": 2, "lr": 0.1}])
-    assert changed.fingerprint() != DistillConfig().fingerprint()
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ([{"lr": 0.1}], r"changes\[0\].epoch must be a whole number from 2 to 6, got None"),
-        ([{"epoch": 1, "lr": 0.1}], "from 2 to 6, got 1"),
-        ([{"epoch": 7, "lr": 0.1}], "from 2 to 6, got 7"),
-        ([{"epoch": 2.5, "lr": 0.1}], "from 2 to 6, got 2.5"),
-        ([{"epoch": 3, "lr": 0.1}] * 2, r"changes\[1\].epoch must be .* from 4 to 6, got 3"),
-        ([{"epoch": 2}], "must set at least one of lr"),
-        ([{"epoch": 2, "lrr": 0.1}], "Did you mean 'lr'"),
-        ([{"epoch": 2, "batch_size": 32}], "batch_size cannot become 32 while training: what can"),
-        ([{"epoch": 2, "temperature": None}], "temperature cannot become None"),
-        ([{"epoch": 2, "lr": -1}], r"changes\[0\]: lr must be > 0, got -1"),
-        ([{"epoch": 2, "lr": 0.5}, {"epoch": 4, "lr_min": 0.6}], r"changes\[1\]: lr_min must be"),
-    ],
-)
-def test_changes_are_checked_like_settings(changes, said):
-    with pytest.raises(UserError, match=said):
-        DistillConfig(epochs=6, changes=changes)
-
-
-def test_a_learned_log_prior_cannot_be_set_while_training():
-    with pytest.raises(UserError, match="for it is learned"):
-        DistillConfig(learn_log_prior=True, changes=[{"epoch": 2, "log_prior": 1.0}])
+def test_a_retired_setting_is_read_at_its_neutral_value_only():
+    """Files of earlier states have them."""
+    old = {**DistillConfig(lr=0.1).to_dict(), "changes": [], "parallel": "ddp"}
+    assert DistillConfig.from_dict(old) == DistillConfig(lr=0.1)
+    study = {"batch_scaling": "fixed", "perturbation_epochs": None, "stop_below": None}
+    assert StudyConfig.from_dict(study) == StudyConfig()
+    with pytest.raises(UserError, match=r"parallel was taken out .* can only be 'ddp', got 'fsdp'"):
+        DistillConfig.from_dict({**old, "parallel": "fsdp"})
+    with pytest.raises(UserError, match="stop_below was taken out"):
+        StudyConfig.from_dict({"stop_below": 0.01})
 
 
 # Types
@@ -276,9 +246,6 @@ def build(cls, values):
         values["lr_min"] = min(values["lr_min"], values["lr"])
         parts = values.get("accumulation_steps", 1)
         values["batch_size"] = parts * values.get("batch_size", 64)
-        last = values.get("epochs", 240)
-        if "changes" in values:
-            values["changes"] = [{"epoch": last, "momentum": 0.5}] if last > 1 else []
     else:
         metric = values.get("metric", "val_top1")
         values["objectives"] = [n for n in values.get("objectives", ()) if n != metric]

@@ -53,14 +53,14 @@ def another(cls, field):
 
 
 def other_value(cls, field):
-    special = {"lr_milestones": [0.25], "changes": [{"epoch": 2, "lr": 1}], "rungs": [1, 3]}
+    special = {"lr_milestones": [0.25], "rungs": [1, 3]}
     return special.get(field.name) or another(cls, field)
 
 
 PLACES = {
-    DistillConfig: {"teacher_weights", "teacher_cache", "parallel"},
+    DistillConfig: {"teacher_weights", "teacher_cache"},
     StudyConfig: {
-        *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours", "stop_below"),
+        *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours"),
         *("data_root", "teacher_fill", "optuna_storage", "track"),
         *("max_concurrent", "cpus_per_trial", "gpus_per_trial"),
     },

@@ -203,7 +203,7 @@ def test_from_a_damaged_checkpoint_the_run_begins_again(damage, tiny, tmp_path, 
     DAMAGES[damage](path, checkpoint_bytes)
     assert path.read_bytes() != checkpoint_bytes
     with pytest.raises(UserError, match="damaged or not ours"):
-        checkpoints.read_progress(path)
+        checkpoints._read(path)
     seen = []
     with pytest.warns(UserWarning, match="damaged or not ours.*begun again from its start"):
         distill(tiny(), out=tmp_path, on_epoch=seen.append, threads=1)

@@ -14,14 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.resolve import check_workers, scaled_batch
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine.resolve import check_workers
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.scale import one_run
-from ekd_ray.scale.confirm import baselines
 from ekd_ray.scale.one_run import check_room, parse_workers
-from ekd_ray.scale.space import study_batch
 from ekd_ray.scale.trainer import Workers, scaling_config
 from ekd_ray.scale.worker import Job
 
@@ -88,37 +86,6 @@ def test_every_worker_needs_a_row():
         check_workers(DistillConfig(batch_size=8), 9)
     with pytest.raises(UserError, match=r"<= 4, .*accumulation_steps 2\), got 5"):
         check_workers(DistillConfig(batch_size=8, accumulation_steps=2), 5)
-
-
-# Scaling the batch with the workers
-
-
-def test_the_linear_scaling_rule():
-    config = DistillConfig(
-        batch_size=64, lr=0.05, lr_min=0.001, epochs=9, momentum=0.9,
-        changes=[{"epoch": 3, "lr": 0.02, "momentum": 0.8}, {"epoch": 5, "weight_decay": 0.1}],
-    )  # fmt: skip
-    scaled = scaled_batch(config, 4)
-    assert (scaled.batch_size, scaled.lr, scaled.lr_min) == (256, 0.2, 0.004)
-    assert scaled.changes == (
-        {"epoch": 3, "lr": 0.08, "momentum": 0.8}, {"epoch": 5, "weight_decay": 0.1}
-    )  # fmt: skip
-    rest = {"batch_size": 64, "lr": 0.05, "lr_min": 0.001, "changes": config.changes}
-    assert scaled.replace(**rest) == config, "nothing else changes"
-    assert scaled_batch(config, 1) == config
-
-
-def test_a_study_scales_its_points_and_its_baselines():
-    shared = DistillConfig(batch_size=16, lr=0.1, teacher="resnet20")
-    study = StudyConfig(distill=shared, workers_per_trial=2, authors={"lr": 0.2})
-    assert study_batch(study, shared) is shared
-    assert {row.batch_size for row in baselines(study, shared).values()} == {16}
-    study = study.replace(batch_scaling="workers")
-    assert study_batch(study, shared).batch_size == 32
-    rows = baselines(study, shared)
-    assert {name: (row.batch_size, row.lr) for name, row in rows.items()} == {
-        "none": (32, 0.2), "kd": (32, 0.2), "authors": (32, 0.4)
-    }  # fmt: skip
 
 
 # What the driver and the workers do

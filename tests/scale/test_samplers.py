@@ -17,7 +17,6 @@ from ekd_ray.config.study_config import SCHEDULERS as SCHEDULER_NAMES
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import TrialRecord, trial_folder
-from ekd_ray.scale.population import POPULATIONS
 from ekd_ray.scale.samplers import SAMPLERS, SCHEDULERS, check_sampler, make_scheduler
 from ekd_ray.scale.search import replay
 from ekd_ray.scale.searcher import OptunaSearcher
@@ -192,14 +191,7 @@ def test_the_second_data_set_must_be_there():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_table_of_legal_pairs(sampler, scheduler):
     config = study_of(sampler, scheduler=scheduler)
-    if scheduler in POPULATIONS:
-        config = config.replace(space={"lr": {"low": 0.01, "high": 0.1}})
-        if sampler != "random":
-            with pytest.raises(UserError, match=f"at random, got sampler {sampler}: set sampler"):
-                check_study(config)
-        else:
-            check_study(config)
-    elif SAMPLERS[sampler].full_length and scheduler != "none":
+    if SAMPLERS[sampler].full_length and scheduler != "none":
         with pytest.raises(UserError, match=f"sampler {sampler} learns only from .* scheduler"):
             check_study(config)
     else:

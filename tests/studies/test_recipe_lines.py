@@ -120,12 +120,6 @@ MISTAKES = {
         "child", "baselines: [none]", "methods: {dkd: {distill: {\n  lr: -1}}} #!", "lr must be > 0"
     ),
     "another's authors": ("base", "temperature: 4", "temperature: 9 #!", "has temperature = 9"),
-    "reference": (
-        "base", "{low: 0.5, ", "{low: authors.kd_wight / 9, #!\n    ", "in authors: 'kd_wight'"
-    ),
-    "reference too high": (
-        "base", "{low: 0.5, ", "{low: authors.kd_weight * 90, #!\n    ", "low must be <= high"
-    ),
     "own authors": ("base", "evidence: relu\nf", "log_prior: 3 #!\nf", "has log_prior = 3"),
 }  # fmt: skip
 METHOD = {"another's authors": "any", "own authors": "any"}
