@@ -8,6 +8,7 @@ import typing
 from typing import Any
 
 from ekd_ray import config as configs
+from ekd_ray.config.settings import limits_in_words
 
 _MARK = re.compile(r"<!-- settings: (\w+) -->")
 
@@ -23,7 +24,7 @@ def settings_table(kind: type) -> str:
     rows = ["| setting | type | default | |", "|---|---|---|---|"]
     for field in dataclasses.fields(kind):
         default = "" if dataclasses.is_dataclass(field.default) else f"`{field.default}`"
-        words = [field.metadata["doc"], *_limits(field.metadata)]
+        words = [field.metadata["doc"], *limits_in_words(field)]
         text = "; ".join(words).replace("|", "\\|")
         rows.append(f"| `{field.name}` | {_kind(hints[field.name])} | {default} | {text} |")
     return "\n".join(rows)
@@ -33,14 +34,3 @@ def _kind(hint: Any) -> str:
     name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
     short = name.replace(" | None", "").replace("typing.", "")
     return short.replace("|", "\\|")
-
-
-def _limits(metadata: typing.Mapping[str, Any]) -> list[str]:
-    words = [
-        f"{sign} {metadata[name]:g}"
-        for name, sign in (("above", ">"), ("low", ">="), ("high", "<="))
-        if metadata[name] is not None
-    ]
-    if metadata["choices"]:
-        words.append("one of " + ", ".join(f"`{choice}`" for choice in metadata["choices"]))
-    return words

@@ -1,11 +1,8 @@
-"""What `launchers/show.py` and `launchers/report.py` do: a study in the terminal, and as a page."""
+"""A study in words and tables: finished by `tune`, or looked at by `show`."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,39 +11,24 @@ from rich.console import Console
 from rich.table import Table
 
 from ekd_ray.cli.terminal import difference_lines, front_table, leaderboard_table, winner_settings
+from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.leaderboard import leaderboard_table as board_table
-from ekd_ray.results.report import write_report
+from ekd_ray.results.report import REPORT
 from ekd_ray.results.report.content import Content, gather
 from ekd_ray.results.report.figures_model import interval
 from ekd_ray.results.report.headline import headline
 from ekd_ray.results.report.parts import duration, figure_text, label, metric_name, value_text
 from ekd_ray.results.study import Study
-from ekd_ray.studies.comparison import compare_studies
 
 MOST_FAILURES = 10
 STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",
             "running": "running"}  # fmt: skip
 
 
-def report(args: argparse.Namespace) -> int:
-    """Write the report and say where it is."""
-    path = write_report(Study.load(args.run), Path(args.out) if args.out else None)
-    if args.json:
-        print(json.dumps({"report": str(path)}))
-    elif not args.quiet:
-        print(f"report: {path}")
-    return 0
-
-
-def show(args: argparse.Namespace) -> int:
+def print_progress(study: Study, other: pa.Table | None, other_name: str) -> None:
     """Print a study, running or finished, and what differs from another one."""
-    study = Study.load(args.run)
-    other = compare_studies(study, Study.load(args.compare)) if args.compare else None
     content = gather(study)
-    if args.json:
-        print(json.dumps(_values(content, other), indent=2, sort_keys=True))
-        return 0
     # Figures whole: a line that the terminal breaks is better than one cut short.
     width = max(Console().width, 110 + 18 * (len(content.config.watched) - 1))
     console = Console(highlight=False, soft_wrap=True, width=width)
@@ -56,19 +38,53 @@ def show(args: argparse.Namespace) -> int:
     if content.importance.num_rows:
         console.print(_importance(content))
     console.print(_time(content))
-    for line in _savings(content):
+    for line in (*_savings(content), *_failures(content)):
         console.print(line, markup=False)
-    for line in _failures(content):
-        console.print(line, markup=False)
-    if other is not None:
-        for table in _comparison(other, args.compare):
-            console.print(table)
-    return 0
+    for table in _comparison(other, other_name) if other is not None else ():
+        console.print(table)
 
 
-def _values(content: Content, other: pa.Table | None) -> dict[str, Any]:
-    """Everything that is shown, as plain values."""
-    study = content.study
+def print_study(study: Study, bundle: Bundle) -> None:
+    """Print a finished study: leaderboard, winner, differences, and where its files are."""
+    board, config = study.leaderboard(), study.config
+    # Figures whole: a line that the terminal breaks is better than one cut short.
+    width = max(Console().width, 80 + 18 * (len(config.watched) - 1))
+    console = Console(highlight=False, soft_wrap=True, width=width)
+    if config.objectives:
+        console.print(front_table(study.pareto(), config))
+    console.print(leaderboard_table(board, config))
+    console.print(winner_settings(board, config), markup=False)
+    for row in board:
+        if row.failed:
+            console.print(f"{row.name} failed: {row.failed}", markup=False)
+    for line in difference_lines(study.differences()):
+        console.print(line, markup=False)
+    gap = _selection_gap(study, board[0])
+    if gap:
+        console.print(gap, markup=False)
+    console.print("The winner was chosen on validation; the test split was read once, after.")
+    console.print(f"bundle: {bundle.path}", markup=False)
+    report = study.path / REPORT
+    if report.is_file():
+        console.print(f"report: {report}", markup=False)
+    console.print(f"curves: tensorboard --logdir {study.path}", markup=False)
+
+
+def _selection_gap(study: Study, winner: Row) -> str:
+    """The winner's curse in one line: its search score against its score under fresh seeds."""
+    metric = study.config.metric
+    if not winner.val:
+        return ""
+    number = int(winner.name.split()[-1])
+    (score,) = [r.value(metric) for r in study.records() if r.number == number]
+    fresh, _, count = mean_sd(winner.val)
+    assert score is not None
+    return f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"
+
+
+def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
+    """Everything that `print_progress` shows, as plain values."""
+    content = gather(study)
     return {
         "study": str(study.path),
         "progress": asdict(content.progress),

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 from ekd_ray.config.settings import Settings, setting
 from ekd_ray.errors import UserError
 
+# The data sets that are known by name (`ekd_ray.data`, which loads torch, has the rest of them).
+DATASETS = ("cifar10", "cifar100", "tiny_imagenet", "imagenet", "digits", "synthetic")
 EVIDENCE = ("log1p_softplus", "softplus", "exp", "relu")
 
 
@@ -26,10 +28,7 @@ class DistillConfig(Settings):
     retired: ClassVar[dict[str, Any]] = {"changes": (), "parallel": "ddp"}
 
     # Data
-    dataset: str = setting(
-        "cifar100",
-        "data set: cifar10, cifar100, tiny_imagenet, imagenet, digits, synthetic or folder:PATH",
-    )
+    dataset: str = setting("cifar100", f"data set: {', '.join(DATASETS)} or folder:PATH")
     data_fingerprint: str | None = setting(None, "fingerprint of the training images; checked")
     train_subset: int | None = setting(None, "training images to draw (stratified)", low=1)
     validation_fraction: float = setting(

@@ -27,9 +27,9 @@ def find_teacher(folder: str | os.PathLike[str], model_name: str) -> Path:
     if model_name in teachers:
         return teachers[model_name]
     raise UserError(
-        f"the folder {str(folder)!r} has no weights of {model_name!r}: put them at "
+        f"the folder {str(folder)!r} has no weights of {model_name!r}."
+        f"{nearest_names(model_name, teachers)} Put them at "
         f"{_on_disk(model_name)}{_VANILLA}/ckpt_epoch_240.pth below it, or name a weights file."
-        f"{nearest_names(model_name, teachers)}"
     )
 
 

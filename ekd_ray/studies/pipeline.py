@@ -168,7 +168,7 @@ def run_study(study: Study, observer: Observer) -> Bundle:
         study: opened by `open_run` from a configuration that `check_study` returned.
 
     Raises:
-        UserError: refused before compute, or nothing came of it. KeyboardInterrupt: stopped
+        UserError: refused before compute, or nothing came of it. Interrupted: stopped
             by the user; `resume=True` continues.
     """
     config, out = study.config, study.path

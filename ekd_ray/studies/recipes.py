@@ -16,6 +16,8 @@ from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.yaml_files import Places, find_place
 from ekd_ray.errors import Keys, UserError, at, unknown_name
 
+SEARCH_SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
+
 _EXTRA_KEYS = ("extends", "description", "methods")
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")
 

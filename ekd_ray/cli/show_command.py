@@ -1,0 +1,30 @@
+"""Show a study in the terminal: status, leaderboard, best configuration, importance, failures."""
+
+from __future__ import annotations
+
+import argparse
+
+from ekd_ray.cli import flags
+from ekd_ray.cli.output import print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="folder of a study, running or finished")
+    parser.add_argument("--compare", metavar="RUN", help="another study beside it")
+    flags.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a study, running or finished, and what differs from another one."""
+    # These load torch and pyarrow.
+    from ekd_ray.cli.study_text import print_progress, progress_values
+    from ekd_ray.results.study import Study
+    from ekd_ray.studies.comparison import compare_studies
+
+    study = Study.load(args.run)
+    other = compare_studies(study, Study.load(args.compare)) if args.compare else None
+    if args.json:
+        print_json(progress_values(study, other))
+    else:
+        print_progress(study, other, args.compare)
+    return 0
