@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fill.add_argument(
         "--seeds", dest="run_seeds", default="0", metavar="LIST", help="seeds of the runs (0)"
     )
-    flags.add_data_root(fill)
-    flags.add_threads(fill, "all")
-    flags.add_quiet(fill)
+    flags.add_common(fill, "--data-root")
+    fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+    flags.add_common(fill, "--quiet")
     verify = commands.add_parser("verify", help="compare every check word of a table")
     remove = commands.add_parser("rm", help="remove tables")
     for command in (verify, remove):
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unused-days", type=float, metavar="N", help="those not written to for so many days"
     )
     for command in commands.choices.values():
-        flags.add_json(command)
+        flags.add_common(command, "--json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(home=None)
     flags.add_pair(flags.add_run_settings(parser))
     parser.add_argument("--config", metavar="FILE", help="a distill.yaml to start from")
-    flags.add_test(parser)
+    flags.add_common(parser, "--test")
     flags.add_workers(parser)
     flags.add_output(parser)
 

@@ -26,13 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="these take normalised images (default: images in [0, 1])",
     )
-    flags.add_data_root(parser)
+    flags.add_common(parser, "--data-root")
     parser.add_argument(
         "--verify", action="store_true", help="also evaluate the stored weights on the test split"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be exported")
-    flags.add_quiet(parser)
-    flags.add_json(parser)
+    flags.add_common(parser, "--quiet", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

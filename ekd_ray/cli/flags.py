@@ -69,18 +69,37 @@ def add_pair(group: argparse._ArgumentGroup) -> None:
         help="folder of teachers by name, e.g. mdistiller's cifar_teachers",
     )
     add_setting(group, "teacher_normalization", metavar="NAME")
-    add_method(group)
+    add_common(group, "--method")
     group.add_argument(
         "--space", dest="recipe", metavar="FILE", help="recipe to use instead of the pair's own"
     )
 
 
-def add_method(group: Group) -> None:
-    group.add_argument(
-        "--method",
-        help="the recipe under another method: a name in docs/methods.md, such as kd, ekd or "
+# Flags that are no settings and mean the same in every command that has them.
+_COMMON: dict[str, dict[str, Any]] = {
+    "--address": {
+        "metavar": "HOST:PORT",
+        "help": "Ray cluster to run on, or auto for one of this machine (default: $RAY_ADDRESS, "
+        "else a Ray of its own)",
+    },
+    "--data-root": {"metavar": "DIR", "help": "folder of the data sets (default: $EKD_DATA_ROOT)"},
+    "--download": {"action": "store_true", "help": "fetch missing CIFAR archives"},
+    "--dry-run": {"action": "store_true", "help": "print the resolved plan and stop"},
+    "--json": {"action": "store_true", "help": "results as JSON on standard output"},
+    "--method": {
+        "help": "the recipe under another method: a name in docs/methods.md, such as kd, ekd or "
         "dkd+ekd, kd-standardized and the like, or any (the method is searched too)",
-    )
+    },
+    "--quiet": {"action": "store_true", "help": "no progress, results only"},
+    "--resume": {"action": "store_true", "help": "continue an interrupted run"},
+    "--test": {"action": "store_true", "help": "read the test split once, after the last epoch"},
+}
+
+
+def add_common(group: Group, *names: str) -> None:
+    """Flags that several commands have."""
+    for name in names:
+        group.add_argument(name, **_COMMON[name])
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -91,49 +110,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="folder of the results, or s3://BUCKET/FOLDER (default: below runs/)",
     )
-    add_data_root(group)
-    add_download(group)
+    add_common(group, "--data-root", "--download")
     add_setting(group, "cpus_per_trial", "--cpus-per-trial", "--cpus-per-worker")
-    add_resume(group)
-    add_dry_run(group)
-    add_quiet(group)
-    add_json(group)
-
-
-def add_data_root(group: Group) -> None:
-    group.add_argument(
-        "--data-root", metavar="DIR", help="folder of the data sets (default: $EKD_DATA_ROOT)"
-    )
-
-
-def add_download(group: Group) -> None:
-    group.add_argument("--download", action="store_true", help="fetch missing CIFAR archives")
-
-
-def add_resume(group: Group) -> None:
-    group.add_argument("--resume", action="store_true", help="continue an interrupted run")
-
-
-def add_dry_run(group: Group) -> None:
-    group.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop")
-
-
-def add_quiet(group: Group) -> None:
-    group.add_argument("--quiet", action="store_true", help="no progress, results only")
-
-
-def add_json(group: Group) -> None:
-    group.add_argument("--json", action="store_true", help="results as JSON on standard output")
-
-
-def add_threads(group: Group, default: str) -> None:
-    group.add_argument("--threads", type=int, metavar="N", help=f"CPU threads ({default})")
-
-
-def add_test(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--test", action="store_true", help="read the test split once, after the last epoch"
-    )
+    add_common(group, "--resume", "--dry-run", "--quiet", "--json")
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -145,18 +124,5 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="data-parallel Ray Train workers (1); MIN:MAX takes as many as there is room for",
     )
-    add_gpus(group)
-    add_address(group)
-
-
-def add_gpus(group: Group) -> None:
     add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
-
-
-def add_address(group: Group) -> None:
-    group.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="Ray cluster to run on, or auto for one of this machine (default: $RAY_ADDRESS, "
-        "else a Ray of its own)",
-    )
+    add_common(group, "--address")

@@ -12,8 +12,7 @@ from ekd_ray.cli import flags
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a study")
     parser.add_argument("--out", metavar="FILE", help="where to (RUN/report/index.html)")
-    flags.add_quiet(parser)
-    flags.add_json(parser)
+    flags.add_common(parser, "--quiet", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

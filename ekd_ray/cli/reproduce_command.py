@@ -29,17 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what was given, 130 interrupted."
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that export_best.py wrote")
-    flags.add_data_root(parser)
+    flags.add_common(parser, "--data-root")
     parser.add_argument("--dataset", metavar="NAME", help="the same data elsewhere: folder:PATH")
-    flags.add_download(parser)
+    flags.add_common(parser, "--download")
     parser.add_argument(
         "--teacher-weights",
         metavar="FILE",
         help="the teacher's checkpoint (default: the study's own, by its hash)",
     )
     parser.add_argument("--out", metavar="RUN", help="folder of the run (default: below runs/)")
-    flags.add_resume(parser)
-    flags.add_threads(parser, "as recorded")
+    flags.add_common(parser, "--resume")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (as recorded)")
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the test accuracy, a fraction (2.8 sd of the seeds, at least 0.005)",
     )
     parser.add_argument("--exact", action="store_true", help="1 unless bit-identical")
-    flags.add_dry_run(parser)
-    flags.add_quiet(parser)
-    flags.add_json(parser)
+    flags.add_common(parser, "--dry-run", "--quiet", "--json")
 
 
 def run(args: argparse.Namespace) -> int:

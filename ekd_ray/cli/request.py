@@ -24,19 +24,12 @@ from ekd_ray.studies.recipes import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRequest:
-    """A study, and the recipe by which a mistake that is only found later is located."""
-
-    config: StudyConfig
-    recipe: Recipe
-
-
-@dataclass(frozen=True, kw_only=True)
 class Request:
     """What the flags ask for, checked as far as neither data nor torch are needed.
 
     Attributes:
-        studies: the studies by their folder below `out`; a single one has the name "".
+        studies: by their folder below `out`, a single one under the name ""; the recipe also
+            locates a mistake that is only found later.
         run: the configuration to train, of a command that searches nothing.
         out: folder of the results; None for the command's own choice.
         location: the URI that `out` is this machine's copy of.
@@ -45,7 +38,7 @@ class Request:
         test: read the test split once, after the last epoch.
     """
 
-    studies: Mapping[str, StudyRequest] = field(default_factory=dict)
+    studies: Mapping[str, Recipe] = field(default_factory=dict)
     run: DistillConfig | None = None
     out: Path | None = None
     location: Location | None = None
@@ -72,7 +65,9 @@ def study_request(args: argparse.Namespace) -> Request:
         UserError: an unknown name, or a value out of its bounds.
     """
     if not (args.pairs or args.methods):
-        return _request(args, studies={"": _study(_recipe(args))})
+        recipe = _recipe(args)
+        _ = recipe.config  # refuses a mistake before anything heavy is loaded
+        return _request(args, studies={"": recipe})
     if args.pairs and (args.pair or args.student or args.recipe):
         raise UserError("--pairs names its recipes by itself: drop --pair, --student and --space.")
     if args.methods and args.method:
@@ -86,16 +81,11 @@ def study_request(args: argparse.Namespace) -> Request:
     for pair in pairs:
         for method in methods:
             one = argparse.Namespace(**{**vars(args), "pair": pair, "method": method})
-            study = _study(_recipe(one))
-            shared = study.config.distill
+            recipe = _recipe(one)
+            shared = recipe.config.distill
             name = pair or f"{shared.teacher or 'none'}-{shared.student}"
-            studies[f"{name}/{method or shared.method}"] = study
+            studies[f"{name}/{method or shared.method}"] = recipe
     return _request(args, studies=studies)
-
-
-def space_request(args: argparse.Namespace) -> StudyRequest:
-    """The study that a recipe alone describes."""
-    return _study(Recipe.load(args.recipe, args.method))
 
 
 def run_request(args: argparse.Namespace) -> Request:
@@ -114,15 +104,13 @@ def run_request(args: argparse.Namespace) -> Request:
             raise UserError("--config is complete by itself: drop --pair and --space.")
         return _request(args, run=_run(args, DistillConfig.from_yaml(file), where=str(file)))
     recipe = _recipe(args)
-    with recipe.locate_errors():
-        values = {**recipe.values, "space": None}
-        study = StudyConfig.from_dict(values, where=str(recipe.path))
-        fixed = {text.partition("=")[0] for text in args.set}
-        authors = {k: v for k, v in (study.authors or {}).items() if k not in fixed}
-        with at("authors"):
-            values = {**study.distill.to_dict(), **authors}
-            config = DistillConfig.from_dict(values, where="the authors' values")
-    return _request(args, run=config)
+    recipe = replace(recipe, values={**recipe.values, "space": None})
+    study = recipe.config
+    fixed = {text.partition("=")[0] for text in args.set}
+    authors = {k: v for k, v in (study.authors or {}).items() if k not in fixed}
+    values = {**study.distill.to_dict(), **authors}
+    with recipe.locate_errors(), at("authors"):
+        return _request(args, run=DistillConfig.from_dict(values, where="the authors' values"))
 
 
 def teacher_request(args: argparse.Namespace) -> Request:
@@ -148,12 +136,6 @@ def _request(args: argparse.Namespace, **found: Any) -> Request:
 def _run(args: argparse.Namespace, base: DistillConfig, *, where: str) -> DistillConfig:
     values = {**base.to_dict(), **_given(args, DistillConfig), **dict(map(_parse_set, args.set))}
     return DistillConfig.from_dict(_absolute_paths(values), where=where)
-
-
-def _study(recipe: Recipe) -> StudyRequest:
-    with recipe.locate_errors():
-        config = StudyConfig.from_dict(recipe.values, where=str(recipe.path))
-    return StudyRequest(config=config, recipe=recipe)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

@@ -11,7 +11,7 @@ from ekd_ray.cli.output import print_json
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a study, running or finished")
     parser.add_argument("--compare", metavar="RUN", help="another study beside it")
-    flags.add_json(parser)
+    flags.add_common(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> int:

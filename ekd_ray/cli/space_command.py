@@ -7,9 +7,9 @@ import json
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json
-from ekd_ray.cli.request import space_request
 from ekd_ray.config import DistillConfig, StudyConfig, json_schema
 from ekd_ray.errors import UserError
+from ekd_ray.studies.recipes import Recipe
 
 CLASSES = {cls.__name__: cls for cls in (StudyConfig, DistillConfig)}
 
@@ -18,10 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     show = commands.add_parser("show", help="ranges, sampled points and shared settings of a file")
     show.add_argument("recipe", metavar="FILE", help="recipe in YAML, see search_spaces/")
-    flags.add_method(show)
+    flags.add_common(show, "--method")
     show.add_argument("--points", type=int, default=5, metavar="N", help="points to sample (5)")
     show.add_argument("--seed", type=int, default=0, help="seed of the points (0)")
-    flags.add_json(show)
+    flags.add_common(show, "--json")
     schema = commands.add_parser("schema", help="JSON Schema of recipes, for an editor")
     schema.add_argument(
         "kind", nargs="?", choices=CLASSES, default=StudyConfig.__name__,
@@ -42,8 +42,8 @@ def _show(args: argparse.Namespace) -> int:
 
     Nothing is looked up but names and bounds: data and teacher need not be there.
     """
-    study = space_request(args)
-    config = study.config
+    recipe = Recipe.load(args.recipe, args.method)
+    config = recipe.config
     # These load torch and optuna.
     from rich import box
     from rich.console import Console
@@ -54,7 +54,7 @@ def _show(args: argparse.Namespace) -> int:
 
     if args.points < 1:
         raise UserError(f"--points must be >= 1, got {args.points}.")
-    with study.recipe.locate_errors():
+    with recipe.locate_errors():
         space = check_space(config)
     base = resolve_method(config.distill)
     points = space.sample(args.points, seed=args.seed)

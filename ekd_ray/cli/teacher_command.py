@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evidential", action="store_true", help="evidential cross-entropy with a learned prior"
     )
-    flags.add_test(parser)
+    flags.add_common(parser, "--test")
     flags.add_workers(parser)
     flags.add_output(parser)
 

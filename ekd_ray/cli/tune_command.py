@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import RUNS, join_cluster, print_json, print_plan
-from ekd_ray.cli.request import Request, StudyRequest, study_request
+from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name
+from ekd_ray.studies.recipes import Recipe
 
 if TYPE_CHECKING:
     from ekd_ray.remote.location import Location
@@ -56,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_setting(group, "confirm_top_k", "--top-k")
     for name in ("max_concurrent", "workers_per_trial"):
         flags.add_setting(group, name)
-    flags.add_gpus(group)
-    flags.add_address(group)
+    flags.add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
+    flags.add_common(group, "--address")
     flags.add_output(parser)
 
 
@@ -70,30 +71,30 @@ def run(args: argparse.Namespace) -> int:
     return _run_many(request)
 
 
-def _checked(study: StudyRequest, request: Request) -> StudyConfig:
+def _checked(recipe: Recipe, request: Request) -> StudyConfig:
     """A study warm-started and checked; a mistake of its recipe is located."""
     from ekd_ray.studies.pipeline import check_study
     from ekd_ray.studies.warm_start import warm_started
 
-    with study.recipe.locate_errors():
-        config = study.config
+    with recipe.locate_errors():
+        config = recipe.config
         if request.warm_start:
             config = warm_started(config, request.warm_start)
         return check_study(config, download=request.download)
 
 
-def _run_one(study: StudyRequest, request: Request) -> int:
+def _run_one(recipe: Recipe, request: Request) -> int:
     from ekd_ray.cli.plan_text import study_plan
     from ekd_ray.cli.study_text import print_study
     from ekd_ray.data import short_name
 
-    shared = study.config.distill
+    shared = recipe.config.distill
     names = (
         short_name(shared.dataset),
         *map(file_name, (shared.teacher or "none", shared.student)),
     )
     out = (request.out or RUNS / "-".join(names)).absolute()
-    config = _checked(study, request)
+    config = _checked(recipe, request)
     if request.dry_run:
         print_plan(study_plan(config, out), config.to_dict(), as_json=request.json)
         return 0
@@ -123,7 +124,7 @@ def _run_many(request: Request) -> int:
     out = (request.out or RUNS / "comparison").absolute()
     location = request.location
     # All are checked before the first one costs anything.
-    configs = {name: _checked(study, request) for name, study in request.studies.items()}
+    configs = {name: _checked(recipe, request) for name, recipe in request.studies.items()}
     copies = {name: location and location.child(name) for name in configs}
     begun = [name for name in configs if _holds_study(out / name, copies[name])]
     if begun and not request.resume:

@@ -7,6 +7,7 @@ changes for others, which `--method` chooses: `select_method`.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ekd_ray.errors import Keys, UserError, at, unknown_name
 
 SEARCH_SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 
-_EXTRA_KEYS = ("extends", "description", "methods")
+_OF_THE_FILE = ("extends", "description")
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")
 
 
@@ -53,19 +54,23 @@ class Recipe:
         """
         written: dict[str, Any] = {}
         places: Places = {}
-        for file in reversed(list(_chain(Path(path)))):
-            with file.locate_errors():
-                _check_keys(file.values)
-            written = merge(written, file.values)
+        for file in reversed(_chain(Path(path))):
+            values = {k: v for k, v in file.values.items() if k not in _OF_THE_FILE}
+            written = merge(written, values)
             places |= file.places
-        written = {k: v for k, v in written.items() if k not in ("extends", "description")}
         recipe = cls(path=Path(path), values=written, written=written, places=places)
         with recipe.locate_errors(or_name_file=True):
-            _check_sections(written)
+            _check(written)
             for name, changes in (written.get("methods") or {}).items():
                 with at("methods", name):
-                    _check_method(name, changes)
+                    _check(changes, f"methods.{name}")
         return recipe.under(method)
+
+    @functools.cached_property
+    def config(self) -> StudyConfig:
+        """The study, checked; a value that is refused is located."""
+        with self.locate_errors():
+            return StudyConfig.from_dict(self.values, where=str(self.path))
 
     @classmethod
     def of_study(cls, path: str | Path, method: str | None = None) -> Recipe:
@@ -132,37 +137,27 @@ def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
     return dict(Recipe.load(path, method).values)
 
 
-def _check_keys(values: Mapping[str, Any]) -> None:
-    legal = (*_EXTRA_KEYS, *StudyConfig.names())
+def _check(values: Any, inside: str = "") -> None:
+    """Raise `UserError` for an unknown key or a section of the wrong kind.
+
+    Args:
+        inside: the entry of `methods:` that the values are, `methods.dkd`.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{inside} must be a mapping, got {values!r}.", keys=())
+    legal = StudyConfig.names() if inside else ("methods", *StudyConfig.names())
     for key in values:
         if key not in legal:
-            raise unknown_name("key", key, legal, keys=(key,))
-
-
-def _check_extends(values: Mapping[str, Any]) -> None:
-    base = values.get("extends")
-    if not isinstance(base, str | None):
-        raise UserError(f"extends must be a file name, got {base!r}.", keys=("extends",))
-
-
-def _check_method(name: str, changes: Any) -> None:
-    if not isinstance(changes, Mapping):
-        raise UserError(f"methods.{name} must be a mapping, got {changes!r}.", keys=())
-    for key in changes:
-        if key not in StudyConfig.names():
-            raise unknown_name(f"key in methods.{name}:", key, StudyConfig.names(), keys=(key,))
-    _check_sections(changes, f"methods.{name}.")
-
-
-def _check_sections(values: Mapping[str, Any], inside: str = "") -> None:
+            raise unknown_name(f"key in {inside}:" if inside else "key", key, legal, keys=(key,))
+    dot = f"{inside}." if inside else ""
     for section in _SECTIONS:
         got = values.get(section)
         if not isinstance(got, Mapping | None):
-            raise UserError(f"{inside}{section} must be a mapping, got {got!r}.", keys=(section,))
+            raise UserError(f"{dot}{section} must be a mapping, got {got!r}.", keys=(section,))
     points = values.get("first_points") or []
     if not isinstance(points, list) or not all(isinstance(point, Mapping) for point in points):
         raise UserError(
-            f"{inside}first_points must be a list of mappings, got {points!r}.",
+            f"{dot}first_points must be a list of mappings, got {points!r}.",
             keys=("first_points",),
         )
 
@@ -215,22 +210,23 @@ def _own_method(values: Mapping[str, Any]) -> Any:
     return (values.get("distill") or {}).get("method", DistillConfig().method)
 
 
-def _chain(path: Path) -> Iterator[YamlFile]:
+def _chain(path: Path) -> list[YamlFile]:
     """A recipe and those that it extends, nearest first."""
-    seen: list[Path] = []
-    base: str | None = path.name
-    path = path.parent
-    while base is not None:
-        path = path / base
-        seen.append(path.resolve())
-        if seen[-1] in seen[:-1]:
-            chain = " -> ".join(map(str, seen))
-            raise UserError(f"extends makes a circle: {chain}; remove one of the lines.")
+    files: list[YamlFile] = []
+    while True:
+        resolved = [file.path.resolve() for file in files]
+        if path.resolve() in resolved:
+            circle = " -> ".join(map(str, [*resolved, path.resolve()]))
+            raise UserError(f"extends makes a circle: {circle}; remove one of the lines.")
         file = YamlFile.read(path)
+        files.append(file)
+        base = file.values.get("extends")
+        if base is None:
+            return files
         with file.locate_errors():
-            _check_extends(file.values)
-        yield file
-        path, base = path.parent, file.values.get("extends")
+            if not isinstance(base, str):
+                raise UserError(f"extends must be a file name, got {base!r}.", keys=("extends",))
+        path = path.parent / base
 
 
 def _follow(values: Any, keys: Keys) -> tuple[Keys, Any]:
