@@ -108,7 +108,7 @@ def _fill(args: argparse.Namespace) -> int:
         seeds = [int(text) for text in args.run_seeds.split(",")]
     except ValueError:
         raise UserError(
-            f"--seeds takes whole numbers with commas, got {args.run_seeds!r}."
+            f"--seeds takes whole numbers with commas between, got {args.run_seeds!r}."
         ) from None
     assert request.run is not None
     config = resolve(request.run.replace(teacher_cache="on"), data_root=request.data_root)
@@ -156,7 +156,7 @@ def _verify(args: argparse.Namespace) -> int:
     for folder in _chosen(args):
         spec = read_spec(folder)
         if spec is None:
-            raise UserError(f"{folder} is no table of this version: remove it with rm.")
+            raise UserError(f"{folder} is not a table of this version: remove it with rm.")
         table = TeacherTable(folder, spec)
         sound, bad = table.sound()
         table.close()

@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.results.study import Study
 
     if is_uri(args.out):
-        raise UserError(f"a bundle is exported to a folder, got --out {args.out}: give one here.")
+        raise UserError(
+            f"--out must be a folder of this machine for a bundle, got {args.out}: give one here."
+        )
     study = Study.load(args.run)
     formats = tuple(dict.fromkeys(args.format.split(","))) if args.format else ()
     if args.normalized_input and not formats:

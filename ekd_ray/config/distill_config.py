@@ -140,7 +140,10 @@ class DistillConfig(Settings):
         super().__post_init__()
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             got = list(self.lr_milestones)
-            raise UserError(f"lr_milestones must increase, got {got}.", keys=("lr_milestones",))
+            raise UserError(
+                f"lr_milestones must increase, got {got}: sort them and name each once.",
+                keys=("lr_milestones",),
+            )
         if self.lr_min > self.lr:
             raise UserError(
                 f"lr_min must be <= lr ({self.lr}), got {self.lr_min}.", keys=("lr_min",)

@@ -111,7 +111,7 @@ class StudyConfig(Settings):
         if len({*self.objectives, self.metric}) <= len(self.objectives):
             raise UserError(
                 f"objectives must differ from metric ({self.metric}) and from each other, "
-                f"got {list(self.objectives)}.",
+                f"got {list(self.objectives)}: drop what is named twice.",
                 keys=("objectives",),
             )
         for index, text in enumerate(self.constraints):

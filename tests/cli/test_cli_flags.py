@@ -269,3 +269,19 @@ def test_a_bad_space_is_refused_when_looked_at(text, flags, words, launch, tmp_p
     code, out, err = launch("space", "show", "mine.yaml", *flags)
     assert (code, out) == (2, "")
     assert words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("kind", "name"), [((), "StudyConfig"), (("DistillConfig",), None)])
+def test_the_schema_of_recipes_is_printed(kind, name, launch):
+    code, out, err = launch("space", "schema", *kind)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["title"] == (name or kind[0])
+
+
+def test_a_flag_says_the_bounds_of_its_setting(capsys):
+    with pytest.raises(SystemExit):
+        parsed(tune_command, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--trials N configurations to try (>= 1)" in text
+    assert "--top-k N finalists that are run over several seeds (>= 1)" in text
+    assert "one of val_top1, val_nll" in text

@@ -4,6 +4,7 @@ import pytest
 from launchers_run import DIGITS, command
 
 from ekd_ray.cli.main import run
+from ekd_ray.errors import unknown_name
 
 BAD_SPACES = {
     "key": ("trails: 3", "Did you mean 'trials'"),
@@ -109,6 +110,20 @@ def test_mistakes_in_the_other_launchers(name, argv, words, launch):
     code, out, err = launch(name, "--dry-run", *argv)
     assert_one_sentence(code, out, err)
     assert words in err
+
+
+@pytest.mark.parametrize(
+    ("got", "listed"),
+    [
+        ("name37", ["Did you mean 'name37x'?", "nearest of 500 known: name37x, "]),
+        ("qqqq", ["nearest of 500 known: "]),
+    ],
+)
+def test_an_unknown_name_lists_the_five_nearest_only(got, listed):
+    message = str(unknown_name("thing", got, [f"name{i}x" for i in range(500)]))
+    assert all(words in message for words in listed)
+    assert message.count("name") - message.count("Did you") - ("name" in got) == 5
+    assert "Did you mean" not in str(unknown_name("thing", "qqqq", ["a", "b"]))
 
 
 @pytest.mark.parametrize("content", [b"no weights", b"", b"PK\x03\x04 torn"])
