@@ -45,7 +45,7 @@ class NoSpace(UserError):
     """A disk that is full: nothing that was finished is lost, and the rest waits."""
 
 
-def no_space(error: BaseException) -> NoSpace | None:
+def disk_full_error(error: BaseException) -> NoSpace | None:
     """The sentence for an error that comes of a full disk, directly or wrapped; else None."""
     seen: set[int] = set()
     found: BaseException | None = error
@@ -67,7 +67,7 @@ def no_space(error: BaseException) -> NoSpace | None:
 
 
 @contextlib.contextmanager
-def at(*keys: str | int) -> Iterator[None]:
+def error_context(*keys: str | int) -> Iterator[None]:
     """What is read inside stands under `keys`: put them before those of an error."""
     try:
         yield

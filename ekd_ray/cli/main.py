@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
-from ekd_ray.errors import Interrupted, UserError, no_space
+from ekd_ray.errors import Interrupted, UserError, disk_full_error
 
 EXIT_INTERRUPTED = 130
 
@@ -56,7 +56,7 @@ def run(main: Callable[[], int | None]) -> None:
         print("interrupted: run the same command with --resume to continue.", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
-        full = no_space(error)
+        full = disk_full_error(error)
         if full is None:
             raise
         print(f"error: {full}", file=sys.stderr)

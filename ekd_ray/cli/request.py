@@ -11,7 +11,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml, parse_yaml
 from ekd_ray.config.settings import Settings
-from ekd_ray.errors import UserError, at, unknown_name
+from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
 from ekd_ray.studies.recipes import (
     SEARCH_SPACES,
@@ -109,7 +109,7 @@ def run_request(args: argparse.Namespace) -> Request:
     fixed = {text.partition("=")[0] for text in args.set}
     authors = {k: v for k, v in (study.authors or {}).items() if k not in fixed}
     values = {**study.distill.to_dict(), **authors}
-    with recipe.locate_errors(), at("authors"):
+    with recipe.locate_errors(), error_context("authors"):
         return _request(args, run=DistillConfig.from_dict(values, where="the authors' values"))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ekd_ray.config.yaml_files import YamlFile, dump_yaml
-from ekd_ray.errors import Keys, UserError, at, unknown_name
+from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 
 
 def setting(
@@ -237,7 +237,7 @@ def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return _json_copy(keys, value)
     if isinstance(origin, type) and issubclass(origin, Settings) and isinstance(value, Mapping):
-        with at(*keys):
+        with error_context(*keys):
             return origin.from_dict(value, where=_name(keys))
     exact = origin in (bool, str) or (isinstance(origin, type) and issubclass(origin, Settings))
     if exact and isinstance(value, origin):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
-from ekd_ray.config.targets import along, pareto_front, total_violation
+from ekd_ray.config.targets import evenly_spaced, pareto_front, total_violation
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
 from ekd_ray.remote.location import is_uri, parse_location
@@ -114,7 +114,7 @@ class Study:
         count = self.config.confirm_top_k
         if not self.config.objectives:
             return self.feasible()[:count]
-        return along(self.pareto(), count)
+        return evenly_spaced(self.pareto(), count)
 
     def trials(self) -> pa.Table:
         """One row per ended trial: number, status, reason, epochs, seconds, last metrics,

@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialSchedule
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.errors import Interrupted, UserError, no_space
+from ekd_ray.errors import Interrupted, UserError, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT
 from ekd_ray.results.study import Study
 from ekd_ray.scale.fill_tasks import fill_cache
@@ -167,7 +167,7 @@ def run_tuner(
     try:
         tuner.fit()
     except Exception as error:
-        full = no_space(error)  # Tune wraps what its searchers raise
+        full = disk_full_error(error)  # Tune wraps what its searchers raise
         if full is None:
             raise
         raise full from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.yaml_files import Places, find_place
-from ekd_ray.errors import Keys, UserError, at, unknown_name
+from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 
 SEARCH_SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 
@@ -62,7 +62,7 @@ class Recipe:
         with recipe.locate_errors(or_name_file=True):
             _check(written)
             for name, changes in (written.get("methods") or {}).items():
-                with at("methods", name):
+                with error_context("methods", name):
                     _check(changes, f"methods.{name}")
         return recipe.under(method)
 
@@ -281,7 +281,7 @@ def with_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     stays at least one. Ranges of the space scale likewise.
     """
     distill = dict(values.get("distill") or {})
-    with at("distill"):
+    with error_context("distill"):
         before = DistillConfig(epochs=distill.get("epochs", DistillConfig().epochs)).epochs
     result = {**values, "distill": {**distill, "epochs": epochs}}
     if before == epochs:
