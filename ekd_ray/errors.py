@@ -68,7 +68,7 @@ def disk_full_error(error: BaseException) -> NoSpace | None:
 
 @contextlib.contextmanager
 def error_context(*keys: str | int) -> Iterator[None]:
-    """What is read inside stands under `keys`: put them before those of an error."""
+    """Put `keys` before those of an error that is raised inside: it is about what they lead to."""
     try:
         yield
     except UserError as error:
