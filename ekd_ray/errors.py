@@ -94,4 +94,4 @@ def nearest_names(got: object, known: Iterable[object]) -> str:
         return " None is known."
     if len(names) <= NEAREST:
         return f"{hint} Known: {', '.join(names)}."
-    return f"{hint} The nearest of {len(names)} known: {', '.join(near)}."
+    return f"{hint} Known: {', '.join(near)} and {len(names) - NEAREST} others."

@@ -112,18 +112,12 @@ def test_mistakes_in_the_other_launchers(name, argv, words, launch):
     assert words in err
 
 
-@pytest.mark.parametrize(
-    ("got", "listed"),
-    [
-        ("name37", ["Did you mean 'name37x'?", "nearest of 500 known: name37x, "]),
-        ("qqqq", ["nearest of 500 known: "]),
-    ],
-)
-def test_an_unknown_name_lists_the_five_nearest_only(got, listed):
+@pytest.mark.parametrize(("got", "meant"), [("name37", True), ("qqqq", False)])
+def test_an_unknown_name_lists_the_five_nearest_only(got, meant):
     message = str(unknown_name("thing", got, [f"name{i}x" for i in range(500)]))
-    assert all(words in message for words in listed)
-    assert message.count("name") - message.count("Did you") - ("name" in got) == 5
-    assert "Did you mean" not in str(unknown_name("thing", "qqqq", ["a", "b"]))
+    assert ("Did you mean 'name37x'?" in message) == meant
+    listed = message.partition(" Known: ")[2]
+    assert listed.count("name") == 5 and listed.endswith(" and 495 others.")
 
 
 @pytest.mark.parametrize("content", [b"no weights", b"", b"PK\x03\x04 torn"])
