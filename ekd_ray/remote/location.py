@@ -73,14 +73,17 @@ def parse_location(text: str) -> Location | Path:
 
 
 def studies_dir() -> Path:
-    """$EKD_STUDIES_DIR, else `studies` in $EKD_CACHE_DIR, $XDG_CACHE_HOME/ekd_ray or
-    ~/.cache/ekd_ray: where studies at URIs are worked on."""
+    """$EKD_STUDIES_DIR, else `studies` in the cache: where studies at URIs are worked on."""
     if folder := os.environ.get("EKD_STUDIES_DIR"):
         return Path(folder).expanduser().absolute()
-    cache = os.environ.get("EKD_CACHE_DIR")
-    if not cache:
-        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ekd_ray")
-    return Path(cache).expanduser().absolute() / "studies"
+    return _cache_dir() / "studies"
+
+
+def _cache_dir() -> Path:
+    """$EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else ~/.cache/ekd_ray."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.environ.get("EKD_CACHE_DIR") or f"{base}/ekd_ray"
+    return Path(folder).expanduser().absolute()
 
 
 def working_copy(location: Location) -> Path:
