@@ -9,9 +9,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
-from ekd_ray.config.targets import along, pareto_front, total_violation
-from ekd_ray.config.yaml_files import in_file
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config.targets import evenly_spaced, pareto_front, total_violation
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
 from ekd_ray.remote.location import is_uri, parse_location
@@ -60,7 +59,8 @@ class Study:
         path = Path(path)
         if not (path / STUDY_FILE).is_file():
             raise UserError(f"{given} holds no study (no {STUDY_FILE}): give the folder of a run.")
-        header = load_yaml(path / STUDY_FILE)
+        file = YamlFile.read(path / STUDY_FILE)
+        header = file.values
         if not isinstance(header.get("format_version", 0), int):
             raise UserError(f"{path / STUDY_FILE} is damaged: its format_version is no number.")
         if header.get("format_version", 0) > FORMAT_VERSION:
@@ -68,7 +68,7 @@ class Study:
                 f"{path / STUDY_FILE} has format version {header['format_version']}, this "
                 f"ekd_ray reads <= {FORMAT_VERSION}: upgrade ekd_ray."
             )
-        with in_file(path / STUDY_FILE, "study"):
+        with file.locate_errors("study"):
             config = StudyConfig.from_dict(header.get("study") or {})
         return cls(path=path, config=config, header=header)
 
@@ -114,7 +114,7 @@ class Study:
         count = self.config.confirm_top_k
         if not self.config.objectives:
             return self.feasible()[:count]
-        return along(self.pareto(), count)
+        return evenly_spaced(self.pareto(), count)
 
     def trials(self) -> pa.Table:
         """One row per ended trial: number, status, reason, epochs, seconds, last metrics,

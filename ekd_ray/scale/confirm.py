@@ -33,7 +33,7 @@ from ekd_ray.engine.pictures import validation_predictions, write_pictures
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import resolve, without_teacher
 from ekd_ray.engine.runlog import end_session
-from ekd_ray.errors import UserError
+from ekd_ray.errors import Interrupted, UserError
 from ekd_ray.files import file_name, write_json
 from ekd_ray.losses.methods import with_method
 from ekd_ray.results.leaderboard import leaderboard_rows, winner_of
@@ -77,7 +77,7 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
 
     Raises:
         UserError: every finalist failed, or a run's process died twice.
-        KeyboardInterrupt: stopped by the user.
+        Interrupted: stopped by the user.
     """
     study = Study.load(run)
     seeds = [base.seed + 1 + index for index in range(config.confirm_seeds)]
@@ -245,7 +245,7 @@ def _check_all_done(open_runs: dict[Path, Run]) -> None:
                 f"{failure_reason(folder)}; continue with --resume."
             )
     if missing:
-        raise KeyboardInterrupt
+        raise Interrupted
 
 
 def confirm_job(job: Job, report: Report) -> None:

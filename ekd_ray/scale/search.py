@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialSchedule
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.errors import UserError, no_space
+from ekd_ray.errors import Interrupted, UserError, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT
 from ekd_ray.results.study import Study
 from ekd_ray.scale.fill_tasks import fill_cache
@@ -32,7 +32,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         run: the study's folder; base: `config.distill` resolved.
 
     Raises:
-        UserError: every trial failed. NoSpace: the disk is full. KeyboardInterrupt: stopped by
+        UserError: every trial failed. NoSpace: the disk is full. Interrupted: stopped by
             the user. After both of these the study can be resumed.
     """
     searcher = OptunaSearcher(run, config, base)
@@ -52,7 +52,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
     study = Study.load(run)
     study.write_tables()
     if searcher.unfinished:
-        raise KeyboardInterrupt
+        raise Interrupted
     if not study.feasible():
         nearest = study.ranked()[:1]
         if nearest:
@@ -167,7 +167,7 @@ def run_tuner(
     try:
         tuner.fit()
     except Exception as error:
-        full = no_space(error)  # Tune wraps what its searchers raise
+        full = disk_full_error(error)  # Tune wraps what its searchers raise
         if full is None:
             raise
         raise full from None

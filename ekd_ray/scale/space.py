@@ -13,7 +13,7 @@ import optuna
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.settings import hints_of
-from ekd_ray.errors import Keys, UserError, at, unknown_name
+from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 from ekd_ray.losses.methods import resolve_method, with_method
 
 _KEYS = ("low", "high", "log", "step", "choices", "when")
@@ -112,7 +112,7 @@ class Space:
             )
         self.parameters: dict[str, Parameter] = {}
         for name, entry in spec.items():
-            with at("space", name):
+            with error_context("space", name):
                 self.parameters[name] = _parse(name, entry, self.parameters)
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def check_space(config: StudyConfig) -> Space:
     for name, parameter in space.parameters.items():
         if not parameter.when:
             for keys, value in parameter.extremes():
-                with at("space", name, *keys):
+                with error_context("space", name, *keys):
                     config.distill.replace(**{name: value})
     for point in space.sample(32, seed=config.seed):
         with _at_point("space", point=point):

@@ -20,7 +20,7 @@ from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.runlog import Session, read_history
 from ekd_ray.engine.schedule import settled_since
-from ekd_ray.errors import NoSpace, UserError, no_space
+from ekd_ray.errors import NoSpace, UserError, disk_full_error
 from ekd_ray.files import write_json
 from ekd_ray.results.records import FAILURE
 
@@ -79,7 +79,7 @@ def run_job(job: Job, report: Report, *, checkpoint_seconds: float = 30.0) -> Ru
     try:
         return _run(job, folder, report, checkpoint_seconds)
     except Exception as error:
-        full = no_space(error)
+        full = disk_full_error(error)
         if full is not None and ranks.is_first():
             with contextlib.suppress(OSError):  # what could not be written was removed
                 write_json(folder / FULL, {"reason": str(full)})

@@ -13,7 +13,7 @@ import pytest
 
 import ekd_ray
 from ekd_ray.cli.main import run
-from ekd_ray.errors import UserError
+from ekd_ray.errors import Interrupted, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,10 @@ def terminated() -> int:
     return 0
 
 
+def unfinished() -> int:
+    raise Interrupted
+
+
 CODES = {0: lambda: 0, 1: lambda: 1, 2: mistaken, 130: interrupted}
 
 
@@ -52,6 +56,10 @@ def test_a_launcher_ends_with_the_documented_code(code, capsys) -> None:
     found, err = ended(CODES[code], capsys)
     assert found == code
     assert err.count("\n") == (code in (2, 130))
+
+
+def test_what_stopped_before_its_end_is_an_interrupt(capsys) -> None:
+    assert ended(unfinished, capsys) == ended(interrupted, capsys)
 
 
 @pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN])

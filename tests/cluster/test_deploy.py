@@ -83,7 +83,9 @@ def test_a_command_that_is_shown_parses(
 
     from ekd_ray.cli import request, tune_command
 
-    monkeypatch.setattr(tune_command, "tune", lambda configs, args: studies.append((configs, args)))
+    monkeypatch.setattr(tune_command, "join_cluster", lambda address: None)
+    monkeypatch.setattr(tune_command, "_run_one", lambda study, asked: studies.append(study) or 0)
+    monkeypatch.setattr(tune_command, "_run_many", lambda asked: studies.append(asked) or 0)
     monkeypatch.setattr(request, "_from_zoo", lambda distill, args: distill)
     if "--pair" in rest or "--pairs" in rest or "--student" in rest:
         launcher.main()
