@@ -49,7 +49,7 @@ class Landscape:
                 for own in whole.values()
             ]
         )
-        inputs = np.array([self.space.unit(point) for point in self.recorded])
+        inputs = np.array([self.space.unit_coordinates(point) for point in self.recorded])
         self._forest = ExtraTreesRegressor(
             n_estimators=100, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=seed
         ).fit(inputs, measured, sample_weight=[len(own) for own in whole.values()])
@@ -69,7 +69,7 @@ class Landscape:
 
     def curve(self, point: Point) -> tuple[list[float], float]:
         """(noisy value after each epoch, true final value) of a configuration."""
-        unit = self.space.unit(point)
+        unit = self.space.unit_coordinates(point)
         digest = hashlib.sha256(np.round(unit, 9).tobytes()).digest()
         true = self._forest.predict([unit])[0]
         near = np.argsort(np.abs(self._levels - true[-1]))[:NEAR]

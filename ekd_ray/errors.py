@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -79,3 +80,11 @@ def unknown_name(kind: str, got: object, known: object, *, keys: Keys | None = N
     near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}.", keys=keys)
+
+
+def check_installed(package: str, *, needed_by: str, extra: str) -> None:
+    """Raise `UserError` if an optional package is missing, naming the extra that has it."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{needed_by} needs {package}, which is not installed: pip install 'ekd_ray[{extra}]'."
+        )

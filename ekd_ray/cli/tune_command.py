@@ -31,7 +31,7 @@ from ekd_ray.results.records import STUDY_FILE, milestone_epochs
 from ekd_ray.results.report import REPORT
 from ekd_ray.results.study import Study
 from ekd_ray.scale.cluster import ADDRESS, connected
-from ekd_ray.scale.journal import drop_unknown
+from ekd_ray.scale.storage import drop_unknown_trials
 from ekd_ray.studies.comparison import COMPARISON, collect_cells, comparison_table, write_comparison
 from ekd_ray.studies.pipeline import check_study, open_run, run_study
 from ekd_ray.studies.warm_start import warm_started
@@ -138,7 +138,7 @@ def _run(
             "optuna_storage does not go together with a URI as --out, which a lost machine would "
             "leave behind the database: remove it, the journal is kept at the URI."
         )
-    with mirrored(location, out, resume=resume, settle=drop_unknown):
+    with mirrored(location, out, resume=resume, settle=drop_unknown_trials):
         return _run_here(config, out, args, resume=resume)
 
 

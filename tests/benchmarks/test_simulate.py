@@ -205,7 +205,7 @@ def test_the_best_points_of_a_table_are_those_of_its_last_epoch(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
     space = Space(recorded_study().space)
     found = best_points(tmp_path / "table.parquet", space)
-    assert found == [space.searched(given[n]) for n in (1, 3, 4)]
+    assert found == [space.searched_part(given[n]) for n in (1, 3, 4)]
 
 
 def test_a_chart_of_a_race(tmp_path):

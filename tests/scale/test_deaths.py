@@ -16,7 +16,6 @@ import pytest
 import ray
 import torch
 from optuna.trial import TrialState
-from ray.tune.schedulers import FIFOScheduler
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
@@ -25,8 +24,10 @@ from ekd_ray.results.records import FAILURE, RESULT, TrialRecord, trial_folder
 from ekd_ray.scale import worker
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.confirm import _JobList
+from ekd_ray.scale.samplers import NoStopping
 from ekd_ray.scale.search import _Relay, run_tuner
 from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.trial_slots import DEATH_REASON
 from ekd_ray.scale.worker import Job, Report, out_of_memory, run_job
 from ekd_ray.studies.pipeline import open_run
 
@@ -78,7 +79,7 @@ def searched(run: Path, config: StudyConfig, body: Any) -> OptunaSearcher:
         with connected(config):
             searcher = OptunaSearcher(run, config, resolve(config.distill))
             run_tuner(
-                run, config, searcher=searcher, scheduler=FIFOScheduler(), num_samples=-1,
+                run, config, searcher=searcher, scheduler=NoStopping(), num_samples=-1,
                 observer=Nobody(), body=body,
             )  # fmt: skip
         return searcher
@@ -152,7 +153,7 @@ def test_a_run_of_the_confirm_stage_has_the_reason_too(tmp_path: Path) -> None:
     job = Job(name="x", number=0, folder=str(tmp_path), settings={}, data_root=None, threads=1)
     jobs = _JobList([job])
     jobs.suggest("a")
-    jobs.on_trial_complete("a", {"died": "ended for memory"}, error=True)
+    jobs.on_trial_complete("a", {DEATH_REASON: "ended for memory"}, error=True)
     assert json.loads((tmp_path / worker.FAILURE).read_text()) == {"reason": "ended for memory"}
 
 

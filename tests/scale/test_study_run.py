@@ -24,7 +24,6 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.results import Bundle, Study
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.search import search
-from ekd_ray.scale.storage import STUDY_NAME
 from ekd_ray.studies.pipeline import check_study, open_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -94,7 +93,7 @@ def test_no_finished_trial_is_lost_or_repeated(killed_and_resumed: dict[str, Any
 def test_the_journal_agrees_with_the_records(killed_and_resumed: dict[str, Any]) -> None:
     out = killed_and_resumed["out"]
     storage = JournalStorage(JournalFileBackend(str(out / "optuna.journal")))
-    trials = optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials()
+    trials = optuna.load_study(study_name=None, storage=storage).get_trials()
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
     records = Study.load(out).records()
     assert [trial.number for trial in trials] == [record.number for record in records]
