@@ -97,8 +97,8 @@ def _task_options(config: StudyConfig, node: str) -> dict[str, Any]:
 
 
 def _slots_by_disk(config: StudyConfig) -> list[list[str]]:
-    """For each cache folder of the cluster, the slots of the nodes that share it: node ids,
-    taking turns, each as often as workers fit on the node at once."""
+    """The slots of each cache folder of the cluster: ids of the nodes that share it, in turns,
+    each as often as workers fit on the node at once."""
     import ray
 
     slots = {node: count_trial_workers(config, have) for node, have in live_nodes().items()}
@@ -118,7 +118,7 @@ def _slots_by_disk(config: StudyConfig) -> list[list[str]]:
 
 
 def take_turns(slots: Mapping[str, int], disks: Mapping[str, str]) -> list[list[str]]:
-    """For each disk its nodes, in turns, each as often as it has slots.
+    """The nodes of each disk, in turns, each as often as it has slots.
 
     Args:
         slots: how many each node has; disks: which of them each node sees.

@@ -106,7 +106,7 @@ def forgive_failure(trial: Any) -> None:
 
 
 def last_failure(trial: Any) -> str:
-    """What Tune wrote of a trial's latest failure; empty without one."""
+    """The text that Tune wrote of a trial's latest failure; empty without one."""
     path = trial.error_file
     if path is None or not Path(path).exists():
         return ""

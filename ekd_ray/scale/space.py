@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -72,15 +71,6 @@ class Parameter:
             return None
         return int((self.high - self.low) / (self.step or 1) + 1e-9) + 1
 
-    def scale_to_unit(self, value: float) -> float:
-        """A number between `low` (0) and `high` (1), by its logarithm if `log`."""
-        low, high, number = float(self.low), float(self.high), float(value)
-        if low == high:
-            return 0.5
-        if self.log:
-            low, high, number = math.log(low), math.log(high), math.log(number)
-        return (number - low) / (high - low)
-
     def applies(self, values: Mapping[str, Any]) -> bool:
         """Whether its condition holds for the values chosen so far."""
         return all(values.get(name) in legal for name, legal in self.when.items())
@@ -121,18 +111,6 @@ class Space:
             if parameter.applies(values):
                 values[name] = parameter.suggest(trial)
         return values
-
-    def unit_coordinates(self, point: Mapping[str, Any]) -> list[float]:
-        """Coordinates of a point in [0, 1]: numbers along their (logarithmic) range, a choice
-        as one coordinate per value, parameters that the point lacks in the middle."""
-        coordinates: list[float] = []
-        for name, parameter in self.parameters.items():
-            value = point.get(name)
-            if parameter.choices is not None:
-                coordinates += [float(value == choice) for choice in parameter.choices]
-            else:
-                coordinates.append(0.5 if value is None else parameter.scale_to_unit(value))
-        return coordinates
 
     def sample(self, count: int, *, seed: int) -> list[dict[str, Any]]:
         """Points drawn at random."""

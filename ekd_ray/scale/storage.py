@@ -147,7 +147,7 @@ class Journal(JournalStorage):
 
     @contextlib.contextmanager
     def write_together(self) -> Iterator[None]:
-        """What is written within reaches the disk at its end, at once.
+        """Bring all that is written within to the disk at its end, at once.
 
         Killed before that, none of it was written; killed in between, its first lines were.
         """

@@ -1,4 +1,4 @@
-"""Who is told of a study's progress: an observer in this process, and MLflow."""
+"""The observers of a study's progress: one in this process, and MLflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in deploy/, and the commands that the documents show, fit this code."""
+"""The files in deploy/, and the commands that the documents show, fit this code."""
 
 from __future__ import annotations
 

@@ -111,6 +111,15 @@ def test_the_loss_of_a_node_does_not_count_against_a_trial(tmp_path: Path) -> No
         assert trial.run_metadata.num_failures == counted, reasons
 
 
+def test_a_process_that_was_ended_for_memory_has_a_reason(tmp_path: Path) -> None:
+    low = "The worker was killed because its node was running low on memory."
+    for reasons, known in (((low,), True), (("killed",), False), ((low, "killed"), False)):
+        deaths, trial = trial_slots.ProcessDeaths(), failed(tmp_path / "error.txt", *reasons)
+        deaths.on_step_begin(1, [trial])
+        assert ("lower --max-concurrent" in str(deaths.reason("t"))) == known
+        assert deaths.reason("another") is None
+
+
 def test_a_trial_that_ends_one_node_after_the_other_fails_at_last(tmp_path: Path) -> None:
     trial = failed(tmp_path / "error.txt", "its node has died")
     callback = trial_slots.ProcessDeaths()

@@ -298,9 +298,9 @@ def of_schedule(scheduler, epochs, schedule):
     return config.replace(distill=config.distill.replace(epochs=epochs, schedule=schedule))
 
 
-# (epochs, schedule, the rungs below full length): the steps of a learning rate fall after 5 / 8.
+# (epochs, schedule, the rungs below full length): a stepped rate falls after 5 / 8 of the epochs.
 LADDERS = [
-    (9, "step", [1, 6]),
+    (9, "step", [1, 7]),
     (240, "step", [1, 151]),
     (9, "cosine", [1, 3]),
     (27, "cosine", [1, 3, 9]),
@@ -321,7 +321,7 @@ def test_trials_are_still_compared_at_the_last_rung_below_full_length(epochs, sc
 
 @pytest.mark.parametrize(("epochs", "schedule", "rungs"), LADDERS)
 def test_brackets_of_hyperband_begin_at_later_and_later_rungs(epochs, schedule, rungs):
-    """What is worst from the beginning is stopped at the first rung of its bracket."""
+    """A trial that is bad from the beginning is stopped at the first rung of its bracket."""
     np.random.seed(0)  # Ray draws the brackets
     scheduler = make_scheduler(of_schedule("hyperband", epochs, schedule))
     good = {f"good{i}": [0.9] * epochs for i in range(20)}

@@ -273,14 +273,3 @@ def test_description_of_a_range(entry, text):
     assert Space({"lr": entry}).parameters["lr"].describe() == text
     after = {"method": {"choices": ["kd"]}, "lr": {**entry, "when": {"method": "kd"}}}
     assert Space(after).parameters["lr"].describe() == f"{text} when method in {{kd}}"
-
-
-def test_coordinates_of_a_point_lie_in_the_unit_cube():
-    space = Space({
-        "lr": {"low": 0.001, "high": 0.1, "log": True}, "momentum": {"low": 0.5, "high": 0.99},
-        "optimizer": {"choices": ["sgd", "adamw"]},
-        "nesterov": {"choices": [True, False], "when": {"optimizer": ["sgd"]}},
-    })  # fmt: skip
-    found = space.unit_coordinates({"lr": 0.01, "momentum": 0.99, "optimizer": "adamw"})
-    assert found == pytest.approx([0.5, 1.0, 0.0, 1.0, 0.0, 0.0])
-    assert space.unit_coordinates({"lr": 0.1})[:2] == pytest.approx([1.0, 0.5])

@@ -33,7 +33,7 @@ def play(tracker: Tracker) -> None:
     for number in (0, 1):
         tracker.on_trial_start(0, [], trial(number))
     for epoch in (1, 2):
-        if epoch == 2:  # its process died, and began anew
+        if epoch == 2:  # its process died, and began again
             tracker.on_trial_start(0, [], trial(0))
         result = {"epoch": epoch, "training_iteration": 1, "val_top1": 0.1 * epoch,
                   "train_loss": 2.0, "pid": 7, "node_ip": "10.0.0.1", "done": False}  # fmt: skip
