@@ -85,7 +85,7 @@ def _first_line(error: Exception) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class _Shown:
     """A run as MLflow sees it, in place of Tune's trial."""
 
     name: str
@@ -105,18 +105,18 @@ class Tracker(tune.Callback):
     def __init__(self, run: Path, config: StudyConfig) -> None:
         _, _, uri = str(config.track).partition(":")
         _quieten_mlflow()
-        self._runs: dict[str, _Run] = {}
+        self._shown: dict[str, _Shown] = {}
         self._logger: MLflowLoggerCallback | None = MLflowLoggerCallback(
             tracking_uri=uri or None,
             experiment_name=run.name,
             tags={"study": config.fingerprint()},
         )
-        self._call("setup")
+        self._tell("setup")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_runs": {}, "_logger": None}  # Tune's snapshots are not resumed from
+        return {"_shown": {}, "_logger": None}  # Tune's snapshots are not resumed from
 
-    def _call(self, event: str, *values: Any, **named: Any) -> None:
+    def _tell(self, event: str, *values: Any, **named: Any) -> None:
         if self._logger is None:
             return
         try:
@@ -129,13 +129,13 @@ class Tracker(tune.Callback):
         job = Job.from_config(trial.config)
         settings = {k: v for k, v in job.settings.items() if v is not None}
         settings.pop("teacher_weights", None)  # a path; the hash is there
-        run = self._runs.setdefault(trial.trial_id, _Run(job.name, settings))
-        self._call("log_trial_start", run)
+        shown = self._shown.setdefault(trial.trial_id, _Shown(job.name, settings))
+        self._tell("log_trial_start", shown)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        if trial.trial_id not in self._runs or "epoch" not in result:
+        if trial.trial_id not in self._shown or "epoch" not in result:
             return
         figures = {
             name: value
@@ -143,7 +143,7 @@ class Tracker(tune.Callback):
             if name.startswith(_PREFIXES) or name in _FIGURES
         }
         figures["training_iteration"] = result["epoch"]  # Tune's own begins again after a retry
-        self._call("log_trial_result", iteration, self._runs[trial.trial_id], figures)
+        self._tell("log_trial_result", iteration, self._shown[trial.trial_id], figures)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._end(trial, failed=False)
@@ -152,5 +152,5 @@ class Tracker(tune.Callback):
         self._end(trial, failed=True)
 
     def _end(self, trial: Any, *, failed: bool) -> None:
-        if trial.trial_id in self._runs:
-            self._call("log_trial_end", self._runs.pop(trial.trial_id), failed=failed)
+        if trial.trial_id in self._shown:
+            self._tell("log_trial_end", self._shown.pop(trial.trial_id), failed=failed)

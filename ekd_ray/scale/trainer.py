@@ -64,8 +64,8 @@ def fit_group(
 ) -> None:
     """Run a job on a worker group of its own, which is started again `failures` times.
 
-    Every start goes on from the job's newest checkpoint. Ray Train's own records are removed
-    afterwards: the job's folder says all that there is to know.
+    Every start goes on from the job's newest checkpoint. Ray Train's own records are removed:
+    the job's folder says all that there is to know.
 
     Args:
         scratch: folder for those records, which all nodes see. What is killed, or stopped early,
