@@ -167,9 +167,9 @@ def check_space(config: StudyConfig) -> Space:
     for point in space.sample(32, seed=config.seed):
         with _point_context("space", point=point):
             point_config(config.distill, point)
-    points_keys: list[Keys] = [("authors",)] if config.authors else []
-    points_keys += [("first_points", index) for index in range(len(config.first_points))]
-    for keys, point in zip(points_keys, first_points(config), strict=True):
+    point_keys: list[Keys] = [("authors",)] if config.authors else []
+    point_keys += [("first_points", index) for index in range(len(config.first_points))]
+    for keys, point in zip(point_keys, first_points(config), strict=True):
         with _point_context(*keys, point=point):
             space.searched_part(point)
             point_config(config.distill, point)
