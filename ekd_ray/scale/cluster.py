@@ -94,14 +94,14 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
     # Ray's own handler prints native traces of a launcher that is asked to end.
     if callable(terminated) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)
-    try:
-        watch = contextlib.nullcontext() if on_cluster() else _watch_ray()
-        with watch, notices_on_stderr():
-            for config in configs:
-                check_fits(config)
-            yield
-    finally:
-        ray.shutdown()
+    with notices_on_stderr():
+        try:
+            with contextlib.nullcontext() if on_cluster() else _watch_ray():
+                for config in configs:
+                    check_fits(config)
+                yield
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
