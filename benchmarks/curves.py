@@ -58,7 +58,7 @@ def points(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """The authors' values, then random points of the space."""
     config = recorded_study()
     drawn = Space(config.space).sample(count - 1, seed=seed)
-    return [Space(config.space).searched(config.authors or {}), *drawn]
+    return [Space(config.space).searched_part(config.authors or {}), *drawn]
 
 
 Run = tuple[int, int]  # number of the configuration, seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -95,3 +96,11 @@ def nearest_names(got: object, known: Iterable[object]) -> str:
     if len(names) <= NEAREST:
         return f"{hint} Known: {', '.join(names)}."
     return f"{hint} Known: {', '.join(near)} and {len(names) - NEAREST} others."
+
+
+def check_installed(package: str, *, needed_by: str, extra: str) -> None:
+    """Raise `UserError` if an optional package is missing, naming the extra that has it."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{needed_by} needs {package}, which is not installed: pip install 'ekd_ray[{extra}]'."
+        )

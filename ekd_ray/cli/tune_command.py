@@ -174,7 +174,6 @@ def _run_study(
     from ekd_ray.data import load_dataset
     from ekd_ray.remote.session import mirrored
     from ekd_ray.results.records import milestone_epochs
-    from ekd_ray.scale.journal import drop_unknown
     from ekd_ray.studies.pipeline import open_run, run_study
 
     if location and config.optuna_storage:
@@ -182,7 +181,7 @@ def _run_study(
             "optuna_storage does not go together with a URI as --out, which a lost machine would "
             "leave behind the database: remove it, the journal is kept at the URI."
         )
-    with mirrored(location, out, resume=resume, settle=drop_unknown):
+    with mirrored(location, out, resume=resume, settle=drop_unknown_trials):
         if request.download:
             dataset, root = config.distill.dataset, config.data_root
             load_dataset(dataset, "train", data_root=root, download=True)

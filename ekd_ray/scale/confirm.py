@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -41,10 +40,11 @@ from ekd_ray.results.paired import clearly_worse
 from ekd_ray.results.records import CONFIRMED, FAILURE, RESULT, failure_reason
 from ekd_ray.results.study import Study, write_parquet
 from ekd_ray.scale.fill_tasks import fill_cache
-from ekd_ray.scale.observer import Observer
+from ekd_ray.scale.samplers import NoStopping
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import why
 from ekd_ray.scale.space import point_config
+from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.worker import Job, Report, check_room, run_job
 
 
@@ -228,7 +228,7 @@ def _run_all(study: Path, config: StudyConfig, runs: list[Run], observer: Observ
             study,
             config,
             searcher=_JobList(jobs),
-            scheduler=FIFOScheduler(),
+            scheduler=NoStopping(),
             num_samples=len(jobs),
             observer=observer,
             body=confirm_job,

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -16,12 +16,11 @@ from ekd_ray.errors import Interrupted, UserError, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT
 from ekd_ray.results.study import Study
 from ekd_ray.scale.fill_tasks import fill_cache
-from ekd_ray.scale.observer import Observer
-from ekd_ray.scale.samplers import make_scheduler
+from ekd_ray.scale.samplers import NoStopping, make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.slots import Deaths, Slots, wait_for_own_process
-from ekd_ray.scale.tracking import Tracker
-from ekd_ray.scale.trainer import SCRATCH, trainable
+from ekd_ray.scale.tracking import Observer, Tracker
+from ekd_ray.scale.trainer import SCRATCH, make_trainable
+from ekd_ray.scale.trial_slots import ProcessDeaths, TrialSlots
 from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job, rung_score
 
 
@@ -79,7 +78,7 @@ class _StandIn:
 def replay(scheduler: TrialScheduler, finished: list[FrozenTrial], base: DistillConfig) -> None:
     """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
     know them; `base` has the schedule that they share."""
-    if type(scheduler) is FIFOScheduler:  # which the others inherit from
+    if isinstance(scheduler, NoStopping):
         return
     # The median rule takes whole curves, and asks a live controller about running trials.
     median = isinstance(scheduler, MedianStoppingRule)
@@ -142,15 +141,14 @@ def run_tuner(
     Args:
         body: what a trial runs, in its own process or in each of its workers.
     """
-    deaths = Deaths()
-    wait_for_own_process(scheduler)
+    deaths = ProcessDeaths()
     scratch = (run / SCRATCH).absolute()
     shutil.rmtree(scratch, ignore_errors=True)
     trackers = [Tracker(run, config)] if config.track else []
     tuner = tune.Tuner(
-        trainable(config, body, scratch),
+        make_trainable(config, body, scratch),
         tune_config=tune.TuneConfig(
-            search_alg=Slots(searcher, config, deaths),
+            search_alg=TrialSlots(searcher, config, deaths),
             scheduler=scheduler,
             num_samples=num_samples,
             reuse_actors=config.workers_per_trial == 1,

@@ -24,10 +24,10 @@ from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import FAILURE, TrialRecord, trial_folder
 from ekd_ray.scale.budget import Budget
-from ekd_ray.scale.journal import together
-from ekd_ray.scale.slots import DIED
+from ekd_ray.scale.optuna_private import reopen_trial
 from ekd_ray.scale.space import Space, first_points, point_config
-from ekd_ray.scale.storage import open_study
+from ekd_ray.scale.storage import open_study, write_together
+from ekd_ray.scale.trial_slots import DEATH_REASON
 from ekd_ray.scale.worker import Job, check_room
 
 REPEATS = 64  # points in a row that were tried before: then the space holds no new one
@@ -42,7 +42,7 @@ _STATES = {
 
 def why(folder: Path, result: dict[str, Any] | None) -> str | None:
     """The reason of a failure that only Tune knows, unless the run has left one of its own."""
-    return None if (folder / FAILURE).exists() else (result or {}).get(DIED)
+    return None if (folder / FAILURE).exists() else (result or {}).get(DEATH_REASON)
 
 
 class OptunaSearcher(Searcher):
@@ -70,7 +70,7 @@ class OptunaSearcher(Searcher):
         self._interrupted: deque[int] = deque()
         self._begun_again: set[int] = set()
         for point in first_points(config):  # a kill may have come after some of them
-            self.study.enqueue_trial(self.space.searched(point), skip_if_exists=True)
+            self.study.enqueue_trial(self.space.searched_part(point), skip_if_exists=True)
         self._settle()
 
     def _settle(self) -> None:
@@ -83,7 +83,7 @@ class OptunaSearcher(Searcher):
                 forget_checkpoint(folder)
                 self._tell(frozen.number, record)
             else:
-                self._interrupted.append(frozen._trial_id)
+                self._interrupted.append(frozen.number)
 
     @property
     def remaining(self) -> int:
@@ -141,7 +141,7 @@ class OptunaSearcher(Searcher):
         Runs are functions of their configuration: a point that comes again is ended in Optuna
         as the first one was, without being run, and counts for nothing.
         """
-        with together(self.study):
+        with write_together(self.study):
             return self._new_point()
 
     def _new_point(self) -> tuple[Trial, dict[str, Any]] | None:
@@ -150,7 +150,7 @@ class OptunaSearcher(Searcher):
                 return None
             if self._interrupted:
                 # Its stored values are suggested again, whatever it had of them when it died.
-                trial = Trial(self.study, self._interrupted.popleft())
+                trial = reopen_trial(self.study, self._interrupted.popleft())
             else:
                 trial = self.study.ask()
             point = self.space(trial)
@@ -210,7 +210,7 @@ class OptunaSearcher(Searcher):
             # Tune tries a trial again whose process died at work, but not one whose process
             # died while it was handed over from another trial.
             self._begun_again.add(trial.number)
-            self._interrupted.append(trial._trial_id)
+            self._interrupted.append(trial.number)
             return
         status = record.status_of(folder, error=error, epochs=self.base.epochs)
         ended = record.ended(status, folder=folder, reason=why(folder, result))
@@ -224,13 +224,13 @@ class OptunaSearcher(Searcher):
         return left or number in self._begun_again
 
     def _tell(self, number: int, record: TrialRecord) -> None:
-        with together(self.study):
+        with write_together(self.study):
             self._tell_all(number, record)
 
     def _tell_all(self, number: int, record: TrialRecord) -> None:
         state = _STATES[record.status]
         stored = self.study.get_trials(deepcopy=False)[number]
-        trial = Trial(self.study, stored._trial_id)
+        trial = reopen_trial(self.study, number)
         self._budget.record(number, record.history)
         self._report(trial, record.history)
         if record.reason:

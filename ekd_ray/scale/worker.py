@@ -133,7 +133,7 @@ def _run(job: Job, folder: Path, report: Report, checkpoint_seconds: float) -> R
 def out_of_memory(error: BaseException) -> str | None:
     """The reason of a run whose memory was refused, by a GPU or by this machine; else None.
 
-    A process that the system kills for its memory has no say: see `slots.Deaths`.
+    A process that the system kills for its memory has no say: see `ProcessDeaths`.
     """
     line = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError):

@@ -32,15 +32,20 @@ from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
 from ekd_ray.results.study import Study
 from ekd_ray.scale.budget import check_budget
-from ekd_ray.scale.cluster import check_address, check_fits, connected, local_cpus, on_cluster
+from ekd_ray.scale.cluster import (
+    check_address,
+    check_fits,
+    check_visible,
+    connected,
+    local_cpus,
+    on_cluster,
+)
 from ekd_ray.scale.confirm import baselines, confirm
-from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
-from ekd_ray.scale.shared import check_visible
 from ekd_ray.scale.space import check_space
 from ekd_ray.scale.storage import check_storage
-from ekd_ray.scale.tracking import check_tracking
+from ekd_ray.scale.tracking import Observer, check_tracking
 from ekd_ray.scale.trainer import SCRATCH
 
 TEACHER = Path("teacher") / "teacher.safetensors"
