@@ -174,6 +174,7 @@ def _run_study(
     from ekd_ray.data import load_dataset
     from ekd_ray.remote.session import mirrored
     from ekd_ray.results.records import milestone_epochs
+    from ekd_ray.scale.storage import drop_unknown_trials
     from ekd_ray.studies.pipeline import open_run, run_study
 
     if location and config.optuna_storage:
