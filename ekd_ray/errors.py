@@ -30,6 +30,10 @@ class UserError(Exception):
         self.keys = keys
 
 
+class Interrupted(Exception):
+    """Work that was asked to stop before it was finished; `--resume` continues it."""
+
+
 def _number_in(text: str) -> int | None:
     found = re.search(r"\b(?:os error|errno) (\d+)", text)
     return int(found[1]) if found else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from ekd_ray.cli.output import print_json, print_plan
@@ -13,17 +12,17 @@ from ekd_ray.cli.tune_command import RUNS, join
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset, short_name
 from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
-from ekd_ray.engine.final import WEIGHTS, finished_run
+from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name, write_json, write_text
+from ekd_ray.files import file_name
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
-from ekd_ray.results.records import RESULT
+from ekd_ray.results.finish import finish_run
+from ekd_ray.results.records import RESULT, read_record, single_run
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.one_run import parse_workers, run_on_workers
 from ekd_ray.scale.trainer import Workers
-from ekd_ray.scale.worker import Job
 from ekd_ray.studies.pipeline import check_writable
 
 
@@ -57,15 +56,16 @@ def _train_here(
         terminal.console.print(run_plan(config, out, args.data_root, workers), markup=False)
     terminal.stage("training", 1, config.epochs)
     terminal.started(config.student, 0, config.to_dict())
-    write_text(out / "config.yaml", config.to_yaml())
+    run = single_run(config, out)
+    run.write_config()
     try:
         if workers.most > 1:
-            job = Job(
-                name=config.student, number=0, folder=str(out), settings=config.to_dict(),
-                data_root=args.data_root, threads=workers.cpus,
-            )  # fmt: skip
             run_on_workers(
-                job, workers, test=args.test, on_epoch=lambda row: terminal.epoch(0, row)
+                run,
+                workers,
+                data_root=args.data_root,
+                test=args.test,
+                on_epoch=lambda row: terminal.epoch(0, row),
             )
             terminal.ended(0, failed=False)
         else:
@@ -90,17 +90,17 @@ def _alone(config: DistillConfig, out: Path, args: argparse.Namespace, terminal:
     terminal.ended(0, failed=False)
     if args.test:
         terminal.stage("test split", 1, 0)
-    record = finished_run(result, out, data_root=args.data_root, test=args.test)
-    write_json(out / RESULT, record)
+    finish_run(single_run(config, out), result, data_root=args.data_root, test=args.test)
     forget_checkpoint(out)
 
 
 def _print_run(out: Path, args: argparse.Namespace) -> None:
-    record = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    record = read_record(out)
+    assert record is not None
     if args.json:
-        print_json({**record, "weights": str(out / WEIGHTS)})
+        print_json({**record.summary(), "weights": str(out / WEIGHTS)})
         return
-    figures = {k: v for k, v in record["metrics"].items() if k.startswith(("val_", "test_"))}
+    figures = {k: v for k, v in record.metrics.items() if k.startswith(("val_", "test_"))}
     print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     print(f"weights: {out / WEIGHTS}")
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from ekd_ray.errors import UserError, no_space
+from ekd_ray.errors import Interrupted, UserError, no_space
 
 EXIT_INTERRUPTED = 130
 
@@ -21,7 +21,7 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         print("interrupted: run the same command with --resume to continue.", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:

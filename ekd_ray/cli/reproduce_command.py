@@ -16,8 +16,9 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset
 from ekd_ray.engine.distill import Diverged, forget_checkpoint
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_json, write_text
+from ekd_ray.files import write_json
 from ekd_ray.results import Bundle
+from ekd_ray.results.records import single_run
 from ekd_ray.results.reproduce import IDENTICAL, WITHIN, Reproduction, prepare, reproduce
 
 REPORT = "reproduction.json"
@@ -70,7 +71,7 @@ def _trained(
     args: argparse.Namespace,
 ) -> Reproduction:
     check_run_folder(out, config, resume=args.resume)
-    write_text(out / "config.yaml", config.to_yaml())
+    single_run(config, out).write_config()
     terminal = Terminal(quiet=args.quiet)
     terminal.stage("reproduction", 1, config.epochs)
     terminal.started(config.student, 0, config.to_dict())

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from ekd_ray.cli.terminal import difference_lines, front_table, leaderboard_table, winner_settings
 from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.leaderboard import leaderboard_table as board_table
 from ekd_ray.results.report import write_report
 from ekd_ray.results.report.content import Content, gather
 from ekd_ray.results.report.figures_model import interval
@@ -72,10 +71,10 @@ def _values(content: Content, other: pa.Table | None) -> dict[str, Any]:
     return {
         "study": str(study.path),
         "progress": asdict(content.progress),
-        "leaderboard": board_table(content.board, content.config).to_pylist(),
+        "leaderboard": study.leaderboard().to_table().to_pylist(),
         "differences": {name: asdict(found) for name, found in content.differences.items()},
         "best": _best(content),
-        "pareto_front": study.pareto_table().to_pylist() if content.config.objectives else [],
+        "pareto_front": study.pareto().to_table().to_pylist() if content.config.objectives else [],
         "importance": content.importance.to_pylist(),
         "time": content.time.to_pylist(),
         "saved": asdict(content.saved),

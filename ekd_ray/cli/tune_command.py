@@ -194,8 +194,7 @@ def _selection_gap(study: Study, winner: Row) -> str:
     metric = study.config.metric
     if not winner.val:
         return ""
-    number = int(winner.name.split()[-1])
-    (score,) = [r.value(metric) for r in study.records() if r.number == number]
+    (score,) = [r.value(metric) for r in study.records() if r.number == winner.number]
     fresh, _, count = mean_sd(winner.val)
     assert score is not None
     return f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"

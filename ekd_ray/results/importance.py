@@ -19,7 +19,7 @@ import pyarrow as pa
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import COSTS, DIRECTIONS
 from ekd_ray.errors import UserError
-from ekd_ray.results.records import TrialRecord, milestone_epochs
+from ekd_ray.results.records import RunRecord, milestone_epochs
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 _HINTS = typing.get_type_hints(DistillConfig)
 
 
-def score_at(record: TrialRecord, metric: str, epoch: int) -> float | None:
+def score_at(record: RunRecord, metric: str, epoch: int) -> float | None:
     """A trial's metric after an epoch, or None if it did not come so far; a cost is of no epoch."""
     if metric in COSTS:
         return record.last.get(metric)
@@ -47,7 +47,7 @@ def score_at(record: TrialRecord, metric: str, epoch: int) -> float | None:
     return row.get(metric)
 
 
-def judged_epoch(records: Sequence[TrialRecord], config: StudyConfig, metric: str) -> int:
+def judged_epoch(records: Sequence[RunRecord], config: StudyConfig, metric: str) -> int:
     """The last rung that `LEAST_TRIALS` trials reached, or the first one if none did.
 
     Trials of full length alone would be few, and chosen: they are what the rungs let through.
@@ -67,7 +67,7 @@ def coordinate(value: Any, entry: Mapping[str, Any]) -> Any:
 
 
 def parameter_importance(
-    records: Sequence[TrialRecord],
+    records: Sequence[RunRecord],
     config: StudyConfig,
     *,
     metric: str | None = None,
@@ -109,7 +109,7 @@ def parameter_importance(
 
 
 def _evaluate(
-    scored: Sequence[tuple[TrialRecord, float]], space: Mapping[str, Any], direction: str
+    scored: Sequence[tuple[RunRecord, float]], space: Mapping[str, Any], direction: str
 ) -> tuple[dict[str, float], dict[str, float]]:
     """(fANOVA, PED-ANOVA) by parameter."""
     import optuna
@@ -142,7 +142,7 @@ def _evaluate(
 
 
 def _distribution(
-    name: str, entry: Mapping[str, Any], scored: Sequence[tuple[TrialRecord, float]]
+    name: str, entry: Mapping[str, Any], scored: Sequence[tuple[RunRecord, float]]
 ) -> BaseDistribution:
     """The range of a parameter in `coordinate`s, wide enough for what was tried.
 

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import OnEpoch, distill
-from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
+from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
 from ekd_ray.losses.objective import method_of
 from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.finish import finish_run
+from ekd_ray.results.records import single_run
 from ekd_ray.results.study import Study
 
 IDENTICAL, WITHIN, DIFFERENT = "bit-identical", "within-tolerance", "different"
@@ -103,13 +105,13 @@ def reproduce(
     recorded = bundle.environment()
     threads = threads or recorded["threads"]
     result = distill(config, data_root=data_root, out=out, threads=threads, on_epoch=on_epoch)
-    metrics = evaluate_test(result, data_root=data_root)
-    save_student(result, out / WEIGHTS)
+    metrics = finish_run(single_run(config, out), result, data_root=data_root, test=True).metrics
     stated = bundle.metrics["model"]
+    tested = {name: value for name, value in stated.items() if name.startswith("test_")}
     first = (
         first_difference(bundle.history(), result.history)
         or first_tensor(load_file(bundle.path / WEIGHTS), load_file(out / WEIGHTS))
-        or _first_of("the test split", _tested(stated), metrics)
+        or _first_of("the test split", tested, metrics)
     )
     allowed = default_tolerance(bundle) if tolerance is None else tolerance
     verdict = IDENTICAL
@@ -123,7 +125,7 @@ def reproduce(
         stated=stated["test_top1"],
         tolerance=allowed,
         elsewhere=_elsewhere(bundle, recorded),
-        metrics={**result.metrics, **metrics},
+        metrics=metrics,
     )
 
 
@@ -161,10 +163,6 @@ def first_tensor(there: dict[str, Tensor], here: dict[str, Tensor]) -> str | Non
             gap = (old.double() - new.double()).abs().max()
             return f"tensor {name}: largest difference {float(gap):.2g}"
     return None
-
-
-def _tested(stated: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in stated.items() if name.startswith("test_")}
 
 
 def _elsewhere(bundle: Bundle, recorded: dict[str, Any]) -> tuple[str, ...]:

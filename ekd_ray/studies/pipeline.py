@@ -168,8 +168,8 @@ def run_study(study: Study, observer: Observer) -> Bundle:
         study: opened by `open_run` from a configuration that `check_study` returned.
 
     Raises:
-        UserError: refused before compute, or nothing came of it. KeyboardInterrupt: stopped
-            by the user; `resume=True` continues.
+        UserError: refused before compute, or nothing came of it. Interrupted: stopped by
+            the user; `resume=True` continues.
     """
     config, out = study.config, study.path
     with _only_driver(out):
@@ -209,6 +209,7 @@ def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer
             search(out, config, base, observer)
             confirm(out, config, base, observer)
     observer.stage("export", 1, 0)
+    study = Study.load(out)  # as its stages have left it
     bundle = export_bundle(study, out / "best")
     _report(study)
     return bundle

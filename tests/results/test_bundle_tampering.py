@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from ekd_ray.results.manifest import write_manifest
 
 from ekd_ray.errors import UserError
 from ekd_ray.results import Bundle
 from ekd_ray.results.bundle import FILES, MANIFEST, WEIGHTS
-from ekd_ray.results.manifest import write_manifest
 
 
 def change_json(path, **values):

@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 import pytest
+from ekd_ray.results.costs import savings, time_table
 from scipy import stats
 
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.results import Study
-from ekd_ray.results.costs import savings, time_table
 from ekd_ray.results.importance import judged_epoch
 from ekd_ray.results.progress import progress, running_trials
 from ekd_ray.studies.comparison import compare_studies

@@ -10,12 +10,11 @@ import pyarrow as pa
 from ekd_ray.config import StudyConfig
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
-from ekd_ray.results.costs import Savings, savings, time_table
 from ekd_ray.results.importance import parameter_importance
 from ekd_ray.results.leaderboard import Row
 from ekd_ray.results.paired import Paired
-from ekd_ray.results.progress import Progress, progress, running_trials
-from ekd_ray.results.records import TrialRecord
+from ekd_ray.results.progress import Progress, Savings, progress, savings, time_table
+from ekd_ray.results.records import RunRecord
 from ekd_ray.results.study import Study
 
 
@@ -25,9 +24,9 @@ class Content:
 
     study: Study
     config: StudyConfig
-    ended: list[TrialRecord]
-    running: list[TrialRecord]
-    ranked: list[TrialRecord]
+    ended: list[RunRecord]
+    running: list[RunRecord]
+    ranked: list[RunRecord]
     board: list[Row]
     differences: dict[str, Paired]
     confirmed: list[dict[str, Any]]
@@ -46,7 +45,7 @@ class Content:
     def winner_number(self) -> int | None:
         """The number of the winner's trial; before confirm, of the best trial so far."""
         if self.winner:
-            return int(self.winner.name.split()[-1])
+            return self.winner.number
         return self.ranked[0].number if self.ranked else None
 
 
@@ -54,12 +53,12 @@ def gather(study: Study) -> Content:
     """Read a study, running or finished."""
     table = study.confirmed()
     confirmed = table.to_pylist() if table else []
-    ended, running = study.records(), running_trials(study)
+    ended = study.records()
     return Content(
         study=study,
         config=study.config,
         ended=ended,
-        running=running,
+        running=study.running(),
         ranked=study.ranked(),
         board=study.leaderboard(),
         differences=study.differences(),
@@ -67,7 +66,7 @@ def gather(study: Study) -> Content:
         importance=parameter_importance(ended, study.config),
         predictions=_predictions(study, confirmed),
         progress=progress(study),
-        time=time_table(study, running),
+        time=time_table(study),
         saved=savings(study),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ekd_ray.config.targets import DIRECTIONS
 from ekd_ray.results.importance import coordinate, judged_epoch, score_at
-from ekd_ray.results.records import TrialRecord
+from ekd_ray.results.records import RunRecord
 from ekd_ray.results.report.content import Content
 from ekd_ray.results.report.parts import (
     DASH,
@@ -66,7 +66,7 @@ def _percent(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.0f} %"
 
 
-def judged(content: Content) -> tuple[int, list[tuple[TrialRecord, float]]]:
+def judged(content: Content) -> tuple[int, list[tuple[RunRecord, float]]]:
     """(the epoch, trials with their metric after it): what parameters are judged by."""
     metric = content.config.metric
     epoch = judged_epoch(content.ended, content.config, metric)

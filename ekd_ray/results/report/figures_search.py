@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ekd_ray.config.targets import DIRECTIONS, pareto_front
-from ekd_ray.results.records import TrialRecord, milestone_epochs
+from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.results.report.content import Content
 from ekd_ray.results.report.parts import (
     FAILED,
@@ -34,7 +34,7 @@ STATUS = {
 def learning_curves(content: Content) -> Chart | None:
     """The metric by epochs, one line a trial; where trials are compared, a dotted line."""
     metric, best = content.config.metric, content.winner_number
-    groups: dict[str, list[TrialRecord]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for record in thinned([*content.ended, *content.running], MOST_CURVES):
         if any(metric in row for row in record.history):
             name = "best" if record.number == best else record.status
@@ -79,7 +79,7 @@ def learning_curves(content: Content) -> Chart | None:
 
 
 def _curves(
-    records: Sequence[TrialRecord], metric: str, name: str, color: str, *, bold: bool
+    records: Sequence[RunRecord], metric: str, name: str, color: str, *, bold: bool
 ) -> dict[str, Any]:
     """All lines of a group as one trace with gaps: one entry of the legend, and little to draw."""
     x: list[float | None] = []
