@@ -368,6 +368,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     names, model, test = (metrics.get(key) for key in ("class_names", "model", "test"))
     sound = (
         isinstance(version, int)
+        and version > 0
         and isinstance(names, list)
         and len(names) > 1
         and all(isinstance(name, str) for name in names)
