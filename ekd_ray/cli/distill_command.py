@@ -98,7 +98,9 @@ def _print_run(out: Path, args: argparse.Namespace) -> None:
     record = read_record(out)
     assert record is not None
     if args.json:
-        print_json({**record.summary(), "weights": str(out / WEIGHTS)})
+        inputs = ("folder", "config", "params", "history")  # and of other files
+        found = {name: v for name, v in record.to_dict().items() if name not in inputs}
+        print_json({**found, "weights": str(out / WEIGHTS)})
         return
     figures = {k: v for k, v in record.metrics.items() if k.startswith(("val_", "test_"))}
     print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))

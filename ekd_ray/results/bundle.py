@@ -57,7 +57,7 @@ ELSEWHERE = 0.005
 
 @dataclass(frozen=True)
 class Verification:
-    """What `Bundle.verify` found: `ok`, or the `problems` in sentences."""
+    """The findings of `Bundle.verify`: `ok`, or the `problems` in sentences."""
 
     problems: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Bundle:
 
     @cached_property
     def weights(self) -> WeightsMetadata:
-        """What the header of the weights says: normalisation and prior among it."""
+        """The header of the weights: normalisation and prior among it."""
         return read_metadata(self.path / WEIGHTS)
 
     def preprocessing(self) -> Preprocessing:
@@ -140,7 +140,7 @@ class Bundle:
         return read_history(self.path)
 
     def environment(self) -> dict[str, Any]:
-        """What the weights were trained on; raises `UserError` if the file is damaged."""
+        """The machine and packages of the training; raises `UserError` if the file is damaged."""
         return read_environment(self.path / "environment.json")
 
     def evaluate(self, *, data_root: str | None = None) -> dict[str, float]:
@@ -184,7 +184,7 @@ class Bundle:
 def same_arithmetic(there: dict[str, Any], here: dict[str, Any]) -> bool:
     """Whether two environments round alike: processor, GPUs and torch are the same."""
     names = ("processor", "gpus", "cuda", "cudnn")
-    torches = [place.get("packages", {}).get("torch") for place in (there, here)]
+    torches = [found.get("packages", {}).get("torch") for found in (there, here)]
     return torches[0] == torches[1] and all(there.get(n) == here.get(n) for n in names)
 
 
@@ -420,7 +420,7 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
 
 
 def manifest_problems(folder: Path) -> list[str]:
-    """What is wrong with a bundle's files, a sentence each; empty if nothing is.
+    """The faults of a bundle's files, a sentence each; empty without any.
 
     Nothing outside the folder is read, whatever the manifest says. Files that begin with a
     dot, which clones of repositories have, are left out.

@@ -95,10 +95,10 @@ def time_table(study: Study) -> pa.Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
-    """What was not computed.
+    """Work that early stops and the teacher's cache spared.
 
-    `stopped_epochs` and `stopped_hours`: what early-stopped trials would still have trained, at
-    their own pace. `views`: how often a run needed the teacher's answer; `asked`: how often the
+    `stopped_epochs` and `stopped_hours`: the rest of the trials that were stopped early, at their
+    own pace. `views`: how often a run needed the teacher's answer; `asked`: how often the
     network was asked instead of the table; `cache_hours`: the rest at the pace at which the table
     was filled, None where no pace was measured, and all three None without a record of a fill.
     """

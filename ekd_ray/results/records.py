@@ -80,7 +80,7 @@ class RunRecord:
         status: running, complete (all epochs), pruned (stopped early) or failed, with a `reason`.
         history: a row for each epoch that ended, see `distill`.
         metrics: the last row, and the metrics on the test split where it was read.
-        seconds: what its epochs took, of a finished run the whole of it.
+        seconds: the time of its epochs; of a finished run, from its start to its end.
     """
 
     folder: Path
@@ -107,7 +107,7 @@ class RunRecord:
 
     @property
     def title(self) -> str:
-        """What a person is shown: the name, and the seed where a name has several."""
+        """The name for people, with the seed where a name has several."""
         confirms = self.stage in (RunStage.SELECT, RunStage.FINAL)
         return f"{self.name} seed {self.seed}" if confirms else self.name
 
@@ -120,14 +120,6 @@ class RunRecord:
         """The metric after the last epoch, or None if no epoch ended."""
         return self.last.get(metric)
 
-    def summary(self) -> dict[str, Any]:
-        """What came of a finished run, without its settings and its epochs."""
-        names = (
-            "metrics", "log_prior", "precision", "data_fingerprint", "fingerprint", "seconds",
-            "environment",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
-
     def write_config(self) -> None:
         """Write the settings beside the run's events."""
         write_text(self.folder / CONFIG, DistillConfig.from_dict(self.config).to_yaml())
@@ -138,7 +130,7 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The record back from `to_dict`; of other keys nothing is taken."""
+        """The record back from `to_dict`; other keys are ignored."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         typed = {"folder": Path(values["folder"]), "stage": RunStage(values["stage"])}
         return cls(**{**known, **typed})
@@ -149,11 +141,11 @@ class RunRecord:
         del content["folder"]
         write_json(self.folder / RESULT, {"format_version": FORMAT_VERSION, **content})
 
-    def ended(self, status: str, *, reason: str | None = None) -> Self:
-        """The record of a run that has ended, from what it left in its folder; it is written.
+    def close(self, status: str, *, reason: str | None = None) -> Self:
+        """Write the record of a run that has ended, from what it left in its folder.
 
         Args:
-            reason: of a failure, unless the run has left one of its own.
+            reason: of a failure; without it the one that the run has left.
         """
         if status == "failed" and reason is None:
             reason = failure_reason(self.folder)
@@ -168,7 +160,7 @@ class RunRecord:
 
 
 def single_run(config: DistillConfig, folder: Path) -> RunRecord:
-    """The record, still to be filled, of a run of no study."""
+    """The record of a run of no study, before it begins."""
     return RunRecord(
         folder=folder, stage=RunStage.SINGLE, name=config.student, config=config.to_dict()
     )
@@ -178,79 +170,69 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
     """The record of the run in a folder, ended or running; None if it has not begun.
 
     Args:
-        known: what is known of the run besides: its name (runs of equal configurations share a
-            folder) and, for one of the first format, its settings.
+        known: what else is known of the run: its name (runs of equal configurations share a
+            folder) and, for a file of the first format, its settings.
     """
-    found = known or _by_place(folder)
-    settings = folder / CONFIG
-    if settings.exists():
-        found = replace(found, config=yaml.safe_load(settings.read_text(encoding="utf-8")))
-    if not (folder / RESULT).exists():
-        history = read_history(folder)
-        if not (history or settings.exists()):
+    path, found = folder / RESULT, known or _from_path(folder)
+    content: dict[str, Any] = {}
+    if path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if "history" not in content:  # still running, or of the first format
+        settings, content["history"] = folder / CONFIG, read_history(folder)
+        if not (path.exists() or settings.exists() or content["history"]):
             return None
-        return replace(found, history=history, seconds=spent_seconds(history))
-    content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if settings.exists() and not found.config:
+            content["config"] = yaml.safe_load(settings.read_text(encoding="utf-8"))
     if "format_version" not in content:
-        content = _from_first_format(content, folder)
+        history = content["history"]
+        content.setdefault("seconds", spent_seconds(history))
+        if path.exists():
+            content.setdefault("status", "failed" if content.get("reason") else "complete")
+            content.setdefault("metrics", history[-1] if history else {})
     if known:
         content |= {"name": known.name, "number": known.number}
     return RunRecord.from_dict({**found.to_dict(), **content})
 
 
-def _by_place(folder: Path) -> RunRecord:
-    """What a folder's path says of its run."""
-    if folder.parent.name == "trials":
+def _from_path(folder: Path) -> RunRecord:
+    """The record of a run of which only the folder is known."""
+    kind = folder.parent.name
+    if kind == "trials":
         number = int(folder.name)
         return RunRecord(
             folder=folder, stage=RunStage.SEARCH, name=trial_name(number), number=number
         )
-    stage = RunStage.SINGLE
-    if folder.parent.name == "confirm":
+    stage = RunStage.TEACHER if folder.name == "teacher" else RunStage.SINGLE
+    if kind == "confirm":
         stage = RunStage(folder.name.partition("-")[0])
-    elif folder.name == "teacher":
-        stage = RunStage.TEACHER
     return RunRecord(folder=folder, stage=stage, name=folder.name)
-
-
-def _from_first_format(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What FORMAT_VERSION 1 leaves out: a trial's metrics, another run's status and history."""
-    history = content["history"] if "history" in content else read_history(folder)
-    return {
-        "status": "failed" if content.get("reason") else "complete",
-        "history": history,
-        "metrics": history[-1] if history else {},
-        "seconds": spent_seconds(history),
-        **content,
-    }
 
 
 def confirm_table(runs: Iterable[RunRecord], study: Path) -> pa.Table:
     """The content of `confirm.parquet`: a row for each run of the confirm stage."""
     runs = list(runs)
     first_seeds = {run.name: run.seed for run in reversed(runs)}
-    rows = [
-        {
-            "stage": str(run.stage),
-            "name": run.name,
-            "trial": run.number,
-            "seed": run.seed,
-            # The settings that the runs of a name share are those under its first seed.
-            "config": json.dumps({**run.config, "seed": first_seeds[run.name]}),
-            "folder": str(run.folder.relative_to(study)),
-            "reason": run.reason,
-            "seconds": run.seconds,
-            **confirmed_metrics(run),
-        }
-        for run in runs
-    ]
-    return table_of_rows(rows)
+    return table_of_rows(
+        [
+            {
+                "stage": str(run.stage),
+                "name": run.name,
+                "trial": run.number,
+                "seed": run.seed,
+                # The settings that the runs of a name share are those under its first seed.
+                "config": json.dumps({**run.config, "seed": first_seeds[run.name]}),
+                "folder": str(run.folder.relative_to(study)),
+                "reason": run.reason,
+                "seconds": run.seconds,
+                **{k: v for k, v in run.metrics.items() if _is_confirmed(k)},
+            }
+            for run in runs
+        ]
+    )
 
 
-def confirmed_metrics(run: RunRecord) -> dict[str, float]:
-    """What `confirm.parquet` says of a run's metrics: both splits and the student's costs."""
-    shown = ("val_", "test_")
-    return {k: v for k, v in run.metrics.items() if k.startswith(shown) or k in COSTS}
+def _is_confirmed(metric: str) -> bool:
+    return metric.startswith(("val_", "test_")) or metric in COSTS
 
 
 def confirmed_runs(table: pa.Table, study: Path) -> list[RunRecord]:

@@ -30,13 +30,13 @@ IDENTICAL, WITHIN, DIFFERENT = "bit-identical", "within-tolerance", "different"
 # times a seed's standard deviation, and 1.96 of those hold 19 of 20. At least half a point.
 LEAST_TOLERANCE = 0.005
 DEVIATIONS = 1.96 * math.sqrt(2)
-# What a machine does with its time is no result.
+# Times are of the machine, and no result.
 _NOT_COMPARED = ("seconds", "latency_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """What `reproduce` found.
+    """The findings of `reproduce`.
 
     `verdict` is one of bit-identical (every figure of every epoch, every tensor and every
     test metric), within-tolerance (`test_top1` differs from `stated` by no more than
@@ -130,7 +130,7 @@ def reproduce(
 
 
 def default_tolerance(bundle: Bundle) -> float:
-    """What two runs of one configuration may differ by in test_top1, as a fraction."""
+    """The difference in test_top1, a fraction, that two runs of one configuration may have."""
     deviation = bundle.metrics["test"].get("test_top1", {}).get("sd", 0.0)
     return max(LEAST_TOLERANCE, DEVIATIONS * float(deviation))
 
@@ -167,7 +167,7 @@ def first_tensor(there: dict[str, Tensor], here: dict[str, Tensor]) -> str | Non
 
 def _elsewhere(bundle: Bundle, recorded: dict[str, Any]) -> tuple[str, ...]:
     here, lines = environment(), []
-    old, new = ({**place, **place["packages"]} for place in (recorded, here))
+    old, new = ({**found, **found["packages"]} for found in (recorded, here))
     names = ("processor", "gpus", "cuda", "cudnn", "driver", "threads", "git_revision")
     for name in (*names, "ekd_ray", "torch", "numpy"):
         if old.get(name) != new.get(name):

@@ -76,7 +76,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
 
 
 class _StandIn:
-    """What schedulers need to know of a trial that ended before this process began."""
+    """A trial that ended before this process began, as far as schedulers look at it."""
 
     def __init__(self, number: int) -> None:
         self.trial_id = f"replayed-{number}"
@@ -87,7 +87,7 @@ def replay(scheduler: TrialScheduler, finished: list[FrozenTrial], base: Distill
     know them; `base` has the schedule that they share."""
     if type(scheduler) is FIFOScheduler:  # which the others inherit from
         return
-    # The median rule takes whole curves, and asks a live controller about running trials.
+    # The median rule takes complete curves, and asks a live controller about running trials.
     median = isinstance(scheduler, MedianStoppingRule)
     tell = scheduler.on_trial_complete if median else scheduler.on_trial_result
     for trial in finished:
@@ -112,7 +112,7 @@ class ObserverCallback(tune.Callback):
         return {"_observer": None, "_order": {}}
 
     def _number(self, trial: Any) -> int:
-        """The trial's number in the search, in other stages its place among those that began."""
+        """The trial's number in the search, in other stages its position among those that began."""
         run = RunRecord.from_dict(trial.config[RUN])
         if run.stage is RunStage.SEARCH and run.number is not None:
             return run.number

@@ -175,7 +175,7 @@ class OptunaSearcher(Searcher):
 
     def _refuse(self, trial_id: str, trial: Trial, reason: str) -> dict[str, Any] | str | None:
         """A point that is no legal configuration counts as a failed trial; ask for another."""
-        self._tell(trial.number, self._record(trial, {}).ended("failed", reason=reason))
+        self._tell(trial.number, self._record(trial, {}).close("failed", reason=reason))
         return self.suggest(trial_id) if self.remaining else None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ class OptunaSearcher(Searcher):
         status = "failed"
         if not failed:
             status = "complete" if history[-1]["epoch"] >= self.base.epochs else "pruned"
-        ended = record.ended(status, reason=death_reason(folder, result))
+        ended = record.close(status, reason=death_reason(folder, result))
         # Before Optuna knows: a trial that has ended there is never looked at again.
         forget_checkpoint(folder)
         self._tell(trial.number, ended)

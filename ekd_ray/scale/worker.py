@@ -108,7 +108,7 @@ def train_run(
             if first:
                 forget_checkpoint(folder)
         elif first and run.stage is not RunStage.SINGLE:  # which may be tried again
-            run.ended("failed")
+            run.close("failed")
         return result
     except Exception as error:
         full = no_space(error)
@@ -182,8 +182,7 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 def rung_score(values: Sequence[float], config: DistillConfig) -> float:
-    """What a run is compared by after epochs of these values: their mean since the learning
-    rate last fell.
+    """The score of a run after epochs of these values: their mean since the learning rate fell.
 
     A single epoch at a high rate says little: what a run will be worth shows better in the mean.
     """

@@ -139,7 +139,7 @@ def test_the_checkpoint_of_a_trial_that_has_ended_goes(tmp_path: Path, config: S
     first = make(tmp_path, config)
     job = suggest(first, "a")
     train(first, "a", job, EPOCHS)
-    job.ended("complete")
+    job.close("complete")
     (job.folder / CHECKPOINT).write_bytes(b"checkpoint")
     make(tmp_path, config)
     assert not (job.folder / CHECKPOINT).exists()
