@@ -80,7 +80,7 @@ class OptunaSearcher(Searcher):
             record = read_record(self._folder(frozen.number))
             if record is not None and record.status != "running":
                 forget_checkpoint(record.folder)
-                self._tell(frozen.number, record)
+                self._end(record)
             else:
                 self._interrupted.append(frozen._trial_id)
 
@@ -111,15 +111,18 @@ class OptunaSearcher(Searcher):
         return [trial for trial in self._own_trials() if trial.state.is_finished()]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        asked = self._ask()
-        if asked is None:
+        with together(self.study):
+            drawn = self._draw_point()
+        if drawn is None:
             # Not over yet: one that is begun may have to begin again.
             return None if self._running else Searcher.FINISHED
-        trial, point = asked
+        trial, point = drawn
         try:
             config = resolve(point_config(self.base, point), data_root=self.config.data_root)
         except UserError as error:
-            return self._refuse(trial_id, trial, str(error))
+            # A point that is no legal configuration counts as a failed trial; another is drawn.
+            self._end(self._record(trial, {}).close("failed", reason=str(error)))
+            return self.suggest(trial_id) if self.remaining else None
         record = self._record(trial, config.to_dict())
         record.write_config()
         self._running[trial_id] = trial, record
@@ -132,16 +135,12 @@ class OptunaSearcher(Searcher):
             number=number, config=config, params=trial.params,
         )  # fmt: skip
 
-    def _ask(self) -> tuple[Trial, dict[str, Any]] | None:
+    def _draw_point(self) -> tuple[Trial, dict[str, Any]] | None:
         """A trial at a point that no other has, None if there is none left.
 
         Runs are functions of their configuration: a point that comes again is ended in Optuna
         as the first one was, without being run, and counts for nothing.
         """
-        with together(self.study):
-            return self._new_point()
-
-    def _new_point(self) -> tuple[Trial, dict[str, Any]] | None:
         for _ in range(REPEATS):
             if not self.remaining:
                 return None
@@ -151,11 +150,11 @@ class OptunaSearcher(Searcher):
             else:
                 trial = self.study.ask()
             point = self.space(trial)
-            drawn = trial.params  # copied by Optuna whenever it is asked for
+            params = trial.params  # copied by Optuna whenever it is asked for
             first = next(
                 other
                 for other in self.study.get_trials(deepcopy=False)
-                if other.params == drawn and other.state != TrialState.WAITING
+                if other.params == params and other.state != TrialState.WAITING
             )
             if first.number == trial.number:
                 return trial, point
@@ -172,11 +171,6 @@ class OptunaSearcher(Searcher):
         state = TrialState.PRUNED if first.state == TrialState.RUNNING else first.state
         values = first.values if state == TrialState.COMPLETE else None
         self.study.tell(trial.number, values, state=state)
-
-    def _refuse(self, trial_id: str, trial: Trial, reason: str) -> dict[str, Any] | str | None:
-        """A point that is no legal configuration counts as a failed trial; ask for another."""
-        self._tell(trial.number, self._record(trial, {}).close("failed", reason=reason))
-        return self.suggest(trial_id) if self.remaining else None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self._running:
@@ -197,47 +191,44 @@ class OptunaSearcher(Searcher):
         if trial_id not in self._running:
             return
         trial, record = self._running.pop(trial_id)
-        folder = record.folder
+        folder, history = record.folder, read_history(record.folder)
         if error:
             check_room(folder)
-        history = read_history(folder)
-        failed = error or not history or (folder / FAILURE).exists()
-        # Tune tries a trial again whose process died at work, but not one whose process died
-        # while it was handed over from another trial.
-        was_run = bool(history) or (folder / FAILURE).exists()
-        if error and not was_run and trial.number not in self._begun_again:
+        gave_reason = (folder / FAILURE).exists()
+        if error and not (history or gave_reason or trial.number in self._begun_again):
+            # Tune tries a trial again whose process died at work, but not one whose process died
+            # while it was handed over from another trial.
             self._begun_again.add(trial.number)
             self._interrupted.append(trial._trial_id)
             return
         status = "failed"
-        if not failed:
+        if history and not (error or gave_reason):
             status = "complete" if history[-1]["epoch"] >= self.base.epochs else "pruned"
         ended = record.close(status, reason=death_reason(folder, result))
         # Before Optuna knows: a trial that has ended there is never looked at again.
         forget_checkpoint(folder)
-        self._tell(trial.number, ended)
+        self._end(ended)
 
-    def _tell(self, number: int, record: RunRecord) -> None:
-        with together(self.study):
-            self._tell_all(number, record)
-
-    def _tell_all(self, number: int, record: RunRecord) -> None:
+    def _end(self, record: RunRecord) -> None:
+        """End a trial in Optuna, as its record says."""
+        assert record.number is not None
+        self._budget.record(record.number, record.history)
         state = _STATES[record.status]
-        stored = self.study.get_trials(deepcopy=False)[number]
+        stored = self.study.get_trials(deepcopy=False)[record.number]
         trial = Trial(self.study, stored._trial_id)
-        self._budget.record(number, record.history)
-        self._report(trial, record.history)
-        if record.reason:
-            trial.set_user_attr("reason", record.reason)
-        values = None
-        if state == TrialState.COMPLETE:
-            values = [record.last[name] for name in self.config.all_objectives]
-        if state != TrialState.FAIL:
-            for bound in self.config.bounds:
-                # Killed between this and the next line, it is there already.
-                if bound.text not in stored.constraints:
-                    trial.set_constraint(bound.text, bound.violation(record.last))
-        self.study.tell(number, values, state=state)
+        with together(self.study):
+            self._report(trial, record.history)
+            if record.reason:
+                trial.set_user_attr("reason", record.reason)
+            values = None
+            if state == TrialState.COMPLETE:
+                values = [record.last[name] for name in self.config.all_objectives]
+            if state != TrialState.FAIL:
+                for bound in self.config.bounds:
+                    # Killed between this and the next line, it is there already.
+                    if bound.text not in stored.constraints:
+                        trial.set_constraint(bound.text, bound.violation(record.last))
+            self.study.tell(record.number, values, state=state)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal holds everything."""
