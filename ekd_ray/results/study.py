@@ -97,10 +97,12 @@ class Study:
     @cached_property
     def runs(self) -> list[RunRecord]:
         """Every run that has begun, ended or not: trials by number, then confirm runs by folder."""
-        trials = sorted((self.path / "trials").glob("[0-9]*"), key=lambda path: int(path.name))
+        folders = [path for path in self.path.glob("trials/*") if path.name.isdecimal()]
+        folders.sort(key=lambda path: int(path.name))
+        for stage in (RunStage.SELECT, RunStage.FINAL):
+            folders += sorted(self.path.glob(f"confirm/{stage}-*"))
         known = {run.folder: run for run in reversed(self.confirm_runs)}
-        confirms = sorted((self.path / "confirm").glob("*-*"))
-        found = (read_record(folder, known.get(folder)) for folder in (*trials, *confirms))
+        found = (read_record(folder, known.get(folder)) for folder in folders)
         return [self._with_params(run) for run in found if run is not None]
 
     def _with_params(self, run: RunRecord) -> RunRecord:

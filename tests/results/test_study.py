@@ -48,6 +48,8 @@ def test_a_running_trial_has_no_row(maker):
     study = maker.study()
     maker.trial(0, [0.1])
     (trial_folder(maker.path, 1)).mkdir(parents=True)
+    (maker.path / "trials" / "1 of mine").mkdir()
+    (maker.path / "confirm" / "notes-of-mine").mkdir(parents=True)
     assert study.trials().column("trial").to_pylist() == [0]
     assert [record.number for record in study.records()] == [0]
 
