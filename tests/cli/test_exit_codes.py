@@ -13,7 +13,7 @@ import pytest
 
 import ekd_ray
 from ekd_ray.cli.main import run
-from ekd_ray.errors import UserError
+from ekd_ray.errors import Interrupted, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,10 @@ def interrupted() -> int:
     raise KeyboardInterrupt
 
 
+def unfinished() -> int:
+    raise Interrupted
+
+
 def terminated() -> int:
     os.kill(os.getpid(), signal.SIGTERM)
     return 0
@@ -52,6 +56,10 @@ def test_a_launcher_ends_with_the_documented_code(code, capsys) -> None:
     found, err = ended(CODES[code], capsys)
     assert found == code
     assert err.count("\n") == (code in (2, 130))
+
+
+def test_work_that_was_stopped_ends_as_an_interrupt_does(capsys) -> None:
+    assert ended(unfinished, capsys) == ended(interrupted, capsys)
 
 
 @pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN])
