@@ -1,5 +1,6 @@
 # `make quickstart` and `make test` do all of the set-up on a fresh machine.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH ?= torch torchvision
 VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
@@ -11,7 +12,7 @@ install: $(VENV)/.installed
 # torch first and by name alone: a machine's own pip configuration may hold a build for it.
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 

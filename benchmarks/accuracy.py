@@ -23,7 +23,7 @@ from benchmarks.study import find_teacher
 from benchmarks.study import flags as study_flags
 from ekd_ray.config import DistillConfig
 from ekd_ray.files import write_json
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.results.paired import LEVEL, paired_difference
 from ekd_ray.scale.cluster import local_cpus
 

@@ -36,6 +36,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def default_cache_dir() -> Path:
+    """$EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else ~/.cache/ekd_ray; `~` is expanded."""
+    folder = os.environ.get("EKD_CACHE_DIR")
+    if not folder:
+        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ekd_ray")
+    return Path(folder).expanduser()
+
+
 def is_temporary(path: Path) -> bool:
     """Whether it is named as unfinished; where nobody writes, a kill has left it."""
     return path.name.startswith(".") and path.name.endswith(".tmp")

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import os
+import math
 
-from ekd_ray.remote.objects import Entry, StorageError
+from ekd_ray.remote.location import Location
+from ekd_ray.remote.storage import Stamp, StorageError
+
+LOCATION = Location("s3", "bucket", "runs/one")
 
 
 class FakeStore:
-    """`Objects` whose clock is a counter of seconds.
+    """A `Store` whose clock is a counter of seconds.
 
-    `moments` are its contents after each change; `down` makes every call fail; `calls` lists
-    what was changed.
+    `moments` are its contents after each change; `calls` lists what was changed and fetched;
+    `left` is how many calls will still be answered.
     """
+
+    location = LOCATION
 
     def __init__(self, content=None):
         self.content = dict(content or {})
         self.now = 1_000_000
         self.changed = dict.fromkeys(self.content, self.now)
-        self.moments, self.calls, self.down = [], [], False
+        self.moments, self.calls, self.left = [], [], math.inf
 
     def _ask(self):
         self.now += 1
-        if self.down:
-            raise StorageError("no answer")
+        self.left -= 1
+        if self.left < 0:
+            raise StorageError(LOCATION, "no answer")
 
-    def entries(self):
+    def list_objects(self):
         self._ask()
-        return {n: Entry(len(c), self.changed[n] * 10**9) for n, c in self.content.items()}
+        return {n: Stamp(len(c), self.changed[n] * 10**9) for n, c in self.content.items()}
+
+    def stat(self, name):
+        return self.list_objects().get(name)
 
     def read(self, name):
         self._ask()
@@ -40,13 +49,11 @@ class FakeStore:
         self._remember("put", name)
 
     def upload(self, path, name):
-        with open(path, "rb") as file:
-            state = os.fstat(file.fileno())
-            self.write(name, file.read(state.st_size))
-        return state
+        self.write(name, path.read_bytes())
 
     def download(self, name, path):
         self._ask()
+        self.calls.append(("get", name))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self.content[name])
 

@@ -1,12 +1,11 @@
 """Every setting of every configuration class, for tests over all of them."""
 
-import dataclasses
 import typing
 
 from ekd_ray.config import DistillConfig, StudyConfig
 
 CLASSES = (DistillConfig, StudyConfig)
-FIELDS = [(cls, field) for cls in CLASSES for field in dataclasses.fields(cls)]
+FIELDS = [(cls, field) for cls in CLASSES for field in cls.fields()]
 
 
 def hint_of(cls, field):

@@ -11,8 +11,10 @@ from ekd_ray.cli.terminal import Terminal
 from ekd_ray.cli.tune_command import RUNS, join
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset, short_name
-from ekd_ray.engine.distill import CHECKPOINT, Diverged, distill, forget_checkpoint
+from ekd_ray.engine.checkpoint import CHECKPOINT, forget_checkpoint
+from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.final import WEIGHTS
+from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name
@@ -80,17 +82,17 @@ def _train_here(
 
 def _alone(config: DistillConfig, out: Path, args: argparse.Namespace, terminal: Terminal) -> None:
     """The run in this process."""
-    result = distill(
-        config,
-        data_root=args.data_root,
-        out=out,
-        on_epoch=lambda row: terminal.epoch(0, row),
-        threads=args.cpus_per_trial or local_cpus(),
-    )
-    terminal.ended(0, failed=False)
-    if args.test:
-        terminal.stage("test split", 1, 0)
-    finish_run(single_run(config, out), result, data_root=args.data_root, test=args.test)
+    with cpu_threads(args.cpus_per_trial or local_cpus()):
+        result = distill(
+            config,
+            data_root=args.data_root,
+            out=out,
+            on_epoch=lambda row: terminal.epoch(0, row),
+        )
+        terminal.ended(0, failed=False)
+        if args.test:
+            terminal.stage("test split", 1, 0)
+        finish_run(single_run(config, out), result, data_root=args.data_root, test=args.test)
     forget_checkpoint(out)
 
 

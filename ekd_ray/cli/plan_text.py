@@ -15,7 +15,7 @@ from ekd_ray.engine.resolve import split_sizes, student_size
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
 from ekd_ray.engine.train_teacher import teacher_config
-from ekd_ray.losses.objective import METHOD_SETTINGS, method_of
+from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import milestone_epochs
 from ekd_ray.scale.cluster import ADDRESS, fits, local_cpus, on_cluster, this_machine
 from ekd_ray.scale.confirm import baselines
@@ -161,7 +161,7 @@ def _cache(config: DistillConfig, data_root: str | None) -> str:
 
 
 def _method_values(values: Mapping[str, Any], config: DistillConfig) -> str:
-    used = (name for name in METHOD_SETTINGS if name in method_of(config).uses)
+    used = sorted(method_of(config).setting_names)
     return ", ".join(f"{name} {values[name]}" for name in used if values[name] is not None)
 
 

@@ -14,7 +14,8 @@ from ekd_ray.cli.terminal import Terminal
 from ekd_ray.cli.tune_command import RUNS
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset
-from ekd_ray.engine.distill import Diverged, forget_checkpoint
+from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.distill import Diverged
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.results import Bundle

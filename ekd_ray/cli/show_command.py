@@ -15,11 +15,10 @@ from rich.table import Table
 
 from ekd_ray.cli.terminal import difference_lines, front_table, leaderboard_table, winner_settings
 from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import write_report
-from ekd_ray.results.report.content import Content, gather
-from ekd_ray.results.report.figures_model import interval
-from ekd_ray.results.report.headline import headline
-from ekd_ray.results.report.parts import duration, figure_text, label, metric_name, value_text
+from ekd_ray.results.report.content import Content, gather, write_headline
+from ekd_ray.results.report.words import duration, figure_text, label, metric_name, value_text
 from ekd_ray.results.study import Study
 from ekd_ray.studies.comparison import compare_studies
 
@@ -49,7 +48,7 @@ def show(args: argparse.Namespace) -> int:
     # Figures whole: a line that the terminal breaks is better than one cut short.
     width = max(Console().width, 110 + 18 * (len(content.config.watched) - 1))
     console = Console(highlight=False, soft_wrap=True, width=width)
-    for line in (*headline(content), _status(content)):
+    for line in (*write_headline(content), _status(content)):
         console.print(line, markup=False)
     _print_board(console, content)
     if content.importance.num_rows:
@@ -122,7 +121,7 @@ def _print_board(console: Console, content: Content) -> None:
 def _intervals(board: list[Row]) -> str:
     lines = []
     for row in board:
-        bounds = interval(row.test) if row.test else None
+        bounds = mean_interval(row.test)
         if bounds:
             lines.append(
                 f"{label(row.name)}: mean test_top1 {mean_sd(row.test)[0]:.2%}, 95 % interval "

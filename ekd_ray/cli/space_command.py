@@ -11,7 +11,7 @@ from rich.table import Table
 from ekd_ray.cli.output import print_json
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import resolve_method
+from ekd_ray.losses.methods import resolve_method
 from ekd_ray.scale.space import check_space, first_points
 
 

@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.targets import COSTS, total_violation
-from ekd_ray.losses.objective import METHOD_SETTINGS, METHODS
+from ekd_ray.losses.methods import METHODS
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.records import RunRecord
@@ -417,7 +418,7 @@ def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:
         f"{name}={_short(settings[name])}"
         for name in names
         if settings.get(name) is not None
-        and (method is None or name not in METHOD_SETTINGS or name in method.uses)
+        and (method is None or name not in REGISTRY or name in method.setting_names)
     )
 
 

@@ -6,13 +6,14 @@ command line (`--set name=value`), in recipes, in TensorBoard and in the documen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from dataclasses import Field, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ekd_ray.config import method_settings
+from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.config.settings import Settings, setting
 from ekd_ray.errors import UserError
-
-EVIDENCE = ("log1p_softplus", "softplus", "exp", "relu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,44 +75,17 @@ class DistillConfig(Settings):
         None, "keep this many of the teacher's logits per view, and the mass of the rest", low=1
     )
 
-    # Method (METHODS.md, section 1)
+    # Method
     method: str = setting("ekd", "distillation method: a name of METHODS (docs/methods.md)")
-    temperature: float | None = setting(None, "softening T of both logits", above=0, high=100)
-    ce_weight: float | None = setting(None, "weight of the (evidential) cross-entropy", low=0)
-    kd_weight: float | None = setting(None, "weight of KD / first-order expectation KD", low=0)
-    kd_warmup: int | None = setting(None, "epochs over which DKD's kd_weight ramps up", low=0)
-    ekd_weight: float | None = setting(None, "weight of second-order distribution KD", low=0)
-    ekd_warmup: int | None = setting(None, "epochs over which ekd_weight ramps up linearly", low=0)
-    standardize: bool = setting(False, "standardise logits per row before KD (softmax methods)")
-    dkd_alpha: float = setting(1.0, "DKD: weight of the (target, rest) part", low=0)
-    dkd_beta: float = setting(8.0, "DKD: weight of the part among the other classes", low=0)
-    ctkd_t_start: float = setting(1.0, "CTKD: lower end of the learned temperature", above=0)
-    ctkd_t_end: float = setting(20.0, "CTKD: width of the learned temperature's range", above=0)
-    ctkd_warmup: int | None = setting(
-        None, "CTKD: epochs over which the gradient reversal grows to full strength", low=0
-    )
-    log_prior: float | None = setting(
-        None, "log of the prior mass per class (the teacher's learned one)", low=-20, high=20
-    )
-    learn_log_prior: bool = setting(
-        False, "train log_prior with the student, from its value or 1.0"
-    )
-    teacher_log_prior: float | None = setting(
-        None, "log_prior of the teacher's Dirichlet, where it differs", low=-20, high=20
-    )
-    evidence: str = setting("log1p_softplus", "second-order evidence function", choices=EVIDENCE)
-    prior_kl_weight: float = setting(0.0, "weight of the evidential regularisation", low=0)
-    prior_kl_warmup: int = setting(10, "epochs over which prior_kl_weight ramps up", low=0)
-    prior_kl_evidence: str = setting(
-        "softplus", "evidence function of the evidential regularisation", choices=EVIDENCE
-    )
+    # Here follow the settings of the methods: `add_method_settings`.
 
     # Solver
     epochs: int = setting(240, "epochs of the whole schedule", low=1)
     batch_size: int = setting(64, "global batch, summed over workers", low=1)
     accumulation_steps: int = setting(
-        1, "parts that a batch is computed in, one after the other, to save memory", low=1
-    )
+        1, "parts that a batch is computed in, one after the other, to save memory", low=1,
+        neutral=1,
+    )  # fmt: skip
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = setting(0.05, "peak learning rate", above=0)
     momentum: float = setting(0.9, "momentum of SGD", low=0, high=1)
@@ -153,10 +127,52 @@ class DistillConfig(Settings):
                 keys=("accumulation_steps",),
             )
 
-    def identity(self) -> dict[str, Any]:
-        """See `Settings.identity`; a run whose batches are not computed in parts is the run that it
-        was before there was such a setting."""
-        kept = super().identity()
-        if self.accumulation_steps == 1:
-            del kept["accumulation_steps"]
-        return kept
+    if TYPE_CHECKING:  # the settings of methods are known when the program runs
+
+        def __init__(self, **settings: Any) -> None: ...
+
+    else:  # a type checker would let every misspelt name pass
+
+        def __new__(cls, **values: Any) -> DistillConfig:
+            if not values.keys() <= cls.__dataclass_fields__.keys():
+                method_settings.load()
+            return super().__new__(cls)
+
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith("__"):
+                method_settings.load()
+                if name in type(self).__dataclass_fields__:
+                    return getattr(self, name)
+            raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
+
+    @classmethod
+    def fields(cls) -> tuple[Field[Any], ...]:
+        """All settings, those of the methods included."""
+        method_settings.load()
+        return super().fields()
+
+    @classmethod
+    def add_method_settings(cls, declared: Iterable[MethodSetting]) -> None:
+        """Add settings that a method declares; one that another method has already is shared.
+
+        Raises:
+            ValueError: two methods mean different things by a name, or a method by a name of
+                another setting.
+        """
+        registry = method_settings.REGISTRY
+        last = next(reversed(registry), "method")
+        added = {}
+        for entry in declared:
+            known = registry.get(entry.name)
+            if known is None and entry.name in cls.__dataclass_fields__:
+                raise ValueError(f"{entry.name} is a setting of every run already: rename it")
+            if known is not None and not known.is_same_as(entry):
+                raise ValueError(
+                    f"{entry.name} is a setting of another method, with another type, default, "
+                    "description or other bounds: rename it"
+                )
+            if known is None:
+                added[entry.name] = (entry.kind, entry.field())
+                registry[entry.name] = entry
+        if added:
+            cls.add_fields(added, after=last)

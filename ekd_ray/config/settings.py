@@ -25,6 +25,9 @@ from ekd_ray.errors import Keys, UserError, at, unknown_name
 # libyaml's writes the same ten times faster, once for every trial of a search.
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
+# The neutral value of a setting that counts in every fingerprint.
+COUNTS = object()
+
 
 def setting(
     default: Any,
@@ -35,15 +38,17 @@ def setting(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     identity: bool = True,
+    neutral: Any = COUNTS,
 ) -> Any:
     """A dataclass field with its description and limits.
 
     `low` and `high` are inclusive bounds and `above` an exclusive lower one; `choices`
     are the legal strings; `identity=False` keeps places and resources, which do not
-    change a result, out of the fingerprint.
+    change a result, out of the fingerprint. At its `neutral` value a setting is left out too,
+    so that a new one leaves the fingerprints of older runs alone; `COUNTS` has no such value.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
-    metadata = {"doc": doc, "identity": identity, **limits}
+    metadata = {"doc": doc, "identity": identity, "neutral": neutral, **limits}
     if isinstance(default, dict | list):
         raise TypeError("a setting's default must be immutable: use a tuple or None")
     return dataclasses.field(default=default, metadata=metadata)
@@ -52,7 +57,7 @@ def setting(
 _HINTS: dict[type, dict[str, Any]] = {}
 
 
-def _hints(cls: type) -> dict[str, Any]:
+def hints_of(cls: type) -> dict[str, Any]:
     """The types of a class's settings; to evaluate them takes longer than to check a value."""
     if cls not in _HINTS:
         _HINTS[cls] = typing.get_type_hints(cls)
@@ -70,16 +75,43 @@ class Settings:
     retired: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        hints = hints_of(type(self))
         for field in dataclasses.fields(self):
             value = _coerce((field.name,), hints[field.name], getattr(self, field.name))
             _check_limits(field.name, value, field.metadata)
             object.__setattr__(self, field.name, value)
 
     @classmethod
+    def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        """All settings, in order of declaration."""
+        return dataclasses.fields(cls)
+
+    @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The names of all settings, in order of declaration."""
-        return tuple(field.name for field in dataclasses.fields(cls))
+        """The names of `fields`."""
+        return tuple(field.name for field in cls.fields())
+
+    @classmethod
+    def add_fields(cls, added: Mapping[str, tuple[Any, Any]], *, after: str) -> None:
+        """Give the class further settings, by name (type, `setting(...)`), behind another one.
+
+        Configurations that were built before have the defaults.
+        """
+        listed = [(name, kind, field) for name, (kind, field) in added.items()]
+        grown = dataclasses.make_dataclass(
+            cls.__name__, listed, bases=(cls,), frozen=True, kw_only=True
+        )
+        for generated in ("__init__", "__repr__", "__eq__", "__hash__"):
+            setattr(cls, generated, grown.__dict__[generated])
+        fields = {field.name: field for field in dataclasses.fields(grown)}
+        order = [name for name in fields if name not in added]
+        index = order.index(after) + 1
+        order[index:index] = added
+        cls.__dataclass_fields__ = {name: fields[name] for name in order}
+        for name, (kind, field) in added.items():
+            cls.__annotations__[name] = kind
+            setattr(cls, name, field.default)
+        _HINTS.pop(cls, None)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
@@ -103,7 +135,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (dict, list, str, int, float, bool, None): JSON- and YAML-ready."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {field.name: _plain(getattr(self, field.name)) for field in self.fields()}
 
     def to_yaml(self) -> str:
         """YAML text in order of declaration; `from_yaml` reads it back equal."""
@@ -120,9 +152,9 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result, without places and resources."""
         kept = {}
-        for field in dataclasses.fields(self):
-            if field.metadata.get("identity", True):
-                value = getattr(self, field.name)
+        for field in self.fields():
+            value = getattr(self, field.name)
+            if field.metadata["identity"] and value != field.metadata["neutral"]:
                 kept[field.name] = value.identity() if isinstance(value, Settings) else value
         return {name: _plain(value) for name, value in kept.items()}
 
@@ -132,14 +164,14 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _values(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {field.name: getattr(self, field.name) for field in self.fields()}
 
 
 def json_schema(cls: type[Settings]) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a configuration, for editors' completion and checks."""
-    hints = _hints(cls)
+    fields, hints = cls.fields(), hints_of(cls)
     properties = {}
-    for field in dataclasses.fields(cls):
+    for field in fields:
         entry, limits = _schema_of(hints[field.name]), field.metadata
         entry["description"] = limits.get("doc", "")
         limited = entry["items"] if entry["type"] == "array" else entry

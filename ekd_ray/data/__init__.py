@@ -1,37 +1,34 @@
 """Images in: data sets as arrays, honest splits, views as integers, counter-based batches."""
 
-from ekd_ray.data.counter import counter_hash
-from ekd_ray.data.datasets import (
-    DATASETS,
-    DatasetInfo,
-    EncodedImages,
-    ImageArrays,
-    check_dataset,
-    dataset_info,
-    default_cache_dir,
-    default_data_root,
-    load_dataset,
-    num_train,
-    short_name,
-)
-from ekd_ray.data.loader import (
+from ekd_ray.data.batches import (
     Batch,
-    StagedImages,
     epoch_batches,
     epoch_order,
     epoch_strong_ids,
     epoch_views,
     steps_per_epoch,
 )
-from ekd_ray.data.splits import stratified_split, stratified_subset
+from ekd_ray.data.counter import counter_hash
+from ekd_ray.data.datasets import (
+    check_dataset,
+    dataset_info,
+    default_data_root,
+    load_dataset,
+    num_train,
+    short_name,
+)
+from ekd_ray.data.registry import DATASETS, DatasetInfo
+from ekd_ray.data.splits import held_out_size, stratified_split, stratified_subset
 from ekd_ray.data.staging import (
     ENCODED_SCHEMES,
     IMAGE_SIZES,
     Stage,
     StagedEncodedImages,
+    StagedImages,
     check_view_scheme,
     stage_images,
 )
+from ekd_ray.data.store import EncodedImages, ImageArrays
 from ekd_ray.data.views import (
     DEFAULT_POOL,
     RESIZED_CROP,
@@ -43,6 +40,7 @@ from ekd_ray.data.views import (
     view_count,
     view_scheme,
 )
+from ekd_ray.files import default_cache_dir
 
 __all__ = [
     # data sets
@@ -58,6 +56,7 @@ __all__ = [
     "num_train",
     "short_name",
     # splits
+    "held_out_size",
     "stratified_split",
     "stratified_subset",
     # views

@@ -1,80 +1,19 @@
-"""Image data sets by name, the same in every process.
-
-Small images are decoded once and memory-mapped; pictures that vary in size stay encoded.
-"""
+"""Image data sets by name, the same in every process."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ekd_ray.data.counter import Int64Array
-from ekd_ray.data.encoded import EncodedEntry, EncodedImages, encoded_path, load_encoded
-from ekd_ray.data.folders import FolderSource
-from ekd_ray.data.parquet import ParquetSource
-from ekd_ray.data.registry import (
-    DATASETS,
-    FOLDER_PREFIX,
-    DatasetInfo,
-    PictureFiles,
-    folder_info,
-    registered,
-)
-from ekd_ray.data.sources import SPLITS, Source, check_source, find_source, folder_classes
-from ekd_ray.data.store import Entry, default_cache_dir, entry_path, load_entry
+from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo, find_registered, folder_info
+from ekd_ray.data.sources import SPLITS, FolderSource, check_source, find_source, folder_classes
+from ekd_ray.data.store import EncodedImages, ImageArrays, entry_path, load_entry
 from ekd_ray.errors import unknown_name
-
-__all__ = [
-    "DATASETS",
-    "DatasetInfo",
-    "EncodedImages",
-    "ImageArrays",
-    "check_dataset",
-    "dataset_info",
-    "default_cache_dir",
-    "default_data_root",
-    "load_dataset",
-    "num_train",
-    "short_name",
-]
-
-
-@dataclass(frozen=True, eq=False)
-class ImageArrays:
-    """One split of a data set.
-
-    `images` is a read-only memory map uint8 [N, 3, H, W]; `labels` int64 [N], read-only;
-    `fingerprint` 16 hex digits over the decoded pixels and the labels, so two copies of a
-    data set agree exactly when they train the same.
-    """
-
-    name: str
-    split: str
-    images: np.memmap[Any, np.dtype[np.uint8]]
-    labels: Int64Array
-    class_names: tuple[str, ...]
-    fingerprint: str
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, whether or not each occurs in this split."""
-        return len(self.class_names)
-
-    @property
-    def image_size(self) -> int:
-        """Pixels a side."""
-        return int(self.images.shape[-1])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
+from ekd_ray.files import default_cache_dir
 
 # Opening an entry takes milliseconds and every trial of a reused process asks again.
-_opened: dict[Path, Entry | EncodedEntry] = {}
+_opened: dict[Path, ImageArrays | EncodedImages] = {}
 _counted: dict[Path, int] = {}
 
 
@@ -91,10 +30,10 @@ def dataset_info(name: str) -> DatasetInfo:
     files are listed once, into the default cache. Raises UserError for an unknown name, with
     the nearest known one, and for a folder that does not serve.
     """
-    info = _outline(name)
+    info = _uncounted_info(name)
     if not name.startswith(FOLDER_PREFIX):
         return info
-    return folder_info(name, info.class_names, num_train(name))
+    return dataclasses.replace(info, num_train=num_train(name))
 
 
 def short_name(name: str) -> str:
@@ -109,15 +48,14 @@ def num_train(name: str, *, data_root: str | os.PathLike[str] | None = None) -> 
     "tiny_imagenet" and "folder:PATH", of which subsets are legal, the number of images found.
     Raises UserError for files that are missing or unsuitable.
     """
-    info = _outline(name)
-    if not isinstance(info.files, PictureFiles):
+    info = _uncounted_info(name)
+    if info.files is None or not info.files.held_out:
         return info.num_train
-    source = find_source(info, "train", _root(data_root), download=False)
-    assert isinstance(source, FolderSource | ParquetSource)
+    source = find_source(info, "train", _data_root(data_root), download=False)
     if info.encoded and isinstance(source, FolderSource):
         # The index has to be made anyway, and lists the files for all later processes.
         return len(load_dataset(name, "train", data_root=data_root))
-    path = _entry_path(default_cache_dir(), info, "train", source)
+    path = entry_path(default_cache_dir(), info, "train", source)
     if path not in _counted:
         _counted[path] = source.count()
     return _counted[path]
@@ -144,33 +82,16 @@ def load_dataset(
     Raises UserError for unknown names, for missing, damaged or unsuitable files (naming file
     and row) and for a cache folder that cannot be written.
     """
-    info = _outline(name)
+    info = _uncounted_info(name)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    source = find_source(info, split, _root(data_root), download=download)
-    path = _entry_path(_folder(cache_dir), info, split, source)
-    entry = _opened.get(path)
-    if entry is None:
-        load = load_encoded if info.encoded else load_entry
-        entry = _opened[path] = load(path, info, source)
-    if isinstance(entry, EncodedEntry):
-        return EncodedImages(
-            name=name,
-            split=split,
-            labels=entry.labels,
-            class_names=entry.class_names,
-            fingerprint=entry.fingerprint,
-            image_size=info.image_size,
-            pictures=entry.pictures,
-        )
-    return ImageArrays(
-        name=name,
-        split=split,
-        images=entry.images,
-        labels=entry.labels,
-        class_names=entry.class_names,
-        fingerprint=entry.fingerprint,
-    )
+    source = find_source(info, split, _data_root(data_root), download=download)
+    cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    path = entry_path(cache, info, split, source)
+    if path not in _opened:
+        _opened[path] = load_entry(path, info, split, source)
+    # Several names may lead to one folder.
+    return dataclasses.replace(_opened[path], name=name)
 
 
 def check_dataset(
@@ -182,25 +103,15 @@ def check_dataset(
     have their md5; class folders are the same on both sides and none is empty. With `download`,
     files that would be fetched may be missing. Raises UserError with the cure.
     """
-    info = _outline(name)
-    check_source(info, _root(data_root), download=download)
+    check_source(_uncounted_info(name), _data_root(data_root), download=download)
 
 
-def _outline(name: str) -> DatasetInfo:
+def _uncounted_info(name: str) -> DatasetInfo:
     """`dataset_info`, but of a folder only its classes; its images are not counted."""
     if not (isinstance(name, str) and name.startswith(FOLDER_PREFIX)):
-        return registered(name)
-    return folder_info(name, folder_classes(name), num_train=0)
+        return find_registered(name)
+    return folder_info(name, folder_classes(name))
 
 
-def _entry_path(cache_dir: Path, info: DatasetInfo, split: str, source: Source) -> Path:
-    place = encoded_path if info.encoded else entry_path
-    return place(cache_dir, info, split, source)
-
-
-def _root(data_root: str | os.PathLike[str] | None) -> Path:
+def _data_root(data_root: str | os.PathLike[str] | None) -> Path:
     return default_data_root() if data_root is None else Path(data_root).expanduser()
-
-
-def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    return default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()

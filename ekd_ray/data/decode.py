@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ekd_ray.data.counter import UInt64Array
-from ekd_ray.data.crops import Region, crop_box, crop_flips, evaluation_region
+from ekd_ray.data.views import Region, crop_box, crop_flips, evaluation_region
 from ekd_ray.errors import UserError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -34,31 +35,31 @@ def read_picture(path: str) -> bytes:
         ) from error
 
 
-def decode_fixed(data: bytes, where: str, size: int, dataset: str) -> UInt8Array:
+def decode_fixed(data: bytes, name: str, size: int, dataset: str) -> UInt8Array:
     """RGB pixels [size, size, 3] of a JPEG or PNG that must have exactly that size.
 
-    `where` names the picture in messages ("the image in row 3 of FILE"). Raises UserError for
-    a damaged picture or one of another size.
+    `name` is how messages call the picture ("the image in row 3 of FILE"). Raises UserError
+    for a damaged picture or one of another size.
     """
-    with _opened(data, where, FIXED_FORMATS) as image:
+    with _opened(data, name, FIXED_FORMATS) as image:
         got = image.size
         # A giant picture is refused by its header, before it is decoded.
         if got == (size, size):
             return np.asarray(image.convert("RGB"))
     raise UserError(
-        f"{where} has {got[0]}x{got[1]} pixels, but {dataset} has {size}x{size}; put the files "
+        f"{name} has {got[0]}x{got[1]} pixels, but {dataset} has {size}x{size}; put the files "
         f"of {dataset} there."
     )
 
 
-def decode_view(data: bytes, where: str, size: int, bits: UInt64Array | None) -> UInt8Array:
+def decode_view(data: bytes, name: str, size: int, bits: UInt64Array | None) -> UInt8Array:
     """RGB pixels [3, size, size] of one view of a picture of any size.
 
-    `bits` is a row of `crops.crop_bits` (a random resized crop, perhaps mirrored) or None for
+    `bits` is a row of `views.crop_bits` (a random resized crop, perhaps mirrored) or None for
     the evaluation view (centre crop after resizing). Bilinear with antialiasing. Raises
-    UserError, with the name `where`, for a damaged picture.
+    UserError, with the picture's `name`, for a damaged picture.
     """
-    with _opened(data, where, FORMATS) as image:
+    with _opened(data, name, FORMATS) as image:
         width, height = image.size
         if bits is None:
             region = evaluation_region(width, height, size)
@@ -95,8 +96,6 @@ def fit_file(path: str, size: int, *, margin: bool) -> UInt8Array:
 
 def _cut(image: Any, region: Region, size: int, *, whole_pixels: bool) -> UInt8Array:
     """`region` of an image that is not loaded yet, resized to [size, size, 3]."""
-    from PIL import Image
-
     shrink = _draft(image, region, size)
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     box: tuple[float, ...] | None = tuple(edge / shrink for edge in region)
@@ -118,10 +117,8 @@ def _draft(image: Any, region: Region, size: int) -> int:
 
 
 @contextmanager
-def _opened(data: bytes, where: str, formats: tuple[str, ...]) -> Iterator[Any]:
+def _opened(data: bytes, name: str, formats: tuple[str, ...]) -> Iterator[Any]:
     """The picture, opened by its header; whatever PIL raises inside becomes a UserError."""
-    from PIL import Image
-
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             yield image
@@ -129,6 +126,5 @@ def _opened(data: bytes, where: str, formats: tuple[str, ...]) -> Iterator[Any]:
         # Its own text names a BytesIO by address, which helps nobody.
         kinds = f"{', '.join(formats[:-1])} or {formats[-1]}"
         raise UserError(
-            f"{where} is not a readable {kinds} ({type(error).__name__}); fetch or replace the "
-            "file."
+            f"{name} is not a readable {kinds} ({type(error).__name__}); fetch or replace the file."
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,25 +18,22 @@ Generator = Callable[[str], tuple[npt.NDArray[np.uint8], Int64Array]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CifarFiles:
-    """Where a CIFAR data set's files are, in the two layouts that exist in the wild."""
+class FileLayouts:
+    """The layouts in which a data set's files may lie; in a folder, the first found is read.
 
-    binary_folder: str  # of the original archive
-    torchvision_class: str  # holds the md5 lists and the download
-    label_columns: tuple[str, ...]  # of the Parquet files, first match wins
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureFiles:
-    """Where a data set of pictures is: class folders below train/, or Parquet shards.
-
-    `held_out` names the folder of the "test" split and `held_out_shards` the prefix of its
-    shards, the first that exists wins; no prefixes mean that there is no Parquet layout.
+    `pickled_folder` holds the pickled batches of the original archive, `torchvision_class` their
+    md5 and their download; `held_out` are the folders of the "test" split beside train/, which
+    hold a folder a class; `held_out_shards` the prefixes of its Parquet files. Of several names
+    the first that exists wins, and an empty tuple means that there is no such layout.
+    `unpacked_folder` is what the original archive of pictures unpacks to; `label_columns` those
+    of the Parquet files, the first that exists wins.
     """
 
-    held_out: tuple[str, ...]
+    pickled_folder: str | None = None
+    torchvision_class: str | None = None
+    held_out: tuple[str, ...] = ()
     held_out_shards: tuple[str, ...] = ()
-    archive_folder: str | None = None  # that the original archive unpacks to
+    unpacked_folder: str | None = None
     label_columns: tuple[str, ...] = ("label",)
 
 
@@ -61,16 +58,14 @@ class DatasetInfo:
     mean: Triple
     std: Triple
     view_scheme: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
     encoded: bool = False
-    files: CifarFiles | PictureFiles | None = None
+    files: FileLayouts | None = None
     generate: Generator | None = None
     generator_version: int = 1  # part of the cache key of generated data
 
 
 FOLDER_PREFIX = "folder:"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100 = """
@@ -84,103 +79,100 @@ squirrel streetcar sunflower sweet_pepper table tank telephone television tiger 
 trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
-DATASETS: dict[str, DatasetInfo] = {
-    info.name: info
-    for info in (
-        DatasetInfo(
-            name="cifar10",
-            num_classes=10,
-            image_size=32,
-            num_train=50_000,
-            num_test=10_000,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            view_scheme="crop_flip",
-            class_names=tuple(_CIFAR10.split()),
-            files=CifarFiles(
-                binary_folder="cifar-10-batches-py",
-                torchvision_class="CIFAR10",
-                label_columns=("label",),
-            ),
+_INFOS = (
+    DatasetInfo(
+        name="cifar10",
+        num_classes=10,
+        image_size=32,
+        num_train=50_000,
+        num_test=10_000,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        view_scheme="crop_flip",
+        class_names=tuple(_CIFAR10.split()),
+        files=FileLayouts(
+            pickled_folder="cifar-10-batches-py",
+            torchvision_class="CIFAR10",
+            held_out_shards=("test",),
         ),
-        DatasetInfo(
-            name="cifar100",
-            num_classes=100,
-            image_size=32,
-            num_train=50_000,
-            num_test=10_000,
-            mean=(0.5071, 0.4867, 0.4408),
-            std=(0.2675, 0.2565, 0.2761),
-            view_scheme="crop_flip",
-            class_names=tuple(_CIFAR100.split()),
-            files=CifarFiles(
-                binary_folder="cifar-100-python",
-                torchvision_class="CIFAR100",
-                label_columns=("fine_label", "label"),
-            ),
+    ),
+    DatasetInfo(
+        name="cifar100",
+        num_classes=100,
+        image_size=32,
+        num_train=50_000,
+        num_test=10_000,
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+        view_scheme="crop_flip",
+        class_names=tuple(_CIFAR100.split()),
+        files=FileLayouts(
+            pickled_folder="cifar-100-python",
+            torchvision_class="CIFAR100",
+            held_out_shards=("test",),
+            label_columns=("fine_label", "label"),
         ),
-        DatasetInfo(
-            name="digits",
-            num_classes=10,
-            image_size=32,
-            num_train=1_438,
-            num_test=359,
-            mean=(0.3052, 0.3052, 0.3052),
-            std=(0.3240, 0.3240, 0.3240),
-            view_scheme="crop",  # a mirrored digit is not a digit
-            class_names=tuple("0123456789"),
-            generate=digits_split,
+    ),
+    DatasetInfo(
+        name="digits",
+        num_classes=10,
+        image_size=32,
+        num_train=1_438,
+        num_test=359,
+        mean=(0.3052, 0.3052, 0.3052),
+        std=(0.3240, 0.3240, 0.3240),
+        view_scheme="crop",  # a mirrored digit is not a digit
+        class_names=tuple("0123456789"),
+        generate=digits_split,
+    ),
+    DatasetInfo(
+        name="synthetic",
+        num_classes=10,
+        image_size=32,
+        num_train=2_000,
+        num_test=500,
+        mean=(0.4711, 0.5159, 0.4952),
+        std=(0.1710, 0.1781, 0.1653),
+        view_scheme="crop_flip",
+        class_names=tuple(f"pattern{c}" for c in range(10)),
+        generate=synthetic_split,
+    ),
+    DatasetInfo(
+        name="tiny_imagenet",
+        num_classes=200,
+        image_size=64,
+        num_train=100_000,
+        num_test=10_000,
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2302, 0.2265, 0.2262),
+        view_scheme="crop8_flip",
+        files=FileLayouts(
+            # The archive's own test images have no labels; its validation images do.
+            held_out=("val", "valid", "validation"),
+            held_out_shards=("valid", "validation", "val", "test"),
+            unpacked_folder="tiny-imagenet-200",
         ),
-        DatasetInfo(
-            name="synthetic",
-            num_classes=10,
-            image_size=32,
-            num_train=2_000,
-            num_test=500,
-            mean=(0.4711, 0.5159, 0.4952),
-            std=(0.1710, 0.1781, 0.1653),
-            view_scheme="crop_flip",
-            class_names=tuple(f"pattern{c}" for c in range(10)),
-            generate=synthetic_split,
+    ),
+    DatasetInfo(
+        name="imagenet",
+        num_classes=1000,
+        image_size=224,
+        num_train=1_281_167,
+        num_test=50_000,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        view_scheme=RESIZED_CROP,
+        encoded=True,
+        files=FileLayouts(
+            held_out=("val", "validation"),
+            held_out_shards=("validation", "val", "valid", "test"),
         ),
-        DatasetInfo(
-            name="tiny_imagenet",
-            num_classes=200,
-            image_size=64,
-            num_train=100_000,
-            num_test=10_000,
-            mean=(0.4802, 0.4481, 0.3975),
-            std=(0.2302, 0.2265, 0.2262),
-            view_scheme="crop8_flip",
-            class_names=(),
-            files=PictureFiles(
-                # The archive's own test images have no labels; its validation images do.
-                held_out=("val", "valid", "validation"),
-                held_out_shards=("valid", "validation", "val", "test"),
-                archive_folder="tiny-imagenet-200",
-            ),
-        ),
-        DatasetInfo(
-            name="imagenet",
-            num_classes=1000,
-            image_size=224,
-            num_train=1_281_167,
-            num_test=50_000,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            view_scheme=RESIZED_CROP,
-            class_names=(),
-            encoded=True,
-            files=PictureFiles(
-                held_out=("val", "validation"),
-                held_out_shards=("validation", "val", "valid", "test"),
-            ),
-        ),
-    )
-}
+    ),
+)
+DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _INFOS}
 
 
-def registered(name: str) -> DatasetInfo:
+def find_registered(name: str) -> DatasetInfo:
     """The registry's entry; raises UserError for an unknown name, with the nearest known one."""
     try:
         return DATASETS[name]
@@ -189,18 +181,14 @@ def registered(name: str) -> DatasetInfo:
         raise unknown_name("dataset", name, known, keys=()) from None
 
 
-def folder_info(name: str, class_names: tuple[str, ...], num_train: int) -> DatasetInfo:
-    """The constants of a `folder:PATH` data set: ImageNet's, with its own classes."""
-    return DatasetInfo(
+def folder_info(name: str, class_names: tuple[str, ...]) -> DatasetInfo:
+    """The constants of a `folder:PATH` data set: ImageNet's, with its own classes, not counted."""
+    return replace(
+        DATASETS["imagenet"],
         name=name,
         num_classes=len(class_names),
-        image_size=224,
-        num_train=num_train,
+        num_train=0,
         num_test=0,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        view_scheme=RESIZED_CROP,
         class_names=class_names,
-        encoded=True,
-        files=PictureFiles(held_out=("test", "val", "valid", "validation")),
+        files=FileLayouts(held_out=("test", "val", "valid", "validation")),
     )

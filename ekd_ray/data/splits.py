@@ -11,16 +11,21 @@ from ekd_ray.data.counter import STREAM_SPLIT, STREAM_SUBSET, Int64Array, counte
 from ekd_ray.errors import UserError
 
 
+def held_out_size(count: int, fraction: float) -> int:
+    """How many of `count` samples `stratified_split` holds out: the one rounding there is."""
+    return round(count * fraction)
+
+
 def stratified_split(
     labels: npt.ArrayLike, fraction: float, seed: int
 ) -> tuple[Int64Array, Int64Array]:
     """Split positions 0..N-1 into (train, validation), each class in proportion.
 
-    `labels` is an integer array [N]; the validation side gets exactly round(N * fraction)
-    samples, shared among the classes by largest remainder. A class with two or more samples
-    keeps at least one on each side (when fraction > 0); a class with one stays in train.
-    Returns two sorted int64 arrays that together hold every position once; fraction 0 gives
-    an empty validation side. The draw depends on `seed` and the labels only.
+    `labels` is an integer array [N]; the validation side gets exactly
+    `held_out_size(N, fraction)` samples, shared among the classes by largest remainder. A class
+    with two or more samples keeps at least one on each side (when fraction > 0); a class with
+    one stays in train. Returns two sorted int64 arrays that together hold every position once;
+    fraction 0 gives an empty validation side. The draw depends on `seed` and the labels only.
 
     Raises UserError if the fraction lies outside [0, 1) or is too small or too large for
     every class to be on both sides.
@@ -35,7 +40,7 @@ def stratified_split(
     several = sizes >= 2
     low = np.where(several, 1, 0)
     high = np.where(several, sizes - 1, 0)
-    total = round(n * fraction)
+    total = held_out_size(n, fraction)
     if not low.sum() <= total <= high.sum():
         raise UserError(
             f"a validation fraction of {fraction!r} puts {total} of {n} samples aside, but with "

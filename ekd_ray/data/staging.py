@@ -1,46 +1,65 @@
-"""One way to sample images, whether they were decoded once or are decoded on demand."""
+"""Images on the device, as views: sampled alike whether decoded once or decoded on demand."""
 
 from __future__ import annotations
 
+import warnings
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ekd_ray.data.batches import Batch
 from ekd_ray.data.counter import Int64Array, UInt64Array
-from ekd_ray.data.crops import crop_bits
-from ekd_ray.data.datasets import DatasetInfo, EncodedImages, ImageArrays
 from ekd_ray.data.decode import decode_view
-from ekd_ray.data.loader import Batch, StagedImages, to_device
-from ekd_ray.data.views import DEFAULT_POOL, RESIZED_CROP, VIEW_SCHEMES, view_count
+from ekd_ray.data.registry import DatasetInfo
+from ekd_ray.data.store import EncodedImages, ImageArrays
+from ekd_ray.data.views import (
+    DEFAULT_POOL,
+    RESIZED_CROP,
+    VIEW_SCHEMES,
+    apply_views,
+    crop_bits,
+    view_count,
+    view_scheme,
+)
 from ekd_ray.errors import UserError
 
 ENCODED_SCHEMES = (RESIZED_CROP, "none")
 IMAGE_SIZES = (8, 1024)  # bounds of what encoded images are decoded to
 
-T = TypeVar("T")
+_Job = tuple[Any, npt.ArrayLike, npt.ArrayLike | None]  # (key, sample ids, view ids)
+_Done = Generator[tuple[Any, torch.Tensor, torch.Tensor], None, None]  # (key, images, labels)
 
 
-class Stage(Protocol):
+class Stage(ABC):
     """A split ready to be sampled on a device: what `stage_images` returns.
 
     `labels` is int64 [N] on the device; `num_views` the number of views of each sample, and
     `image_size` S the side of every image.
     """
 
-    device: torch.device
-    labels: torch.Tensor
-    num_views: int
-    image_size: int
+    def __init__(
+        self,
+        arrays: ImageArrays | EncodedImages,
+        device: str | torch.device,
+        num_views: int,
+        image_size: int,
+    ) -> None:
+        self.device = torch.device(device)
+        self.num_views, self.image_size = num_views, image_size
+        self.labels = _wrap_read_only(arrays.labels).to(self.device)
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
+    @abstractmethod
     def views(
         self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,6 +67,8 @@ class Stage(Protocol):
 
         Ids are int64 [B] on the host, `view_ids` in [0, num_views); None stands for the
         evaluation view, which is not augmented. A view of a sample depends on nothing else.
+        Raises IndexError for sample ids out of range, and UserError for a picture that cannot
+        be read.
         """
 
     def stream(
@@ -58,14 +79,156 @@ class Stage(Protocol):
         Encoded images are decoded one batch ahead, by threads that live no longer than the
         generator; what they raise is raised here, in its turn.
         """
+        return self._run((batch, batch.sample_ids, batch.view_ids) for batch in batches)
 
     def evaluation(
         self, sample_ids: npt.ArrayLike, batch_size: int
     ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
         """Yield (images, labels) of evaluation views in order; the last part may be smaller."""
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        parts = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
+        with closing(self._run((None, part, None) for part in parts)) as done:
+            for _, images, labels in done:
+                yield images, labels
 
     def to_device(self, values: npt.ArrayLike) -> torch.Tensor:
-        """Host integers as an int64 tensor on the device."""
+        """Host integers (sample or view ids, [B]) as an int64 tensor; a GPU is not waited for."""
+        # A writable, contiguous copy: a worker's rows are a strided slice of the order.
+        tensor = torch.from_numpy(np.array(values, dtype=np.int64))
+        if self.device.type == "cuda":  # only from pinned memory does the copy not block
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _run(self, jobs: Iterable[_Job]) -> _Done:
+        for key, sample_ids, view_ids in jobs:
+            yield key, *self.views(sample_ids, view_ids)
+
+
+class StagedImages(Stage):
+    """A decoded split; raises UserError if `scheme` is unknown or not for decoded images.
+
+    On the CPU `images` (uint8 [N, 3, S, S], never to be written to) shares the memory map:
+    nothing is copied, and all processes share its pages. To a GPU the whole split moves once.
+    """
+
+    def __init__(
+        self, arrays: ImageArrays, device: str | torch.device = "cpu", *, scheme: str = "none"
+    ) -> None:
+        super().__init__(arrays, device, view_scheme(scheme).count, arrays.image_size)
+        self.scheme = scheme
+        if self.device.type == "cpu":
+            # One byte of every page, in order: random cold reads cost 2 ms a batch instead.
+            arrays.images.reshape(-1)[::4096].max(initial=0)
+        self.images = _wrap_read_only(arrays.images).to(self.device)
+
+    def views(
+        self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Stage.views`; the images are copies."""
+        index = self.to_device(sample_ids)
+        images, labels = self.images.index_select(0, index), self.labels.index_select(0, index)
+        if view_ids is not None:
+            images = apply_views(images, self.to_device(view_ids), self.scheme)
+        return images, labels
+
+
+class StagedEncodedImages(Stage):
+    """An encoded split that is decoded as it is sampled, by as many threads as torch has.
+
+    Views of "resized_crop" are drawn from (seed, sample id, view id); "none" has one view, the
+    evaluation view.
+    """
+
+    def __init__(
+        self,
+        arrays: EncodedImages,
+        device: str | torch.device = "cpu",
+        *,
+        scheme: str,
+        image_size: int,
+        pool: int,
+        seed: int,
+    ) -> None:
+        super().__init__(arrays, device, view_count(scheme, pool=pool), image_size)
+        self._pictures, self._scheme, self._seed = arrays.pictures, scheme, seed
+
+    def views(
+        self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Stage.views`."""
+        with _decoding_threads() as threads:
+            return self._collect(self._submit(threads, sample_ids, view_ids))
+
+    def _run(self, jobs: Iterable[_Job]) -> _Done:
+        """As of the base, decoding one job ahead."""
+        with _decoding_threads() as threads:
+            waiting: deque[tuple[Any, _Decoding]] = deque()
+            for key, sample_ids, view_ids in jobs:
+                waiting.append((key, self._submit(threads, sample_ids, view_ids)))
+                if len(waiting) > 1:
+                    done, decoding = waiting.popleft()
+                    yield done, *self._collect(decoding)
+            for done, decoding in waiting:
+                yield done, *self._collect(decoding)
+
+    def _submit(
+        self,
+        threads: ThreadPoolExecutor,
+        sample_ids: npt.ArrayLike,
+        view_ids: npt.ArrayLike | None,
+    ) -> _Decoding:
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        if ids.min(initial=0) < 0 or ids.max(initial=-1) >= len(self):
+            raise IndexError(f"sample ids must lie in 0..{len(self) - 1}")
+        rows: list[UInt64Array | None] = [None] * len(ids)
+        if view_ids is not None and self._scheme == RESIZED_CROP:
+            rows = list(crop_bits(ids, np.asarray(view_ids, dtype=np.int64), self._seed))
+        size = self.image_size
+        # Pinned, since only from there does the copy to a GPU not block.
+        pinned = self.device.type == "cuda"
+        images = torch.empty((len(ids), 3, size, size), dtype=torch.uint8, pin_memory=pinned)
+        slots = images.numpy()
+        futures = [
+            threads.submit(self._decode, slots[slot], index, bits)
+            for slot, (index, bits) in enumerate(zip(ids.tolist(), rows, strict=True))
+        ]
+        return _Decoding(ids, images, futures)
+
+    def _collect(self, decoding: _Decoding) -> tuple[torch.Tensor, torch.Tensor]:
+        for future in decoding.futures:
+            future.result()
+        labels = self.labels.index_select(0, self.to_device(decoding.ids))
+        return decoding.images.to(self.device, non_blocking=True), labels
+
+    def _decode(self, pixels: npt.NDArray[np.uint8], index: int, bits: UInt64Array | None) -> None:
+        data, name = self._pictures.read(index), self._pictures.name(index)
+        pixels[:] = decode_view(data, name, self.image_size, bits)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoding:
+    """A batch whose images (uint8 [B, 3, S, S], on the host) are being filled in."""
+
+    ids: Int64Array
+    images: torch.Tensor
+    futures: list[Future[None]]
+
+
+@contextmanager
+def _decoding_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for the body; work that has not started when it ends is dropped."""
+    threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="ekd-decode")
+    try:
+        yield threads
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _wrap_read_only(array: npt.NDArray[Any]) -> torch.Tensor:
+    """The array as a tensor that shares its memory, and is only ever gathered from."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return torch.from_numpy(array)
 
 
 def stage_images(
@@ -119,126 +282,3 @@ def _check(name: str, encoded: bool, native: int, scheme: str, image_size: int |
         raise UserError(
             f"image_size must be {IMAGE_SIZES[0]} to {IMAGE_SIZES[1]} for {name}, got {image_size}."
         )
-
-
-class StagedEncodedImages:
-    """An encoded split that is decoded as it is sampled; see `Stage`.
-
-    Views of "resized_crop" are drawn from (seed, sample id, view id); "none" has one view, the
-    evaluation view. Decoding takes as many threads as torch has.
-    """
-
-    def __init__(
-        self,
-        arrays: EncodedImages,
-        device: str | torch.device = "cpu",
-        *,
-        scheme: str = RESIZED_CROP,
-        image_size: int = 224,
-        pool: int = DEFAULT_POOL,
-        seed: int = 0,
-    ) -> None:
-        self.device = torch.device(device)
-        self.labels = torch.tensor(arrays.labels, device=self.device)
-        self.num_views = view_count(scheme, pool=pool)
-        self.image_size = image_size
-        self._arrays, self._scheme, self._seed = arrays, scheme, seed
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def views(
-        self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Stage.views`; raises UserError for a picture that cannot be read."""
-        with _decoders() as workers:
-            return self._finish(self._begin(workers, sample_ids, view_ids))
-
-    def stream(
-        self, batches: Iterable[Batch]
-    ) -> Generator[tuple[Batch, torch.Tensor, torch.Tensor], None, None]:
-        """As `Stage.stream`."""
-        return self._ahead((batch, batch.sample_ids, batch.view_ids) for batch in batches)
-
-    def evaluation(
-        self, sample_ids: npt.ArrayLike, batch_size: int
-    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
-        """As `Stage.evaluation`."""
-        ids = np.asarray(sample_ids, dtype=np.int64)
-        parts = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
-        with closing(self._ahead((None, part, None) for part in parts)) as decoded:
-            for _, images, labels in decoded:
-                yield images, labels
-
-    def to_device(self, values: npt.ArrayLike) -> torch.Tensor:
-        """Host integers (sample or view ids, [B]) as an int64 tensor on the device."""
-        return to_device(values, self.device)
-
-    def _ahead(
-        self, jobs: Iterable[tuple[T, npt.ArrayLike, npt.ArrayLike | None]]
-    ) -> Generator[tuple[T, torch.Tensor, torch.Tensor], None, None]:
-        """Yield (key, images, labels) of (key, sample ids, view ids), one job ahead."""
-        with _decoders() as workers:
-            waiting: deque[tuple[T, _Pending]] = deque()
-            for key, sample_ids, view_ids in jobs:
-                waiting.append((key, self._begin(workers, sample_ids, view_ids)))
-                if len(waiting) > 1:
-                    done, pending = waiting.popleft()
-                    yield done, *self._finish(pending)
-            for done, pending in waiting:
-                yield done, *self._finish(pending)
-
-    def _begin(
-        self,
-        workers: ThreadPoolExecutor,
-        sample_ids: npt.ArrayLike,
-        view_ids: npt.ArrayLike | None,
-    ) -> _Pending:
-        ids = np.asarray(sample_ids, dtype=np.int64)
-        if ids.min(initial=0) < 0 or ids.max(initial=-1) >= len(self):
-            raise IndexError(f"sample ids must lie in 0..{len(self) - 1}")
-        rows: list[UInt64Array | None] = [None] * len(ids)
-        if view_ids is not None and self._scheme == RESIZED_CROP:
-            rows = list(crop_bits(ids, np.asarray(view_ids, dtype=np.int64), self._seed))
-        size = self.image_size
-        # Pinned, since only from there does the copy to a GPU not block.
-        pinned = self.device.type == "cuda"
-        images = torch.empty((len(ids), 3, size, size), dtype=torch.uint8, pin_memory=pinned)
-        slots = images.numpy()
-        futures = [
-            workers.submit(self._decode, slots, slot, index, bits)
-            for slot, (index, bits) in enumerate(zip(ids.tolist(), rows, strict=True))
-        ]
-        return _Pending(ids, images, futures)
-
-    def _finish(self, pending: _Pending) -> tuple[torch.Tensor, torch.Tensor]:
-        for future in pending.futures:
-            future.result()
-        labels = self.labels.index_select(0, self.to_device(pending.ids))
-        return pending.images.to(self.device, non_blocking=True), labels
-
-    def _decode(
-        self, slots: npt.NDArray[np.uint8], slot: int, index: int, bits: UInt64Array | None
-    ) -> None:
-        pictures = self._arrays.pictures
-        data, where = pictures.read(index), pictures.where(index)
-        slots[slot] = decode_view(data, where, self.image_size, bits)
-
-
-@dataclass(frozen=True, eq=False)
-class _Pending:
-    """A batch whose images (uint8 [B, 3, S, S], on the host) are being filled in."""
-
-    ids: Int64Array
-    images: torch.Tensor
-    futures: list[Future[None]]
-
-
-@contextmanager
-def _decoders() -> Iterator[ThreadPoolExecutor]:
-    """Threads for the body; work that has not started when it ends is dropped."""
-    workers = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="ekd-decode")
-    try:
-        yield workers
-    finally:
-        workers.shutdown(wait=True, cancel_futures=True)

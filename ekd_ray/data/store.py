@@ -1,90 +1,136 @@
-"""Decoded images on disk: built once for all processes, then memory-mapped.
+"""Data sets in the cache: made once for all processes, then memory-mapped.
 
-An entry is a folder `<cache>/datasets/<dataset>-<split>-<key>/` with images.npy, labels.npy
-and meta.json. The key covers the decoder's version and every source file's path, size and
-modification time (of class folders: theirs), so changed sources make a new entry and an entry
-never changes. How an entry comes to be is the same for data sets that stay encoded (encoded.py).
+An entry is a folder `<cache>/datasets/<dataset>-<split>-<key>/`. The key covers the format's
+version and every source file's path, size and modification time (of class folders: theirs), so
+changed sources make a new entry and an entry never changes. It holds labels.npy, meta.json and
+
+- where all images have one size, their pixels: images.npy, uint8 [N, 3, H, W];
+- where they vary in size and stay encoded in class folders, an index: sizes.npy, and the
+  relative paths in paths.bin, cut at offsets.npy; the images are read from where they lie;
+- where they stay encoded in Parquet files, which have no cheap access to one row, a copy of
+  their bytes in encoded.bin, cut at offsets.npy.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
+from filelock import FileLock
 
 from ekd_ray.data.counter import Int64Array
+from ekd_ray.data.decode import read_picture
 from ekd_ray.data.registry import DatasetInfo
-from ekd_ray.data.sources import Source
+from ekd_ray.data.sources import FolderSource, ParquetSource, Source, row_name
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 
-_VERSION = 1  # raise it when the same files would decode to other pixels
+# Raise one when the same files would make another entry.
+_DECODED_VERSION = 1
+_ENCODED_VERSION = 1
+_PACKED_ROWS = 64  # copied together: about 7 MB of ImageNet
 
-T = TypeVar("T")
+
+class Pictures(Protocol):
+    """Random access to the encoded images of a split, from any thread."""
+
+    def read(self, index: int) -> bytes:
+        """The image as it is in its file. Raises UserError."""
+
+    def name(self, index: int) -> str:
+        """How messages call the image."""
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """A decoded split: images uint8 [N, 3, H, W] (memory-mapped), labels int64 [N]."""
-
-    images: np.memmap[Any, np.dtype[np.uint8]]
+class _Split:
+    name: str
+    split: str
     labels: Int64Array
     class_names: tuple[str, ...]
     fingerprint: str
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, whether or not each occurs in this split."""
+        return len(self.class_names)
 
-def default_cache_dir() -> Path:
-    """$EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else ~/.cache/ekd_ray."""
-    if folder := os.environ.get("EKD_CACHE_DIR"):
-        return Path(folder).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ekd_ray"
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageArrays(_Split):
+    """One split of a data set whose images are decoded and have one size.
+
+    `images` is a read-only memory map uint8 [N, 3, H, W]; `labels` int64 [N], read-only;
+    `fingerprint` 16 hex digits over the decoded pixels and the labels, so two copies of a
+    data set agree exactly when they train the same.
+    """
+
+    images: np.memmap[Any, np.dtype[np.uint8]]
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side."""
+        return int(self.images.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImages(_Split):
+    """One split of a data set whose images stay encoded and vary in size.
+
+    `labels` is int64 [N], read-only; `image_size` is what images are decoded to where nothing
+    else is asked for. `fingerprint` is 16 hex digits over the labels and, for class folders,
+    the relative paths and sizes of the files, for Parquet the bytes of the images. It does not
+    depend on where the files lie.
+    """
+
+    image_size: int
+    pictures: Pictures
 
 
 def entry_path(cache_dir: Path, info: DatasetInfo, split: str, source: Source) -> Path:
-    """Where the decoded form of `source` belongs. Raises UserError for a missing file."""
-    facts = [_VERSION, info.generator_version, info.name, split, info.image_size]
-    return named_entry(cache_dir, f"{info.name}-{split}", [*facts, *source.facts()])
-
-
-def named_entry(cache_dir: Path, label: str, facts: list[Any]) -> Path:
-    """The entry `label` that all of `facts` (JSON) belong to."""
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+    """Where the entry of `source` belongs. Raises UserError for a missing file."""
+    if info.encoded:
+        kind = info.name.partition(":")[0]  # the PATH of folder:PATH is in the identity
+        label, facts = f"{kind}-{split}-encoded", [_ENCODED_VERSION, kind, split]
+    else:
+        label = f"{info.name}-{split}"
+        facts = [_DECODED_VERSION, info.generator_version, info.name, split, info.image_size]
+    text = json.dumps([*facts, *source.identity()])
+    key = hashlib.sha256(text.encode()).hexdigest()[:20]
     return cache_dir.absolute() / "datasets" / f"{label}-{key}"
 
 
-def load_entry(path: Path, info: DatasetInfo, source: Source) -> Entry:
-    """Open the decoded entry at `path`, as `open_entry` does."""
-    return open_entry(path, lambda: _read(path, info), lambda folder: _write(folder, info, source))
-
-
-def open_entry(path: Path, read: Callable[[], T | None], write: Callable[[Path], None]) -> T:
-    """What `read` makes of the entry at `path`; `write` fills it if it is missing or damaged.
+def load_entry(
+    path: Path, info: DatasetInfo, split: str, source: Source
+) -> ImageArrays | EncodedImages:
+    """Open the entry at `path`; built from `source` if it is missing or damaged.
 
     One process builds, the others wait for it. Raises UserError for bad sources and for a
     cache folder that cannot be written.
     """
-    entry = read()  # needs no lock, so a read-only cache that is complete works
+    entry = _read(path, info, split)  # needs no lock, so a read-only cache serves
     if entry is not None:
         return entry
-    from filelock import FileLock
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(path.name + ".lock")):
-            entry = read()  # another process may have built it meanwhile
+            entry = _read(path, info, split)  # another process may have built it meanwhile
             if entry is None:
-                _build(path, write)
-                entry = read()
+                _build(path, info, source)
+                entry = _read(path, info, split)
     except OSError as error:
         raise UserError(
             f"cannot write the data cache {path.parent} ({error.strerror or error}); set "
@@ -99,7 +145,37 @@ def open_entry(path: Path, read: Callable[[], T | None], write: Callable[[Path],
     return entry
 
 
-def unchanged(folders: Mapping[str, int]) -> bool:
+# ---- reading: a ValueError means that a file of the entry is damaged
+
+
+def _read(path: Path, info: DatasetInfo, split: str) -> ImageArrays | EncodedImages | None:
+    """The entry, or None if it is missing, not what its meta.json says, or out of date."""
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        labels = np.load(path / "labels.npy", allow_pickle=False)
+        if (
+            meta["version"] != (_ENCODED_VERSION if info.encoded else _DECODED_VERSION)
+            or len(meta["class_names"]) != info.num_classes
+            or not folders_unchanged(meta.get("folders", {}))
+        ):
+            return None
+        names, fingerprint = tuple(meta["class_names"]), str(meta["fingerprint"])
+        entry: ImageArrays | EncodedImages
+        if info.encoded:
+            pictures = _open_pictures(path, meta, labels)
+            entry = EncodedImages(
+                info.name, split, labels, names, fingerprint, info.image_size, pictures
+            )
+        else:
+            images = _map_images(path, meta, labels, info.image_size)
+            entry = ImageArrays(info.name, split, labels, names, fingerprint, images)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None
+    labels.setflags(write=False)
+    return entry
+
+
+def folders_unchanged(folders: Mapping[str, int]) -> bool:
     """Whether every folder still has its modification time (ns)."""
     try:
         return all(os.stat(folder).st_mtime_ns == time for folder, time in folders.items())
@@ -107,36 +183,89 @@ def unchanged(folders: Mapping[str, int]) -> bool:
         return False
 
 
-def _read(path: Path, info: DatasetInfo) -> Entry | None:
-    """The entry, or None if it is missing or not what its meta.json says."""
-    try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        # Mapping checks the file's length against its header; a short file raises ValueError.
-        images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(path / "labels.npy", allow_pickle=False)
-        names, fingerprint = tuple(meta["class_names"]), str(meta["fingerprint"])
-        size, rows = info.image_size, int(meta["rows"])
-        sound = (
-            meta["version"] == _VERSION
-            and rows > 0
-            and isinstance(images, np.memmap)
-            and (images.dtype, images.shape) == (np.uint8, (rows, 3, size, size))
-            and images.flags.c_contiguous
-            and os.path.getsize(path / "images.npy") == images.offset + images.nbytes
-            and (labels.dtype, labels.shape) == (np.int64, (rows,))
-            and hashlib.sha256(labels.tobytes()).hexdigest() == meta["labels_sha256"]
-            and len(names) == info.num_classes
-            and unchanged(meta.get("folders", {}))
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
-        return None
-    if not sound:
-        return None
-    labels.setflags(write=False)
-    return Entry(images, labels, names, fingerprint)
+def _map_images(
+    path: Path, meta: dict[str, Any], labels: Int64Array, size: int
+) -> np.memmap[Any, np.dtype[np.uint8]]:
+    if _digest(labels) != meta["labels_sha256"]:
+        raise ValueError("labels.npy is damaged")
+    # Mapping checks the file's length against its header; a short file raises ValueError.
+    images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
+    size_on_disk = os.path.getsize(path / "images.npy")
+    if (images.dtype, images.shape) != (np.uint8, (len(labels), 3, size, size)) or (
+        size_on_disk != images.offset + images.nbytes
+    ):
+        raise ValueError("images.npy does not fit labels.npy")
+    return images
 
 
-def _build(path: Path, write: Callable[[Path], None]) -> None:
+def _open_pictures(path: Path, meta: dict[str, Any], labels: Int64Array) -> Pictures:
+    offsets = np.load(path / "offsets.npy", allow_pickle=False)
+    if _digest(labels, offsets) != meta["arrays_sha256"]:
+        raise ValueError("labels.npy or offsets.npy is damaged")
+    if "side" in meta:
+        return _FolderPictures(path, meta["side"], offsets)
+    return _PackedPictures(path, meta["shards"], offsets)
+
+
+class _FolderPictures:
+    """Files in class folders, found by their index."""
+
+    def __init__(self, entry: Path, side: str, offsets: Int64Array) -> None:
+        self.side, self.offsets = side, offsets
+        self.sizes = np.load(entry / "sizes.npy", allow_pickle=False)
+        self.paths = _map_bytes(entry / "paths.bin", int(offsets[-1]))
+        if len(self.sizes) != len(offsets) - 1:
+            raise ValueError("sizes.npy does not fit offsets.npy")
+
+    def path(self, index: int) -> str:
+        relative = self.paths[self.offsets[index] : self.offsets[index + 1]].tobytes()
+        return os.path.join(self.side, os.fsdecode(relative))
+
+    def read(self, index: int) -> bytes:
+        path = self.path(index)
+        data = read_picture(path)
+        # A file that is written over in place leaves the time of its folder as it was.
+        if len(data) != self.sizes[index]:
+            raise UserError(
+                f"{path} had {self.sizes[index]} bytes when it was indexed and has {len(data)} "
+                "now; touch its class folder so that it is indexed again."
+            )
+        return data
+
+    def name(self, index: int) -> str:
+        return f"the image {self.path(index)}"
+
+
+class _PackedPictures:
+    """Images copied from shards, with the shards' names for messages."""
+
+    def __init__(self, entry: Path, shards: list[tuple[str, int]], offsets: Int64Array) -> None:
+        self.offsets = offsets
+        self.data = _map_bytes(entry / "encoded.bin", int(offsets[-1]))
+        self.shards = [name for name, _ in shards]
+        self.starts = [0, *itertools.accumulate(rows for _, rows in shards)]
+        if self.starts[-1] != len(offsets) - 1:
+            raise ValueError("meta.json does not fit offsets.npy")
+
+    def read(self, index: int) -> bytes:
+        return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
+
+    def name(self, index: int) -> str:
+        shard = bisect.bisect_right(self.starts, index) - 1
+        return row_name(self.shards[shard], index - self.starts[shard])
+
+
+def _map_bytes(path: Path, length: int) -> Any:
+    """The file as uint8 [length], mapped; raises ValueError if it has another length."""
+    if path.stat().st_size != length:
+        raise ValueError(f"{path} has not {length} bytes")
+    return np.memmap(path, np.uint8, "r") if length else np.empty(0, np.uint8)
+
+
+# ---- writing
+
+
+def _build(path: Path, info: DatasetInfo, source: Source) -> None:
     """Write into a folder beside `path`, then rename it into place. The lock is held."""
     prefix = f".{path.name}."
     for stale in path.parent.glob(f"{prefix}*"):  # of builders that were killed
@@ -144,7 +273,12 @@ def _build(path: Path, write: Callable[[Path], None]) -> None:
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     try:
         folder.chmod(0o755)
-        write(folder)
+        if not info.encoded:
+            _write_decoded(folder, info, source)
+        elif isinstance(source, FolderSource):
+            _write_index(folder, source)
+        elif isinstance(source, ParquetSource):
+            _write_packed(folder, source)
         if path.exists():  # damaged: out of the way first, rename needs a free name
             os.rename(path, folder / "damaged")
             shutil.rmtree(folder / "damaged", ignore_errors=True)
@@ -154,42 +288,102 @@ def _build(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
-def _write(folder: Path, info: DatasetInfo, source: Source) -> None:
+def _write_decoded(folder: Path, info: DatasetInfo, source: Source) -> None:
     shape = (3, info.image_size, info.image_size)
     digest = hashlib.sha256()
     parts: list[Int64Array] = []
     # Sequential writes and not a writable map: on a full disk a map dies with SIGBUS.
     with synced(folder / "images.npy") as file:
-        start = _header(file, (0, *shape))
-        for images, labels in source.batches():
-            if images.shape != (len(labels), *shape):
+        start = _write_header(file, (0, *shape))
+        for images, part in source.batches():
+            if images.shape != (len(part), *shape):
                 raise UserError(f"{source.files or info.name}: images of shape {images.shape}.")
             pixels = np.ascontiguousarray(images)
             digest.update(pixels.data)
             file.write(pixels.data)
-            parts.append(labels)
+            parts.append(part)
         labels = np.concatenate(parts)
         file.seek(0)
         # NumPy leaves room in the header for the first axis to grow; never trust it blindly.
-        if _header(file, (len(labels), *shape)) != start:
+        if _write_header(file, (len(labels), *shape)) != start:
             raise RuntimeError("the .npy header changed its length")
-    with synced(folder / "labels.npy") as file:
-        np.save(file, labels, allow_pickle=False)
     digest.update(repr((len(labels), *shape)).encode())
-    digest.update(labels.astype("<i8").tobytes())
     meta = {
-        "version": _VERSION,
+        "version": _DECODED_VERSION,
         "rows": len(labels),
+        "labels_sha256": _digest(labels),
+        "sources": [str(file) for file in source.files],
+    }
+    _write_labels(folder, source, labels, digest, meta)
+
+
+def _write_index(folder: Path, source: FolderSource) -> None:
+    index = source.index()
+    digest = hashlib.sha256()
+    with synced(folder / "paths.bin") as file:
+        for path, size in zip(index.paths, index.sizes.tolist(), strict=True):
+            file.write(path)
+            digest.update(b"%d %s\0" % (size, path))
+    _write_array(folder / "sizes.npy", index.sizes)
+    offsets = _offsets([len(path) for path in index.paths])
+    _write_array(folder / "offsets.npy", offsets)
+    meta = {
+        "version": _ENCODED_VERSION,
+        "arrays_sha256": _digest(index.labels, offsets),
+        "side": str(source.side.absolute()),
+    }
+    _write_labels(folder, source, index.labels, digest, meta)
+
+
+def _write_packed(folder: Path, source: ParquetSource) -> None:
+    needed = sum(path.stat().st_size for path in source.files)
+    free = shutil.disk_usage(folder).free
+    if free < needed:  # said now and not after an hour of copying
+        raise UserError(
+            f"packing {source.info.name} takes about {needed / 1e9:.1f} GB in {folder.parent}, "
+            f"but {free / 1e9:.1f} GB are free; set EKD_CACHE_DIR to a folder on a disk with room."
+        )
+    digest = hashlib.sha256()
+    parts: list[Int64Array] = []
+    lengths: list[int] = []
+    with synced(folder / "encoded.bin") as file:
+        for batch in source.encoded_batches(_PACKED_ROWS):
+            for data in batch.images:
+                digest.update(data)
+                file.write(data)
+                lengths.append(len(data))
+            parts.append(batch.labels)
+    labels, offsets = np.concatenate(parts), _offsets(lengths)
+    digest.update(offsets.astype("<i8").tobytes())
+    _write_array(folder / "offsets.npy", offsets)
+    meta = {
+        "version": _ENCODED_VERSION,
+        "arrays_sha256": _digest(labels, offsets),
+        "shards": [[str(path), rows] for path, rows in source.rows_per_file.items()],
+    }
+    _write_labels(folder, source, labels, digest, meta)
+
+
+def _write_labels(
+    folder: Path, source: Source, labels: Int64Array, digest: Any, meta: dict[str, Any]
+) -> None:
+    """labels.npy and, last, the meta.json that says what must be there."""
+    _write_array(folder / "labels.npy", labels)
+    digest.update(labels.astype("<i8").tobytes())
+    shared = {
         "class_names": list(source.class_names),
         "fingerprint": digest.hexdigest()[:16],
-        "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
-        "sources": [str(file) for file in source.files],
         "folders": source.folders,
     }
-    write_json(folder / "meta.json", meta)
+    write_json(folder / "meta.json", {**shared, **meta})
 
 
-def _header(file: Any, shape: tuple[int, ...]) -> int:
+def _write_array(path: Path, array: Int64Array) -> None:
+    with synced(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _write_header(file: Any, shape: tuple[int, ...]) -> int:
     description = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, description)
     return int(file.tell())
@@ -202,3 +396,15 @@ def synced(path: Path) -> Iterator[Any]:
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def _offsets(lengths: list[int]) -> Int64Array:
+    """Where each of consecutive pieces starts, and where the last one ends: int64 [N + 1]."""
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _digest(*arrays: Int64Array) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()

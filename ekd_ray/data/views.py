@@ -1,22 +1,33 @@
-"""A view is an integer: the outcomes of crop-and-flip, numbered, applied on the device.
+"""A view is an integer that names one augmented form of an image.
 
-For a scheme with padding p, let s = 2p + 1. View id = (flip * s + dy) * s + dx, where the crop
-starts at row dy and column dx of the image padded with p black pixels on every side, and is
-mirrored left to right when flip is 1.
+Crop and flip, applied on the device: for a scheme with padding p, let s = 2p + 1. View id =
+(flip * s + dy) * s + dx, where the crop starts at row dy and column dx of the image padded with
+p black pixels on every side, and is mirrored left to right when flip is 1.
 
-The scheme "resized_crop" has no such list: its outcomes depend on the picture's own size, so
-it keeps a pool of drawn views of every sample and cuts them while decoding (crops.py).
+"resized_crop", cut while a picture is decoded, has no such list, because its outcomes depend on
+the picture's own size: view v of sample i is one rectangle and one coin of a seeded pool. The
+rule is that of Szegedy et al., "Going Deeper with Convolutions" (CVPR 2015), as torchvision's
+RandomResizedCrop states it: an area of 8 % to 100 % of the picture, an aspect ratio of 3/4 to
+4/3 (uniform in its logarithm), ten tries to fit it in, and else the largest legal rectangle in
+the centre. Mirrored left to right with probability 1/2. With u(k) the k-th uniform number of
+`counter_hash(seed, STREAM_CROP, sample id, view id, k)`, try t draws area, aspect ratio, top and
+left from k = 4t ... 4t + 3; k = 40 is the coin.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from ekd_ray.data.counter import STREAM_CROP, UInt64Array, counter_hash
 from ekd_ray.errors import UserError, unknown_name
 
 RESIZED_CROP = "resized_crop"
@@ -147,3 +158,93 @@ def _affine(
     scale = 1.0 / (255.0 * deviations)
     shift = -torch.tensor(mean, dtype=torch.float64) / deviations
     return tuple(t.float().view(1, -1, 1, 1).to(device) for t in (scale, shift))  # type: ignore[return-value]
+
+
+# ---- random resized crops
+
+_AREA = (0.08, 1.0)
+_RATIO = (3 / 4, 4 / 3)
+_TRIES = 10
+_COIN = 4 * _TRIES
+
+
+class Box(NamedTuple):
+    """A rectangle of whole pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class Region(NamedTuple):
+    """The rectangle between two corners, in pixels that may be fractions."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def crop_bits(sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike, seed: int) -> UInt64Array:
+    """The random bits of views `view_ids` [B] of samples `sample_ids` [B]: uint64 [B, 41]."""
+    samples, views = np.asarray(sample_ids), np.asarray(view_ids)
+    return counter_hash(seed, STREAM_CROP, samples[:, None], views[:, None], np.arange(_COIN + 1))
+
+
+def crop_box(width: int, height: int, bits: UInt64Array) -> Box:
+    """Which rectangle of a picture of `width` x `height` pixels a row of `crop_bits` names."""
+    log_ratio = (math.log(_RATIO[0]), math.log(_RATIO[1]))
+    # As Python integers: numpy's scalars make the loop five times slower.
+    draws = bits.tolist()
+    for first in range(0, _COIN, 4):
+        area = width * height * _uniform(draws[first], *_AREA)
+        ratio = math.exp(_uniform(draws[first + 1], *log_ratio))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = _below(draws[first + 2], height - h + 1)
+            return Box(_below(draws[first + 3], width - w + 1), top, w, h)
+    return _central_box(width, height)
+
+
+def crop_flips(bits: UInt64Array) -> bool:
+    """Whether a row of `crop_bits` mirrors its picture."""
+    return bool(bits[_COIN] >> np.uint64(63))
+
+
+def evaluation_region(width: int, height: int, size: int) -> Region:
+    """The part of a picture that evaluation at `size` pixels a side looks at, in its own pixels.
+
+    Equals the centre crop of `size` after the short side was resized to size * 256 / 224, with
+    torchvision's rounding.
+    """
+    short = round(size * 256 / 224)
+    if width <= height:
+        wide, high = short, int(short * height / width)
+    else:
+        wide, high = int(short * width / height), short
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    return Region(
+        left * width / wide,
+        top * height / high,
+        min((left + size) * width / wide, width),
+        min((top + size) * height / high, height),
+    )
+
+
+def _central_box(width: int, height: int) -> Box:
+    w, h = width, height
+    if width / height < _RATIO[0]:
+        h = round(w / _RATIO[0])
+    elif width / height > _RATIO[1]:
+        w = round(h * _RATIO[1])
+    return Box((width - w) // 2, (height - h) // 2, w, h)
+
+
+def _uniform(draw: int, low: float, high: float) -> float:
+    return low + (high - low) * ((draw >> 11) * 2.0**-53)
+
+
+def _below(draw: int, bound: int) -> int:
+    """As `counter.bounded`, of one number."""
+    return ((draw >> 32) * bound) >> 32

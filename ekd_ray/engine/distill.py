@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,22 @@ from ekd_ray.data import Batch, counter_hash, epoch_batches
 from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.data.counter import STREAM_STEP
 from ekd_ray.engine import ranks
-from ekd_ray.engine.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from ekd_ray.engine.checkpoint import (
+    CHECKPOINT,
+    DamagedCheckpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
-from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.learner import Learner, make_optimizer
-from ekd_ray.engine.parallel import all_finite, gradients_reduced, parallelize
-from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
+from ekd_ray.engine.precision import autocast, cpu_threads, pick_device, resolve_precision
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
-from ekd_ray.engine.runlog import RunLog
+from ekd_ray.engine.runlog import RunLog, Session
 from ekd_ray.engine.schedule import learning_rate
-from ekd_ray.engine.sync_batch_norm import synchronized_batch_norm
-from ekd_ray.engine.teacher.source import Teacher, load_teacher
-from ekd_ray.losses.objective import TERMS, Objective
+from ekd_ray.engine.teacher.source import Teacher, TeacherLogits, load_teacher
+from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model
-
-CHECKPOINT = "checkpoint.safetensors"
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -46,7 +45,7 @@ class Diverged(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a finished run leaves in memory.
+    """A finished run, in memory.
 
     `metrics` is the last epoch's row (see `distill`), `history` all rows, `model` the
     student with its trained weights, `log_prior` its prior if it is evidential.
@@ -62,9 +61,34 @@ class RunResult:
     seconds: float
 
 
+class EpochSums:
+    """Running sums over the steps of an epoch, in one tensor on the device.
+
+    `values`, float64 [2 + T]: the loss, the share of correct answers, and the T unweighted terms.
+    """
+
+    def __init__(self, terms: Iterable[str], device: torch.device) -> None:
+        self.terms = tuple(terms)
+        self.values = torch.zeros(2 + len(self.terms), dtype=torch.float64, device=device)
+
+    def add(
+        self, loss: Tensor, logits: Tensor, target: Tensor, terms: Mapping[str, Tensor], parts: int
+    ) -> None:
+        """Add what `Learner.forward` gave for one of the `parts` of a batch."""
+        correct = (logits.detach().argmax(dim=1) == target).double().mean()
+        named = [terms[name] for name in self.terms]
+        self.values += torch.stack([loss.detach(), correct, *named]).double() / parts
+
+    def means(self, steps: int) -> dict[str, float]:
+        """`train_loss`, `train_top1` and `loss_<term>`, the same on every rank (waits for the
+        device)."""
+        names = ("train_loss", "train_top1", *(f"loss_{name}" for name in self.terms))
+        return dict(zip(names, ranks.from_first((self.values / steps).tolist()), strict=True))
+
+
 @dataclass(kw_only=True)
 class _Run:
-    """Everything one run holds while it trains."""
+    """Everything that one run holds while it trains; `epoch` counts from 1, `step` from 0."""
 
     config: DistillConfig
     data: RunData
@@ -76,10 +100,21 @@ class _Run:
     device: torch.device
     precision: str
     steps_per_epoch: int
-    sums: Tensor
+    sums: EpochSums
     epoch: int = 1
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left; the first may have begun. Each must end in `end_epoch`."""
+        while self.epoch <= self.config.epochs:
+            yield self.epoch
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Keep the epoch's row and go on to the next one."""
+        self.history.append(row)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.sums = EpochSums(self.learner.objective.weights(self.epoch), self.device)
 
 
 def distill(
@@ -106,62 +141,56 @@ def distill(
             `train_loss`, `train_top1`, `loss_<term>` (unweighted), `log_prior` if
             evidential, `temperature` if learned, `val_*` (see `classification_metrics`) if
             there is a validation split, and `seconds`.
-        threads: CPU threads; part of what bitwise reproduction needs.
+        threads: CPU threads; part of what bitwise reproduction needs. The number that was set
+            before is set again afterwards, as torch's random state is.
         checkpoint_seconds: least time between two checkpoints at epoch ends.
         checkpoint_steps: also checkpoint every so many steps, inside the epoch.
         constants: figures that every row is to carry, such as the student's costs.
-        session: what TensorBoard's HParams tab shows of the run (all settings).
+        session: the part of the run that TensorBoard's HParams tab shows (all settings).
 
     Raises:
         UserError: bad configuration or data, or another run's checkpoint. Diverged: NaN or
             infinity.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    config = resolve(config, data_root=data_root)
-    run = _start(config, data_root)
-    checkpoint = out / CHECKPOINT if out else None
-    if checkpoint and checkpoint.exists():
-        try:
-            _restore(run, checkpoint)
-        except DamagedCheckpoint as error:  # looked at before anything is restored
-            warnings.warn(f"{error} It is begun again from its start.", stacklevel=2)
-    log = None
-    if out and ranks.is_first():
-        searched = {k: v for k, v in config.to_dict().items() if v is not None}
-        log = RunLog(out, hyperparameters=searched, history=run.history, session=session)
-    saved_at = started = time.monotonic()
-    synchronized = contextlib.ExitStack()
-    synchronized.enter_context(synchronized_batch_norm(run.learner.student))
-    try:
-        while run.epoch <= config.epochs:
+    with contextlib.ExitStack() as stack:
+        # Every step seeds torch's generators: the caller gets the state back that it had.
+        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.enter_context(cpu_threads(threads))
+        run = _start(resolve(config, data_root=data_root), data_root)
+        checkpoint = out / CHECKPOINT if out else None
+        if checkpoint and checkpoint.exists():
+            try:
+                _restore(run, checkpoint)
+            except DamagedCheckpoint as error:  # looked at before anything is restored
+                warnings.warn(f"{error} It is begun again from its start.", stacklevel=2)
+        log = None
+        if out and ranks.is_first():
+            shown = {k: v for k, v in run.config.to_dict().items() if v is not None}
+            log = RunLog(out, hyperparameters=shown, history=run.history, session=session)
+            stack.push(log.close_after)
+        stack.enter_context(ranks.synchronized_batch_norm(run.learner.student))
+        saved_at = started = time.monotonic()
+        for _ in run.epochs():
             epoch_started = time.monotonic()
             with contextlib.closing(_batches(run)) as batches:
                 for batch, images, target in batches:
                     _train_step(run, batch, images, target)
                     due = checkpoint_steps and run.step % checkpoint_steps == 0
-                    if checkpoint and due and _is_last_part(config, batch):
+                    if checkpoint and due and _is_last_part(run.config, batch):
                         _save(run, checkpoint)
-            row = _epoch_row(run)
-            row |= constants or {}
+            row = _epoch_row(run) | dict(constants or {})
             row["seconds"] = time.monotonic() - epoch_started
-            run.history.append(row)
-            run.epoch, run.step = run.epoch + 1, 0
-            run.sums.zero_()
+            run.end_epoch(row)
             if log:
                 log.write(row)
-            due = time.monotonic() - saved_at >= checkpoint_seconds or run.epoch > config.epochs
-            if checkpoint and ranks.agree(due):
+            due = time.monotonic() - saved_at >= checkpoint_seconds
+            if checkpoint and ranks.agree(due or run.epoch > run.config.epochs):
                 _save(run, checkpoint)
                 saved_at = time.monotonic()
             if on_epoch:
                 on_epoch(row)
-    finally:
-        synchronized.close()
-        if log:  # a trial that is stopped early is left by SystemExit, which is no failure
-            log.close(failed=isinstance(sys.exception(), Exception))
     return RunResult(
-        config=config,
+        config=run.config,
         metrics=run.history[-1],
         history=run.history,
         model=run.learner.student.eval(),
@@ -176,11 +205,9 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
     device = pick_device()
     precision = resolve_precision(config.precision, device)
     data = load_run_data(config, data_root=data_root, device=device)
-    num_classes = data.num_classes
     objective = Objective(config)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        student = build_model(config.student, num_classes)
+    torch.manual_seed(config.seed)
+    student = build_model(config.student, data.num_classes)
     learner = Learner(student, objective, compiled=config.compile).to(device)
     if config.channels_last:
         learner = learner.to(memory_format=torch.channels_last)
@@ -191,19 +218,18 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
             strong_teacher = load_teacher(
                 config, data, precision=precision, device=device, strong=True
             )
-    forward = parallelize(learner, device)
     return _Run(
         config=config,
         data=data,
         learner=learner,
-        forward=forward,
+        forward=ranks.parallelize(learner, device),
         optimizer=make_optimizer(config, learner),
         teacher=teacher,
         strong_teacher=strong_teacher,
         device=device,
         precision=precision,
         steps_per_epoch=count_steps(len(data.train_ids), config.batch_size),
-        sums=torch.zeros(2 + len(TERMS), dtype=torch.float64, device=device),
+        sums=EpochSums(objective.weights(1), device),
     )
 
 
@@ -241,31 +267,34 @@ def _train_step(run: _Run, batch: Batch, images: Tensor, target: Tensor) -> None
     last = _is_last_part(config, batch)
     if batch.step % parts == 0:
         _begin_step(run)
-    teacher, strong_inputs = [], None
-    if run.teacher:
-        teacher.append(run.teacher.logits(images, batch.sample_ids, batch.view_ids))
     inputs = student_inputs(images, run.data, config)
+    strong = strong_inputs = None
     if batch.strong_ids is not None:
         strong = strong_images(config, run.data, batch.sample_ids, batch.strong_ids)
         strong_inputs = student_inputs(strong, run.data, config)
-        assert run.strong_teacher
-        teacher.append(run.strong_teacher.logits(strong, batch.sample_ids, batch.strong_ids))
-    teacher_logits, teacher_strong, *_ = (*ranks.gather_columns(teacher, rows), None, None)
+    teacher = _teacher_logits(run, batch, images, strong, rows)
     target = ranks.gather_rows(target, rows)
-    with gradients_reduced(run.forward, last=last):
+    with ranks.exchange_gradients(run.forward, last=last):
         with autocast(run.precision, run.device):
-            loss, logits, terms = run.forward(
-                inputs, teacher_logits, target, run.epoch, strong_inputs, teacher_strong
-            )
+            loss, logits, terms = run.forward(inputs, teacher, target, run.epoch, strong_inputs)
         (loss / parts).backward()
-    correct = (logits.detach().argmax(dim=1) == target).double().mean()
-    zero = loss.detach().new_zeros(())
-    named = [terms.get(name, zero) for name in TERMS]
-    # Running sums: loss, share of correct answers, then the terms.
-    run.sums += torch.stack([loss.detach(), correct, *named]).double() / parts
+    run.sums.add(loss, logits, target, terms, parts)
     if last:
         run.optimizer.step()
         run.step += 1
+
+
+def _teacher_logits(
+    run: _Run, batch: Batch, images: Tensor, strong: Tensor | None, rows: int
+) -> TeacherLogits | None:
+    """The teacher's logits of the `rows` that all ranks have; None without a teacher."""
+    if run.teacher is None:
+        return None
+    views = [run.teacher.logits(images, batch.sample_ids, batch.view_ids)]
+    if strong is not None and batch.strong_ids is not None:
+        assert run.strong_teacher
+        views.append(run.strong_teacher.logits(strong, batch.sample_ids, batch.strong_ids))
+    return TeacherLogits(*ranks.gather_columns(views, rows))
 
 
 def _begin_step(run: _Run) -> None:
@@ -281,21 +310,17 @@ def _begin_step(run: _Run) -> None:
 
 def _epoch_row(run: _Run) -> dict[str, Any]:
     """The epoch's metrics; the only place where the host waits for the device."""
-    means = ranks.from_first((run.sums / run.steps_per_epoch).tolist())
+    objective = run.learner.objective
     last_step = run.epoch * run.steps_per_epoch - 1
-    row = {
+    row: dict[str, Any] = {
         "epoch": run.epoch,
         "lr": learning_rate(run.config, last_step, run.steps_per_epoch),
-        "train_loss": means[0],
-        "train_top1": means[1],
+        **run.sums.means(run.steps_per_epoch),
+        **objective.state(run.epoch),
     }
-    objective = run.learner.objective
-    sums = dict(zip(TERMS, means[2:], strict=True))
-    row |= {f"loss_{name}": sums[name] for name in objective.weights(run.epoch)}
-    row |= objective.state(run.epoch)
     _check_finite(row, run)
     if len(run.data.validation_ids):
-        found = evaluate_model(
+        evaluation = evaluate_model(
             run.learner.student,
             run.data,
             run.data.validation_ids,
@@ -303,7 +328,7 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
             precision=run.precision,
             log_prior=objective.log_prior_value,
         )
-        row |= {f"val_{name}": value for name, value in found.items()}
+        row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
     _check_finite(row, run)
     return row
 
@@ -316,26 +341,24 @@ def _check_finite(row: dict[str, Any], run: _Run) -> None:
                 f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
             )
     # The loss does not see what the last step did to the weights.
-    if not all_finite(run.learner):
+    if not ranks.all_finite(run.learner):
         raise Diverged(
             f"a weight became infinite or nan in epoch {run.epoch} of {run.config.epochs} "
             f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
         )
 
 
-def forget_checkpoint(folder: Path) -> None:
-    """Remove an ended run's checkpoint: a study keeps those of running trials only."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-
-
 def _save(run: _Run, path: Path) -> None:
-    progress = {
-        "epoch": run.epoch, "step": run.step, "history": run.history,
-        "fingerprint": run.config.fingerprint(),
-    }  # fmt: skip
-    save_checkpoint(
-        path, learner=run.learner, optimizer=run.optimizer, sums=run.sums, progress=progress
-    )
+    """Write the run's checkpoint, which is the same on every rank, from the first one."""
+    if ranks.is_first():
+        progress = {
+            "epoch": run.epoch,
+            "step": run.step,
+            "history": run.history,
+            "sums": run.sums.values,
+            "fingerprint": run.config.fingerprint(),
+        }
+        save_checkpoint(path, learner=run.learner, optimizer=run.optimizer, progress=progress)
 
 
 def _restore(run: _Run, path: Path) -> None:
@@ -344,6 +367,7 @@ def _restore(run: _Run, path: Path) -> None:
         fingerprint=run.config.fingerprint(),
         learner=run.learner,
         optimizer=run.optimizer,
-        sums=run.sums,
     )
     run.epoch, run.step, run.history = progress["epoch"], progress["step"], progress["history"]
+    run.sums = EpochSums(run.learner.objective.weights(run.epoch), run.device)
+    run.sums.values.copy_(progress["sums"])

@@ -1,9 +1,10 @@
-"""What a network sees, and how it is evaluated: on unaugmented images, in one pass."""
+"""Evaluation of a network, on unaugmented images in one pass, and the inputs that it takes."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -42,7 +43,15 @@ def student_inputs(images: Tensor, data: RunData, config: DistillConfig) -> Tens
     return inputs.contiguous(memory_format=layout)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on N images: logits float32 [N, C], labels int64 [N] and their metrics."""
+
+    logits: Tensor
+    labels: Tensor
+    metrics: dict[str, float]
+
+
 def evaluate_model(
     model: nn.Module,
     data: RunData,
@@ -51,38 +60,22 @@ def evaluate_model(
     config: DistillConfig,
     precision: str,
     log_prior: float | None,
-) -> dict[str, float]:
-    """Metrics of a model on the images `sample_ids` [N] of `data`, unaugmented.
+) -> Evaluation:
+    """Evaluate a model on the images `sample_ids` [N] of `data`, unaugmented.
 
-    With out-of-distribution images in `data`, also how well uncertainty tells them apart. Where
-    there are several ranks, all of them must ask: each looks at its share of the images, and
-    all get the metrics of the whole.
+    With out-of-distribution images in `data`, metrics also tell how well uncertainty tells them
+    apart. Where there are several ranks, all of them must call: each looks at its share of the
+    images, and all get the result for all images.
     """
     model.eval()
-    logits, targets = predict(model, data, data.images, sample_ids, config, precision)
-    return metrics_of(
-        model, data, logits, targets, config=config, precision=precision, log_prior=log_prior
-    )
-
-
-def metrics_of(
-    model: nn.Module,
-    data: RunData,
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    config: DistillConfig,
-    precision: str,
-    log_prior: float | None,
-) -> dict[str, float]:
-    """What `evaluate_model` gives, from what `predict` gave."""
+    logits, labels = predict(model, data, data.images, sample_ids, config, precision)
     outside = None
     if data.ood_images is not None:
         outside, _ = predict(model, data, data.ood_images, data.ood_ids, config, precision)
     metrics = {}
     if ranks.is_first():  # one set of figures must decide
-        metrics = classification_metrics(logits, targets, log_prior=log_prior, ood_logits=outside)
-    return ranks.from_first(metrics)
+        metrics = classification_metrics(logits, labels, log_prior=log_prior, ood_logits=outside)
+    return Evaluation(logits, labels, ranks.from_first(metrics))
 
 
 @torch.no_grad()
@@ -113,7 +106,7 @@ def predict(
 
 
 def _own_share(sample_ids: np.ndarray) -> np.ndarray:
-    """This rank's ids: as many on every rank, for each pass of a sharded student needs all."""
+    """This rank's ids: as many on every rank, because they are gathered together."""
     own = sample_ids[ranks.rank() :: ranks.world_size()]
     lacks = -(-len(sample_ids) // ranks.world_size()) - len(own)
     return np.concatenate([own, sample_ids[:lacks]])

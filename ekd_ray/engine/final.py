@@ -7,7 +7,7 @@ from pathlib import Path
 from ekd_ray.data import dataset_info
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import RunResult
-from ekd_ray.engine.evaluate import metrics_of, predict
+from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.measure.predictions import Predictions, kept_images, teacher_predictions
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.run_stage import RunStage
@@ -22,28 +22,30 @@ def evaluate_test(
 ) -> dict[str, float]:
     """Read the test split: metrics as `test_<name>`, see `classification_metrics`.
 
-    All ranks must ask, where there are several: each looks at its share.
+    Where there are several ranks, all of them must call: each looks at its share.
 
-    With `keep`, what the model said about the images is written there (`Predictions`), so that
-    no figure of a report has to read the split again.
+    With `keep`, the model's `Predictions` are written there, so that no figure of a report has
+    to read the split again.
 
     Raises:
         ValueError: a run of this stage must not open the test split.
     """
     config, precision, log_prior = result.config, result.precision, result.log_prior
     data = load_test_data(config, stage=stage, data_root=data_root, device=pick_device())
-    model, ids = result.model.eval(), data.validation_ids
-    logits, labels = predict(model, data, data.images, ids, config, precision)
-    metrics = metrics_of(
-        model, data, logits, labels, config=config, precision=precision, log_prior=log_prior
+    ids = data.validation_ids
+    found = evaluate_model(
+        result.model, data, ids, config=config, precision=precision, log_prior=log_prior
     )
     if keep and ranks.is_first():
-        kept = ids[kept_images(*logits.shape).numpy()]
-        teacher = teacher_predictions(config, data, kept, precision=precision)
+        kept = ids[kept_images(*found.logits.shape).numpy()]
         Predictions.of(
-            logits, labels, log_prior=log_prior, class_names=data.class_names, teacher=teacher
+            found.logits,
+            found.labels,
+            log_prior=log_prior,
+            class_names=data.class_names,
+            teacher=teacher_predictions(config, data, kept, precision=precision),
         ).save(keep)
-    return {f"test_{name}": value for name, value in metrics.items()}
+    return {f"test_{name}": value for name, value in found.metrics.items()}
 
 
 def save_student(result: RunResult, path: Path) -> None:

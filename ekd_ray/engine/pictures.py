@@ -14,14 +14,14 @@ from ekd_ray.engine.measure.metrics import CALIBRATION_BINS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.rundata import load_run_data
-from ekd_ray.engine.runlog import grouped
+from ekd_ray.engine.runlog import metric_tag
 
 MOST_NAMED_CLASSES = 25
 _ACCENT, _GREY = "#2454c6", "#98a1ab"
 
 
 def validation_predictions(result: RunResult, *, data_root: str | None) -> Predictions:
-    """What a run's model says about its validation split."""
+    """The predictions of a run's model on its validation split."""
     data = load_run_data(result.config, data_root=data_root, device=pick_device())
     logits, labels = predict(
         result.model.eval(), data, data.images, data.validation_ids, result.config,
@@ -53,8 +53,8 @@ def reliability_bins(
 def confusion(predictions: Predictions) -> np.ndarray:
     """[C, C] counts: rows are labels, columns predictions."""
     classes = len(predictions.class_names)
-    places = predictions.labels * classes + predictions.predicted
-    return np.bincount(places.numpy(), minlength=classes**2).reshape(classes, classes)
+    cells = predictions.labels * classes + predictions.predicted
+    return np.bincount(cells.numpy(), minlength=classes**2).reshape(classes, classes)
 
 
 def write_pictures(
@@ -69,7 +69,7 @@ def write_pictures(
     correct = (predictions.predicted == predictions.labels).numpy()
     with SummaryWriter(str(folder), filename_suffix=".pictures") as events:
         for name, value in scalars.items():
-            events.add_scalar(grouped(name), value, step)
+            events.add_scalar(metric_tag(name), value, step)
         reliability = _reliability(predictions.confidence.numpy(), correct, split)
         events.add_image(f"{split}/reliability", reliability, step, dataformats="HWC")
         confused = _confusion(predictions, split)

@@ -1,4 +1,4 @@
-"""Which arithmetic a run uses on this machine, and the record of what it ran on."""
+"""The arithmetic of a run on this machine, and the record of what it ran on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("amx_tile") or found.get("avx512_bf16"))
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -38,6 +39,17 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Compute with `count` CPU threads (as many as before if None), afterwards as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def float32_head(model: nn.Module) -> None:
@@ -104,7 +116,7 @@ def _processor() -> str:
 def _driver() -> str | None:
     """Version of the NVIDIA driver."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return (_said(query) or "").partition("\n")[0] or None
+    return (_output_of(query) or "").partition("\n")[0] or None
 
 
 def _git() -> dict[str, Any]:
@@ -112,17 +124,17 @@ def _git() -> dict[str, Any]:
     room = Path(__file__).parent.parent
     git = ["git", "-C", str(room)]
     # An installed copy may lie in a repository that is not ours.
-    if _said([*git, "ls-files", "--error-unmatch", "__init__.py"]) is None:
+    if _output_of([*git, "ls-files", "--error-unmatch", "__init__.py"]) is None:
         return {"git_revision": None, "git_dirty": None}
-    changed = _said([*git, "status", "--porcelain", "--", "."])
+    changed = _output_of([*git, "status", "--porcelain", "--", "."])
     return {
-        "git_revision": _said([*git, "rev-parse", "HEAD"]),
+        "git_revision": _output_of([*git, "rev-parse", "HEAD"]),
         "git_dirty": None if changed is None else bool(changed),
     }
 
 
-def _said(command: list[str]) -> str | None:
-    """What a command prints; None if it fails or is not there."""
+def _output_of(command: list[str]) -> str | None:
+    """The output of a command; None if it fails or is not there."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=10

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,11 +18,12 @@ from ekd_ray.data import (
     check_dataset,
     check_view_scheme,
     dataset_info,
+    held_out_size,
     num_train,
     steps_per_epoch,
 )
 from ekd_ray.errors import UserError, at, unknown_name
-from ekd_ray.losses.objective import method_of, resolve_method
+from ekd_ray.losses.methods import method_of, resolve_method
 from ekd_ray.models import WeightsMetadata, build_model, model_names, read_metadata
 
 NORMALIZATIONS = {
@@ -185,15 +187,15 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
     return config.replace(**changes)
 
 
-def _resolve_priors(config: DistillConfig, teacher_prior: float | None) -> dict[str, object]:
+def _resolve_priors(settings: Any, teacher_prior: float | None) -> dict[str, object]:
     """An explicit log_prior serves both sides; else both take what the teacher learned.
 
     Without either, log_prior is 0: one pseudo-count per class, the uniform Dirichlet.
     """
-    if config.log_prior is not None:
+    if settings.log_prior is not None:
         return {}
-    if config.learn_log_prior:
-        own = teacher_prior if config.teacher_log_prior is None else config.teacher_log_prior
+    if settings.learn_log_prior:
+        own = teacher_prior if settings.teacher_log_prior is None else settings.teacher_log_prior
         return {"log_prior": 1.0, "teacher_log_prior": own}
     return {"log_prior": 0.0 if teacher_prior is None else teacher_prior}
 
@@ -258,7 +260,7 @@ def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[in
 
 def _split_sizes(config: DistillConfig, there: int) -> tuple[int, int]:
     drawn = config.train_subset or there
-    held = round(drawn * config.validation_fraction)
+    held = held_out_size(drawn, config.validation_fraction)
     return drawn - held, held
 
 

@@ -19,7 +19,7 @@ from ekd_ray.data import (
     stratified_split,
     stratified_subset,
 )
-from ekd_ray.data.strong import strong_augment, strong_base_views, strong_draws
+from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 

@@ -1,31 +1,35 @@
-"""What a run writes while it trains: one JSON line per epoch, and TensorBoard events."""
+"""The log of a run: one JSON line per epoch, TensorBoard scalars, and its HParams session.
+
+TensorBoard's HParams tab shows one experiment per study and one session per run. The experiment
+stands once, in the study's own folder, and names what is searched and what is looked for. A
+session shows the searched settings only: sixty constant columns would hide them. Sessions of one
+group are shown as one line with the mean of their metrics.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from torch.utils.tensorboard import SummaryWriter
 
 from ekd_ray.config.targets import COSTS
-from ekd_ray.engine.hparams import (
-    EVENTS,
-    Session,
-    experiment,
-    of_values,
-    session_end,
-    session_start,
-)
 from ekd_ray.files import write_text
 
 HISTORY = "history.jsonl"
+EVENTS = "events.out.tfevents.*"
 
 
-def grouped(name: str) -> str:
-    """TensorBoard tag of a metric: `val_top1` -> `val/top1`, `lr` -> `solver/lr`, and what the
-    student costs, `parameters` -> `cost/parameters`."""
+def metric_tag(name: str) -> str:
+    """TensorBoard tag of a metric: `val_top1` -> `val/top1`, `lr` -> `solver/lr`, and of a cost
+    of the student, `parameters` -> `cost/parameters`."""
     if name in COSTS:
         return f"cost/{name}"
     group, _, rest = name.partition("_")
@@ -46,11 +50,22 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A run in the HParams tab: the settings that it shows, and the group that it belongs to.
+
+    A run without settings has no session.
+    """
+
+    settings: tuple[str, ...]
+    group: str = ""
+
+
 class RunLog:
     """Appends epochs to `history.jsonl` and to the TensorBoard events of a run's folder.
 
     It starts from `history`, the rows of the checkpoint: whatever an interrupted run
-    recorded beyond them is dropped, in both places. The events are written anew into one
+    recorded beyond them is dropped, in both places. All events are written again into one
     file: readers order several by name, which two of one second need not follow.
 
     Args:
@@ -65,17 +80,15 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
         self._history = open(folder / HISTORY, "a", encoding="utf-8")  # noqa: SIM115
-        for left in folder.glob(EVENTS):
-            left.unlink()
+        _remove_events(folder)
         self._events = SummaryWriter(str(folder))
-        self._writer = self._events._get_file_writer()
-        if session is None:  # a run of no study says itself what it shows
-            self._writer.add_summary(experiment(of_values(hyperparameters), ["val/top1"]))
-            session = Session(settings=tuple(hyperparameters))
-        self._shown = bool(session.settings)
-        if self._shown:
+        session = session or Session(settings=tuple(hyperparameters))
+        self._has_session = bool(session.settings)
+        if self._has_session:
             shown = {name: hyperparameters.get(name) for name in session.settings}
-            self._writer.add_summary(session_start(shown, group=session.group))
+            shown = {name: _plain(value) for name, value in shown.items() if value is not None}
+            # An empty group is a group of the run's own.
+            _add_summary(self._events, summary_v2.hparams_pb(shown, session.group))
         for row in history:
             self._add_scalars(row)
 
@@ -90,11 +103,77 @@ class RunLog:
     def _add_scalars(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name != "epoch" and isinstance(value, int | float):
-                self._events.add_scalar(grouped(name), value, row["epoch"])
+                self._events.add_scalar(metric_tag(name), value, row["epoch"])
+
+    def close_after(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close as the exit of a `with`; a run that is stopped early is left by SystemExit,
+        which is a success."""
+        self.close(failed=isinstance(error, Exception))
 
     def close(self, *, failed: bool = False) -> None:
         """End the HParams session and close both files."""
-        if self._shown:
-            self._writer.add_summary(session_end(failed=failed))
+        if self._has_session:
+            _add_summary(self._events, _session_end(failed=failed))
         self._events.close()
         self._history.close()
+
+
+def write_experiment(study: Path, space: Mapping[str, Any], tags: Iterable[str]) -> None:
+    """Write a study's HParams experiment into its folder, in the place of an earlier one.
+
+    Args:
+        space: the search space, as recipes write it: ranges and choices by name; tags: those of
+            the scalars that are shown as metrics.
+    """
+    _remove_events(study)
+    hparams = [summary_v2.HParam(name, _domain(entry)) for name, entry in space.items()]
+    metrics = [summary_v2.Metric(tag) for tag in tags]
+    with SummaryWriter(str(study)) as events:
+        _add_summary(events, summary_v2.hparams_config_pb(hparams, metrics))
+
+
+def end_session(folder: Path, *, failed: bool) -> None:
+    """End the session of a run that was killed and could not do it itself.
+
+    A run without events, which never began, stays without.
+    """
+    files = sorted(folder.glob(EVENTS))
+    mark = metadata.SESSION_END_INFO_TAG.encode()
+    if files and not any(mark in path.read_bytes() for path in files):
+        with SummaryWriter(str(folder), filename_suffix=".end") as events:
+            _add_summary(events, _session_end(failed=failed))
+
+
+def _remove_events(folder: Path) -> None:
+    for events in folder.glob(EVENTS):
+        events.unlink()
+
+
+def _add_summary(events: SummaryWriter, summary: Summary) -> None:
+    writer: Any = events.file_writer  # which torch declares as None
+    writer.add_summary(summary)
+
+
+def _plain(value: Any) -> bool | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _domain(entry: Mapping[str, Any]) -> summary_v2.Domain:
+    """The range or the choices of a setting; choices of several types are shown as text."""
+    if "choices" not in entry:
+        return summary_v2.RealInterval(float(entry["low"]), float(entry["high"]))
+    kinds = {type(choice) for choice in entry["choices"]}
+    kind = bool if kinds == {bool} else float if kinds <= {int, float} else str
+    return summary_v2.Discrete([kind(choice) for choice in entry["choices"]])
+
+
+def _session_end(*, failed: bool) -> Summary:
+    # summary_v2 has no end, and torch's `add_hparams` knows neither groups nor failures.
+    status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
+    info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    content = plugin_data_pb2.HParamsPluginData(session_end_info=info)
+    described = metadata.create_summary_metadata(content)
+    value = Summary.Value(
+        tag=metadata.SESSION_END_INFO_TAG, metadata=described, tensor=metadata.NULL_TENSOR
+    )
+    return Summary(value=[value])

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.distill import OnEpoch, RunResult, distill, forget_checkpoint
+from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.distill import OnEpoch, RunResult, distill
 from ekd_ray.engine.final import save_student
-from ekd_ray.engine.hparams import Session
 from ekd_ray.engine.resolve import without_teacher
-from ekd_ray.losses.objective import with_method
+from ekd_ray.engine.runlog import Session
+from ekd_ray.losses.methods import with_method
 
 
 def teacher_config(base: DistillConfig, model: str, settings: dict[str, Any]) -> DistillConfig:

@@ -12,6 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ekd_ray.config.method_settings import MethodSetting
+from ekd_ray.losses.cross_entropy import CROSS_ENTROPY
+from ekd_ray.losses.evidential import evidential
+from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_TERM, KD_WEIGHT, STANDARDIZE
+from ekd_ray.losses.methods import Method, log_range, register_method, share_of_epochs
+
 # Where the learned scalar starts: T = t_start + t_end * sigmoid(1).
 INITIAL_LOGIT = 1.0
 
@@ -63,3 +69,42 @@ def adversarial_temperature(
     with torch.autocast(logit.device.type, enabled=False):
         reversed_logit: Tensor = _ScaledGradient.apply(logit, reversal_strength(epoch, warmup))
         return t_start + t_end * torch.sigmoid(reversed_logit.float())
+
+
+def _temperature(logit: Tensor, epoch: int, settings: Any) -> Tensor:
+    return adversarial_temperature(
+        logit,
+        epoch,
+        t_start=settings.ctkd_t_start,
+        t_end=settings.ctkd_t_end,
+        warmup=settings.ctkd_warmup,
+    )
+
+
+CTKD = register_method(
+    "ctkd",
+    Method(
+        settings=(
+            KD_CE_WEIGHT,
+            KD_WEIGHT,
+            MethodSetting(
+                name="ctkd_t_start", kind=float, default=1.0, above=0, neutral=False,
+                doc="CTKD: lower end of the learned temperature",
+            ),
+            MethodSetting(
+                name="ctkd_t_end", kind=float, default=20.0, above=0, neutral=False,
+                doc="CTKD: width of the learned temperature's range",
+                search=log_range(4.0, 40.0),
+            ),
+            MethodSetting(
+                name="ctkd_warmup", kind=int | None, default=share_of_epochs(10), low=0,
+                in_epochs=True, neutral=False,
+                doc="CTKD: epochs over which the gradient reversal grows to full strength",
+            ),
+            STANDARDIZE,
+        ),
+        terms=(CROSS_ENTROPY, KD_TERM),
+        learned_temperature=_temperature,
+    ),
+)  # fmt: skip
+register_method("ctkd+ekd", evidential(CTKD, ctkd_t_end={"search": log_range(1.0, 40.0)}))

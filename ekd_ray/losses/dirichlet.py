@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ekd_ray.errors import unknown_name
-from ekd_ray.losses.kd import (
+from ekd_ray.losses.inputs import (
     Scalar,
     at_least_float32,
     categorical_kl,

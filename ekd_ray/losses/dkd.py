@@ -5,19 +5,32 @@ Zhao et al., "Decoupled knowledge distillation", CVPR 2022; with EKD (ICCV 2025)
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ekd_ray.config.method_settings import MethodSetting
+from ekd_ray.losses.cross_entropy import CE_WEIGHT, CROSS_ENTROPY
 from ekd_ray.losses.dirichlet import log_concentration, teacher_prior
-from ekd_ray.losses.kd import (
+from ekd_ray.losses.evidential import evidential
+from ekd_ray.losses.inputs import (
     Scalar,
     categorical_kl,
     check_logits,
     check_target,
     check_temperature,
-    softmax_inputs,
     without_autocast,
+)
+from ekd_ray.losses.kd import KD_WEIGHT, STANDARDIZE, TEMPERATURE, softmax_inputs
+from ekd_ray.losses.methods import (
+    Method,
+    Outputs,
+    Term,
+    log_range,
+    register_method,
+    share_of_epochs,
 )
 
 
@@ -128,3 +141,50 @@ def expectation_dkd_loss(
     student = log_concentration(student_logits, log_prior, temperature)
     teacher = log_concentration(teacher_logits.detach(), prior, temperature)
     return temperature**2 * _decoupled_kl(student, teacher, target, alpha, beta)
+
+
+def _losses(out: Outputs) -> dict[str, Tensor]:
+    loss = expectation_dkd_loss if out.method.evidential else dkd_loss
+    value = loss(
+        out.student,
+        out.teacher,
+        out.target,
+        out.temperature,
+        alpha=out.settings.dkd_alpha,
+        beta=out.settings.dkd_beta,
+        **out.statistics,
+    )
+    return {"kd": value}
+
+
+DKD = register_method(
+    "dkd",
+    Method(
+        settings=(
+            TEMPERATURE,
+            replace(CE_WEIGHT, search=log_range(0.1, 5.0)),
+            replace(KD_WEIGHT, default=1.0, search=log_range(0.1, 5.0)),
+            MethodSetting(
+                name="kd_warmup", kind=int | None, default=share_of_epochs(20), low=0,
+                in_epochs=True, neutral=False, doc="epochs over which DKD's kd_weight ramps up",
+            ),
+            MethodSetting(
+                name="dkd_alpha", kind=float, default=1.0, low=0, neutral=False,
+                doc="DKD: weight of the (target, rest) part",
+            ),
+            MethodSetting(
+                name="dkd_beta", kind=float, default=8.0, low=0, neutral=False,
+                doc="DKD: weight of the part among the other classes",
+                search=log_range(0.5, 16.0),
+            ),
+            STANDARDIZE,
+        ),
+        terms=(
+            CROSS_ENTROPY,
+            Term(names=("kd",), weight="kd_weight", warmup="kd_warmup", loss=_losses),
+        ),
+    ),
+)  # fmt: skip
+register_method(
+    "dkd+ekd", evidential(DKD, kd_weight={"default": 0.5, "search": log_range(0.05, 5.0)})
+)

@@ -1,4 +1,4 @@
-"""Distillation with softmax statistics, and what every loss of this room does to its inputs.
+"""Distillation by the divergence of softmaxes (KD), and logit standardisation.
 
 Hinton et al., "Distilling the knowledge in a neural network", 2015; Sun et al., "Logit
 standardization in knowledge distillation", CVPR 2024.
@@ -6,77 +6,27 @@ standardization in knowledge distillation", CVPR 2024.
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Iterable
-from typing import ParamSpec
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-# A scalar setting: a number, or a 0-d tensor when it is learned.
-Scalar = float | Tensor
+from ekd_ray.config.method_settings import MethodSetting
+from ekd_ray.losses.cross_entropy import CE_WEIGHT, CROSS_ENTROPY
+from ekd_ray.losses.dirichlet import expectation_kd_loss
+from ekd_ray.losses.evidential import evidential
+from ekd_ray.losses.inputs import (
+    Scalar,
+    at_least_float32,
+    categorical_kl,
+    check_logits,
+    check_temperature,
+    without_autocast,
+)
+from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
 
 # Sun et al. 2024, eq. 10 as released: keeps a row of equal logits finite.
 STANDARDIZE_EPSILON = 1e-7
-
-P = ParamSpec("P")
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or unchanged when it is float64 already."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def without_autocast(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Switch autocast off inside `function`, on the device of its first tensor."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        values: Iterable[object] = (*args, *kwargs.values())
-        device = next((v.device.type for v in values if isinstance(v, Tensor)), "cpu")
-        with torch.autocast(device, enabled=False):
-            return function(*args, **kwargs)
-
-    return wrapper
-
-
-def check_logits(**tensors: Tensor) -> None:
-    """Raise `ValueError` unless all are floating [B, C], of one shape, with B >= 1 and C >= 2."""
-    first = next(iter(tensors))
-    for name, tensor in tensors.items():
-        shape = tuple(tensor.shape)
-        if tensor.dim() != 2 or shape[0] < 1 or shape[1] < 2:
-            raise ValueError(f"{name} must be [B, C] with B >= 1 and C >= 2, got {shape}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
-        if tensor.shape != tensors[first].shape:
-            expected = tuple(tensors[first].shape)
-            raise ValueError(f"{name} must have the shape of {first}, {expected}, got {shape}")
-
-
-def check_target(target: Tensor, logits: Tensor) -> None:
-    """Raise `ValueError` unless `target` is int64 [B]. Its values are not read: that would sync."""
-    expected = tuple(logits.shape[:1])
-    if tuple(target.shape) != expected:
-        raise ValueError(f"target must have shape {expected}, got {tuple(target.shape)}")
-    if target.dtype != torch.int64:
-        raise ValueError(f"target must be int64, got {target.dtype}")
-
-
-def check_temperature(temperature: Scalar) -> None:
-    """Raise `ValueError` unless it is a finite number > 0, or a 0-d tensor (value not read)."""
-    if isinstance(temperature, Tensor):
-        if temperature.dim():
-            raise ValueError(f"temperature must be 0-d, got shape {tuple(temperature.shape)}")
-    elif not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be finite and > 0, got {temperature}")
-
-
-def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """`KL(p || q)` of each row, from normalised log-probabilities [B, C]; returns [B], nats."""
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 @without_autocast
@@ -143,3 +93,35 @@ def softmax_inputs(
     if standardize:
         student, teacher = standardize_logits(student), standardize_logits(teacher)
     return student, teacher
+
+
+def _losses(out: Outputs) -> dict[str, Tensor]:
+    loss = expectation_kd_loss if out.method.evidential else kd_loss
+    return {"kd": loss(out.student, out.teacher, out.temperature, **out.statistics)}
+
+
+TEMPERATURE = MethodSetting(
+    name="temperature", kind=float | None, default=4.0, above=0, high=100, neutral=False,
+    doc="softening T of both logits",
+    search=log_range(1.0, 10.0),
+)  # fmt: skip
+KD_WEIGHT = MethodSetting(
+    name="kd_weight", kind=float | None, default=0.9, low=0, neutral=False,
+    doc="weight of KD / first-order expectation KD",
+    search=log_range(0.1, 20.0),
+)  # fmt: skip
+KD_CE_WEIGHT = replace(CE_WEIGHT, default=0.1, search=log_range(0.05, 2.0))
+STANDARDIZE = MethodSetting(
+    name="standardize", kind=bool, default=False, neutral=False,
+    doc="standardise logits per row before KD (softmax methods)",
+)  # fmt: skip
+KD_TERM = Term(names=("kd",), weight="kd_weight", loss=_losses)
+
+KD = register_method(
+    "kd",
+    Method(
+        settings=(TEMPERATURE, KD_CE_WEIGHT, KD_WEIGHT, STANDARDIZE),
+        terms=(CROSS_ENTROPY, KD_TERM),
+    ),
+)
+register_method("ekd", evidential(KD))

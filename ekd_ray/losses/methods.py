@@ -1,294 +1,151 @@
-"""The table of methods: which terms each has, which settings it uses, and their defaults.
+"""The registry of methods: what each is made of, which settings it has, and what it needs.
 
-A new method is one entry of `METHODS` and its functions in a file beside this one.
+A new method is one file beside this one: its functions, and its entry (`register_method`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.method_settings import REGISTRY, MethodSetting
 from ekd_ray.errors import UserError, unknown_name
-from ekd_ray.losses import mlkd
-from ekd_ray.losses.dirichlet import (
-    distribution_kd_loss,
-    evidential_cross_entropy,
-    expectation_kd_loss,
-    prior_kl_loss,
-)
-from ekd_ray.losses.dkd import dkd_loss, expectation_dkd_loss
-from ekd_ray.losses.kd import at_least_float32, kd_loss
-
-if TYPE_CHECKING:
-    from ekd_ray.losses.objective import Objective
-
-_EVIDENTIAL = (
-    "log_prior",
-    "learn_log_prior",
-    "prior_kl_weight",
-    "prior_kl_warmup",
-    "prior_kl_evidence",
-)
-_SECOND_ORDER = ("ekd_weight", "ekd_warmup", "evidence", "teacher_log_prior")
-_WEIGHTS = ("ce_weight", "kd_weight")
-_DKD = ("dkd_alpha", "dkd_beta", "kd_warmup")
-_CTKD = ("ctkd_t_start", "ctkd_t_end", "ctkd_warmup")
-
-# Every term by name, in the order in which sums, logs and tables show them, with the
-# setting that weights it and the one that ramps the weight up.
-TERM_WEIGHTS: dict[str, tuple[str, str | None]] = {
-    "ce": ("ce_weight", None),
-    "kd": ("kd_weight", "kd_warmup"),
-    "instance": ("kd_weight", None),
-    "class": ("kd_weight", None),
-    "batch": ("kd_weight", None),
-    "ekd": ("ekd_weight", "ekd_warmup"),
-    "prior_kl": ("prior_kl_weight", "prior_kl_warmup"),
-}
-TERMS = tuple(TERM_WEIGHTS)
+from ekd_ray.losses.inputs import Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What student and teacher say about a batch: logits [B, C] and target [B] int64.
+    """Logits of student and teacher on a batch, and how they are to be read.
 
-    The strong view's are None for methods that look at one view, the teacher's for methods
-    without one. `epoch` counts from 1.
+    Attributes:
+        student, teacher: logits [B, C]; the teacher's are None for a method without one.
+        target: [B] int64 class indices.
+        student_strong, teacher_strong: [B, C], or None for a method of one view.
+        temperature: the setting, or the learned one (0-d).
+        statistics: keyword arguments of the losses: `standardize` of a softmax method,
+            `log_prior` and `teacher_log_prior` (0-d, log of the prior mass per class) of an
+            evidential one.
+        settings: the resolved configuration, where a method finds its settings by name.
+        method: the entry that is run.
     """
 
     student: Tensor
     teacher: Tensor
     target: Tensor
-    epoch: int
     student_strong: Tensor
     teacher_strong: Tensor
+    temperature: Scalar
+    statistics: Mapping[str, Any]
+    settings: Any
+    method: Method
 
     @property
-    def four(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Student and teacher, weak then strong, in the order of `mlkd_terms`."""
-        return self.student, self.teacher, self.student_strong, self.teacher_strong
+    def views(self) -> list[tuple[Tensor, Tensor]]:
+        """(student, teacher) of every view that the method looks at, the weak one first."""
+        strong = [(self.student_strong, self.teacher_strong)] if self.method.strong_view else []
+        return [(self.student, self.teacher), *strong]
 
 
-TermFunction = Callable[["Objective", Outputs], Tensor]
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """Parts of a loss that share a weight.
+
+    Attributes:
+        names: of the parts, as logs show them.
+        weight: the setting that they are multiplied with.
+        warmup: the setting with the epochs over which the weight ramps up.
+        loss: their unweighted values by name, 0-d.
+    """
+
+    names: tuple[str, ...]
+    weight: str
+    loss: Callable[[Outputs], Mapping[str, Tensor]]
+    warmup: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One entry of the table of methods.
+    """One distillation method.
 
-    `terms` maps a name of `TERMS` to a function (objective, outputs) -> unweighted 0-d loss.
-    `uses` are the method settings of `DistillConfig` it reads, `defaults` the values of those
-    left at None (or functions of the configuration). `strong_view` asks for a second, strong
-    view of every image; `adversarial` methods learn their temperature.
+    Attributes:
+        settings: the settings that it reads; any other method's is refused.
+        terms: what its loss is the weighted sum of.
+        needs_teacher: whether it compares student and teacher.
+        strong_view: whether it looks at a second, strong view of every image.
+        evidential: whether logits are read as Dirichlet distributions (`evidential`).
+        learned_temperature: the temperature (0-d) of a method that learns it, from the learned
+            scalar, the epoch (from 1) and the settings.
     """
 
-    terms: Mapping[str, TermFunction]
-    uses: tuple[str, ...]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    evidential: bool = False
+    settings: tuple[MethodSetting, ...]
+    terms: tuple[Term, ...]
     needs_teacher: bool = True
     strong_view: bool = False
-    adversarial: bool = False
+    evidential: bool = False
+    learned_temperature: Callable[[Tensor, int, Any], Tensor] | None = None
+
+    @property
+    def setting_names(self) -> tuple[str, ...]:
+        """The names of its settings."""
+        return tuple(entry.name for entry in self.settings)
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """The names of its terms' parts, in the order in which they are summed."""
+        return tuple(name for term in self.terms for name in term.names)
+
+    @property
+    def space(self) -> dict[str, dict[str, Any]]:
+        """The ranges that a search tries where the recipe has none: a search space."""
+        return {entry.name: dict(entry.search) for entry in self.settings if entry.search}
 
 
-def _cross_entropy(_: Objective, out: Outputs) -> Tensor:
-    with torch.autocast(out.student.device.type, enabled=False):
-        return functional.cross_entropy(at_least_float32(out.student), out.target)
+# Those without a teacher first, and softmax methods before evidential ones.
+METHODS: dict[str, Method] = {}
+
+# The parts that there are, in the order in which an epoch's sums and logs have them.
+TERMS = ["ce", "kd", "instance", "class", "batch", "ekd", "prior_kl"]
 
 
-def _kd(objective: Objective, out: Outputs) -> Tensor:
-    at, standardize = objective.temperature(out.epoch), objective.config.standardize
-    return kd_loss(out.student, out.teacher, at, standardize=standardize)
+def register_method(name: str, method: Method) -> Method:
+    """Make a method known by a name, and with it its settings; returns the method.
+
+    Raises:
+        ValueError: the name is taken, a setting means something else already, or a term is
+            weighted by a setting that the method does not have.
+    """
+    if name in METHODS:
+        raise ValueError(f"there is a method {name!r} already: choose another name")
+    weighted = {key for term in method.terms for key in (term.weight, term.warmup) if key}
+    if missing := sorted(weighted - {*method.setting_names}):
+        raise ValueError(f"method {name!r} lacks the settings {', '.join(missing)} of its terms")
+    DistillConfig.add_method_settings(method.settings)
+    TERMS.extend(part for part in method.term_names if part not in TERMS)
+    known = {**METHODS, name: method}
+    METHODS.clear()
+    METHODS.update(
+        sorted(known.items(), key=lambda item: (item[1].needs_teacher, item[1].evidential))
+    )
+    return method
 
 
-def _dkd(objective: Objective, out: Outputs) -> Tensor:
-    config = objective.config
-    return dkd_loss(
-        out.student, out.teacher, out.target, objective.temperature(out.epoch),
-        alpha=config.dkd_alpha, beta=config.dkd_beta, standardize=config.standardize,
-    )  # fmt: skip
+def log_range(low: float, high: float) -> dict[str, Any]:
+    """A range to search by the logarithm."""
+    return {"low": low, "high": high, "log": True}
 
 
-def _evidential_ce(objective: Objective, out: Outputs) -> Tensor:
-    return evidential_cross_entropy(out.student, out.target, objective.log_prior)
-
-
-def _prior_kl(objective: Objective, out: Outputs) -> Tensor:
-    evidence = objective.config.prior_kl_evidence
-    return prior_kl_loss(out.student, out.target, objective.log_prior, evidence=evidence)
-
-
-def _expectation_kd(objective: Objective, out: Outputs) -> Tensor:
-    at = objective.temperature(out.epoch)
-    return expectation_kd_loss(out.student, out.teacher, at, **objective.priors)
-
-
-def _expectation_dkd(objective: Objective, out: Outputs) -> Tensor:
-    config = objective.config
-    return expectation_dkd_loss(
-        out.student, out.teacher, out.target, objective.temperature(out.epoch),
-        alpha=config.dkd_alpha, beta=config.dkd_beta, **objective.priors,
-    )  # fmt: skip
-
-
-def _distribution_kd(objective: Objective, out: Outputs) -> Tensor:
-    # A learned temperature enters the first order only: the second stays at T = 1.
-    at = 1.0 if objective.method.adversarial else objective.temperature(out.epoch)
-    evidence = objective.config.evidence
-    return distribution_kd_loss(out.student, out.teacher, at, evidence=evidence, **objective.priors)
-
-
-def _both_views(term: TermFunction) -> TermFunction:
-    """The sum of a term on the weak and on the strong view."""
-
-    def both(objective: Objective, out: Outputs) -> Tensor:
-        strong = Outputs(
-            student=out.student_strong, teacher=out.teacher_strong, target=out.target,
-            epoch=out.epoch, student_strong=out.student, teacher_strong=out.teacher,
-        )  # fmt: skip
-        return term(objective, out) + term(objective, strong)
-
-    return both
-
-
-def _views(objective: Objective, out: Outputs) -> tuple[mlkd.TwoViews, mlkd.TwoViews]:
-    """For instance alignment, and for class and batch alignment."""
-    at = objective.temperature(out.epoch)
-    if objective.method.evidential:
-        views = mlkd.expectation_views(*out.four, at, **objective.priors)
-        return views, views
-    return mlkd.softmax_views(*out.four, at, standardize=objective.config.standardize)
-
-
-def _instance(objective: Objective, out: Outputs) -> Tensor:
-    views, plain = _views(objective, out)
-    return mlkd.instance_alignment(views, mlkd.sample_share(plain))
-
-
-def _class(objective: Objective, out: Outputs) -> Tensor:
-    return mlkd.class_alignment(_views(objective, out)[1])
-
-
-def _batch(objective: Objective, out: Outputs) -> Tensor:
-    return mlkd.batch_alignment(_views(objective, out)[1])
-
-
-def _share_of_epochs(share: float) -> Callable[[DistillConfig], int]:
+def share_of_epochs(epochs: int, *, of: int = 240) -> Callable[[DistillConfig], int]:
     """A default that the authors gave in epochs of 240, in proportion to the budget."""
-    return lambda config: round(config.epochs * share)
+    return lambda config: round(config.epochs * (epochs / of))
 
 
-_ALIGNMENTS: dict[str, TermFunction] = {"instance": _instance, "class": _class, "batch": _batch}
-_SOFTMAX_DEFAULTS = {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9}
-_EKD_DEFAULTS = {
-    "temperature": 1.0,
-    "ce_weight": 1.0,
-    "kd_weight": 4.5,
-    "ekd_weight": 4.5,
-    "ekd_warmup": _share_of_epochs(30 / 240),
-}
-_DKD_DEFAULTS = {"kd_warmup": _share_of_epochs(20 / 240)}
-_CTKD_DEFAULTS = {"ctkd_warmup": _share_of_epochs(10 / 240)}
-
-
-def _without_temperature(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in defaults.items() if name != "temperature"}
-
-
-METHODS: dict[str, Method] = {
-    "none": Method(
-        terms={"ce": _cross_entropy},
-        uses=("ce_weight",),
-        defaults={"ce_weight": 1.0},
-        needs_teacher=False,
-    ),
-    "evidential": Method(
-        terms={"ce": _evidential_ce, "prior_kl": _prior_kl},
-        uses=("ce_weight", *_EVIDENTIAL),
-        defaults={"ce_weight": 1.0},
-        evidential=True,
-        needs_teacher=False,
-    ),
-    "kd": Method(
-        terms={"ce": _cross_entropy, "kd": _kd},
-        uses=("temperature", *_WEIGHTS, "standardize"),
-        defaults=_SOFTMAX_DEFAULTS,
-    ),
-    "dkd": Method(
-        terms={"ce": _cross_entropy, "kd": _dkd},
-        uses=("temperature", *_WEIGHTS, *_DKD, "standardize"),
-        defaults={"temperature": 4.0, "ce_weight": 1.0, "kd_weight": 1.0, **_DKD_DEFAULTS},
-    ),
-    "mlkd": Method(
-        terms={"ce": _both_views(_cross_entropy), **_ALIGNMENTS},
-        uses=("temperature", *_WEIGHTS, "standardize"),
-        defaults=_SOFTMAX_DEFAULTS,
-        strong_view=True,
-    ),
-    "ctkd": Method(
-        terms={"ce": _cross_entropy, "kd": _kd},
-        uses=(*_WEIGHTS, *_CTKD, "standardize"),
-        defaults={**_without_temperature(_SOFTMAX_DEFAULTS), **_CTKD_DEFAULTS},
-        adversarial=True,
-    ),
-    "ekd": Method(
-        terms={
-            "ce": _evidential_ce,
-            "kd": _expectation_kd,
-            "ekd": _distribution_kd,
-            "prior_kl": _prior_kl,
-        },
-        uses=("temperature", *_WEIGHTS, *_EVIDENTIAL, *_SECOND_ORDER),
-        defaults=_EKD_DEFAULTS,
-        evidential=True,
-    ),
-    "dkd+ekd": Method(
-        terms={
-            "ce": _evidential_ce,
-            "kd": _expectation_dkd,
-            "ekd": _distribution_kd,
-            "prior_kl": _prior_kl,
-        },
-        uses=("temperature", *_WEIGHTS, *_DKD, *_EVIDENTIAL, *_SECOND_ORDER),
-        defaults={**_EKD_DEFAULTS, "kd_weight": 0.5, **_DKD_DEFAULTS},
-        evidential=True,
-    ),
-    "mlkd+ekd": Method(
-        terms={
-            "ce": _both_views(_evidential_ce),
-            **_ALIGNMENTS,
-            "ekd": _both_views(_distribution_kd),
-            "prior_kl": _both_views(_prior_kl),
-        },
-        uses=("temperature", *_WEIGHTS, *_EVIDENTIAL, *_SECOND_ORDER),
-        # No results are published for it: the softmax method's weight, whose five
-        # temperatures already sum to many times a single KD term, with EKD's others.
-        defaults={**_EKD_DEFAULTS, "kd_weight": 0.9},
-        evidential=True,
-        strong_view=True,
-    ),
-    "ctkd+ekd": Method(
-        terms={
-            "ce": _evidential_ce,
-            "kd": _expectation_kd,
-            "ekd": _distribution_kd,
-            "prior_kl": _prior_kl,
-        },
-        uses=(*_WEIGHTS, *_CTKD, *_EVIDENTIAL, *_SECOND_ORDER),
-        defaults={**_without_temperature(_EKD_DEFAULTS), **_CTKD_DEFAULTS},
-        evidential=True,
-        adversarial=True,
-    ),
-}
-
-METHOD_SETTINGS = tuple(sorted({name for method in METHODS.values() for name in method.uses}))
-_DEFAULTS = {name: DistillConfig.__dataclass_fields__[name].default for name in METHOD_SETTINGS}
+def ramp(epoch: int, warmup: int) -> float:
+    """`min(epoch / warmup, 1)` with `epoch` counted from 1; 1 where there is no warm-up."""
+    return min(epoch / warmup, 1.0) if warmup else 1.0
 
 
 def method_of(config: DistillConfig) -> Method:
@@ -301,33 +158,27 @@ def method_of(config: DistillConfig) -> Method:
 def resolve_method(config: DistillConfig) -> DistillConfig:
     """Fill the method's defaults; refuse a method setting that would do nothing."""
     method = method_of(config)
-    given = {name: getattr(config, name) for name in METHOD_SETTINGS}
-    given = {name: value for name, value in given.items() if value != _DEFAULTS[name]}
-    for name, value in given.items():
-        if name not in method.uses:
-            users = ", ".join(key for key, entry in METHODS.items() if name in entry.uses)
+    for name in sorted({*REGISTRY} - {*method.setting_names}):
+        value = getattr(config, name)
+        if value != REGISTRY[name].unset:
+            users = ", ".join(key for key, entry in METHODS.items() if name in entry.setting_names)
             raise UserError(
                 f"{name} is not used by method {config.method!r}, got {value}; "
                 f"remove it or choose a method that uses it ({users}).",
                 keys=(name,),
             )
     missing = {
-        name: default(config) if callable(default) else default
-        for name, default in method.defaults.items()
-        if getattr(config, name) is None
+        entry.name: entry.default(config) if callable(entry.default) else entry.default
+        for entry in method.settings
+        if getattr(config, entry.name) is None
     }
     config = config.replace(**missing)
-    weights = [name for name in method.uses if name.endswith("_weight")]
-    if not any(getattr(config, name) for name in weights):
+    if not any(getattr(config, term.weight) for term in method.terms):
         raise UserError(f"every loss weight of method {config.method!r} is 0: raise ce_weight.")
     return config
 
 
 def with_method(config: DistillConfig, method: str, **values: Any) -> DistillConfig:
     """The same run under another method: every method setting back to its default first."""
-    return resolve_method(config.replace(**{**_DEFAULTS, "method": method, **values}))
-
-
-def ramp(epoch: int, warmup: int) -> float:
-    """`min(epoch / warmup, 1)` with `epoch` counted from 1; 1 where there is no warm-up."""
-    return min(epoch / warmup, 1.0) if warmup else 1.0
+    unset = {name: entry.unset for name, entry in REGISTRY.items()}
+    return resolve_method(config.replace(**{**unset, "method": method, **values}))

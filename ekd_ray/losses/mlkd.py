@@ -14,22 +14,24 @@ the weak view alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn import functional
 
+from ekd_ray.losses.cross_entropy import CROSS_ENTROPY, cross_entropy
 from ekd_ray.losses.dirichlet import evidential_cross_entropy, log_expectation, teacher_prior
-from ekd_ray.losses.kd import (
+from ekd_ray.losses.evidential import evidential
+from ekd_ray.losses.inputs import (
     Scalar,
-    at_least_float32,
     categorical_kl,
     check_logits,
     check_target,
     check_temperature,
-    softmax_inputs,
     without_autocast,
 )
+from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_WEIGHT, STANDARDIZE, TEMPERATURE, softmax_inputs
+from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
 
 # The temperatures that go with T in every sum of the released code, and the ones of the
 # instance terms that it calls strong: T, 3 and 5 on the strong view, 2 and 6 on the weak.
@@ -55,78 +57,22 @@ class TwoViews:
         return (self.temperature, *TEMPERATURES)
 
 
-def softmax_views(
-    student_weak: Tensor,
-    teacher_weak: Tensor,
-    student_strong: Tensor,
-    teacher_strong: Tensor,
-    temperature: Scalar,
-    *,
-    standardize: bool = False,
-) -> tuple[TwoViews, TwoViews]:
-    """The views of `mlkd_terms`: for instance alignment, and for class and batch alignment.
-
-    They differ only by `standardize`, which the released code of Sun et al. (CVPR 2024)
-    applies to the instance alignment and not to the other two.
-    """
-    _check(student_weak, teacher_weak, student_strong, teacher_strong, temperature)
-
-    def predictions(student: Tensor, teacher: Tensor, standardized: bool) -> _Predictions:
-        s, t = softmax_inputs(student, teacher, standardized)
-        return lambda at: (functional.log_softmax(s / at, 1), functional.log_softmax(t / at, 1))
-
-    def views(standardized: bool) -> TwoViews:
-        return TwoViews(
-            weak=predictions(student_weak, teacher_weak, standardized),
-            strong=predictions(student_strong, teacher_strong, standardized),
-            temperature=temperature,
-        )
-
-    plain = views(False)
-    return (views(True) if standardize else plain), plain
+def _softmaxes(student: Tensor, teacher: Tensor, standardize: bool) -> _Predictions:
+    s, t = softmax_inputs(student, teacher, standardize)
+    return lambda temperature: (
+        functional.log_softmax(s / temperature, dim=1),
+        functional.log_softmax(t / temperature, dim=1),
+    )
 
 
-def expectation_views(
-    student_weak: Tensor,
-    teacher_weak: Tensor,
-    student_strong: Tensor,
-    teacher_strong: Tensor,
-    temperature: Scalar,
-    *,
-    log_prior: Scalar,
-    teacher_log_prior: Scalar | None = None,
-) -> TwoViews:
-    """As `softmax_views`, with the means of the Dirichlets `exp(z / T) + e^lambda` (MLKD+EKD)."""
-    _check(student_weak, teacher_weak, student_strong, teacher_strong, temperature)
+def _expectations(
+    student: Tensor, teacher: Tensor, log_prior: Scalar, teacher_log_prior: Scalar | None
+) -> _Predictions:
     prior = teacher_prior(log_prior, teacher_log_prior)
-
-    def predictions(student: Tensor, teacher: Tensor) -> _Predictions:
-        return lambda at: (
-            log_expectation(student, at, log_prior),
-            log_expectation(teacher.detach(), at, prior),
-        )
-
-    return TwoViews(
-        weak=predictions(student_weak, teacher_weak),
-        strong=predictions(student_strong, teacher_strong),
-        temperature=temperature,
+    return lambda temperature: (
+        log_expectation(student, temperature, log_prior),
+        log_expectation(teacher.detach(), temperature, prior),
     )
-
-
-def _check(
-    student_weak: Tensor,
-    teacher_weak: Tensor,
-    student_strong: Tensor,
-    teacher_strong: Tensor,
-    temperature: Scalar,
-) -> None:
-    check_logits(
-        student_weak=student_weak,
-        teacher_weak=teacher_weak,
-        student_strong=student_strong,
-        teacher_strong=teacher_strong,
-    )
-    check_temperature(temperature)
 
 
 def _confident_share(confidence: Tensor) -> Tensor:
@@ -134,14 +80,18 @@ def _confident_share(confidence: Tensor) -> Tensor:
     return (confidence <= confidence.median()).to(confidence.dtype).mean()
 
 
-def sample_share(views: TwoViews) -> Tensor:
-    """`m`: share of samples whose teacher confidence (at T = 1) is at or below the median."""
-    return _confident_share(views.weak(1.0)[1].exp().amax(dim=1))
+def sample_share(probabilities: Tensor) -> Tensor:
+    """`m`: share of samples whose confidence is at or below the median, 0-d.
+
+    Args:
+        probabilities: [B, C], the teacher's, of the weak view at T = 1.
+    """
+    return _confident_share(probabilities.amax(dim=1))
 
 
-def class_share(views: TwoViews) -> Tensor:
-    """`c`: share of classes whose summed teacher probability is at or below the median."""
-    return _confident_share(views.weak(1.0)[1].exp().sum(dim=0))
+def class_share(probabilities: Tensor) -> Tensor:
+    """`c`: share of classes whose summed probability is at or below the median; as `m`."""
+    return _confident_share(probabilities.sum(dim=0))
 
 
 def _kd(predictions: _Predictions, temperature: Scalar) -> Tensor:
@@ -152,42 +102,32 @@ def _kd(predictions: _Predictions, temperature: Scalar) -> Tensor:
 def instance_alignment(views: TwoViews, share: Tensor) -> Tensor:
     """`m * sum_T kd(weak, T) + kd(strong, {T0, 3, 5}) + kd(weak, {2, 6})`, 0-d, nats.
 
-    Args:
-        views: the log-probabilities; share: `m`, from the teacher's unstandardised view.
-
-    Jin et al. 2023, eq. 3, as released.
+    `share` is `m`, of the teacher's logits as they are. Jin et al. 2023, eq. 3, as released.
     """
-    weak = {at: _kd(views.weak, at) for at in TEMPERATURES}
+    weak = {t: _kd(views.weak, t) for t in TEMPERATURES}
     masked = _kd(views.weak, views.temperature) + sum(weak.values())
-    strong = sum(_kd(views.strong, at) for at in (views.temperature, *STRONG_TEMPERATURES))
-    return share * masked + strong + sum(weak[at] for at in WEAK_AGAIN)
+    strong = sum(_kd(views.strong, t) for t in (views.temperature, *STRONG_TEMPERATURES))
+    return share * masked + strong + sum(weak[t] for t in WEAK_AGAIN)
 
 
-def batch_alignment(views: TwoViews) -> Tensor:
+def batch_alignment(views: TwoViews, share: Tensor) -> Tensor:
     """`m * sum_T ||P_t P_t' - P_s P_s'||^2 / B` on the weak view, 0-d (Jin et al. 2023, eq. 5)."""
-    pairs = (views.weak(at) for at in views.temperatures)
-    return sample_share(views) * sum(_gram_gap(s.exp(), t.exp()) for s, t in pairs)
+    pairs = (views.weak(t) for t in views.temperatures)
+    return share * sum(_gram_gap(s.exp(), t.exp()) for s, t in pairs)
 
 
-def class_alignment(views: TwoViews) -> Tensor:
+def class_alignment(views: TwoViews, share: Tensor) -> Tensor:
     """`c * sum_T ||P_t' P_t - P_s' P_s||^2 / C` on the weak view, 0-d (Jin et al. 2023, eq. 7)."""
-    pairs = (views.weak(at) for at in views.temperatures)
-    return class_share(views) * sum(_gram_gap(s.exp().T, t.exp().T) for s, t in pairs)
+    pairs = (views.weak(t) for t in views.temperatures)
+    return share * sum(_gram_gap(s.exp().T, t.exp().T) for s, t in pairs)
 
 
-@without_autocast
 def _gram_gap(student: Tensor, teacher: Tensor) -> Tensor:
     """`||X_t X_t' - X_s X_s'||^2 / K` of two [K, L], 0-d."""
     return (teacher @ teacher.T - student @ student.T).square().sum() / len(student)
 
 
 @without_autocast
-def two_view_cross_entropy(weak: Tensor, strong: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of both views, summed: logits [B, C] each, target [B] int64 -> 0-d, nats."""
-    ce = functional.cross_entropy
-    return ce(at_least_float32(weak), target) + ce(at_least_float32(strong), target)
-
-
 def mlkd_terms(
     student_weak: Tensor,
     teacher_weak: Tensor,
@@ -199,6 +139,8 @@ def mlkd_terms(
     ce_weight: float,
     kd_weight: float,
     standardize: bool = False,
+    log_prior: Scalar | None = None,
+    teacher_log_prior: Scalar | None = None,
 ) -> dict[str, Tensor]:
     """The weighted terms of multi-level logit distillation, in their effective released form.
 
@@ -217,67 +159,90 @@ def mlkd_terms(
         teacher_strong: likewise; gets no gradient.
         target: [B] int64 class indices.
         temperature: T0 > 0.
-        ce_weight: applied here, once.
-        kd_weight: applied here, once.
+        ce_weight: applied here, once; 0 leaves `ce` out.
+        kd_weight: applied here, once; 0 leaves the three alignments out.
         standardize: standardise the logits of the instance alignment (CVPR 2024), as the
             released code does; class and batch alignment read the plain logits.
+        log_prior: lambda, log of the prior mass per class: with it (MLKD+EKD), evidential
+            cross-entropy and the means of the Dirichlets `exp(z / T) + e^lambda` take the place
+            of cross-entropy and softmax. A 0-d tensor gets a gradient.
+        teacher_log_prior: the teacher's lambda, no gradient; None follows `log_prior`.
 
     Returns:
-        0-d terms by name; the total is their sum.
+        0-d terms by name; the total is their sum. The second-order term of MLKD+EKD is
+        `distribution_kd_loss` on each view, the caller's to add.
 
     Raises:
         ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2; a target that
-            is not int64 [B]; T <= 0.
+            is not int64 [B]; T <= 0; a prior that is not finite or not 0-d; `standardize` with
+            a prior.
 
-    Jin et al., CVPR 2023, eq. 3 to 8.
+    Jin et al., CVPR 2023, eq. 3 to 8; with EKD (ICCV 2025), first order.
     """
-    check_target(target, student_weak)
-    logits = (student_weak, teacher_weak, student_strong, teacher_strong)
-    views, plain = softmax_views(*logits, temperature, standardize=standardize)
-    ce = two_view_cross_entropy(student_weak, student_strong, target)
-    return _weighted(ce, views, plain, ce_weight, kd_weight)
-
-
-def expectation_mlkd_terms(
-    student_weak: Tensor,
-    teacher_weak: Tensor,
-    student_strong: Tensor,
-    teacher_strong: Tensor,
-    target: Tensor,
-    temperature: Scalar,
-    *,
-    ce_weight: float,
-    kd_weight: float,
-    log_prior: Scalar,
-    teacher_log_prior: Scalar | None = None,
-) -> dict[str, Tensor]:
-    """`mlkd_terms` with evidential cross-entropy and Dirichlet means (MLKD+EKD).
-
-    Args:
-        log_prior: lambda, log of the prior mass per class; a 0-d tensor gets a gradient.
-        teacher_log_prior: the teacher's lambda, no gradient; None follows `log_prior`.
-
-    The other arguments, what is returned and what is raised are those of `mlkd_terms`; also
-    ValueError for a prior that is not finite or not 0-d. The second-order term is
-    `distribution_kd_loss` on each view, the caller's to add.
-
-    EKD (ICCV 2025), first order, in Jin et al., CVPR 2023.
-    """
-    logits = (student_weak, teacher_weak, student_strong, teacher_strong)
-    views = expectation_views(
-        *logits, temperature, log_prior=log_prior, teacher_log_prior=teacher_log_prior
+    check_logits(
+        student_weak=student_weak,
+        teacher_weak=teacher_weak,
+        student_strong=student_strong,
+        teacher_strong=teacher_strong,
     )
-    ce = evidential_cross_entropy(student_weak, target, log_prior)
-    ce = ce + evidential_cross_entropy(student_strong, target, log_prior)
-    return _weighted(ce, views, views, ce_weight, kd_weight)
+    check_temperature(temperature)
+    check_target(target, student_weak)
+    if standardize and log_prior is not None:
+        raise ValueError("standardize must be False with a log_prior, got True")
+    terms = {}
+    if ce_weight:
+        weak, strong = (
+            cross_entropy(student, target)
+            if log_prior is None
+            else evidential_cross_entropy(student, target, log_prior)
+            for student in (student_weak, student_strong)
+        )
+        terms["ce"] = ce_weight * (weak + strong)
+    if kd_weight:
+
+        def views(standardize: bool) -> TwoViews:
+            pairs = (student_weak, teacher_weak), (student_strong, teacher_strong)
+            weak, strong = (
+                _softmaxes(*pair, standardize)
+                if log_prior is None
+                else _expectations(*pair, log_prior, teacher_log_prior)
+                for pair in pairs
+            )
+            return TwoViews(weak=weak, strong=strong, temperature=temperature)
+
+        plain = views(False)
+        aligned = views(True) if standardize else plain
+        confidence = plain.weak(1.0)[1].exp()
+        m, c = sample_share(confidence), class_share(confidence)
+        terms["instance"] = kd_weight * instance_alignment(aligned, m)
+        terms["class"] = kd_weight * class_alignment(plain, c)
+        terms["batch"] = kd_weight * batch_alignment(plain, m)
+    return terms
 
 
-def _weighted(
-    ce: Tensor, views: TwoViews, plain: TwoViews, ce_weight: float, kd_weight: float
-) -> dict[str, Tensor]:
-    return {
-        "ce": ce_weight * ce,
-        "instance": kd_weight * instance_alignment(views, sample_share(plain)),
-        "class": kd_weight * class_alignment(plain),
-        "batch": kd_weight * batch_alignment(plain),
-    }
+def _losses(out: Outputs) -> dict[str, Tensor]:
+    logits = (out.student, out.teacher, out.student_strong, out.teacher_strong, out.target)
+    return mlkd_terms(*logits, out.temperature, ce_weight=0.0, kd_weight=1.0, **out.statistics)
+
+
+MLKD = register_method(
+    "mlkd",
+    Method(
+        settings=(
+            TEMPERATURE,
+            KD_CE_WEIGHT,
+            replace(KD_WEIGHT, search=log_range(0.05, 10.0)),
+            STANDARDIZE,
+        ),
+        terms=(
+            CROSS_ENTROPY,
+            Term(names=("instance", "class", "batch"), weight="kd_weight", loss=_losses),
+        ),
+        strong_view=True,
+    ),
+)
+# No results are published for it: the softmax method's weight, whose five temperatures already
+# sum to many times a single KD term, with EKD's others.
+register_method(
+    "mlkd+ekd", evidential(MLKD, kd_weight={"default": 0.9, "search": log_range(0.05, 10.0)})
+)

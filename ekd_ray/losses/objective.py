@@ -11,34 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.losses.ctkd import INITIAL_LOGIT, adversarial_temperature
-from ekd_ray.losses.kd import Scalar
-from ekd_ray.losses.methods import (
-    METHOD_SETTINGS,
-    METHODS,
-    TERM_WEIGHTS,
-    TERMS,
-    Method,
-    Outputs,
-    method_of,
-    ramp,
-    resolve_method,
-    with_method,
-)
-
-__all__ = [
-    "METHODS",
-    "METHOD_SETTINGS",
-    "TERMS",
-    "TERM_WEIGHTS",
-    "Method",
-    "Objective",
-    "Outputs",
-    "method_of",
-    "ramp",
-    "resolve_method",
-    "with_method",
-]
+from ekd_ray.losses.ctkd import INITIAL_LOGIT
+from ekd_ray.losses.inputs import Scalar
+from ekd_ray.losses.methods import Outputs, Term, method_of, ramp
 
 
 class Objective(nn.Module):
@@ -50,7 +25,7 @@ class Objective(nn.Module):
     `log_prior` and `teacher_log_prior` are 0-d float32 tensors (log of the prior mass
     per class); `log_prior` is a parameter when `config.learn_log_prior`, starting at
     `config.log_prior` or 1.0. `teacher_log_prior` is None when it follows `log_prior`.
-    `temperature_logit` is the 0-d parameter of an adversarial method (CTKD).
+    `temperature_logit` is the 0-d parameter of a method that learns its temperature (CTKD).
     """
 
     log_prior: Tensor
@@ -59,17 +34,19 @@ class Objective(nn.Module):
     def __init__(self, config: DistillConfig) -> None:
         super().__init__()
         self.config = config
+        # The settings of methods are found by name: no type checker knows them.
+        self.settings = cast(Any, config)
         self.method = method_of(config)
         if self.method.evidential:
-            default = 1.0 if config.learn_log_prior else 0.0
-            prior = torch.tensor(default if config.log_prior is None else config.log_prior)
-            if config.learn_log_prior:
+            learned, start = self.settings.learn_log_prior, self.settings.log_prior
+            prior = torch.tensor((1.0 if learned else 0.0) if start is None else start)
+            if learned:
                 self.log_prior = nn.Parameter(prior)
             else:
                 self.register_buffer("log_prior", prior)
-            own = config.teacher_log_prior
+            own = self.settings.teacher_log_prior
             self.register_buffer("teacher_log_prior", None if own is None else torch.tensor(own))
-        if self.method.adversarial:
+        if self.method.learned_temperature:
             self.temperature_logit = nn.Parameter(torch.tensor(INITIAL_LOGIT))
 
     @property
@@ -78,51 +55,44 @@ class Objective(nn.Module):
         return float(self.log_prior.detach()) if self.method.evidential else None
 
     def temperature(self, epoch: int) -> Scalar:
-        """The temperature: a setting, or the learned one of an adversarial method (0-d)."""
-        config = self.config
-        if self.method.adversarial:
-            assert config.ctkd_warmup is not None, "resolve_method fills it"
-            return adversarial_temperature(
-                self.temperature_logit,
-                epoch,
-                t_start=config.ctkd_t_start,
-                t_end=config.ctkd_t_end,
-                warmup=config.ctkd_warmup,
-            )
-        assert config.temperature is not None, "resolve_method fills it"
-        return config.temperature
+        """The temperature: a setting, or the learned one (0-d)."""
+        if self.method.learned_temperature:
+            return self.method.learned_temperature(self.temperature_logit, epoch, self.settings)
+        return cast(float, self.settings.temperature)
 
     def state(self, epoch: int) -> dict[str, float]:
-        """What the method learns, for the log: `log_prior`, `temperature` (waits for the device).
+        """Learned values for the log: `log_prior`, `temperature` (waits for the device).
 
         A `log_prior` that is not learned is reported as well.
         """
         prior = self.log_prior_value
         values = {} if prior is None else {"log_prior": prior}
-        if self.method.adversarial:
+        if self.method.learned_temperature:
             with torch.no_grad():
                 values["temperature"] = float(self.temperature(epoch))
         return values
 
     @property
-    def priors(self) -> dict[str, Any]:
-        """The two log priors, as the evidential distillation losses take them."""
-        return {"log_prior": self.log_prior, "teacher_log_prior": self.teacher_log_prior}
+    def statistics(self) -> dict[str, Any]:
+        """How the method's losses read logits, see `Outputs`."""
+        if self.method.evidential:
+            return {"log_prior": self.log_prior, "teacher_log_prior": self.teacher_log_prior}
+        standardizes = "standardize" in self.method.setting_names
+        return {"standardize": self.settings.standardize} if standardizes else {}
+
+    def _weight(self, term: Term, epoch: int) -> float:
+        weight: float = getattr(self.settings, term.weight)
+        return weight * ramp(epoch, getattr(self.settings, term.warmup)) if term.warmup else weight
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The weight of each of the method's terms in an epoch (from 1), ramps included.
 
         Terms of weight 0 are left out: they are not computed.
         """
-        found = {}
-        for name in self.method.terms:
-            setting, warmup = TERM_WEIGHTS[name]
-            weight = getattr(self.config, setting) or 0.0
-            if warmup:
-                weight *= ramp(epoch, getattr(self.config, warmup) or 0)
-            if weight:
-                found[name] = weight
-        return found
+        found = {
+            name: self._weight(term, epoch) for term in self.method.terms for name in term.names
+        }
+        return {name: weight for name, weight in found.items() if weight}
 
     def forward(
         self,
@@ -155,16 +125,21 @@ class Objective(nn.Module):
             student=student_logits,
             teacher=cast(Tensor, teacher_logits),
             target=target,
-            epoch=epoch,
             student_strong=cast(Tensor, student_strong),
             teacher_strong=cast(Tensor, teacher_strong),
+            temperature=self.temperature(epoch),
+            statistics=self.statistics,
+            settings=self.settings,
+            method=self.method,
         )
         total = torch.zeros((), device=student_logits.device)
         values = {}
-        for name, weight in self.weights(epoch).items():
-            value = self.method.terms[name](self, out)
-            total = total + weight * value
-            values[name] = value.detach()
+        for term in self.method.terms:
+            weight = self._weight(term, epoch)
+            if weight:
+                for name, value in term.loss(out).items():
+                    total = total + weight * value
+                    values[name] = value.detach()
         # Every parameter takes part, also when its term's weight is 0: DDP waits for all.
         for parameter in self.parameters():
             total = total + 0.0 * parameter

@@ -1,4 +1,4 @@
-"""What the vision transformers of the zoo share: image size, feed-forward, initial weights."""
+"""Parts that the vision transformers of the zoo share: image size, feed-forward, first weights."""
 
 from __future__ import annotations
 

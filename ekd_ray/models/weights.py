@@ -1,9 +1,13 @@
 """Weights in and out: own safetensors with metadata, and the checkpoints of other projects.
 
-Own files are safetensors whose header holds JSON under the key `ekd_ray`: the model's name,
-number of classes, input normalisation, data set and the learned prior of an evidential teacher,
-so that whoever distils from the file needs nothing else. Foreign layouts are listed in
-`ekd_ray.models.weight_files`; pickles are read with `weights_only=True` or refused.
+Layouts of files, told apart by content, not by suffix; nothing in a file is executed:
+
+- `ekd_ray`: our safetensors, whose header holds JSON under the key `ekd_ray`: the model's name,
+  number of classes, input normalisation, data set and the learned prior of an evidential teacher
+- `mdistiller`: a torch pickle `{"model": state_dict}` (also the authors of EKD; DeiT shares it)
+- `akamaster`: a state_dict of a CIFAR ResNet with a stem of 16 channels whose classifier is called
+  `linear`, as a rule inside `{"state_dict": ...}` and with every key prefixed `module.`
+- `plain`: any other state_dict, pickled or as safetensors (torchvision, timm)
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import functools
 import json
 import math
 import os
+import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,23 +26,29 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, sha256_file
-from ekd_ray.models import weight_files
-from ekd_ray.models.weight_files import shown
 from ekd_ray.models.zoo import ALIASES, MODELS, build_model
 
+HEADER_KEY = "ekd_ray"
+FORMAT_VERSION = 1
+# Names under which DistributedDataParallel and torch.compile hold a model, in its keys as well.
+_WRAPPERS = ("module", "_orig_mod")
 # Counters that checkpoints older than torch 0.4.1 lack; inference and training work without.
 _COUNTER = "num_batches_tracked"
 # A class count that is no width inside an own model: it marks the classifier's sizes.
 _PROBE = 1013
+_FETCH = "copy or download it again"
+
+Shapes = dict[str, torch.Size]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsMetadata:
-    """What is known about a weight file.
+    """Facts about a weight file.
 
     `sha256` is of the file's bytes. `layout` is "ekd_ray", "mdistiller", "akamaster" or "plain"
     (torchvision, timm and other bare state_dicts). `model` is the zoo's name of the
@@ -80,7 +92,7 @@ def save_weights(
     """
     try:
         header = {
-            "format_version": weight_files.FORMAT_VERSION,
+            "format_version": FORMAT_VERSION,
             "model": model_name,
             "num_classes": num_classes,
             "mean": None if mean is None else [float(value) for value in mean],
@@ -92,49 +104,50 @@ def save_weights(
         text = json.dumps(header, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"the metadata for {shown(Path(path))} must be finite numbers and plain JSON "
+            f"the metadata for {_quoted(Path(path))} must be finite numbers and plain JSON "
             f"({error}): correct log_prior, mean, std or extra."
         ) from error
     # Copies: safetensors refuses tensors that share memory, and a row-major layout is what
     # makes the bytes independent of channels_last.
     state = {
         key: value.detach().to("cpu", copy=True).contiguous()
-        for key, value in _bare(model).state_dict().items()
+        for key, value in _unwrap(model).state_dict().items()
     }
     # One metadata key only: safetensors writes several in random order.
-    data = safetensors.torch.save(state, {weight_files.HEADER_KEY: text})
+    data = safetensors.torch.save(state, {HEADER_KEY: text})
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> WeightsMetadata:
-    """What `load_weights` would report, without a model; of our own files only the header is read.
+    """The metadata that `load_weights` returns, without a model.
 
-    The class count of a foreign file is taken from its classifier's shape, and `model` is the
-    own model that its names and shapes fit, if any. Raises UserError for a file that is
-    missing, damaged, unsafe, of a newer format, or without a recognisable classifier.
+    Of our own files only the header is read. The class count of a foreign file is taken from
+    its classifier's shape, and `model` is the own model that its names and shapes fit, if any.
+    Raises UserError for a file that is missing, damaged, unsafe, of a newer format, or without
+    a recognisable classifier.
     """
     path = Path(path)
-    header = weight_files.read_header(path) if weight_files.is_safetensors(path) else None
-    if header is not None:
-        return _from_header(path, header)
-    layout, state = weight_files.read_tensors(path)
-    num_classes = _class_count(_shapes(state))
+    if _is_safetensors(path) and (metadata := _read_header(path)):
+        return metadata
+    layout, state, _ = _read_tensors(path)
+    shapes = _shapes(state)
+    num_classes = _class_count(shapes)
     if num_classes is None:
         raise UserError(
-            f"the weights file {shown(path)} has no classifier under a known name (fc, linear, "
+            f"the weights file {_quoted(path)} has no classifier under a known name (fc, linear, "
             "classifier, head): give the weights of a whole image classifier."
         )
     return WeightsMetadata(
         sha256=sha256_file(path),
         layout=layout,
-        model=_fitting_model(_shapes(state), num_classes),
+        model=_find_own_model(shapes, num_classes),
         num_classes=num_classes,
     )
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMetadata:
-    """Load a weight file into `model`, strictly, and return what is known about the file.
+    """Load a weight file into `model`, strictly, and return the file's metadata.
 
     Every parameter and buffer of the model must be in the file with its shape, and nothing
     else; only `num_batches_tracked` may be absent. Values are converted to the model's dtypes
@@ -146,14 +159,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMetad
     another shape, not floating-point, or not finite.
     """
     path = Path(path)
-    model = _bare(model)
-    layout, state = weight_files.read_tensors(path)
-    header = weight_files.read_header(path) if layout == "ekd_ray" else None
-    metadata = _from_header(path, header) if header is not None else None
+    model = _unwrap(model)
+    layout, state, metadata = _read_tensors(path)
     own: dict[str, Tensor] = model.state_dict()
     _check_names_and_shapes(path, model, _shapes(own), _shapes(state), metadata)
     # Absent counters keep the model's value.
-    fitted = own | {key: _checked(path, key, state[key], own[key].dtype) for key in state}
+    fitted = own | {key: _convert(path, key, state[key], own[key].dtype) for key in state}
     metadata = metadata or WeightsMetadata(
         sha256=sha256_file(path),
         layout=layout,
@@ -164,7 +175,81 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMetad
     return metadata
 
 
-def _from_header(path: Path, header: dict[str, Any]) -> WeightsMetadata:
+def _quoted(path: Path) -> str:
+    """`path` for a one-line message: control characters are escaped."""
+    return repr(str(path))
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile and DistributedDataParallel, whose keys have no prefix."""
+    while True:
+        children = dict(model.named_children())
+        if len(children) != 1 or next(iter(children)) not in _WRAPPERS:
+            return model
+        (model,) = children.values()
+
+
+# Reading a file, trusted or not, into named tensors on the CPU.
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file starts as safetensors do: a length of 8 bytes, then a JSON object.
+
+    Raises UserError if the file is missing, a folder, unreadable or empty.
+    """
+    if path.is_dir():
+        raise UserError(f"the weights {_quoted(path)} are a folder: name the file inside it.")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except FileNotFoundError:
+        raise UserError(
+            f"the weights file {_quoted(path)} does not exist: check the path."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"the weights file {_quoted(path)} cannot be read ({error.strerror}): "
+            "check its permissions and its disk."
+        ) from error
+    if not head:
+        raise UserError(f"the weights file {_quoted(path)} is empty: {_FETCH}.")
+    # Tested before the pickle marks: a header length may begin with the same byte as a pickle.
+    if head[8:9] == b"{":
+        return True
+    if head.startswith((b"PK", b"\x80")):
+        return False
+    problem = "truncated" if path.suffix == ".safetensors" else "no checkpoint"
+    raise UserError(
+        f"the weights file {_quoted(path)} is {problem}, it begins neither as safetensors nor as "
+        f"a file of torch.save: {_FETCH}."
+    )
+
+
+def _read_header(path: Path) -> WeightsMetadata | None:
+    """The metadata of an own safetensors file, None for one of others. No tensor is read.
+
+    Raises UserError if the file is damaged or of a newer format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER_KEY)
+    except Exception as error:
+        raise _damaged(path) from error
+    if text is None:
+        return None
+    try:
+        header = json.loads(text)
+        version = header["format_version"]
+        if not isinstance(version, int):
+            raise TypeError("format_version")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path) from error
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"the weights file {_quoted(path)} has format version {version}, and this ekd_ray "
+            f"reads up to {FORMAT_VERSION}: upgrade ekd_ray."
+        )
+
     def numbers(value: Any) -> tuple[float, ...] | None:
         return None if value is None else tuple(float(number) for number in value)
 
@@ -180,45 +265,124 @@ def _from_header(path: Path, header: dict[str, Any]) -> WeightsMetadata:
             dataset=None if header["dataset"] is None else str(header["dataset"]),
             extra=dict(header["extra"]),
         )
+        values = (metadata.log_prior or 0.0, *(metadata.mean or ()), *(metadata.std or ()))
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError("not finite")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise _bad_header(path) from error
-    values = (metadata.log_prior or 0.0, *(metadata.mean or ()), *(metadata.std or ()))
-    if not all(math.isfinite(value) for value in values):
-        raise _bad_header(path)
+        raise UserError(
+            f"the weights file {_quoted(path)} has ekd_ray metadata with missing or impossible "
+            f"values: {_FETCH}."
+        ) from error
     return metadata
 
 
-def _bad_header(path: Path) -> UserError:
-    return UserError(
-        f"the weights file {shown(path)} has ekd_ray metadata with missing or impossible values: "
-        "copy or download it again."
+def _read_tensors(path: Path) -> tuple[str, dict[str, Tensor], WeightsMetadata | None]:
+    """Layout and tensors of a weight file, names as our models have them, and own metadata.
+
+    Prefixes of wrappers (`module.`, `_orig_mod.`) are taken off, and akamaster's `linear`
+    becomes `fc`. Raises UserError if the file is missing, damaged, unsafe or holds no state_dict.
+    """
+    metadata = None
+    if _is_safetensors(path):
+        metadata = _read_header(path)
+        layout = "ekd_ray" if metadata else "plain"
+        try:
+            state = safetensors.torch.load_file(path)
+        except Exception as error:
+            raise _damaged(path) from error
+    else:
+        layout, state = _state_dict(path, _unpickle(path))
+    for prefix in (f"{name}." for name in _WRAPPERS):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    if _is_akamaster(state):
+        layout = "akamaster"
+        state = {re.sub(r"^linear\.", "fc.", key): value for key, value in state.items()}
+    return layout, state, metadata
+
+
+def _is_akamaster(state: Mapping[str, Tensor]) -> bool:
+    """Whether the classifier `linear` is what our CIFAR ResNets call `fc`.
+
+    The ResNets and ShuffleNets of mdistiller, whose classifier is rightly `linear`, have the same
+    names in front; their stems have 64 and 24 channels.
+    """
+    stem = state.get("conv1.weight")
+    return (
+        stem is not None
+        and stem.shape == (16, 3, 3, 3)
+        and "linear.weight" in state
+        and "layer1.0.conv1.weight" in state
+        and "fc.weight" not in state
     )
 
 
-def _check_names_and_shapes(
-    path: Path,
-    model: nn.Module,
-    own: dict[str, torch.Size],
-    found: dict[str, torch.Size],
-    metadata: WeightsMetadata | None,
-) -> None:
-    built_as = getattr(model, "ekd_name", None)
-    if metadata and built_as and _same_name(metadata.model) != _same_name(built_as):
+def _unpickle(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            # Torch warns of odd pickle protocols; whether the file is good is what we answer.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch names what the file asked for, in one of two wordings.
+        found = re.search(r"(?:GLOBAL |safe_globals\(\[)([\w.]+)", str(error))
+        asked = f" ({found[1]})" if found else ""
         raise UserError(
-            f"the weights file {shown(path)} holds a {metadata.model!r}, the model is a "
-            f"{built_as!r}: build the model that the file names, or give other weights."
+            f"the weights file {_quoted(path)} was refused and not executed, because its pickle "
+            f"holds more than tensors{asked} or is damaged: ask its owner for the state_dict "
+            "alone, best as safetensors."
+        ) from error
+    except Exception as error:  # the unpickler meets damage with errors of every kind
+        raise _damaged(path) from error
+
+
+def _state_dict(path: Path, content: object) -> tuple[str, dict[str, Tensor]]:
+    """The state_dict inside what a pickle held, and which project's wrapper it had."""
+    layout = "plain"
+    if isinstance(content, Mapping):
+        for key, wrapped_layout in (("model", "mdistiller"), ("state_dict", "plain")):
+            if isinstance(content.get(key), Mapping):
+                layout, content = wrapped_layout, content[key]
+                break
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(
+            f"the weights file {_quoted(path)} holds a {type(content).__name__} and no state_dict: "
+            "give a file with named tensors, bare or under 'model' or 'state_dict'."
+        )
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"the weights file {_quoted(path)} holds no state_dict, its entry {str(key)!r} is "
+                f"a {type(value).__name__} and no tensor: give a file with named tensors, bare or "
+                "under 'model' or 'state_dict'."
+            )
+    return layout, dict(content)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"the weights file {_quoted(path)} is truncated, damaged or no checkpoint: {_FETCH}."
+    )
+
+
+# Whether the tensors of a file are those of a model.
+
+
+def _check_names_and_shapes(
+    path: Path, model: nn.Module, own: Shapes, found: Shapes, metadata: WeightsMetadata | None
+) -> None:
+    name = getattr(model, "ekd_name", None)
+    stated = metadata.model if metadata else None
+    if stated and name and ALIASES.get(stated, stated) != ALIASES.get(name, name):
+        raise UserError(
+            f"the weights file {_quoted(path)} holds a {stated!r}, the model is a {name!r}: build "
+            "the model that the file names, or give other weights."
         )
     missing = [key for key in own if key not in found and not key.endswith(_COUNTER)]
     surplus = [key for key in found if key not in own]
     wrong = [key for key in own if key in found and own[key] != found[key]]
     if not (missing or surplus or wrong):
         return
-    if wrong and not (missing or surplus) and _only_classes_differ(model, own, found, wrong):
-        raise UserError(
-            f"the weights file {shown(path)} has {found[wrong[0]][0]} classes, the model "
-            f"{own[wrong[0]][0]}: build the model with the file's number of classes, or give "
-            "weights trained on this data set."
-        )
     if missing or surplus:
         # Names before shapes: they tell architectures apart, shapes then only follow.
         parts = []
@@ -227,26 +391,37 @@ def _check_names_and_shapes(
         if surplus:
             parts.append(f"has {len(surplus)} that the model lacks (first: {surplus[0]!r})")
         problem = " and ".join(parts)
+    elif _only_classes_differ(model, own, found, wrong):
+        raise UserError(
+            f"the weights file {_quoted(path)} has {found[wrong[0]][0]} classes, the model "
+            f"{own[wrong[0]][0]}: build the model with the file's number of classes, or give "
+            "weights trained on this data set."
+        )
     else:
         key = wrong[0]
         problem = f"has {key!r} with shape {list(found[key])}, the model {list(own[key])}"
     classes = _class_count(found)
-    fitting = _fitting_model(found, classes) if classes else None
+    fitting = _find_own_model(found, classes) if classes else None
     cure = (
         f"use {fitting!r} with {classes} classes, whose weights these are"
         if fitting
         else "build the model that the weights were made for"
     )
-    raise UserError(f"the weights file {shown(path)} {problem}: {cure}.")
+    raise UserError(f"the weights file {_quoted(path)} {problem}: {cure}.")
 
 
-def _same_name(model_name: str | None) -> str | None:
-    """One name for an alias and what it stands for."""
-    return ALIASES.get(model_name, model_name) if model_name else None
+def _only_classes_differ(
+    model: nn.Module, own: Shapes, found: Shapes, wrong: Sequence[str]
+) -> bool:
+    """Whether all differing shapes differ in the first size alone, and that one is the classes."""
+    if any(not found[key] or own[key][1:] != found[key][1:] for key in wrong):
+        return False
+    sizes = {(own[key][0], found[key][0]) for key in wrong}
+    return len(sizes) == 1 and own[wrong[0]][0] == _model_classes(model, own)
 
 
-def _checked(path: Path, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """`value` in the model's dtype, refused unless it is an ordinary tensor of finite numbers."""
+def _convert(path: Path, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """`value` in the model's dtype; UserError unless it is an ordinary, finite tensor."""
     value = value.detach()
     ordinary = (
         value.layout is torch.strided
@@ -257,36 +432,24 @@ def _checked(path: Path, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     # Integer buffers (counters, index tables) may be of any real dtype: old tools wrote floats.
     if not ordinary or (dtype.is_floating_point and not value.dtype.is_floating_point):
         raise UserError(
-            f"the weights file {shown(path)} has {key!r} as {value.dtype} ({value.layout}), which "
-            f"is no ordinary floating-point tensor: convert the weights to {dtype}."
+            f"the weights file {_quoted(path)} has {key!r} as {value.dtype} ({value.layout}), "
+            f"which is no ordinary floating-point tensor: convert the weights to {dtype}."
         )
     converted = value.to(dtype)
     # After the conversion, which may overflow; integers would hide a NaN, so those before it.
     if not torch.isfinite(converted if dtype.is_floating_point else value.double()).all():
         raise UserError(
-            f"the weights file {shown(path)} has NaN or infinite values in {key!r}: its training "
+            f"the weights file {_quoted(path)} has NaN or infinite values in {key!r}: its training "
             "diverged or the file is damaged, give other weights."
         )
     return converted
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile and DistributedDataParallel, whose names have no prefix."""
-    while True:
-        # The compiler's wrapper is known by its attribute: naming its class imports the compiler.
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+def _shapes(state: Mapping[str, Tensor]) -> Shapes:
     return {key: value.shape for key, value in state.items()}
 
 
-def _class_count(shapes: Mapping[str, torch.Size]) -> int | None:
+def _class_count(shapes: Shapes) -> int | None:
     """Rows of the last classifier layer, None if no layer has a classifier's usual name."""
     layers = [
         key
@@ -298,27 +461,14 @@ def _class_count(shapes: Mapping[str, torch.Size]) -> int | None:
     return shapes[layers[natural.index(max(natural))]][0] if layers else None
 
 
-def _model_classes(model: nn.Module, own: Mapping[str, torch.Size]) -> int:
+def _model_classes(model: nn.Module, own: Shapes) -> int:
     """Class count of a model: what the zoo noted, else its classifier's rows, else 0 (unknown)."""
     return getattr(model, "ekd_num_classes", None) or _class_count(own) or 0
 
 
-def _only_classes_differ(
-    model: nn.Module,
-    own: Mapping[str, torch.Size],
-    found: Mapping[str, torch.Size],
-    wrong: Sequence[str],
-) -> bool:
-    """Whether all differing shapes differ in the first size alone, and that one is the classes."""
-    if any(not found[key] or own[key][1:] != found[key][1:] for key in wrong):
-        return False
-    sizes = {(own[key][0], found[key][0]) for key in wrong}
-    return len(sizes) == 1 and own[wrong[0]][0] == _model_classes(model, own)
-
-
-def _fitting_model(found: Mapping[str, torch.Size], num_classes: int) -> str | None:
+def _find_own_model(found: Shapes, num_classes: int) -> str | None:
     """The own model whose parameter names and shapes are these, None if there is none."""
-    wanted = {key: shape for key, shape in found.items() if not key.endswith(_COUNTER)}
+    wanted = _without_counters(found)
     for name in MODELS:
         own = {
             key: torch.Size(num_classes if size == _PROBE else size for size in shape)
@@ -330,12 +480,15 @@ def _fitting_model(found: Mapping[str, torch.Size], num_classes: int) -> str | N
 
 
 @functools.cache
-def _zoo_shapes(name: str) -> dict[str, torch.Size]:
+def _zoo_shapes(name: str) -> Shapes:
     """Shapes of an own model of `_PROBE` classes, without its counters.
 
-    Cached, building the whole zoo takes 2 s.
+    Cached, because building the whole zoo takes 2 s.
     """
     # Real memory, not the meta device, which is no faster; the caller's draws stay.
     with torch.random.fork_rng(devices=[]):
-        shapes = _shapes(build_model(name, _PROBE).state_dict())
+        return _without_counters(_shapes(build_model(name, _PROBE).state_dict()))
+
+
+def _without_counters(shapes: Shapes) -> Shapes:
     return {key: shape for key, shape in shapes.items() if not key.endswith(_COUNTER)}

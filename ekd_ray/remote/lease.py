@@ -1,4 +1,4 @@
-"""Who drives the study at a URI: one object there, renewed while that process lives."""
+"""One driver at a time: an object beside the study names it, and is renewed while it lives."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import os
 import socket
 import time
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from ekd_ray.errors import UserError
-from ekd_ray.remote.location import Location
-from ekd_ray.remote.objects import Objects
+from ekd_ray.remote.storage import Store
 
-OWN = ".ekd_ray/"  # what is below it is about the copy, not part of the study
-LEASE = f"{OWN}driver.json"
-_PROBE = f"{OWN}clock-"
+LEASE, CLOCK = ".ekd_ray/driver.json", ".ekd_ray/clock"
 # A driver that was not heard of for so long is dead, or cut off from the storage.
 STALE_SECONDS = 180.0
 # Two that begin at once both write, and both read again after this: the last one stays.
@@ -23,97 +20,74 @@ SETTLE_SECONDS = 1.0
 
 
 class LeaseLost(Exception):
-    """Somebody else drives the study now; the message says who."""
+    """Another process drives the study now; the message says which."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """`session` names one driver's stay, from its beginning to its end; `released` at its end."""
+    """`session` names the working copy that a process drives; `released` when it has ended."""
 
-    session: str
-    host: str
-    pid: int
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
     released: bool = False
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
+    @classmethod
+    def parse(cls, content: bytes | None) -> Lease | None:
+        """None if there is no lease or a damaged one, as if nobody held it."""
+        try:
+            values = json.loads(content or b"")
+            return cls(*(values[name] for name in cls.__dataclass_fields__))
+        except (ValueError, TypeError, KeyError):
+            return None
 
-def new_lease() -> Lease:
-    """This process's."""
-    return Lease(session=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid())
-
-
-def read_lease(objects: Objects) -> Lease | None:
-    """The last driver of a study, None if there was none. Raises StorageError."""
-    content = objects.read(LEASE)
-    if content is None:
-        return None
-    try:
-        values = json.loads(content)
-        return Lease(**{name: values[name] for name in Lease.__dataclass_fields__})
-    except (ValueError, TypeError, KeyError):  # not ours: as if nobody held it
-        return None
+    def encode(self) -> bytes:
+        """The content that `parse` reads."""
+        return json.dumps(asdict(self)).encode()
 
 
-def check_free(objects: Objects, location: Location, held: Lease | None) -> None:
-    """Raises `UserError` if another driver is at work. Raises StorageError."""
-    if held is None or held.released:
-        return
-    here = held.host == socket.gethostname()
-    if here and not _alive(held.pid):
-        return
-    heard = objects.entries()[LEASE].changed
-    # By the storage's own clock: those of two machines may differ by more than the bound.
-    probe = f"{_PROBE}{uuid.uuid4().hex}"
-    objects.write(probe, b"")
-    now = objects.entries()[probe].changed
-    objects.delete(probe)
-    age = (now - heard) / 1e9
-    if age < STALE_SECONDS:
-        raise UserError(
-            f"{location} is being run by {held}, heard of {age:.0f} s ago: wait for it or end it; "
-            f"if it is dead already, the study is free {STALE_SECONDS:.0f} s after its last word."
-        )
+def take_lease(store: Store, own: Lease, held: Lease | None) -> None:
+    """Become the driver of a study, and see that no other process did so at the same moment.
 
-
-def take(objects: Objects, location: Location, own: Lease) -> None:
-    """Write the lease, and see that no other driver did so at the same moment.
+    Args:
+        own: of a working copy that no other process has locked.
+        held: the lease that is there.
 
     Raises:
-        UserError: one did. StorageError: it cannot be written.
+        UserError: another driver is at work. StorageError.
     """
-    _write(objects, own)
+    # The driver of the same working copy has ended: we hold its lock.
+    if held and not held.released and held.session != own.session:
+        # By the storage's own clock: those of two machines may differ by more than the bound.
+        store.write(CLOCK, b"")
+        now, renewed = store.stat(CLOCK), store.stat(LEASE)
+        age = (now.changed - renewed.changed) / 1e9 if now and renewed else 0.0
+        if age < STALE_SECONDS:
+            raise UserError(
+                f"{store.location} is being run by {held}, heard of {age:.0f} s ago: wait for it "
+                f"or end it; if it is dead already, the study is free {STALE_SECONDS:.0f} s after "
+                "its last word."
+            )
+    store.write(LEASE, own.encode())
     time.sleep(SETTLE_SECONDS)
-    found = read_lease(objects)
-    if found is None or found.session != own.session:
+    try:
+        renew_lease(store, own)
+    except LeaseLost as error:
         raise UserError(
-            f"{location} was taken at the same moment by {found or 'another process'}: wait for "
-            "it or end it."
-        )
+            f"{store.location} was taken at the same moment by {error}: wait for it or end it."
+        ) from None
 
 
-def renew(objects: Objects, own: Lease, *, released: bool = False) -> None:
-    """Say that this driver lives, or that it has ended.
+def renew_lease(store: Store, own: Lease) -> None:
+    """Say that this driver lives, or has ended.
 
     Raises:
         LeaseLost: another driver has taken over. StorageError.
     """
-    found = read_lease(objects)
-    if found is not None and found.session != own.session:
+    found = Lease.parse(store.read(LEASE))
+    if found and replace(found, released=own.released) != own:
         raise LeaseLost(str(found))
-    _write(objects, replace(own, released=released))
-
-
-def _write(objects: Objects, lease: Lease) -> None:
-    objects.write(LEASE, json.dumps(asdict(lease)).encode())
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    store.write(LEASE, own.encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name
+from ekd_ray.files import default_cache_dir, file_name
 
 OBJECT_STORES = ("s3", "gs")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -73,14 +73,10 @@ def parse_location(text: str) -> Location | Path:
 
 
 def studies_dir() -> Path:
-    """$EKD_STUDIES_DIR, else `studies` in $EKD_CACHE_DIR, $XDG_CACHE_HOME/ekd_ray or
-    ~/.cache/ekd_ray: where studies at URIs are worked on."""
+    """$EKD_STUDIES_DIR, else `studies` in the cache: where studies at URIs are worked on."""
     if folder := os.environ.get("EKD_STUDIES_DIR"):
         return Path(folder).expanduser().absolute()
-    cache = os.environ.get("EKD_CACHE_DIR")
-    if not cache:
-        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ekd_ray")
-    return Path(cache).expanduser().absolute() / "studies"
+    return default_cache_dir().absolute() / "studies"
 
 
 def working_copy(location: Location) -> Path:

@@ -4,69 +4,30 @@ A pass looks at the study in the opposite order of how it is written, then uploa
 of writing: what a record points to before the record, records before the journal that says that
 their trials have ended, tables after both. So what is at the URI is at any moment what a driver
 that was killed could have left, but for trials that the journal there does not know yet: those
-are dropped by whoever continues (`ekd_ray.scale.journal.drop_unknown`).
+are dropped when the study is continued (`ekd_ray.scale.journal.drop_unknown`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
-from ekd_ray.files import write_json
-from ekd_ray.remote.lease import Lease, LeaseLost, renew
-from ekd_ray.remote.location import Location
-from ekd_ray.remote.objects import Objects, StorageError
+from ekd_ray.files import write_text
+from ekd_ray.remote.lease import Lease, LeaseLost, renew_lease
+from ekd_ray.remote.storage import Stamp, StorageError, Store
 
-SECONDS = 30.0  # between two passes
-CHECKPOINT_SECONDS = 300.0  # between two uploads of one running trial's checkpoint
-LONGEST_WAIT = 300.0  # between two tries at storage that fails
-CLOSING_SECONDS = 600.0  # for what is left at the end
+SECONDS = 30.0  # between two passes, unless EKD_MIRROR_SECONDS says otherwise
+CHECKPOINT_SECONDS = 300.0  # between two passes that send the checkpoints of running trials
 STATE = ".mirror.json"
 # Their names in the rooms above, which this one cannot import; a test compares them.
-RESULT, JOURNAL, CHECKPOINT = "result.json", "optuna.journal", "checkpoint.safetensors"
-# Removed at the URI when the study removes them. Records and weights never are: a cleaner of
-# old files in the working copy's folder must not reach further.
-_PASSING = (CHECKPOINT, "failure.json")
-_LATE = ("best", "report")
-Stamp = tuple[int, int]  # a file's size in bytes and time of its last change in ns
-
-
-@dataclass
-class State:
-    """What a working copy knows of its URI: which files are there, as of which local state.
-
-    `sessions` are the driver's stay and, while that begins, the one before it: if the last
-    driver of the URI is one of them, nobody else has changed it.
-    """
-
-    sessions: list[str] = field(default_factory=list)
-    files: dict[str, Stamp] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, folder: Path) -> State | None:
-        """The state of a working copy, None if it has none or a damaged one."""
-        try:
-            values = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            files = {name: (int(size), int(at)) for name, (size, at) in values["files"].items()}
-            return cls(sessions=list(map(str, values["sessions"])), files=files)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-
-    def write(self, folder: Path) -> None:
-        """Beside the study's files, never uploaded."""
-        write_json(folder / STATE, {"sessions": self.sessions, "files": self.files})
-
-
-def stamp(path: Path) -> Stamp:
-    """Raises FileNotFoundError."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+RESULT, JOURNAL, CHECKPOINT = "result.json", "optuna.journal", "checkpoint.pt"
+FAILURE, EVENTS = "failure.json", "events.out."
 
 
 def belongs(name: str) -> bool:
@@ -80,187 +41,166 @@ def belongs(name: str) -> bool:
     return not (passing or of_ray or parts[-1].startswith(f"{JOURNAL}.lock"))
 
 
-def study_files(folder: Path, *, late: bool = False) -> Iterator[str]:
-    """Names of a study's files (`belongs`), relative to its folder.
+def study_files(folder: Path) -> Iterator[str]:
+    """Names of a study's files (`belongs`), relative to its folder."""
+    for path, folders, files in os.walk(folder):
+        start = f"{path}/".removeprefix(f"{folder}/")
+        folders[:] = [name for name in folders if belongs(start + name)]
+        for name in files:
+            if belongs(start + name) and not os.path.islink(f"{path}/{name}"):
+                yield start + name
 
-    With `late` only those that are written from all the others, and the journal.
-    """
-    pending = [folder]
-    while pending:
-        try:
-            inside = sorted(pending.pop().iterdir())
-        except FileNotFoundError:
-            continue
-        for path in inside:
-            name = path.relative_to(folder).as_posix()
-            if not belongs(name) or path.is_symlink():
-                continue
-            if not path.is_dir():
-                yield name
-            elif not late or name in _LATE:
-                pending.append(path)
+
+def read_stamp(path: Path) -> Stamp:
+    """Raises FileNotFoundError."""
+    found = path.stat()
+    return Stamp(found.st_size, found.st_mtime_ns)
 
 
 def _rank(name: str) -> int:
-    """In which order files are written: a file points only to those of lower rank."""
-    parts = PurePosixPath(name).parts
+    """A file's place in the order of writing: it points only to files of lower ranks."""
+    top, _, below = name.partition("/")
     if name == "best/MANIFEST":
         return 5
-    if parts[0] in _LATE or (len(parts) == 1 and name.endswith((".parquet", ".md"))):
+    if top in ("best", "report") or (not below and name.endswith((".parquet", ".md"))):
         return 4
     if name == JOURNAL:
         return 3
-    if parts[-1] == RESULT:
+    if name.endswith(RESULT):
         return 2
-    return 1 if len(parts) > 1 else 0  # the study's own header comes first
+    return 1 if below else 0
 
 
-def changes(folder: Path, state: State) -> list[tuple[str, Stamp]]:
-    """Files that are not at the URI as they are here, in the order of uploading.
+def find_changes(folder: Path, known: dict[str, Stamp]) -> list[tuple[str, Stamp]]:
+    """Files whose stamps are not the known ones, in the order of uploading.
 
-    Later ranks are looked at first, so that what they point to is there when it is looked at.
+    Later ranks are looked at first, so that what they point to exists when it is looked at. The
+    journal's size is that of its whole lines now: later ones wait.
     """
     seen: dict[str, Stamp] = {}
-
-    def look(names: Iterable[str]) -> None:
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                seen[name] = stamp(folder / name)
-
-    late = [name for name in study_files(folder, late=True) if _rank(name) >= 3]
-    look(sorted(late, key=_rank, reverse=True))
-    if JOURNAL in seen:  # as long as it is now: later lines wait
-        seen[JOURNAL] = (_whole_lines(folder / JOURNAL), seen[JOURNAL][1])
-    look(name for name in list(study_files(folder)) if _rank(name) == 2)
-    look(name for name in study_files(folder) if _rank(name) < 2)
-    found = {name: at for name, at in seen.items() if state.files.get(name) != at}
-    return sorted(found.items(), key=lambda item: (_rank(item[0]), item[0]))
+    for rank in reversed(range(6)):
+        for name in study_files(folder):
+            if _rank(name) == rank:
+                with contextlib.suppress(FileNotFoundError):
+                    seen[name] = read_stamp(folder / name)
+        if rank == _rank(JOURNAL) and JOURNAL in seen:
+            size = (folder / JOURNAL).read_bytes().rfind(b"\n") + 1
+            seen[JOURNAL] = seen[JOURNAL]._replace(size=size)
+    changed = [(name, stamp) for name, stamp in seen.items() if known.get(name) != stamp]
+    return sorted(changed, key=lambda item: (_rank(item[0]), item[0]))
 
 
-def _whole_lines(path: Path) -> int:
-    """Bytes of the journal up to the end of its last whole line."""
-    return path.read_bytes().rfind(b"\n") + 1
+def read_state(folder: Path) -> Lease:
+    """The last lease of a working copy; a new one if there is none, or a damaged one.
+
+    It is `released` if its driver ended with all of the copy at the URI.
+    """
+    path = folder / STATE
+    return Lease.parse(path.read_bytes() if path.exists() else None) or Lease()
+
+
+def write_state(folder: Path, lease: Lease) -> None:
+    """Replace the lease of a working copy."""
+    write_text(folder / STATE, lease.encode().decode())
 
 
 class Mirror:
-    """Keeps the copy at a URI near to a working copy, from a thread of its own.
+    """Keeps a URI near to a working copy, from a thread of its own.
 
     Args:
-        objects: at the URI; folder: the working copy; state: what is at the URI already.
-        say: told once when the storage fails, and once when it answers again.
+        folder: the working copy.
+        known: its files that are at the URI, by the local stamps that they were sent with.
     """
 
-    def __init__(
-        self,
-        objects: Objects,
-        location: Location,
-        folder: Path,
-        state: State,
-        lease: Lease,
-        *,
-        say: Callable[[str], None] | None = None,
-        seconds: float = SECONDS,
-        checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    ) -> None:
-        self._objects, self._location, self._folder = objects, location, folder
-        self._state, self._lease = state, lease
-        self._say = say or (lambda text: print(text, file=sys.stderr))
-        self._seconds, self._checkpoint_seconds = seconds, checkpoint_seconds
-        self._seen: dict[str, float] = {}  # when a checkpoint was first met, or uploaded
-        self._failing: str | None = None
+    def __init__(self, store: Store, folder: Path, known: dict[str, Stamp], lease: Lease) -> None:
+        self._store, self._folder, self._known, self._lease = store, folder, known, lease
+        self._renewed = self._sent_checkpoints = time.monotonic()
+        self._failure: str | None = None  # of the last pass
+        self._lost = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ekd-mirror", daemon=True)
-        self.lost: str | None = None  # who drives the study instead
 
     def start(self) -> None:
         """Begin to upload in the background."""
         self._thread.start()
 
-    def close(self, timeout: float = CLOSING_SECONDS) -> str | None:
-        """Upload what is left and release the study; why the copy is stale, None if it is not."""
+    def close(self) -> str | None:
+        """Upload what is left and release the study; a sentence if the URI stays behind."""
         self._closing.set()
-        self._thread.join(timeout)
-        if self.lost:
-            return f"it was taken over by {self.lost}"
-        if self._thread.is_alive():
-            return f"uploading took longer than {timeout:.0f} s"
-        return self._failing
+        self._thread.join()
+        if self._failure is None:
+            write_state(self._folder, replace(self._lease, released=True))
+            return None
+        return (
+            f"the copy at {self._store.location} is stale ({self._failure}): all is in "
+            f"{self._folder}; run the same command with --resume on this machine to bring it there."
+        )
 
     def _run(self) -> None:
-        wait = self._seconds
-        while not self._closing.wait(wait) and not self.lost:
-            self._attempt(final=False)
-            wait = min(2 * wait, LONGEST_WAIT) if self._failing else self._seconds
-        if not self.lost:
-            self._attempt(final=True)
+        seconds = float(os.environ.get("EKD_MIRROR_SECONDS", SECONDS))
+        while not self._lost and not self._closing.wait(seconds):
+            self.attempt()
+        if not self._lost:
+            self.attempt(final=True)
 
-    def _attempt(self, *, final: bool) -> None:
-        before = self._failing
+    def attempt(self, *, final: bool = False) -> None:
+        """`upload`; what fails is kept for `close`, and said when it begins to fail."""
+        before, self._failure = self._failure, None
         try:
-            renew(self._objects, self._lease)
             self.upload(final=final)
-            if final:
-                renew(self._objects, self._lease, released=True)
-            self._failing = None
         except LeaseLost as error:
-            self.lost = str(error)
-            self._say(
-                f"warning: {self._location} was taken over by {error}: what happens here stays in "
-                f"{self._folder}."
-            )
+            self._lost, self._failure = True, f"it was taken over by {error}"
+            text = f"was taken over by {error}: what happens here stays in {self._folder}."
+            print(f"warning: {self._store.location} {text}", file=sys.stderr)
         except StorageError as error:
-            self._failing = str(error)
+            self._failure = error.reason
         except Exception as error:  # a thread that dies silently would lose all that follows
-            self._failing = f"{type(error).__name__}: {error}"
-        if self._failing and not before and not final:
-            self._say(
-                f"warning: {self._location} does not take the study's files ({self._failing}): "
-                f"the study goes on in {self._folder}, and uploading is tried again."
+            self._failure = f"{type(error).__name__}: {error}"
+        if self._failure and not (before or final or self._lost):
+            print(
+                f"warning: {self._store.location} does not take the study's files "
+                f"({self._failure}): the study goes on in {self._folder}, and uploading is tried "
+                "again.",
+                file=sys.stderr,
             )
-        elif before and not self._failing and not final:
-            self._say(f"{self._location} takes the study's files again.")
 
-    def upload(self, *, final: bool) -> None:
-        """One pass; `final` sends the checkpoints of running trials too, due or not.
+    def upload(self, *, final: bool = False) -> None:
+        """Send what has changed.
+
+        Args:
+            final: send the checkpoints of running trials too, due or not, and release the study.
 
         Raises:
-            StorageError: the storage failed; what was uploaded is known.
+            LeaseLost: another driver has taken over; nothing more was sent.
+            StorageError: the storage failed; what was sent is known.
         """
-        changed = False
-        try:
-            for name, at in changes(self._folder, self._state):
-                if PurePosixPath(name).name == CHECKPOINT and not (final or self._due(name)):
-                    continue
+        self._renew(self._lease)
+        with_checkpoints = final or time.monotonic() - self._sent_checkpoints >= CHECKPOINT_SECONDS
+        for name, stamp in find_changes(self._folder, self._known):
+            if time.monotonic() - self._renewed > SECONDS:  # a long pass must not look dead
+                self._renew(self._lease)
+            if with_checkpoints or not name.endswith(CHECKPOINT):
                 with contextlib.suppress(FileNotFoundError):  # removed since; a record never is
-                    self._state.files[name] = self._put(name, at)
-                    changed = True
-            for name in [name for name in self._state.files if self._is_gone(name)]:
-                changed = True
-                self._objects.delete(name)
-                del self._state.files[name]
-                self._seen.pop(name, None)
-        finally:
-            if changed:
-                self._state.write(self._folder)
+                    self._send(name, stamp)
+        if with_checkpoints:
+            self._sent_checkpoints = time.monotonic()
+        # Records and weights are never removed: a cleaner of old files that took them from the
+        # working copy must not reach further.
+        for name in [n for n in self._known if n.endswith((CHECKPOINT, FAILURE)) or EVENTS in n]:
+            if not (self._folder / name).exists():
+                self._store.delete(name)
+                del self._known[name]
+        if final:
+            self._renew(replace(self._lease, released=True))
 
-    def _put(self, name: str, at: Stamp) -> Stamp:
-        """Upload one file; its state as it was uploaded. Raises FileNotFoundError."""
-        path = self._folder / name
+    def _renew(self, lease: Lease) -> None:
+        renew_lease(self._store, lease)
+        self._renewed = time.monotonic()
+
+    def _send(self, name: str, stamp: Stamp) -> None:
         if name == JOURNAL:
-            with open(path, "rb") as file:
-                self._objects.write(name, file.read(at[0]))
-            return at
-        state = self._objects.upload(path, name)
-        return state.st_size, state.st_mtime_ns
-
-    def _due(self, name: str) -> bool:
-        now = time.monotonic()
-        if now - self._seen.setdefault(name, now) < self._checkpoint_seconds:
-            return False
-        self._seen[name] = now
-        return True
-
-    def _is_gone(self, name: str) -> bool:
-        path = PurePosixPath(name)
-        passing = path.name in _PASSING or path.name.startswith("events.out.")
-        return passing and not (self._folder / name).exists()
+            with open(self._folder / name, "rb") as file:
+                self._store.write(name, file.read(stamp.size))
+        else:
+            self._store.upload(self._folder / name, name)
+        self._known[name] = stamp

@@ -6,39 +6,31 @@ import contextlib
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path
-from ekd_ray.remote.lease import check_free, new_lease, read_lease, take
+from ekd_ray.remote.lease import LEASE, Lease, take_lease
 from ekd_ray.remote.location import Location, working_copy
 from ekd_ray.remote.mirror import (
     CHECKPOINT,
     RESULT,
-    SECONDS,
+    STATE,
     Mirror,
-    State,
     belongs,
-    changes,
-    stamp,
+    read_stamp,
+    read_state,
     study_files,
+    write_state,
 )
-from ekd_ray.remote.objects import (
-    Entry,
-    Objects,
-    StorageError,
-    check_reachable,
-    open_objects,
-    unreachable,
-)
+from ekd_ray.remote.storage import Stamp, Store, open_store
 
 HEADERS = ("study.yaml", "config.yaml")  # of a study, of a single run
-_AT_ONCE = 8
+_THREADS = 8
 
 
 class StaleCopy(UserError):
@@ -53,9 +45,7 @@ def mirrored(
     folder: Path,
     *,
     resume: bool,
-    settle: Callable[[Path], list[str]] = lambda folder: [],
-    objects: Objects | None = None,
-    seconds: float | None = None,
+    settle: Callable[[Path], object] = lambda folder: None,
 ) -> Iterator[None]:
     """Work in `folder` on what is at `location`, and bring there what changes.
 
@@ -65,9 +55,8 @@ def mirrored(
 
     Args:
         resume: whether the URI must hold a study already, or must not.
-        settle: called with the folder before the study goes on; it may drop what the rest does
-            not know, and says which folders those were.
-        objects: instead of those at the location; seconds: between two uploads.
+        settle: called with the folder before the study goes on; what it removes is removed at
+            the URI too.
 
     Raises:
         UserError: the storage cannot be reached or written, it holds a study or none, or
@@ -76,138 +65,99 @@ def mirrored(
     if location is None:
         yield
         return
-    with _only_here(folder, location):
-        if objects is None:
-            check_reachable(location)
-            objects = open_objects(location)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
         try:
-            mirror = _begin(objects, location, folder, resume, settle, seconds)
-        except StorageError as error:
-            raise unreachable(location, error) from None
+            stack.enter_context(FileLock(f"{folder}.lock", timeout=0))
+        except Timeout:
+            raise UserError(
+                f"{location} is being run by another process of this machine: wait for it or end "
+                "it."
+            ) from None
+        mirror = _begin(location, folder, resume, settle)
         mirror.start()
         try:
             yield
         except BaseException:
-            problem = mirror.close()
-            if problem:
-                print(f"warning: {_stale(location, folder, problem)}", file=sys.stderr)
+            if stale := mirror.close():
+                print(f"warning: {stale}", file=sys.stderr)
             raise
-        problem = mirror.close()
-        if problem:
-            raise StaleCopy(_stale(location, folder, problem))
-
-
-def _stale(location: Location, folder: Path, problem: str) -> str:
-    return (
-        f"the copy at {location} is stale ({problem}): all is in {folder}; run the same command "
-        "with --resume on this machine to bring it there."
-    )
-
-
-@contextlib.contextmanager
-def _only_here(folder: Path, location: Location) -> Iterator[None]:
-    """Hold the working copy against other processes of this machine, before anything is asked."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{folder}.lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(
-            f"{location} is being run by another process of this machine: wait for it or end it."
-        ) from None
+        if stale := mirror.close():
+            raise StaleCopy(stale)
 
 
 def _begin(
-    objects: Objects,
-    location: Location,
-    folder: Path,
-    resume: bool,
-    settle: Callable[[Path], list[str]],
-    seconds: float | None,
+    location: Location, folder: Path, resume: bool, settle: Callable[[Path], object]
 ) -> Mirror:
-    there = _study_entries(objects)
+    """Take the study at a URI, and make the working copy as new as it is there, or newer."""
+    store = open_store(location)
+    there = _list_study(store)
     if resume and not any(name in there for name in HEADERS):
-        raise UserError(f"{location} holds no study to resume: check --out, or drop --resume.")
+        raise _no_study(location)
     if there and not resume:
         raise UserError(f"{location} holds a study already: add --resume, or choose another --out.")
-    last, own, state = read_lease(objects), new_lease(), State.read(folder)
-    ours = state is not None and last is not None and last.session in state.sessions
-    # This folder's lock is ours: whoever drove the study from it on this machine is gone.
-    if not (ours and last and last.host == own.host):
-        check_free(objects, location, last)
-    if state is None or not ours or not there:
-        _set_aside(folder, state)
-        state = State()
-    # Both, until the lease says which: a kill may come in between.
-    state.sessions = [own.session, *([last.session] if last and ours else [])]
-    folder.mkdir(parents=True, exist_ok=True)
-    if ours:
-        state.write(folder)
-    take(objects, location, own)
-    for name in _fetch_missing(objects, folder, there):
-        state.files[name] = stamp(folder / name)
-    for name in there:  # a checkpoint that is of no more use: the mirror removes it there
-        if not (folder / name).exists():
-            state.files.setdefault(name, (-1, -1))
-    state.sessions = [own.session]
-    state.write(folder)
-    for dropped in settle(folder):
-        for name in [name for name in there if name.startswith(f"{dropped}/")]:
-            objects.delete(name)
-            state.files.pop(name, None)
-    state.write(folder)
-    if seconds is None:
-        seconds = float(os.environ.get("EKD_MIRROR_SECONDS", SECONDS))
-    return Mirror(objects, location, folder, state, own, seconds=seconds)
+    held, last = Lease.parse(store.read(LEASE)), read_state(folder)
+    ours = bool(there and held and held.session == last.session)
+    lease = Lease(session=last.session) if ours else Lease()
+    take_lease(store, lease, held)
+    # When the copy was last known to be the same as the URI, in ns.
+    same = read_stamp(folder / STATE).changed if last.released else 0
+    if not ours:
+        _make_room(folder, aside=not last.released)
+    write_state(folder, lease)
+
+    def is_needed(name: str) -> bool:
+        """Whether it is no checkpoint of a trial that has ended."""
+        result = PurePosixPath(name).with_name(RESULT)
+        ended = str(result) in there or (folder / result).exists()
+        return not (name.endswith(CHECKPOINT) and ended)
+
+    missing = {n: s for n, s in there.items() if is_needed(n) and not (folder / n).exists()}
+    _fetch(store, folder, missing)
+    here = {name: read_stamp(folder / name) for name in study_files(folder)}
+    known = {n: s for n, s in here.items() if n in missing or (n in there and s.changed <= same)}
+    known = dict.fromkeys(there, Stamp(-1, -1)) | known
+    settle(folder)
+    for name in [name for name in there if not (folder / name).exists()]:
+        store.delete(name)
+        del known[name]
+    return Mirror(store, folder, known, lease)
 
 
-def _study_entries(objects: Objects) -> dict[str, Entry]:
-    """What is at the URI of a study's own files; whatever else is there is never fetched."""
-    return {name: entry for name, entry in objects.entries().items() if belongs(name)}
-
-
-def _set_aside(folder: Path, state: State | None) -> None:
-    """Make room for what is at the URI; what never got there is kept under another name."""
-    if not folder.exists():
-        return
-    if state is not None and changes(folder, state):
-        aside = folder.with_name(f"{folder.name}.aside-{time.strftime('%Y%m%dT%H%M%S')}")
-        folder.rename(aside)
+def _make_room(folder: Path, *, aside: bool) -> None:
+    """Remove a working copy that its URI is ahead of, or set `aside` what never got there."""
+    if aside and any(study_files(folder)):
+        kept = folder.with_name(f"{folder.name}.aside-{datetime.now():%Y%m%dT%H%M%S.%f}")
+        folder.rename(kept)
         print(
             f"warning: what this machine had of the study and never uploaded is no part of it "
-            f"any more, and is set aside in {aside}.",
+            f"any more, and is set aside in {kept}.",
             file=sys.stderr,
         )
-    else:
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fetch_missing(objects: Objects, folder: Path, there: Iterable[str]) -> list[str]:
-    """Fetch what is not here: all of it, or what a cleaner of old files has removed."""
-    fetched: list[str] = []
-
-    def wanted(name: str) -> bool:
-        path = folder / name
-        # An ended trial's checkpoint was removed here, and is about to be there.
-        ended = path.name == CHECKPOINT and (path.parent / RESULT).exists()
-        return not (path.exists() or ended)
-
-    # Records first, so that it is known which trials have ended.
-    for of_records in (True, False):
-        names = [n for n in there if (PurePosixPath(n).name == RESULT) is of_records]
-        missing = [name for name in names if wanted(name)]
-        _fetch(objects, folder, missing)
-        fetched += missing
-    return fetched
+def _no_study(location: Location) -> UserError:
+    return UserError(f"{location} holds no study to resume: check --out, or drop --resume.")
 
 
-def _fetch(objects: Objects, folder: Path, names: Iterable[str]) -> None:
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done in [pool.submit(objects.download, name, folder / name) for name in names]:
-            done.result()
+def _list_study(store: Store) -> dict[str, Stamp]:
+    """A study's own files at its URI; whatever else is there is never fetched."""
+    return {name: stamp for name, stamp in store.list_objects().items() if belongs(name)}
 
 
-def header_folder(location: Location, objects: Objects | None = None) -> Path:
+def _fetch(store: Store, folder: Path, objects: dict[str, Stamp]) -> None:
+    """Download objects; the files are as old as the objects."""
+
+    def download(name: str) -> None:
+        store.download(name, folder / name)
+        os.utime(folder / name, ns=(objects[name].changed, objects[name].changed))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(download, objects))
+
+
+def header_folder(location: Location) -> Path:
     """A folder with the header of the study at a URI, to say what `--resume` continues.
 
     The working copy, if it is as new; else a folder beside it, which nothing else uses.
@@ -215,47 +165,17 @@ def header_folder(location: Location, objects: Objects | None = None) -> Path:
     Raises:
         UserError: the storage cannot be reached, or holds no study there.
     """
-    if objects is None:
-        check_reachable(location)
-        objects = open_objects(location)
-    folder = working_copy(location)
-    try:
-        state, last = State.read(folder), read_lease(objects)
-        if state and last and last.session in state.sessions:
-            return folder
-        found = {name: objects.read(name) for name in HEADERS}
-    except StorageError as error:
-        raise unreachable(location, error) from None
-    head = folder.with_name(f"{folder.name}.head")
-    if not any(found.values()):
-        raise UserError(f"{location} holds no study to resume: check --out, or drop --resume.")
-    shutil.rmtree(head, ignore_errors=True)
-    for name, content in found.items():
-        if content is not None:
-            with atomic_path(head / name) as temporary:
-                temporary.write_bytes(content)
-    return head
+    store, folder = open_store(location), working_copy(location)
+    held = Lease.parse(store.read(LEASE))
+    if held and held.session == read_state(folder).session:
+        return folder
+    headers = {name: stamp for name in HEADERS if (stamp := store.stat(name))}
+    if not headers:
+        raise _no_study(location)
+    return _refresh(store, folder.with_name(f"{folder.name}.head"), headers)
 
 
-def holds(location: Location, name: str) -> bool:
-    """Whether there is such a file at a location. Raises `UserError` if that cannot be known."""
-    try:
-        return open_objects(location).read(name) is not None
-    except StorageError as error:
-        raise unreachable(location, error) from None
-
-
-def put_files(location: Location, folder: Path, names: Iterable[str]) -> None:
-    """Bring single files to a location. Raises `UserError`."""
-    objects = open_objects(location)
-    try:
-        for name in names:
-            objects.upload(folder / name, name)
-    except StorageError as error:
-        raise unreachable(location, error) from None
-
-
-def reading_copy(location: Location, objects: Objects | None = None) -> Path:
+def reading_copy(location: Location) -> Path:
     """A folder with what is at a URI now, to read from; checkpoints are left out.
 
     It is not the working copy, which a driver of this machine may be changing.
@@ -263,25 +183,29 @@ def reading_copy(location: Location, objects: Objects | None = None) -> Path:
     Raises:
         UserError: the storage cannot be reached.
     """
-    if objects is None:
-        check_reachable(location)
-        objects = open_objects(location)
-    folder = working_copy(location)
-    folder = folder.with_name(f"{folder.name}.read")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    store, folder = open_store(location), working_copy(location)
+    objects = {n: s for n, s in _list_study(store).items() if not n.endswith(CHECKPOINT)}
+    return _refresh(store, folder.with_name(f"{folder.name}.read"), objects)
+
+
+def _refresh(store: Store, folder: Path, objects: dict[str, Stamp]) -> Path:
+    """Make a folder hold the objects, and no other files of a study."""
+    folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        state = State.read(folder) or State()
-        try:
-            there = {
-                name: (entry.size, entry.changed)
-                for name, entry in _study_entries(objects).items()
-                if PurePosixPath(name).name != CHECKPOINT
-            }
-            _fetch(objects, folder, [n for n, at in there.items() if state.files.get(n) != at])
-        except StorageError as error:
-            raise unreachable(location, error) from None
-        for name in [name for name in study_files(folder) if name not in there]:
+        here = {name: read_stamp(folder / name) for name in study_files(folder)}
+        _fetch(store, folder, {n: stamp for n, stamp in objects.items() if here.get(n) != stamp})
+        for name in here.keys() - objects.keys():
             (folder / name).unlink()
-        folder.mkdir(exist_ok=True)
-        State(files=there).write(folder)
     return folder
+
+
+def holds(location: Location, name: str) -> bool:
+    """Whether there is such a file at a location. Raises `UserError` if that cannot be known."""
+    return open_store(location).stat(name) is not None
+
+
+def put_files(location: Location, folder: Path, names: Iterable[str]) -> None:
+    """Bring single files to a location. Raises `UserError`."""
+    store = open_store(location)
+    for name in names:
+        store.upload(folder / name, name)

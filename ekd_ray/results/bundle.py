@@ -148,7 +148,7 @@ class Bundle:
         device = pick_device()
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         data = load_test_data(self.config, stage=RunStage.FINAL, data_root=data_root, device=device)
-        metrics = evaluate_model(
+        found = evaluate_model(
             self.model().to(device).to(memory_format=layout),
             data,
             data.validation_ids,
@@ -156,7 +156,7 @@ class Bundle:
             precision=self.config.precision,
             log_prior=self.weights.log_prior,
         )
-        return {f"test_{name}": value for name, value in metrics.items()}
+        return {f"test_{name}": value for name, value in found.metrics.items()}
 
     def verify(self, *, evaluate: bool = False, data_root: str | None = None) -> Verification:
         """Check every file against the manifest; with `evaluate`, the test accuracy too.

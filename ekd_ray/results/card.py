@@ -10,6 +10,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import short_name
 from ekd_ray.models import WeightsMetadata
 from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.templating import render
 
 # Names on the hub, where `datasets:` of a card must be found.
 HUB = {
@@ -35,15 +36,31 @@ def model_card(
     Args:
         metrics: the content of `metrics.json`; board: the leaderboard, the winner first.
     """
-    front = yaml.safe_dump(_front_matter(config, metrics), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n" + "\n".join(_body(config, weights, metrics, board))
+    title = f"{config.student} distilled from {config.teacher or 'no teacher'}"
+    front = _front_matter(config, metrics, title)
+    return render(
+        "card.md.jinja",
+        autoescape=False,  # Markdown
+        filters={"percent": "{:.2%}".format},
+        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
+        title=title,
+        dataset=short_name(config.dataset),
+        config=config,
+        weights=weights,
+        class_names=metrics["class_names"],
+        top1=metrics["model"]["test_top1"],
+        spread=mean_sd(board[0].test),
+        rows=[(row.name, *mean_sd(row.test)) for row in board if row.test],
+        log_prior=metrics["log_prior"],
+        exports=metrics.get("exports") or {},
+    )
 
 
-def _front_matter(config: DistillConfig, metrics: dict[str, Any]) -> dict[str, Any]:
+def _front_matter(config: DistillConfig, metrics: dict[str, Any], title: str) -> dict[str, Any]:
     dataset = short_name(config.dataset)
     figures = [
-        {"type": kind, "value": metrics["model"][name], "name": title}
-        for name, (kind, title) in FIGURES.items()
+        {"type": kind, "value": metrics["model"][name], "name": text}
+        for name, (kind, text) in FIGURES.items()
         if name in metrics["model"]
     ]
     hub = HUB.get(config.dataset)
@@ -61,98 +78,5 @@ def _front_matter(config: DistillConfig, metrics: dict[str, Any]) -> dict[str, A
         "tags": tags,
         **({"datasets": [hub]} if hub else {}),
         "metrics": ["accuracy"],
-        "model-index": [{"name": _title(config), "results": [result]}],
+        "model-index": [{"name": title, "results": [result]}],
     }
-
-
-def _title(config: DistillConfig) -> str:
-    return f"{config.student} distilled from {config.teacher or 'no teacher'}"
-
-
-def _body(
-    config: DistillConfig, weights: WeightsMetadata, metrics: dict[str, Any], board: list[Row]
-) -> list[str]:
-    mean, deviation, count = mean_sd(board[0].test)
-    rows = [
-        f"| {row.name} | {mean:.2%} | {deviation:.2%} | {count} |"
-        for row, (mean, deviation, count) in ((r, mean_sd(r.test)) for r in board if r.test)
-    ]
-    return [
-        f"# {_title(config)}",
-        "",
-        f"Data set {short_name(config.dataset)} ({len(metrics['class_names'])} classes), method "
-        f"`{config.method}`. Top-1 on the test split: **{metrics['model']['test_top1']:.2%}** "
-        f"(these weights, seed {config.seed}); mean {mean:.2%}, standard deviation "
-        f"{deviation:.2%} over {count} seed(s).",
-        "",
-        "The configuration was chosen on a validation split; the test split was read once,",
-        "after the choice. All rows have the same budget.",
-        "",
-        "| configuration | test top-1 | sd | n |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from ekd_ray.results import Bundle",
-        "",
-        'found = Bundle.load("best").predict("picture.jpg")',
-        "print(found.names, found.probabilities, found.uncertainty)",
-        "```",
-        "",
-        f"Images are {config.image_size} x {config.image_size} RGB; in [0, 1] they are normalised "
-        f"with mean {weights.mean} and std {weights.std}.",
-        *_uncertainty(metrics["log_prior"]),
-        *_exports(metrics.get("exports") or {}, config),
-        "",
-        "## Evidence",
-        "",
-        "`distill.yaml` is the complete configuration (teacher by hash, data by fingerprint),",
-        "`metrics.json` the figures of every seed and baseline, `history.jsonl` each epoch of",
-        "these weights, `environment.json` what they were trained on. `MANIFEST` holds the",
-        "SHA-256 of every file.",
-        "",
-        "```",
-        "python launchers/reproduce.py best --data-root data --teacher-weights FILE",
-        "```",
-        "",
-        "trains it again and says `bit-identical`, `within-tolerance` or `different`.",
-        "",
-    ]
-
-
-def _uncertainty(log_prior: float | None) -> list[str]:
-    if log_prior is None:
-        return ["Uncertainty is 1 minus the largest probability."]
-    return [
-        f"The student is evidential (log prior {log_prior:.4g}): its probabilities are the mean of",
-        "a Dirichlet distribution, its uncertainty the vacuity, the share of the prior in it.",
-    ]
-
-
-def _exports(exports: dict[str, dict[str, Any]], config: DistillConfig) -> list[str]:
-    """What the exported programs take and give."""
-    if not exports:
-        return []
-    size = config.image_size
-    lines = [
-        "",
-        "## Exported programs",
-        "",
-        "| file | input | largest difference |",
-        "|---|---|---|",
-    ]
-    for name, entry in exports.items():
-        pixels = "normalised" if entry["normalized_input"] else "in [0, 1]"
-        side = entry.get("side", size)
-        lines.append(
-            f"| `{name}` | `images` float32 [B, 3, {side}, {side}], {pixels} | "
-            f"{entry['largest_difference']:.1e} |"
-        )
-    return [
-        *lines,
-        "",
-        "Any batch size B. They return `logits` [B, C], `probabilities` [B, C] and",
-        "`uncertainty` [B], and were compared with the PyTorch model in batches of 1, 3 and 8.",
-    ]

@@ -37,11 +37,18 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     if len(first) != len(second) or not first:
         raise ValueError(f"need as many values on both sides, got {len(first)} and {len(second)}")
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    mean, n = statistics.fmean(differences), len(differences)
+    low, high = mean_interval(differences) or (None, None)
+    return Paired(mean=statistics.fmean(differences), low=low, high=high, n=len(differences))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean by Student's t, None with fewer values than LEAST_SEEDS."""
+    n = len(values)
     if n < LEAST_SEEDS:
-        return Paired(mean=mean, low=None, high=None, n=n)
-    reach = _quantile((1 + LEVEL) / 2, n - 1) * statistics.stdev(differences) / n**0.5
-    return Paired(mean=mean, low=mean - reach, high=mean + reach, n=n)
+        return None
+    mean = statistics.fmean(values)
+    reach = _quantile((1 + LEVEL) / 2, n - 1) * statistics.stdev(values) / n**0.5
+    return mean - reach, mean + reach
 
 
 def _quantile(probability: float, freedom: int) -> float:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import num_train
+from ekd_ray.data import held_out_size, num_train
 from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import method_of
+from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import CACHE_COST, RunRecord, read_record, spent_seconds
 from ekd_ray.results.study import Study
 
@@ -156,6 +156,6 @@ def _drawn_views(config: DistillConfig, total: int, epochs: int) -> int:
     method = method_of(config)
     if not method.needs_teacher:
         return 0
-    trained = round(total * (1 - config.validation_fraction))
+    trained = total - held_out_size(total, config.validation_fraction)
     steps = count_steps(trained, config.batch_size)
     return epochs * steps * config.batch_size * (2 if method.strong_view else 1)

@@ -18,9 +18,8 @@ import yaml
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import COSTS
-from ekd_ray.engine.hparams import end_session
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.runlog import end_session, read_history
 from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.files import write_json, write_text
 

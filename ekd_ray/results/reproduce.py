@@ -15,11 +15,11 @@ from torch import Tensor
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import OnEpoch, distill
 from ekd_ray.engine.final import WEIGHTS
-from ekd_ray.engine.precision import environment
+from ekd_ray.engine.precision import cpu_threads, environment
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
-from ekd_ray.losses.objective import method_of
+from ekd_ray.losses.methods import method_of
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import single_run
@@ -103,9 +103,10 @@ def reproduce(
             the winner's seeds, half a point at least.
     """
     recorded = bundle.environment()
-    threads = threads or recorded["threads"]
-    result = distill(config, data_root=data_root, out=out, threads=threads, on_epoch=on_epoch)
-    metrics = finish_run(single_run(config, out), result, data_root=data_root, test=True).metrics
+    with cpu_threads(threads or recorded["threads"]):
+        result = distill(config, data_root=data_root, out=out, on_epoch=on_epoch)
+        record = finish_run(single_run(config, out), result, data_root=data_root, test=True)
+    metrics = record.metrics
     stated = bundle.metrics["model"]
     tested = {name: value for name, value in stated.items() if name.startswith("test_")}
     first = (

@@ -20,13 +20,13 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.distill import forget_checkpoint
-from ekd_ray.engine.hparams import end_session
+from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.resolve import resolve, without_teacher
 from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.engine.runlog import end_session
 from ekd_ray.errors import Interrupted, UserError
 from ekd_ray.files import file_name, write_json
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.results.leaderboard import leaderboard_rows, winner_of
 from ekd_ray.results.paired import clearly_worse
 from ekd_ray.results.records import (

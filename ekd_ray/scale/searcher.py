@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.distill import forget_checkpoint
+from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import read_history

@@ -12,11 +12,11 @@ from typing import Any
 import optuna
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.settings import hints_of
 from ekd_ray.errors import Keys, UserError, at, unknown_name
-from ekd_ray.losses.objective import resolve_method, with_method
+from ekd_ray.losses.methods import resolve_method, with_method
 
 _KEYS = ("low", "high", "log", "step", "choices", "when")
-_HINTS = typing.get_type_hints(DistillConfig)
 
 
 def quiet() -> None:
@@ -238,7 +238,8 @@ def _parse(name: str, entry: Any, earlier: Mapping[str, Parameter]) -> Parameter
 def _parse_range(
     name: str, entry: Mapping[str, Any], when: Mapping[str, tuple[Any, ...]]
 ) -> Parameter:
-    kinds = set(typing.get_args(_HINTS[name])) or {_HINTS[name]}
+    kind = hints_of(DistillConfig)[name]
+    kinds = set(typing.get_args(kind)) or {kind}
     if not kinds & {int, float}:
         raise UserError(f"space.{name} is no number: give choices: instead of a range.", keys=())
     for key in ("low", "high", "step"):

@@ -16,11 +16,11 @@ import torch
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import ranks
-from ekd_ray.engine.distill import Diverged, RunResult, distill, forget_checkpoint
-from ekd_ray.engine.hparams import Session
+from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.runlog import Session, read_history
 from ekd_ray.engine.schedule import settled_since
 from ekd_ray.errors import NoSpace, UserError, no_space
 from ekd_ray.files import write_json

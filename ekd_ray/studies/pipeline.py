@@ -19,15 +19,14 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import check_dataset, load_dataset
-from ekd_ray.engine.distill import forget_checkpoint
-from ekd_ray.engine.hparams import Session, write_experiment
+from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import check_workers, resolve
-from ekd_ray.engine.runlog import grouped
+from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, at
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
-from ekd_ray.losses.objective import method_of, resolve_method, with_method
+from ekd_ray.losses.methods import method_of, resolve_method, with_method
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
@@ -197,7 +196,7 @@ def _sweep(out: Path) -> None:
 
 
 def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer) -> Bundle:
-    tags = [grouped(name) for name in (*config.watched, "val_top1", "test_top1")]
+    tags = [metric_tag(name) for name in (*config.watched, "val_top1", "test_top1")]
     write_experiment(out, config.space or {}, dict.fromkeys(tags))
     # A cluster is joined before anything is computed; a Ray of our own would only be in the way.
     with connected(config) if on_cluster() else contextlib.nullcontext():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
+from ekd_ray.config.method_settings import REGISTRY, load
 from ekd_ray.config.yaml_files import in_file, place_in
 from ekd_ray.errors import Keys, UserError, at, unknown_name
 
@@ -92,9 +93,9 @@ def select_method(values: Mapping[str, Any], method: str | None) -> dict[str, An
 
     `method` is a key of `methods:` or a name of `METHODS`; None, and the recipe's own
     method, leave the rest as it is. Under another one the method settings of the recipe,
-    their ranges, its first points and its authors' values go, and those of the table's
-    entry come. An entry that searches `method` itself starts from the authors' values of
-    each of its choices.
+    their ranges, its first points and its authors' values go. The ranges of a name of
+    `METHODS` come (`Method.space`), and what the table's entry says is laid over them. An
+    entry that searches `method` itself starts from the authors' values of each of its choices.
 
     Raises:
         UserError: an unknown method.
@@ -105,16 +106,18 @@ def select_method(values: Mapping[str, Any], method: str | None) -> dict[str, An
     if method is None or method == _own_method(values):
         return rest
     # Late: --help and a recipe's own method need no torch.
-    from ekd_ray.losses.methods import METHOD_SETTINGS, METHODS
+    from ekd_ray.losses.methods import METHODS
 
     if not isinstance(method, str) or method not in {*METHODS, *table}:
         raise unknown_name("method", method, [*METHODS, *(k for k in table if k not in METHODS)])
     changes = table.get(method) or {}
+    if method in METHODS:
+        changes = merge({"space": METHODS[method].space}, changes)
     space = rest.get("space") or {}
     stripped = {
         **rest,
-        "distill": {k: v for k, v in distill.items() if k not in METHOD_SETTINGS},
-        "space": {k: v for k, v in space.items() if k not in METHOD_SETTINGS and k != "method"},
+        "distill": {k: v for k, v in distill.items() if k not in REGISTRY},
+        "space": {k: v for k, v in space.items() if k not in REGISTRY and k != "method"},
         "authors": None,
         "first_points": [],
     }
@@ -259,9 +262,6 @@ def find_recipe(folder: Path, home: str, pair: str) -> Path:
     return folder / home / f"{pair}.yaml"
 
 
-_EPOCH_SETTINGS = ("ekd_warmup", "kd_warmup", "ctkd_warmup", "prior_kl_warmup", "lr_warmup")
-
-
 def with_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     """The recipe under another budget: `distill.epochs` and, in proportion, every warm-up.
 
@@ -274,19 +274,20 @@ def with_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     result = {**values, "distill": {**distill, "epochs": epochs}}
     if before == epochs:
         return result
+    load()
+    in_epochs = {"lr_warmup", *(name for name, entry in REGISTRY.items() if entry.in_epochs)}
+
+    def scaled(section: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: _scale(value, epochs / before) if name in in_epochs else value
+            for name, value in section.items()
+        }
+
     for section in ("distill", "authors", "space"):
         if isinstance(result.get(section), Mapping):
-            result[section] = _scaled(result[section], epochs / before)
-    points = result.get("first_points") or ()
-    result["first_points"] = [_scaled(point, epochs / before) for point in points]
+            result[section] = scaled(result[section])
+    result["first_points"] = [scaled(point) for point in result.get("first_points") or ()]
     return result
-
-
-def _scaled(section: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    return {
-        name: _scale(value, factor) if name in _EPOCH_SETTINGS else value
-        for name, value in section.items()
-    }
 
 
 def _scale(value: Any, factor: float) -> Any:

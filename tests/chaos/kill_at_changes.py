@@ -40,10 +40,11 @@ from ray.tune.schedulers import TrialScheduler
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import load_dataset
 from ekd_ray.engine import train_teacher as teacher_module
-from ekd_ray.engine.distill import CHECKPOINT, RunResult
+from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.distill import RunResult
 from ekd_ray.engine.runlog import HISTORY, RunLog
 from ekd_ray.files import write_json, write_text
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model
 from ekd_ray.results import finish as finish_module
 from ekd_ray.results import report as report_module

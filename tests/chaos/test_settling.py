@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.distill import CHECKPOINT
+from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError

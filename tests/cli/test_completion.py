@@ -12,7 +12,7 @@ from launchers_run import LAUNCHERS, parser_of
 
 from ekd_ray.cli import completion
 from ekd_ray.data import DATASETS
-from ekd_ray.losses.objective import METHODS
+from ekd_ray.losses.methods import METHODS
 
 
 def test_every_flag_is_described() -> None:

@@ -1,4 +1,4 @@
-"""How a launcher ends: the exit codes that the README promises."""
+"""How a launcher ends: the exit codes that the documents promise."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def test_a_polite_kill_while_ray_starts_is_an_interrupt(monkeypatch, capsys) -> 
     assert ended(main, capsys) == ended(interrupted, capsys)
 
 
-def test_the_readme_names_every_code() -> None:
-    text = (Path(ekd_ray.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+def test_the_documents_name_every_code() -> None:
+    page = Path(ekd_ray.__file__).parents[1] / "docs" / "reference" / "commands.md"
+    text = page.read_text(encoding="utf-8")
     table = text[text.index("## Exit codes") :]
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(CODES)

@@ -47,14 +47,20 @@ def modules_after(code):
     return set(json.loads(done.stdout))
 
 
-def test_the_command_line_loads_nothing_heavy():
-    loaded = modules_after(
-        "from ekd_ray.cli import flags, request\n"
-        "args = flags.parser('x', search=True).parse_args(\n"
-        "    ['--dataset', 'digits', '--pair', 'resnet20-resnet8'])\n"
-        "request.study_config(args)"
-    )
-    assert not {name.split(".")[0] for name in loaded} & HEAVY
+READ_FLAGS = (
+    "from ekd_ray.cli import flags, request\n"
+    "args = flags.parser('x', search=True).parse_args(\n"
+    "    ['--dataset', 'digits', '--pair', 'resnet20-resnet8'])\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "needed"),
+    [(READ_FLAGS, set()), (READ_FLAGS + "request.study_config(args)", {"torch"})],
+)
+def test_the_command_line_loads_nothing_heavy(code, needed):
+    """The settings of methods, which a recipe has, stand beside their losses: they need torch."""
+    assert {name.split(".")[0] for name in modules_after(code)} & HEAVY == needed
 
 
 def test_a_trial_does_not_wait_for_what_only_others_need():

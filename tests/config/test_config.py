@@ -256,7 +256,7 @@ def configs(cls):
     """Legal configurations; each example changes some settings, the rest are defaults."""
     strategies = {
         field.name: configs(DistillConfig) if field.name == "distill" else legal(cls, field)
-        for field in dataclasses.fields(cls)
+        for field in cls.fields()
     }
     always = {name: strategies.pop(name) for name in ("lr", "lr_min") if name in strategies}
     drawn = st.fixed_dictionaries(always, optional=strategies)

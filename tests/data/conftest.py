@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from miniature import write_miniature
 from PIL import Image
 
 import ekd_ray.data.datasets as datasets
+import ekd_ray.data.store as store
 from ekd_ray.data import load_dataset
-from ekd_ray.data.miniature import write_miniature
 
 NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
 NAMES_1000 = [f"n{i:08d}" for i in range(1000)]
@@ -27,6 +28,31 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("EKD_DATA_ROOT", raising=False)
     monkeypatch.setattr(datasets, "_opened", {})
+
+
+@pytest.fixture
+def forget(monkeypatch):
+    """Makes this process forget what it has opened."""
+    return lambda: monkeypatch.setattr(datasets, "_opened", {})
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """The entries that were built, in order."""
+    paths = []
+    build = store._build
+    monkeypatch.setattr(store, "_build", lambda *args: (paths.append(args[0]), build(*args)))
+    return paths
+
+
+@pytest.fixture
+def entries(tmp_path):
+    """Lists the entries in a cache, by default this test's."""
+
+    def listed(cache=tmp_path / "cache"):
+        return sorted(p for p in (cache / "datasets").iterdir() if p.is_dir())
+
+    return listed
 
 
 def random_images(n: int, size: int = 32, seed: int = 0) -> np.ndarray:

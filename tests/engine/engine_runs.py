@@ -1,4 +1,4 @@
-"""What the tests of the loop share: comparing runs, killing them, hand-made views."""
+"""Shared by the tests of the loop: comparing runs, killing them, hand-made views."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import distill
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 
 def no_batch_norm(name, num_classes):

@@ -21,7 +21,7 @@ from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import LiveTeacher, Teacher, load_teacher
 from ekd_ray.engine.teacher.table import RowFormat, list_tables, open_table
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model
 
 

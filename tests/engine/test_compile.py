@@ -9,7 +9,7 @@ from engine_runs import same_weights, state
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 

@@ -1,4 +1,4 @@
-"""What a student costs, and that rows carry it where a study asks."""
+"""The costs of a student, which rows carry where a study asks."""
 
 import pytest
 import torch

@@ -16,7 +16,7 @@ from ekd_ray.data import dataset_info, epoch_batches, load_dataset
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.rundata import load_run_data, split_ids
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import METHODS, with_method
+from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.models import build_model, load_weights
 
 
@@ -97,7 +97,7 @@ def test_every_method_learns(method, tiny, learnable, with_teacher):
     values = with_teacher if METHODS[method].needs_teacher else {}
     config = with_method(tiny(**learnable), method, **values)
     history = distill(config, threads=1).history
-    terms = set(METHODS[method].terms) - {"prior_kl"}  # that one's weight is 0
+    terms = set(METHODS[method].term_names) - {"prior_kl"}  # that one's weight is 0
     assert {name for name in history[-1] if name.startswith("loss_")} == {
         f"loss_{t}" for t in terms
     }
@@ -134,7 +134,8 @@ def test_validation_metrics_are_those_of_the_final_weights(plain_run, tiny):
         result.model, data, data.validation_ids,
         config=result.config, precision="float32", log_prior=None,
     )  # fmt: skip
-    assert {f"val_{k}": v for k, v in again.items()}.items() <= result.metrics.items()
+    found = {f"val_{k}": v for k, v in again.metrics.items()}
+    assert found.items() <= result.metrics.items()
 
 
 # Determinism
@@ -156,6 +157,25 @@ def test_another_seed_gives_another_run_on_the_same_split(plain_run, tiny):
     labels = load_dataset("synthetic", "train").labels
     for one, two in zip(split_ids(tiny(), labels), split_ids(tiny(seed=1), labels), strict=True):
         assert (one == two).all()
+
+
+def test_the_callers_random_state_and_threads_are_left_as_they_were(tiny):
+    torch.manual_seed(7)
+    torch.set_num_threads(2)
+    expected, threads = torch.get_rng_state(), torch.get_num_threads()
+    try:
+        seen = []
+        distill(
+            tiny(epochs=1), threads=1, on_epoch=lambda row: seen.append(torch.get_num_threads())
+        )
+        assert seen == [1]
+        assert torch.equal(torch.get_rng_state(), expected)
+        assert torch.get_num_threads() == threads == 2
+        with pytest.raises(UserError):
+            distill(tiny(student="none such"), threads=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 # What it reads

@@ -47,8 +47,8 @@ def test_it_does_not_tell_whose_machine_it_was() -> None:
 
 def test_a_copy_outside_of_git_has_no_revision(monkeypatch) -> None:
     """Nor has one that lies in somebody else's repository."""
-    monkeypatch.setattr(precision, "_said", lambda command: None)
+    monkeypatch.setattr(precision, "_output_of", lambda command: None)
     assert precision._git() == {"git_revision": None, "git_dirty": None}
-    said = {"ls-files": "__init__.py", "rev-parse": "abc", "status": " M loop.py"}
-    monkeypatch.setattr(precision, "_said", lambda command: said[command[3]])
+    outputs = {"ls-files": "__init__.py", "rev-parse": "abc", "status": " M loop.py"}
+    monkeypatch.setattr(precision, "_output_of", lambda command: outputs[command[3]])
     assert precision._git() == {"git_revision": "abc", "git_dirty": True}

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 from engine_runs import CPU, by_hand, same_weights, state, untimed, watch_student
+from miniature import write_miniature
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import ekd_ray.engine.rundata as rundata
 from ekd_ray.data import dataset_info, load_dataset
-from ekd_ray.data.miniature import write_miniature
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.final import evaluate_test
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_run_data, split_ids
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 
 @pytest.fixture

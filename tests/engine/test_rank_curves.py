@@ -14,10 +14,11 @@ from rank_groups import group, start
 import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset
-from ekd_ray.engine.distill import CHECKPOINT, distill
+from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.distill import distill
 from ekd_ray.engine.final import evaluate_test
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 # Name -> (counts of workers beside 1, method, settings).
 CASES = {
@@ -106,7 +107,7 @@ def configs(tiny, with_teacher):
 
 @pytest.fixture(scope="module")
 def alone(configs):
-    """What one worker makes of each case, on demand."""
+    """The run of one worker in each case, on demand."""
     made = {}
 
     def run(name):

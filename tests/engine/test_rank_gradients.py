@@ -12,9 +12,9 @@ from torch import nn
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.learner import Learner
-from ekd_ray.engine.parallel import parallelize
-from ekd_ray.engine.sync_batch_norm import synchronized_batch_norm
-from ekd_ray.losses.objective import METHODS, Objective, with_method
+from ekd_ray.engine.teacher.source import TeacherLogits
+from ekd_ray.losses.methods import METHODS, with_method
+from ekd_ray.losses.objective import Objective
 
 CLASSES = 5
 # (ranks, rows of the batch): equal shares, shares that differ, and one row for some.
@@ -46,10 +46,9 @@ def make(method, batch):
     teacher = 3 * torch.randn(2, batch, CLASSES).double()
     target = torch.randint(CLASSES, (batch,))
     views = METHODS[method].strong_view
-    return config, learner, (
-        images, teacher[0] if METHODS[method].needs_teacher else None, target, 2,
-        strong if views else None, teacher[1] if views else None,
-    )  # fmt: skip
+    logits = TeacherLogits(teacher[0], teacher[1] if views else None)
+    needed = logits if METHODS[method].needs_teacher else None
+    return learner, (images, needed, target, 2, strong if views else None)
 
 
 def outcome(learner, loss, terms):
@@ -62,20 +61,20 @@ def outcome(learner, loss, terms):
 
 
 def alone(method, batch):
-    _, learner, arguments = make(method, batch)
+    learner, arguments = make(method, batch)
     loss, _, terms = learner(*arguments)
     loss.backward()
     return outcome(learner, loss, terms)
 
 
 def together(method, batch):
-    config, learner, (images, teacher, target, epoch, strong, teacher_strong) = make(method, batch)
+    learner, (images, teacher, target, epoch, strong) = make(method, batch)
     own = slice(ranks.rank(), None, ranks.world_size())
     names = list(learner.state_dict())
-    forward = parallelize(learner, config, torch.device("cpu"))
-    with synchronized_batch_norm(learner.student):
-        arguments = (images[own], teacher, target, epoch, None if strong is None else strong[own])
-        loss, _, terms = forward(*arguments, teacher_strong)
+    forward = ranks.parallelize(learner, torch.device("cpu"))
+    with ranks.synchronized_batch_norm(learner.student):
+        own_strong = None if strong is None else strong[own]
+        loss, _, terms = forward(images[own], teacher, target, epoch, own_strong)
         loss.backward()
         assert list(learner.state_dict()) == names
     assert not any("forward" in vars(module) for module in learner.modules())
@@ -105,14 +104,14 @@ def records(tmp_path_factory):
 def test_the_gradients_are_those_of_one_process(method, world, batch, records):
     expected = alone(method, batch)
     assert any(name.startswith("gradient objective") for name in expected) == (
-        METHODS[method].evidential or METHODS[method].adversarial
+        METHODS[method].evidential or METHODS[method].learned_temperature is not None
     )
     for rank in range(world):
         found = records[rank][world, batch, method]
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             # A learned temperature is computed in float32.
-            near = 1e-5 if METHODS[method].adversarial else 1e-9
+            near = 1e-5 if METHODS[method].learned_temperature else 1e-9
             scale = value.abs().max().item() if value.numel() else 0.0
             torch.testing.assert_close(
                 found[name], value, rtol=near, atol=near * scale, msg=lambda m, n=name: f"{n}: {m}"

@@ -11,17 +11,15 @@ import torch.distributed as dist
 from engine_runs import Killed, state, untimed
 from rank_groups import group, start
 
-import ekd_ray.engine.checkpoint as checkpoint
 import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import epoch_batches, load_dataset
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.learner import Learner
-from ekd_ray.engine.parallel import parallelize
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.runlog import read_history
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 
 WORLD = 2
 
@@ -40,7 +38,7 @@ def records(rank: int, settings: dict, out: Path) -> dict:
     """One of the processes: an uninterrupted run, and one killed twice and resumed."""
     config = DistillConfig.from_dict(settings)
     steps, saves, kill_at = [], [], [0]
-    step, write = engine._train_step, checkpoint.save_file
+    step, write = engine._train_step, engine.save_checkpoint
 
     def recorded(run, batch, images, target):
         ids = (batch.sample_ids, batch.view_ids, batch.strong_ids)
@@ -49,11 +47,11 @@ def records(rank: int, settings: dict, out: Path) -> dict:
             raise Killed
         step(run, batch, images, target)
 
-    def counted(tensors, path, **kwargs):
+    def counted(path, **kwargs):
         saves.append(path.name)
-        write(tensors, path, **kwargs)
+        write(path, **kwargs)
 
-    engine._train_step, checkpoint.save_file = recorded, counted
+    engine._train_step, engine.save_checkpoint = recorded, counted
     reported = []
     straight = distill(
         config, out=out / "straight", on_epoch=reported.append, threads=1, checkpoint_seconds=3600
@@ -115,7 +113,7 @@ def test_one_process_needs_no_group():
     assert ranks.gather_rows(value, 1) is value
     assert ranks.gather_columns([value], 1) == [value]
     learner = Learner(torch.nn.Linear(1, 1), torch.nn.Identity())
-    assert parallelize(learner, DistillConfig(), torch.device("cpu")) is learner
+    assert ranks.parallelize(learner, torch.device("cpu")) is learner
 
 
 def test_both_ranks_end_with_the_same_weights(two_ranks):

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.runlog import HISTORY, RunLog, grouped, read_history
+from ekd_ray.engine.runlog import HISTORY, RunLog, metric_tag, read_history
 
 
 class Killed(Exception):
@@ -52,7 +52,7 @@ def events(folder):
     ],
 )
 def test_tags_are_grouped(name, tag):
-    assert grouped(name) == tag
+    assert metric_tag(name) == tag
 
 
 def test_scalars_come_back_under_their_groups(tmp_path):
@@ -81,8 +81,6 @@ def test_hyperparameters_reach_the_hparams_plugin(tmp_path):
     assert values["method"].string_value == "ekd"
     assert values["nesterov"].bool_value is True
     assert values["lr_milestones"].string_value == "[0.5, 0.75]"
-    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
-    assert [metric.name.tag for metric in experiment.metric_infos] == ["val/top1"]
     assert "_hparams_/session_end_info" in content
 
 
@@ -110,7 +108,7 @@ def test_an_interrupted_run_has_each_epoch_once(tiny, tmp_path):
     result = distill(config, out=tmp_path, threads=1)
     found = events(tmp_path)
     tags = set(found.Tags()["scalars"])
-    assert tags == {grouped(name) for name in result.metrics if name != "epoch"}
+    assert tags == {metric_tag(name) for name in result.metrics if name != "epoch"}
     for tag in tags:
         assert [e.step for e in found.Scalars(tag)] == [1, 2, 3]
     assert [e.value for e in found.Scalars("val/nll")] == pytest.approx(

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.schedule import learning_rate
+from ekd_ray.engine.schedule import first_decayed_epoch, learning_rate, settled_since
+
+STEP = DistillConfig(epochs=9)  # falls after epochs 6, 7 and 8
+COSINE = DistillConfig(epochs=9, schedule="cosine")
 
 
 def optimizer(lr):
@@ -29,15 +32,6 @@ def test_step_schedule_is_multi_step_lr_of_the_authors():
     for within in (0, 3, 6):
         found = [learning_rate(config, epoch * 7 + within, 7) for epoch in range(240)]
         assert found == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("epoch", "lr"), [(0, 0.05), (149, 0.05), (150, 5e-3), (180, 5e-4), (209, 5e-4), (210, 5e-5)]
-)
-def test_milestones_pass_after_the_named_epoch(epoch, lr):
-    """Milestone 150: epochs 1 to 150 train at the first rate (0 to 149, counted from 0)."""
-    config = DistillConfig(epochs=240, lr=0.05)
-    assert learning_rate(config, epoch * 10 + 9, 10) == pytest.approx(lr, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +85,37 @@ def test_warm_up_may_be_longer_than_the_run(schedule):
     config = DistillConfig(schedule=schedule, epochs=2, lr=1.0, lr_warmup=5)
     found = [learning_rate(config, step, 3) for step in range(6)]
     assert found == pytest.approx([k / 15 for k in range(1, 7)])
+
+
+# Since when the rate has been about what it is
+
+
+@pytest.mark.parametrize(("epoch", "since"), [(1, 1), (3, 1), (6, 1), (7, 7), (8, 8), (9, 9)])
+def test_a_step_begins_a_phase(epoch, since):
+    assert settled_since(STEP, epoch) == since
+
+
+def test_a_cosine_begins_where_the_rate_was_twice_as_high():
+    rates = [learning_rate(COSINE, epoch, 1) for epoch in range(9)]
+    for epoch in range(1, 10):
+        since = settled_since(COSINE, epoch)
+        assert all(rate <= 2 * rates[epoch - 1] for rate in rates[since - 1 : epoch])
+        assert since == 1 or rates[since - 2] > 2 * rates[epoch - 1]
+    assert settled_since(COSINE, 3) == 1 < settled_since(COSINE, 8)
+
+
+def test_a_warm_up_is_of_the_same_kind():
+    assert settled_since(DistillConfig(epochs=20, lr_warmup=4), 6) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "epoch"),
+    [
+        ({"epochs": 9}, 7),
+        ({"epochs": 240}, 151),
+        ({"epochs": 240, "schedule": "cosine"}, None),
+        ({"epochs": 4, "lr_milestones": [0.99]}, None),
+    ],
+)
+def test_the_first_epoch_at_a_lower_rate(settings, epoch):
+    assert first_decayed_epoch(DistillConfig(**settings)) == epoch

@@ -19,11 +19,11 @@ from engine_runs import (
 )
 
 from ekd_ray.data import dataset_info, load_dataset
-from ekd_ray.data.strong import strong_augment, strong_base_views, strong_draws
+from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.teacher.source import LiveTeacher
 from ekd_ray.losses import mlkd_terms
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model, load_weights
 
 POOL, SEED = 5, 7

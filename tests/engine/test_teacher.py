@@ -12,12 +12,13 @@ from engine_runs import CPU, by_hand
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ekd_ray.data import dataset_info
-from ekd_ray.engine.distill import CHECKPOINT, distill
+from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.distill import distill
 from ekd_ray.engine.precision import resolve_precision
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.teacher.source import LiveTeacher, load_teacher
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model, load_weights, read_metadata
 
 IDS = np.arange(8)
@@ -108,25 +109,6 @@ def test_a_plain_teacher_has_no_prior(tiny, tmp_path):
 # What a student takes from it
 
 
-@pytest.mark.parametrize(
-    ("settings", "own", "teachers"),
-    [
-        ({}, "learned", None),
-        ({"log_prior": -1.22}, -1.22, None),
-        ({"log_prior": -1.22, "teacher_log_prior": 0.3}, -1.22, 0.3),
-        ({"learn_log_prior": True}, 1.0, "learned"),
-    ],
-)
-def test_the_learned_prior_serves_unless_configured(
-    tiny, with_teacher, teacher_run, settings, own, teachers
-):
-    config = resolve(with_method(tiny(), "ekd", **with_teacher, **settings))
-    names = {"learned": teacher_run[1].log_prior}
-    assert config.log_prior == names.get(own, own)
-    assert config.teacher_log_prior == names.get(teachers, teachers)
-    assert resolve(config) == config
-
-
 def test_the_student_trains_with_that_prior(student, teacher_run):
     result = distill(student.replace(epochs=1), threads=1)
     assert result.log_prior == pytest.approx(teacher_run[1].log_prior, rel=1e-6)
@@ -208,7 +190,7 @@ def test_one_copy_serves_all_trials_of_a_process(student, load):
     assert load(student.replace(channels_last=False))._network() is not first
 
 
-def test_a_teacher_file_that_changed_is_loaded_anew(tiny, tmp_path, images, load):
+def test_a_teacher_file_that_changed_is_loaded_again(tiny, tmp_path, images, load):
     """A reused process must not serve the old weights of a path that was written again."""
     path, found = tmp_path / "teacher.safetensors", []
     for seed in (0, 1):

@@ -208,7 +208,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_table_is_made_anew(damage, table, tmp_path):
+def test_a_damaged_table_is_made_again(damage, table, tmp_path):
     table.close()
     DAMAGES[damage](table.folder)
     assert read_spec(table.folder) is None

@@ -10,7 +10,7 @@ import ekd_ray.engine.teacher.source as teachers
 from ekd_ray.data import num_train
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.teacher.source import table_bytes, table_spec, uses_cache
-from ekd_ray.losses.objective import METHODS, with_method
+from ekd_ray.losses.methods import METHODS, with_method
 
 
 @pytest.fixture(scope="module")

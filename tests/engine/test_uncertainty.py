@@ -12,16 +12,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ekd_ray.engine.measure import uncertainty as module
 from ekd_ray.engine.measure.uncertainty import (
-    aleatoric_entropy,
     aurc,
+    auroc,
     dissonance,
-    epistemic_entropy,
-    error_auroc,
-    ood_auroc,
+    entropies,
     uncertainty,
     uncertainty_metrics,
 )
 from ekd_ray.losses import vacuity
+
+
+def aleatoric_entropy(logits, log_prior):
+    return entropies(logits, log_prior)[0]
+
+
+def epistemic_entropy(logits, log_prior):
+    return entropies(logits, log_prior)[1]
+
 
 PER_IMAGE = (dissonance, aleatoric_entropy, epistemic_entropy, uncertainty)
 EVIDENTIAL = {"vacuity", "dissonance", "aleatoric_entropy", "epistemic_entropy"}
@@ -313,29 +320,22 @@ def test_auroc_equals_scikit_learn_and_torchmetrics(levels):
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(levels, (300,), generator=generator) / levels
     wrong = torch.rand(300, generator=generator) < 0.2 + 0.5 * scores
-    found = error_auroc(scores, wrong)
+    found = auroc(scores[~wrong], scores[wrong])
     assert found == pytest.approx(roc_auc_score(wrong.numpy(), scores.numpy()), abs=1e-12)
     assert found == pytest.approx(float(binary_auroc(scores, wrong.long())), abs=1e-6)
-    assert ood_auroc(scores[~wrong], scores[wrong]) == pytest.approx(found, abs=1e-12)
     assert 0.55 < found < 0.95
 
 
 def test_auroc_of_extreme_scores_is_still_a_ranking():
     scores = torch.tensor([-math.inf, -1e300, 1e-300, math.inf], dtype=torch.float64)
-    assert error_auroc(scores, torch.tensor([False, False, True, True])) == 1.0
-    assert ood_auroc(scores[2:], scores[:2]) == 0.0
-
-
-@pytest.mark.parametrize("wrong", [True, False])
-def test_error_auroc_needs_right_and_wrong(wrong):
-    assert error_auroc(torch.arange(3.0), torch.full((3,), wrong)) is None
+    assert auroc(scores[:2], scores[2:]) == 1.0
+    assert auroc(scores[2:], scores[:2]) == 0.0
 
 
 def test_nan_is_passed_on():
     scores, wrong = torch.tensor([0.0, math.nan]), torch.tensor([True, False])
     assert math.isnan(aurc(scores, wrong))
-    assert math.isnan(error_auroc(scores, wrong))
-    assert math.isnan(ood_auroc(scores, scores[:1]))
+    assert math.isnan(auroc(scores, scores[:1]))
     values = uncertainty_metrics(torch.full((2, 3), math.nan), torch.tensor([0, 1]), log_prior=0.0)
     assert all(math.isnan(value) for value in values.values())
 
@@ -359,7 +359,7 @@ def test_metrics_are_the_functions_above(log_prior):
         expected = {name: float(x.mean()) for name, x in zip(names, parts, strict=True)}
     wrong = logits.argmax(1) != target
     risk = wrong[scores.argsort()].double().cumsum(0) / torch.arange(1, 201)
-    expected |= {"aurc": float(risk.mean()), "error_auroc": error_auroc(scores, wrong)}
+    expected |= {"aurc": float(risk.mean()), "error_auroc": auroc(scores[~wrong], scores[wrong])}
     assert found == pytest.approx(expected, rel=1e-9)
 
 
@@ -389,9 +389,9 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="wrong must be bool"):
         aurc(scores, wrong.long())
     with pytest.raises(ValueError, match="wrong must be bool"):
-        error_auroc(scores, wrong[:2])
-    with pytest.raises(ValueError, match="out_uncertainty must be"):
-        ood_auroc(scores, scores[:0])
+        aurc(scores, wrong[:2])
+    with pytest.raises(ValueError, match="uncertain must be"):
+        auroc(scores, scores[:0])
     for function in PER_IMAGE:
         with pytest.raises(ValueError, match="logits must be"):
             function(torch.zeros(3, 1), 0.0)

@@ -11,11 +11,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.losses.objective import METHODS, TERM_WEIGHTS, Objective, resolve_method
+from ekd_ray.losses.methods import METHODS, resolve_method
+from ekd_ray.losses.objective import Objective
 
 torch.set_num_threads(1)
 
-FIELDS = {field.name: field for field in dataclasses.fields(DistillConfig)}
+FIELDS = {field.name: field for field in DistillConfig.fields()}
 HINTS = typing.get_type_hints(DistillConfig)
 # Terms between student and target; all others are between student and teacher.
 TARGET_TERMS = {"ce", "prior_kl"}
@@ -23,7 +24,9 @@ TARGET_TERMS = {"ce", "prior_kl"}
 # a batch alignment has 4 times the pairs over 2 B, a class alignment doubled entries over C.
 PAIRWISE_TERMS = {"batch": 2.0, "class": 4.0}
 # The setting that ramps a weight up -> the weight.
-RAMPS = {warmup: weight for weight, warmup in TERM_WEIGHTS.values() if warmup}
+RAMPS = {
+    term.warmup: term.weight for method in METHODS.values() for term in method.terms if term.warmup
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,18 +83,22 @@ def build(method, **values):
     return Objective(resolve_method(DistillConfig(method=method, **values)))
 
 
+def settings_of(method):
+    return METHODS[method].setting_names
+
+
 def weights_of(method):
-    return [name for name in METHODS[method].uses if name.endswith("_weight")]
+    return list(dict.fromkeys(term.weight for term in METHODS[method].terms))
 
 
 def terms_of(method, weight):
     """The terms of a method that one weight multiplies."""
-    return [name for name in METHODS[method].terms if TERM_WEIGHTS[name][0] == weight]
+    return [n for term in METHODS[method].terms if term.weight == weight for n in term.names]
 
 
 def everything_on(method):
     """Distinct non-zero weights for every term of a method, without ramps."""
-    uses = METHODS[method].uses
+    uses = settings_of(method)
     weights = {name: 0.5 + 0.25 * i for i, name in enumerate(weights_of(method))}
     return weights | {name: 0 for name in uses if name.endswith("_warmup")}
 
@@ -115,7 +122,7 @@ def _options():
 def variants():
     """(method, settings): every option that the method uses, and its defaults, ramps on."""
     for (method, entry), option in itertools.product(METHODS.items(), _options()):
-        if set(option) <= set(entry.uses):
+        if set(option) <= set(entry.setting_names):
             yield method, {**everything_on(method), **option}
     yield from ((method, {}) for method in METHODS)
 
@@ -143,7 +150,7 @@ every_weight = pytest.mark.parametrize(
 def methods_where(flag, value=True):
     """Parametrise over the methods whose entry says so, e.g. `strong_view`."""
     return pytest.mark.parametrize(
-        "method", [name for name, entry in METHODS.items() if getattr(entry, flag) == value]
+        "method", [name for name, entry in METHODS.items() if bool(getattr(entry, flag)) == value]
     )
 
 

@@ -18,7 +18,7 @@ from ekd_ray.losses.ctkd import INITIAL_LOGIT, reversal_strength
 torch.set_num_threads(1)
 
 RANGE = {"t_start": 1.0, "t_end": 20.0, "warmup": 10}
-adversarial_methods = methods_where("adversarial")
+adversarial_methods = methods_where("learned_temperature")
 
 
 def logit(value=INITIAL_LOGIT, dtype=torch.float32):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy import special
 
-from ekd_ray.config.distill_config import EVIDENCE
 from ekd_ray.errors import UserError
 from ekd_ray.losses import (
     EVIDENCE_FUNCTIONS,
@@ -193,10 +192,6 @@ def test_evidence_values(kind):
     np.testing.assert_allclose(evidence(z, kind), ORACLE_EVIDENCE[kind](z.numpy()), atol=1e-9)
     assert evidence(z.bfloat16(), kind).dtype == torch.float32
     assert (evidence(z, kind) >= 0).all()
-
-
-def test_the_evidence_names_are_the_configurations():
-    assert set(EVIDENCE) == set(EVIDENCE_FUNCTIONS)
 
 
 # ---------------------------------------------------------------- gradients

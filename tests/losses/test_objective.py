@@ -21,13 +21,14 @@ from objective_cases import (
     everything_on,
     methods_where,
     run,
+    settings_of,
     variants,
     variants_where,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ekd_ray.losses import EVIDENCE_FUNCTIONS
-from ekd_ray.losses.objective import METHODS, TERMS
+from ekd_ray.losses.methods import METHODS, TERMS
 
 torch.set_num_threads(1)
 
@@ -35,12 +36,12 @@ torch.set_num_threads(1)
 def test_the_variants_cover_the_table():
     """Every method, each of its settings, {plain, standardised} x every evidence function."""
     covered = {(method, name) for method, values in variants() for name in values}
-    assert covered == {(method, name) for method in METHODS for name in METHODS[method].uses}
+    assert covered == {(method, name) for method in METHODS for name in settings_of(method)}
     seen = list(variants())
     for method, entry in METHODS.items():
-        standardized = [{}, {"standardize": True}] if "standardize" in entry.uses else [{}]
+        standardized = [{}, {"standardize": True}] if "standardize" in entry.setting_names else [{}]
         for name in ("evidence", "prior_kl_evidence"):
-            kinds = EVIDENCE_FUNCTIONS if name in entry.uses else ()
+            kinds = EVIDENCE_FUNCTIONS if name in entry.setting_names else ()
             assert set(FIELDS[name].metadata["choices"]) == set(EVIDENCE_FUNCTIONS)
             for kind in kinds:
                 expected = [{**option, name: kind} for option in standardized]
@@ -76,7 +77,7 @@ def test_the_total_is_the_formula(method, values):
 @every_method
 @pytest.mark.parametrize("epoch", [1, 10, 40])
 def test_the_ramped_total_is_the_formula(method, epoch):
-    ramped = {name: 20 for name in METHODS[method].uses if name.endswith("_warmup")}
+    ramped = {name: 20 for name in settings_of(method) if name.endswith("_warmup")}
     assert agrees_with_the_formula(build(method, **{**everything_on(method), **ramped}), epoch)
 
 
@@ -215,7 +216,7 @@ def test_the_students_gradient_is_the_derivative_of_the_total(method):
     prior is its own: one that followed the student's would have no gradient.
     """
     settings = {"learn_log_prior": True, "teacher_log_prior": 0.4}
-    learned = {name: value for name, value in settings.items() if name in METHODS[method].uses}
+    learned = {name: value for name, value in settings.items() if name in settings_of(method)}
     objective = build(method, **everything_on(method), **learned).double()
     batch = draw(batch=3, classes=4, scale=1.5).with_gradients()
     inputs = batch.students(method)
@@ -228,7 +229,7 @@ def test_the_students_gradient_is_the_derivative_of_the_total(method):
 @pytest.mark.parametrize(
     ("method", "standardize"),
     [(method, False) for method in METHODS]
-    + [(method, True) for method in METHODS if "standardize" in METHODS[method].uses],
+    + [(method, True) for method in METHODS if "standardize" in settings_of(method)],
 )
 def test_no_value_is_read_back_from_the_device(method, standardize):
     # Fake tensors have no values: any .item() or bool() raises.
@@ -273,7 +274,7 @@ def test_methods_without_a_teacher_take_none(method):
 @every_method
 def test_terms_are_reported_in_the_order_of_the_table(method):
     total, terms = run(build(method, **everything_on(method)), draw())
-    assert list(terms) == [name for name in TERMS if name in METHODS[method].terms]
+    assert list(terms) == [name for name in TERMS if name in METHODS[method].term_names]
     weights = build(method, **everything_on(method)).weights(1)
     expected = sum(weights[name] * value for name, value in terms.items())
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from objective_cases import Batch, build, every_variant, everything_on, run
+from objective_cases import Batch, build, every_variant, everything_on, run, settings_of
 
-from ekd_ray.losses.objective import METHODS
+from ekd_ray.losses.methods import METHODS
 
 torch.set_num_threads(1)
 
@@ -65,9 +65,9 @@ def opposite(classes):
 @example(opposite(2), {name: values[0] for name, values in FREE.items()}, -30.0, 1)
 @example(opposite(1000), {name: values[-1] for name, values in FREE.items()}, 30.0, 40)
 def test_total_and_gradients_are_finite(method, values, batch, free, g, epoch):
-    used = {k: v for k, v in free.items() if k in METHODS[method].uses and k not in values}
+    used = {k: v for k, v in free.items() if k in settings_of(method) and k not in values}
     objective = build(method, **values, **used)
-    if METHODS[method].adversarial:
+    if METHODS[method].learned_temperature:
         with torch.no_grad():
             objective.temperature_logit.fill_(g)
     batch = batch.with_gradients()
@@ -83,7 +83,7 @@ def test_total_and_gradients_are_finite(method, values, batch, free, g, epoch):
 @pytest.mark.parametrize(
     ("method", "standardize"),
     [(method, False) for method in METHODS]
-    + [(method, True) for method in METHODS if "standardize" in METHODS[method].uses],
+    + [(method, True) for method in METHODS if "standardize" in settings_of(method)],
 )
 def test_logits_that_are_all_equal(method, standardize):
     """A row without any spread: standardisation divides by almost nothing there."""

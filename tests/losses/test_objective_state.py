@@ -4,9 +4,17 @@ import io
 
 import pytest
 import torch
-from objective_cases import build, draw, every_method, everything_on, methods_where, run
+from objective_cases import (
+    build,
+    draw,
+    every_method,
+    everything_on,
+    methods_where,
+    run,
+    settings_of,
+)
 
-from ekd_ray.losses.objective import METHODS
+from ekd_ray.losses.methods import METHODS
 
 torch.set_num_threads(1)
 
@@ -57,11 +65,11 @@ def test_what_is_learned_is_what_the_method_says(method):
     entry = METHODS[method]
     option = {"learn_log_prior": True} if entry.evidential else {}
     objective = build(method, **option)
-    expected = {"log_prior": entry.evidential, "temperature_logit": entry.adversarial}
+    expected = {"log_prior": entry.evidential, "temperature_logit": entry.learned_temperature}
     learned = {name for name, present in expected.items() if present}
     assert {name for name, _ in objective.named_parameters()} == learned
     assert set(objective.state_dict()) == learned
-    reported = {"log_prior": entry.evidential, "temperature": entry.adversarial}
+    reported = {"log_prior": entry.evidential, "temperature": entry.learned_temperature}
     assert set(objective.state(1)) == {name for name, present in reported.items() if present}
     assert all(type(value) is float for value in objective.state(1).values())
 
@@ -85,16 +93,16 @@ def test_the_state_comes_back_from_a_file(method):
     assert fresh.state(3) == trained.state(3)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if "teacher_log_prior" in METHODS[m].uses])
+@pytest.mark.parametrize("method", [m for m in METHODS if "teacher_log_prior" in settings_of(m)])
 def test_the_teachers_own_prior_is_kept_apart(method):
     objective = build(method, log_prior=-1.2, teacher_log_prior=0.4, learn_log_prior=True)
-    assert objective.priors["log_prior"] is objective.log_prior
-    torch.testing.assert_close(objective.priors["teacher_log_prior"], torch.tensor(0.4))
+    assert objective.statistics["log_prior"] is objective.log_prior
+    torch.testing.assert_close(objective.statistics["teacher_log_prior"], torch.tensor(0.4))
     assert not objective.teacher_log_prior.requires_grad
     assert "teacher_log_prior" in objective.state_dict()
-    assert build(method).priors["teacher_log_prior"] is None
+    assert build(method).statistics["teacher_log_prior"] is None
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if "temperature" in METHODS[m].uses])
+@pytest.mark.parametrize("method", [m for m in METHODS if "temperature" in settings_of(m)])
 def test_a_fixed_temperature_is_the_setting(method):
     assert build(method, temperature=2.5).temperature(1) == 2.5

@@ -16,21 +16,15 @@ from objective_cases import (
     every_weight,
     everything_on,
     run,
+    settings_of,
     terms_of,
     weights_of,
 )
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import (
-    METHOD_SETTINGS,
-    METHODS,
-    TERM_WEIGHTS,
-    TERMS,
-    ramp,
-    resolve_method,
-    with_method,
-)
+from ekd_ray.losses.methods import METHODS, TERMS, ramp, resolve_method, with_method
 
 torch.set_num_threads(1)
 
@@ -68,12 +62,12 @@ def test_a_weight_alone_gives_exactly_its_terms(method, name):
 def test_terms_of_weight_zero_are_not_computed(method):
     called = []
 
-    def spy(name, function):
-        def wrapper(*args):
-            called.append(name)
-            return function(*args)
+    def spy(term):
+        def wrapper(out):
+            called.extend(term.names)
+            return term.loss(out)
 
-        return wrapper
+        return dataclasses.replace(term, loss=wrapper)
 
     for off in weights_of(method):
         values = {**everything_on(method), off: 0.0}
@@ -82,18 +76,18 @@ def test_terms_of_weight_zero_are_not_computed(method):
                 build(method, **values)
             continue
         objective = build(method, **values)
-        spies = {name: spy(name, term) for name, term in objective.method.terms.items()}
+        spies = tuple(map(spy, objective.method.terms))
         objective.method = dataclasses.replace(objective.method, terms=spies)
         called.clear()
         _, terms = run(objective, draw())
         assert called == list(terms) == list(objective.weights(1))
-        assert set(spies) - set(called) == set(terms_of(method, off)) != set()
+        assert set(objective.method.term_names) - set(called) == set(terms_of(method, off)) != set()
 
 
 @every_method
 def test_a_term_of_weight_zero_still_reaches_every_parameter(method):
     """DDP waits for the gradient of every parameter: it is zero then, not missing."""
-    learned = {"learn_log_prior": True} if "learn_log_prior" in METHODS[method].uses else {}
+    learned = {"learn_log_prior": True} if "learn_log_prior" in settings_of(method) else {}
     for off in weights_of(method):
         values = {**everything_on(method), **learned, off: 0.0}
         if any(values[name] for name in weights_of(method)):
@@ -115,7 +109,7 @@ def test_ramp(epoch, warmup, value):
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [(m, n) for m in METHODS for n in METHODS[m].uses if n in RAMPS]
+    ("method", "name"), [(m, n) for m in METHODS for n in settings_of(m) if n in RAMPS]
 )
 def test_warm_ups_ramp_their_own_weight_only(method, name):
     ramped = terms_of(method, RAMPS[name])
@@ -154,11 +148,12 @@ def what_training_sees(method, values):
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [(method, name) for method in METHODS for name in METHODS[method].uses]
+    ("method", "name"),
+    [(method, name) for method in METHODS for name in settings_of(method)],
 )
 def test_every_setting_that_a_method_uses_moves_its_training(method, name):
     base = {**everything_on(method)}
-    base |= {key: 10 for key in METHODS[method].uses if key.endswith("_warmup")}
+    base |= {key: 10 for key in settings_of(method) if key.endswith("_warmup")}
     default = base.get(name, getattr(build(method, **base).config, name))
     before = what_training_sees(method, base)
     for value in another(name, default):
@@ -173,14 +168,14 @@ def test_every_setting_that_a_method_uses_moves_its_training(method, name):
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [(m, n) for m in METHODS for n in METHOD_SETTINGS if n not in METHODS[m].uses],
+    [(m, n) for m in METHODS for n in REGISTRY if n not in settings_of(m)],
 )
 def test_a_setting_that_would_do_nothing_is_refused(method, name):
     (value, *_) = another(name, FIELDS[name].default)
     with pytest.raises(UserError) as refused:
         resolve_method(DistillConfig(method=method, **{name: value}))
     message = str(refused.value)
-    users = [key for key in METHODS if name in METHODS[key].uses]
+    users = [key for key in METHODS if name in settings_of(key)]
     assert message.startswith(f"{name} is not used by method '{method}', got {value}")
     assert f"({', '.join(users)})" in message
 
@@ -196,25 +191,31 @@ def test_unknown_method():
 @every_method
 def test_the_table_is_consistent(method):
     entry = METHODS[method]
-    assert set(entry.terms) <= set(TERMS)
-    assert set(entry.defaults) <= set(entry.uses) <= set(DistillConfig.names())
+    assert set(entry.term_names) <= set(TERMS)
+    assert set(entry.setting_names) <= set(DistillConfig.names())
+    assert set(entry.space) <= set(entry.setting_names)
     resolved = resolve_method(DistillConfig(method=method))
     assert resolve_method(resolved) == resolved
-    for name in entry.uses:
+    for name in entry.setting_names:
         if not name.endswith("log_prior"):  # the teacher decides
             assert getattr(resolved, name) is not None, name
 
 
 @every_method
-def test_every_term_has_its_weight_and_every_weight_a_term(method):
+def test_what_a_method_needs_shows_in_its_settings(method):
     entry = METHODS[method]
-    used = {TERM_WEIGHTS[name][0] for name in entry.terms}
-    assert used == set(weights_of(method))
-    ramps = {name for name in entry.uses if name in RAMPS}
-    assert all(terms_of(method, RAMPS[name]) for name in ramps)
-    assert entry.adversarial == ("temperature" not in entry.uses and "kd_weight" in entry.uses)
-    assert entry.evidential == ("log_prior" in entry.uses)
-    assert entry.needs_teacher == ("kd_weight" in entry.uses)
+    fixed = "temperature" in entry.setting_names
+    assert bool(entry.learned_temperature) == (entry.needs_teacher and not fixed)
+    assert entry.evidential == ("log_prior" in entry.setting_names)
+    assert entry.needs_teacher == ("kd_weight" in entry.setting_names)
+
+
+def test_the_table_lists_students_alone_then_softmax_then_evidential_methods():
+    assert list(METHODS) == [
+        *("none", "evidential", "kd", "dkd", "mlkd", "ctkd"),
+        *("ekd", "dkd+ekd", "mlkd+ekd", "ctkd+ekd"),
+    ]
+    assert [name for name, entry in METHODS.items() if entry.strong_view] == ["mlkd", "mlkd+ekd"]
 
 
 _SOFTMAX = {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9, "standardize": False}
@@ -253,7 +254,7 @@ DEFAULTS = {
 @every_method
 def test_defaults_are_the_published_ones(method):
     config = resolve_method(DistillConfig(method=method))
-    assert {name: getattr(config, name) for name in METHODS[method].uses} == DEFAULTS[method]
+    assert {name: getattr(config, name) for name in settings_of(method)} == DEFAULTS[method]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_defaults_are_the_published_ones(method):
 def test_the_default_warm_ups_are_in_proportion(epochs, ekd, dkd, ctkd):
     expected = {"ekd_warmup": ekd, "kd_warmup": dkd, "ctkd_warmup": ctkd}
     for method, name in itertools.product(METHODS, expected):
-        if name in METHODS[method].uses:
+        if name in settings_of(method):
             config = resolve_method(DistillConfig(method=method, epochs=epochs))
             assert getattr(config, name) == expected[name]
 

@@ -1,5 +1,7 @@
 """Convolutional networks compute the published arithmetic: against plain functions of tensors."""
 
+from collections import UserDict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,22 @@ def random_statistics(model):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.3)
     return model.eval()
+
+
+class Read(UserDict):
+    """A state_dict that notes which of its tensors are read."""
+
+    def __init__(self, state):
+        self.keys_read = set()
+        super().__init__(state)
+
+    def __getitem__(self, key):
+        self.keys_read.add(key)
+        return super().__getitem__(key)
+
+    def unread(self):
+        """Without the counters, which no arithmetic reads."""
+        return {key for key in self.keys() - self.keys_read if "num_batches" not in key}
 
 
 def batch_norm(state, name, x):
@@ -168,8 +186,10 @@ def test_forward_is_the_paper_arithmetic(name, reference, blocks):
     model = random_statistics(build_model(name, 10)).double()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
-        expected = reference(model.state_dict(), images, blocks)
+        state = Read(model.state_dict())
+        expected = reference(state, images, blocks)
         torch.testing.assert_close(model(images), expected, rtol=1e-9, atol=1e-9)
+    assert state.unread() == set(), "names are the published ones, all of them"
 
 
 def test_vgg_pools_images_of_64_pixels_once_more():

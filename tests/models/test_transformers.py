@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from test_forward import Read
 
 from ekd_ray.models import build_model
 from ekd_ray.models.t2t import TokenPerformer, sinusoid_table
@@ -134,8 +135,10 @@ def test_forward_is_the_paper_arithmetic(name, reference):
     model = livelier(build_model(name, 10))
     images = torch.randn(1, 3, 224, 224, dtype=torch.float64)
     with torch.no_grad():
-        expected = reference(model.state_dict(), images)
+        state = Read(model.state_dict())
+        expected = reference(state, images)
         torch.testing.assert_close(model(images), expected, rtol=1e-7, atol=1e-7)
+    assert state.unread() == set(), "names are the published ones, all of them"
 
 
 def test_performer_features_approximate_softmax_attention():

@@ -1,36 +1,33 @@
 """A working copy and its URI: what goes up when, who wins, who may drive. Storage in memory."""
 
-import json
-import os
+import math
 import shutil
-from dataclasses import asdict
 
 import pytest
-from fake_store import FakeStore
+from fake_store import LOCATION, FakeStore
 
-from ekd_ray.engine.distill import CHECKPOINT
+from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.errors import UserError
 from ekd_ray.remote import lease as leases
 from ekd_ray.remote import mirror as mirrors
-from ekd_ray.remote.lease import LEASE, Lease, new_lease
-from ekd_ray.remote.location import Location
-from ekd_ray.remote.mirror import Mirror, State, changes
-from ekd_ray.remote.objects import StorageError
+from ekd_ray.remote import session
+from ekd_ray.remote.lease import LEASE, Lease
+from ekd_ray.remote.location import working_copy
+from ekd_ray.remote.mirror import Mirror, find_changes, study_files
 from ekd_ray.remote.session import StaleCopy, header_folder, mirrored, reading_copy
-from ekd_ray.results.records import JOURNAL, RESULT
-
-PLACE = Location("s3", "bucket", "runs/one")
-
-
-@pytest.fixture(autouse=True)
-def _no_wait(monkeypatch, tmp_path):
-    monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)
-    monkeypatch.setenv("EKD_STUDIES_DIR", str(tmp_path / "studies"))
+from ekd_ray.remote.storage import StorageError
+from ekd_ray.results.records import FAILURE, JOURNAL, RESULT
 
 
 @pytest.fixture
-def store():
-    return FakeStore()
+def store(monkeypatch, tmp_path):
+    """What is at `LOCATION`; the mirrors' threads upload only at the end."""
+    store = FakeStore()
+    monkeypatch.setattr(session, "open_store", lambda location: store)
+    monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setenv("EKD_MIRROR_SECONDS", "1e6")
+    monkeypatch.setenv("EKD_STUDIES_DIR", str(tmp_path / "studies"))
+    return store
 
 
 def write(folder, files):
@@ -39,22 +36,34 @@ def write(folder, files):
         (folder / name).write_text(text)
 
 
+def read(folder):
+    return {name: (folder / name).read_text() for name in study_files(folder)}
+
+
 def study(store):
     """What is at the URI but for what the copy needs itself."""
     return {n: c.decode() for n, c in store.content.items() if not n.startswith(".ekd_ray/")}
 
 
-def drive(store, folder, files=None, *, resume=False, then=None, **options):
-    with mirrored(PLACE, folder, resume=resume, objects=store, seconds=1e6, **options):
-        seen = {
-            p.relative_to(folder).as_posix(): p.read_text()
-            for p in folder.rglob("*")
-            if p.is_file() and not p.name.startswith(".")
-        }
+def drive(folder, files=None, *, resume=False, then=lambda folder: None, **options):
+    """Add files to a study; what the folder held before."""
+    with mirrored(LOCATION, folder, resume=resume, **options):
+        before = read(folder)
         write(folder, files or {})
-        if then:
-            then(folder)
-    return seen
+        then(folder)
+    return before
+
+
+def goes_down(store):
+    def then(folder):
+        store.left = 0
+
+    return then
+
+
+def start_mirror(store, folder):
+    """The mirror of a working copy of which nothing is at the URI; its thread does not run."""
+    return Mirror(store, folder, {}, Lease())
 
 
 FILES = {
@@ -69,27 +78,35 @@ FILES = {
 
 
 def test_names_are_those_of_the_rooms_above():
-    assert (mirrors.RESULT, mirrors.JOURNAL, mirrors.CHECKPOINT) == (RESULT, JOURNAL, CHECKPOINT)
+    names = (mirrors.RESULT, mirrors.JOURNAL, mirrors.CHECKPOINT, mirrors.FAILURE)
+    assert names == (RESULT, JOURNAL, CHECKPOINT, FAILURE)
 
 
 def test_there_and_back_in_an_empty_folder(store, tmp_path):
-    assert drive(store, tmp_path / "a", FILES) == {}
+    assert drive(tmp_path / "a", FILES) == {}
     assert study(store) == FILES
-    assert drive(store, tmp_path / "b", {"trials/0001/config.yaml": "n"}, resume=True) == FILES
+    assert drive(tmp_path / "b", {"trials/0001/config.yaml": "n"}, resume=True) == FILES
     assert study(store) == {**FILES, "trials/0001/config.yaml": "n"}
 
 
-def test_scratch_locks_and_unfinished_files_stay_here(store, tmp_path):
-    left = {
-        ".ray/tune/state.pkl": "x", ".lock": "", "trials/0000/.a.tmp": "x", "x.tmp": "x",
-        f"{JOURNAL}.lock": "x", "trials/0000/train/run/snapshot.json": "x",
-    }  # fmt: skip
-    drive(store, tmp_path / "a", {**FILES, **left})
+def test_scratch_locks_and_unfinished_files_are_neither_sent_nor_fetched(store, tmp_path):
+    names = (
+        ".ray/tune/state.pkl", ".lock", "trials/0000/.a.tmp", "x.tmp", f"{JOURNAL}.lock",
+        "trials/0000/train/run/snapshot.json", "a/.b/c",
+    )  # fmt: skip
+    scratch = dict.fromkeys(names, "x")
+    drive(tmp_path / "a", {**FILES, **scratch})
     assert study(store) == FILES
+    for name in (*scratch, mirrors.STATE):
+        store.write(name, b"x")
+    drive(tmp_path / "b", resume=True)
+    there = {p.relative_to(tmp_path / "b").as_posix() for p in (tmp_path / "b").rglob("*")}
+    assert not there & scratch.keys()
+    assert (tmp_path / "b" / mirrors.STATE).read_bytes() != b"x"
 
 
 def test_what_is_pointed_to_goes_first(store, tmp_path):
-    drive(store, tmp_path / "a", FILES)
+    drive(tmp_path / "a", FILES)
     order = [name for what, name in store.calls if what == "put" and name in FILES]
     assert order == [
         "study.yaml", "trials/0000/config.yaml", "trials/0000/result.json", JOURNAL,
@@ -100,260 +117,239 @@ def test_what_is_pointed_to_goes_first(store, tmp_path):
 def test_the_journal_is_sent_as_it_was_before_the_records_were_looked_at(
     store, tmp_path, monkeypatch
 ):
-    """A trial that ends while a pass looks around: its record waits, and so does its line."""
-    folder = tmp_path / "a"
-    write(folder, FILES)
-    real = mirrors.study_files
+    """A trial that ends while a pass looks around: its record waits, and so does its line, and
+    one that is half written."""
+    write(tmp_path / "a", {**FILES, JOURNAL: "a\nb\nhal"})
+    real = mirrors.read_stamp
 
-    def meanwhile(found, *, late=False):
-        names = list(real(found, late=late))
-        if not late:
-            with open(folder / JOURNAL, "a") as file:
-                file.write("trial 1 has ended\n")
-        return names
+    def meanwhile(path):
+        if path.name == RESULT:
+            with open(tmp_path / "a" / JOURNAL, "a") as file:
+                file.write("f a line\ntrial 1 has ended\n")
+        return real(path)
 
-    monkeypatch.setattr(mirrors, "study_files", meanwhile)
-    Mirror(store, PLACE, folder, State(), new_lease()).upload(final=False)
+    monkeypatch.setattr(mirrors, "read_stamp", meanwhile)
+    start_mirror(store, tmp_path / "a").upload()
     assert study(store)[JOURNAL] == "a\nb\n"
 
 
-def test_half_a_line_of_the_journal_waits(store, tmp_path):
-    drive(store, tmp_path / "a", {**FILES, JOURNAL: "a\nhal"})
-    assert study(store)[JOURNAL] == "a\n"
+def test_a_resumed_copy_sends_only_what_is_new(store, tmp_path):
+    drive(tmp_path / "a", FILES)
+    (tmp_path / "a/study.yaml").write_text("x: 3")  # after the end, as `report` may
+    for folder in ("a", "b"):
+        del store.calls[:]
+        drive(tmp_path / folder, {"new": folder}, resume=True)
+        expected = {LEASE, "new", "study.yaml"} if folder == "a" else {LEASE, "new"}
+        assert {name for what, name in store.calls if what != "get"} == expected
 
 
-def test_nothing_is_sent_twice(store, tmp_path):
-    drive(store, tmp_path / "a", FILES)
-    del store.calls[:]
-    drive(store, tmp_path / "a", resume=True)
-    assert {name for _, name in store.calls} == {LEASE}
-
-
-def test_checkpoints_of_running_trials_go_up_now_and_then(store, tmp_path):
+def test_checkpoints_of_running_trials_go_up_now_and_then(store, tmp_path, monkeypatch):
     folder, name = tmp_path / "a", f"trials/0003/{CHECKPOINT}"
-    mirror = Mirror(store, PLACE, folder, State(), new_lease(), checkpoint_seconds=1e6)
+    mirror = start_mirror(store, folder)
     write(folder, {name: "1"})
-    mirror.upload(final=False)
+    mirror.upload()
     assert study(store) == {}
-    mirror.upload(final=True)
+    monkeypatch.setattr(mirrors, "CHECKPOINT_SECONDS", 0.0)
+    mirror.upload()
     assert study(store) == {name: "1"}
-    often = Mirror(store, PLACE, folder, mirror._state, new_lease(), checkpoint_seconds=0.0)
-    write(folder, {name: "new"})
-    often.upload(final=False)
-    assert study(store) == {name: "new"}
     (folder / name).unlink()
-    often.upload(final=False)
+    mirror.upload()
     assert study(store) == {}
+
+
+def test_a_checkpoint_of_an_ended_trial_is_removed_there_and_not_fetched(store, tmp_path):
+    drive(tmp_path / "a", FILES)
+    write(tmp_path / "a", {"trials/0001/result.json": "{}"})
+    for trial in ("0000", "0001", "0002"):
+        store.write(f"trials/{trial}/{CHECKPOINT}", b"big")
+    drive(tmp_path / "a", resume=True)
+    assert [name for what, name in store.calls if what == "get"] == [f"trials/0002/{CHECKPOINT}"]
+    assert [n for n in study(store) if n.endswith(CHECKPOINT)] == [f"trials/0002/{CHECKPOINT}"]
 
 
 def test_a_cleaner_of_old_files_here_removes_nothing_there(store, tmp_path):
     def cleaner(folder):
-        for path in folder.rglob("*"):
-            if path.is_file() and not path.name.startswith("."):
-                path.unlink()
+        for name in list(study_files(folder)):
+            (folder / name).unlink()
 
-    drive(store, tmp_path / "a", FILES)
-    drive(store, tmp_path / "a", resume=True, then=cleaner)
+    drive(tmp_path / "a", FILES)
+    drive(tmp_path / "a", resume=True, then=cleaner)
     assert study(store) == FILES
-    assert drive(store, tmp_path / "a", resume=True) == FILES
+    assert drive(tmp_path / "a", resume=True) == FILES
 
 
 def test_the_uri_wins_over_a_copy_that_another_machine_has_left_behind(store, tmp_path, capsys):
-    drive(store, tmp_path / "a", FILES)
-    drive(store, tmp_path / "b", {JOURNAL: "a\nb\nc\n"}, resume=True)
-    write(tmp_path / "a", {"trials/0000/result.json": "never uploaded"})
-    assert drive(store, tmp_path / "a", resume=True) == {**FILES, JOURNAL: "a\nb\nc\n"}
+    drive(tmp_path / "a", FILES)
+    with pytest.raises(StaleCopy):
+        drive(tmp_path / "a", {"report/x": "never uploaded"}, resume=True, then=goes_down(store))
+    store.left = math.inf
+    store.now += int(leases.STALE_SECONDS)
+    drive(tmp_path / "b", {JOURNAL: "a\nb\nc\n"}, resume=True)
+    assert drive(tmp_path / "a", resume=True) == {**FILES, JOURNAL: "a\nb\nc\n"}
     (aside,) = tmp_path.glob("a.aside-*")
-    assert (aside / "trials/0000/result.json").read_text() == "never uploaded"
+    assert (aside / "report/x").read_text() == "never uploaded"
     assert str(aside) in capsys.readouterr().err
+    # A copy that was uploaded to its end is not kept when it is behind.
+    assert drive(tmp_path / "b", {"study.yaml": "x: 2"}, resume=True)
+    assert drive(tmp_path / "a", resume=True)["study.yaml"] == "x: 2"
+    assert len(list(tmp_path.glob("*.aside-*"))) == 1
 
 
 def test_the_copy_of_the_last_driver_wins_over_the_uri(store, tmp_path):
     """What an endpoint that went away has not taken is brought there by --resume."""
     folder = tmp_path / "a"
 
-    def goes_down(folder):
-        store.down = True
-
     with pytest.raises(StaleCopy, match=r"stale \(no answer\).*--resume on this machine") as stale:
-        drive(store, folder, FILES, then=goes_down)
+        drive(folder, FILES, then=goes_down(store))
     assert (stale.value.exit_code, study(store)) == (1, {})
-    store.down = False
+    store.left = math.inf
     with pytest.raises(UserError, match="holds no study to resume"):
-        drive(store, tmp_path / "other", resume=True)
-    drive(store, folder, {"study.yaml": "x: 1"})  # nothing has ever arrived: begun again
-    store.down = False
+        drive(tmp_path / "other", resume=True)
+    store.now += int(leases.STALE_SECONDS)
+    drive(folder, {"study.yaml": "x: 1"})  # nothing has ever arrived: begun again
     with pytest.raises(StaleCopy):
-        drive(store, folder, FILES, resume=True, then=goes_down)
-    store.down = False
-    assert drive(store, folder, resume=True) == FILES
+        drive(folder, FILES, resume=True, then=goes_down(store))
+    store.left = math.inf
+    assert drive(folder, resume=True) == FILES
     assert study(store) == FILES
 
 
-def test_an_endpoint_that_comes_back_is_told_of_once(store, tmp_path):
-    said = []
+def test_a_fetch_that_was_cut_is_completed(store, tmp_path):
+    drive(tmp_path / "a", FILES)
+    drive(tmp_path / "b", {"study.yaml": "x: 2"}, resume=True)
+    store.left = 10
+    with pytest.raises(UserError, match="no answer"):
+        drive(tmp_path / "a", resume=True)
+    store.left = math.inf
+    assert 0 < len(read(tmp_path / "a")) < len(FILES)
+    assert drive(tmp_path / "a", resume=True) == {**FILES, "study.yaml": "x: 2"}
+    assert study(store) == {**FILES, "study.yaml": "x: 2"}
+
+
+def test_failing_storage_is_told_of_once_and_tried_again(store, tmp_path, capsys):
     folder = tmp_path / "a"
     write(folder, FILES)
-    mirror = Mirror(store, PLACE, folder, State(), new_lease(), say=said.append)
-    store.down = True
+    mirror = start_mirror(store, folder)
+    store.left = 0
     for _ in range(3):
-        mirror._attempt(final=False)
-    assert len(said) == 1 and "no answer" in said[0] and str(folder) in said[0]
-    store.down = False
-    mirror._attempt(final=False)
-    assert len(said) == 2 and "again" in said[1]
-    assert study(store) == FILES
-
-
-@pytest.mark.parametrize("name", ["../out", "a/../../out", "/out", "a//b", "a\\b"])
-def test_a_name_that_leaves_the_folder_is_refused(name):
-    from ekd_ray.remote.objects import _inside
-
-    with pytest.raises(UserError, match="would lie outside of the study"):
-        _inside(name, "bucket/run")
-
-
-def test_a_damaged_state_is_no_state(store, tmp_path):
-    drive(store, tmp_path / "a", FILES)
-    for text in ("", "[]", '{"files": {"x": 1}}', '{"files": {}, "sessions": 3}'):
-        (tmp_path / "a" / mirrors.STATE).write_text(text)
-        assert drive(store, tmp_path / "a", resume=True) == FILES
-
-
-def test_start_and_resume_are_not_confused(store, tmp_path):
-    with pytest.raises(UserError, match="holds no study to resume: check --out"):
-        drive(store, tmp_path / "a", resume=True)
-    drive(store, tmp_path / "a", FILES)
-    for folder in ("a", "b"):
-        with pytest.raises(UserError, match="holds a study already: add --resume"):
-            drive(store, tmp_path / folder, FILES)
-    assert study(store) == FILES
-
-
-def test_dropped_trials_are_dropped_there_too(store, tmp_path):
-    drive(store, tmp_path / "a", FILES)
-
-    def settle(folder):
-        shutil.rmtree(folder / "trials" / "0000")
-        return ["trials/0000"]
-
-    drive(store, tmp_path / "b", resume=True, settle=settle)
-    assert study(store) == {n: c for n, c in FILES.items() if not n.startswith("trials/0000/")}
-
-
-def other(**values):
-    return Lease(**{"session": "s", "host": "elsewhere", "pid": 7, **values})
-
-
-def test_a_second_driver_is_refused_with_who_and_when(store, tmp_path):
-    drive(store, tmp_path / "a", FILES)
-    store.write(LEASE, json.dumps(asdict(other())).encode())
-    with pytest.raises(UserError, match=r"being run by process 7 on elsewhere, heard of \d+ s ago"):
-        drive(store, tmp_path / "b", resume=True)
-    store.now += int(leases.STALE_SECONDS)
-    drive(store, tmp_path / "b", resume=True)
-    assert json.loads(store.content[LEASE])["released"] is True
-
-
-def test_a_dead_driver_of_this_machine_holds_nothing(store, tmp_path):
-    drive(store, tmp_path / "a", FILES)
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    mine = new_lease()
-    for pid, free in ((child, True), (os.getpid(), False)):
-        store.write(LEASE, json.dumps(asdict(other(host=mine.host, pid=pid))).encode())
-        if free:
-            drive(store, tmp_path / "b", resume=True)
-        else:
-            with pytest.raises(UserError, match="being run by"):
-                drive(store, tmp_path / "c", resume=True)
-
-
-def test_of_two_that_begin_at_once_one_stays(store, tmp_path, monkeypatch):
-    drive(store, tmp_path / "a", FILES)
-    taken = json.dumps(asdict(other())).encode()
-    monkeypatch.setattr(leases.time, "sleep", lambda seconds: store.write(LEASE, taken))
-    with pytest.raises(UserError, match="taken at the same moment by process 7 on elsewhere"):
-        drive(store, tmp_path / "b", resume=True)
-    assert study(store) == FILES
-
-
-def test_a_driver_that_was_taken_over_uploads_nothing_more(store, tmp_path, capsys):
-    def taken(folder):
-        store.write(LEASE, json.dumps(asdict(other())).encode())
-
-    with pytest.raises(StaleCopy, match="taken over by process 7 on elsewhere"):
-        drive(store, tmp_path / "a", FILES, then=taken)
-    assert study(store) == {}
-    assert json.loads(store.content[LEASE])["host"] == "elsewhere"
-
-
-def test_an_interrupted_driver_uploads_and_releases(store, tmp_path):
-    def interrupt(folder):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        drive(store, tmp_path / "a", FILES, then=interrupt)
-    assert study(store) == FILES
-    assert json.loads(store.content[LEASE])["released"] is True
-
-
-def test_storage_that_is_down_is_one_sentence_before_anything_begins(store, tmp_path):
-    store.down = True
-    for resume in (True, False):
-        with pytest.raises(UserError, match=r"s3://bucket/runs/one cannot be reached \(no answer"):
-            drive(store, tmp_path / "a", resume=resume)
-
-
-def test_reading_takes_what_changed_and_leaves_the_working_copy_alone(store, tmp_path):
-    drive(store, tmp_path / "a", {**FILES, f"trials/0001/{CHECKPOINT}": "big"})
-    folder = reading_copy(PLACE, store)
-    files = {
-        p.relative_to(folder).as_posix(): p.read_text()
-        for p in folder.rglob("*")
-        if p.is_file() and not p.name.startswith(".")
-    }
-    assert files == FILES
-    fetched = []
-    real = store.download
-    store.download = lambda name, path: (fetched.append(name), real(name, path))
-    store.write(JOURNAL, b"a\nb\nc\n")
-    store.delete("confirm.parquet")
-    assert reading_copy(PLACE, store) == folder
-    assert fetched == [JOURNAL]
-    assert not (folder / "confirm.parquet").exists()
-
-
-def test_what_resume_continues_is_said_by_the_newer_header(store, tmp_path, monkeypatch):
-    from ekd_ray.remote.location import working_copy
-
-    with pytest.raises(UserError, match="holds no study to resume"):
-        header_folder(PLACE, store)
-    folder = working_copy(PLACE)
-    drive(store, folder, FILES)
-    assert header_folder(PLACE, store) == folder
-    drive(store, tmp_path / "b", {"study.yaml": "x: 2"}, resume=True)
-    assert (header_folder(PLACE, store) / "study.yaml").read_text() == "x: 2"
-    assert (folder / "study.yaml").read_text() == "x: 1"
+        mirror.attempt()
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "no answer" in err and str(folder) in err
+    store.left = math.inf
+    mirror.attempt()
+    assert study(store) == FILES and capsys.readouterr().err == ""
 
 
 def test_a_failed_upload_is_known_as_such(store, tmp_path):
     """What went up before the failure is not sent again, what did not is."""
-    folder, state = tmp_path / "a", State()
+    folder, known = tmp_path / "a", {}
     write(folder, FILES)
-    real, left = store.upload, [3]
-
-    def sometimes(path, name):
-        left[0] -= 1
-        if left[0] < 0:
-            raise StorageError("gone")
-        return real(path, name)
-
-    store.upload = sometimes
-    mirror = Mirror(store, PLACE, folder, state, new_lease())
+    store.left = 6
     with pytest.raises(StorageError):
-        mirror.upload(final=False)
-    sent = {name for _, name in store.calls}
-    assert {name for name, _ in changes(folder, state)} == set(FILES) - sent
+        Mirror(store, folder, known, Lease()).upload()
+    assert 0 < len(study(store)) < len(FILES)
+    assert {name for name, _ in find_changes(folder, known)} == set(FILES) - set(study(store))
+
+
+def test_a_damaged_state_loses_nothing(store, tmp_path):
+    drive(tmp_path / "a", FILES)
+    for text in ("", "[]", '{"session": 1}', "\x00"):
+        (tmp_path / "a" / mirrors.STATE).write_text(text)
+        assert drive(tmp_path / "a", resume=True) == FILES
+
+
+def test_start_and_resume_are_not_confused(store, tmp_path):
+    with pytest.raises(UserError, match="holds no study to resume: check --out"):
+        drive(tmp_path / "a", resume=True)
+    drive(tmp_path / "a", FILES)
+    for folder in ("a", "b"):
+        with pytest.raises(UserError, match="holds a study already: add --resume"):
+            drive(tmp_path / folder, FILES)
+    assert study(store) == FILES
+
+
+def test_dropped_trials_are_dropped_there_too(store, tmp_path):
+    drive(tmp_path / "a", FILES)
+    drive(tmp_path / "b", resume=True, settle=lambda folder: shutil.rmtree(folder / "trials"))
+    assert study(store) == {n: c for n, c in FILES.items() if not n.startswith("trials/")}
+
+
+OTHER = Lease("s", "elsewhere", 7)
+
+
+def test_a_second_driver_is_refused_with_who_and_when(store, tmp_path):
+    def second(folder):
+        with pytest.raises(UserError, match=r"being run by process \d+ on .*, heard of \d+ s ago"):
+            drive(tmp_path / "b", resume=True)
+        with pytest.raises(UserError, match="being run by another process of this machine"):
+            drive(folder, resume=True)
+
+    drive(tmp_path / "a", FILES)
+    drive(tmp_path / "a", resume=True, then=second)
+    store.write(LEASE, OTHER.encode())
+    with pytest.raises(UserError, match="being run by process 7 on elsewhere"):
+        drive(tmp_path / "b", resume=True)
+    store.now += int(leases.STALE_SECONDS)
+    drive(tmp_path / "b", resume=True)
+    assert Lease.parse(store.content[LEASE]).released
+
+
+def test_of_two_that_begin_at_once_one_stays(store, tmp_path, monkeypatch):
+    drive(tmp_path / "a", FILES)
+    monkeypatch.setattr(leases.time, "sleep", lambda seconds: store.write(LEASE, OTHER.encode()))
+    with pytest.raises(UserError, match="taken at the same moment by process 7 on elsewhere"):
+        drive(tmp_path / "b", resume=True)
+    assert study(store) == FILES
+
+
+def test_a_driver_that_was_taken_over_uploads_nothing_more(store, tmp_path, capsys):
+    with pytest.raises(StaleCopy, match="taken over by process 7 on elsewhere"):
+        drive(tmp_path / "a", FILES, then=lambda _: store.write(LEASE, OTHER.encode()))
+    mirror = start_mirror(store, tmp_path / "a")
+    mirror.attempt()
+    assert "was taken over by process 7 on elsewhere" in capsys.readouterr().err
+    mirror.start()  # ends at once
+    assert "taken over by process 7" in mirror.close()
+    assert study(store) == {}
+    assert Lease.parse(store.content[LEASE]) == OTHER
+
+
+def test_a_long_pass_renews_the_lease_and_notices_its_loss(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirrors, "SECONDS", -1.0)
+    write(tmp_path / "a", FILES)
+    real = store.upload
+
+    def upload(path, name):
+        real(path, name)
+        if name.endswith(RESULT):
+            store.write(LEASE, OTHER.encode())
+
+    store.upload = upload
+    start_mirror(store, tmp_path / "a").attempt()
+    assert set(study(store)) == {"study.yaml", "trials/0000/config.yaml", "trials/0000/result.json"}
+
+
+def test_reading_takes_what_changed_and_leaves_the_working_copy_alone(store):
+    folder = working_copy(LOCATION)
+    drive(folder, {**FILES, f"trials/0001/{CHECKPOINT}": "big"})
+    copy = reading_copy(LOCATION)
+    assert copy != folder and read(copy) == FILES
+    store.write(JOURNAL, b"a\nb\nc\n")
+    store.delete("confirm.parquet")
+    del store.calls[:]
+    assert reading_copy(LOCATION) == copy
+    assert store.calls == [("get", JOURNAL)]
+    left = {name: text for name, text in FILES.items() if name != "confirm.parquet"}
+    assert read(copy) == {**left, JOURNAL: "a\nb\nc\n"}
+    assert read(folder)[JOURNAL] == FILES[JOURNAL]
+
+
+def test_what_resume_continues_is_said_by_the_newer_header(store, tmp_path):
+    with pytest.raises(UserError, match="holds no study to resume"):
+        header_folder(LOCATION)
+    folder = working_copy(LOCATION)
+    drive(folder, FILES)
+    assert header_folder(LOCATION) == folder
+    drive(tmp_path / "b", {"study.yaml": "x: 2"}, resume=True)
+    assert (header_folder(LOCATION) / "study.yaml").read_text() == "x: 2"
+    assert (folder / "study.yaml").read_text() == "x: 1"

@@ -9,40 +9,35 @@ from conftest import SECRET, TOKEN, serve
 from launchers_run import DIGITS
 
 from ekd_ray.errors import UserError
-from ekd_ray.remote import objects as stored
+from ekd_ray.remote import storage
 from ekd_ray.remote.location import parse_location, working_copy
-from ekd_ray.remote.objects import StorageError, check_reachable, open_objects
 from ekd_ray.remote.session import StaleCopy, mirrored, reading_copy
+from ekd_ray.remote.storage import StorageError, open_store
 from ekd_ray.results import Study
 
-PLACE = parse_location("s3://studies/runs/one")
+LOCATION = parse_location("s3://studies/runs/one")
 SMALL = (*DIGITS, "--method", "none", "--quiet")
 
 
 def test_objects_are_put_listed_read_and_removed(s3, tmp_path):
-    objects = open_objects(PLACE)
-    assert objects.entries() == {}
-    assert objects.read("a/b") is None
-    objects.write("a/b", b"12")
-    objects.delete("a/none")
-    big = bytes(range(256)) * 80_000  # more than one part of a multipart upload
-    (tmp_path / "big").write_bytes(big)
-    objects.upload(tmp_path / "big", "big")
-    (tmp_path / "empty").touch()
-    objects.upload(tmp_path / "empty", "c/empty")
-    found = objects.entries()
-    assert {name: entry.size for name, entry in found.items()} == {
-        "a/b": 2, "big": len(big), "c/empty": 0,
-    }  # fmt: skip
-    assert all(entry.changed > 1.7e18 for entry in found.values())
-    for name in found:
-        objects.download(name, tmp_path / "back" / name)
-    assert (tmp_path / "back" / "big").read_bytes() == big
-    assert (tmp_path / "back" / "c" / "empty").read_bytes() == b""
-    objects.write("a/b", b"new")
-    assert objects.read("a/b") == b"new"
-    objects.delete("a/b")
-    assert set(objects.entries()) == {"big", "c/empty"}
+    store = open_store(LOCATION)
+    assert store.list_objects() == {} and store.read("a/b") is None and store.stat("a/b") is None
+    store.delete("a/b")
+    contents = {"big": bytes(range(256)) * 80_000, "c/empty": b"", "a/b": b"new"}  # in 3 parts
+    store.write("a/b", b"old")
+    for name, content in contents.items():
+        (tmp_path / "file").write_bytes(content)
+        store.upload(tmp_path / "file", name)
+    found = store.list_objects()
+    assert {name: stamp.size for name, stamp in found.items()} == {
+        name: len(content) for name, content in contents.items()
+    }
+    assert found["big"] == store.stat("big") and found["big"].changed > 1.7e18
+    for name, content in contents.items():
+        store.download(name, tmp_path / "back" / name)
+        assert (tmp_path / "back" / name).read_bytes() == content == store.read(name)
+    store.delete("a/b")
+    assert set(store.list_objects()) == {"big", "c/empty"}
 
 
 def test_a_planted_name_does_not_leave_the_folder(s3, tmp_path):
@@ -51,18 +46,7 @@ def test_a_planted_name_does_not_leave_the_folder(s3, tmp_path):
     (backend,) = (b["aws"] for b in s3_backends.values() if "studies" in b["aws"].buckets)
     backend.put_object("studies", "runs/one/x/../../../out", b"x")
     with pytest.raises(UserError, match="would lie outside of the study"):
-        reading_copy(PLACE)
-
-
-def test_scratch_that_was_planted_is_not_fetched(s3, tmp_path):
-    planted = (".ray/tune/tuner.pkl", "trials/0000/train/x.pkl", ".mirror.json", "a/.b/c", "x.tmp")
-    objects = open_objects(PLACE)
-    for name in (*planted, "study.yaml"):
-        objects.write(name, b"x")
-    with mirrored(PLACE, tmp_path / "a", resume=True):
-        names = {p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*")}
-    assert names == {"study.yaml", ".mirror.json"}
-    assert (tmp_path / "a" / ".mirror.json").read_bytes() != b"x"
+        reading_copy(LOCATION)
 
 
 def one_sentence(result, words):
@@ -104,54 +88,55 @@ def test_an_endpoint_that_is_not_there(resume, s3, launch, no_compute, monkeypat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{probe.getsockname()[1]}")
-    result = launch("distill", *SMALL, "--out", PLACE, *resume)
+    result = launch("distill", *SMALL, "--out", LOCATION, *resume)
     one_sentence(result, "s3://studies/runs/one cannot be reached (NETWORK_CONNECTION")
 
 
 def test_a_silent_endpoint_is_given_up(s3, monkeypatch):
-    monkeypatch.setattr(stored, "REQUEST_SECONDS", 1)
-    monkeypatch.setattr(stored, "ATTEMPTS", 1)
+    monkeypatch.setattr(storage, "REQUEST_SECONDS", 1)
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(UserError, match=r"cannot be reached \(NETWORK_CONNECTION.*Timeout"):
-            check_reachable(PLACE)
+            open_store(LOCATION)
 
 
 def test_an_endpoint_with_a_password_is_refused(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:canary@127.0.0.1:1")
     with pytest.raises(UserError, match="AWS_ENDPOINT_URL holds credentials") as refused:
-        check_reachable(PLACE)
+        open_store(LOCATION)
     assert "canary" not in str(refused.value)
 
 
 def test_a_bucket_that_cannot_be_written_is_refused(s3, tmp_path, monkeypatch):
     def denied(self, name, content):
-        raise StorageError("ACCESS_DENIED during PutObject operation")
+        raise StorageError(LOCATION, "ACCESS_DENIED during PutObject operation")
 
-    monkeypatch.setattr(stored.StoredObjects, "write", denied)
+    monkeypatch.setattr(storage.Store, "write", denied)
     with (
         pytest.raises(UserError, match=r"cannot be reached \(ACCESS_DENIED"),
-        mirrored(PLACE, tmp_path / "a", resume=False),
+        mirrored(LOCATION, tmp_path / "a", resume=False),
     ):
         raise AssertionError("computing has begun")
 
 
 def test_reasons_hide_secrets(s3):
-    told = stored.reason(OSError(f"AWS Error X: key {SECRET}\n with {TOKEN} (Request ID: 1)"))
-    assert told == "X: key $AWS_SECRET_ACCESS_KEY with $AWS_SESSION_TOKEN"
+    reason = storage.redact(OSError(f"AWS Error X: key {SECRET}\n with {TOKEN} (Request ID: 1)"))
+    assert reason == "X: key $AWS_SECRET_ACCESS_KEY with $AWS_SESSION_TOKEN"
 
 
 def test_a_server_that_dies_and_comes_back(s3, tmp_path, monkeypatch):
     """The study goes on; its end says that the copy is stale; --resume brings it there."""
-    monkeypatch.setattr(stored, "ATTEMPTS", 1)
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setenv("EKD_MIRROR_SECONDS", "1e6")
     server, host, port = serve()  # of the same process, and so of the same buckets
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     folder = tmp_path / "a"
 
     def interrupted_service():
-        with mirrored(PLACE, folder, resume=False, seconds=1e6):
+        with mirrored(LOCATION, folder, resume=False):
             (folder / "study.yaml").write_text("x: 1")
             server.stop()
 
@@ -159,27 +144,27 @@ def test_a_server_that_dies_and_comes_back(s3, tmp_path, monkeypatch):
         interrupted_service()
     server, *_ = serve(port)
     try:
-        open_objects(PLACE).write("study.yaml", b"x: 0")
-        with mirrored(PLACE, folder, resume=True, seconds=1e6):
+        open_store(LOCATION).write("study.yaml", b"x: 0")
+        with mirrored(LOCATION, folder, resume=True):
             (folder / "more.yaml").write_text("y: 1")
-        assert open_objects(PLACE).read("study.yaml") == b"x: 1"
-        assert open_objects(PLACE).read("more.yaml") == b"y: 1"
+        assert open_store(LOCATION).read("study.yaml") == b"x: 1"
+        assert open_store(LOCATION).read("more.yaml") == b"y: 1"
     finally:
         server.stop()
 
 
 def test_one_run_goes_there_and_is_continued_elsewhere(s3, launch, tmp_path, monkeypatch):
-    small = (*SMALL, "--train-subset", "120", "--epochs", "1", "--out", PLACE)
+    small = (*SMALL, "--train-subset", "120", "--epochs", "1", "--out", LOCATION)
     code, _, err = launch("distill", *small)
     assert code == 0, err
     assert {"config.yaml", "history.jsonl", "model.safetensors", "result.json"} <= set(
-        open_objects(PLACE).entries()
+        open_store(LOCATION).list_objects()
     )
     code, _, err = launch("distill", *small)
     assert code == 2 and "holds a study already: add --resume" in err
     monkeypatch.setenv("EKD_STUDIES_DIR", str(tmp_path / "elsewhere"))
-    code, out, err = launch("distill", "--resume", "--out", PLACE)
+    code, out, err = launch("distill", "--resume", "--out", LOCATION)
     assert code == 0 and str(tmp_path / "elsewhere") in out, err
-    assert (working_copy(PLACE) / "model.safetensors").exists()
+    assert (working_copy(LOCATION) / "model.safetensors").exists()
     with pytest.raises(UserError, match=r"s3://studies/runs/one holds no study \(no study.yaml\)"):
-        Study.load(str(PLACE))
+        Study.load(str(LOCATION))

@@ -18,7 +18,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.results import Bundle, Study, export_bundle
 from ekd_ray.results.finish import finish_run
@@ -29,7 +29,7 @@ from ekd_ray.results.records import (
     trial_folder,
     trial_name,
 )
-from ekd_ray.results.report import figures_teacher, write_report
+from ekd_ray.results.report import measures, write_report
 from ekd_ray.results.study import write_parquet
 
 BASE = DistillConfig(
@@ -81,11 +81,11 @@ class Maker:
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory):
     """(Study, its report's HTML) of a finished study; read only."""
-    steps = figures_teacher.TSNE_STEPS
-    figures_teacher.TSNE_STEPS = 250
+    steps = measures.TSNE_STEPS
+    measures.TSNE_STEPS = 250
     study = finished(Maker(tmp_path_factory.mktemp("reported") / "run"), (select, final))
     page = write_report(study).read_text(encoding="utf-8")
-    figures_teacher.TSNE_STEPS = steps
+    measures.TSNE_STEPS = steps
     return study, page
 
 

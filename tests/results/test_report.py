@@ -18,12 +18,9 @@ from ekd_ray.engine.measure.metrics import expected_calibration_error
 from ekd_ray.engine.measure.uncertainty import aurc
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.results import Study
-from ekd_ray.results.report import figures_search, figures_teacher, write_report
-from ekd_ray.results.report.content import gather
-from ekd_ray.results.report.figures_model import interval, risk_over_coverage
-from ekd_ray.results.report.figures_teacher import correlation_gap
-from ekd_ray.results.report.headline import headline
-from ekd_ray.results.report.page import script_json
+from ekd_ray.results.report import figures, measures, script_json, write_report
+from ekd_ray.results.report.content import gather, write_headline
+from ekd_ray.results.report.measures import correlation_gap, risk_over_coverage
 from ekd_ray.studies import pipeline
 
 SECTIONS = ("certainty", "leaderboard", "curves-section", "parameters", "trade-off",
@@ -58,7 +55,7 @@ def page(reported):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(figures_teacher, "TSNE_STEPS", 250)
+    monkeypatch.setattr(measures, "TSNE_STEPS", 250)
 
 
 def charts_of(page):
@@ -74,13 +71,29 @@ def test_every_part_of_the_report_is_there(page):
         assert f'id="{name}" role="img"' in page
 
 
-def test_plotly_takes_every_figure_as_it_is_and_none_is_empty(page):
+def test_no_figure_is_empty(page):
     for name, chart in charts_of(page).items():
-        figure = go.Figure(data=chart["data"], layout=chart["layout"])  # raises for a wrong name
+        figure = go.Figure(data=chart["data"], layout=chart["layout"])
         assert figure.data, name
         for trace in figure.data:
             shown = trace.z if trace.type in ("contour", "heatmap") else trace.x
             assert len(shown) > 0, name
+
+
+def test_optunas_plots_show_our_trials(reported):
+    """Their order in Optuna's figures is read from what its plots happen to hold."""
+    content = gather(reported[0])
+    last = content.importance["epoch"][0].as_py() - 1
+    scores = {r.number: r.history[last]["val_top1"] for r in content.ended if r.history[last:]}
+    for chart in figures.draw_slices(content):
+        name, trace = chart.title, chart.figure.data[0]
+        shown = repr if name == "optimizer" else float
+        expected = {(f"trial {r.number}", shown(r.params[name]), scores[r.number])
+                    for r in content.ended if r.number in scores}  # fmt: skip
+        assert set(zip(trace.text, trace.x, trace.y, strict=True)) == expected
+    best = max(scores, key=lambda number: scores[number])
+    strongest = next(figures.draw_parallel(content)).figure.data[-1]
+    assert dict(strongest.customdata)["lr"] == f"{content.ended[best].params['lr']:.3g}"
 
 
 def test_the_page_is_one_file_that_loads_nothing(page):
@@ -118,7 +131,7 @@ def test_a_data_sets_name_is_text_too(maker):
 
 def test_the_headline_says_who_is_beaten_and_who_is_not(reported):
     content = gather(reported[0])
-    sentence, lead = headline(content)
+    sentence, lead = write_headline(content)
     assert sentence.startswith(f"{content.winner.name.capitalize()} wins with 61.2")
     assert "better than student alone and not told apart from KD" in sentence
     assert "3 seeds" in lead and "3 fresh seeds" in lead
@@ -133,7 +146,7 @@ def test_a_winner_that_loses_is_not_praised(maker, rows):
         + [final("trial 1", s, v) for s, v in enumerate((0.50, 0.51, 0.52))]
         + [final("kd", s, v) for s, v in enumerate((0.60, 0.612, 0.62))]
     )
-    sentence, _ = headline(gather(study))
+    sentence, _ = write_headline(gather(study))
     assert "worse than KD" in sentence
     text = write_report(study).read_text(encoding="utf-8")
     assert "not the best by test: KD is 10.07 points above" in text
@@ -172,10 +185,10 @@ def test_no_image_is_read(maker, rows, monkeypatch):
 
 def test_several_objectives_show_their_front(maker, rows):
     study = finished(maker, rows, objectives=("parameters",))
-    front = figures_search.trade_off(gather(study))
+    (front,) = figures.draw_trade_off(gather(study))
     expected = {(r.last["parameters"], r.last["val_top1"]) for r in study.pareto()}
-    line = front.data[0]
-    assert set(zip(line["x"], line["y"], strict=True)) == expected
+    line = front.figure.data[0]
+    assert set(zip(line.x, line.y, strict=True)) == expected
 
 
 def test_a_report_that_fails_is_no_failure_of_the_study(maker, monkeypatch):
@@ -216,12 +229,3 @@ def test_correlation_gaps_do_not_see_scale_and_shift():
     expected = 2 * np.abs(np.corrcoef(logits.numpy().T))[3, :3]
     assert gap[3, :3] == pytest.approx(expected, abs=1e-6)
     assert gap[:3, :3].max() < 1e-6
-
-
-def test_intervals_are_students():
-    from scipy import stats
-
-    values = (0.4, 0.43, 0.45, 0.41)
-    expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert interval(values) == pytest.approx(expected)
-    assert interval((0.4, 0.5)) is None

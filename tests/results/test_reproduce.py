@@ -57,7 +57,9 @@ def test_the_recorded_threads_and_seed_are_used(bundle, teacher, tmp_path, monke
         pass
 
     def spy(config, **options):
-        raise Asked(options["threads"], config.seed, config.precision, config.validation_fraction)
+        raise Asked(
+            torch.get_num_threads(), config.seed, config.precision, config.validation_fraction
+        )
 
     monkeypatch.setattr("ekd_ray.results.reproduce.distill", spy)
     text = json.loads((bundle.path / "environment.json").read_text())

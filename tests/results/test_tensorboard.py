@@ -15,9 +15,8 @@ from report_studies import predictions
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from ekd_ray.engine.hparams import Session, end_session, write_experiment
 from ekd_ray.engine.pictures import confusion, write_pictures
-from ekd_ray.engine.runlog import RunLog
+from ekd_ray.engine.runlog import RunLog, Session, end_session, write_experiment
 
 SPACE = {
     "temperature": {"low": 1.0, "high": 4.0, "log": True},

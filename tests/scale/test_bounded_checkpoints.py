@@ -8,7 +8,7 @@ from pathlib import Path
 from search_runs import FLOATS, study_of
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.distill import CHECKPOINT
+from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage

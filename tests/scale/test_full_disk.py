@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from search_runs import study_of
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.distill import CHECKPOINT
+from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import NoSpace, no_space

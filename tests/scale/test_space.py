@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import METHOD_SETTINGS, METHODS, resolve_method
+from ekd_ray.losses.methods import METHODS, resolve_method
 from ekd_ray.scale.space import Space, check_space, first_points, point_config
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -246,7 +247,7 @@ def test_another_method_resets_the_method_settings_and_nothing_else(method):
     )  # fmt: skip
     config = point_config(base, {"method": method, "lr": 0.4})
     default = resolve_method(DistillConfig(method=method, epochs=8))
-    for name in METHOD_SETTINGS:
+    for name in REGISTRY:
         assert getattr(config, name) == getattr(default, name), name
     assert (config.method, config.lr, config.seed, config.epochs) == (method, 0.4, 7, 8)
 

@@ -128,7 +128,7 @@ def test_the_winner_trains_again_to_the_same_bits(
 
 
 def test_checkpoints_do_not_pile_up(killed_and_resumed: dict[str, Any]) -> None:
-    assert list(killed_and_resumed["out"].rglob("checkpoint.safetensors")) == []
+    assert list(killed_and_resumed["out"].rglob("checkpoint.pt")) == []
 
 
 def test_the_search_never_read_the_test_split(killed_and_resumed: dict[str, Any]) -> None:

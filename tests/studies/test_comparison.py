@@ -9,7 +9,7 @@ import yaml
 from ekd_ray.cli import flags, request
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import with_method
+from ekd_ray.losses.methods import with_method
 from ekd_ray.results.study import write_parquet
 from ekd_ray.studies.comparison import Cell, collect_cells, comparison_table, write_comparison
 

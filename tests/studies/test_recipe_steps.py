@@ -8,7 +8,9 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.data import dataset_info
 from ekd_ray.engine import resolve as resolve_module
 from ekd_ray.engine.learner import Learner, make_optimizer
-from ekd_ray.losses.objective import METHODS, Objective, method_of
+from ekd_ray.engine.teacher.source import TeacherLogits
+from ekd_ray.losses.methods import METHODS, method_of
+from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.scale.space import check_space, first_points, point_config
 from ekd_ray.studies.recipes import load_recipe
@@ -56,7 +58,7 @@ def test_every_recipe_is_legal_under_every_method(path, method):
     assert bool(points) == needs_teacher or path.stem == "default"
     searched = set(study.space)
     assert searched <= {"method", "lr", "weight_decay"} | {
-        name for entry in METHODS.values() for name in entry.uses
+        name for entry in METHODS.values() for name in entry.setting_names
     }
 
 
@@ -108,7 +110,7 @@ def test_every_recipe_takes_a_training_step(path, resolved):
     with torch.no_grad():
         teacher_logits = teacher(images)
     before = [parameter.detach().clone() for parameter in learner.parameters()]
-    loss, logits, _ = learner(inputs, teacher_logits, target, 1)
+    loss, logits, _ = learner(inputs, TeacherLogits(teacher_logits), target, 1)
     loss.backward()
     optimizer.step()
     assert loss.isfinite() and logits.shape == (2, classes)

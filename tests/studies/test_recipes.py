@@ -7,7 +7,7 @@ import pytest
 from ekd_ray.cli.request import SEARCH_SPACES
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
-from ekd_ray.losses.objective import METHODS
+from ekd_ray.losses.methods import METHODS
 from ekd_ray.models import ALIASES, model_names
 from ekd_ray.scale.space import check_space, first_points, point_config
 from ekd_ray.studies.recipes import find_recipe, load_recipe, merge, with_epochs
@@ -75,6 +75,14 @@ def test_every_recipe_is_a_legal_study(path, epochs):
     assert epochs in (None, study.distill.epochs)
     for point in first_points(study):
         point_config(study.distill, point)
+
+
+def test_every_method_searches_its_own_ranges():
+    """Those of EKD, which recipes are written for, stand in the recipe that all start from."""
+    default = SEARCH_SPACES / "default.yaml"
+    for name, method in METHODS.items():
+        space = load_recipe(default, name)["space"]
+        assert {key: space[key] for key in space if key in method.space} == method.space
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=relative)

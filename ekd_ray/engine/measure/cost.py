@@ -1,4 +1,4 @@
-"""What a network costs to use: parameters, FLOPs, latency."""
+"""The costs of using a network: parameters, FLOPs, latency."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def latency_ms(name: str, num_classes: int, image_size: int, threads: int) -> fl
     Measured once per process: with other trials beside it, it is what such a machine gives.
 
     Args:
-        threads: CPU threads in use, so that another number is measured anew.
+        threads: CPU threads in use, which another measurement belongs to.
     """
     device = pick_device()
     model = build_model(name, num_classes).eval().to(device)
@@ -60,7 +60,7 @@ def _wait(device: torch.device) -> None:
 
 
 def student_costs(config: DistillConfig, names: Collection[str]) -> dict[str, float]:
-    """Those of `parameters`, `flops` (forward, per image) and `latency_ms` that are named."""
+    """Those costs that `names` has: `parameters`, `flops` (forward, per image), `latency_ms`."""
     if not names:
         return {}
     model = (config.student, dataset_info(config.dataset).num_classes, student_size(config))

@@ -1,4 +1,4 @@
-"""What a model said about every image of a split: the raw material of a report's figures."""
+"""Predictions of a model on every image of a split: the raw material of a report's figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ekd_ray.engine.rundata import RunData
 from ekd_ray.engine.teacher.source import live_teacher
 from ekd_ray.files import atomic_path
 from ekd_ray.losses.dirichlet import log_expectation
-from ekd_ray.losses.objective import method_of
+from ekd_ray.losses.methods import method_of
 
 FILE = "predictions.safetensors"
 # Logits are kept of some images only: 2 MB at most, whatever the number of classes.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ekd_ray.losses.dirichlet import log_concentration, vacuity
-from ekd_ray.losses.kd import check_logits, check_target
+from ekd_ray.losses.inputs import check_logits, check_target
 
 # Logits per piece. A piece of float64 is 1 MiB; about ten of its size live at a time.
 PIECE = 2**17
@@ -93,58 +93,34 @@ def _dissonance(z: Tensor, log_prior: float) -> Tensor:
     return ((z[0] - log_total).exp() * result).clamp(max=1.0)
 
 
-def aleatoric_entropy(logits: Tensor, log_prior: float) -> Tensor:
-    """Expected entropy of the class probabilities under the Dirichlet: noise in the data.
+def entropies(logits: Tensor, log_prior: float) -> tuple[Tensor, Tensor]:
+    """Aleatoric and epistemic entropy: noise in the data, and what more evidence would remove.
 
-    `-sum_k a_k / S * (psi(a_k + 1) - psi(S + 1))`.
-
-    Args:
-        logits: [N, C], any float dtype.
-        log_prior: lambda, log of the prior mass per class.
-
-    Returns:
-        [N] float64, nats, in [0, log C].
-
-    Raises:
-        ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2; a prior that
-            is not finite.
-
-    Malinin and Gales, "Predictive uncertainty estimation via prior networks", NeurIPS 2018
-    (expected data uncertainty).
-    """
-    return _entropies(logits, log_prior)[0]
-
-
-def epistemic_entropy(logits: Tensor, log_prior: float) -> Tensor:
-    """Mutual information of class and class probabilities: what more evidence would remove.
-
-    Entropy of the Dirichlet's mean minus `aleatoric_entropy`. It falls as (C - 1) / (2 S) and
-    keeps its digits there: nothing of the size of the entropies is subtracted.
+    Aleatoric is the expected entropy of the class probabilities under the Dirichlet,
+    `-sum_k a_k / S * (psi(a_k + 1) - psi(S + 1))`. Epistemic is the mutual information of class
+    and class probabilities: the entropy of the Dirichlet's mean minus the aleatoric one. It
+    falls as (C - 1) / (2 S) and keeps its digits there, because nothing of the size of the
+    entropies is subtracted.
 
     Args:
         logits: [N, C], any float dtype.
         log_prior: lambda, log of the prior mass per class.
 
     Returns:
-        [N] float64, nats, in [0, log C].
+        Two [N] float64, nats, in [0, log C].
 
     Raises:
         ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2; a prior that
             is not finite.
 
     Malinin and Gales, "Predictive uncertainty estimation via prior networks", NeurIPS 2018
-    (mutual information).
+    (expected data uncertainty, mutual information).
     """
-    return _entropies(logits, log_prior)[1]
-
-
-def _entropies(logits: Tensor, log_prior: float) -> tuple[Tensor, Tensor]:
-    """`aleatoric_entropy` and `epistemic_entropy`, [N] each."""
-    aleatoric, epistemic = _by_rows(lambda z: _both_entropies(z, log_prior), logits).unbind(1)
+    aleatoric, epistemic = _by_rows(lambda z: _entropies(z, log_prior), logits).unbind(1)
     return aleatoric, epistemic
 
 
-def _both_entropies(z: Tensor, log_prior: float) -> Tensor:
+def _entropies(z: Tensor, log_prior: float) -> Tensor:
     """[N, 2]. With `g(x) = psi(x + 1) - log(x)` and `p = a / S`, the digammas' logarithms give
     the entropy of p, and what is left of them, `sum_k p_k g(a_k) - g(S)`, is the epistemic part.
     """
@@ -216,12 +192,6 @@ def _ranks(scores: Tensor) -> Tensor | None:
     return None if scores.isnan().any() else torch.unique(scores, return_inverse=True)[1]
 
 
-def _check_wrong(wrong: Tensor, scores: Tensor) -> None:
-    if wrong.dtype != torch.bool or wrong.shape != scores.shape:
-        expected, got = tuple(scores.shape), tuple(wrong.shape)
-        raise ValueError(f"wrong must be bool {expected}, got {wrong.dtype} {got}")
-
-
 def aurc(uncertainty: Tensor, wrong: Tensor) -> float:
     """Area under the risk-coverage curve: the error rate when the uncertain are left out.
 
@@ -242,7 +212,10 @@ def aurc(uncertainty: Tensor, wrong: Tensor) -> float:
     Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
     """
     _check_scores(uncertainty=uncertainty)
-    _check_wrong(wrong, uncertainty)
+    if wrong.dtype != torch.bool or wrong.shape != uncertainty.shape:
+        raise ValueError(
+            f"wrong must be bool {tuple(uncertainty.shape)}, got {wrong.dtype} {tuple(wrong.shape)}"
+        )
     ranks = _ranks(uncertainty)
     if ranks is None:
         return math.nan
@@ -254,62 +227,36 @@ def aurc(uncertainty: Tensor, wrong: Tensor) -> float:
     return float((expected / torch.arange(1, len(ranks) + 1)).mean())
 
 
-def _auroc(positive: Tensor, ranks: Tensor) -> float:
-    # By ranks, in a few lines: what scikit-learn costs to import, every process of trials pays.
-    positive = positive.cpu()
-    size = int(ranks.max()) + 1
-    above = torch.bincount(ranks[positive], minlength=size).double()
-    below = torch.bincount(ranks[~positive], minlength=size).double()
-    won = above @ (below.cumsum(dim=0) - below / 2)  # against equals, half of the pairs
-    return float(won / (above.sum() * below.sum()))
+def auroc(certain: Tensor, uncertain: Tensor) -> float:
+    """Probability that an image that should be uncertain is so, more than one that should not.
 
-
-def error_auroc(uncertainty: Tensor, wrong: Tensor) -> float | None:
-    """Probability that a wrong prediction is less certain than a right one (ties count half).
+    Equal scores count half. The images that should be are errors, or come from outside of the
+    data set.
 
     Args:
-        uncertainty: [N], any float dtype; infinities are legal.
-        wrong: [N] bool, whether the prediction is an error.
+        certain: [N], any float dtype; infinities are legal.
+        uncertain: [M].
 
     Returns:
-        Area under the ROC curve in [0, 1], 0.5 is chance; None if all are right or all are
-        wrong; NaN if an uncertainty is NaN.
-
-    Raises:
-        ValueError: other shapes or dtypes, or N = 0.
-
-    Hendrycks and Gimpel, ICLR 2017.
-    """
-    _check_scores(uncertainty=uncertainty)
-    _check_wrong(wrong, uncertainty)
-    ranks = _ranks(uncertainty)
-    if ranks is None:
-        return math.nan
-    if bool(wrong.all()) or not bool(wrong.any()):
-        return None
-    return _auroc(wrong, ranks)
-
-
-def ood_auroc(in_uncertainty: Tensor, out_uncertainty: Tensor) -> float:
-    """Probability that a foreign image is less certain than one of the data set's own.
-
-    Args:
-        in_uncertainty: [N], any float dtype, of images of the training distribution.
-        out_uncertainty: [M], of images out of it.
-
-    Returns:
-        Area under the ROC curve in [0, 1], 0.5 is chance; NaN if an uncertainty is NaN.
+        Area under the ROC curve in [0, 1], 0.5 is chance; NaN if a score is NaN.
 
     Raises:
         ValueError: either is not one-dimensional or is empty.
 
     Hendrycks and Gimpel, ICLR 2017.
     """
-    _check_scores(in_uncertainty=in_uncertainty, out_uncertainty=out_uncertainty)
-    ranks = _ranks(torch.cat((in_uncertainty, out_uncertainty)))
+    _check_scores(certain=certain, uncertain=uncertain)
+    ranks = _ranks(torch.cat((certain, uncertain)))
     if ranks is None:
         return math.nan
-    return _auroc(torch.arange(len(ranks)) >= len(in_uncertainty), ranks)
+    # By ranks, in a few lines: what scikit-learn costs to import, every process of trials pays.
+    size = int(ranks.max()) + 1
+    below, above = (
+        torch.bincount(part, minlength=size).double()
+        for part in ranks.split([len(certain), len(uncertain)])
+    )
+    won = above @ (below.cumsum(dim=0) - below / 2)  # against equals, half of the pairs
+    return float(won / (above.sum() * below.sum()))
 
 
 def uncertainty_metrics(
@@ -331,12 +278,12 @@ def uncertainty_metrics(
         ood_logits: [M, C], any float dtype, of images from outside the data set.
 
     Returns:
-        `aurc` and `error_auroc` of `uncertainty` (the latter left out if all predictions are
-        right or all wrong), and for an evidential network the means over the images of
-        `vacuity`, `dissonance` (both in [0, 1]), `aleatoric_entropy` and `epistemic_entropy`
-        (nats). With more than 64 classes the mean dissonance is that of evenly spaced rows, as
-        many as 4e8 elementary operations allow (at least one): 16,000 at C = 100, 160 at
-        C = 1,000. `ood_auroc` with `ood_logits`.
+        `aurc` of `uncertainty`, `error_auroc` (how `auroc` tells errors from right predictions,
+        left out if all are right or all wrong), and for an evidential network the means over the
+        images of `vacuity`, `dissonance` (both in [0, 1]), `aleatoric_entropy` and
+        `epistemic_entropy` (nats). With more than 64 classes the mean dissonance is that of
+        evenly spaced rows, as many as 4e8 elementary operations allow (at least one): 16,000 at
+        C = 100, 160 at C = 1,000. `ood_auroc` with `ood_logits`.
 
     Raises:
         ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2, or that differ
@@ -346,11 +293,10 @@ def uncertainty_metrics(
     check_target(target, logits)
     wrong = logits.argmax(dim=1) != target
     values = {"aurc": aurc(scores, wrong)}
-    auroc = error_auroc(scores, wrong)
-    if auroc is not None:
-        values["error_auroc"] = auroc
+    if wrong.any() and not wrong.all():
+        values["error_auroc"] = auroc(scores[~wrong], scores[wrong])
     if log_prior is not None:
-        aleatoric, epistemic = _entropies(logits, log_prior)
+        aleatoric, epistemic = entropies(logits, log_prior)
         means = {
             "vacuity": _by_rows(lambda z: vacuity(z, log_prior), logits),
             "dissonance": dissonance(_dissonance_sample(logits), log_prior),
@@ -362,7 +308,7 @@ def uncertainty_metrics(
         expected, got = logits.shape[-1], ood_logits.shape[-1]
         if got != expected:
             raise ValueError(f"ood_logits must have C = {expected} like logits, got {got}")
-        values["ood_auroc"] = ood_auroc(scores, uncertainty(ood_logits, log_prior))
+        values["ood_auroc"] = auroc(scores, uncertainty(ood_logits, log_prior))
     return values
 
 

@@ -10,12 +10,12 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import epoch_order, epoch_strong_ids, epoch_views, steps_per_epoch
-from ekd_ray.engine.precision import pick_device, resolve_precision
+from ekd_ray.engine.precision import cpu_threads, pick_device, resolve_precision
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.teacher.source import Teacher, load_teacher
 from ekd_ray.engine.teacher.table import Ids
-from ekd_ray.losses.objective import method_of
+from ekd_ray.losses.methods import method_of
 
 FILL_BATCH = 256
 CHECK_ROWS = 1 << 14  # looked at together: 33 MB at 1,000 classes
@@ -51,10 +51,18 @@ def fill_tables(
     Raises:
         UserError: bad configuration or data.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    part = part or FillPart()
-    config = resolve(config, data_root=data_root)
+    with cpu_threads(threads):
+        config = resolve(config, data_root=data_root)
+        return _fill(config, data_root, seeds, part or FillPart(), on_progress)
+
+
+def _fill(
+    config: DistillConfig,
+    data_root: str | None,
+    seeds: Sequence[int],
+    part: FillPart,
+    on_progress: Callable[[int, int], None] | None,
+) -> int:
     device = pick_device()
     precision = resolve_precision(config.precision, device)
     data = load_run_data(config, data_root=data_root, device=device)
@@ -88,8 +96,8 @@ def _missing(
     drawn = [
         samples * num_views + views for samples, views in _drawn(config, data, seeds, part, strong)
     ]
-    places = np.unique(np.concatenate(drawn))
-    samples, views = places // num_views, places % num_views
+    positions = np.unique(np.concatenate(drawn))
+    samples, views = positions // num_views, positions % num_views
     if teacher.table is None:
         return samples[:0], views[:0]
     missing = np.zeros(len(samples), dtype=bool)

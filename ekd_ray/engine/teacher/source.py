@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from ekd_ray.engine.teacher.table import (
     open_table,
     tables_dir,
 )
-from ekd_ray.losses.objective import method_of
+from ekd_ray.losses.methods import method_of
 from ekd_ray.models import build_model, load_weights
 
 # The network sees a multiple of this many images. On a CPU the last bits of a row depend on how
@@ -36,6 +37,15 @@ ROWS_AT_ONCE = 16
 
 # `auto` uses no table larger than this, nor one that would take half of the free disk.
 LARGEST_TABLE = 40 * 2**30
+
+
+@dataclass(frozen=True)
+class TeacherLogits:
+    """A teacher's logits of one batch, float32 [B, C] each: of the weak view, and of the strong
+    one where the method looks at one."""
+
+    weak: Tensor
+    strong: Tensor | None = None
 
 
 class LiveTeacher:

@@ -2,7 +2,7 @@
 
 A table is a folder `<cache>/teachers/<teacher>-<dataset>-<key>/` of three files: `meta.json`
 with all that decides a row, `rows.bin` (uint16 [N * V, W], sparse) and `words.bin` (uint32
-[N * V], sparse). A row's check word is a hash of its bits, its place and the table's key,
+[N * V], sparse). A row's check word is a hash of its bits, its position and the table's key,
 never 0. A reader trusts a row whose word fits and takes any other for missing: never written,
 half written, or damaged. So readers need no lock, and several processes fill a table at once;
 the worst that can happen is that two of them compute the same row.
@@ -33,7 +33,7 @@ from ekd_ray.data import counter_hash, default_cache_dir, short_name
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name, write_json
 
-FORMAT_VERSION = 2  # 1: the head in the precision of the body
+FORMAT_VERSION = 2  # a part of the key: other formats are other tables
 _LARGEST_HALF = 65504.0
 Rows = npt.NDArray[np.uint16]
 Ids = npt.NDArray[np.int64]
@@ -84,7 +84,7 @@ class RowFormat:
         return rest.repeat(1, self.num_classes).scatter(1, classes, values)
 
     def rounded(self, logits: Tensor) -> Tensor:
-        """What a table would give back for these logits: float32 [B, C]."""
+        """These logits as a table would give them back: float32 [B, C]."""
         return self.decode(self.encode(logits))
 
 
@@ -164,12 +164,12 @@ class TeacherTable:
         os.close(self._rows_fd)
         os.close(self._words_fd)
 
-    def _places(self, sample_ids: Ids, view_ids: Ids) -> Ids:
+    def _positions(self, sample_ids: Ids, view_ids: Ids) -> Ids:
         return np.asarray(sample_ids, np.int64) * self.spec.num_views + view_ids
 
-    def _check_words(self, rows: Rows, places: Ids) -> npt.NDArray[np.uint32]:
+    def _check_words(self, rows: Rows, positions: Ids) -> npt.NDArray[np.uint32]:
         bits = (rows.astype(np.uint64) * self._factors).sum(axis=1, dtype=np.uint64)
-        mixed = counter_hash(0, (bits ^ self._salt).view(np.int64), places)
+        mixed = counter_hash(0, (bits ^ self._salt).view(np.int64), positions)
         return (mixed >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
 
     def read(self, sample_ids: Ids, view_ids: Ids) -> tuple[Rows, npt.NDArray[np.bool_]]:
@@ -177,20 +177,20 @@ class TeacherTable:
 
         Rows that are not found hold anything.
         """
-        places = self._places(sample_ids, view_ids)
+        positions = self._positions(sample_ids, view_ids)
         # The word first: a writer stores it last, so a word that is there has its row.
-        words = self._words[places]
-        rows = np.asarray(self._rows[places])
-        return rows, words == self._check_words(rows, places)
+        words = self._words[positions]
+        rows = np.asarray(self._rows[positions])
+        return rows, words == self._check_words(rows, positions)
 
     def write(self, sample_ids: Ids, view_ids: Ids, rows: Rows) -> None:
         """Store rows uint16 [B, W]; raises OSError (a full disk), harmless to readers."""
-        places = self._places(sample_ids, view_ids)
+        positions = self._positions(sample_ids, view_ids)
         rows = np.ascontiguousarray(rows)
-        words = self._check_words(rows, places)
-        for place, row, word in zip(places.tolist(), rows, words, strict=True):
-            _write_all(self._rows_fd, row.tobytes(), place * row.nbytes)
-            _write_all(self._words_fd, word.tobytes(), place * 4)
+        words = self._check_words(rows, positions)
+        for position, row, word in zip(positions.tolist(), rows, words, strict=True):
+            _write_all(self._rows_fd, row.tobytes(), position * row.nbytes)
+            _write_all(self._words_fd, word.tobytes(), position * 4)
 
     def filled(self) -> int:
         """Number of rows that were ever written (a word that is not 0)."""
@@ -201,8 +201,10 @@ class TeacherTable:
         good = bad = 0
         written = np.flatnonzero(self._words)
         for start in range(0, len(written), chunk):
-            places = written[start : start + chunk]
-            fits = self._words[places] == self._check_words(np.asarray(self._rows[places]), places)
+            positions = written[start : start + chunk]
+            fits = self._words[positions] == self._check_words(
+                np.asarray(self._rows[positions]), positions
+            )
             good, bad = good + int(fits.sum()), bad + int((~fits).sum())
         return good, bad
 
@@ -295,20 +297,21 @@ def list_tables(cache_dir: Path | None = None) -> Iterator[TableInfo]:
 
 
 def read_spec(folder: Path) -> TableSpec | None:
-    """The spec of a table folder, None if it is none (or of another version)."""
+    """The spec of a table folder, None if it is none (or of another format)."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        shape = {name: meta.pop(name) for name in ("num_samples", "num_views", "num_classes")}
-        top, version = meta.pop("top"), meta.pop("format_version")
+        names = ("num_samples", "num_views", "num_classes", "top")
+        samples, views, classes, top = (meta.pop(name) for name in names)
+        del meta["format_version"]
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
     spec = TableSpec(
-        num_samples=shape["num_samples"],
-        num_views=shape["num_views"],
-        row_format=RowFormat(num_classes=shape["num_classes"], top=top),
+        num_samples=samples,
+        num_views=views,
+        row_format=RowFormat(num_classes=classes, top=top),
         facts=meta,
     )
-    return spec if version == FORMAT_VERSION and _is_whole(folder, spec) else None
+    return spec if _is_whole(folder, spec) else None
 
 
 def find_table(name: str, cache_dir: Path | None = None) -> Path:

@@ -5,18 +5,30 @@ Made at the end of a study, and at any time by `launchers/report.py RUN`.
 
 from __future__ import annotations
 
+import json
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ekd_ray import __version__
+from ekd_ray.data import short_name
 from ekd_ray.files import write_text
-from ekd_ray.results.report.content import gather
-from ekd_ray.results.report.headline import headline, tiles
-from ekd_ray.results.report.page import render
-from ekd_ray.results.report.sections import sections
+from ekd_ray.results.records import milestone_epochs
+from ekd_ray.results.report.content import (
+    gather,
+    list_failed_runs,
+    list_sections,
+    list_tiles,
+    row_label,
+    write_headline,
+)
+from ekd_ray.results.report.words import duration, metric_name, several, spread, value_text
 from ekd_ray.results.study import Study
+from ekd_ray.results.templating import render
 
 REPORT = Path("report") / "index.html"
+FILTERS = (duration, metric_name, row_label, several, short_name, spread, value_text)
 
 
 def write_report(study: Study, out: Path | None = None) -> Path:
@@ -30,17 +42,46 @@ def write_report(study: Study, out: Path | None = None) -> Path:
     Returns:
         The file.
     """
+    # Slow to import, and `show` needs neither.
+    from plotly.offline import get_plotlyjs
+
+    from ekd_ray.results.report.figures import draw_figures
+
     content = gather(study)
-    sentence, lead = headline(content)
-    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    charts = draw_figures(content)
+    sentence, lead = write_headline(content)
     page = render(
+        "report.html.jinja",
+        autoescape=True,
+        filters={function.__name__: function for function in FILTERS},
+        content=content,
         title=f"{study.path.absolute().name} · ekd_ray study",
         headline=sentence,
         lead=lead,
-        tiles=tiles(content),
-        sections=sections(content),
-        footer=f"ekd_ray {__version__}, {made}. This file needs no network.",
+        tiles=list_tiles(content),
+        sections={section.name: section for section in list_sections(content, charts)},
+        charts=charts,
+        rungs=milestone_epochs(content.config)[:-1],
+        failures=list_failed_runs(content),
+        run=_run_name(study.path),
+        footer=f"ekd_ray {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
+        plotly=get_plotlyjs(),
+        payload=script_json({c.name: c.payload() for found in charts.values() for c in found}),
     )
     path = out or study.path / REPORT
     write_text(path, page)
     return path
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand inside a script element: it cannot end the element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _run_name(path: Path) -> str:
+    """The study's folder as it is typed where the report is made; a page that may be shown to
+    others names no folder above that."""
+    path = path.absolute()
+    inside = path.is_relative_to(Path.cwd()) and path != Path.cwd()
+    return shlex.quote(str(path.relative_to(Path.cwd())) if inside else path.name)

@@ -1,20 +1,41 @@
-"""Everything that a report shows, read from the study once."""
+"""Everything that a report says, as data: the study read once, and a sentence on each part of it.
+
+How it looks is up to the templates, and what is drawn to `figures`.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import torch
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.data import short_name
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.results.importance import parameter_importance
-from ekd_ray.results.leaderboard import Row
+from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.progress import Progress, Savings, progress, savings, time_table
 from ekd_ray.results.records import RunRecord
+from ekd_ray.results.report.measures import correlation_gap
+from ekd_ray.results.report.words import (
+    duration,
+    figure_text,
+    joined,
+    label,
+    metric_name,
+    percent,
+    points,
+    several,
+    spread,
+    value_text,
+)
 from ekd_ray.results.study import Study
 
 
@@ -27,6 +48,7 @@ class Content:
     ended: list[RunRecord]
     running: list[RunRecord]
     ranked: list[RunRecord]
+    front: list[RunRecord]
     board: list[Row]
     differences: dict[str, Paired]
     confirmed: list[dict[str, Any]]
@@ -48,6 +70,11 @@ class Content:
             return self.winner.number
         return self.ranked[0].number if self.ranked else None
 
+    @property
+    def ended_count(self) -> int:
+        """How many trials have ended."""
+        return sum(v for k, v in self.progress.trials.items() if k != "running")
+
 
 def gather(study: Study) -> Content:
     """Read a study, running or finished."""
@@ -60,21 +87,320 @@ def gather(study: Study) -> Content:
         ended=ended,
         running=study.running(),
         ranked=study.ranked(),
+        front=study.pareto(),
         board=study.leaderboard(),
         differences=study.differences(),
         confirmed=confirmed,
         importance=parameter_importance(ended, study.config),
-        predictions=_predictions(study, confirmed),
+        predictions=_read_predictions(study, confirmed),
         progress=progress(study),
         time=time_table(study),
         saved=savings(study),
     )
 
 
-def _predictions(study: Study, confirmed: list[dict[str, Any]]) -> dict[str, list[Predictions]]:
+def _read_predictions(
+    study: Study, confirmed: list[dict[str, Any]]
+) -> dict[str, list[Predictions]]:
     found: dict[str, list[Predictions]] = {}
     for row in confirmed:
         path = study.path / row["folder"] / PREDICTIONS
         if row["stage"] == "final" and not row.get("reason") and path.is_file():
             found.setdefault(row["name"], []).append(Predictions.load(path))
     return found
+
+
+def measure_correlation_gaps(content: Content) -> dict[str, tuple[Row, np.ndarray]]:
+    """By row, the gap of its first seed to the teacher [C, C], on the images whose logits were
+    kept; see `correlation_gap`."""
+    firsts = [(row, content.predictions[row.name][0]) for row in content.board
+              if row.name in content.predictions]  # fmt: skip
+    taught = next((p for _, p in firsts if p.teacher_logits is not None), None)
+    if taught is None or taught.teacher_logits is None or len(taught.teacher_logits) < 3:
+        return {}
+    return {
+        row.name: (row, correlation_gap(p.logits, taught.teacher_logits))
+        for row, p in firsts
+        if torch.equal(p.kept, taught.kept)
+    }
+
+
+# The head of the page: the winner in one sentence, how sure that is, and the main figures.
+
+
+def write_headline(content: Content) -> tuple[str, str]:
+    """The winner in one sentence, and how sure that is."""
+    shared = content.config.distill
+    subject = f"{shared.teacher or 'no teacher'} on {short_name(shared.dataset)}."
+    winner = content.winner
+    if winner is None or not winner.test:
+        return _write_unfinished_headline(content), (
+            f"{shared.student} distilled from {subject} {content.ended_count} of "
+            f"{content.progress.asked} trials have ended. Test figures come with the final runs; "
+            "make the report again then."
+        )
+    mean, deviation, n = mean_sd(winner.test)
+    sentence = (
+        f"{winner.name.capitalize()} wins with {100 * mean:.1f}\N{NO-BREAK SPACE}% test accuracy"
+    )
+    clause = _describe_verdict(content)
+    spread_text = f", standard deviation {100 * deviation:.2f} points." if n > 1 else "."
+    lead = (
+        f"{winner.config.student} distilled from {subject} Mean of {several(n, 'seed')}"
+        f"{spread_text} The winner was chosen on the validation split; the test split was read "
+        f"once, after. {_describe_winners_curse(content)}"
+    )
+    return f"{sentence}, {clause}." if clause else f"{sentence}.", lead.rstrip()
+
+
+def _write_unfinished_headline(content: Content) -> str:
+    stage, metric = content.progress.stage, content.config.metric
+    if not content.ranked:
+        return f"The study is in its {stage} stage; no trial is complete."
+    top = content.ranked[0]
+    return (
+        f"The study is in its {stage} stage: trial {top.number} leads with "
+        f"{figure_text(metric, top.value(metric))} {metric_name(metric)}."
+    )
+
+
+def _describe_verdict(content: Content) -> str:
+    """How the winner compares with its baselines, as a clause; empty without any."""
+    groups: dict[str, list[str]] = {}
+    for name, found in content.differences.items():
+        groups.setdefault(_judge(found), []).append(label(name))
+    patterns = {"better": "better than {}", "worse": "worse than {}",
+                "open": "not told apart from {} by these seeds"}  # fmt: skip
+    clauses = [text.format(joined(groups[k])) for k, text in patterns.items() if k in groups]
+    text = joined(clauses)
+    if "few" in groups:
+        few = f"too few seeds to tell it from {joined(groups['few'])}"
+        text = f"{text}, and there are {few}" if text else f"with {few}"
+    return text
+
+
+def _judge(found: Paired) -> str:
+    if found.low is None or found.high is None:
+        return "few"
+    if found.low > 0:
+        return "better"
+    return "worse" if found.high < 0 else "open"
+
+
+def _describe_winners_curse(content: Content) -> str:
+    """The winner's score in the search, the best of many, against that under fresh seeds."""
+    metric, winner = content.config.metric, content.winner
+    record = next((r for r in content.ended if r.number == content.winner_number), None)
+    if record is None or winner is None or not winner.val or record.value(metric) is None:
+        return ""
+    fresh, _, n = mean_sd(winner.val)
+    return (
+        f"Its {metric_name(metric)} was {figure_text(metric, record.value(metric))} in the search "
+        f"and {figure_text(metric, fresh)} over {several(n, 'fresh seed')}."
+    )
+
+
+def list_tiles(content: Content) -> list[tuple[str, str]]:
+    """The figures under the headline."""
+    counts, saved = content.progress.trials, content.saved
+    tested = content.winner.test if content.winner else ()
+    hours_saved = saved.stopped_hours + (saved.cache_hours or 0.0)
+    shown: list[tuple[str, str, Any]] = [
+        ("test accuracy", spread(tested, "test_top1").split(" (")[0], tested),
+        ("trials", str(content.ended_count), True),
+        ("stopped early", str(counts.get("pruned")), counts.get("pruned")),
+        ("training time", duration(sum(content.time["hours"].to_pylist())), True),
+        ("time saved", duration(hours_saved), hours_saved > 0),
+        ("failed trials", str(counts.get("failed")), counts.get("failed")),
+    ]
+    return [(name, text) for name, text, known in shown if known]
+
+
+# The sections: a sentence on each.
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page and its one sentence."""
+
+    name: str
+    title: str
+    takeaway: str
+
+
+def list_sections(content: Content, drawn: Container[str]) -> list[Section]:
+    """The sections that there is anything to say in.
+
+    Args:
+        drawn: the names of those that have figures.
+    """
+    front = "Pareto front" if content.config.objectives else "Score and cost"
+    parts: list[tuple[str, str, Callable[[Content], str]]] = [
+        ("certainty", "How sure", _describe_certainty),
+        ("leaderboard", "Leaderboard", _describe_leaderboard),
+        ("curves-section", "Learning curves", _describe_curves),
+        ("parameters", "Parameters", _describe_parameters),
+        ("trade-off", front, _describe_trade_off),
+        ("calibration", "Calibration", _describe_calibration),
+        ("teacher", "Teacher", _describe_teacher),
+        ("time-section", "Time", _describe_time),
+        ("failures", "Failures", _describe_failures),
+        ("reproduce", "Reproduce", _describe_reproduce),
+    ]
+    without_figures = {"failures", "reproduce", *(["leaderboard"] if content.board else [])}
+    return [
+        Section(name, title, describe(content))
+        for name, title, describe in parts
+        if name in drawn or name in without_figures
+    ]
+
+
+def _describe_certainty(content: Content) -> str:
+    found = content.differences
+    parts = [f"{points(d.mean)} points against {label(name)}" for name, d in found.items()]
+    judged = [_judge(difference) for difference in found.values()]
+    crossing = judged.count("open")
+    if "few" in judged:
+        end = "an interval needs three seeds"
+    elif crossing == len(found):
+        end = f"{'every' if crossing > 1 else 'its'} interval crosses zero"
+    else:
+        end = (
+            f"{crossing or 'none'} of the intervals {'crosses' if crossing == 1 else 'cross'} zero"
+        )
+    return f"The winner has {joined(parts)}; {end}."
+
+
+def _describe_leaderboard(content: Content) -> str:
+    tested = [row for row in content.board if row.test]
+    if not tested or not content.winner:
+        return "Finalists by validation; the final runs have not ended yet."
+    best = max(tested, key=lambda row: mean_sd(row.test)[0])
+    if best.winner or not content.winner.test:
+        return "The winner has the best mean on the test split too."
+    above = mean_sd(best.test)[0] - mean_sd(content.winner.test)[0]
+    return (
+        f"The winner by validation is not the best by test: {label(best.name)} is "
+        f"{100 * above:.2f} points above."
+    )
+
+
+def row_label(row: Row) -> str:
+    """A leaderboard row in words, the winner marked."""
+    return f"{label(row.name)} (winner)" if row.winner else label(row.name)
+
+
+def _describe_curves(content: Content) -> str:
+    stopped = Counter(len(r.history) for r in content.ended if r.status == "pruned")
+    total = len(content.ended)
+    if not stopped:
+        return f"None of {several(total, 'ended trial')} was stopped early."
+    where = joined([f"{n} at epoch {epoch}" for epoch, n in sorted(stopped.items())])
+    return f"Early stopping ended {stopped.total()} of {total} trials: {where}."
+
+
+def _describe_parameters(content: Content) -> str:
+    rows = content.importance.to_pylist()
+    if not rows:
+        return "Too few trials to say which parameter mattered."
+    top, ped = rows[0], max(rows, key=lambda row: row["ped_anova"])
+    same = ped["parameter"] == top["parameter"]
+    return (
+        f"{top['parameter']} mattered most: {percent(top['fanova'] or 0)} of what single "
+        "parameters explain by fANOVA; "
+        + ("PED-ANOVA agrees." if same else f"by PED-ANOVA it is {ped['parameter']}.")
+    )
+
+
+def select_compared_trials(content: Content) -> tuple[str, list[RunRecord]]:
+    """(the cost, trials that have it and the metric): what the trade-off is between.
+
+    It is the first further objective, of complete trials; without one the seconds of training.
+    """
+    metric, further = content.config.metric, content.config.objectives[:1]
+    known = [r for r in content.ended if r.value(metric) is not None]
+    if not further:
+        return "seconds", known
+    return further[0], [r for r in known if r.status == "complete" and further[0] in r.last]
+
+
+def _describe_trade_off(content: Content) -> str:
+    if content.config.objectives:
+        count = len(select_compared_trials(content)[1])
+        return f"{len(content.front)} of {count} trials are on the Pareto front."
+    if not content.ranked:
+        return "No trial is complete."
+    best = content.ranked[0]
+    quicker = sum(0 < r.seconds < best.seconds for r in content.ranked)
+    return (
+        f"The best trial of the search took {duration(best.seconds / 3600)}; "
+        f"{several(quicker, 'complete one') if quicker else 'no complete one'} took less."
+    )
+
+
+def _describe_calibration(content: Content) -> str:
+    errors = {
+        row.name: float(np.mean([found["test_ece"] for found in row.test_metrics]))
+        for row in content.board
+        if row.test_metrics and all("test_ece" in found for found in row.test_metrics)
+    }
+    winner = content.winner
+    if not winner or winner.name not in errors:
+        return "What the final models claim to know, against what they know."
+    best = min(errors, key=lambda name: errors[name])
+    return (
+        f"The winner's calibration error on the test split is {errors[winner.name]:.3f}"
+        + (", the least of all." if best == winner.name
+           else f"; {label(best)} has the least with {errors[best]:.3f}.")
+    )  # fmt: skip
+
+
+def _describe_teacher(content: Content) -> str:
+    gaps = {
+        "the winner" if row.winner else label(row.name): float(gap.mean())
+        for row, gap in measure_correlation_gaps(content).values()
+    }
+    if not gaps:
+        return "How the final models see the classes."
+    nearest = min(gaps, key=lambda name: gaps[name])
+    others = [f"{value:.3f} for {name}" for name, value in gaps.items() if name != nearest]
+    return (
+        f"{nearest[:1].upper()}{nearest[1:]} relates the classes most as the teacher does: "
+        f"its logits' correlations differ by {gaps[nearest]:.3f} in the mean"
+        + (f", against {joined(others)}." if others else ".")
+    )
+
+
+def _describe_time(content: Content) -> str:
+    rows = content.time.to_pylist()
+    total, largest = sum(r["hours"] for r in rows), max(rows, key=lambda row: row["hours"])
+    saved = content.saved
+    return (
+        f"{duration(total)} in all, most of it ({percent(largest['hours'] / total)}) in "
+        f"“{largest['stage']}”"
+        + (f"; early stops saved {duration(saved.stopped_hours)}." if saved.stopped_epochs else ".")
+    )
+
+
+def list_failed_runs(content: Content) -> list[tuple[str, str, str]]:
+    """(run, reason, settings) of each trial and confirm run that failed."""
+    return [
+        (f"trial {r.number}", r.reason or "unknown",
+         ", ".join(f"{k}={value_text(v)}" for k, v in r.params.items()))
+        for r in content.ended if r.status == "failed"
+    ] + [
+        (f"{label(row['name'])}, seed {row['seed']} ({row['stage']})", row["reason"], "")
+        for row in content.confirmed if row.get("reason")
+    ]  # fmt: skip
+
+
+def _describe_failures(content: Content) -> str:
+    runs = list_failed_runs(content)
+    if not runs:
+        return "Nothing failed."
+    ((reason, _),) = Counter(reason for _, reason, _ in runs).most_common(1)
+    return f"{several(len(runs), 'run')} failed; the most frequent reason: {reason}"
+
+
+def _describe_reproduce(content: Content) -> str:
+    return "The same seed on the same machine and number of threads gives the same bits."

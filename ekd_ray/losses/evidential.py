@@ -1,0 +1,150 @@
+"""The evidential form of a method: EKD, and "+EKD" with the others.
+
+Evidential Knowledge Distillation (EKD), ICCV 2025.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ekd_ray.config.method_settings import MethodSetting
+from ekd_ray.losses.cross_entropy import NONE
+from ekd_ray.losses.dirichlet import (
+    EVIDENCE_FUNCTIONS,
+    distribution_kd_loss,
+    evidential_cross_entropy,
+    prior_kl_loss,
+)
+from ekd_ray.losses.methods import (
+    Method,
+    Outputs,
+    Term,
+    log_range,
+    register_method,
+    share_of_epochs,
+)
+
+LOG_PRIOR = MethodSetting(
+    name="log_prior", kind=float | None, low=-20, high=20, neutral=False,
+    doc="log of the prior mass per class (the teacher's learned one)",
+    search={"low": -3.0, "high": 1.0},
+)  # fmt: skip
+EKD_WEIGHT = MethodSetting(
+    name="ekd_weight", kind=float | None, default=4.5, low=0, neutral=False,
+    doc="weight of second-order distribution KD",
+    search=log_range(0.05, 20.0),
+)  # fmt: skip
+_SECOND_ORDER = (
+    MethodSetting(
+        name="ekd_warmup", kind=int | None, default=share_of_epochs(30), low=0, in_epochs=True,
+        neutral=False, doc="epochs over which ekd_weight ramps up linearly",
+    ),
+    MethodSetting(
+        name="evidence", kind=str, default="log1p_softplus", neutral=False,
+        choices=tuple(EVIDENCE_FUNCTIONS), doc="second-order evidence function",
+    ),
+    MethodSetting(
+        name="teacher_log_prior", kind=float | None, low=-20, high=20, neutral=False,
+        doc="log_prior of the teacher's Dirichlet, where it differs",
+    ),
+)  # fmt: skip
+_PRIOR = (
+    MethodSetting(
+        name="learn_log_prior", kind=bool, default=False, neutral=False,
+        doc="train log_prior with the student, from its value or 1.0",
+    ),
+    MethodSetting(
+        name="prior_kl_weight", kind=float, default=0.0, low=0, neutral=False,
+        doc="weight of the evidential regularisation",
+    ),
+    MethodSetting(
+        name="prior_kl_warmup", kind=int, default=10, low=0, in_epochs=True, neutral=False,
+        doc="epochs over which prior_kl_weight ramps up",
+    ),
+    MethodSetting(
+        name="prior_kl_evidence", kind=str, default="softplus", neutral=False,
+        choices=tuple(EVIDENCE_FUNCTIONS),
+        doc="evidence function of the evidential regularisation",
+    ),
+)  # fmt: skip
+
+
+def _sum(name: str, values: list[Tensor]) -> dict[str, Tensor]:
+    first, *strong = values
+    return {name: sum(strong, first)}
+
+
+def _cross_entropy(out: Outputs) -> dict[str, Tensor]:
+    prior = out.statistics["log_prior"]
+    return _sum("ce", [evidential_cross_entropy(s, out.target, prior) for s, _ in out.views])
+
+
+def _second_order(out: Outputs) -> dict[str, Tensor]:
+    # A learned temperature enters the first order only: the second stays at T = 1.
+    temperature = 1.0 if out.method.learned_temperature else out.temperature
+    options = {"evidence": out.settings.evidence, **out.statistics}
+    views = out.views
+    return _sum("ekd", [distribution_kd_loss(s, t, temperature, **options) for s, t in views])
+
+
+def _prior_kl(out: Outputs) -> dict[str, Tensor]:
+    prior, evidence = out.statistics["log_prior"], out.settings.prior_kl_evidence
+    values = [prior_kl_loss(s, out.target, prior, evidence=evidence) for s, _ in out.views]
+    return _sum("prior_kl", values)
+
+
+_CROSS_ENTROPY = Term(names=("ce",), weight="ce_weight", loss=_cross_entropy)
+_SECOND_ORDER_KD = Term(
+    names=("ekd",), weight="ekd_weight", warmup="ekd_warmup", loss=_second_order
+)
+_PRIOR_KL = Term(
+    names=("prior_kl",), weight="prior_kl_weight", warmup="prior_kl_warmup", loss=_prior_kl
+)
+
+# The defaults and ranges of EKD, whatever those of the softmax method are.
+_EKD: dict[str, dict[str, Any]] = {
+    "ce_weight": {"default": 1.0, "search": log_range(0.1, 5.0)},
+    "kd_weight": {"default": 4.5, "search": log_range(0.1, 20.0)},
+    "temperature": {"default": 1.0, "search": log_range(1.0, 4.0)},
+}
+
+
+def evidential(method: Method, **changes: Mapping[str, Any]) -> Method:
+    """The evidential form of a softmax method.
+
+    The evidential cross-entropy takes the place of the cross-entropy, the means of Dirichlet
+    distributions take that of softmaxes (the method's losses get `log_prior` for
+    `standardize`), and the second-order term is added, if there is a teacher. Logits are not
+    standardised, because their size says how much evidence there is.
+
+    Args:
+        changes: default and range (`default`, `search`) of a setting in this form, by its name.
+
+    EKD (ICCV 2025).
+    """
+    _, *distillation = method.terms
+    own = {entry.name: entry for entry in method.settings if entry.name != "standardize"}
+    second_order: tuple[Term, ...] = ()
+    settings = {"log_prior": LOG_PRIOR, "ce_weight": own.pop("ce_weight")}
+    if method.needs_teacher:
+        second_order = (_SECOND_ORDER_KD,)
+        settings |= {"kd_weight": own.pop("kd_weight"), "ekd_weight": EKD_WEIGHT}
+        changes = _EKD | changes
+    settings |= own
+    rest = (*(_SECOND_ORDER if method.needs_teacher else ()), *_PRIOR)
+    return dataclasses.replace(
+        method,
+        settings=(
+            *(dataclasses.replace(s, **changes.get(s.name, {})) for s in settings.values()),
+            *rest,
+        ),
+        terms=(_CROSS_ENTROPY, *distillation, *second_order, _PRIOR_KL),
+        evidential=True,
+    )
+
+
+register_method("evidential", evidential(NONE))

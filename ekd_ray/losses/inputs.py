@@ -1,0 +1,72 @@
+"""Checks and conversions that every loss applies to its inputs."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+# A scalar setting: a number, or a 0-d tensor when it is learned.
+Scalar = float | Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or unchanged when it is float64 already."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Switch autocast off inside `function`, on the device of its first tensor."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        values: Iterable[object] = (*args, *kwargs.values())
+        device = next((v.device.type for v in values if isinstance(v, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def check_logits(**tensors: Tensor) -> None:
+    """Raise `ValueError` unless all are floating [B, C], of one shape, with B >= 1 and C >= 2."""
+    first = next(iter(tensors))
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        if tensor.dim() != 2 or shape[0] < 1 or shape[1] < 2:
+            raise ValueError(f"{name} must be [B, C] with B >= 1 and C >= 2, got {shape}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+        if tensor.shape != tensors[first].shape:
+            expected = tuple(tensors[first].shape)
+            raise ValueError(f"{name} must have the shape of {first}, {expected}, got {shape}")
+
+
+def check_target(target: Tensor, logits: Tensor) -> None:
+    """Raise `ValueError` unless `target` is int64 [B]. Its values are not read: that would sync."""
+    expected = tuple(logits.shape[:1])
+    if tuple(target.shape) != expected:
+        raise ValueError(f"target must have shape {expected}, got {tuple(target.shape)}")
+    if target.dtype != torch.int64:
+        raise ValueError(f"target must be int64, got {target.dtype}")
+
+
+def check_temperature(temperature: Scalar) -> None:
+    """Raise `ValueError` unless it is a finite number > 0, or a 0-d tensor (value not read)."""
+    if isinstance(temperature, Tensor):
+        if temperature.dim():
+            raise ValueError(f"temperature must be 0-d, got shape {tuple(temperature.shape)}")
+    elif not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be finite and > 0, got {temperature}")
+
+
+def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """`KL(p || q)` of each row, from normalised log-probabilities [B, C]; returns [B], nats."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)

@@ -1,0 +1,670 @@
+"""The figures of the report: plots of Optuna where it has them, own ones where not."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+
+from ekd_ray.config.targets import DIRECTIONS, along, pareto_front, total_violation
+from ekd_ray.engine.measure.predictions import Predictions
+from ekd_ray.engine.pictures import reliability_bins
+from ekd_ray.results.importance import judged_epoch, score_at
+from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
+from ekd_ray.results.paired import mean_interval
+from ekd_ray.results.records import RunRecord, milestone_epochs
+from ekd_ray.results.report.content import (
+    Content,
+    measure_correlation_gaps,
+    row_label,
+    select_compared_trials,
+)
+from ekd_ray.results.report.measures import embed, fit_surface, risk_over_coverage
+from ekd_ray.results.report.words import (
+    DASH,
+    duration,
+    figure_text,
+    is_share,
+    label,
+    metric_name,
+    percent,
+    points,
+    value_text,
+)
+
+# One colour per role on the whole page, readable on white and on near-black.
+WINNER, KD, AUTHORS, ALONE = "#2f6bde", "#d9820f", "#8a63c9", "#7d8a99"
+ROLE_COLORS = {"kd": KD, "authors": AUTHORS, "none": ALONE}
+FINALIST, FAILED, FAINT, LINE = (
+    "#86a9ea",
+    "#c8452d",
+    "rgba(125,138,153,.38)",
+    "rgba(125,138,153,.8)",
+)
+SEQUENTIAL = [[0, "#e8eefa"], [0.35, "#a9c3f2"], [0.7, "#4a7fe0"], [1, "#153a86"]]
+# Twenty classes can be told apart, ten hues in two shapes each.
+CLASS_COLORS = (
+    "#2f6bde", "#d9820f", "#2a9d6f", "#c8452d", "#8a63c9",
+    "#8f6b4f", "#d46aa7", "#7d8a99", "#a3a51f", "#29a9bd",
+)  # fmt: skip
+STATUS = {
+    "complete": ("full length", FINALIST),
+    "pruned": ("stopped early", FAINT),
+    "failed": ("failed", FAILED),
+    "running": ("running", KD),
+}
+MOST_CURVES, MOST_EPOCHS, MOST_POINTS, MOST_ROWS = 300, 120, 1000, 200
+MOST_LINES, MOST_FITTED = 300, 200
+MOST_CLASSES, MOST_EMBEDDED, NAMED_CLASSES = 100, 500, 20
+LEAST_IN_BIN = 10  # a bin of fewer predictions is noise to the eye; the table has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A plotly figure: `summary` says in words what is seen, `rows` hold the same as a table.
+
+    Small ones stand side by side.
+    """
+
+    name: str
+    title: str
+    summary: str
+    figure: go.Figure
+    height: int = 430
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+    small: bool = False
+
+    def payload(self) -> dict[str, Any]:
+        """The figure as plain values for plotly's JavaScript, text in it escaped."""
+        figure = self.figure.update_layout(height=self.height)
+        figure.layout.template = None  # the page has its own
+        return _escape(json.loads(figure.to_json()))
+
+
+def _escape(value: Any, key: str = "") -> Any:
+    """The same with text escaped: plotly's labels are a kind of HTML. Its templates are ours."""
+    if isinstance(value, dict):
+        return {k: _escape(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_escape(v, key) for v in value]
+    return html.escape(value) if isinstance(value, str) and key != "hovertemplate" else value
+
+
+def draw_figures(content: Content) -> dict[str, list[Chart]]:
+    """The figures by the section that they stand in; sections without any are left out."""
+    drawers: dict[str, list[Callable[[Content], Iterator[Chart]]]] = {
+        "certainty": [draw_differences],
+        "leaderboard": [draw_leaderboard],
+        "curves-section": [draw_learning_curves],
+        "parameters": [draw_importance, draw_parallel, draw_contour, draw_slices],
+        "trade-off": [draw_trade_off],
+        "calibration": [draw_reliability, draw_risk_coverage],
+        "teacher": [draw_correlation_maps, draw_embeddings],
+        "time-section": [draw_time],
+    }
+    drawn = {
+        section: [chart for draw in functions for chart in draw(content)]
+        for section, functions in drawers.items()
+    }
+    return {section: charts for section, charts in drawn.items() if charts}
+
+
+def _axis(name: str, **more: Any) -> dict[str, Any]:
+    """A plotly axis of a metric."""
+    shown = {"tickformat": ".1~%"} if is_share(name) else {}
+    return {"title": {"text": metric_name(name)}, **shown, **more}
+
+
+def _color_of(row: Row) -> str:
+    return WINNER if row.winner else ROLE_COLORS.get(row.name, FINALIST)
+
+
+# The final models
+
+
+def draw_differences(content: Content) -> Iterator[Chart]:
+    """Winner minus each baseline with its interval, against zero."""
+    found = content.differences
+    if not found:
+        return
+    figure = go.Figure(
+        [
+            go.Scatter(
+                x=[100 * paired.mean], y=[label(name)], mode="markers",
+                marker={"size": 11, "color": ROLE_COLORS.get(name, ALONE)},
+                error_x={"array": [100 * ((paired.high or paired.mean) - paired.mean)],
+                         "thickness": 2, "width": 6, "visible": paired.high is not None},
+                hovertemplate="%{y}: %{x:+.2f} points<extra></extra>",
+            )
+            for name, paired in reversed(found.items())
+        ],
+        {
+            "showlegend": False,
+            "xaxis": {"title": {"text": "worse  ←  points of top-1  →  better"}, "zeroline": False},
+            "yaxis": {"type": "category", "range": [-0.6, len(found) - 0.4]},
+        },
+    )  # fmt: skip
+    figure.add_vline(0, line={"color": LINE, "width": 1.5})
+    rows = [
+        [label(name), points(d.mean), *(DASH if v is None else points(v) for v in (d.low, d.high)),
+         d.n]
+        for name, d in found.items()
+    ]  # fmt: skip
+    bounded = any(d.low is not None for d in found.values())
+    yield Chart(
+        name="differences",
+        title="Winner minus baseline, test accuracy in points"
+        + (", with 95 % interval" if bounded else ""),
+        summary="; ".join(f"{row[0]} {row[1]} ({row[2]} to {row[3]})" for row in rows),
+        figure=figure, height=110 + 46 * len(found),
+        columns=("winner minus", "mean", "low", "high", "seeds"), rows=rows,
+    )  # fmt: skip
+
+
+def draw_leaderboard(content: Content) -> Iterator[Chart]:
+    """Test accuracy of each final configuration: every seed, the mean and its interval."""
+    rows = [row for row in content.board if row.test]
+    if not rows:
+        return
+    intervals = {row.name: mean_interval(row.test) for row in rows}
+    figure = go.Figure(
+        layout={"showlegend": False, "xaxis": {"tickformat": ".1~%"},
+                "yaxis": {"type": "category", "range": [-0.6, len(rows) - 0.4]}}
+    )  # fmt: skip
+    for row in reversed(rows):
+        name, color, (mean, _, n) = row_label(row), _color_of(row), mean_sd(row.test)
+        bounds = intervals[row.name]
+        figure.add_scatter(
+            x=row.test, y=[name] * n, mode="markers",
+            marker={"color": color, "size": 8, "opacity": 0.4},
+            hovertemplate="one seed: %{x:.2%}<extra></extra>",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[mean], y=[name], mode="markers",
+            marker={"color": color, "size": 13, "symbol": "line-ns",
+                    "line": {"color": color, "width": 4}},
+            error_x={"array": [bounds[1] - mean if bounds else 0], "visible": bounds is not None,
+                     "color": color, "thickness": 2, "width": 0},
+            hovertemplate="mean: %{x:.2%}<extra></extra>",
+        )  # fmt: skip
+    yield Chart(
+        name="board",
+        title="Test accuracy: every seed, the mean, and its 95 % interval"
+        if any(intervals.values()) else "Test accuracy: every seed and the mean",
+        summary="; ".join(f"{row_label(r)} {mean_sd(r.test)[0]:.2%}" for r in rows),
+        figure=figure, height=100 + 48 * len(rows),
+    )  # fmt: skip
+
+
+def _predicted_rows(content: Content) -> list[tuple[Row, list[Predictions]]]:
+    """Rows with the predictions of all of their seeds, the winner last: drawn on top."""
+    rows = [row for row in content.board if row.name in content.predictions]
+    return [(row, content.predictions[row.name]) for row in reversed(rows)]
+
+
+def draw_reliability(content: Content) -> Iterator[Chart]:
+    """Accuracy over confidence, all seeds of a row together."""
+    found = _predicted_rows(content)
+    if not found:
+        return
+    shown = {"range": [0, 1.02], "tickformat": ".0%"}
+    figure = go.Figure(
+        layout={"xaxis": {**shown, "title": {"text": "confidence"}},
+                "yaxis": {**shown, "title": {"text": "accuracy"}}}
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", name="calibrated", hoverinfo="skip",
+        line={"color": FAINT, "dash": "dash", "width": 1.5},
+    )  # fmt: skip
+    table = []
+    for row, seeds in found:
+        confidence = np.concatenate([p.confidence.numpy() for p in seeds])
+        correct = np.concatenate([(p.predicted == p.labels).numpy() for p in seeds])
+        count, mean, accuracy = reliability_bins(confidence, correct)
+        table += [
+            [label(row.name), f"{m:.3f}", f"{a:.3f}", int(n)]
+            for m, a, n in zip(mean, accuracy, count, strict=True) if n
+        ]  # fmt: skip
+        used = count >= min(LEAST_IN_BIN, count.max())
+        figure.add_scatter(
+            x=mean[used].tolist(), y=accuracy[used].tolist(), mode="lines+markers",
+            name=row_label(row), text=[f"{n:,} predictions" for n in count[used]],
+            line={"color": _color_of(row), "width": 2.5 if row.winner else 1.5},
+            marker={"size": (4 + 9 * np.sqrt(count[used] / count.max())).tolist()},
+            hovertemplate="confidence %{x:.2f}, accuracy %{y:.2f}<br>%{text}<extra></extra>",
+        )  # fmt: skip
+    yield Chart(
+        name="reliability",
+        title="Reliability: accuracy of predictions by their confidence",
+        summary="Below the diagonal a model claims more than it knows. Larger dots stand for more "
+        f"images; bins of fewer than {LEAST_IN_BIN} are in the table only.",
+        figure=figure, columns=("configuration", "confidence", "accuracy", "predictions"),
+        rows=table,
+    )  # fmt: skip
+
+
+def draw_risk_coverage(content: Content) -> Iterator[Chart]:
+    """Error among the most certain images, over their share; the mean over the seeds."""
+    found = _predicted_rows(content)
+    if not found:
+        return
+    figure = go.Figure(
+        layout={"xaxis": {"title": {"text": "share of images kept, most certain first"},
+                          "tickformat": ".0%", "range": [0, 1.01]},
+                "yaxis": {"title": {"text": "error"}, "tickformat": ".0%",
+                          "rangemode": "tozero"}}
+    )  # fmt: skip
+    table = []
+    coverage = np.linspace(0.01, 1, 100)
+    for row, seeds in found:
+        risk = np.mean([np.interp(coverage, *risk_over_coverage(p)) for p in seeds], axis=0)
+        table += [
+            [label(row.name), f"{coverage[i]:.0%}", f"{risk[i]:.3f}"] for i in range(9, 100, 10)
+        ]
+        figure.add_scatter(
+            x=coverage.tolist(), y=risk.tolist(), mode="lines", name=row_label(row),
+            line={"color": _color_of(row), "width": 3 if row.winner else 1.6},
+            hovertemplate="the most certain %{x:.0%}: %{y:.1%} wrong<extra></extra>",
+        )  # fmt: skip
+    yield Chart(
+        name="risk",
+        title="Uncertainty against error: what is wrong among the most certain images",
+        summary="A useful uncertainty makes the curve rise from left to right.",
+        figure=figure, columns=("configuration", "images kept", "error"), rows=table,
+    )  # fmt: skip
+
+
+def draw_correlation_maps(content: Content) -> Iterator[Chart]:
+    """A heat map for each row, all on one scale."""
+    gaps = measure_correlation_gaps(content)
+    if not gaps:
+        return
+    names = next(iter(content.predictions.values()))[0].class_names
+    shown = along(range(len(names)), MOST_CLASSES)
+    top = max(float(np.quantile(gap, 0.99)) for _, gap in gaps.values()) or 1.0
+    ticks = [names[i] for i in shown]
+    quiet = {"showgrid": False, "zeroline": False, "showticklabels": len(shown) <= NAMED_CLASSES,
+             "tickfont": {"size": 10}, "type": "category"}  # fmt: skip
+    for index, (row, gap) in enumerate(gaps.values()):
+        figure = go.Figure(
+            go.Heatmap(
+                z=np.round(gap[np.ix_(shown, shown)], 3).tolist(), x=ticks, y=ticks, zmin=0,
+                zmax=top, colorscale=SEQUENTIAL, colorbar={"thickness": 8, "outlinewidth": 0},
+                hovertemplate="%{y}, %{x}: %{z}<extra></extra>",
+            ),
+            {"xaxis": {**quiet, "tickangle": -60}, "yaxis": {**quiet, "autorange": "reversed"},
+             "showlegend": False},
+        )  # fmt: skip
+        yield Chart(
+            name=f"correlation-{index}",
+            title=f"{'winner' if row.winner else label(row.name)}: {gap.mean():.3f} in the mean",
+            summary="Difference between the correlations of class logits in student and teacher.",
+            figure=figure, height=330, small=True,
+        )  # fmt: skip
+
+
+def draw_embeddings(content: Content) -> Iterator[Chart]:
+    """t-SNE of the winner's logits and of its teacher's, on the same images."""
+    found = content.predictions.get(content.winner.name, []) if content.winner else []
+    if not found:
+        return
+    first = found[0]
+    index = torch.tensor(along(range(len(first.kept)), MOST_EMBEDDED))
+    classes = along(range(len(first.class_names)), NAMED_CLASSES)
+    index = index[torch.isin(first.labels[first.kept][index], torch.tensor(classes))]
+    if len(index) < 12:
+        return
+    labels = first.labels[first.kept][index].numpy()
+    hidden = {"showticklabels": False, "showgrid": False, "zeroline": False}
+    sides = {"the winner's logits": first.logits, "its teacher's logits": first.teacher_logits}
+    for number, (title, logits) in enumerate(sides.items()):
+        if logits is None:
+            continue
+        places = np.round(embed(logits[index]), 2)
+        figure = go.Figure(
+            layout={"xaxis": hidden, "yaxis": {**hidden, "scaleanchor": "x"},
+                    "legend": {"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0,
+                               "font": {"size": 11}},
+                    "margin": {"l": 8, "r": 8, "t": 10, "b": 8}}
+        )  # fmt: skip
+        for i, c in enumerate(classes):
+            x, y = places[labels == c].T.tolist()
+            figure.add_scatter(
+                x=x, y=y, mode="markers", name=first.class_names[c], showlegend=bool(x),
+                marker={"size": 5, "color": CLASS_COLORS[i % len(CLASS_COLORS)],
+                        "symbol": "circle" if i < len(CLASS_COLORS) else "diamond"},
+                hovertemplate="%{fullData.name}<extra></extra>",
+            )  # fmt: skip
+        yield Chart(
+            name=f"tsne-{number}", title=f"t-SNE of {title}", figure=figure, small=True,
+            summary=f"{len(labels)} test images of {len(classes)} classes, seeded.",
+            height=max(430, 340 + 10 * len(classes)),  # the legend lies below
+        )  # fmt: skip
+
+
+# The search
+
+
+def draw_learning_curves(content: Content) -> Iterator[Chart]:
+    """The metric by epochs, one line a trial; where trials are compared, a dotted line."""
+    metric, best = content.config.metric, content.winner_number
+    trials = [*content.ended, *content.running]
+    groups: dict[str, list[RunRecord]] = {}
+    for record in along(trials, MOST_CURVES):
+        if any(metric in row for row in record.history):
+            name = "best" if record.number == best else record.status
+            groups.setdefault(name, []).append(record)
+    if not groups:
+        return
+    figure = go.Figure(
+        layout={"xaxis": {"title": {"text": "epoch"}, "rangemode": "tozero"},
+                "yaxis": _axis(metric)}
+    )  # fmt: skip
+    crown = f"trial {best} (winner)" if content.winner else f"trial {best} (best so far)"
+    for name in ("pruned", "failed", "running", "complete", "best"):
+        if name in groups:
+            text, color = STATUS.get(name, (crown, WINNER))
+            figure.add_trace(_join_curves(groups[name], metric, text, color, bold=name == "best"))
+    rungs = milestone_epochs(content.config)[:-1]
+    for index, epoch in enumerate(rungs):
+        reached = sum(len(record.history) >= epoch for record in content.ended)
+        figure.add_vline(epoch, line={"color": LINE, "width": 1, "dash": "dot"}, layer="below")
+        if reached:  # each a line lower: on a phone they would lie on each other
+            figure.add_annotation(
+                x=epoch, y=1 - 0.06 * index, yref="paper", yanchor="top", xanchor="left",
+                text=f" {reached} {'to' if index else 'came to epoch'} {epoch}",
+            )  # fmt: skip
+    yield Chart(
+        name="curves",
+        title=f"{metric_name(metric).capitalize()} by epoch, one line a trial",
+        summary=f"{len(content.ended)} ended trials; rungs at epochs {rungs or 'none'}.",
+        figure=figure,
+        columns=("trial", "how it ended", "epochs", metric_name(metric)),
+        rows=[
+            [r.number, STATUS[r.status][0], len(r.history), figure_text(metric, r.value(metric))]
+            for r in trials[:MOST_ROWS]
+        ],
+    )
+
+
+def _join_curves(
+    records: Sequence[RunRecord], metric: str, name: str, color: str, *, bold: bool
+) -> go.Scatter:
+    """All lines of a group as one trace with gaps: one entry of the legend, and little to draw."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    text: list[str] = []
+    for record in records:
+        rows = along([row for row in record.history if metric in row], MOST_EPOCHS)
+        x += [*(row["epoch"] for row in rows), None]
+        y += [*(row[metric] for row in rows), None]
+        text += [f"trial {record.number}"] * (len(rows) + 1)
+    return go.Scatter(
+        mode="lines+markers", name=name, x=x, y=y, text=text, connectgaps=False,
+        line={"color": color, "width": 3 if bold else 1.3}, marker={"size": 6 if bold else 3.5},
+        hovertemplate="%{text}, epoch %{x}: %{y}<extra></extra>",
+    )  # fmt: skip
+
+
+def draw_importance(content: Content) -> Iterator[Chart]:
+    """Both importances of each parameter, as bars; Optuna's plot has one evaluator only."""
+    rows = content.importance.to_pylist()
+    if not rows:
+        return
+    names = [row["parameter"] for row in reversed(rows)]
+    figure = go.Figure(
+        layout={"barmode": "group", "bargap": 0.35,
+                "xaxis": {"tickformat": ".0%", "rangemode": "tozero"},
+                "legend": {"traceorder": "reversed", "orientation": "h", "x": 0,
+                           "xanchor": "left", "y": 1.02, "yanchor": "bottom"}}
+    )  # fmt: skip
+    for key, name, color in (("ped_anova", "PED-ANOVA", FAINT), ("fanova", "fANOVA", WINNER)):
+        figure.add_bar(
+            x=[row[key] for row in reversed(rows)], y=names, name=name, orientation="h",
+            marker={"color": color}, hovertemplate="%{y}: %{x:.0%} by " + name + "<extra></extra>",
+        )  # fmt: skip
+    yield Chart(
+        name="importance",
+        title=f"Importance for {metric_name(content.config.metric)} after epoch "
+        f"{rows[0]['epoch']}, which {rows[0]['trials']} trials reached",
+        summary="; ".join(f"{r['parameter']} {percent(r['fanova'])} by fANOVA" for r in rows),
+        figure=figure,
+        height=130 + 44 * len(rows),
+        columns=("parameter", "fANOVA", "PED-ANOVA"),
+        rows=[[r["parameter"], percent(r["fanova"]), percent(r["ped_anova"])] for r in rows],
+    )
+
+
+def _judge_trials(content: Content, most: int = MOST_POINTS) -> tuple[int, list[Any]]:
+    """(the epoch, at most so many trials, each with its metric after it): what parameters are
+    judged by."""
+    metric = content.config.metric
+    epoch = judged_epoch(content.ended, content.config, metric)
+    scored = [
+        (record, score)
+        for record in content.ended
+        if (score := score_at(record, metric, epoch)) is not None and record.params
+    ]
+    return epoch, along(scored, most)
+
+
+def _ordered_parameters(content: Content, scored: Sequence[Any]) -> list[str]:
+    """The parameters that any of the trials has, the most important first."""
+    ranked = content.importance.column("parameter").to_pylist()
+    names = dict.fromkeys([*ranked, *(content.config.space or {})])
+    return [name for name in names if any(name in record.params for record, _ in scored)]
+
+
+def draw_parallel(content: Content) -> Iterator[Chart]:
+    """A line through all parameters for each trial, the better the stronger."""
+    metric, (epoch, scored) = content.config.metric, _judge_trials(content, MOST_LINES)
+    names = _ordered_parameters(content, scored)
+    if len(names) < 2 or len(scored) < 2:
+        return
+    study = build_study(scored, content.config.space or {}, DIRECTIONS[metric])
+    figure = draw_plot("parallel_coordinate", study, names, metric_name(metric))
+    sign = 1 if DIRECTIONS[metric] == "max" else -1
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    # The first axis is the metric's. One colour, so that the best are strong on black too.
+    for rank, line in enumerate(sorted(lines, key=lambda line: sign * line.y[0])):
+        share = rank / max(1, len(lines) - 1)
+        line.update(opacity=0.15 + 0.85 * share**3, line={"color": WINNER, "width": 1 + share**3})
+    figure.data = sorted(lines, key=lambda line: line.opacity)
+    figure.update_annotations(font={"color": None, "size": 11})
+    ranked = sorted(scored, key=lambda pair: -sign * pair[1])
+    yield Chart(
+        name="parallel",
+        title=f"Every trial through all parameters, the better its score after epoch {epoch} the "
+        "stronger",
+        summary=f"{len(scored)} trials, {len(names)} parameters.",
+        figure=figure,
+        columns=("trial", metric_name(metric), *names),
+        rows=[
+            [r.number, figure_text(metric, s), *(value_text(r.params.get(n)) for n in names)]
+            for r, s in ranked[:MOST_ROWS]
+        ],
+    )
+
+
+def draw_contour(content: Content) -> Iterator[Chart]:
+    """The metric over the two most important numbers, by a Gaussian process in the two.
+
+    Optuna's plot draws straight lines between the trials: it shows what the others did, too.
+    """
+    space, (_, scored) = content.config.space or {}, _judge_trials(content)
+    names = [
+        name
+        for name in _ordered_parameters(content, scored)
+        if "choices" not in space[name] and space[name]["low"] < space[name]["high"]
+    ][:2]
+    known = [(r, s) for r, s in scored if all(n in r.params for n in names)]
+    if len(names) < 2 or len(known) < 6:
+        return
+    fitted = along(known, MOST_FITTED)
+    ends = np.array([[coordinate(space[n][end], space[n]) for n in names]
+                     for end in ("low", "high")])  # fmt: skip
+    places = np.array([[coordinate(r.params[n], space[n]) for n in names] for r, _ in fitted])
+    grid = np.linspace(0, 1, 40)
+    surface, explained = fit_surface(
+        (places - ends[0]) / (ends[1] - ends[0]), np.array([s for _, s in fitted]), grid
+    )
+    x, y = (
+        10**values if space[name].get("log") else values
+        for name, values in zip(names, np.linspace(ends[0], ends[1], len(grid)).T, strict=True)
+    )
+    metric, best = content.config.metric, content.winner_number
+    axes = [{**_value_axis(space[n]), "title": {"text": n}, "showgrid": False} for n in names]
+    figure = go.Figure(layout={"showlegend": False, "xaxis": axes[0], "yaxis": axes[1]})
+    figure.add_contour(
+        x=x.tolist(), y=y.tolist(), z=surface.tolist(), ncontours=14, colorscale=SEQUENTIAL,
+        reversescale=DIRECTIONS[metric] == "min", hovertemplate="%{z}<extra></extra>",
+        line={"width": 0.5, "color": "rgba(255,255,255,.6)"},
+        colorbar={"thickness": 10, "outlinewidth": 0,
+                  "tickformat": ".1~%" if is_share(metric) else None},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[r.params[names[0]] for r, _ in known], y=[r.params[names[1]] for r, _ in known],
+        mode="markers", hovertemplate="%{text}<extra></extra>",
+        text=[f"trial {r.number}: {figure_text(metric, s)}" for r, s in known],
+        marker={"color": [KD if r.number == best else "#ffffff" for r, _ in known],
+                "size": [12 if r.number == best else 7 for r, _ in known],
+                "line": {"color": "#12161c", "width": 1}},
+    )  # fmt: skip
+    yield Chart(
+        name="contour",
+        title=f"{metric_name(metric).capitalize()} over the two most important numbers",
+        summary=f"The contour is a Gaussian process in {names[0]} and {names[1]} alone; the fit "
+        f"explains {percent(explained)} of the variance between the trials.",
+        figure=figure,
+    )
+
+
+def draw_slices(content: Content) -> Iterator[Chart]:
+    """The metric over each parameter."""
+    metric, best = content.config.metric, content.winner_number
+    space, (epoch, scored) = content.config.space or {}, _judge_trials(content)
+    study = build_study(scored, space, DIRECTIONS[metric])
+    for index, name in enumerate(_ordered_parameters(content, scored)):
+        figure = draw_plot("slice", study, [name], metric_name(metric))
+        numbers = [scored[i][0].number for i in figure.data[0].marker.color]
+        figure.update_traces(
+            overwrite=True, hovertemplate="%{text}: %{y} at %{x}<extra></extra>",
+            text=[f"trial {number}" for number in numbers],
+            marker={
+                "color": [WINNER if number == best else FINALIST for number in numbers],
+                "size": [11 if number == best else 7 for number in numbers], "opacity": 0.85,
+                "line": {"width": 0},
+            },
+        )  # fmt: skip
+        figure.update_xaxes(title=None, **_value_axis(space[name]))
+        figure.update_yaxes(**_axis(metric, title=None))
+        yield Chart(
+            name=f"slice-{index}", title=name, figure=figure,
+            summary=f"{metric_name(metric)} after epoch {epoch} over {name}, "
+            f"{len(numbers)} trials.", height=230, small=True,
+        )  # fmt: skip
+
+
+def _value_axis(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The axis of a parameter, over its whole range."""
+    if "choices" in entry:
+        # Optuna's categories are in Python's notation.
+        return {"tickvals": [repr(choice) for choice in entry["choices"]],
+                "ticktext": [value_text(choice) for choice in entry["choices"]]}  # fmt: skip
+    low, high = coordinate(entry["low"], entry), coordinate(entry["high"], entry)
+    edge = 0.02 * (high - low)
+    shown = {"range": [low - edge, high + edge], "zeroline": False}
+    if not entry.get("log"):
+        return {"type": "linear", "nticks": 6, **shown}
+    # 1, 2 and 5 of each decade, or powers of ten alone where there are many.
+    step = 1 if high - low > 1.5 else "D2" if entry["high"] > 5 * entry["low"] else "D1"
+    return {"type": "log", "dtick": step, "tickformat": "~g", **shown}
+
+
+def draw_trade_off(content: Content) -> Iterator[Chart]:
+    """The Pareto front of the objectives; with one objective, the metric against its cost."""
+    config = content.config
+    cost, records = select_compared_trials(content)
+    records = along(records, MOST_POINTS)
+    if not records:
+        return
+    rows = [{**r.last, "seconds": r.seconds} for r in records]
+    names = (config.metric, cost)
+    if config.objectives:
+        front = {i for i, r in enumerate(records) if r.number in {f.number for f in content.front}}
+    else:
+        # Seconds are no objective: less is better, as with the parameters whose place they take.
+        timed = [{**row, "parameters": row["seconds"]} for row in rows]
+        front = set(pareto_front(timed, (config.metric, "parameters")))
+    line = sorted(front, key=lambda index: rows[index][cost])
+    costs = [row[cost] for row in rows]
+    wide = {"type": "log", "dtick": "D2"} if 0 < 20 * min(costs) < max(costs) else {}
+    figure = go.Figure(layout={"xaxis": {**_axis(cost), **wide}, "yaxis": _axis(config.metric)})
+    figure.add_scatter(
+        x=[rows[i][cost] for i in line], y=[rows[i][config.metric] for i in line], mode="lines",
+        name="Pareto front", line={"color": WINNER, "width": 1.5, "shape": "hv"},
+        hoverinfo="skip",
+    )  # fmt: skip
+    for status, (title, color) in STATUS.items():
+        members = [i for i, r in enumerate(records) if r.status == status]
+        if members:
+            broken = [total_violation(config.bounds, rows[i]) > 0 for i in members]
+            figure.add_scatter(
+                x=[costs[i] for i in members], y=[rows[i][config.metric] for i in members],
+                mode="markers", name=title, text=[f"trial {records[i].number}" for i in members],
+                marker={"color": [WINNER if i in front else color for i in members],
+                        "size": [9 if i in front else 7 for i in members],
+                        "symbol": ["x" if b else "circle" for b in broken],
+                        "line": {"width": 0}},
+                hovertemplate="%{text}: %{y} at %{x}<extra></extra>",
+            )  # fmt: skip
+    yield Chart(
+        name="front",
+        title=f"{metric_name(config.metric).capitalize()} against {metric_name(cost)}",
+        summary=f"{len(front)} of {len(records)} trials are on the Pareto front.",
+        figure=figure, height=400, columns=("trial", *map(metric_name, names)),
+        rows=[[records[i].number, *(figure_text(n, rows[i][n]) for n in names)]
+              for i in line[:MOST_ROWS]],
+    )  # fmt: skip
+
+
+def draw_time(content: Content) -> Iterator[Chart]:
+    """Hours by stage, and what was saved, hatched."""
+    rows = [row for row in content.time.to_pylist() if row["hours"] > 0]
+    if not rows:
+        return
+    saved = [
+        {"stage": name, "runs": None, "epochs": None, "hours": hours}
+        for name, hours in (("saved by early stops", content.saved.stopped_hours),
+                            ("saved by the teacher's cache", content.saved.cache_hours))
+        if hours
+    ]  # fmt: skip
+    shown = [*rows, *saved]
+    biggest = max(row["hours"] for row in shown)
+    unit, factor = ("hours", 1) if biggest >= 2 else ("minutes", 60)
+    table = [[r["stage"], r["runs"], r["epochs"], duration(r["hours"])] for r in shown]
+    bars = go.Bar(
+        x=[factor * row["hours"] for row in reversed(shown)], y=[row[0] for row in table[::-1]],
+        orientation="h", text=[row[3] for row in table[::-1]], textposition="auto", textangle=0,
+        cliponaxis=False, hovertemplate="%{y}: %{text}<extra></extra>",
+        marker={"color": [FAINT] * len(saved) + [WINNER] * len(rows),
+                "pattern": {"shape": ["/"] * len(saved) + [""] * len(rows)}},
+    )  # fmt: skip
+    axis = {"title": {"text": unit}, "range": [0, 1.15 * factor * biggest]}
+    yield Chart(
+        name="time",
+        title=f"Training and validation time by stage, in {unit}, all runs together",
+        summary="; ".join(f"{row[0]} {row[3]}" for row in table),
+        figure=go.Figure(bars, {"showlegend": False, "bargap": 0.3, "xaxis": axis}),
+        height=100 + 36 * len(shown),
+        columns=("stage", "runs", "epochs", "time"),
+        rows=table,
+    )

@@ -1,0 +1,80 @@
+"""Measures that the report draws: of the final models' stored predictions, and of the search."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+
+from ekd_ray.engine.measure.predictions import Predictions
+
+TSNE_STEPS = 600
+
+
+def risk_over_coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """(coverage, error rate among the k most certain) for k = 1 to N, [N] each."""
+    order = torch.argsort(predictions.uncertainty, stable=True)
+    wrong = (predictions.predicted != predictions.labels)[order].double().cumsum(dim=0)
+    k = torch.arange(1, len(order) + 1)
+    return (k / len(order)).numpy(), (wrong / k).numpy()
+
+
+def correlation_gap(student: torch.Tensor, teacher: torch.Tensor) -> np.ndarray:
+    """|corr(student) - corr(teacher)| between the logits of classes, [C, C] in [0, 2].
+
+    It is the figure of mdistiller's visualisation notebooks. A class whose logit is constant has
+    no correlation and counts as 0.
+
+    Args:
+        student, teacher: logits [M, C] of the same images.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ours, theirs = (
+            np.corrcoef(logits.double().numpy(), rowvar=False) for logits in (student, teacher)
+        )
+    return np.nan_to_num(np.abs(ours - theirs))
+
+
+def embed(logits: torch.Tensor) -> np.ndarray:
+    """t-SNE (van der Maaten and Hinton, 2008) of logits [M, C] in the plane: [M, 2], seeded."""
+    from sklearn.manifold import TSNE  # slow to import, and only a finished study needs it
+    from threadpoolctl import threadpool_limits
+
+    perplexity = min(30.0, (len(logits) - 1) / 3)
+    embedding = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=TSNE_STEPS)
+    # One thread: others would spin, waiting for each other, wherever a trial has the cores.
+    with threadpool_limits(limits=1):
+        return embedding.fit_transform(logits.float().numpy())
+
+
+def fit_surface(
+    points: np.ndarray, scores: np.ndarray, grid: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Scores over two parameters by a Gaussian process; what others do is noise to it.
+
+    Args:
+        points: [N, 2], in [0, 1]; scores: [N]; grid: [G], the values of either parameter.
+
+    Returns:
+        The mean [G, G] (the second parameter first), and the share of the variance that is
+        explained, each score by all others.
+    """
+    # Slow to import, and only a search of two numbers needs them.
+    from scipy.linalg import cho_solve
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    kernel = ConstantKernel(1.0) * RBF([0.3, 0.3], (0.1, 10)) + WhiteKernel(0.2, (1e-3, 2))
+    process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
+    with warnings.catch_warnings():  # a bound of the kernel that was reached is no mistake
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        process.fit(points, scores)
+    x, y = np.meshgrid(grid, grid)
+    surface = process.predict(np.column_stack([x.ravel(), y.ravel()])).reshape(x.shape)
+    # Leave-one-out residuals in closed form (Rasmussen and Williams 2006, eq. 5.12), in units of
+    # the standard deviation.
+    inverse = cho_solve((process.L_, True), np.eye(len(scores)))
+    residuals = process.alpha_.ravel() / np.diag(inverse)
+    return surface, max(0.0, 1 - float(np.mean(residuals**2)))

@@ -1,0 +1,104 @@
+"""Names and values in the words of the report and of `launchers/show.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ekd_ray.config.targets import COSTS
+from ekd_ray.results.leaderboard import mean_sd
+
+DASH = "\N{EN DASH}"  # where there is no value
+LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' values"}
+METRIC_NAMES = {
+    "top1": "accuracy",
+    "nll": "negative log-likelihood",
+    "ece": "calibration error (ECE)",
+    "aurc": "risk over coverage (AURC)",
+    "ood_auroc": "out-of-distribution AUROC",
+    "parameters": "parameters",
+    "flops": "FLOPs of one image",
+    "latency_ms": "latency of one image (ms)",
+    "seconds": "seconds of training",
+}
+
+
+def label(name: str) -> str:
+    """A leaderboard row in words: a baseline's, or `trial 7`."""
+    return LABELS.get(name, name)
+
+
+def metric_name(name: str) -> str:
+    """`val_top1` -> `validation accuracy`."""
+    prefix, _, rest = name.partition("_")
+    if name in COSTS or prefix not in ("val", "test"):
+        return METRIC_NAMES.get(name, name)
+    split = {"val": "validation", "test": "test"}[prefix]
+    return f"{split} {METRIC_NAMES.get(rest, rest)}"
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is an accuracy, shown in percent."""
+    return name.endswith(("top1", "top5"))
+
+
+def figure_text(name: str, value: float | None) -> str:
+    """A metric's value as text."""
+    if value is None:
+        return DASH
+    if is_share(name):
+        return f"{100 * value:.2f} %"
+    if name in ("parameters", "flops", "seconds"):
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def spread(values: Sequence[float], name: str) -> str:
+    """Mean and standard deviation of a metric: `39.66 ± 0.81 % (n = 3)`; a cost has neither."""
+    if not values:
+        return DASH
+    mean, deviation, n = mean_sd(values)
+    if name in COSTS:
+        return figure_text(name, mean)
+    if is_share(name):
+        text = f"{100 * mean:.2f} ± {100 * deviation:.2f} %" if n > 1 else f"{100 * mean:.2f} %"
+    else:
+        shown = figure_text(name, mean)
+        text = f"{shown} ± {deviation:.3f}" if n > 1 and deviation else shown
+    return f"{text} (n = {n})"
+
+
+def points(value: float) -> str:
+    """A difference of accuracies in points, with its sign."""
+    return f"{100 * value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(value: float | None) -> str:
+    """A share: `78 %`."""
+    return DASH if value is None else f"{100 * value:.0f} %"
+
+
+def duration(hours: float) -> str:
+    """Hours in words: `2.3 h`, `14 min`, `40 s`."""
+    if hours >= 2:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.0f} min" if hours * 60 >= 2 else f"{hours * 3600:.0f} s"
+
+
+def value_text(value: Any) -> str:
+    """A setting's value as text."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return DASH if value is None else str(value)
+
+
+def joined(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def several(count: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

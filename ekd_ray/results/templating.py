@@ -1,0 +1,29 @@
+"""Pages and cards from the jinja2 templates in `templates/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render(
+    template: str, *, autoescape: bool, filters: Mapping[str, Callable[..., Any]], **values: Any
+) -> str:
+    """Fill in a template.
+
+    Args:
+        autoescape: whether the signs of HTML are escaped in values.
+        filters: functions by the names that the template calls them.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a value that was not given.
+    """
+    environment = Environment(
+        loader=PackageLoader("ekd_ray.results"), autoescape=autoescape,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= filters
+    return environment.get_template(template).render(values)
