@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test chaos bench docs lint types check clean
+.PHONY: install quickstart test test-all chaos bench docs lint types check clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,10 @@ quickstart: install
 		--train-subset 560 --out $(QUICKSTART) $$(test -f $(QUICKSTART)/study.yaml && echo --resume)
 
 test: install
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# With the tests whose promises faster ones hold, too.
+test-all: install
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Too long for `make test`: studies whose drivers, trials, workers, nodes and Ray are killed (60

@@ -26,13 +26,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ekd_ray.cli.request import SEARCH_SPACES
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.precision import environment
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.space import Space, point_config
-from ekd_ray.studies.recipes import load_recipe, merge, with_epochs
+from ekd_ray.studies.recipes import SEARCH_SPACES, load_recipe, merge, with_epochs
 
 EPOCHS, IMAGES, VALIDATION = 9, 2000, 0.5
 METRICS = ("val_top1", "val_nll", "val_ece")
@@ -59,7 +58,7 @@ def points(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """The authors' values, then random points of the space."""
     config = recorded_study()
     drawn = Space(config.space).sample(count - 1, seed=seed)
-    return [Space(config.space).searched(config.authors or {}), *drawn]
+    return [Space(config.space).searched_part(config.authors or {}), *drawn]
 
 
 Run = tuple[int, int]  # number of the configuration, seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from sklearn.ensemble import ExtraTreesRegressor
 
-from ekd_ray.scale.space import Space
+from ekd_ray.scale.space import Parameter, Space
 
 NEAR = 16  # recorded configurations that lend each other their noise
 METRIC = "val_top1"
@@ -49,7 +50,7 @@ class Landscape:
                 for own in whole.values()
             ]
         )
-        inputs = np.array([self.space.unit(point) for point in self.recorded])
+        inputs = np.array([unit_coordinates(self.space, point) for point in self.recorded])
         self._forest = ExtraTreesRegressor(
             n_estimators=100, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=seed
         ).fit(inputs, measured, sample_weight=[len(own) for own in whole.values()])
@@ -69,13 +70,35 @@ class Landscape:
 
     def curve(self, point: Point) -> tuple[list[float], float]:
         """(noisy value after each epoch, true final value) of a configuration."""
-        unit = self.space.unit(point)
+        unit = unit_coordinates(self.space, point)
         digest = hashlib.sha256(np.round(unit, 9).tobytes()).digest()
         true = self._forest.predict([unit])[0]
         near = np.argsort(np.abs(self._levels - true[-1]))[:NEAR]
         lent = self._noise[near].reshape(-1, self.epochs)
         noise = lent[int.from_bytes(digest[:8], "little") % len(lent)]
         return (true + noise).tolist(), float(true[-1])
+
+
+def unit_coordinates(space: Space, point: Point) -> list[float]:
+    """Coordinates of a point in [0, 1]: numbers along their (logarithmic) range, a choice as one
+    coordinate per value, parameters that the point lacks in the middle."""
+    coordinates: list[float] = []
+    for name, parameter in space.parameters.items():
+        value = point.get(name)
+        if parameter.choices is not None:
+            coordinates += [float(value == choice) for choice in parameter.choices]
+        else:
+            coordinates.append(0.5 if value is None else _scale_to_unit(parameter, value))
+    return coordinates
+
+
+def _scale_to_unit(parameter: Parameter, value: float) -> float:
+    low, high, number = float(parameter.low), float(parameter.high), float(value)
+    if low == high:
+        return 0.5
+    if parameter.log:
+        low, high, number = math.log(low), math.log(high), math.log(number)
+    return (number - low) / (high - low)
 
 
 def _seeds_apart(

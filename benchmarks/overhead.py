@@ -101,7 +101,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         wall, thread = time.perf_counter(), time.thread_time()
         # Light processes, so that many start on few cores; what they run is no matter here.
         with (
-            patch("ekd_ray.scale.search.trainable", functools.partial(_light, args.seconds)),
+            patch("ekd_ray.scale.search.make_trainable", functools.partial(_light, args.seconds)),
             patch("ray.wait", timed("wait", ray.wait)),
             profile or contextlib.nullcontext(),
         ):

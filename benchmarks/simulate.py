@@ -56,7 +56,7 @@ def best_points(table: Path, space: Space) -> list[dict[str, Any]]:
     """What a warm start takes from a pair: its best `POINTS` after the last epoch."""
     rows = pq.read_table(table, filters=[("epoch", "=", EPOCHS)]).to_pylist()
     ranked = sorted(rows, key=lambda row: -row[METRIC])[:POINTS]
-    return [space.searched(row) for row in ranked]
+    return [space.searched_part(row) for row in ranked]
 
 
 class Player(Protocol):
@@ -102,7 +102,7 @@ class RaysAdapter:
         def define(trial: Any) -> None:
             space(trial)
 
-        points = [space.searched(config.authors or {})]
+        points = [space.searched_part(config.authors or {})]
         self.searcher = OptunaSearch(
             space=define, metric=METRIC, mode="max", seed=seed, points_to_evaluate=points
         )

@@ -11,7 +11,7 @@ from typing import Any
 from ekd_ray import config as configs
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY
-from ekd_ray.config.settings import Settings
+from ekd_ray.config.settings import Settings, limits_in_words
 from ekd_ray.losses import METHODS, resolve_method
 
 _MARK = re.compile(r"<!-- (settings|methods): (\w+) -->")
@@ -34,7 +34,7 @@ def settings_table(kind: type[Settings]) -> str:
     rows = ["| setting | type | default | |", "|---|---|---|---|"]
     for field in fields:
         default = "" if dataclasses.is_dataclass(field.default) else f"`{field.default}`"
-        words = [field.metadata["doc"], *_limits(field.metadata)]
+        words = [field.metadata["doc"], *limits_in_words(field)]
         text = "; ".join(words).replace("|", "\\|")
         rows.append(f"| `{field.name}` | {_kind(hints[field.name])} | {default} | {text} |")
     return "\n".join(rows)
@@ -44,17 +44,6 @@ def _kind(hint: Any) -> str:
     name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
     short = name.replace(" | None", "").replace("typing.", "")
     return short.replace("|", "\\|")
-
-
-def _limits(metadata: typing.Mapping[str, Any]) -> list[str]:
-    words = [
-        f"{sign} {metadata[name]:g}"
-        for name, sign in (("above", ">"), ("low", ">="), ("high", "<="))
-        if metadata[name] is not None
-    ]
-    if metadata["choices"]:
-        words.append("one of " + ", ".join(f"`{choice}`" for choice in metadata["choices"]))
-    return words
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -87,7 +76,7 @@ def method_settings_table() -> str:
         (
             (
                 f"`{name}`",
-                "; ".join([entry.doc, *_limits(entry.field().metadata)]),
+                "; ".join([entry.doc, *limits_in_words(entry.field())]),
                 _code(key for key, method in METHODS.items() if name in method.setting_names),
             )
             for name, entry in REGISTRY.items()

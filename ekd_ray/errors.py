@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
+import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 Keys = tuple[str | int, ...]
+NEAREST = 5  # names that an error lists
 
 
 class UserError(Exception):
@@ -43,7 +46,7 @@ class NoSpace(UserError):
     """A disk that is full: nothing that was finished is lost, and the rest waits."""
 
 
-def no_space(error: BaseException) -> NoSpace | None:
+def disk_full_error(error: BaseException) -> NoSpace | None:
     """The sentence for an error that comes of a full disk, directly or wrapped; else None."""
     seen: set[int] = set()
     found: BaseException | None = error
@@ -65,8 +68,8 @@ def no_space(error: BaseException) -> NoSpace | None:
 
 
 @contextlib.contextmanager
-def at(*keys: str | int) -> Iterator[None]:
-    """What is read inside stands under `keys`: put them before those of an error."""
+def error_context(*keys: str | int) -> Iterator[None]:
+    """Put `keys` before those of an error that is raised inside: it is about what they lead to."""
     try:
         yield
     except UserError as error:
@@ -75,11 +78,29 @@ def at(*keys: str | int) -> Iterator[None]:
         raise
 
 
-def unknown_name(kind: str, got: object, known: object, *, keys: Keys | None = None) -> UserError:
-    """The error for a name that is not in a registry; suggests the nearest known one."""
-    import difflib
+def unknown_name(
+    kind: str, got: object, known: Iterable[object], *, keys: Keys | None = None
+) -> UserError:
+    """The error for a name that is not in a registry; suggests the nearest known ones."""
+    return UserError(f"unknown {kind} {got!r}.{nearest_names(got, known)}", keys=keys)
 
-    names = sorted(str(name) for name in known)  # type: ignore[attr-defined]
-    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.6)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}.", keys=keys)
+
+def nearest_names(got: object, known: Iterable[object]) -> str:
+    """The end of an error's sentence: which name was meant, and the nearest that there are."""
+    names = sorted(str(name) for name in known)
+    near = difflib.get_close_matches(str(got), names, n=NEAREST, cutoff=0.0)
+    meant = difflib.get_close_matches(str(got), near, n=1, cutoff=0.6)
+    hint = f" Did you mean {meant[0]!r}?" if meant else ""
+    if not names:
+        return " None is known."
+    if len(names) <= NEAREST:
+        return f"{hint} Known: {', '.join(names)}."
+    return f"{hint} Known: {', '.join(near)} and {len(names) - NEAREST} others."
+
+
+def check_installed(package: str, *, needed_by: str, extra: str) -> None:
+    """Raise `UserError` if an optional package is missing, naming the extra that has it."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{needed_by} needs {package}, which is not installed: pip install 'ekd_ray[{extra}]'."
+        )

@@ -1,20 +1,12 @@
 # PYTHON_ARGCOMPLETE_OK
 """Search the best distillation of a CIFAR-sized teacher into a student, confirm and export it."""
 
-from __future__ import annotations
-
-from ekd_ray.cli import flags, request
-from ekd_ray.cli.main import run
+from ekd_ray.cli import tune_command
+from ekd_ray.cli.main import run, run_command
 
 
 def main() -> int:
-    parser = flags.parser(__doc__, search=True)
-    args = flags.read(parser)
-    configs = request.study_configs(args)
-
-    from ekd_ray.cli import tune_command
-
-    return tune_command.tune(configs, args)
+    return run_command(tune_command, __doc__)
 
 
 if __name__ == "__main__":

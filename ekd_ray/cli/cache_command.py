@@ -1,4 +1,7 @@
-"""The commands of `launchers/cache.py`."""
+"""Look after the teacher cache: list its tables, fill one ahead, verify or remove them.
+
+What is heavy (torch, rich) is imported inside the functions, so that `--help` does not wait.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +11,45 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from ekd_ray.cli.terminal import Terminal
-from ekd_ray.config import DistillConfig
-from ekd_ray.engine.resolve import resolve
-from ekd_ray.engine.teacher.fill import fill_tables
-from ekd_ray.engine.teacher.table import (
-    TableInfo,
-    TeacherTable,
-    find_table,
-    list_tables,
-    read_spec,
-    table_folders,
-    tables_dir,
-)
+from ekd_ray.cli import flags
+from ekd_ray.cli.request import run_request
 from ekd_ray.errors import UserError
-from ekd_ray.scale.cluster import local_cpus
+
+if TYPE_CHECKING:
+    from ekd_ray.engine.teacher.table import TableInfo
 
 PROGRESS_SECONDS = 1.0
 
 
-def run(args: argparse.Namespace, config: DistillConfig | None) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("ls", help="tables, how full they are and what they take")
+    fill = commands.add_parser("fill", help="compute the logits that runs will read")
+    fill.set_defaults(home=None, config=None, resume=False)
+    flags.add_pair(flags.add_run_settings(fill))
+    fill.add_argument(
+        "--seeds", dest="run_seeds", default="0", metavar="LIST", help="seeds of the runs (0)"
+    )
+    flags.add_common(fill, "--data-root")
+    fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+    flags.add_common(fill, "--quiet")
+    verify = commands.add_parser("verify", help="compare every check word of a table")
+    remove = commands.add_parser("rm", help="remove tables")
+    for command in (verify, remove):
+        command.add_argument("tables", nargs="*", metavar="TABLE", help="name, or its beginning")
+    remove.add_argument("--all", action="store_true", help="every table")
+    remove.add_argument(
+        "--unused-days", type=float, metavar="N", help="those not written to for so many days"
+    )
+    for command in commands.choices.values():
+        flags.add_common(command, "--json")
+
+
+def run(args: argparse.Namespace) -> int:
     """Do what `args.command` says; returns the exit code (1: a table has damaged rows)."""
-    if args.command == "ls":
-        return _ls(args)
-    if args.command == "verify":
-        return _verify(args)
-    if args.command == "rm":
-        return _rm(args)
-    assert config is not None
-    return _fill(args, config)
+    return {"ls": _ls, "fill": _fill, "verify": _verify, "rm": _rm}[args.command](args)
 
 
 def _gigabytes(size: float) -> str:
@@ -50,6 +57,12 @@ def _gigabytes(size: float) -> str:
 
 
 def _ls(args: argparse.Namespace) -> int:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ekd_ray.engine.teacher.table import list_tables, tables_dir
+
     tables = list(list_tables())
     if args.json:
         print(json.dumps([_plain(table) for table in tables], indent=2))
@@ -84,14 +97,21 @@ def _plain(table: TableInfo) -> dict[str, Any]:
     }
 
 
-def _fill(args: argparse.Namespace, config: DistillConfig) -> int:
+def _fill(args: argparse.Namespace) -> int:
+    request = run_request(args)
+    from ekd_ray.cli.terminal import Terminal
+    from ekd_ray.engine.resolve import resolve
+    from ekd_ray.engine.teacher.fill import fill_tables
+    from ekd_ray.scale.cluster import local_cpus
+
     try:
         seeds = [int(text) for text in args.run_seeds.split(",")]
     except ValueError:
         raise UserError(
-            f"--seeds takes whole numbers with commas, got {args.run_seeds!r}."
+            f"--seeds takes whole numbers with commas between, got {args.run_seeds!r}."
         ) from None
-    config = resolve(config.replace(teacher_cache="on"), data_root=args.data_root)
+    assert request.run is not None
+    config = resolve(request.run.replace(teacher_cache="on"), data_root=request.data_root)
     if config.teacher is None:
         raise UserError(f"method {config.method!r} has no teacher: choose another --method.")
     started, shown = time.monotonic(), -math.inf
@@ -106,7 +126,7 @@ def _fill(args: argparse.Namespace, config: DistillConfig) -> int:
     try:
         computed = fill_tables(
             config,
-            data_root=args.data_root,
+            data_root=request.data_root,
             seeds=seeds,
             threads=args.threads or local_cpus(),
             on_progress=progress,
@@ -122,30 +142,36 @@ def _fill(args: argparse.Namespace, config: DistillConfig) -> int:
 
 
 def _chosen(args: argparse.Namespace) -> list[Path]:
+    from ekd_ray.engine.teacher.table import find_table, table_folders
+
     if args.tables:
         return [find_table(name) for name in args.tables]
     return table_folders()
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from ekd_ray.engine.teacher.table import TeacherTable, read_spec
+
     found, damaged = {}, 0
     for folder in _chosen(args):
         spec = read_spec(folder)
         if spec is None:
-            raise UserError(f"{folder} is no table of this version: remove it with rm.")
+            raise UserError(f"{folder} is not a table of this version: remove it with rm.")
         table = TeacherTable(folder, spec)
         sound, bad = table.sound()
         table.close()
         found[folder.name] = {"sound": sound, "damaged": bad}
         damaged += bad
         if not args.json:
-            print(f"{folder.name}: {sound} rows sound, {bad} damaged (computed anew when read)")
+            print(f"{folder.name}: {sound} rows sound, {bad} damaged (computed again when read)")
     if args.json:
         print(json.dumps(found, indent=2))
     return 1 if damaged else 0
 
 
 def _rm(args: argparse.Namespace) -> int:
+    from ekd_ray.engine.teacher.table import list_tables
+
     if not (args.tables or args.all or args.unused_days is not None):
         raise UserError("rm removes named tables, or give --unused-days N or --all.")
     folders = _chosen(args)

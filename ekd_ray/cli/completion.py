@@ -1,53 +1,53 @@
-"""What a shell offers for a launcher's flags, through argcomplete; see README."""
+"""What a shell offers for a command's flags, through argcomplete; see README."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 
-from ekd_ray.cli.request import SEARCH_SPACES
-from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.studies.recipes import known_pairs
+import argcomplete
 
-# Written out: looking them up would load torch at every press of the key.
-DATASETS = ("cifar10", "cifar100", "digits", "folder:", "imagenet", "synthetic", "tiny_imagenet")
-METHODS = ("none", "evidential", "kd", "dkd", "mlkd", "ctkd", "ekd", "any")
-VARIANTS = (
-    *("kd-standardized", "dkd-standardized", "mlkd-standardized", "ctkd-standardized"),
-    *("dkd+ekd", "mlkd+ekd", "ctkd+ekd"),
-)
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.distill_config import DATASETS
+from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, known_pairs
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell that asks what may come next, and leave; else return.
-
-    Raises:
-        ImportError: argcomplete is not installed.
-    """
-    import argcomplete
-
+    """Answer a shell that asks what may come next, and leave; else return."""
     offers: dict[str, Callable[..., list[str]]] = {
-        "dataset": lambda **_: list(DATASETS),
-        "ood_dataset": lambda **_: list(DATASETS),
-        "method": lambda **_: [*METHODS, *VARIANTS],
+        "dataset": lambda **_: dataset_names(),
+        "ood_dataset": lambda **_: dataset_names(),
+        "method": lambda **_: method_names(),
         "pair": lambda parsed_args, **_: _pairs(parsed_args),
         "teacher": lambda parsed_args, **_: _sides(parsed_args, 0),
         "student": lambda parsed_args, **_: _sides(parsed_args, 1),
         "set": lambda **_: [f"{n}=" for n in (*DistillConfig.names(), *StudyConfig.names())],
     }
-    for action in _actions(parser):
+    for action in actions(parser):
         if action.dest in offers:
             action.completer = offers[action.dest]  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser, always_complete_options="long")
 
 
-def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+def dataset_names() -> list[str]:
+    """The data sets by name, and the prefix of a folder."""
+    return [*DATASETS, "folder:"]
+
+
+def method_names() -> list[str]:
+    """The methods that the default recipe knows: it loads no torch, as their registry does."""
+    written = Recipe.load(SEARCH_SPACES / "default.yaml").written
+    return [written["distill"]["method"], *written["methods"]]
+
+
+def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """All arguments of a parser, those of its commands included."""
     found: list[argparse.Action] = []
     for action in parser._actions:
         found.append(action)
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                found += _actions(command)
+                found += actions(command)
     return found
 
 

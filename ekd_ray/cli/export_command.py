@@ -1,23 +1,51 @@
-"""What `launchers/export_best.py` does: the winner of a study as a bundle."""
+"""Export the confirmed winner of a study as a bundle: weights, configuration, evidence."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json
-from ekd_ray.cli.terminal import Terminal
 from ekd_ray.errors import UserError
 from ekd_ray.remote.location import is_uri
-from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.exports import check_exports
-from ekd_ray.results.study import Study
+
+if TYPE_CHECKING:
+    from ekd_ray.results.bundle import Bundle
 
 
-def export(args: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a finished study")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the bundle to write")
+    parser.add_argument(
+        "--format", metavar="LIST", help="also as programs: pt2 (torch.export), onnx, or pt2,onnx"
+    )
+    parser.add_argument(
+        "--normalized-input",
+        action="store_true",
+        help="these take normalised images (default: images in [0, 1])",
+    )
+    flags.add_common(parser, "--data-root")
+    parser.add_argument(
+        "--verify", action="store_true", help="also evaluate the stored weights on the test split"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be exported")
+    flags.add_common(parser, "--quiet", "--json")
+
+
+def run(args: argparse.Namespace) -> int:
     """Export a study's winner; with `--verify`, say whether the weights give what is stated."""
+    # These load torch.
+    from ekd_ray.cli.terminal import Terminal
+    from ekd_ray.results.bundle import export_bundle
+    from ekd_ray.results.exports import check_exports
+    from ekd_ray.results.study import Study
+
     if is_uri(args.out):
-        raise UserError(f"a bundle is exported to a folder, got --out {args.out}: give one here.")
+        raise UserError(
+            f"--out must be a folder of this machine for a bundle, got {args.out}: give one here."
+        )
     study = Study.load(args.run)
     formats = tuple(dict.fromkeys(args.format.split(","))) if args.format else ()
     if args.normalized_input and not formats:

@@ -1,21 +1,52 @@
-"""How every launcher runs and ends: exit codes, signals, one sentence for a user's mistake."""
+"""How every command runs and ends: flags, exit codes, signals, one sentence for a mistake."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Protocol
 
-from ekd_ray.errors import Interrupted, UserError, no_space
+from ekd_ray.errors import Interrupted, UserError, disk_full_error
 
 EXIT_INTERRUPTED = 130
+
+
+class Command(Protocol):
+    """A module `*_command`: the flags of a command, and what it does with them."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
+        """Declare the flags; loads nothing heavy, so that `--help` is quick."""
+
+    def run(self, args: argparse.Namespace, /) -> int:
+        """Do it; returns the exit code."""
+
+
+def run_command(command: Command, description: str | None, **defaults: object) -> int:
+    """Read the arguments of this process and run a command with them; returns its exit code.
+
+    A shell that asks for completions gets these instead.
+
+    Args:
+        defaults: what the launcher sets that no flag does, such as the folder of its recipes.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    command.add_arguments(parser)
+    parser.set_defaults(**defaults)
+    if "_ARGCOMPLETE" in os.environ:
+        from ekd_ray.cli.completion import complete  # needs argcomplete, an extra
+
+        complete(parser)
+    return command.run(parser.parse_args())
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a launcher's main and leave with its exit code: 0 done, 1 a check said no,
     2 the user's mistake (one sentence, no traceback), 130 interrupted or terminated."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _handle_sigterm)
     try:
         code = main() or 0
     except UserError as error:
@@ -25,7 +56,7 @@ def run(main: Callable[[], int | None]) -> None:
         print("interrupted: run the same command with --resume to continue.", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
-        full = no_space(error)
+        full = disk_full_error(error)
         if full is None:
             raise
         print(f"error: {full}", file=sys.stderr)
@@ -35,7 +66,7 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
+def _handle_sigterm(number: int, frame: FrameType | None) -> None:
     """A polite kill (of a batch system, a container) ends as Ctrl-C does."""
     interrupted = signal.getsignal(signal.SIGINT)  # Tune has one of its own while it runs
     if not callable(interrupted):  # ignored, as shells have it for jobs in the background

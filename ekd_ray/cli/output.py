@@ -1,10 +1,13 @@
-"""Results for programs and plans for people, on standard output."""
+"""What commands share: results for programs and plans for people, and where runs go."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
+from pathlib import Path
 from typing import Any
+
+RUNS = Path("runs")  # results without --out
 
 
 def print_json(value: Any) -> None:
@@ -12,8 +15,17 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, sort_keys=True))
 
 
-def print_plan(text: str, values: dict[str, Any], args: argparse.Namespace) -> None:
-    if args.json:
+def print_plan(text: str, values: dict[str, Any], *, as_json: bool) -> None:
+    """A plan on standard output: in words, or the configuration as JSON."""
+    if as_json:
         print_json(values)
     else:
         print(text)
+
+
+def join_cluster(address: str | None) -> None:
+    """Make the cluster of --address the one that Ray is told of."""
+    from ekd_ray.scale.cluster import ADDRESS  # loads ray
+
+    if address:
+        os.environ[ADDRESS] = address

@@ -17,7 +17,7 @@ from ekd_ray.engine.teacher.table import tables_dir
 from ekd_ray.engine.train_teacher import teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import milestone_epochs
-from ekd_ray.scale.cluster import ADDRESS, fits, local_cpus, on_cluster, this_machine
+from ekd_ray.scale.cluster import ADDRESS, count_trials, local_cpus, local_nodes, on_cluster
 from ekd_ray.scale.confirm import baselines
 from ekd_ray.scale.space import Space, first_points
 from ekd_ray.scale.trainer import Workers
@@ -82,7 +82,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     base, space = config.distill, Space(config.space)
     parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
     rungs, rows = milestone_epochs(config), baselines(config, base)
-    slots = max(1, fits(config, this_machine()))
+    slots = max(1, count_trials(config, local_nodes()))
     used = slots * config.workers_per_trial
     stopping = "none"
     if config.scheduler == "median":
@@ -208,7 +208,7 @@ def _disk(config: StudyConfig) -> str:
     num_classes = dataset_info(base.dataset).num_classes
     parameters = model_cost(base.student, num_classes, student_size(base))[0]
     finals = (1 + len(config.baselines)) * config.confirm_seeds
-    running = 2 * max(1, fits(config, this_machine()))
+    running = 2 * max(1, count_trials(config, local_nodes()))
     size = 4 * parameters * (finals + running + 1) + 100_000 * config.trials
     return f"about {max(1, round(size / 2**20))} MiB"
 

@@ -1,4 +1,4 @@
-"""What `launchers/reproduce.py` does: train a bundle's run again and say how it came out."""
+"""Train the run of a bundle again and say whether the same came out."""
 
 from __future__ import annotations
 
@@ -6,24 +6,48 @@ import argparse
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ekd_ray.cli.distill_command import check_run_folder
-from ekd_ray.cli.output import print_json
-from ekd_ray.cli.plan_text import run_plan
-from ekd_ray.cli.terminal import Terminal
-from ekd_ray.cli.tune_command import RUNS
+from ekd_ray.cli import flags
+from ekd_ray.cli.output import RUNS, print_json, print_plan
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import load_dataset
-from ekd_ray.engine.checkpoint import forget_checkpoint
-from ekd_ray.engine.distill import Diverged
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
-from ekd_ray.results import Bundle
-from ekd_ray.results.records import single_run
-from ekd_ray.results.reproduce import IDENTICAL, WITHIN, Reproduction, prepare, reproduce
+
+if TYPE_CHECKING:
+    from ekd_ray.results.bundle import Bundle
+    from ekd_ray.results.reproduce import Reproduction
 
 REPORT = "reproduction.json"
 EXIT_DIFFERENT = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Prints bit-identical, within-tolerance or different, and where the runs parted first. "
+        "Exit codes: 0 the first two, 1 different (with --exact also the second), 2 a mistake in "
+        "what was given, 130 interrupted."
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that export_best.py wrote")
+    flags.add_common(parser, "--data-root")
+    parser.add_argument("--dataset", metavar="NAME", help="the same data elsewhere: folder:PATH")
+    flags.add_common(parser, "--download")
+    parser.add_argument(
+        "--teacher-weights",
+        metavar="FILE",
+        help="the teacher's checkpoint (default: the study's own, by its hash)",
+    )
+    parser.add_argument("--out", metavar="RUN", help="folder of the run (default: below runs/)")
+    flags.add_common(parser, "--resume")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (as recorded)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="of the test accuracy, a fraction (2.8 sd of the seeds, at least 0.005)",
+    )
+    parser.add_argument("--exact", action="store_true", help="1 unless bit-identical")
+    flags.add_common(parser, "--dry-run", "--quiet", "--json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +57,13 @@ def run(args: argparse.Namespace) -> int:
         UserError: the bundle was changed, its data or its teacher are not there, or its run
             diverges here.
     """
+    # These load torch.
+    from ekd_ray.cli.plan_text import run_plan
+    from ekd_ray.data import load_dataset
+    from ekd_ray.engine.checkpoint import forget_checkpoint
+    from ekd_ray.results.bundle import Bundle
+    from ekd_ray.results.reproduce import IDENTICAL, WITHIN, prepare
+
     if args.tolerance is not None and not 0 <= args.tolerance < 1:
         raise UserError(f"--tolerance must be >= 0 and < 1, a fraction, got {args.tolerance:g}.")
     if args.threads is not None and args.threads < 1:
@@ -50,8 +81,7 @@ def run(args: argparse.Namespace) -> int:
     )
     out = Path(args.out or RUNS / f"reproduce-{config.fingerprint()}").absolute()
     if args.dry_run:
-        plan = run_plan(config, out, data_root)
-        print_json(config.to_dict()) if args.json else print(plan)
+        print_plan(run_plan(config, out, data_root), config.to_dict(), as_json=args.json)
         return 0
     found = _trained(bundle, config, out, data_root, args)
     write_json(out / REPORT, asdict(found))
@@ -71,6 +101,12 @@ def _trained(
     data_root: str | None,
     args: argparse.Namespace,
 ) -> Reproduction:
+    from ekd_ray.cli.single_run import check_run_folder
+    from ekd_ray.cli.terminal import Terminal
+    from ekd_ray.engine.distill import Diverged
+    from ekd_ray.results.records import single_run
+    from ekd_ray.results.reproduce import reproduce
+
     check_run_folder(out, config, resume=args.resume)
     single_run(config, out).write_config()
     terminal = Terminal(quiet=args.quiet)

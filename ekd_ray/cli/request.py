@@ -1,122 +1,94 @@
-"""Flags become a configuration: recipe, then flags, then `--set`."""
+"""Flags become a `Request`: a recipe, the flags laid over it, then `--set`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, load_yaml, parse_yaml
-from ekd_ray.errors import UserError, at, unknown_name
-from ekd_ray.remote.location import is_uri, parse_location, working_copy
+from ekd_ray.config.settings import Settings
+from ekd_ray.errors import UserError, error_context, unknown_name
+from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
 from ekd_ray.studies.recipes import (
-    Origin,
+    SEARCH_SPACES,
+    Recipe,
     find_recipe,
     known_pairs,
-    load_recipe,
     merge,
-    select_method,
     with_epochs,
 )
 
-SEARCH_SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 
-# Flags that are settings of DistillConfig under the same name.
-_RUN_FLAGS = (
-    "dataset",
-    "teacher",
-    "student",
-    "teacher_weights",
-    "teacher_normalization",
-    "train_subset",
-    "ood_dataset",
-    "seed",
-)
-_STUDY_FLAGS = {
-    "trials": "trials",
-    "budget_epochs": "budget_epochs",
-    "budget_hours": "budget_hours",
-    "budget_gpu_hours": "budget_gpu_hours",
-    "objective": "objectives",
-    "constraint": "constraints",
-    "optuna_storage": "optuna_storage",
-    "track": "track",
-    "seeds": "confirm_seeds",
-    "top_k": "confirm_top_k",
-    "max_concurrent": "max_concurrent",
-    "workers_per_trial": "workers_per_trial",
-    "cpus_per_trial": "cpus_per_trial",
-    "gpus_per_trial": "gpus_per_trial",
-    "data_root": "data_root",
-}
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the flags ask for, checked as far as neither data nor torch are needed.
 
+    Attributes:
+        studies: by their folder below `out`, a single one under the name ""; the recipe also
+            locates a mistake that is only found later.
+        run: the configuration to train, of a command that searches nothing.
+        out: folder of the results; None for the command's own choice.
+        location: the URI that `out` is this machine's copy of.
+        workers: `N` or `MIN:MAX`.
+        warm_start: finished studies whose best points are tried first.
+        test: read the test split once, after the last epoch.
+    """
 
-def recipe_config(args: argparse.Namespace) -> StudyConfig:
-    """The study that a recipe alone describes; sets `args.origins` as `study_configs` does."""
-    values = load_recipe(args.space, args.method)
-    origin = Origin(path=Path(args.space), values=values, method=args.method)
-    args.origins = {"": origin}
-    return _study(origin)
+    studies: Mapping[str, Recipe] = field(default_factory=dict)
+    run: DistillConfig | None = None
+    out: Path | None = None
+    location: Location | None = None
+    data_root: str | None = None
+    address: str | None = None
+    workers: str = "1"
+    cpus_per_trial: int | None = None
+    gpus_per_trial: float | None = None
+    warm_start: tuple[str, ...] = ()
+    test: bool = False
+    download: bool = False
+    resume: bool = False
+    dry_run: bool = False
+    quiet: bool = False
+    json: bool = False
 
 
-def study_config(args: argparse.Namespace) -> StudyConfig:
-    """The study that the flags describe: recipe, then flags, then --set.
+def study_request(args: argparse.Namespace) -> Request:
+    """The studies that the flags describe.
+
+    `--pairs` and `--methods` make a study for each pair and each method, `<pair>/<method>`.
 
     Raises:
         UserError: an unknown name, or a value out of its bounds.
     """
-    return _study(_study_values(args))
-
-
-def _study(origin: Origin) -> StudyConfig:
-    with origin.lines():
-        return StudyConfig.from_dict(origin.values, where=str(origin.path))
-
-
-def study_configs(args: argparse.Namespace) -> dict[str, StudyConfig]:
-    """Every study that the flags ask for, by its folder below --out; one alone has "".
-
-    `--pairs` and `--methods` make a study for each pair and each method, `<pair>/<method>`.
-    Sets `args.origins`: where each was read, for errors that are only found later.
-    """
-    _locate(args)
     if not (args.pairs or args.methods):
-        args.origins = {"": _study_values(args)}
-        return {"": _study(args.origins[""])}
-    if args.pairs and (args.pair or args.student or args.space):
+        recipe = _recipe(args)
+        _ = recipe.config  # refuses a mistake before anything heavy is loaded
+        return _request(args, studies={"": recipe})
+    if args.pairs and (args.pair or args.student or args.recipe):
         raise UserError("--pairs names its recipes by itself: drop --pair, --student and --space.")
     if args.methods and args.method:
         raise UserError("give --method for one study or --methods for several, not both.")
     pairs = [args.pair]
     if args.pairs:
-        pairs = known_pairs(SEARCH_SPACES, recipe_home(args))
-        if args.pairs != "all":
-            pairs = _names("--pairs", args.pairs)
-    configs, args.origins = {}, {}
+        known = known_pairs(SEARCH_SPACES, _recipe_home(args))
+        pairs = known if args.pairs == "all" else _names("--pairs", args.pairs)
+    methods = _names("--methods", args.methods) if args.methods else [args.method]
+    studies = {}
     for pair in pairs:
-        for method in _names("--methods", args.methods) if args.methods else [args.method]:
+        for method in methods:
             one = argparse.Namespace(**{**vars(args), "pair": pair, "method": method})
-            origin = _study_values(one)
-            config = _study(origin)
-            shared = config.distill
+            recipe = _recipe(one)
+            shared = recipe.config.distill
             name = pair or f"{shared.teacher or 'none'}-{shared.student}"
-            configs[f"{name}/{method or shared.method}"] = config
-            args.origins[f"{name}/{method or shared.method}"] = origin
-    args.data_root = one.data_root
-    return configs
+            studies[f"{name}/{method or shared.method}"] = recipe
+    return _request(args, studies=studies)
 
 
-def _names(flag: str, text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names) or len(set(names)) < len(names):
-        raise UserError(f"{flag} takes different names with commas between, got {text!r}.")
-    return names
-
-
-def distill_config(args: argparse.Namespace) -> DistillConfig:
+def run_request(args: argparse.Namespace) -> Request:
     """One run: a `--config` file, or the pair's recipe with the authors' values.
 
     `--resume --out RUN` alone is the run that RUN holds.
@@ -126,50 +98,88 @@ def distill_config(args: argparse.Namespace) -> DistillConfig:
             raise UserError(
                 f"one run searches nothing: give --set {text.partition('=')[0]} a value."
             )
-    _locate(args)
-    if _continues(args) and not args.config:
-        args.config = str(_header(args) / "config.yaml")
-    if args.config:
-        if args.pair or args.space:
+    file = args.config or (_header(args, "config.yaml") if _is_continued(args) else None)
+    if file:
+        if args.pair or args.recipe:
             raise UserError("--config is complete by itself: drop --pair and --space.")
-        _absolute_data_root(args)
-        values = DistillConfig.from_yaml(args.config).to_dict()
-        return _run_config(values, args, where=args.config)
-    origin, where = _study_values(args), "the authors' values"
-    with origin.lines():
-        study = StudyConfig.from_dict({**origin.values, "space": None}, where=str(origin.path))
-        fixed = {text.partition("=")[0] for text in args.set}
-        authors = {k: v for k, v in (study.authors or {}).items() if k not in fixed}
-        with at("authors"):
-            config = DistillConfig.from_dict({**study.distill.to_dict(), **authors}, where=where)
-    return config
+        return _request(args, run=_run(args, DistillConfig.from_yaml(file), where=str(file)))
+    recipe = _recipe(args)
+    recipe = replace(recipe, values={**recipe.values, "space": None})
+    study = recipe.config
+    fixed = {text.partition("=")[0] for text in args.set}
+    authors = {k: v for k, v in (study.authors or {}).items() if k not in fixed}
+    values = {**study.distill.to_dict(), **authors}
+    with recipe.locate_errors(), error_context("authors"):
+        return _request(args, run=DistillConfig.from_dict(values, where="the authors' values"))
 
 
-def teacher_run_config(args: argparse.Namespace) -> DistillConfig:
+def teacher_request(args: argparse.Namespace) -> Request:
     """A network trained alone: `--model`, evidential with a learned prior, or plain."""
-    _locate(args)
-    _absolute_data_root(args)
-    values: dict[str, Any] = {"student": args.model, "method": "none"}
+    base = DistillConfig(student=args.model, method="none")
     if args.evidential:
-        values |= {"method": "evidential", "learn_log_prior": True}
-    return _run_config(values, args, where="flags")
+        base = base.replace(method="evidential", learn_log_prior=True)
+    return _request(args, run=_run(args, base, where="flags"))
 
 
-def _run_config(values: dict[str, Any], args: argparse.Namespace, *, where: str) -> DistillConfig:
-    for key in (*_RUN_FLAGS, "method", "epochs"):
-        if getattr(args, key, None) is not None:
-            values[key] = getattr(args, key)
-    for text in args.set:
-        key, value = _parse_set(text)
-        values[key] = value
+def _request(args: argparse.Namespace, **found: Any) -> Request:
+    """`found`, and the flags that are no part of a configuration."""
+    names = {entry.name for entry in fields(Request)}
+    given = {name: value for name, value in vars(args).items() if name in names}
+    given |= {"data_root": _data_root(args)}
+    if args_out := getattr(args, "out", None):  # what only fills a cache has none
+        given["out"], given["location"] = _locate(args_out)
+    if "warm_start" in given:
+        given["warm_start"] = tuple(given["warm_start"])
+    return Request(**given, **found)
+
+
+def _run(args: argparse.Namespace, base: DistillConfig, *, where: str) -> DistillConfig:
+    values = {**base.to_dict(), **_given(args, DistillConfig), **dict(map(_parse_set, args.set))}
     return DistillConfig.from_dict(_absolute_paths(values), where=where)
 
 
-def _absolute_data_root(args: argparse.Namespace) -> None:
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that the flags choose, with their values laid over its own."""
+    method = _chosen_method(args)
+    if _is_continued(args):
+        recipe = Recipe.of_study(_header(args, "study.yaml"), method)
+    else:
+        recipe = Recipe.load(_recipe_path(args), method)
+    values = dict(recipe.values)
+    if args.epochs is not None:
+        if args.epochs < 1:
+            raise UserError(f"epochs must be >= 1, got {args.epochs}.")
+        with recipe.locate_errors():
+            values = with_epochs(values, args.epochs)
+    given = _given(args, DistillConfig)
+    given.pop("method", None)  # has chosen the recipe's method already
+    values = merge(values, {"distill": given}) | _given(args, StudyConfig)
+    values |= {"data_root": _data_root(args)} if _data_root(args) else {}
+    if getattr(args, "extend", None) is not None:
+        values["trials"] = _extended_trials(values, args)
+    for text in args.set:
+        values = _with_set(values, text)
+    values["distill"] = _absolute_paths(_from_zoo(values["distill"], args))
+    return replace(recipe, values=values)
+
+
+def _given(args: argparse.Namespace, cls: type[Settings]) -> dict[str, Any]:
+    """The settings of a class that have a flag of their own, where it was given."""
+    values = vars(args)
+    return {name: values[name] for name in cls.names() if values.get(name) is not None}
+
+
+def _names(flag: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"{flag} takes different names with commas between, got {text!r}.")
+    return names
+
+
+def _data_root(args: argparse.Namespace) -> str | None:
     """The data root as seen from here: trials run in other folders."""
-    args.data_root = args.data_root or os.environ.get("EKD_DATA_ROOT")
-    if args.data_root:
-        args.data_root = _absolute(args.data_root)
+    root = args.data_root or os.environ.get("EKD_DATA_ROOT")
+    return _absolute(root) if root else None
 
 
 def _absolute_paths(distill: dict[str, Any]) -> dict[str, Any]:
@@ -189,66 +199,28 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _study_values(args: argparse.Namespace) -> Origin:
-    """`StudyConfig`'s values from recipe and flags, and where they come from."""
-    _absolute_data_root(args)
-    method = _method_flag(args)
-    root: tuple[str, ...] = ()
-    if _continues(args):
-        recipe, root = _header(args) / "study.yaml", ("study",)
-        values = select_method(load_yaml(recipe).get("study") or {}, method)
-    else:
-        recipe = recipe_path(args)
-        values = load_recipe(recipe, method)
-    origin = Origin(path=recipe, values=values, method=method, root=root)
-    if args.epochs is not None:
-        if args.epochs < 1:
-            raise UserError(f"epochs must be >= 1, got {args.epochs}.")
-        with origin.lines():
-            values = with_epochs(values, args.epochs)
-    given = {key: getattr(args, key) for key in _RUN_FLAGS if getattr(args, key) is not None}
-    values = merge(values, {"distill": given})
-    for flag, name in _STUDY_FLAGS.items():
-        if getattr(args, flag, None) is not None:
-            values[name] = getattr(args, flag)
-    if args.seed is not None:
-        values["seed"] = args.seed
-    if getattr(args, "extend", None) is not None:
-        values["trials"] = _extended(values, args)
-    for text in args.set:
-        values = _set(values, text)
-    values["distill"] = _absolute_paths(_from_zoo(values["distill"], args))
-    return replace(origin, values=values)
+def _locate(out: str) -> tuple[Path, Location | None]:
+    """The folder of the results on this machine, and the URI that it is a copy of, if any."""
+    found = parse_location(out) if is_uri(out) else Path(out)
+    return (found, None) if isinstance(found, Path) else (working_copy(found), found)
 
 
-def _locate(args: argparse.Namespace) -> None:
-    """Where the results go: `args.out` a folder, `args.location` the URI that it is a copy of.
+def _header(args: argparse.Namespace, name: str) -> Path:
+    """The file that says what `--resume --out RUN` continues."""
+    folder, location = _locate(args.out)
+    if location is not None:
+        from ekd_ray.remote.session import header_folder  # loads pyarrow
 
-    Args:
-        args: `out` becomes this machine's working copy if it is a URI.
-    """
-    args.location = None
-    if is_uri(getattr(args, "out", None)):  # what only fills a cache has none
-        found = parse_location(args.out)
-        args.location = None if isinstance(found, Path) else found
-        args.out = str(found if isinstance(found, Path) else working_copy(found))
+        folder = header_folder(location)
+    return folder / name
 
 
-def _header(args: argparse.Namespace) -> Path:
-    """The folder whose header says what `--resume --out RUN` continues."""
-    if getattr(args, "location", None) is None:
-        return Path(args.out)
-    from ekd_ray.remote.session import header_folder
-
-    return header_folder(args.location)
-
-
-def _continues(args: argparse.Namespace) -> bool:
+def _is_continued(args: argparse.Namespace) -> bool:
     """Whether `--resume --out RUN` stands alone, so that RUN itself says what it is."""
-    return bool(args.resume and args.out and not (args.pair or args.student or args.space))
+    return bool(args.resume and args.out and not (args.pair or args.student or args.recipe))
 
 
-def _extended(values: Mapping[str, Any], args: argparse.Namespace) -> int:
+def _extended_trials(values: Mapping[str, Any], args: argparse.Namespace) -> int:
     """The number of trials of a study that is continued with --extend."""
     if not args.resume or not args.out:
         raise UserError("--extend continues a study: add --resume and --out RUN.")
@@ -257,7 +229,7 @@ def _extended(values: Mapping[str, Any], args: argparse.Namespace) -> int:
             f"give --trials for the whole number, or --extend >= 1 for what is added, got "
             f"--extend {args.extend}" + (f" and --trials {args.trials}." if args.trials else ".")
         )
-    there = load_yaml(_header(args) / "study.yaml").get("study") or {}
+    there = load_yaml(_header(args, "study.yaml")).get("study") or {}
     return int(there.get("trials", StudyConfig().trials)) + args.extend
 
 
@@ -265,7 +237,7 @@ def _from_zoo(distill: dict[str, Any], args: argparse.Namespace) -> dict[str, An
     """The teacher's checkpoint out of --teacher-zoo, unless a file is named already."""
     if args.teacher_zoo is None or distill.get("teacher_weights") is not None:
         return distill
-    from ekd_ray.models import find_teacher
+    from ekd_ray.models import find_teacher  # loads torch
 
     if not isinstance(distill.get("teacher"), str):
         raise UserError("--teacher-zoo needs to know the teacher: give --teacher NAME or --pair.")
@@ -273,11 +245,11 @@ def _from_zoo(distill: dict[str, Any], args: argparse.Namespace) -> dict[str, An
     return {**distill, "teacher_weights": str(path)}
 
 
-def recipe_path(args: argparse.Namespace) -> Path:
+def _recipe_path(args: argparse.Namespace) -> Path:
     """The recipe that --space, --pair, or --teacher and --student name."""
-    if args.space:
-        return Path(args.space)
-    home = recipe_home(args)
+    if args.recipe:
+        return Path(args.recipe)
+    home = _recipe_home(args)
     if args.pair:
         return find_recipe(SEARCH_SPACES, home, args.pair)
     if args.student:
@@ -287,18 +259,18 @@ def recipe_path(args: argparse.Namespace) -> Path:
     raise UserError("name what to distil: --pair T-S, or --teacher T --student S.")
 
 
-def recipe_home(args: argparse.Namespace) -> str:
+def _recipe_home(args: argparse.Namespace) -> str:
     """The folder of `search_spaces/` with the recipes of this launcher or data set."""
     return str(args.home or args.dataset or DistillConfig().dataset)
 
 
-def _method_flag(args: argparse.Namespace) -> Any:
+def _chosen_method(args: argparse.Namespace) -> Any:
     """What --method, or --set method=, asks for; None leaves the recipe's own."""
     chosen = args.method
     for text in args.set:
         key, value = _parse_set(text)
-        fixed = _parse_range(key, value) is None
-        chosen = value if key == "method" and fixed else chosen
+        if key == "method" and _parse_range(key, value) is None:
+            chosen = value
     return chosen
 
 
@@ -329,8 +301,8 @@ def _parse_range(key: str, value: Any) -> dict[str, Any] | None:
     raise UserError(f"--set {key} takes {_RANGES} to search it, got {value!r}.")
 
 
-def _set(values: dict[str, Any], text: str) -> dict[str, Any]:
-    """Apply one --set KEY=VALUE; a setting that is fixed so is no longer searched.
+def _with_set(values: dict[str, Any], text: str) -> dict[str, Any]:
+    """Values under one --set KEY=VALUE; a setting that is fixed so is no longer searched.
 
     A range as value (`_parse_range`) has the setting searched instead.
     """

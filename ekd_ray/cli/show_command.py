@@ -1,209 +1,30 @@
-"""What `launchers/show.py` and `launchers/report.py` do: a study in the terminal, and as a page."""
+"""Show a study in the terminal: status, leaderboard, best configuration, importance, failures."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from ekd_ray.cli.terminal import difference_lines, front_table, leaderboard_table, winner_settings
-from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.paired import mean_interval
-from ekd_ray.results.report import write_report
-from ekd_ray.results.report.content import Content, gather, write_headline
-from ekd_ray.results.report.words import duration, figure_text, label, metric_name, value_text
-from ekd_ray.results.study import Study
-from ekd_ray.studies.comparison import compare_studies
-
-MOST_FAILURES = 10
-STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",
-            "running": "running"}  # fmt: skip
+from ekd_ray.cli import flags
+from ekd_ray.cli.output import print_json
 
 
-def report(args: argparse.Namespace) -> int:
-    """Write the report and say where it is."""
-    path = write_report(Study.load(args.run), Path(args.out) if args.out else None)
-    if args.json:
-        print(json.dumps({"report": str(path)}))
-    elif not args.quiet:
-        print(f"report: {path}")
-    return 0
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="folder of a study, running or finished")
+    parser.add_argument("--compare", metavar="RUN", help="another study beside it")
+    flags.add_common(parser, "--json")
 
 
-def show(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Print a study, running or finished, and what differs from another one."""
+    # These load torch and pyarrow.
+    from ekd_ray.cli.study_text import print_progress, progress_values
+    from ekd_ray.results.study import Study
+    from ekd_ray.studies.comparison import compare_studies
+
     study = Study.load(args.run)
     other = compare_studies(study, Study.load(args.compare)) if args.compare else None
-    content = gather(study)
     if args.json:
-        print(json.dumps(_values(content, other), indent=2, sort_keys=True))
-        return 0
-    # Figures whole: a line that the terminal breaks is better than one cut short.
-    width = max(Console().width, 110 + 18 * (len(content.config.watched) - 1))
-    console = Console(highlight=False, soft_wrap=True, width=width)
-    for line in (*write_headline(content), _status(content)):
-        console.print(line, markup=False)
-    _print_board(console, content)
-    if content.importance.num_rows:
-        console.print(_importance(content))
-    console.print(_time(content))
-    for line in _savings(content):
-        console.print(line, markup=False)
-    for line in _failures(content):
-        console.print(line, markup=False)
-    if other is not None:
-        for table in _comparison(other, args.compare):
-            console.print(table)
+        print_json(progress_values(study, other))
+    else:
+        print_progress(study, other, args.compare)
     return 0
-
-
-def _values(content: Content, other: pa.Table | None) -> dict[str, Any]:
-    """Everything that is shown, as plain values."""
-    study = content.study
-    return {
-        "study": str(study.path),
-        "progress": asdict(content.progress),
-        "leaderboard": study.leaderboard().to_table().to_pylist(),
-        "differences": {name: asdict(found) for name, found in content.differences.items()},
-        "best": _best(content),
-        "pareto_front": study.pareto().to_table().to_pylist() if content.config.objectives else [],
-        "importance": content.importance.to_pylist(),
-        "time": content.time.to_pylist(),
-        "saved": asdict(content.saved),
-        "failures": [
-            {"trial": r.number, "reason": r.reason, "params": r.params}
-            for r in content.ended
-            if r.status == "failed"
-        ],
-        "comparison": other.to_pylist() if other is not None else None,
-    }
-
-
-def _best(content: Content) -> dict[str, Any] | None:
-    if not content.board and not content.ranked:
-        return None
-    best = content.study.best()
-    searched = {name: getattr(best.config, name) for name in content.config.space or {}}
-    return {"name": best.name, "confirmed": best.winner, "params": searched}
-
-
-def _status(content: Content) -> str:
-    counts = content.progress.trials
-    parts = [f"{counts[name]} {text}" for name, text in STATUSES.items() if counts.get(name)]
-    text = f"stage: {content.progress.stage}; trials: {', '.join(parts) or 'none yet'}"
-    quiet = content.progress.quiet_seconds
-    if content.progress.stage != "finished" and quiet is not None:
-        text += f"; last epoch recorded {duration(quiet / 3600)} ago"
-    return text
-
-
-def _print_board(console: Console, content: Content) -> None:
-    config = content.config
-    if config.objectives:
-        console.print(front_table(content.study.pareto(), config))
-    if not content.board:
-        console.print(_search_table(content))
-        return
-    console.print(leaderboard_table(content.board, config))
-    console.print(_intervals(content.board), markup=False)
-    console.print(winner_settings(content.board, config), markup=False)
-    for line in difference_lines(content.differences):
-        console.print(line, markup=False)
-
-
-def _intervals(board: list[Row]) -> str:
-    lines = []
-    for row in board:
-        bounds = mean_interval(row.test)
-        if bounds:
-            lines.append(
-                f"{label(row.name)}: mean test_top1 {mean_sd(row.test)[0]:.2%}, 95 % interval "
-                f"{bounds[0]:.2%} to {bounds[1]:.2%}"
-            )
-    return "\n".join(lines) or "too few seeds for intervals of the means"
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    return table
-
-
-def _search_table(content: Content) -> Table:
-    """The best trials so far, where nothing is confirmed yet."""
-    metric, space = content.config.metric, content.config.space or {}
-    table = _table("best complete trials of the search", "trial", metric_name(metric), *space)
-    for record in content.ranked[:MOST_FAILURES]:
-        values = (value_text(record.params.get(name)) for name in space)
-        table.add_row(str(record.number), figure_text(metric, record.value(metric)), *values)
-    return table
-
-
-def _importance(content: Content) -> Table:
-    rows = content.importance.to_pylist()
-    title = (
-        f"importance for {rows[0]['metric']} after epoch {rows[0]['epoch']} "
-        f"({rows[0]['trials']} trials)"
-    )
-    table = _table(title, "parameter", "fANOVA", "PED-ANOVA")
-    for row in rows:
-        shares = (row["fanova"], row["ped_anova"])
-        table.add_row(row["parameter"], *("" if s is None else f"{s:.0%}" for s in shares))
-    return table
-
-
-def _time(content: Content) -> Table:
-    table = _table("time, all runs together", "stage", "runs", "epochs", "time")
-    for row in content.time.to_pylist():
-        counts = ("" if row[name] is None else str(row[name]) for name in ("runs", "epochs"))
-        table.add_row(row["stage"], *counts, duration(row["hours"]))
-    return table
-
-
-def _savings(content: Content) -> list[str]:
-    saved, lines = content.saved, []
-    if saved.stopped_epochs:
-        lines.append(
-            f"early stops saved {saved.stopped_epochs} epochs, {duration(saved.stopped_hours)}"
-        )
-    if saved.views:
-        text = f"the teacher was asked {saved.asked} times for {saved.views} answers"
-        hours = saved.cache_hours
-        lines.append(text + (f": {duration(hours)} saved" if hours is not None else ""))
-    return lines
-
-
-def _failures(content: Content) -> list[str]:
-    failed = [record for record in content.ended if record.status == "failed"]
-    lines = [f"trial {r.number} failed: {r.reason}" for r in failed[:MOST_FAILURES]]
-    lines += [f"{label(row.name)} failed: {row.failed}" for row in content.board if row.failed]
-    if len(failed) > MOST_FAILURES:
-        lines.append(f"... and {len(failed) - MOST_FAILURES} more failed trials")
-    return lines
-
-
-def _comparison(found: pa.Table, other: str) -> list[Table]:
-    """What was reached at what cost, and below it what was set otherwise."""
-    rows = found.to_pylist()
-    figures = _table(
-        f"this study and {other}", "what", "this", "other", "difference", "95 % interval"
-    )
-    for row in (row for row in rows if row["kind"] != "setting"):
-        bounds = "" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
-        name = f"{label(row['name'])}: {row['figure']}"
-        values = (f"{row['this']:.4f}", f"{row['other']:.4f}", f"{row['difference']:+.4f}")
-        figures.add_row(name, *values, bounds)
-    settings = _table("settings that differ", "setting")
-    for name in ("this", "other"):
-        settings.add_column(name, overflow="fold")
-    for row in (row for row in rows if row["kind"] == "setting"):
-        settings.add_row(row["name"], row["this_value"], row["other_value"])
-    return [figures, settings] if settings.row_count else [figures]

@@ -1,28 +1,60 @@
-"""What `launchers/space.py` does: a search space, before anything is run."""
+"""Look at a search space before it costs anything; print the JSON Schema of recipes."""
 
 from __future__ import annotations
 
 import argparse
+import json
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json
-from ekd_ray.config import StudyConfig
+from ekd_ray.config import DistillConfig, StudyConfig, json_schema
 from ekd_ray.errors import UserError
-from ekd_ray.losses.methods import resolve_method
-from ekd_ray.scale.space import check_space, first_points
+from ekd_ray.studies.recipes import Recipe
+
+CLASSES = {cls.__name__: cls for cls in (StudyConfig, DistillConfig)}
 
 
-def show_space(config: StudyConfig, args: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    show = commands.add_parser("show", help="ranges, sampled points and shared settings of a file")
+    show.add_argument("recipe", metavar="FILE", help="recipe in YAML, see search_spaces/")
+    flags.add_common(show, "--method")
+    show.add_argument("--points", type=int, default=5, metavar="N", help="points to sample (5)")
+    show.add_argument("--seed", type=int, default=0, help="seed of the points (0)")
+    flags.add_common(show, "--json")
+    schema = commands.add_parser("schema", help="JSON Schema of recipes, for an editor")
+    schema.add_argument(
+        "kind", nargs="?", choices=CLASSES, default=StudyConfig.__name__,
+        help="of a study (the default) or of one run",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what `args.command` says; returns the exit code."""
+    if args.command == "schema":
+        print(json.dumps(json_schema(CLASSES[args.kind]), indent=2))
+        return 0
+    return _show(args)
+
+
+def _show(args: argparse.Namespace) -> int:
     """A search space in words, points drawn from it at random, and what all trials share.
 
     Nothing is looked up but names and bounds: data and teacher need not be there.
     """
+    recipe = Recipe.load(args.recipe, args.method)
+    config = recipe.config
+    # These load torch and optuna.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from ekd_ray.losses.methods import resolve_method
+    from ekd_ray.scale.space import check_space, first_points
+
     if args.points < 1:
         raise UserError(f"--points must be >= 1, got {args.points}.")
-    with args.origins[""].lines():
+    with recipe.locate_errors():
         space = check_space(config)
     base = resolve_method(config.distill)
     points = space.sample(args.points, seed=args.seed)

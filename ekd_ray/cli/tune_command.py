@@ -1,117 +1,155 @@
-"""What the launchers do once their flags have become a configuration."""
+"""Search the best distillation of a teacher into a student, confirm and export it.
+
+What is heavy (torch, ray, pyarrow, rich) is imported inside the functions, so that `--help` and a
+mistake in the flags do not wait for it.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from ekd_ray.cli.output import print_json, print_plan
-from ekd_ray.cli.plan_text import study_plan
-from ekd_ray.cli.terminal import (
-    Terminal,
-    difference_lines,
-    front_table,
-    leaderboard_table,
-    winner_settings,
-)
+from ekd_ray.cli import flags
+from ekd_ray.cli.output import RUNS, join_cluster, print_json, print_plan
+from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
-from ekd_ray.data import load_dataset, short_name
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name
-from ekd_ray.remote.location import Location
-from ekd_ray.remote.session import holds, mirrored, put_files
-from ekd_ray.results.bundle import Bundle
-from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.records import STUDY_FILE, milestone_epochs
-from ekd_ray.results.report import REPORT
-from ekd_ray.results.study import Study
-from ekd_ray.scale.cluster import ADDRESS, connected
-from ekd_ray.scale.journal import drop_unknown
-from ekd_ray.studies.comparison import COMPARISON, collect_cells, comparison_table, write_comparison
-from ekd_ray.studies.pipeline import check_study, open_run, run_study
-from ekd_ray.studies.warm_start import warm_started
+from ekd_ray.studies.recipes import Recipe
 
-RUNS = Path("runs")
+if TYPE_CHECKING:
+    from ekd_ray.remote.location import Location
+    from ekd_ray.results.bundle import Bundle
+    from ekd_ray.results.study import Study
 
 
-def tune(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
-    """Run one study, or one after the other, from teacher to exported winner.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(home=None)  # the folder of search_spaces/ that pairs are looked up in
+    flags.add_pair(flags.add_run_settings(parser))
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--pairs", metavar="LIST", help="'all', or pairs with commas between: a study for each"
+    )
+    group.add_argument(
+        "--methods", metavar="LIST", help="methods with commas between: a study for each"
+    )
+    flags.add_setting(group, "trials")
+    group.add_argument(
+        "--extend", type=int, metavar="N", help="N more configurations for the study in --out"
+    )
+    group.add_argument(
+        "--warm-start",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="finished studies, the best points of which are tried first",
+    )
+    for name in ("budget_epochs", "budget_hours", "budget_gpu_hours"):
+        flags.add_setting(group, name)
+    flags.add_setting(group, "objectives", "--objective", metavar="NAME")
+    flags.add_setting(group, "constraints", "--constraint", metavar="BOUND")
+    flags.add_setting(group, "optuna_storage", metavar="URL")
+    flags.add_setting(group, "track", metavar="mlflow[:URI]")
+    flags.add_setting(group, "confirm_seeds", "--seeds")
+    flags.add_setting(group, "confirm_top_k", "--top-k")
+    for name in ("max_concurrent", "workers_per_trial"):
+        flags.add_setting(group, name)
+    flags.add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
+    flags.add_common(group, "--address")
+    flags.add_output(parser)
 
-    Args:
-        configs: the studies by their folder below `--out`; a single one has the name "".
-    """
-    join(args)
-    if "" in configs:
-        return _tune_one(configs[""], args)
-    return _tune_many(configs, args)
+
+def run(args: argparse.Namespace) -> int:
+    """Run one study, or one after the other, from teacher to exported winner."""
+    request = study_request(args)
+    join_cluster(request.address)
+    if "" in request.studies:
+        return _run_one(request.studies[""], request)
+    return _run_many(request)
 
 
-def join(args: argparse.Namespace) -> None:
-    """The cluster of --address is the one that Ray is told of."""
-    if args.address:
-        os.environ[ADDRESS] = args.address
+def _checked(recipe: Recipe, request: Request) -> StudyConfig:
+    """A study warm-started and checked; a mistake of its recipe is located."""
+    from ekd_ray.studies.pipeline import check_study
+    from ekd_ray.studies.warm_start import warm_started
+
+    with recipe.locate_errors():
+        config = recipe.config
+        if request.warm_start:
+            config = warm_started(config, request.warm_start)
+        return check_study(config, download=request.download)
 
 
-def _checked(name: str, config: StudyConfig, args: argparse.Namespace) -> StudyConfig:
-    """A study warm-started and checked, its recipe's mistakes told with their lines."""
-    with args.origins[name].lines():
-        if args.warm_start:
-            config = warm_started(config, args.warm_start)
-        return check_study(config, download=args.download)
+def _run_one(recipe: Recipe, request: Request) -> int:
+    from ekd_ray.cli.plan_text import study_plan
+    from ekd_ray.cli.study_text import print_study
+    from ekd_ray.data import short_name
 
-
-def _tune_one(config: StudyConfig, args: argparse.Namespace) -> int:
-    shared = config.distill
-    data = short_name(shared.dataset)
-    default = RUNS / f"{data}-{file_name(shared.teacher or 'none')}-{file_name(shared.student)}"
-    out = Path(args.out or default).absolute()
-    config = _checked("", config, args)
-    if args.dry_run:
-        print_plan(study_plan(config, out), config.to_dict(), args)
+    shared = recipe.config.distill
+    names = (
+        short_name(shared.dataset),
+        *map(file_name, (shared.teacher or "none", shared.student)),
+    )
+    out = (request.out or RUNS / "-".join(names)).absolute()
+    config = _checked(recipe, request)
+    if request.dry_run:
+        print_plan(study_plan(config, out), config.to_dict(), as_json=request.json)
         return 0
-    study, bundle = _run(config, out, args, resume=args.resume, location=args.location)
-    if args.json:
-        there = {} if args.location is None else {"uri": str(args.location)}
+    done, bundle = _run_study(config, out, request, request.location, resume=request.resume)
+    if request.json:
+        there = {"uri": str(request.location)} if request.location else {}
         print_json({"study": str(out), "bundle": str(bundle.path), **there, **bundle.metrics})
     else:
-        _print_study(study, bundle)
+        print_study(done, bundle)
     return 0
 
 
-def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int:
+def _run_many(request: Request) -> int:
     """A study for every pair and method, then one table; a study that fails stays one cell."""
-    out = Path(args.out or RUNS / "comparison").absolute()
+    from rich.console import Console
+
+    from ekd_ray.cli.plan_text import study_plan
+    from ekd_ray.remote.session import put_files
+    from ekd_ray.scale.cluster import connected
+    from ekd_ray.studies.comparison import (
+        COMPARISON,
+        collect_cells,
+        comparison_table,
+        write_comparison,
+    )
+
+    out = (request.out or RUNS / "comparison").absolute()
+    location = request.location
     # All are checked before the first one costs anything.
-    checked = {name: _checked(name, config, args) for name, config in configs.items()}
-    places = {name: args.location and args.location.child(name) for name in configs}
-    there = [name for name in configs if _is_there(out / name, places[name])]
-    if there and not args.resume:
-        raise UserError(f"{out / there[0]} holds a study already: add --resume, or another --out.")
-    if args.dry_run:
-        plans = {name: study_plan(config, out / name) for name, config in checked.items()}
+    configs = {name: _checked(recipe, request) for name, recipe in request.studies.items()}
+    copies = {name: location and location.child(name) for name in configs}
+    begun = [name for name in configs if _holds_study(out / name, copies[name])]
+    if begun and not request.resume:
+        raise UserError(f"{out / begun[0]} holds a study already: add --resume, or another --out.")
+    if request.dry_run:
+        plans = {name: study_plan(config, out / name) for name, config in configs.items()}
         text = "\n\n".join(f"study      {name}\n{plan}" for name, plan in plans.items())
-        print_plan(text, {name: config.to_dict() for name, config in checked.items()}, args)
+        values = {name: config.to_dict() for name, config in configs.items()}
+        print_plan(text, values, as_json=request.json)
         return 0
     failures = {}
-    with connected(*checked.values()):
-        for name, config in checked.items():
-            if not args.quiet:
+    with connected(*configs.values()):
+        for name, config in configs.items():
+            if not request.quiet:
                 Console(highlight=False).rule(name)
             try:
-                _run(config, out / name, args, resume=name in there, location=places[name])
+                _run_study(config, out / name, request, copies[name], resume=name in begun)
             except UserError as error:
                 failures[name] = str(error)
                 print(f"error: {name}: {error}", file=sys.stderr)
-    cells = collect_cells(out, list(checked), failures)
+    cells = collect_cells(out, list(configs), failures)
     write_comparison(out, cells)
-    if args.location:
-        put_files(args.location, out, [f"{COMPARISON}.md", f"{COMPARISON}.json"])
-    if args.json:
+    if location:
+        put_files(location, out, [f"{COMPARISON}.md", f"{COMPARISON}.json"])
+    if request.json:
         print_json({"out": str(out), "cells": [asdict(cell) for cell in cells]})
     else:
         console = Console(highlight=False, soft_wrap=True)
@@ -120,81 +158,45 @@ def _tune_many(configs: dict[str, StudyConfig], args: argparse.Namespace) -> int
     return 1 if failures else 0
 
 
-def _is_there(folder: Path, location: Location | None) -> bool:
+def _holds_study(folder: Path, location: Location | None) -> bool:
+    from ekd_ray.remote.session import holds
+    from ekd_ray.results.records import STUDY_FILE
+
     return (folder / STUDY_FILE).exists() if location is None else holds(location, STUDY_FILE)
 
 
-def _run(
-    config: StudyConfig,
-    out: Path,
-    args: argparse.Namespace,
-    *,
-    resume: bool,
-    location: Location | None,
+def _run_study(
+    config: StudyConfig, out: Path, request: Request, location: Location | None, *, resume: bool
 ) -> tuple[Study, Bundle]:
     """Run (or continue) a checked study with its progress on the terminal."""
+    from ekd_ray.cli.plan_text import study_plan
+    from ekd_ray.cli.terminal import Terminal
+    from ekd_ray.data import load_dataset
+    from ekd_ray.remote.session import mirrored
+    from ekd_ray.results.records import milestone_epochs
+    from ekd_ray.scale.storage import drop_unknown_trials
+    from ekd_ray.studies.pipeline import open_run, run_study
+
     if location and config.optuna_storage:
         raise UserError(
             "optuna_storage does not go together with a URI as --out, which a lost machine would "
             "leave behind the database: remove it, the journal is kept at the URI."
         )
-    with mirrored(location, out, resume=resume, settle=drop_unknown):
-        return _run_here(config, out, args, resume=resume)
-
-
-def _run_here(
-    config: StudyConfig, out: Path, args: argparse.Namespace, *, resume: bool
-) -> tuple[Study, Bundle]:
-    shared = config.distill
-    if args.download:
-        load_dataset(shared.dataset, "train", data_root=config.data_root, download=True)
-    study = open_run(out, config, resume=resume)
-    terminal = Terminal(
-        metric=config.metric,
-        mode=config.mode,
-        shown=tuple(config.space or {}),
-        rungs=milestone_epochs(config),
-        quiet=args.quiet,
-    )
-    if not args.quiet:
-        terminal.console.print(study_plan(config, out), markup=False)
-    try:
-        return study, run_study(study, terminal)
-    finally:
-        terminal.close()
-
-
-def _print_study(study: Study, bundle: Bundle) -> None:
-    board, config = study.leaderboard(), study.config
-    # Figures whole: a line that the terminal breaks is better than one cut short.
-    width = max(Console().width, 80 + 18 * (len(config.watched) - 1))
-    console = Console(highlight=False, soft_wrap=True, width=width)
-    if config.objectives:
-        console.print(front_table(study.pareto(), config))
-    console.print(leaderboard_table(board, config))
-    console.print(winner_settings(board, config), markup=False)
-    for row in board:
-        if row.failed:
-            console.print(f"{row.name} failed: {row.failed}", markup=False)
-    for line in difference_lines(study.differences()):
-        console.print(line, markup=False)
-    gap = _selection_gap(study, board[0])
-    if gap:
-        console.print(gap, markup=False)
-    console.print("The winner was chosen on validation; the test split was read once, after.")
-    console.print(f"bundle: {bundle.path}", markup=False)
-    report = study.path / REPORT
-    if report.is_file():
-        console.print(f"report: {report}", markup=False)
-    console.print(f"curves: tensorboard --logdir {study.path}", markup=False)
-
-
-def _selection_gap(study: Study, winner: Row) -> str:
-    """The winner's curse in one line: its search score against its score under fresh seeds."""
-    metric = study.config.metric
-    if not winner.val:
-        return ""
-    (score,) = [r.value(metric) for r in study.records() if r.number == winner.number]
-    fresh, _, count = mean_sd(winner.val)
-    assert score is not None
-    return f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"
+    with mirrored(location, out, resume=resume, settle=drop_unknown_trials):
+        if request.download:
+            dataset, root = config.distill.dataset, config.data_root
+            load_dataset(dataset, "train", data_root=root, download=True)
+        study = open_run(out, config, resume=resume)
+        terminal = Terminal(
+            metric=config.metric,
+            mode=config.mode,
+            shown=tuple(config.space or {}),
+            rungs=milestone_epochs(config),
+            quiet=request.quiet,
+        )
+        if not request.quiet:
+            terminal.console.print(study_plan(config, out), markup=False)
+        try:
+            return study, run_study(study, terminal)
+        finally:
+            terminal.close()

@@ -15,6 +15,9 @@ from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.config.settings import Settings, setting
 from ekd_ray.errors import UserError
 
+# The data sets that are known by name (`ekd_ray.data`, which loads torch, has the rest of them).
+DATASETS = ("cifar10", "cifar100", "tiny_imagenet", "imagenet", "digits", "synthetic")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Settings):
@@ -27,10 +30,7 @@ class DistillConfig(Settings):
     retired: ClassVar[dict[str, Any]] = {"changes": (), "parallel": "ddp"}
 
     # Data
-    dataset: str = setting(
-        "cifar100",
-        "data set: cifar10, cifar100, tiny_imagenet, imagenet, digits, synthetic or folder:PATH",
-    )
+    dataset: str = setting("cifar100", f"data set: {', '.join(DATASETS)} or folder:PATH")
     data_fingerprint: str | None = setting(None, "fingerprint of the training images; checked")
     train_subset: int | None = setting(None, "training images to draw (stratified)", low=1)
     validation_fraction: float = setting(
@@ -115,7 +115,10 @@ class DistillConfig(Settings):
         super().__post_init__()
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             got = list(self.lr_milestones)
-            raise UserError(f"lr_milestones must increase, got {got}.", keys=("lr_milestones",))
+            raise UserError(
+                f"lr_milestones must increase, got {got}: sort them and name each once.",
+                keys=("lr_milestones",),
+            )
         if self.lr_min > self.lr:
             raise UserError(
                 f"lr_min must be <= lr ({self.lr}), got {self.lr_min}.", keys=("lr_min",)

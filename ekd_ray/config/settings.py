@@ -10,20 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import yaml
-
-from ekd_ray.config.yaml_files import in_file, load_yaml
-from ekd_ray.errors import Keys, UserError, at, unknown_name
-
-# libyaml's writes the same ten times faster, once for every trial of a search.
-_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+from ekd_ray.config.yaml_files import YamlFile, dump_yaml
+from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 
 # The neutral value of a setting that counts in every fingerprint.
 COUNTS = object()
@@ -54,6 +50,14 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# Of each kind of bound: its sign, what holds within it, and its name in a JSON Schema.
+_BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
+    "above": (">", operator.gt, "exclusiveMinimum"),
+    "low": (">=", operator.ge, "minimum"),
+    "high": ("<=", operator.le, "maximum"),
+}
+
+
 _HINTS: dict[type, dict[str, Any]] = {}
 
 
@@ -62,6 +66,22 @@ def hints_of(cls: type) -> dict[str, Any]:
     if cls not in _HINTS:
         _HINTS[cls] = typing.get_type_hints(cls)
     return _HINTS[cls]
+
+
+def value_type(cls: type, name: str) -> type:
+    """The type of a setting's value, of one item where it is a list, None left out."""
+    hint = _not_none(hints_of(cls)[name])
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
+    return typing.get_origin(hint) or hint
+
+
+def limits_in_words(field: dataclasses.Field[Any]) -> list[str]:
+    """The limits of a setting for help and documents: `["> 0", "<= 1"]`, `["one of a, b"]`."""
+    limits = field.metadata
+    words = [f"{sign} {limits[kind]:g}" for kind, (sign, *_) in _BOUNDS.items()
+             if limits[kind] is not None]  # fmt: skip
+    return words + ([f"one of {', '.join(limits['choices'])}"] if limits["choices"] else [])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,9 +149,9 @@ class Settings:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Read a YAML file (JSON is YAML too); an illegal value is refused with its line."""
-        values = load_yaml(path)
-        with in_file(path):
-            return cls.from_dict(values)
+        file = YamlFile.read(path)
+        with file.locate_errors():
+            return cls.from_dict(file.values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (dict, list, str, int, float, bool, None): JSON- and YAML-ready."""
@@ -139,7 +159,7 @@ class Settings:
 
     def to_yaml(self) -> str:
         """YAML text in order of declaration; `from_yaml` reads it back equal."""
-        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False)
+        return dump_yaml(self.to_dict())
 
     def to_json(self) -> str:
         """JSON text; `from_dict(json.loads(text))` reads it back equal."""
@@ -178,8 +198,9 @@ def json_schema(cls: type[Settings]) -> dict[str, Any]:
         if limits.get("choices"):
             nullable = _is_optional(hints[field.name])
             limited["enum"] = [*limits["choices"], *([None] if nullable else [])]
-        named = {"minimum": "low", "maximum": "high", "exclusiveMinimum": "above"}
-        limited |= {k: limits[name] for k, name in named.items() if limits.get(name) is not None}
+        limited |= {
+            key: limits[kind] for kind, (*_, key) in _BOUNDS.items() if limits[kind] is not None
+        }
         if field.default is not dataclasses.MISSING:
             entry["default"] = _plain(field.default)
         properties[field.name] = entry
@@ -216,6 +237,14 @@ def _is_optional(hint: Any) -> bool:
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 
+def _not_none(hint: Any) -> Any:
+    """`hint` without its `| None`."""
+    if not _is_optional(hint):
+        return hint
+    (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    return inner
+
+
 def _name(keys: Keys) -> str:
     """The keys to a value as they are written for people: `first_points[0].lr`."""
     first, *rest = keys
@@ -224,10 +253,9 @@ def _name(keys: Keys) -> str:
 
 def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
     """`value` as the type that `hint` names, or a `UserError` with the type and the value got."""
-    if _is_optional(hint):
-        if value is None:
-            return None
-        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    if value is None and _is_optional(hint):
+        return None
+    hint = _not_none(hint)
     origin = typing.get_origin(hint) or hint
     if origin in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
         number = _finite(keys, value)
@@ -241,7 +269,7 @@ def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return _json_copy(keys, value)
     if isinstance(origin, type) and issubclass(origin, Settings) and isinstance(value, Mapping):
-        with at(*keys):
+        with error_context(*keys):
             return origin.from_dict(value, where=_name(keys))
     exact = origin in (bool, str) or (isinstance(origin, type) and issubclass(origin, Settings))
     if exact and isinstance(value, origin):
@@ -284,21 +312,18 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     if value is None:
         return
     for item in value if isinstance(value, tuple) else (value,):
-        if limits.get("choices") and item not in limits["choices"]:
+        if limits["choices"] and item not in limits["choices"]:
             legal = ", ".join(limits["choices"])
             raise UserError(f"{name} must be one of {legal}, got {item!r}.", keys=(name,))
-        if limits.get("low") is not None and item < limits["low"]:
-            raise UserError(f"{name} must be >= {limits['low']}, got {item}.", keys=(name,))
-        if limits.get("above") is not None and item <= limits["above"]:
-            raise UserError(f"{name} must be > {limits['above']}, got {item}.", keys=(name,))
-        if limits.get("high") is not None and item > limits["high"]:
-            raise UserError(f"{name} must be <= {limits['high']}, got {item}.", keys=(name,))
+        for kind, (sign, is_within, _) in _BOUNDS.items():
+            bound = limits[kind]
+            if bound is not None and not is_within(item, bound):
+                raise UserError(f"{name} must be {sign} {bound}, got {item}.", keys=(name,))
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:
     if _is_optional(hint):
-        (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-        entry = _schema_of(inner)
+        entry = _schema_of(_not_none(hint))
         return {**entry, "type": [entry["type"], "null"]}
     origin = typing.get_origin(hint) or hint
     if origin is tuple:

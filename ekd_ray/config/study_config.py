@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from ekd_ray.config.distill_config import DistillConfig
 from ekd_ray.config.settings import Settings, setting
 from ekd_ray.config.targets import COSTS, DIRECTIONS, METRICS, Constraint
-from ekd_ray.errors import UserError, at
+from ekd_ray.errors import UserError, error_context
 
 BASELINES = ("none", "kd", "authors")
 # Which of them go together: `ekd_ray.scale.samplers`.
@@ -111,11 +111,11 @@ class StudyConfig(Settings):
         if len({*self.objectives, self.metric}) <= len(self.objectives):
             raise UserError(
                 f"objectives must differ from metric ({self.metric}) and from each other, "
-                f"got {list(self.objectives)}.",
+                f"got {list(self.objectives)}: drop what is named twice.",
                 keys=("objectives",),
             )
         for index, text in enumerate(self.constraints):
-            with at("constraints", index):
+            with error_context("constraints", index):
                 Constraint.parse(text)
 
     @property

@@ -96,7 +96,7 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 
 
-def along(front: Sequence[T], count: int) -> list[T]:
+def evenly_spaced(front: Sequence[T], count: int) -> list[T]:
     """At most `count` of a front's members (sorted by an objective), evenly, both ends included."""
     if count >= len(front):
         return list(front)

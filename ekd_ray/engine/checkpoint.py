@@ -46,7 +46,10 @@ def save_checkpoint(
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(_MAGIC)
         summed = _Summed(file)
-        torch.save(state, cast(IO[bytes], summed))
+        try:
+            torch.save(state, cast(IO[bytes], summed))
+        except RuntimeError as error:  # torch's complaint of its archive hides the system's error
+            raise summed.error or error from None
         file.write(summed.checksum.to_bytes(_CHECKSUM_BYTES, "big"))
 
 
@@ -56,10 +59,15 @@ class _Summed(io.RawIOBase):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
         self._file, self.checksum = file, 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.checksum = zlib.crc32(data, self.checksum)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def load_checkpoint(

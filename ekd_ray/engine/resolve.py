@@ -22,7 +22,7 @@ from ekd_ray.data import (
     num_train,
     steps_per_epoch,
 )
-from ekd_ray.errors import UserError, at, unknown_name
+from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method
 from ekd_ray.models import WeightsMetadata, build_model, model_names, read_metadata
 
@@ -89,15 +89,15 @@ def resolve(
         image_size=config.image_size or info.image_size,
     )
     assert config.augment and config.image_size
-    with at("augment"):
+    with error_context("augment"):
         check_view_scheme(info, config.augment, config.image_size)
     if config.compile:
         check_compiler()
-    with at("student"):
+    with error_context("student"):
         check_model(config.student, info.num_classes, student_size(config), "student_image_size")
     check_dataset(config.dataset, data_root=data_root, download=download)
     if config.ood_dataset is not None:
-        with at("ood_dataset"):
+        with error_context("ood_dataset"):
             _check_ood(config, data_root)
     if method_of(config).needs_teacher:
         config = _resolve_teacher(config, info.num_classes)
@@ -161,7 +161,7 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
             f"method {config.method!r} needs a teacher: give --teacher NAME and --teacher-weights."
         )
     size = config.image_size or dataset_info(config.dataset).image_size
-    with at("teacher"):
+    with error_context("teacher"):
         check_model(config.teacher, num_classes, size, "image_size")
     if config.teacher_weights is None:
         raise UserError(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
 
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, nearest_names
 
 _SUFFIXES = (".pth", ".pt", ".th", ".safetensors")
 _VANILLA = "_vanilla"
@@ -27,11 +26,9 @@ def find_teacher(folder: str | os.PathLike[str], model_name: str) -> Path:
     teachers = list_teachers(folder)
     if model_name in teachers:
         return teachers[model_name]
-    near = difflib.get_close_matches(model_name, teachers, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
-        f"the folder {str(folder)!r} has no weights of {model_name!r}{hint}, it has "
-        f"{', '.join(teachers) or 'none of any model'}: put them at "
+        f"the folder {str(folder)!r} has no weights of {model_name!r}."
+        f"{nearest_names(model_name, teachers)} Put them at "
         f"{_on_disk(model_name)}{_VANILLA}/ckpt_epoch_240.pth below it, or name a weights file."
     )
 

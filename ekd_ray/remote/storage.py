@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from ekd_ray.errors import UserError, no_space
+from ekd_ray.errors import UserError, disk_full_error
 from ekd_ray.files import atomic_path
 from ekd_ray.remote.location import Location
 
@@ -126,7 +126,7 @@ def _failures(location: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise no_space(error) or StorageError(location, redact(error)) from None
+        raise disk_full_error(error) or StorageError(location, redact(error)) from None
 
 
 def redact(error: OSError) -> str:

@@ -10,9 +10,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
-from ekd_ray.config.targets import along, pareto_front, total_violation
-from ekd_ray.config.yaml_files import in_file
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config.targets import evenly_spaced, pareto_front, total_violation
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
@@ -82,7 +81,8 @@ class Study:
         path = Path(path)
         if not (path / STUDY_FILE).is_file():
             raise UserError(f"{given} holds no study (no {STUDY_FILE}): give the folder of a run.")
-        header = load_yaml(path / STUDY_FILE)
+        file = YamlFile.read(path / STUDY_FILE)
+        header = file.values
         if not isinstance(header.get("format_version", 0), int):
             raise UserError(f"{path / STUDY_FILE} is damaged: its format_version is no number.")
         if header.get("format_version", 0) > FORMAT_VERSION:
@@ -90,7 +90,7 @@ class Study:
                 f"{path / STUDY_FILE} has format version {header['format_version']}, this "
                 f"ekd_ray reads <= {FORMAT_VERSION}: upgrade ekd_ray."
             )
-        with in_file(path / STUDY_FILE, "study"):
+        with file.locate_errors("study"):
             config = StudyConfig.from_dict(header.get("study") or {})
         return cls(path=path, config=config, header=header)
 
@@ -160,7 +160,7 @@ class Study:
         count = self.config.confirm_top_k
         if not self.config.objectives:
             return Trials(self.feasible()[:count])
-        return Trials(along(self.pareto(), count))
+        return Trials(evenly_spaced(self.pareto(), count))
 
     def trials(self) -> pa.Table:
         """Every trial that has ended, by number; columns as in `Trials.to_table`."""

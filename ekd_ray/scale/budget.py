@@ -11,7 +11,7 @@ from ekd_ray.errors import UserError
 
 
 class Budget:
-    """What the trials of a search have used, against what they may.
+    """The epochs and hours that the trials of a search have used, and their limits.
 
     Hours count from construction; epochs and GPU-hours are those of all trials of the study,
     also before it was interrupted.
@@ -19,16 +19,16 @@ class Budget:
 
     def __init__(self, config: StudyConfig) -> None:
         self._config = config
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._used: dict[int, tuple[int, float]] = {}
 
     def record(self, number: int, history: Sequence[dict[str, Any]]) -> None:
-        """A trial has these epochs."""
+        """Take these rows for all epochs of a trial."""
         seconds = sum(row.get("seconds", 0.0) for row in history)
         self._used[number] = (len(history), seconds)
 
     def add(self, number: int, row: dict[str, Any]) -> None:
-        """A trial has one epoch more."""
+        """Count one more epoch of a trial."""
         epochs, seconds = self._used.get(number, (0, 0.0))
         self._used[number] = (epochs + 1, seconds + row.get("seconds", 0.0))
 
@@ -39,14 +39,14 @@ class Budget:
         hours = sum(seconds for _, seconds in self._used.values()) / 3600
         limits = (
             (config.budget_epochs, epochs),
-            (config.budget_hours, (time.monotonic() - self._began) / 3600),
+            (config.budget_hours, (time.monotonic() - self._started) / 3600),
             (config.budget_gpu_hours, hours * config.gpus_per_trial * config.workers_per_trial),
         )
         return any(limit is not None and used >= limit for limit, used in limits)
 
 
 def check_budget(config: StudyConfig) -> None:
-    """Raises `UserError` for a limit that this study cannot have."""
+    """Raise `UserError` for a limit that this study cannot have."""
     if config.budget_gpu_hours is not None and not config.gpus_per_trial:
         raise UserError(
             "budget_gpu_hours needs trials with a GPU, got gpus_per_trial 0: give "

@@ -1,4 +1,4 @@
-"""Connecting to Ray, quietly, and knowing how much fits on it."""
+"""The Ray that runs the trials: joining or starting it, and what its nodes have room for."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
+from ekd_ray.scale.ray_private import (
+    dead_vital_processes,
+    kill_own_ray,
+    loopback_only,
+    notices_on_stderr,
+)
 
 # Tune's own tables and per-trial loggers are switched off: a study has its own.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Nor are its snapshots read: they hold every trial, and halt the search while they are written.
+    # Its snapshots are never read: they hold every trial, and writing them halts the search.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     # A trial that fails in its first epoch, or is resumed at its end, reports no metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -31,11 +39,11 @@ _ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
-
 ADDRESS = "RAY_ADDRESS"
 WATCH_SECONDS = 1.0  # between two looks at the processes of a Ray of our own
 EXIT_WITHOUT_RAY = 1
 REACH_SECONDS = 10.0  # until an address counts as unreachable
+ANSWER_SECONDS = 60.0  # for a node to say whether it sees a file
 _DEFAULT_PORT = 6379
 # CPUs and GPUs of one node.
 Node = tuple[float, float]
@@ -55,7 +63,7 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
     Raises:
         UserError: no cluster at the address, or a study that does not fit.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -73,7 +81,7 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        with contextlib.nullcontext() if on_cluster() else _on_this_machine_alone():
+        with contextlib.nullcontext() if on_cluster() else loopback_only():
             ray.init(**options)
     except SystemExit as error:
         if error.code != signal.SIGTERM:
@@ -82,41 +90,24 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if not on_cluster():
             raise
-        raise _no_cluster(str(error) or type(error).__name__) from error
+        raise _unreachable(str(error) or type(error).__name__) from error
     # Ray's own handler prints native traces of a launcher that is asked to end.
     if callable(terminated) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)
-    try:
-        watched = contextlib.nullcontext() if on_cluster() else _watched()
-        with watched, _notices_on_stderr():
-            for config in configs:
-                check_fits(config)
-            yield
-    finally:
-        ray.shutdown()
+    with notices_on_stderr():
+        try:
+            with contextlib.nullcontext() if on_cluster() else _watch_ray():
+                for config in configs:
+                    check_fits(config)
+                yield
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
-def _notices_on_stderr() -> Iterator[None]:
-    """Ray says on stdout which of its processes have died; there, results are to stand alone."""
-    from ray._private import worker
-
-    said = worker.print_to_stdstream
-
-    def say(data: dict[str, Any], *args: Any, **options: Any) -> None:
-        said({**data, "is_err": True}, *args, **options)
-
-    worker.print_to_stdstream = say
-    try:
-        yield
-    finally:
-        worker.print_to_stdstream = said
-
-
-@contextlib.contextmanager
-def _watched() -> Iterator[None]:
-    """Look after a Ray of our own: without its raylet or GCS, Tune would wait for ever, or
-    Ray would end this process after a minute and without a word."""
+def _watch_ray() -> Iterator[None]:
+    """End this process soon after its own Ray: without its raylet or GCS, Tune would wait for
+    ever, or Ray would end this process after a minute and without a word."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -139,33 +130,30 @@ def end_without_ray() -> None:
     go on for a minute, end first. What fails meanwhile says nothing of a trial: it must not be
     recorded.
     """
-    from ray._private.worker import global_worker
-
-    node = global_worker.node
-    if node is None or on_cluster():
+    if on_cluster():
         return
-    dead = {kind for kind, _ in node.dead_processes()} & {"raylet", "gcs_server"}
+    dead = dead_vital_processes()
     if dead:
         # A live table may have hidden it.
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         print(
-            f"{cursor}error: Ray's {' and '.join(sorted(dead))} died, and with it what was "
+            f"{cursor}error: Ray's {' and '.join(dead)} died, and with it what was "
             "running: run the same command with --resume to continue.",
             file=sys.stderr,
             flush=True,
         )
         with contextlib.suppress(Exception):
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            kill_own_ray()
         os._exit(EXIT_WITHOUT_RAY)
 
 
 def check_address() -> None:
-    """Raises `UserError` within `REACH_SECONDS` if RAY_ADDRESS names nothing that listens."""
+    """Raise `UserError` within `REACH_SECONDS` if RAY_ADDRESS names nothing that listens."""
     address = os.environ.get(ADDRESS, "")
     if not on_cluster() or address == "auto":  # Ray knows where it has started one here
         return
     if "://" in address:
-        raise _no_cluster(
+        raise _unreachable(
             "it must be HOST:PORT of the head, or auto on one of the cluster's nodes; from "
             "elsewhere use ray job submit"
         )
@@ -174,10 +162,10 @@ def check_address() -> None:
         target = (host.strip("[]"), int(port or _DEFAULT_PORT))
         socket.create_connection(target, timeout=REACH_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise _no_cluster(str(error)) from None
+        raise _unreachable(str(error)) from None
 
 
-def _no_cluster(reason: str) -> UserError:
+def _unreachable(reason: str) -> UserError:
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     return UserError(
         f"cannot join the Ray cluster at {os.environ.get(ADDRESS)} ({lines[0].rstrip('.')}): check "
@@ -186,57 +174,38 @@ def _no_cluster(reason: str) -> UserError:
     )
 
 
-@contextlib.contextmanager
-def _on_this_machine_alone() -> Iterator[None]:
-    """A Ray that is started inside listens on the loopback address only.
-
-    Its servers listen on the address of their node, and on Linux Ray replaces even a given
-    127.0.0.1 by that of the network. Where it forms no clusters (on macOS by itself) it does not.
-    """
-    from ray._private import ray_constants
-
-    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
-    given = os.environ.get(name)
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        del os.environ[name]
-        if given is not None:
-            os.environ[name] = given
-
-
 def local_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def room_on(node: Node, *, cpus: float, gpus: float) -> int:
+def count_workers(node: Node, *, cpus: float, gpus: float) -> int:
     """How many workers of so many CPUs and GPUs each fit on a node at once."""
-    workers = int(node[0] // cpus)
+    node_cpus, node_gpus = node
+    workers = int(node_cpus // cpus)
     if gpus:
         # A worker's GPUs, or its share of one, are of one node.
-        workers = min(workers, int(node[1] / gpus + 1e-9))
+        workers = min(workers, int(node_gpus / gpus + 1e-9))
     return workers
 
 
-def workers_on(config: StudyConfig, node: Node) -> int:
+def count_trial_workers(config: StudyConfig, node: Node) -> int:
     """How many workers of a study's trials fit on a node at once."""
-    return room_on(node, cpus=config.cpus_per_trial, gpus=config.gpus_per_trial)
+    return count_workers(node, cpus=config.cpus_per_trial, gpus=config.gpus_per_trial)
 
 
-def fits(config: StudyConfig, nodes: Iterable[Node]) -> int:
-    """How many trials run at once on nodes with so many CPUs and GPUs (0: not one).
+def count_trials(config: StudyConfig, nodes: Iterable[Node]) -> int:
+    """How many trials run at once on these nodes (0: not one).
 
     The workers of a trial may be on several nodes; a worker is on one.
     """
-    slots = sum(workers_on(config, node) for node in nodes) // config.workers_per_trial
+    workers = sum(count_trial_workers(config, node) for node in nodes)
+    slots = workers // config.workers_per_trial
     return min(slots, config.max_concurrent or slots)
 
 
-def this_machine() -> list[Node]:
-    """What a Ray of our own would have."""
+def local_nodes() -> list[Node]:
+    """The nodes that a Ray of our own would have: this machine."""
     return [(local_cpus(), torch.cuda.device_count())]
 
 
@@ -263,10 +232,10 @@ def check_fits(config: StudyConfig) -> None:
     elif on_cluster():
         return
     else:
-        nodes = this_machine()
-    if fits(config, nodes) < 1:
+        nodes = local_nodes()
+    if count_trials(config, nodes) < 1:
         biggest = max(nodes, default=(0.0, 0.0))
-        cpus, gpus = (sum(have) for have in zip(*nodes, strict=True))
+        cpus, gpus = (sum(amounts) for amounts in zip(*nodes, strict=True))
         each = f" on {len(nodes)} nodes, {biggest[0]:g} and {biggest[1]:g} on the largest"
         raise UserError(
             f"one trial needs {config.workers_per_trial} worker(s) x {config.cpus_per_trial} "
@@ -276,6 +245,65 @@ def check_fits(config: StudyConfig) -> None:
         )
 
 
-def concurrency(config: StudyConfig) -> int:
-    """Trials at once on the connected cluster as it is now."""
-    return fits(config, live_nodes().values())
+def check_visible(folder: Path) -> None:
+    """Raise `UserError` if a node on which trials may run does not see the study's folder.
+
+    Trials write their files where they run, and the driver reads them. One node, or the
+    driver's alone, needs no asking.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return
+    nodes = {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) > 0
+    }
+    nodes.pop(ray.get_runtime_context().get_node_id(), None)
+    if nodes:
+        check_seen(folder, nodes, _node_sees)
+
+
+def check_seen(folder: Path, nodes: Mapping[str, str], sees: Callable[[str, str], bool]) -> None:
+    """Leave a file in the folder and ask each node whether it is there.
+
+    Args:
+        nodes: id -> address.
+        sees: (node's id, path) -> whether that node sees the file.
+    """
+    probe = folder / f".probe-{uuid.uuid4().hex}.tmp"
+    probe.touch()
+    try:
+        blind = [address for node, address in nodes.items() if not sees(node, str(probe))]
+    finally:
+        probe.unlink(missing_ok=True)
+    if blind:
+        raise UserError(
+            f"{folder} is not visible on {len(blind)} node(s) of the cluster ({', '.join(blind)}), "
+            "where trials would write their files: choose an --out on a file system that all "
+            "nodes share, or for a URI set EKD_STUDIES_DIR to a folder on one."
+        )
+
+
+def _node_sees(node: str, path: str) -> bool:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=1)(file_is_seen).options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+    )
+    try:
+        return bool(ray.get(task.remote(path), timeout=ANSWER_SECONDS))
+    except ray.exceptions.GetTimeoutError:
+        return False
+    except ray.exceptions.RayError:  # a node that dies meanwhile runs no trial
+        return True
+
+
+def file_is_seen(path: str) -> bool:
+    """Whether a file is there, also where a network file system has an old listing."""
+    folder = Path(path).parent
+    if folder.is_dir():
+        list(folder.iterdir())
+    return Path(path).exists()

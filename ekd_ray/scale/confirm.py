@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -40,10 +39,11 @@ from ekd_ray.results.records import (
 )
 from ekd_ray.results.study import Study, write_parquet
 from ekd_ray.scale.fill_tasks import fill_cache
-from ekd_ray.scale.observer import Observer
+from ekd_ray.scale.samplers import NoStopping
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import death_reason
 from ekd_ray.scale.space import point_config
+from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.worker import RUN, TrainOptions, check_room, train_run
 
 
@@ -232,7 +232,7 @@ def _run_all(
             config,
             functools.partial(train_run, options=TrainOptions.of_study(config)),
             searcher=RunList(list(waiting.values())),
-            scheduler=FIFOScheduler(),
+            scheduler=NoStopping(),
             num_samples=len(waiting),
             observer=observer,
         )

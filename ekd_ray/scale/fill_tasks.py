@@ -7,6 +7,7 @@ import json
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import uses_cache
 from ekd_ray.files import write_json
 from ekd_ray.results.records import CACHE_COST
-from ekd_ray.scale.cluster import live_nodes, workers_on
-from ekd_ray.scale.observer import Observer
+from ekd_ray.scale.cluster import count_trial_workers, live_nodes
+from ekd_ray.scale.tracking import Observer
 
 # More parts than slots, so that progress is seen and no slot waits long for the last one.
 PARTS_PER_SLOT = 4
@@ -52,13 +53,13 @@ def fill_cache(
     import ray
 
     task = ray.remote(max_retries=2)(_fill_part)
-    rows, timed, seconds = 0, 0, 0.0
+    cost: Counter[str] = Counter()
     pending: dict[Any, str] = {}
-    for slots in _disks(config):
+    for slots in _slots_by_disk(config):
         parts = PARTS_PER_SLOT * len(slots)
         for index in range(parts):
             node = slots[index % len(slots)]
-            reference = task.options(**_placed(config, node)).remote(
+            reference = task.options(**_task_options(config, node)).remote(
                 base.to_dict(), config.data_root, list(seeds), index, parts, config.cpus_per_trial
             )
             pending[reference] = node
@@ -69,8 +70,7 @@ def fill_cache(
             for reference in ray.wait(list(pending))[0]:
                 node = pending.pop(reference)
                 try:
-                    asked, of_these, took = ray.get(reference)
-                    rows, timed, seconds = rows + asked, timed + of_these, seconds + took
+                    cost.update(ray.get(reference))
                 except ray.exceptions.RayError:
                     if node in live_nodes():
                         raise
@@ -79,10 +79,13 @@ def fill_cache(
         for reference in pending:
             ray.cancel(reference)
     if run:
-        _record(run / CACHE_COST, {"rows": rows, "timed_rows": timed, "seconds": seconds})
+        path = run / CACHE_COST
+        if path.exists():  # what earlier fills of the study took
+            cost.update(json.loads(path.read_text()))
+        write_json(path, {name: cost[name] for name in ("rows", "timed_rows", "seconds")})
 
 
-def _placed(config: StudyConfig, node: str) -> dict[str, Any]:
+def _task_options(config: StudyConfig, node: str) -> dict[str, Any]:
     """Options of a task that runs on a node with what a worker of a trial has."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -93,17 +96,17 @@ def _placed(config: StudyConfig, node: str) -> dict[str, Any]:
     }
 
 
-def _disks(config: StudyConfig) -> list[list[str]]:
-    """For each cache folder of the cluster, the slots of the nodes that share it: node ids,
-    taking turns, each as often as workers fit on the node at once."""
+def _slots_by_disk(config: StudyConfig) -> list[list[str]]:
+    """The slots of each cache folder of the cluster: ids of the nodes that share it, in turns,
+    each as often as workers fit on the node at once."""
     import ray
 
-    slots = {node: workers_on(config, have) for node, have in live_nodes().items()}
+    slots = {node: count_trial_workers(config, have) for node, have in live_nodes().items()}
     slots = {node: count for node, count in slots.items() if count}
     if len(slots) < 2:
         return [[node] * count for node, count in slots.items()]
-    task = ray.remote(max_retries=2)(cache_identity)
-    asked = {node: task.options(**_placed(config, node)).remote() for node in slots}
+    task = ray.remote(max_retries=2)(name_cache_folder)
+    asked = {node: task.options(**_task_options(config, node)).remote() for node in slots}
     found: dict[str, str] = {}
     for node, reference in asked.items():
         try:
@@ -111,11 +114,11 @@ def _disks(config: StudyConfig) -> list[list[str]]:
         except ray.exceptions.RayError:
             if node in live_nodes():
                 raise
-    return taking_turns(slots, found)
+    return take_turns(slots, found)
 
 
-def taking_turns(slots: Mapping[str, int], disks: Mapping[str, str]) -> list[list[str]]:
-    """For each disk its nodes, in turns, each as often as it has slots.
+def take_turns(slots: Mapping[str, int], disks: Mapping[str, str]) -> list[list[str]]:
+    """The nodes of each disk, in turns, each as often as it has slots.
 
     Args:
         slots: how many each node has; disks: which of them each node sees.
@@ -130,15 +133,15 @@ def taking_turns(slots: Mapping[str, int], disks: Mapping[str, str]) -> list[lis
     ]  # fmt: skip
 
 
-def cache_identity() -> str:
-    """A name of this node's cache folder, which other nodes find if they share it."""
+def name_cache_folder() -> str:
+    """The name of this node's cache folder, which nodes that share it find there."""
     path = default_cache_dir() / IDENTITY
     mine = uuid.uuid4().hex
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".{path.name}.{mine}.tmp")
         new.write_text(mine, encoding="utf-8")
-        with contextlib.suppress(FileExistsError):  # linked as a whole, by whoever is first
+        with contextlib.suppress(FileExistsError):  # linked as a whole, by the first
             os.link(new, path)
         new.unlink()
         return path.read_text(encoding="utf-8")
@@ -153,9 +156,11 @@ def _fill_part(
     index: int,
     count: int,
     threads: int,
-) -> tuple[int, int, float]:
-    """(rows computed, those of them that were timed, their seconds): the first batch, before
-    which the network is loaded, is not."""
+) -> dict[str, float]:
+    """Fill one part: rows computed, those of them that were timed, and their seconds.
+
+    The first batch, before which the network is loaded, is not timed.
+    """
     marks: list[tuple[int, float]] = []
     rows = fill_tables(
         DistillConfig.from_dict(settings),
@@ -166,11 +171,6 @@ def _fill_part(
         on_progress=lambda done, _: marks.append((done, time.monotonic())),
     )
     if len(marks) < 2:
-        return rows, 0, 0.0
-    return rows, marks[-1][0] - marks[0][0], marks[-1][1] - marks[0][1]
-
-
-def _record(path: Path, found: dict[str, float]) -> None:
-    """Add to what earlier fills of the study took."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, {name: before.get(name, 0) + value for name, value in found.items()})
+        return {"rows": rows, "timed_rows": 0, "seconds": 0.0}
+    (first, began), (last, ended) = marks[0], marks[-1]
+    return {"rows": rows, "timed_rows": last - first, "seconds": ended - began}

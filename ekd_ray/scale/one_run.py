@@ -14,7 +14,7 @@ from typing import Any
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason
-from ekd_ray.scale.cluster import connected, live_nodes, local_cpus, room_on
+from ekd_ray.scale.cluster import connected, count_workers, live_nodes, local_cpus
 from ekd_ray.scale.trainer import SCRATCH, Workers, fit_group
 from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
@@ -42,7 +42,7 @@ def parse_workers(text: str, *, cpus: int | None, gpus: float | None) -> Workers
 def check_room(workers: Workers) -> None:
     """Raise `UserError` if not even the least number of workers fits: it would wait for ever."""
     nodes = list(live_nodes().values())
-    room = sum(room_on(node, cpus=workers.cpus, gpus=workers.gpus) for node in nodes)
+    room = sum(count_workers(node, cpus=workers.cpus, gpus=workers.gpus) for node in nodes)
     if room < workers.least:
         raise UserError(
             f"{workers.least} worker(s) of {workers.cpus} CPU(s) and {workers.gpus:g} GPU(s) each "
@@ -68,7 +68,7 @@ def run_on_workers(
     Raises:
         UserError: it diverged, proved illegal, or its workers died `RESTARTS` + 1 times.
     """
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train import TrainingFailedError
 
     folder = run.folder
     (folder / FAILURE).unlink(missing_ok=True)

@@ -20,9 +20,8 @@ worse than the median of the others at the same epoch; `none` stops nothing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
@@ -39,8 +38,9 @@ from optuna.samplers import (
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, check_installed
 from ekd_ray.results.records import milestone_epochs
+from ekd_ray.scale.ray_private import set_rungs
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUNG_SCORE
 
@@ -50,12 +50,13 @@ BRACKETS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerKind:
-    """How to make a sampler from a seed, and what it asks of a study.
+    """How to make a sampler from a seed and the number of trials, and what it asks of a study.
 
     `full_length`: it learns only from trials that were not stopped early. `finite`: it
     enumerates, so that every parameter needs finitely many values. `sequence`: it draws a
     sequence whose position it keeps in the study, and must go on under the same seed.
-    `plain`: it knows one objective and no constraints.
+    `plain`: it knows one objective and no constraints. `package`: what it needs besides Optuna,
+    which is an extra of the same name.
     """
 
     make: Callable[[int, int], BaseSampler]
@@ -63,10 +64,11 @@ class SamplerKind:
     finite: bool = False
     sequence: bool = False
     plain: bool = False
+    package: str | None = None
 
 
 class _Grid(BruteForceSampler):
-    """Optuna's, which at its end stops a loop that is not there: trials are told one by one.
+    """Optuna's, but it does not stop `Study.optimize` at its end, because nothing runs that here.
 
     The searcher notices by itself that nothing new comes.
     """
@@ -75,7 +77,7 @@ class _Grid(BruteForceSampler):
         pass
 
 
-def _tpe(seed: int, trials: int) -> BaseSampler:
+def _make_tpe(seed: int, trials: int) -> BaseSampler:
     # Each parameter by itself: on recorded curves (docs/search.md) the multivariate form settled
     # on what had been lucky, and was no better than chance.
     return TPESampler(
@@ -87,7 +89,7 @@ def _tpe(seed: int, trials: int) -> BaseSampler:
     )
 
 
-def _cmaes(seed: int, trials: int) -> BaseSampler:
+def _make_cmaes(seed: int, trials: int) -> BaseSampler:
     return CmaEsSampler(
         seed=seed,
         consider_pruned_trials=True,
@@ -96,20 +98,22 @@ def _cmaes(seed: int, trials: int) -> BaseSampler:
     )
 
 
-def _genetic(kind: type[NSGAIISampler] | type[NSGAIIISampler]) -> Callable[[int, int], BaseSampler]:
+def _make_genetic(
+    kind: type[NSGAIISampler] | type[NSGAIIISampler],
+) -> Callable[[int, int], BaseSampler]:
     # A generation is a quarter of the study: the published 50 would never see a second one.
     return lambda seed, trials: kind(seed=seed, population_size=max(4, trials // 4))
 
 
 SAMPLERS: dict[str, SamplerKind] = {
-    "tpe": SamplerKind(make=_tpe),
+    "tpe": SamplerKind(make=_make_tpe),
     "gp": SamplerKind(
         make=lambda seed, trials: GPSampler(
             seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
         ),
         full_length=True,
     ),
-    "cmaes": SamplerKind(make=_cmaes, plain=True),
+    "cmaes": SamplerKind(make=_make_cmaes, plain=True, package="cmaes"),
     "qmc": SamplerKind(
         make=lambda seed, trials: QMCSampler(
             seed=seed,
@@ -121,8 +125,8 @@ SAMPLERS: dict[str, SamplerKind] = {
     ),
     "random": SamplerKind(make=lambda seed, trials: RandomSampler(seed=seed)),
     "grid": SamplerKind(make=lambda seed, trials: _Grid(seed=seed), finite=True),
-    "nsga2": SamplerKind(make=_genetic(NSGAIISampler), full_length=True),
-    "nsga3": SamplerKind(make=_genetic(NSGAIIISampler), full_length=True),
+    "nsga2": SamplerKind(make=_make_genetic(NSGAIISampler), full_length=True),
+    "nsga3": SamplerKind(make=_make_genetic(NSGAIIISampler), full_length=True),
 }
 
 
@@ -138,19 +142,35 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
         return kind.make(seed % 2**32, config.trials)  # NumPy takes 32 bits
 
 
-class _Ladder(ASHAScheduler):
-    """Ray's, at rungs that need not be a geometric series; bracket k begins at the k-th."""
+class _KeepsProcesses:
+    """Lets a trial whose process is starting have that one, and no other.
 
-    def __init__(self, rungs: Sequence[int], **options: Any) -> None:
-        super().__init__(**options)
-        for index, bracket in enumerate(self._brackets):
-            bracket._rungs = [(epoch, {}) for epoch in reversed(rungs[index:])]
+    A process that has ended its trial goes by Tune's default to the trial that waits longest,
+    and the one that was being started for it is ended. Where trials are shorter than the start
+    of a process, few processes then do all the work and the others never come up: 5 of 32 did
+    in a search of trials of 3 s. Without a choice of the scheduler's, Tune gives the process to
+    the trial that is drawn in its place. (Not for schedulers that pause trials.)
+    """
+
+    def choose_trial_to_run(self, tune_controller: object) -> None:
+        return None
 
 
-def _asha(config: StudyConfig, most_brackets: int) -> TrialScheduler:
+class NoStopping(_KeepsProcesses, FIFOScheduler):
+    """Every trial runs to its end."""
+
+
+class _Halving(_KeepsProcesses, ASHAScheduler):
+    pass
+
+
+class _Median(_KeepsProcesses, MedianStoppingRule):
+    pass
+
+
+def _make_halving(config: StudyConfig, most_brackets: int) -> TrialScheduler:
     rungs = milestone_epochs(config)[:-1]
-    return _Ladder(
-        rungs,
+    scheduler = _Halving(
         time_attr="epoch",
         metric=RUNG_SCORE if config.rung_score == "mean" else config.metric,
         mode=config.mode,
@@ -161,10 +181,12 @@ def _asha(config: StudyConfig, most_brackets: int) -> TrialScheduler:
         brackets=max(1, min(most_brackets, len(rungs))),
         stop_last_trials=False,
     )
+    set_rungs(scheduler, rungs)
+    return scheduler
 
 
-def _median(config: StudyConfig) -> TrialScheduler:
-    return MedianStoppingRule(
+def _make_median(config: StudyConfig) -> TrialScheduler:
+    return _Median(
         time_attr="epoch",
         metric=config.metric,
         mode=config.mode,
@@ -176,10 +198,10 @@ def _median(config: StudyConfig) -> TrialScheduler:
 
 
 SCHEDULERS: dict[str, Callable[[StudyConfig], TrialScheduler]] = {
-    "asha": lambda config: _asha(config, 1),
-    "hyperband": lambda config: _asha(config, BRACKETS),
-    "median": _median,
-    "none": lambda config: FIFOScheduler(),
+    "asha": lambda config: _make_halving(config, 1),
+    "hyperband": lambda config: _make_halving(config, BRACKETS),
+    "median": _make_median,
+    "none": lambda config: NoStopping(),
 }
 
 
@@ -189,8 +211,13 @@ def make_scheduler(config: StudyConfig) -> TrialScheduler:
 
 
 def check_sampler(config: StudyConfig, space: Space) -> None:
-    """Raises `UserError` for a sampler that does not go with the scheduler or the space."""
+    """Raise `UserError` for a sampler that does not go with the scheduler or the space.
+
+    Or that needs a package which is not installed.
+    """
     kind = SAMPLERS[config.sampler]
+    if kind.package:
+        check_installed(kind.package, needed_by=f"sampler {config.sampler}", extra=kind.package)
     if kind.full_length and config.scheduler != "none":
         raise UserError(
             f"sampler {config.sampler} learns only from trials of full length, so "

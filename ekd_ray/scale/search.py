@@ -10,21 +10,20 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.errors import Interrupted, UserError, no_space
+from ekd_ray.errors import Interrupted, UserError, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.results.study import Study
 from ekd_ray.scale.fill_tasks import fill_cache
-from ekd_ray.scale.observer import Observer
-from ekd_ray.scale.samplers import make_scheduler
+from ekd_ray.scale.samplers import NoStopping, make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.slots import Deaths, Slots, wait_for_own_process
-from ekd_ray.scale.tracking import Tracker
-from ekd_ray.scale.trainer import SCRATCH, trainable
+from ekd_ray.scale.tracking import Observer, Tracker
+from ekd_ray.scale.trainer import SCRATCH, make_trainable
+from ekd_ray.scale.trial_slots import ProcessDeaths, TrialSlots
 from ekd_ray.scale.worker import RUN, RUNG_SCORE, Train, TrainOptions, rung_score, train_run
 
 
@@ -85,7 +84,7 @@ class _StandIn:
 def replay(scheduler: TrialScheduler, finished: list[FrozenTrial], base: DistillConfig) -> None:
     """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
     know them; `base` has the schedule that they share."""
-    if type(scheduler) is FIFOScheduler:  # which the others inherit from
+    if isinstance(scheduler, NoStopping):
         return
     # The median rule takes complete curves, and asks a live controller about running trials.
     median = isinstance(scheduler, MedianStoppingRule)
@@ -156,15 +155,14 @@ def run_tuner(
         run: the study's folder.
         train: trains a run, in the trial's own process or in each of its workers.
     """
-    deaths = Deaths()
-    wait_for_own_process(scheduler)
+    deaths = ProcessDeaths()
     scratch = (run / SCRATCH).absolute()
     shutil.rmtree(scratch, ignore_errors=True)
     trackers = [Tracker(run, config)] if config.track else []
     tuner = tune.Tuner(
-        trainable(config, train, scratch),
+        make_trainable(config, train, scratch),
         tune_config=tune.TuneConfig(
-            search_alg=Slots(searcher, config, deaths),
+            search_alg=TrialSlots(searcher, config, deaths),
             scheduler=scheduler,
             num_samples=num_samples,
             reuse_actors=config.workers_per_trial == 1,
@@ -181,7 +179,7 @@ def run_tuner(
     try:
         tuner.fit()
     except Exception as error:
-        full = no_space(error)  # Tune wraps what its searchers raise
+        full = disk_full_error(error)  # Tune wraps what its searchers raise
         if full is None:
             raise
         raise full from None

@@ -25,10 +25,10 @@ from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import FAILURE, RunRecord, read_record, trial_folder, trial_name
 from ekd_ray.scale.budget import Budget
-from ekd_ray.scale.journal import together
-from ekd_ray.scale.slots import DIED
+from ekd_ray.scale.optuna_private import reopen_trial
 from ekd_ray.scale.space import Space, first_points, point_config
-from ekd_ray.scale.storage import open_study
+from ekd_ray.scale.storage import open_study, write_together
+from ekd_ray.scale.trial_slots import DEATH_REASON
 from ekd_ray.scale.worker import RUN, check_room
 
 REPEATS = 64  # points in a row that were tried before: then the space holds no new one
@@ -43,7 +43,7 @@ _STATES = {
 
 def death_reason(folder: Path, result: dict[str, Any] | None) -> str | None:
     """The reason of a failure that only Tune knows, unless the run has left one of its own."""
-    return None if (folder / FAILURE).exists() else (result or {}).get(DIED)
+    return None if (folder / FAILURE).exists() else (result or {}).get(DEATH_REASON)
 
 
 class OptunaSearcher(Searcher):
@@ -70,7 +70,7 @@ class OptunaSearcher(Searcher):
         self._interrupted: deque[int] = deque()
         self._begun_again: set[int] = set()
         for point in first_points(config):  # a kill may have come after some of them
-            self.study.enqueue_trial(self.space.searched(point), skip_if_exists=True)
+            self.study.enqueue_trial(self.space.searched_part(point), skip_if_exists=True)
         self._settle()
 
     def _settle(self) -> None:
@@ -82,7 +82,7 @@ class OptunaSearcher(Searcher):
                 forget_checkpoint(record.folder)
                 self._end(record)
             else:
-                self._interrupted.append(frozen._trial_id)
+                self._interrupted.append(frozen.number)
 
     def _folder(self, number: int) -> Path:
         return trial_folder(self.run, number)
@@ -111,7 +111,7 @@ class OptunaSearcher(Searcher):
         return [trial for trial in self._own_trials() if trial.state.is_finished()]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        with together(self.study):
+        with write_together(self.study):
             drawn = self._draw_point()
         if drawn is None:
             # Not over yet: one that is begun may have to begin again.
@@ -146,7 +146,7 @@ class OptunaSearcher(Searcher):
                 return None
             if self._interrupted:
                 # Its stored values are suggested again, whatever it had of them when it died.
-                trial = Trial(self.study, self._interrupted.popleft())
+                trial = reopen_trial(self.study, self._interrupted.popleft())
             else:
                 trial = self.study.ask()
             point = self.space(trial)
@@ -199,7 +199,7 @@ class OptunaSearcher(Searcher):
             # Tune tries a trial again whose process died at work, but not one whose process died
             # while it was handed over from another trial.
             self._begun_again.add(trial.number)
-            self._interrupted.append(trial._trial_id)
+            self._interrupted.append(trial.number)
             return
         status = "failed"
         if history and not (error or gave_reason):
@@ -215,8 +215,8 @@ class OptunaSearcher(Searcher):
         self._budget.record(record.number, record.history)
         state = _STATES[record.status]
         stored = self.study.get_trials(deepcopy=False)[record.number]
-        trial = Trial(self.study, stored._trial_id)
-        with together(self.study):
+        trial = reopen_trial(self.study, record.number)
+        with write_together(self.study):
             self._report(trial, record.history)
             if record.reason:
                 trial.set_user_attr("reason", record.reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +12,13 @@ import optuna
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.settings import hints_of
-from ekd_ray.errors import Keys, UserError, at, unknown_name
+from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 from ekd_ray.losses.methods import resolve_method, with_method
 
 _KEYS = ("low", "high", "log", "step", "choices", "when")
 
 
-def quiet() -> None:
+def silence_optuna() -> None:
     """Keep Optuna's own progress lines from the terminal."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -49,7 +48,7 @@ class Parameter:
             return trial.suggest_int(self.name, low, high, step=step, log=self.log)
         return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
 
-    def extremes(self) -> list[tuple[Keys, Any]]:
+    def edge_values(self) -> list[tuple[Keys, Any]]:
         """Values that are legal only if all are, each with its keys in the entry."""
         if self.choices is not None:
             return [(("choices", index), value) for index, value in enumerate(self.choices)]
@@ -71,15 +70,6 @@ class Parameter:
         if self.step is None and not self.integer:
             return None
         return int((self.high - self.low) / (self.step or 1) + 1e-9) + 1
-
-    def place(self, value: float) -> float:
-        """Where a number lies between `low` (0) and `high` (1), by its logarithm if `log`."""
-        low, high, at = float(self.low), float(self.high), float(value)
-        if low == high:
-            return 0.5
-        if self.log:
-            low, high, at = math.log(low), math.log(high), math.log(at)
-        return (at - low) / (high - low)
 
     def applies(self, values: Mapping[str, Any]) -> bool:
         """Whether its condition holds for the values chosen so far."""
@@ -112,7 +102,7 @@ class Space:
             )
         self.parameters: dict[str, Parameter] = {}
         for name, entry in spec.items():
-            with at("space", name):
+            with error_context("space", name):
                 self.parameters[name] = _parse(name, entry, self.parameters)
 
     def __call__(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
@@ -122,26 +112,14 @@ class Space:
                 values[name] = parameter.suggest(trial)
         return values
 
-    def unit(self, point: Mapping[str, Any]) -> list[float]:
-        """Coordinates of a point in [0, 1]: numbers along their (logarithmic) range, a choice
-        as one coordinate per value, parameters that the point lacks in the middle."""
-        found: list[float] = []
-        for name, parameter in self.parameters.items():
-            value = point.get(name)
-            if parameter.choices is not None:
-                found += [float(value == choice) for choice in parameter.choices]
-            else:
-                found.append(0.5 if value is None else parameter.place(value))
-        return found
-
     def sample(self, count: int, *, seed: int) -> list[dict[str, Any]]:
-        """So many points drawn at random."""
-        quiet()
+        """Points drawn at random."""
+        silence_optuna()
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed % 2**32))
         return [self(study.ask()) for _ in range(count)]
 
-    def searched(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """The searched part of a first point: what Optuna is told to try.
+    def searched_part(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a first point that Optuna is told to try: those of searched settings.
 
         Raises:
             UserError: a value outside of its range.
@@ -173,7 +151,7 @@ def point_config(base: DistillConfig, point: Mapping[str, Any]) -> DistillConfig
 
 
 def first_points(config: StudyConfig) -> tuple[dict[str, Any], ...]:
-    """What a study tries first: the authors' values, then the recipe's other points."""
+    """The points that a study tries first: the authors' values, then the recipe's others."""
     authors = (config.authors,) if config.authors else ()
     return (*authors, *config.first_points)
 
@@ -183,29 +161,29 @@ def check_space(config: StudyConfig) -> Space:
     space = Space(config.space)
     for name, parameter in space.parameters.items():
         if not parameter.when:
-            for keys, value in parameter.extremes():
-                with at("space", name, *keys):
+            for keys, value in parameter.edge_values():
+                with error_context("space", name, *keys):
                     config.distill.replace(**{name: value})
     for point in space.sample(32, seed=config.seed):
-        with _at_point("space", point=point):
+        with _point_context("space", point=point):
             point_config(config.distill, point)
-    places: list[Keys] = [("authors",)] if config.authors else []
-    places += [("first_points", index) for index in range(len(config.first_points))]
-    for place, point in zip(places, first_points(config), strict=True):
-        with _at_point(*place, point=point):
-            space.searched(point)
+    point_keys: list[Keys] = [("authors",)] if config.authors else []
+    point_keys += [("first_points", index) for index in range(len(config.first_points))]
+    for keys, point in zip(point_keys, first_points(config), strict=True):
+        with _point_context(*keys, point=point):
+            space.searched_part(point)
             point_config(config.distill, point)
     return space
 
 
 @contextlib.contextmanager
-def _at_point(*place: str | int, point: Mapping[str, Any]) -> Iterator[None]:
+def _point_context(*keys: str | int, point: Mapping[str, Any]) -> Iterator[None]:
     """An error inside is about the point if that has the setting, else about the shared ones."""
     try:
         yield
     except UserError as error:
         if error.keys:
-            error.keys = (*(place if error.keys[0] in point else ("distill",)), *error.keys)
+            error.keys = (*(keys if error.keys[0] in point else ("distill",)), *error.keys)
         raise
 
 

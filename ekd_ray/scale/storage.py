@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import uuid
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, check_installed
 from ekd_ray.files import write_text
 from ekd_ray.results.records import JOURNAL
-from ekd_ray.scale.journal import Journal
+from ekd_ray.scale.optuna_private import lock_files, storage_of
 from ekd_ray.scale.samplers import make_sampler
-from ekd_ray.scale.space import quiet
+from ekd_ray.scale.space import silence_optuna
 
-STUDY_NAME = "ekd_ray"
 # In a database several studies live together: each has the name that its folder holds.
 NAME_FILE = "optuna.study"
 _DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
@@ -37,15 +42,18 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
     Raises:
         UserError: a database that cannot be reached.
     """
-    quiet()
-    name, url = STUDY_NAME, config.optuna_storage
+    silence_optuna()
+    url = config.optuna_storage
     try:
         if url is None:
             storage: BaseStorage = Journal(run / JOURNAL)
+            # A journal has one study. Its folder may have been renamed since.
+            known = storage.get_all_studies()
+            name = known[0].study_name if known else run.resolve().name
         else:
             # A database drops connections that were idle through a long epoch.
-            storage = RDBStorage(_expanded(url), engine_kwargs={"pool_pre_ping": True})
-            name = _name(run)
+            storage = RDBStorage(_expand_variables(url), engine_kwargs={"pool_pre_ping": True})
+            name = _database_name(run)
         study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -66,11 +74,118 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
 
 
 def _name_objectives(study: optuna.Study, names: list[str]) -> None:
-    """For who looks at the study with Optuna's own tools: "val_top1", not "Objective 0"."""
+    """Optuna's own tools then show "val_top1", not "Objective 0"."""
     if study.metric_names != names:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(names)
+
+
+class _JournalFile(BaseJournalBackend):
+    """A journal file, for the one process that drives the study.
+
+    Optuna flushes every value of every trial to the disk by itself, which is most of what a
+    trial costs the driver. Between `hold` and `flush` lines are kept back, and seen by
+    nobody but this process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = JournalFileBackend(str(path))
+        self._held: list[dict[str, Any]] | None = None
+        self._read = 0  # of those held, by the storage
+        self._foreign = 0  # lines of others (a dashboard's notes) that came in between
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        if self._held is None:
+            self._file.append_logs(logs)
+        else:
+            self._held += logs
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        if self._held is None:
+            yield from self._file.read_logs(log_number_from + self._foreign)
+            return
+        new = self._held[self._read :]
+        self._read = len(self._held)
+        yield from new
+
+    @property
+    def holding(self) -> bool:
+        return self._held is not None
+
+    def hold(self) -> None:
+        self._held, self._read = [], 0
+        self._size = self._path.stat().st_size
+
+    def flush(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            with open(self._path, "rb") as file:
+                file.seek(self._size)
+                self._foreign += file.read().count(b"\n")
+            self._file.append_logs(held)
+
+
+class Journal(JournalStorage):
+    """Optuna's records in a file, created on first use.
+
+    Only for the process that drives the study, and so is the only one to write: a lock that
+    is there belongs to nobody any more, and what a writer that was killed left is mended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # Optuna waits 30 s for a lock that was left, and for ever where the path is relative:
+        # the link then points nowhere, so that it has no age.
+        for lock in lock_files(path):
+            lock.unlink()
+        # Optuna leaves a last line without an end unread, but appends to it: both would be lost.
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self._lines = _JournalFile(path)
+        super().__init__(self._lines)
+
+    @contextlib.contextmanager
+    def write_together(self) -> Iterator[None]:
+        """Bring all that is written within to the disk at its end, at once.
+
+        Killed before that, none of it was written; killed in between, its first lines were.
+        """
+        if self._lines.holding:
+            yield
+            return
+        self.get_all_studies()  # reads what others have written so far, which comes before it
+        self._lines.hold()
+        try:
+            yield
+        finally:
+            self._lines.flush()
+
+
+def write_together(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
+    """`Journal.write_together` of a study; nothing where its records are in a database."""
+    storage = storage_of(study)
+    return storage.write_together() if isinstance(storage, Journal) else contextlib.nullcontext()
+
+
+def drop_unknown_trials(run: Path) -> list[str]:
+    """Remove trials that the journal does not know; their folders' names, `trials/0007`.
+
+    A study fetched from a URI may have some: a kill came between the upload of a trial and
+    that of the journal. Their numbers will be those of other trials.
+    """
+    known = set()
+    if (run / JOURNAL).exists():
+        storage = Journal(run / JOURNAL)
+        for name in optuna.get_all_study_names(storage):
+            trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
+            known |= {trial.number for trial in trials if trial.state != TrialState.WAITING}
+    dropped = []
+    for folder in sorted((run / "trials").glob("[0-9]*")):
+        if int(folder.name) not in known:
+            shutil.rmtree(folder)
+            dropped.append(f"trials/{folder.name}")
+    return dropped
 
 
 def check_storage(config: StudyConfig) -> None:
@@ -91,8 +206,9 @@ def check_storage(config: StudyConfig) -> None:
             "optuna_storage holds a password in plain text, which the study's files would show: "
             "put it into an environment variable and write ${NAME} in its place."
         )
-    url = _expanded(given)
-    import sqlalchemy
+    url = _expand_variables(given)
+    check_installed("sqlalchemy", needed_by="optuna_storage", extra="database")
+    import sqlalchemy  # only a study in a database needs it
 
     try:
         sqlalchemy.create_engine(url).connect().close()
@@ -100,7 +216,7 @@ def check_storage(config: StudyConfig) -> None:
         raise _unreachable(given, error) from None
 
 
-def _expanded(url: str) -> str:
+def _expand_variables(url: str) -> str:
     """The URL with `${NAME}` replaced by environment variables."""
     missing = [name for name in _VARIABLE.findall(url) if name not in os.environ]
     if missing:
@@ -120,7 +236,7 @@ def _unreachable(url: str, error: Exception) -> UserError:
     )
 
 
-def _name(run: Path) -> str:
+def _database_name(run: Path) -> str:
     """The study's name in the database: the folder's, made unique and kept with it."""
     path = run / NAME_FILE
     if not path.exists():

@@ -1,13 +1,12 @@
-"""Telling MLflow of every run of a study, through the callback that Ray has for it."""
+"""The observers of a study's progress: one in this process, and MLflow."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from ray import tune
@@ -15,14 +14,33 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import COSTS
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError, check_installed, unknown_name
 from ekd_ray.results.records import RunRecord
 from ekd_ray.scale.worker import RUN, RUNG_SCORE
 
 SERVICE = "mlflow"
-_LOGGER = logging.getLogger("ekd_ray")
+_LOG = logging.getLogger("ekd_ray")
 _PREFIXES = ("train_", "val_", "loss_")
 _FIGURES = {"lr", "log_prior", "temperature", "seconds", RUNG_SCORE, *COSTS}
+
+
+class Observer(Protocol):
+    """The terminal, or a test."""
+
+    def filled(self, done: int, total: int) -> None:
+        """So many parts of the teacher's logits, of all that the next stage needs, are there."""
+
+    def stage(self, title: str, total: int, epochs: int) -> None:
+        """A stage of `total` runs of at most `epochs` epochs begins; 0: it is a single step."""
+
+    def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
+        """A run begins."""
+
+    def epoch(self, number: int, row: dict[str, Any]) -> None:
+        """A run has finished an epoch."""
+
+    def ended(self, number: int, *, failed: bool) -> None:
+        """A run has ended: all epochs done, stopped early, or failed."""
 
 
 def check_tracking(config: StudyConfig) -> None:
@@ -41,12 +59,9 @@ def check_tracking(config: StudyConfig) -> None:
             "track holds a password, which the study's files would show: leave it out, and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
         )
-    if importlib.util.find_spec("mlflow") is None:
-        raise UserError(
-            "track needs mlflow, which is not installed: pip install 'ekd_ray[mlflow]'."
-        )
-    _configure()
-    from mlflow import MlflowClient
+    check_installed("mlflow", needed_by="track", extra="mlflow")
+    _quieten_mlflow()
+    from mlflow import MlflowClient  # only a tracked study needs it
 
     try:
         MlflowClient(uri or None).search_experiments(max_results=1)
@@ -57,8 +72,8 @@ def check_tracking(config: StudyConfig) -> None:
         ) from None
 
 
-def _configure() -> None:
-    # It speaks of its own tables, into the live view.
+def _quieten_mlflow() -> None:
+    # It writes of its own tables, into the live view.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # A server that is gone would hold up the search for minutes at each figure.
@@ -72,7 +87,7 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Shown:
-    """A run as MLflow is to see it, in the place of Tune's trial."""
+    """A run as MLflow sees it, in place of Tune's trial."""
 
     name: str
     config: dict[str, Any]
@@ -90,9 +105,9 @@ class Tracker(tune.Callback):
 
     def __init__(self, run: Path, config: StudyConfig) -> None:
         _, _, uri = str(config.track).partition(":")
-        _configure()
+        _quieten_mlflow()
         self._shown: dict[str, _Shown] = {}
-        self._inner: MLflowLoggerCallback | None = MLflowLoggerCallback(
+        self._logger: MLflowLoggerCallback | None = MLflowLoggerCallback(
             tracking_uri=uri or None,
             experiment_name=run.name,
             tags={"study": config.fingerprint()},
@@ -100,18 +115,16 @@ class Tracker(tune.Callback):
         self._tell("setup")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_shown": {}, "_inner": None}  # Tune's snapshots are not resumed from
+        return {"_shown": {}, "_logger": None}  # Tune's snapshots are not resumed from
 
     def _tell(self, event: str, *values: Any, **named: Any) -> None:
-        if self._inner is None:
+        if self._logger is None:
             return
         try:
-            getattr(self._inner, event)(*values, **named)
+            getattr(self._logger, event)(*values, **named)
         except Exception as error:  # of a service: the search must not end with it
-            _LOGGER.warning(
-                "MLflow is given up for this stage of the study: %s", _first_line(error)
-            )
-            self._inner = None
+            _LOG.warning("MLflow is given up for this stage of the study: %s", _first_line(error))
+            self._logger = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         run = RunRecord.from_dict(trial.config[RUN])
@@ -130,15 +143,15 @@ class Tracker(tune.Callback):
             for name, value in result.items()
             if name.startswith(_PREFIXES) or name in _FIGURES
         }
-        figures["training_iteration"] = result["epoch"]  # Tune's own begins anew after a retry
+        figures["training_iteration"] = result["epoch"]  # Tune's own begins again after a retry
         self._tell("log_trial_result", iteration, self._shown[trial.trial_id], figures)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._ended(trial, failed=False)
+        self._end(trial, failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._ended(trial, failed=True)
+        self._end(trial, failed=True)
 
-    def _ended(self, trial: Any, *, failed: bool) -> None:
+    def _end(self, trial: Any, *, failed: bool) -> None:
         if trial.trial_id in self._shown:
             self._tell("log_trial_end", self._shown.pop(trial.trial_id), failed=failed)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.scale.ray_private import HEAD_NODE, address_for_workers
 from ekd_ray.scale.worker import Train, train_as_worker, train_in_process
 
 # Ray Train polls its workers, and so forwards their reports, at most this often.
@@ -23,8 +22,6 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
 # In a study's folder, Tune's and Train's own records: not needed to resume, so each run starts
 # them afresh.
 SCRATCH = ".ray"
-
-_SERVER = "RAY_API_SERVER_ADDRESS"  # where Ray's state is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +71,7 @@ def fit_group(
         scratch: folder for those records, which all nodes see. What is killed, or stopped early,
             may leave some there.
     """
+    import ray
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -93,35 +91,15 @@ def fit_group(
         ),
     )
     try:
-        with _known_ray():
+        with address_for_workers(ray.get_runtime_context().gcs_address):
             trainer.fit()
     finally:
         shutil.rmtree(scratch / name, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _known_ray() -> Iterator[None]:
-    """Tell the processes of a group which Ray is theirs.
-
-    What frees the room of a group that was stopped asks Ray whether the group's controller lives,
-    and looks for Ray among all that run on the machine. With several it would fail, and the room
-    of a trial that was stopped early be lost to all others.
-    """
-    import ray
-    from ray.train.v2._internal import constants
-
-    before = os.environ.get(_SERVER)
-    os.environ[_SERVER] = ray.get_runtime_context().gcs_address
-    constants.ENV_VARS_TO_PROPAGATE.add(_SERVER)
-    try:
-        yield
-    finally:
-        del os.environ[_SERVER]
-        if before is not None:
-            os.environ[_SERVER] = before
-
-
-def nested_trial(config: dict[str, Any], *, workers: Workers, train: Train, scratch: Path) -> None:
+def run_nested_trial(
+    config: dict[str, Any], *, workers: Workers, train: Train, scratch: Path
+) -> None:
     """A Tune trial as a worker group of its own; reports of rank 0 reach Tune."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -131,7 +109,7 @@ def nested_trial(config: dict[str, Any], *, workers: Workers, train: Train, scra
     )  # fmt: skip
 
 
-def trainable(config: StudyConfig, train: Train, scratch: Path) -> Any:
+def make_trainable(config: StudyConfig, train: Train, scratch: Path) -> Any:
     """The Tune trainable of a study with its resources; `scratch` is for groups' own records.
 
     With one worker per trial, `train` runs in the trial's own process, which Tune reuses
@@ -143,7 +121,7 @@ def trainable(config: StudyConfig, train: Train, scratch: Path) -> Any:
         needs = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
         return tune.with_resources(functools.partial(train_in_process, train=train), needs)
     driver = functools.partial(
-        nested_trial,
+        run_nested_trial,
         workers=Workers(
             least=config.workers_per_trial,
             most=config.workers_per_trial,
@@ -154,4 +132,4 @@ def trainable(config: StudyConfig, train: Train, scratch: Path) -> Any:
         scratch=scratch / "groups",
     )
     # A driver that held a CPU could take the one that its own workers wait for.
-    return tune.with_resources(driver, {"CPU": 0, "node:__internal_head__": 0.001})
+    return tune.with_resources(driver, {"CPU": 0, HEAD_NODE: 0.001})

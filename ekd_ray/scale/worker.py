@@ -22,7 +22,7 @@ from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import Session, read_history
 from ekd_ray.engine.schedule import settled_since
-from ekd_ray.errors import NoSpace, UserError, no_space
+from ekd_ray.errors import NoSpace, UserError, disk_full_error
 from ekd_ray.files import write_json
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
@@ -111,7 +111,7 @@ def train_run(
             run.close("failed")
         return result
     except Exception as error:
-        full = no_space(error)
+        full = disk_full_error(error)
         if full is not None and first:
             with contextlib.suppress(OSError):  # what could not be written was removed
                 write_json(folder / FULL, {"reason": str(full)})
@@ -170,7 +170,7 @@ def check_room(folder: Path) -> None:
 def out_of_memory(error: BaseException) -> str | None:
     """The reason of a run whose memory was refused, by a GPU or by this machine; else None.
 
-    A process that the system kills for its memory has no say: see `slots.Deaths`.
+    A process that the system kills for its memory has no say: see `ProcessDeaths`.
     """
     line = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError):

@@ -147,8 +147,8 @@ def compare_studies(this: Study, other: Study) -> pa.Table:
     ours, theirs = this.config.distill.dataset, other.config.distill.dataset
     if ours != theirs:
         raise UserError(
-            f"{this.path} is of {ours} and {other.path} of {theirs}: only studies of the same "
-            "data set can be compared."
+            f"{this.path} is of {ours} and {other.path} of {theirs}: compare studies of the "
+            "same data set."
         )
     rows = [*_results(this, other), *_costs(this, other), *_settings(this, other)]
     names = SCHEMA.names

@@ -24,7 +24,7 @@ from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
-from ekd_ray.errors import UserError, at
+from ekd_ray.errors import UserError, error_context
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.methods import method_of, resolve_method, with_method
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
@@ -32,15 +32,20 @@ from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
 from ekd_ray.results.study import Study
 from ekd_ray.scale.budget import check_budget
-from ekd_ray.scale.cluster import check_address, check_fits, connected, local_cpus, on_cluster
+from ekd_ray.scale.cluster import (
+    check_address,
+    check_fits,
+    check_visible,
+    connected,
+    local_cpus,
+    on_cluster,
+)
 from ekd_ray.scale.confirm import baselines, confirm
-from ekd_ray.scale.observer import Observer
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
-from ekd_ray.scale.shared import check_visible
 from ekd_ray.scale.space import check_space
 from ekd_ray.scale.storage import check_storage
-from ekd_ray.scale.tracking import check_tracking
+from ekd_ray.scale.tracking import Observer, check_tracking
 from ekd_ray.scale.trainer import SCRATCH
 
 TEACHER = Path("teacher") / "teacher.safetensors"
@@ -65,7 +70,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     base = config.distill
     if "val_ood_auroc" in config.watched and base.ood_dataset is None:
         raise UserError("val_ood_auroc needs a second data set: give --ood-dataset NAME.")
-    with at("distill", "dataset"):
+    with error_context("distill", "dataset"):
         check_dataset(base.dataset, data_root=config.data_root, download=download)
     if base.validation_fraction == 0:
         raise UserError(
@@ -75,15 +80,15 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     check_workers(base, config.workers_per_trial)
     if method_of(base).needs_teacher and base.teacher_weights is None:
         if not config.teacher_training or base.teacher is None:
-            with at("distill"):  # says what is missing
+            with error_context("distill"):  # says what is missing
                 resolve(base, data_root=config.data_root, download=download)
-        with at("teacher_training"):
+        with error_context("teacher_training"):
             teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
         resolve(teacher, data_root=config.data_root, download=download)
-        with at("distill"):
+        with error_context("distill"):
             resolve(with_method(base, "none"), data_root=config.data_root, download=download)
         return config.replace(distill=resolve_method(base))
-    with at("distill"):
+    with error_context("distill"):
         base = resolve(base, data_root=config.data_root, download=download)
     for baseline in baselines(config, base).values():
         resolve(baseline, data_root=config.data_root, download=download)
@@ -167,8 +172,8 @@ def run_study(study: Study, observer: Observer) -> Bundle:
         study: opened by `open_run` from a configuration that `check_study` returned.
 
     Raises:
-        UserError: refused before compute, or nothing came of it. Interrupted: stopped by
-            the user; `resume=True` continues.
+        UserError: refused before compute, or nothing came of it. Interrupted: stopped
+            by the user; `resume=True` continues.
     """
     config, out = study.config, study.path
     with _only_driver(out):

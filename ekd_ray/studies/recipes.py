@@ -7,83 +7,158 @@ changes for others, which `--method` chooses: `select_method`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.config import DistillConfig, StudyConfig, load_yaml
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY, load
-from ekd_ray.config.yaml_files import in_file, place_in
-from ekd_ray.errors import Keys, UserError, at, unknown_name
+from ekd_ray.config.yaml_files import Places, find_place
+from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 
-_EXTRA_KEYS = ("extends", "description", "methods")
+SEARCH_SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
+
+_OF_THE_FILE = ("extends", "description")
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")
 
 
-def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
-    """A recipe's values with its bases merged in; keys are those of `StudyConfig`.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A study as a file describes it under a method, and where each of its values was read.
 
-    `extends:` names a file relative to the recipe. Mappings merge key by key, other
-    values replace, and a key set to null under `space:` is removed.
+    Attributes:
+        path: the file.
+        values: keys of `StudyConfig`; flags may be laid over those of the file.
+        method: what `select_method` was given.
+        written: what the file and its bases say together, before a method was selected.
+        places: the `FILE:LINE` of each value in `written`.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+    method: str | None = None
+    written: Mapping[str, Any]
+    places: Places
+
+    @classmethod
+    def load(cls, path: str | Path, method: str | None = None) -> Recipe:
+        """A recipe with its bases merged in, under `method` instead of its own if given.
+
+        `extends:` names a file relative to the recipe. Mappings merge key by key, other values
+        replace, and a key set to null under `space:` is removed.
+
+        Raises:
+            UserError: unreadable or malformed YAML, an unknown key, an unknown method, or a
+                circle of `extends`.
+        """
+        written: dict[str, Any] = {}
+        places: Places = {}
+        for file in reversed(_chain(Path(path))):
+            values = {k: v for k, v in file.values.items() if k not in _OF_THE_FILE}
+            written = merge(written, values)
+            places |= file.places
+        recipe = cls(path=Path(path), values=written, written=written, places=places)
+        with recipe.locate_errors(or_name_file=True):
+            _check(written)
+            for name, changes in (written.get("methods") or {}).items():
+                with error_context("methods", name):
+                    _check(changes, f"methods.{name}")
+        return recipe.under(method)
+
+    @functools.cached_property
+    def config(self) -> StudyConfig:
+        """The study, checked; a value that is refused is located."""
+        with self.locate_errors():
+            return StudyConfig.from_dict(self.values, where=str(self.path))
+
+    @classmethod
+    def of_study(cls, path: str | Path, method: str | None = None) -> Recipe:
+        """The study that the `study.yaml` of a run holds."""
+        file = YamlFile.read(path)
+        written = file.values.get("study") or {}
+        places = {keys[1:]: place for keys, place in file.places.items() if keys[0] == "study"}
+        recipe = cls(path=Path(path), values=written, written=written, places=places)
+        return recipe.under(method)
+
+    def under(self, method: str | None) -> Recipe:
+        """The recipe under a method (see `select_method`)."""
+        values = select_method(self.written, method)
+        if values.get("space"):
+            space = {name: spec for name, spec in values["space"].items() if spec is not None}
+            values["space"] = space
+        return replace(self, values=values, method=method)
+
+    @contextlib.contextmanager
+    def locate_errors(self, *, or_name_file: bool = False) -> Iterator[None]:
+        """A `UserError` raised inside, about one of the values, names its file and line.
+
+        Args:
+            or_name_file: name the recipe where the value is in no file.
+        """
+        try:
+            yield
+        except UserError as error:
+            place = self._find_place(error.keys or ()) or (or_name_file and self.path)
+            if not place:
+                raise
+            raise UserError(f"{place}: {error}") from None
+
+    def _find_place(self, keys: Keys) -> str | None:
+        """The place of the value to which `keys` lead; None for one that is in no file."""
+        there, value = _follow(self.values, keys)
+        # Of a section no more is known than that something in it is missing.
+        if not there or len(there) == 1 < len(keys):
+            return None
+        for way in self._written_keys(there):
+            found, raw = _follow(self.written, way)
+            if found == way:
+                # A flag's value is in no file. Compared as text: NaN is not equal to itself.
+                return find_place(self.places, way) if repr(raw) == repr(value) else None
+        return None
+
+    def _written_keys(self, keys: Keys) -> tuple[Keys, ...]:
+        """Where `select_method` takes the value of `keys` from, the place that wins first."""
+        if self.method is None or self.method == _own_method(self.written):
+            return (keys,)
+        table = ("methods", self.method, *keys)
+        if keys[0] not in ("authors", "first_points"):
+            return table, keys
+        # Where the method itself is searched, each point is one method's authors' values.
+        depth = 1 if keys[0] == "authors" else 2
+        point = _follow(self.values, keys[:depth])[1]
+        name = point.get("method") if isinstance(point, Mapping) else None
+        rest = keys[depth:]
+        return table, ("methods", str(name), "authors", *rest), ("authors", *rest)
+
+
+def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
+    """The values of `Recipe.load`."""
+    return dict(Recipe.load(path, method).values)
+
+
+def _check(values: Any, inside: str = "") -> None:
+    """Raise `UserError` for an unknown key or a section of the wrong kind.
 
     Args:
-        method: the recipe under this method instead of its own (see `select_method`).
-
-    Raises:
-        UserError: unreadable or malformed YAML, an unknown key, an unknown method, or a
-            cycle of `extends`.
+        inside: the entry of `methods:` that the values are, `methods.dkd`.
     """
-    layers: list[dict[str, Any]] = []
-    for file, layer in _chain(Path(path)):
-        with in_file(file):
-            _check_keys(layer)
-        layers.append(layer)
-    values = _merged(layers)
-    try:
-        _check_sections(values)
-        for name, changes in (values.get("methods") or {}).items():
-            with at("methods", name):
-                _check_method(name, changes)
-    except UserError as error:
-        place = Origin(path=Path(path), values=values).place(error.keys)
-        raise UserError(f"{place or path}: {error}") from None
-    values = select_method(values, method)
-    space = values.get("space") or {}
-    if space:
-        values["space"] = {name: spec for name, spec in space.items() if spec is not None}
-    return values
-
-
-def _check_keys(values: Mapping[str, Any]) -> None:
-    legal = (*_EXTRA_KEYS, *StudyConfig.names())
+    if not isinstance(values, Mapping):
+        raise UserError(f"{inside} must be a mapping, got {values!r}.", keys=())
+    legal = StudyConfig.names() if inside else ("methods", *StudyConfig.names())
     for key in values:
         if key not in legal:
-            raise unknown_name("key", key, legal, keys=(key,))
-    base = values.get("extends")
-    if not isinstance(base, str | None):
-        raise UserError(f"extends must be a file name, got {base!r}.", keys=("extends",))
-
-
-def _check_method(name: str, changes: Any) -> None:
-    if not isinstance(changes, Mapping):
-        raise UserError(f"methods.{name} must be a mapping, got {changes!r}.", keys=())
-    for key in changes:
-        if key not in StudyConfig.names():
-            raise unknown_name(f"key in methods.{name}:", key, StudyConfig.names(), keys=(key,))
-    _check_sections(changes, f"methods.{name}.")
-
-
-def _check_sections(values: Mapping[str, Any], inside: str = "") -> None:
+            raise unknown_name(f"key in {inside}:" if inside else "key", key, legal, keys=(key,))
+    dot = f"{inside}." if inside else ""
     for section in _SECTIONS:
         got = values.get(section)
         if not isinstance(got, Mapping | None):
-            raise UserError(f"{inside}{section} must be a mapping, got {got!r}.", keys=(section,))
+            raise UserError(f"{dot}{section} must be a mapping, got {got!r}.", keys=(section,))
     points = values.get("first_points") or []
     if not isinstance(points, list) or not all(isinstance(point, Mapping) for point in points):
         raise UserError(
-            f"{inside}first_points must be a list of mappings, got {points!r}.",
+            f"{dot}first_points must be a list of mappings, got {points!r}.",
             keys=("first_points",),
         )
 
@@ -138,86 +213,23 @@ def _own_method(values: Mapping[str, Any]) -> Any:
     return (values.get("distill") or {}).get("method", DistillConfig().method)
 
 
-def _chain(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A recipe and those that it extends, nearest first: each file and what is in it."""
-    seen: list[Path] = []
-    base: str | None = path.name
-    path = path.parent
-    while base is not None:
-        path = path / base
-        seen.append(path.resolve())
-        if seen[-1] in seen[:-1]:
-            chain = " -> ".join(map(str, seen))
-            raise UserError(f"extends makes a circle: {chain}; remove one of the lines.")
-        values = load_yaml(path)
-        yield path, values
-        path, base = path.parent, values.get("extends")
-
-
-def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The files of a chain, nearest first, as one; what a file says of itself goes."""
-    values: Mapping[str, Any] = reduce(merge, reversed(layers))
-    return {key: value for key, value in values.items() if key not in ("extends", "description")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where the values of a study were read, to tell the line of one that is refused.
-
-    Attributes:
-        values: what was handed on, with flags laid over it.
-        method: the one that `select_method` was given.
-        root: the key of the file under which they stand.
-    """
-
-    path: Path
-    values: Mapping[str, Any]
-    method: str | None = None
-    root: tuple[str, ...] = ()
-
-    @contextlib.contextmanager
-    def lines(self) -> Iterator[None]:
-        """The values are checked inside: an error says in which line of which file it is."""
-        try:
-            yield
-        except UserError as error:
-            place = self.place(error.keys)
-            if place is None:
-                raise
-            raise UserError(f"{place}: {error}") from None
-
-    def place(self, keys: Keys | None) -> str | None:
-        """`FILE:LINE` of the value to which `keys` lead; None for one that no file has.
-
-        Reads the files again: while all is well nobody keeps account of lines.
-        """
-        found, value = _follow(self.values, keys or ())
-        # Of a section no more is known than that something in it is missing.
-        if not found or len(found) == 1 < len(keys or ()):
-            return None
-        files = [(file, _follow(layer, self.root)[1]) for file, layer in _chain(self.path)]
-        for written in self._written(found, _merged([layer for _, layer in files])):
-            for file, layer in files:
-                there, raw = _follow(layer, written)
-                if there == written:
-                    # A flag's value is in no file. As text, for NaN is not equal to itself.
-                    same = repr(raw) == repr(value)
-                    return place_in(file, (*self.root, *written)) if same else None
-        return None
-
-    def _written(self, keys: Keys, recipe: Mapping[str, Any]) -> tuple[Keys, ...]:
-        """The keys in a file from which `select_method` takes `keys`, the ones that win first."""
-        if self.method is None or self.method == _own_method(recipe):
-            return (keys,)
-        table = ("methods", self.method, *keys)
-        if keys[0] not in ("authors", "first_points"):
-            return table, keys
-        # Where the method itself is searched, each point is one method's authors' values.
-        depth = 1 if keys[0] == "authors" else 2
-        point = _follow(self.values, keys[:depth])[1]
-        name = point.get("method") if isinstance(point, Mapping) else None
-        rest = keys[depth:]
-        return table, ("methods", str(name), "authors", *rest), ("authors", *rest)
+def _chain(path: Path) -> list[YamlFile]:
+    """A recipe and those that it extends, nearest first."""
+    files: list[YamlFile] = []
+    while True:
+        resolved = [file.path.resolve() for file in files]
+        if path.resolve() in resolved:
+            circle = " -> ".join(map(str, [*resolved, path.resolve()]))
+            raise UserError(f"extends makes a circle: {circle}; remove one of the lines.")
+        file = YamlFile.read(path)
+        files.append(file)
+        base = file.values.get("extends")
+        if base is None:
+            return files
+        with file.locate_errors():
+            if not isinstance(base, str):
+                raise UserError(f"extends must be a file name, got {base!r}.", keys=("extends",))
+        path = path.parent / base
 
 
 def _follow(values: Any, keys: Keys) -> tuple[Keys, Any]:
@@ -269,7 +281,7 @@ def with_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     stays at least one. Ranges of the space scale likewise.
     """
     distill = dict(values.get("distill") or {})
-    with at("distill"):
+    with error_context("distill"):
         before = DistillConfig(epochs=distill.get("epochs", DistillConfig().epochs)).epochs
     result = {**values, "distill": {**distill, "epochs": epochs}}
     if before == epochs:

@@ -27,7 +27,7 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
             has finished or fits.
     """
     space = check_space(config)
-    known = [space.searched(point) for point in first_points(config)]
+    known = [space.searched_part(point) for point in first_points(config)]
     added: list[dict[str, Any]] = []
     for run in runs:
         study = Study.load(run)

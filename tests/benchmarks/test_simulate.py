@@ -10,7 +10,7 @@ import pytest
 from ray.tune.schedulers import FIFOScheduler
 
 from benchmarks.curves import EPOCHS, _known, points, recorded_study, runs
-from benchmarks.landscape import METRIC, Landscape
+from benchmarks.landscape import METRIC, Landscape, unit_coordinates
 from benchmarks.simulate import _race, best_points, epochs_to_reach, summary
 from benchmarks.transfer import left_out
 from ekd_ray.config import DistillConfig
@@ -205,7 +205,7 @@ def test_the_best_points_of_a_table_are_those_of_its_last_epoch(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
     space = Space(recorded_study().space)
     found = best_points(tmp_path / "table.parquet", space)
-    assert found == [space.searched(given[n]) for n in (1, 3, 4)]
+    assert found == [space.searched_part(given[n]) for n in (1, 3, 4)]
 
 
 def test_a_chart_of_a_race(tmp_path):
@@ -218,3 +218,14 @@ def test_a_chart_of_a_race(tmp_path):
     text = (tmp_path / "chart.svg").read_text()
     assert "a &amp; b" in text and "mean of 3 simulated searches" in text
     assert FIRST < 40
+
+
+def test_coordinates_of_a_point_lie_in_the_unit_cube():
+    space = Space({
+        "lr": {"low": 0.001, "high": 0.1, "log": True}, "momentum": {"low": 0.5, "high": 0.99},
+        "optimizer": {"choices": ["sgd", "adamw"]},
+        "nesterov": {"choices": [True, False], "when": {"optimizer": ["sgd"]}},
+    })  # fmt: skip
+    found = unit_coordinates(space, {"lr": 0.01, "momentum": 0.99, "optimizer": "adamw"})
+    assert found == pytest.approx([0.5, 1.0, 0.0, 1.0, 0.0, 0.0])
+    assert unit_coordinates(space, {"lr": 0.1})[:2] == pytest.approx([1.0, 0.5])

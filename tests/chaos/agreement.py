@@ -14,7 +14,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ekd_ray.results import Bundle, Study
 from ekd_ray.results.bundle import FILES, MANIFEST
-from ekd_ray.scale.storage import STUDY_NAME
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -43,7 +42,7 @@ def journal(run: Path) -> list[FrozenTrial]:
     if not path.exists() or not path.read_bytes().count(b"\n"):
         return []
     storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials()
+    return optuna.load_study(study_name=None, storage=storage).get_trials()
 
 
 def check_ended(run: Path) -> None:

@@ -13,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ekd_ray.engine.runlog import HISTORY, RunLog, read_history
-from ekd_ray.scale.journal import Journal
+from ekd_ray.scale.storage import Journal
 
 
 def study_in(path: Path) -> optuna.Study:

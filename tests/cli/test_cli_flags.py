@@ -1,23 +1,28 @@
 """The launchers' flags, how they become a configuration, and how mistakes end."""
 
+import argparse
 import json
 
 import pytest
 from launchers_run import DIGITS
 
-from ekd_ray.cli import flags, request
+from ekd_ray.cli import distill_command, request, teacher_command, tune_command
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 
 
+def parsed(command, *argv):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args([*map(str, argv)])
+
+
 def study(*argv):
-    return request.study_config(flags.parser("test", search=True).parse_args([*map(str, argv)]))
+    return request.study_request(parsed(tune_command, *argv)).studies[""].config
 
 
 def one_run(*argv):
-    parser = flags.parser("test")
-    parser.add_argument("--config")
-    return request.distill_config(parser.parse_args([*map(str, argv)]))
+    return request.run_request(parsed(distill_command, *argv)).run
 
 
 # From flags to a configuration
@@ -139,11 +144,9 @@ def test_the_data_root_comes_from_the_environment_unless_given(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("evidential", "method"), [(True, "evidential"), (False, "none")])
 def test_a_teacher_is_a_run_without_a_teacher(evidential, method):
-    parser = flags.parser("test", pair=False)
-    parser.add_argument("--model")
-    parser.add_argument("--evidential", action="store_true")
     given = ["--model", "resnet20", "--dataset", "digits", "--epochs", "3"]
-    config = request.teacher_run_config(parser.parse_args(given + ["--evidential"] * evidential))
+    args = parsed(teacher_command, *given, *["--evidential"] * evidential)
+    config = request.teacher_request(args).run
     assert (config.student, config.method, config.epochs) == ("resnet20", method, 3)
     assert config.learn_log_prior == evidential
 
@@ -266,3 +269,19 @@ def test_a_bad_space_is_refused_when_looked_at(text, flags, words, launch, tmp_p
     code, out, err = launch("space", "show", "mine.yaml", *flags)
     assert (code, out) == (2, "")
     assert words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("kind", "name"), [((), "StudyConfig"), (("DistillConfig",), None)])
+def test_the_schema_of_recipes_is_printed(kind, name, launch):
+    code, out, err = launch("space", "schema", *kind)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["title"] == (name or kind[0])
+
+
+def test_a_flag_says_the_bounds_of_its_setting(capsys):
+    with pytest.raises(SystemExit):
+        parsed(tune_command, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--trials N configurations to try (>= 1)" in text
+    assert "--top-k N finalists that are run over several seeds (>= 1)" in text
+    assert "one of val_top1, val_nll" in text

@@ -4,6 +4,7 @@ import pytest
 from launchers_run import DIGITS, command
 
 from ekd_ray.cli.main import run
+from ekd_ray.errors import unknown_name
 
 BAD_SPACES = {
     "key": ("trails: 3", "Did you mean 'trials'"),
@@ -109,6 +110,14 @@ def test_mistakes_in_the_other_launchers(name, argv, words, launch):
     code, out, err = launch(name, "--dry-run", *argv)
     assert_one_sentence(code, out, err)
     assert words in err
+
+
+@pytest.mark.parametrize(("got", "meant"), [("name37", True), ("qqqq", False)])
+def test_an_unknown_name_lists_the_five_nearest_only(got, meant):
+    message = str(unknown_name("thing", got, [f"name{i}x" for i in range(500)]))
+    assert ("Did you mean 'name37x'?" in message) == meant
+    listed = message.partition(" Known: ")[2]
+    assert listed.count("name") == 5 and listed.endswith(" and 495 others.")
 
 
 @pytest.mark.parametrize("content", [b"no weights", b"", b"PK\x03\x04 torn"])

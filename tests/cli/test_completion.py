@@ -17,7 +17,7 @@ from ekd_ray.losses.methods import METHODS
 
 def test_every_flag_is_described() -> None:
     for launcher in LAUNCHERS.glob("*.py"):
-        for action in completion._actions(parser_of(launcher)):
+        for action in completion.actions(parser_of(launcher)):
             named = action.option_strings or action.dest not in ("command", "==SUPPRESS==")
             assert action.help or not named or action.dest == "tables", (launcher, action.dest)
 
@@ -58,6 +58,6 @@ def test_every_launcher_is_marked_for_completion() -> None:
 
 
 def test_completion_knows_all_methods_and_data_sets() -> None:
-    offered = {*completion.METHODS, *completion.VARIANTS}
+    offered = {*completion.method_names()}
     assert offered - {"any"} == {*METHODS} | {n for n in offered if n.endswith("-standardized")}
-    assert {*completion.DATASETS} - {"folder:"} == set(DATASETS)
+    assert {*completion.dataset_names()} - {"folder:"} == set(DATASETS)

@@ -39,13 +39,13 @@ def interrupted() -> int:
     raise KeyboardInterrupt
 
 
-def unfinished() -> int:
-    raise Interrupted
-
-
 def terminated() -> int:
     os.kill(os.getpid(), signal.SIGTERM)
     return 0
+
+
+def unfinished() -> int:
+    raise Interrupted
 
 
 CODES = {0: lambda: 0, 1: lambda: 1, 2: mistaken, 130: interrupted}
@@ -58,7 +58,7 @@ def test_a_launcher_ends_with_the_documented_code(code, capsys) -> None:
     assert err.count("\n") == (code in (2, 130))
 
 
-def test_work_that_was_stopped_ends_as_an_interrupt_does(capsys) -> None:
+def test_what_stopped_before_its_end_is_an_interrupt(capsys) -> None:
     assert ended(unfinished, capsys) == ended(interrupted, capsys)
 
 

@@ -44,23 +44,35 @@ def modules_after(code):
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    return set(json.loads(done.stdout))
+    return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 READ_FLAGS = (
-    "from ekd_ray.cli import flags, request\n"
-    "args = flags.parser('x', search=True).parse_args(\n"
-    "    ['--dataset', 'digits', '--pair', 'resnet20-resnet8'])\n"
+    "import argparse\n"
+    "from ekd_ray.cli import request, tune_command\n"
+    "parser = argparse.ArgumentParser()\n"
+    "tune_command.add_arguments(parser)\n"
+    "args = parser.parse_args(['--dataset', 'digits', '--pair', 'resnet20-resnet8'])\n"
 )
 
 
 @pytest.mark.parametrize(
     ("code", "needed"),
-    [(READ_FLAGS, set()), (READ_FLAGS + "request.study_config(args)", {"torch"})],
+    [(READ_FLAGS, set()), (READ_FLAGS + "request.study_request(args)", {"torch"})],
 )
 def test_the_command_line_loads_nothing_heavy(code, needed):
     """The settings of methods, which a recipe has, stand beside their losses: they need torch."""
     assert {name.split(".")[0] for name in modules_after(code)} & HEAVY == needed
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+def test_help_loads_nothing_heavy(path):
+    loaded = modules_after(
+        f"import runpy, sys; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_path({str(path)!r}, run_name='__main__')\n"
+        f"except SystemExit: print('ended')"
+    )
+    assert not {name.split(".")[0] for name in loaded} & {*HEAVY, "rich"}
 
 
 def test_a_trial_does_not_wait_for_what_only_others_need():

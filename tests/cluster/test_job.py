@@ -14,7 +14,9 @@ from clusters import Cluster, cluster
 
 from ekd_ray.results import Bundle, Study
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+# Faster: what fits on which nodes and who fills which disk (test_placement.py), what a job ships
+# (test_deploy.py), a study of several processes (test_study_run.py).
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 TRIALS = 2
 
 

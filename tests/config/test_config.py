@@ -26,78 +26,12 @@ def item_type(cls, field):
     return typing.get_origin(item) or item
 
 
-def wrap(cls, field, value):
-    return [value] if hint_of(cls, field)[0] is tuple else value
-
-
-def step_beyond(cls, field, bound, sign):
-    if item_type(cls, field) is int:
-        return bound + sign
-    return math.nextafter(float(bound), sign * math.inf)
-
-
-def bounded_cases():
-    """(class, field, bound, illegal value, legal value at the edge) of every limit."""
-    for cls, field in FIELDS:
-        low, high, above = (field.metadata.get(key) for key in ("low", "high", "above"))
-        if low is not None:
-            yield cls, field, low, step_beyond(cls, field, low, -1), low
-        if high is not None:
-            yield cls, field, high, step_beyond(cls, field, high, 1), high
-        if above is not None:
-            yield cls, field, above, above, step_beyond(cls, field, above, 1)
-        if above is not None or low is not None:
-            bound = above if low is None else low
-            yield cls, field, bound, bound - 7, None
-        if high is not None:
-            yield cls, field, high, high + 7, None
-
-
-BOUNDED = list(bounded_cases())
-CHOICES = [(cls, field) for cls, field in FIELDS if field.metadata.get("choices")]
-
-
 def valid_for_schema(cls, values):
     try:
         jsonschema.validate(values, json_schema(cls))
     except jsonschema.ValidationError:
         return False
     return True
-
-
-# Bounds and choices
-
-
-def test_limits_were_found():
-    """The tables below derive from metadata: an empty one would pass silently."""
-    named = {field.name for _, field, *_ in BOUNDED}
-    assert {"temperature", "lr_milestones", "trials", "validation_fraction"} <= named
-    assert {"evidence", "optimizer", "baselines", "metric"} <= {f.name for _, f in CHOICES}
-
-
-@pytest.mark.parametrize(("cls", "field", "bound", "illegal", "edge"), BOUNDED, ids=case_id)
-def test_out_of_bounds_is_refused_by_class_and_schema(cls, field, bound, illegal, edge):
-    with pytest.raises(UserError) as refused:
-        cls(**{field.name: wrap(cls, field, illegal)})
-    message = str(refused.value)
-    assert field.name in message and str(bound) in message and str(illegal) in message
-    assert "\n" not in message
-    assert not valid_for_schema(cls, {field.name: wrap(cls, field, illegal)})
-    if edge is not None:
-        cls(**{field.name: wrap(cls, field, edge)})
-        assert valid_for_schema(cls, {field.name: wrap(cls, field, edge)})
-
-
-@pytest.mark.parametrize(("cls", "field"), CHOICES, ids=case_id)
-def test_choices(cls, field):
-    for choice in field.metadata["choices"]:
-        # A further objective cannot be the metric.
-        other = {"metric": "val_nll"} if (field.name, choice) == ("objectives", "val_top1") else {}
-        cls(**{field.name: wrap(cls, field, choice)}, **other)
-        assert valid_for_schema(cls, {field.name: wrap(cls, field, choice)})
-    with pytest.raises(UserError, match=f"{field.name} must be one of .*'no-such'"):
-        cls(**{field.name: wrap(cls, field, "no-such")})
-    assert not valid_for_schema(cls, {field.name: wrap(cls, field, "no-such")})
 
 
 @pytest.mark.parametrize(

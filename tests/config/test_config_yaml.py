@@ -2,7 +2,7 @@
 
 import pytest
 
-from ekd_ray.config.yaml_files import load_yaml, parse_yaml, place_in
+from ekd_ray.config.yaml_files import YamlFile, dump_yaml, load_yaml, parse_yaml
 from ekd_ray.errors import UserError
 
 
@@ -26,6 +26,11 @@ from ekd_ray.errors import UserError
 def test_yaml_scalars(text, value):
     parsed = parse_yaml(text, where="test")
     assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("text", ["5e-4", "0E0", "1e5", ".5", "null", "true", "3", "a: b", "1:30"])
+def test_a_text_that_looks_like_another_value_stays_a_text(text):
+    assert parse_yaml(dump_yaml({"name": text}), where="test") == {"name": text}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +85,14 @@ space:
 """
 
 
+def place_of_error(folder, keys):
+    """What stands before the sentence of an error about the value to which `keys` lead."""
+    (folder / "lines.yaml").write_text(LINES)
+    with pytest.raises(UserError) as refused, YamlFile.read(folder / "lines.yaml").locate_errors():
+        raise UserError("it is wrong.", keys=keys)
+    return str(refused.value).removesuffix(": it is wrong.")
+
+
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
@@ -96,11 +109,9 @@ space:
     ],
 )
 def test_the_line_of_a_value(keys, line, tmp_path):
-    (tmp_path / "lines.yaml").write_text(LINES)
-    assert place_in(tmp_path / "lines.yaml", keys) == f"{tmp_path}/lines.yaml:{line}"
+    assert place_of_error(tmp_path, keys) == f"{tmp_path}/lines.yaml:{line}"
 
 
 @pytest.mark.parametrize("keys", [None, (), ("trials",)])
 def test_a_value_that_is_not_there_has_no_line(keys, tmp_path):
-    (tmp_path / "lines.yaml").write_text(LINES)
-    assert place_in(tmp_path / "lines.yaml", keys) == f"{tmp_path}/lines.yaml"
+    assert place_of_error(tmp_path, keys) == f"{tmp_path}/lines.yaml"

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.config.targets import DIRECTIONS, Constraint, along, pareto_front, total_violation
+from ekd_ray.config.targets import (
+    DIRECTIONS,
+    Constraint,
+    evenly_spaced,
+    pareto_front,
+    total_violation,
+)
 from ekd_ray.errors import UserError
 
 VALUES = st.integers(0, 5).map(float)
@@ -77,7 +83,7 @@ def test_violations_add_up_in_parts_of_their_bounds():
 
 @given(st.integers(1, 20), st.integers(1, 20))
 def test_finalists_lie_evenly_along_the_front_with_both_its_ends(members, count):
-    chosen = along(range(members), count)
+    chosen = evenly_spaced(range(members), count)
     assert len(chosen) == min(members, count)
     assert chosen == sorted(set(chosen))
     assert chosen[0] == 0

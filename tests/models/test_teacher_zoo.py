@@ -88,7 +88,7 @@ def test_case_tells_models_apart(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("resnet32", ["'resnet32'", "did you mean 'resnet32x4'", "resnet32x4, vgg13"]),
+        ("resnet32", ["'resnet32'", "Did you mean 'resnet32x4'", "resnet32x4, vgg13"]),
         ("timm:x", ["'timm:x'", "timm_x_vanilla/ckpt_epoch_240.pth below it"]),
         ("../vgg13", ["no weights of '../vgg13'"]),
     ],
@@ -105,7 +105,7 @@ def test_a_missing_teacher_names_what_is_there(tmp_path, name, words):
 
 def test_an_empty_or_missing_folder(tmp_path):
     assert list_teachers(tmp_path) == {}
-    with pytest.raises(UserError, match="it has none of any model"):
+    with pytest.raises(UserError, match="None is known"):
         find_teacher(tmp_path, "vgg13")
     for path in (tmp_path / "none", put(tmp_path, "file.txt") / "file.txt"):
         with pytest.raises(UserError, match="cannot be read"):

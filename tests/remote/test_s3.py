@@ -59,13 +59,13 @@ def one_sentence(result, words):
 
 @pytest.fixture
 def no_compute(monkeypatch):
-    from ekd_ray.cli import distill_command
+    from ekd_ray.cli import single_run
     from ekd_ray.studies import pipeline
 
     def too_late(*args, **kwargs):
         raise AssertionError("computing has begun")
 
-    monkeypatch.setattr(distill_command, "distill", too_late)
+    monkeypatch.setattr(single_run, "distill", too_late)
     for name in ("load_dataset", "train_teacher", "connected", "search"):
         monkeypatch.setattr(pipeline, name, too_late)
 

@@ -156,7 +156,7 @@ def test_studies_of_other_data_are_not_compared(maker, tmp_path):
     one = maker.study()
     maker.path = tmp_path / "b"
     other = maker.study(distill=one.config.distill.replace(dataset="digits"))
-    with pytest.raises(UserError, match=r"is of synthetic and .* of digits: only studies of"):
+    with pytest.raises(UserError, match=r"is of synthetic and .* of digits: compare studies of"):
         compare_studies(one, other)
 
 

@@ -5,9 +5,6 @@ import pytest
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.scale.budget import Budget, check_budget
-from ekd_ray.scale.space import Space
-
-SPACE = {"lr": {"low": 0.001, "high": 0.1, "log": True}, "momentum": {"low": 0.5, "high": 0.99}}
 
 
 def budget(**settings):
@@ -42,13 +39,3 @@ def test_gpu_hours_are_those_of_all_workers():
 def test_gpu_hours_need_a_gpu():
     with pytest.raises(UserError, match=r"budget_gpu_hours needs .* got gpus_per_trial 0"):
         check_budget(StudyConfig(budget_gpu_hours=1.0))
-
-
-def test_places_in_a_space():
-    space = Space({
-        **SPACE, "optimizer": {"choices": ["sgd", "adamw"]},
-        "nesterov": {"choices": [True, False], "when": {"optimizer": ["sgd"]}},
-    })  # fmt: skip
-    found = space.unit({"lr": 0.01, "momentum": 0.99, "optimizer": "adamw"})
-    assert found == pytest.approx([0.5, 1.0, 0.0, 1.0, 0.0, 0.0])
-    assert space.unit({"lr": 0.1})[:2] == pytest.approx([1.0, 0.5])

@@ -16,7 +16,6 @@ import pytest
 from search_runs import EPOCHS, run, study_of
 
 from ekd_ray.results.records import JOURNAL
-from ekd_ray.scale.storage import STUDY_NAME
 
 pytest.importorskip("optuna_dashboard")
 TRIALS = 6
@@ -61,9 +60,11 @@ def dashboard(searched: Path) -> Iterator[str]:
         server.communicate(timeout=30)
 
 
-def test_it_shows_every_trial_with_its_state_values_and_epochs(dashboard: str) -> None:
+def test_it_shows_every_trial_with_its_state_values_and_epochs(
+    dashboard: str, searched: Path
+) -> None:
     (summary,) = get(f"{dashboard}/api/studies")["study_summaries"]
-    assert (summary["study_name"], summary["directions"]) == (STUDY_NAME, ["maximize"])
+    assert (summary["study_name"], summary["directions"]) == (searched.name, ["maximize"])
     detail = get(f"{dashboard}/api/studies/{summary['study_id']}?after=0")
     assert detail["objective_names"] == ["val_top1"]
     trials = {trial["number"]: trial for trial in detail["trials"]}

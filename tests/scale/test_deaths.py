@@ -1,5 +1,5 @@
-"""Trials whose processes die, or are refused memory, in searches on a real Ray: what becomes of
-them, and of the others."""
+"""Trials that diverge, whose processes die, or are refused memory, in searches on a real Ray:
+what becomes of them, and of the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import ray
 import torch
 from optuna.trial import TrialState
-from ray.tune.schedulers import FIFOScheduler
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
@@ -32,13 +31,15 @@ from ekd_ray.results.records import (
 from ekd_ray.scale import worker
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.confirm import RunList
+from ekd_ray.scale.samplers import NoStopping
 from ekd_ray.scale.search import ObserverCallback, run_tuner
 from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.trial_slots import DEATH_REASON
 from ekd_ray.scale.worker import RUN, Report, Train, TrainOptions, out_of_memory, train_run
 from ekd_ray.studies.pipeline import open_run
 
-RATES = (0.05, 0.04, 0.03, 0.02)
-DIES_ALWAYS, DIES_ONCE, ASKS_TOO_MUCH, LIVES = range(len(RATES))
+RATES = (0.05, 0.04, 0.03, 1e30, 0.02)
+DIES_ALWAYS, DIES_ONCE, ASKS_TOO_MUCH, DIVERGES, LIVES = range(len(RATES))
 EPOCHS = 2
 OPTIONS = TrainOptions(data_root=None, threads=1)
 
@@ -86,7 +87,7 @@ def searched(run: Path, config: StudyConfig, train: Train) -> OptunaSearcher:
         with connected(config):
             searcher = OptunaSearcher(run, config, resolve(config.distill))
             run_tuner(
-                run, config, train, searcher=searcher, scheduler=FIFOScheduler(),
+                run, config, train, searcher=searcher, scheduler=NoStopping(),
                 num_samples=-1, observer=Nobody(),
             )  # fmt: skip
         return searcher
@@ -107,6 +108,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OptunaSearche
         (DIES_ALWAYS, "failed", "the trial's process died (killed, or out of memory)", 2),
         (DIES_ONCE, "complete", None, 1),
         (ASKS_TOO_MUCH, "failed", "out of memory: you tried to allocate 4503599627370496 bytes", 0),
+        (DIVERGES, "failed", "train_loss became", 0),
         (LIVES, "complete", None, 0),
     ],
 )
@@ -122,7 +124,7 @@ def test_a_trial_has_one_process_to_spare_and_its_reason(
     assert (len(mark.read_text()) if mark.exists() else 0) == deaths
     # One that died in epoch 2 had a checkpoint of epoch 1, whose row is there once.
     epochs = [row["epoch"] for row in record.history]
-    assert epochs == ([1, 2] if number in (DIES_ONCE, LIVES, DIES_ALWAYS) else [1])
+    assert epochs == {ASKS_TOO_MUCH: [1], DIVERGES: []}.get(number, [1, 2])
     trial = searcher.study.get_trials()[number]
     assert trial.state == (TrialState.FAIL if status == "failed" else TrialState.COMPLETE)
     assert trial.user_attrs.get("reason") == record.reason
@@ -142,6 +144,7 @@ def written(job: RunRecord, report: Report) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # the words are those of test_private_api.py, the reason of test_placement.py
 def test_a_trial_that_ray_ends_for_memory_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +162,7 @@ def test_a_trial_that_ray_ends_for_memory_says_so(
 def test_a_run_of_the_confirm_stage_has_the_reason_too(tmp_path: Path) -> None:
     jobs = RunList([single_run(DistillConfig(), tmp_path)])
     jobs.suggest("a")
-    jobs.on_trial_complete("a", {"died": "ended for memory"}, error=True)
+    jobs.on_trial_complete("a", {DEATH_REASON: "ended for memory"}, error=True)
     assert json.loads((tmp_path / worker.FAILURE).read_text()) == {"reason": "ended for memory"}
 
 

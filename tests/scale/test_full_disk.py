@@ -16,7 +16,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import read_history
-from ekd_ray.errors import NoSpace, no_space
+from ekd_ray.errors import NoSpace, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, single_run
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import FULL, RUN, TrainOptions, check_room, train_run
@@ -61,7 +61,7 @@ def test_a_trial_that_meets_a_full_disk_has_not_failed(small_disk):
     fill(small_disk, 200_000)  # the history fits, the checkpoint (0.6 MB) does not
     with pytest.raises(Exception, match=r"os error 28|No space left") as met:
         train_in(folder, lambda row: None)
-    assert no_space(met.value) is not None
+    assert disk_full_error(met.value) is not None
     assert not (folder / FAILURE).exists()
     assert list(folder.glob(".*.tmp")) == [], "half a checkpoint is left"
     with pytest.raises(NoSpace, match=r"no space is left .* free some, then run the same command"):
@@ -132,10 +132,10 @@ def test_full_disks_are_known_through_any_wrapping(error):
 
     with pytest.raises(RuntimeError, match="Tune failed") as outer:
         wraps()
-    assert no_space(outer.value) is not None
-    assert "\n" not in str(no_space(outer.value))
+    assert disk_full_error(outer.value) is not None
+    assert "\n" not in str(disk_full_error(outer.value))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), ValueError("28"), KeyError("errno")])
 def test_other_errors_are_not_taken_for_it(error):
-    assert no_space(error) is None
+    assert disk_full_error(error) is None

@@ -29,7 +29,7 @@ sys.stdin.read()
 
 
 class StopsAtOnce(FIFOScheduler):
-    """Whoever reports is stopped."""
+    """A trial that reports is stopped."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         return TrialScheduler.STOP

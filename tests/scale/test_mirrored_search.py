@@ -21,9 +21,8 @@ from ekd_ray.remote.lease import LEASE, Lease
 from ekd_ray.remote.mirror import Mirror
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.records import RESULT, RunRecord, read_record
-from ekd_ray.scale.journal import drop_unknown
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.storage import STUDY_NAME
+from ekd_ray.scale.storage import drop_unknown_trials
 from ekd_ray.scale.worker import RUN
 
 TRIALS = 4
@@ -108,7 +107,7 @@ def test_a_driver_lost_after_any_upload_loses_no_more_than_the_last_pass(
         store = FakeStore(moment)
         store.now += int(leases.STALE_SECONDS)
         monkeypatch.setattr(session, "open_store", lambda location, store=store: store)
-        with mirrored(LOCATION, folder, resume=True, settle=drop_unknown):
+        with mirrored(LOCATION, folder, resume=True, settle=drop_unknown_trials):
             before = records_of({p.relative_to(folder).as_posix(): p.read_bytes()
                                  for p in folder.rglob(RESULT)})  # fmt: skip
             dropped += len(trials_of(moment)) - len(list(folder.glob("trials/*")))
@@ -121,7 +120,7 @@ def test_a_driver_lost_after_any_upload_loses_no_more_than_the_last_pass(
         assert {name: after[name] for name in before} == before
         (tmp_path / "journal").write_bytes(store.content["optuna.journal"])
         storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
-        trials = optuna.load_study(study_name=STUDY_NAME, storage=storage).get_trials()
+        trials = optuna.load_study(study_name=None, storage=storage).get_trials()
         assert len(trials) == len(after) == TRIALS
         for trial in trials:
             record = read_record(folder / "trials" / f"{trial.number:04d}")

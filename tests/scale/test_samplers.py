@@ -1,15 +1,16 @@
-"""What every sampler must do behind the searcher, and which schedulers go with it."""
+"""Every sampler behind the searcher, the schedulers, and which of them go together."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 from typing import Any
 
 import numpy as np
 import pytest
 from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+from ray.tune.schedulers import MedianStoppingRule
 from search_runs import COMBINATIONS, EPOCHS, FINITE, FLOATS, MIXED, points, run, score, study_of
 
 from ekd_ray.config.study_config import SAMPLERS as NAMES
@@ -173,6 +174,13 @@ def test_cmaes_knows_one_objective_and_no_constraints(changes):
         check_study(study_of("cmaes", scheduler="none", **changes))
 
 
+def test_without_cmaes_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"sampler cmaes needs cmaes, .* 'ekd_ray\[cmaes\]'\.$"):
+        check_study(study_of("cmaes"))
+    check_study(study_of("tpe"))
+
+
 def test_no_metric_alone_may_stop_a_trial_of_several_objectives():
     with pytest.raises(UserError, match=r"scheduler asha would stop .* by val_top1 alone"):
         check_study(study_of("tpe", objectives=["val_ece"]))
@@ -278,16 +286,41 @@ def test_a_resumed_median_rule_knows_the_curves_before():
     assert stopped(scheduler, later) == {"bad": 1}
 
 
-@pytest.mark.parametrize(
-    ("epochs", "schedule", "brackets"),
-    [(2, "step", 1), (9, "step", 2), (240, "step", 2), (2, "cosine", 1), (27, "cosine", 3)],
-)
-def test_hyperband_has_brackets_that_fit_the_budget(epochs, schedule, brackets):
-    config = study_of("tpe", scheduler="hyperband", grace_epochs=1)
-    config = config.replace(distill=config.distill.replace(epochs=epochs, schedule=schedule))
-    scheduler = make_scheduler(config)
-    assert isinstance(scheduler, ASHAScheduler)
-    assert len(scheduler._brackets) == brackets
+def of_schedule(scheduler, epochs, schedule):
+    config = study_of("tpe", scheduler=scheduler, grace_epochs=1, reduction_factor=3)
+    return config.replace(distill=config.distill.replace(epochs=epochs, schedule=schedule))
+
+
+# (epochs, schedule, the rungs below full length): a stepped rate falls after 5 / 8 of the epochs.
+LADDERS = [
+    (9, "step", [1, 7]),
+    (240, "step", [1, 151]),
+    (9, "cosine", [1, 3]),
+    (27, "cosine", [1, 3, 9]),
+]
+
+
+@pytest.mark.parametrize(("epochs", "schedule", "rungs"), LADDERS)
+def test_trials_are_still_compared_at_the_last_rung_below_full_length(epochs, schedule, rungs):
+    """docs/search.md: all but the best are stopped *at each rung*; nowhere else is anything."""
+    last, good = rungs[-1], [0.5] * epochs
+    worse_late = [0.6] * (last - 1) + [0.0] * (epochs - last + 1)
+    config = of_schedule("asha", epochs, schedule).replace(rung_score="last")
+    found = stopped(make_scheduler(config), {"good": good, "late": worse_late})
+    assert found == {"late": last}
+    after = [0.6] * last + [0.0] * (epochs - last)
+    assert not stopped(make_scheduler(config), {"good": good, "after": after})
+
+
+@pytest.mark.parametrize(("epochs", "schedule", "rungs"), LADDERS)
+def test_brackets_of_hyperband_begin_at_later_and_later_rungs(epochs, schedule, rungs):
+    """A trial that is bad from the beginning is stopped at the first rung of its bracket."""
+    np.random.seed(0)  # Ray draws the brackets
+    scheduler = make_scheduler(of_schedule("hyperband", epochs, schedule))
+    good = {f"good{i}": [0.9] * epochs for i in range(20)}
+    bad = {f"bad{i}": [0.1] * epochs for i in range(20)}
+    assert not stopped(scheduler, good)
+    assert sorted(set(stopped(scheduler, bad).values())) == rungs
 
 
 def test_asha_compares_at_its_rungs_and_nowhere_else():

@@ -41,7 +41,7 @@ def make(run: Path, config: StudyConfig) -> OptunaSearcher:
 
 
 def train(searcher: OptunaSearcher, trial_id: str, job: RunRecord, values: list[float]) -> None:
-    """What a worker and Tune do for `len(values)` epochs: Tune passes on all but the last."""
+    """Do what a worker and Tune do for `len(values)` epochs: Tune passes on all but the last."""
     folder = job.folder
     with open(folder / HISTORY, "a") as file:
         for epoch, value in enumerate(values, start=1):
@@ -226,7 +226,7 @@ def test_an_illegal_point_is_a_failed_trial_and_the_next_one_is_asked(
 
 
 def decisions(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, list[str]]:
-    """What the scheduler answers to each trial's epochs, one trial after the other."""
+    """The scheduler's answers to each trial's epochs, one trial after the other."""
     answers: dict[str, list[str]] = {}
     for name, values in curves.items():
         trial = SimpleNamespace(trial_id=name)

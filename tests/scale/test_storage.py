@@ -1,14 +1,20 @@
-"""A study's Optuna records in a database."""
+"""A study's Optuna records: named after it, in a database, in a journal that is flushed rarely."""
+
+import importlib.util
+import os
+from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages import RDBStorage
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from search_runs import run, study_of
 
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.storage import NAME_FILE, check_storage
+from ekd_ray.scale.storage import NAME_FILE, Journal, check_storage, open_study, write_together
 from ekd_ray.studies.pipeline import check_study
 
 
@@ -73,3 +79,122 @@ def test_an_error_of_the_driver_does_not_show_the_secret(monkeypatch):
     with pytest.raises(UserError) as refused:
         check_storage(config)
     assert "no/such/folder" not in str(refused.value)
+
+
+def test_without_sqlalchemy_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs sqlalchemy, .*: pip install 'ekd_ray\[database\]'"):
+        check_storage(study_of("random", optuna_storage="sqlite:///x.db"))
+    check_storage(study_of("random"))
+
+
+# Names
+
+
+def names_in(folder: Path) -> list[str]:
+    backend = JournalFileBackend(str(folder / "optuna.journal"))
+    return optuna.get_all_study_names(JournalStorage(backend))
+
+
+def test_a_dashboard_tells_studies_apart_by_their_folders(tmp_path):
+    config = study_of("random", trials=1)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        open_study(tmp_path / name, config)
+        assert names_in(tmp_path / name) == [name]
+
+
+def test_a_journal_is_resumed_whatever_its_study_is_called(tmp_path):
+    """All were called `ekd_ray` once, and a folder may be renamed."""
+    old, config = tmp_path / "old", study_of("random", trials=4)
+    old.mkdir()
+    optuna.create_study(
+        storage=Journal(old / "optuna.journal"), study_name="ekd_ray", direction="maximize"
+    )
+    run(old, config, 2)
+    run(old.rename(tmp_path / "new"), config, 1)
+    assert names_in(tmp_path / "new") == ["ekd_ray"]
+    assert len(open_study(tmp_path / "new", config).trials) == 3
+
+
+# Journals
+
+
+def study_in(path: Path) -> optuna.Study:
+    return optuna.create_study(storage=Journal(path), study_name="s", load_if_exists=True)
+
+
+def reread(path: Path) -> optuna.Study:
+    """As another program sees it."""
+    return optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(path))))
+
+
+def draw(study: optuna.Study) -> optuna.Trial:
+    trial = study.ask()
+    for name in "abc":
+        trial.suggest_float(name, 0, 1)
+    return trial
+
+
+def test_a_trial_is_flushed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_in(tmp_path / "journal")
+    flushed: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (flushed.append(file), fsync(file))[1])
+    with write_together(study):
+        trial = draw(study)
+        assert study.trials[0].params == trial.params, "it is seen here before it is on the disk"
+        assert not reread(tmp_path / "journal").trials
+    assert len(flushed) == 1
+    assert reread(tmp_path / "journal").trials[0].params == trial.params
+    with write_together(study), write_together(study):
+        for epoch in range(1, 10):
+            trial.report(0.5, epoch)
+        study.tell(trial, 0.5)
+        assert len(flushed) == 1
+    assert len(flushed) == 2
+    (told,) = reread(tmp_path / "journal").trials
+    assert told.state == TrialState.COMPLETE and len(told.intermediate_values) == 9
+
+
+def test_what_was_drawn_before_an_error_is_kept(tmp_path: Path) -> None:
+    study = study_in(tmp_path / "journal")
+
+    def broken() -> None:
+        with write_together(study):
+            draw(study)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    (kept,) = reread(tmp_path / "journal").trials
+    assert kept.state == TrialState.RUNNING and len(kept.params) == 3
+
+
+def test_a_dashboard_may_write_in_between(tmp_path: Path) -> None:
+    study = study_in(tmp_path / "journal")
+    dashboard = reread(tmp_path / "journal")
+    dashboard.set_user_attr("note", "before")
+    with write_together(study):
+        first = draw(study)
+        dashboard.set_user_attr("note", "while")
+        first.report(0.25, 1)
+        study.ask()  # what would be there twice if it were read twice
+    dashboard.set_user_attr("note", "after")
+    second = draw(study)
+    with write_together(study):
+        study.tell(first, 0.5)
+        study.tell(second, 0.75)
+    draw(study)
+    for seen in (study, reread(tmp_path / "journal"), study_in(tmp_path / "journal")):
+        trials = seen.trials
+        assert [trial.value for trial in trials] == [0.5, None, 0.75, None]
+        assert trials[0].intermediate_values == {1: 0.25}
+        assert [len(trial.params) for trial in trials] == [3, 0, 3, 3]
+
+
+def test_other_storages_write_as_they_do() -> None:
+    study = optuna.create_study()
+    with write_together(study):
+        draw(study)
+    assert len(study.trials) == 1

@@ -35,7 +35,7 @@ def play(tracker: Tracker) -> None:
     for number in (0, 1):
         tracker.on_trial_start(0, [], trial(number))
     for epoch in (1, 2):
-        if epoch == 2:  # its process died, and began anew
+        if epoch == 2:  # its process died, and began again
             tracker.on_trial_start(0, [], trial(0))
         result = {"epoch": epoch, "training_iteration": 1, "val_top1": 0.1 * epoch,
                   "train_loss": 2.0, "pid": 7, "node_ip": "10.0.0.1", "done": False}  # fmt: skip
@@ -53,7 +53,7 @@ def test_a_store_holds_every_run_with_its_settings_and_figures(tmp_path: Path) -
     check_tracking(config)
     tracker = Tracker(tmp_path / "digits", config)
     play(tracker)
-    assert tracker._inner is not None, "MLflow was given up"
+    assert tracker._logger is not None, "MLflow was given up"
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("digits")
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
@@ -95,7 +95,7 @@ def test_it_stays_out_of_tunes_snapshots(tmp_path, monkeypatch) -> None:
     tracker = Tracker(tmp_path / "run", study("http://127.0.0.1:1"))
     copy = pickle.loads(pickle.dumps(tracker))
     play(copy)
-    assert copy._inner is None
+    assert copy._logger is None
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Several studies by one command: which, from what, and the table in the end."""
 
+import argparse
 import json
 
 import pyarrow as pa
 import pytest
 import yaml
 
-from ekd_ray.cli import flags, request
+from ekd_ray.cli import request, tune_command
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import with_method
@@ -17,8 +18,11 @@ BASE = DistillConfig(dataset="synthetic", student="resnet8", method="none")
 
 
 def studies(*argv, home=None):
-    parser = flags.parser("test", search=True, home=home)
-    return request.study_configs(parser.parse_args([*map(str, argv)]))
+    parser = argparse.ArgumentParser()
+    tune_command.add_arguments(parser)
+    parser.set_defaults(home=home)
+    asked = request.study_request(parser.parse_args([*map(str, argv)]))
+    return {name: study.config for name, study in asked.studies.items()}
 
 
 def test_one_study_has_no_folder_of_its_own():

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from ekd_ray.cli.request import SEARCH_SPACES
 from ekd_ray.config import StudyConfig
 from ekd_ray.data import dataset_info
 from ekd_ray.engine import resolve as resolve_module
@@ -13,7 +12,7 @@ from ekd_ray.losses.methods import METHODS, method_of
 from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.scale.space import check_space, first_points, point_config
-from ekd_ray.studies.recipes import load_recipe
+from ekd_ray.studies.recipes import SEARCH_SPACES, load_recipe
 
 torch.set_num_threads(1)
 

@@ -4,13 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from ekd_ray.cli.request import SEARCH_SPACES
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.models import ALIASES, model_names
 from ekd_ray.scale.space import check_space, first_points, point_config
-from ekd_ray.studies.recipes import find_recipe, load_recipe, merge, with_epochs
+from ekd_ray.studies.recipes import (
+    SEARCH_SPACES,
+    find_recipe,
+    load_recipe,
+    merge,
+    with_epochs,
+)
 
 RECIPES = sorted(SEARCH_SPACES.rglob("*.yaml"))
 PAIRS = [p for p in RECIPES if p.parent != SEARCH_SPACES and not p.stem.startswith("_")]

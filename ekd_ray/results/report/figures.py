@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from ekd_ray.config.targets import DIRECTIONS, along, pareto_front, total_violation
+from ekd_ray.config.targets import DIRECTIONS, evenly_spaced, pareto_front, total_violation
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.results.importance import judged_epoch, score_at
@@ -288,7 +288,7 @@ def draw_correlation_maps(content: Content) -> Iterator[Chart]:
     if not gaps:
         return
     names = next(iter(content.predictions.values()))[0].class_names
-    shown = along(range(len(names)), MOST_CLASSES)
+    shown = evenly_spaced(range(len(names)), MOST_CLASSES)
     top = max(float(np.quantile(gap, 0.99)) for _, gap in gaps.values()) or 1.0
     ticks = [names[i] for i in shown]
     quiet = {"showgrid": False, "zeroline": False, "showticklabels": len(shown) <= NAMED_CLASSES,
@@ -317,8 +317,8 @@ def draw_embeddings(content: Content) -> Iterator[Chart]:
     if not found:
         return
     first = found[0]
-    index = torch.tensor(along(range(len(first.kept)), MOST_EMBEDDED))
-    classes = along(range(len(first.class_names)), NAMED_CLASSES)
+    index = torch.tensor(evenly_spaced(range(len(first.kept)), MOST_EMBEDDED))
+    classes = evenly_spaced(range(len(first.class_names)), NAMED_CLASSES)
     index = index[torch.isin(first.labels[first.kept][index], torch.tensor(classes))]
     if len(index) < 12:
         return
@@ -358,7 +358,7 @@ def draw_learning_curves(content: Content) -> Iterator[Chart]:
     metric, best = content.config.metric, content.winner_number
     trials = [*content.ended, *content.running]
     groups: dict[str, list[RunRecord]] = {}
-    for record in along(trials, MOST_CURVES):
+    for record in evenly_spaced(trials, MOST_CURVES):
         if any(metric in row for row in record.history):
             name = "best" if record.number == best else record.status
             groups.setdefault(name, []).append(record)
@@ -403,7 +403,7 @@ def _join_curves(
     y: list[float | None] = []
     text: list[str] = []
     for record in records:
-        rows = along([row for row in record.history if metric in row], MOST_EPOCHS)
+        rows = evenly_spaced([row for row in record.history if metric in row], MOST_EPOCHS)
         x += [*(row["epoch"] for row in rows), None]
         y += [*(row[metric] for row in rows), None]
         text += [f"trial {record.number}"] * (len(rows) + 1)
@@ -453,7 +453,7 @@ def _judge_trials(content: Content, most: int = MOST_POINTS) -> tuple[int, list[
         for record in content.ended
         if (score := score_at(record, metric, epoch)) is not None and record.params
     ]
-    return epoch, along(scored, most)
+    return epoch, evenly_spaced(scored, most)
 
 
 def _ordered_parameters(content: Content, scored: Sequence[Any]) -> list[str]:
@@ -508,7 +508,7 @@ def draw_contour(content: Content) -> Iterator[Chart]:
     known = [(r, s) for r, s in scored if all(n in r.params for n in names)]
     if len(names) < 2 or len(known) < 6:
         return
-    fitted = along(known, MOST_FITTED)
+    fitted = evenly_spaced(known, MOST_FITTED)
     ends = np.array([[coordinate(space[n][end], space[n]) for n in names]
                      for end in ("low", "high")])  # fmt: skip
     places = np.array([[coordinate(r.params[n], space[n]) for n in names] for r, _ in fitted])
@@ -593,7 +593,7 @@ def draw_trade_off(content: Content) -> Iterator[Chart]:
     """The Pareto front of the objectives; with one objective, the metric against its cost."""
     config = content.config
     cost, records = select_compared_trials(content)
-    records = along(records, MOST_POINTS)
+    records = evenly_spaced(records, MOST_POINTS)
     if not records:
         return
     rows = [{**r.last, "seconds": r.seconds} for r in records]

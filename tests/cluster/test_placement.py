@@ -1,4 +1,4 @@
-"""What fits on which nodes, who shares a disk, and addresses where nobody is."""
+"""How many trials fit on which nodes, who shares a disk, and addresses where nobody is."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import cloudpickle
+from ray.tune.schedulers import FIFOScheduler
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
-from ekd_ray.scale import cluster, fill_tasks, slots
+from ekd_ray.scale import cluster, fill_tasks, trial_slots
+from ekd_ray.scale.samplers import make_scheduler
 
 
 @given(
@@ -33,7 +36,7 @@ def test_what_fits_can_be_placed_worker_by_worker(
         left_cpus, left_gpus = have
         while left_cpus >= cpus and left_gpus >= gpus:
             left_cpus, left_gpus, placed = left_cpus - cpus, left_gpus - gpus, placed + 1
-    assert cluster.fits(config, nodes) == placed // workers
+    assert cluster.count_trials(config, nodes) == placed // workers
 
 
 def test_cpus_of_two_nodes_are_no_room_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,17 +64,17 @@ def test_a_search_uses_nodes_that_join_and_lets_go_of_those_that_leave(
         def on_trial_complete(self, *args: Any, **options: Any) -> None: ...
 
     room, now = [2], [0.0]
-    monkeypatch.setattr(slots, "concurrency", lambda config: room[0])
-    monkeypatch.setattr(slots, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    limited = slots.Slots(Endless(), StudyConfig(), slots.Deaths())
+    monkeypatch.setattr(trial_slots, "live_nodes", lambda: {"a": (room[0], 0)})
+    monkeypatch.setattr(trial_slots, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    limited = trial_slots.TrialSlots(Endless(), StudyConfig(), trial_slots.ProcessDeaths())
     running = [name for name in "abcd" if limited.suggest(name)]
     assert running == ["a", "b"]
     room[0] = 3
     assert limited.suggest("c") is None, "nodes are not looked at for every trial"
-    now[0] += slots.LOOK_SECONDS + 1
+    now[0] += trial_slots.REFRESH_SECONDS + 1
     assert limited.suggest("c")
     assert limited.suggest("d") is None
-    room[0], now[0] = 0, now[0] + slots.LOOK_SECONDS + 1
+    room[0], now[0] = 0, now[0] + trial_slots.REFRESH_SECONDS + 1
     assert limited.suggest("d") is None
     for name in "abc":
         limited.on_trial_complete(name)
@@ -79,14 +82,15 @@ def test_a_search_uses_nodes_that_join_and_lets_go_of_those_that_leave(
 
 
 def test_a_cluster_that_can_grow_sees_a_few_trials_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "concurrency", lambda config: 8)
     for address, asked, workers, expected in (
         ("h:1", 64, 1, 10), ("h:1", 9, 1, 9), ("h:1", None, 1, 8), ("h:1", 64, 2, 8),
         ("", 64, 1, 8),
     ):  # fmt: skip
+        room = {"a": (8 * workers, 0)}
+        monkeypatch.setattr(trial_slots, "live_nodes", lambda room=room: room)
         monkeypatch.setenv("RAY_ADDRESS", address)
         config = StudyConfig(max_concurrent=asked, workers_per_trial=workers)
-        assert slots.limit(config) == expected
+        assert trial_slots.max_concurrent_trials(config) == expected
 
 
 def failed(path: Path, *reasons: str) -> Any:
@@ -103,14 +107,23 @@ def test_the_loss_of_a_node_does_not_count_against_a_trial(tmp_path: Path) -> No
     for reasons, counted in (((lost,), 0), (("killed",), 1), (("killed", lost), 1),
                              ((lost, "killed"), 2)):  # fmt: skip
         trial = failed(tmp_path / "error.txt", *reasons)
-        slots.Deaths().on_trial_recover(1, [trial], trial)
+        trial_slots.ProcessDeaths().on_trial_recover(1, [trial], trial)
         assert trial.run_metadata.num_failures == counted, reasons
+
+
+def test_a_process_that_was_ended_for_memory_has_a_reason(tmp_path: Path) -> None:
+    low = "The worker was killed because its node was running low on memory."
+    for reasons, known in (((low,), True), (("killed",), False), ((low, "killed"), False)):
+        deaths, trial = trial_slots.ProcessDeaths(), failed(tmp_path / "error.txt", *reasons)
+        deaths.on_step_begin(1, [trial])
+        assert ("lower --max-concurrent" in str(deaths.reason("t"))) == known
+        assert deaths.reason("another") is None
 
 
 def test_a_trial_that_ends_one_node_after_the_other_fails_at_last(tmp_path: Path) -> None:
     trial = failed(tmp_path / "error.txt", "its node has died")
-    callback = slots.Deaths()
-    for _ in range(slots.NODE_LOSSES):
+    callback = trial_slots.ProcessDeaths()
+    for _ in range(trial_slots.NODE_LOSSES):
         callback.on_trial_recover(1, [trial], trial)
         trial.run_metadata.num_failures += 1
     callback.on_trial_recover(1, [trial], trial)
@@ -119,19 +132,20 @@ def test_a_trial_that_ends_one_node_after_the_other_fails_at_last(tmp_path: Path
 
 def test_nodes_with_one_disk_share_the_filling_of_it() -> None:
     slots_of = {"a": 2, "b": 1, "c": 3}
-    assert fill_tasks.taking_turns(slots_of, {"a": "x", "b": "y", "c": "x"}) == [
+    assert fill_tasks.take_turns(slots_of, {"a": "x", "b": "y", "c": "x"}) == [
         ["a", "c", "a", "c", "c"],
         ["b"],
     ]
 
 
-def test_a_cache_folder_is_known_again_by_whoever_sees_it(
+def test_a_cache_folder_is_known_again_by_all_who_see_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "one"))
     found: list[str] = []
     askers = [
-        threading.Thread(target=lambda: found.append(fill_tasks.cache_identity())) for _ in range(8)
+        threading.Thread(target=lambda: found.append(fill_tasks.name_cache_folder()))
+        for _ in range(8)
     ]
     for asker in askers:
         asker.start()
@@ -140,10 +154,10 @@ def test_a_cache_folder_is_known_again_by_whoever_sees_it(
     assert len(found) == 8 and len(set(found)) == 1
     assert [path.name for path in (tmp_path / "one").iterdir()] == [fill_tasks.IDENTITY]
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "two"))
-    assert fill_tasks.cache_identity() != found[0]
+    assert fill_tasks.name_cache_folder() != found[0]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "file" / "no"))
-    assert fill_tasks.cache_identity() != fill_tasks.cache_identity()
+    assert fill_tasks.name_cache_folder() != fill_tasks.name_cache_folder()
 
 
 @pytest.mark.parametrize(
@@ -179,15 +193,10 @@ def test_on_a_cluster_is_what_the_address_says(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", ["asha", "hyperband", "median", "none"])
 def test_the_scheduler_moves_no_trial_away_from_the_process_that_starts_for_it(name: str) -> None:
     """Tune pickles its scheduler, and asks it for a trial to give to any process that is free."""
-    from ray import cloudpickle
-
-    from ekd_ray.scale.samplers import make_scheduler
-
     waiting = SimpleNamespace(status="PENDING", placement_group_factory=None)
     controller = SimpleNamespace(get_trials=lambda: [waiting])
     scheduler = make_scheduler(StudyConfig(scheduler=name))
-    assert scheduler.choose_trial_to_run(controller) is waiting, "why it must be told"
-    slots.wait_for_own_process(scheduler)
+    assert FIFOScheduler().choose_trial_to_run(controller) is waiting, "why ours differ"
     assert cloudpickle.loads(cloudpickle.dumps(scheduler)).choose_trial_to_run(controller) is None
 
 
@@ -207,3 +216,34 @@ def test_processes_of_a_ray_of_our_own_use_huge_pages(
     with cluster.connected(StudyConfig()):
         pass
     assert seen == [given_by_user or "glibc.malloc.hugetlb=1"]
+
+
+# Nodes that do not see the study's folder
+
+NODES = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
+
+
+def test_nodes_that_see_the_folder_are_let_through(tmp_path):
+    asked = []
+
+    def sees(node, path):
+        asked.append(node)
+        return cluster.file_is_seen(path)
+
+    cluster.check_seen(tmp_path, NODES, sees)
+    assert asked == ["a", "b", "c"]
+    assert list(tmp_path.iterdir()) == [], "the probe is left"
+
+
+def test_nodes_that_do_not_are_named_in_one_sentence(tmp_path):
+    def sees(node, path):
+        assert Path(path).exists()
+        return node == "b"
+
+    with pytest.raises(UserError, match=r"on 2 node\(s\) of the cluster \(10.0.0.1, 10.0.0.3\)"):
+        cluster.check_seen(tmp_path, NODES, sees)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_another_machine_is_not_there(tmp_path):
+    assert not cluster.file_is_seen(str(tmp_path / "other" / ".probe.tmp"))

@@ -1,0 +1,29 @@
+"""Write a study's report, one HTML file that needs no network; also while the study runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ekd_ray.cli import flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="folder of a study")
+    parser.add_argument("--out", metavar="FILE", help="where to (RUN/report/index.html)")
+    flags.add_common(parser, "--quiet", "--json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and say where it is."""
+    # These load torch and plotly.
+    from ekd_ray.results.report import write_report
+    from ekd_ray.results.study import Study
+
+    path = write_report(Study.load(args.run), Path(args.out) if args.out else None)
+    if args.json:
+        print(json.dumps({"report": str(path)}))
+    elif not args.quiet:
+        print(f"report: {path}")
+    return 0

@@ -1,0 +1,128 @@
+"""Training one configuration, as `distill` and `train_teacher` ask for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ekd_ray.cli.output import RUNS, join_cluster, print_json, print_plan
+from ekd_ray.cli.plan_text import run_plan
+from ekd_ray.cli.request import Request
+from ekd_ray.cli.terminal import Terminal
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import load_dataset, short_name
+from ekd_ray.engine.checkpoint import CHECKPOINT, forget_checkpoint
+from ekd_ray.engine.distill import Diverged, distill
+from ekd_ray.engine.final import WEIGHTS
+from ekd_ray.engine.precision import cpu_threads
+from ekd_ray.engine.resolve import check_workers, resolve
+from ekd_ray.errors import UserError
+from ekd_ray.files import file_name
+from ekd_ray.remote.mirror import STATE as MIRROR_STATE
+from ekd_ray.remote.session import mirrored
+from ekd_ray.results.finish import finish_run
+from ekd_ray.results.records import RESULT, read_record, single_run
+from ekd_ray.scale.cluster import local_cpus
+from ekd_ray.scale.one_run import parse_workers, run_on_workers
+from ekd_ray.scale.trainer import Workers
+from ekd_ray.studies.pipeline import check_writable
+
+
+def train(request: Request) -> int:
+    """Train `request.run` into its folder: history, events, weights, result.json."""
+    assert request.run is not None
+    join_cluster(request.address)
+    workers = parse_workers(
+        request.workers, cpus=request.cpus_per_trial, gpus=request.gpus_per_trial
+    )
+    config = resolve(request.run, data_root=request.data_root, download=request.download)
+    check_workers(config, workers.most)
+    data = short_name(config.dataset)
+    default = RUNS / f"{data}-{file_name(config.student)}-{config.method}-seed{config.seed}"
+    out = (request.out or default).absolute()
+    if request.dry_run:
+        plan = run_plan(config, out, request.data_root, workers)
+        print_plan(plan, config.to_dict(), as_json=request.json)
+        return 0
+    with mirrored(request.location, out, resume=request.resume):
+        return _train_here(config, out, request, workers)
+
+
+def _train_here(config: DistillConfig, out: Path, request: Request, workers: Workers) -> int:
+    check_run_folder(out, config, resume=request.resume)
+    if (out / RESULT).exists():  # finished before: nothing is left to do
+        _print_run(out, as_json=request.json)
+        return 0
+    if request.download:
+        load_dataset(config.dataset, "train", data_root=request.data_root, download=True)
+    terminal = Terminal(quiet=request.quiet)
+    if not request.quiet:
+        terminal.console.print(run_plan(config, out, request.data_root, workers), markup=False)
+    terminal.stage("training", 1, config.epochs)
+    terminal.started(config.student, 0, config.to_dict())
+    run = single_run(config, out)
+    run.write_config()
+    try:
+        if workers.most > 1:
+            run_on_workers(
+                run,
+                workers,
+                data_root=request.data_root,
+                test=request.test,
+                on_epoch=lambda row: terminal.epoch(0, row),
+            )
+            terminal.ended(0, failed=False)
+        else:
+            _train_in_process(config, out, request, terminal)
+    except Diverged as error:
+        raise UserError(str(error)) from None
+    finally:
+        terminal.close()
+    _print_run(out, as_json=request.json)
+    return 0
+
+
+def _train_in_process(
+    config: DistillConfig, out: Path, request: Request, terminal: Terminal
+) -> None:
+    """The run in this process."""
+    with cpu_threads(request.cpus_per_trial or local_cpus()):
+        result = distill(
+            config,
+            data_root=request.data_root,
+            out=out,
+            on_epoch=lambda row: terminal.epoch(0, row),
+        )
+        terminal.ended(0, failed=False)
+        if request.test:
+            terminal.stage("test split", 1, 0)
+        run = single_run(config, out)
+        finish_run(run, result, data_root=request.data_root, test=request.test)
+    forget_checkpoint(out)
+
+
+def _print_run(out: Path, *, as_json: bool) -> None:
+    record = read_record(out)
+    assert record is not None
+    if as_json:
+        inputs = ("folder", "config", "params", "history")  # they stand in other files
+        found = {name: v for name, v in record.to_dict().items() if name not in inputs}
+        print_json({**found, "weights": str(out / WEIGHTS)})
+        return
+    figures = {k: v for k, v in record.metrics.items() if k.startswith(("val_", "test_"))}
+    print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    print(f"weights: {out / WEIGHTS}")
+
+
+def check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:
+    """Refuse to mix runs: another configuration's folder, or this one's without --resume."""
+    check_writable(out)
+    if (out / "config.yaml").exists():
+        there = DistillConfig.from_yaml(out / "config.yaml")
+        if there.fingerprint() != config.fingerprint():
+            raise UserError(f"{out} belongs to another configuration: choose another --out.")
+        if not resume:
+            raise UserError(f"{out} holds this run already: add --resume, or choose another --out.")
+    elif any(path.name != MIRROR_STATE for path in out.iterdir()):
+        raise UserError(f"{out} holds something else: choose another --out.")
+    elif resume and not (out / CHECKPOINT).exists():
+        raise UserError(f"{out} holds no run to resume: check --out, or drop --resume.")

@@ -1,0 +1,224 @@
+"""A study in words and tables: finished by `tune`, or looked at by `show`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ekd_ray.cli.terminal import difference_lines, front_table, leaderboard_table, winner_settings
+from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.paired import mean_interval
+from ekd_ray.results.report import REPORT
+from ekd_ray.results.report.content import Content, gather, write_headline
+from ekd_ray.results.report.words import duration, figure_text, label, metric_name, value_text
+from ekd_ray.results.study import Study
+
+MOST_FAILURES = 10
+STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",
+            "running": "running"}  # fmt: skip
+
+
+def print_progress(study: Study, other: pa.Table | None, other_name: str) -> None:
+    """Print a study, running or finished, and what differs from another one."""
+    content = gather(study)
+    # Figures whole: a line that the terminal breaks is better than one cut short.
+    width = max(Console().width, 110 + 18 * (len(content.config.watched) - 1))
+    console = Console(highlight=False, soft_wrap=True, width=width)
+    for line in (*write_headline(content), _status(content)):
+        console.print(line, markup=False)
+    _print_board(console, content)
+    if content.importance.num_rows:
+        console.print(_importance(content))
+    console.print(_time(content))
+    for line in (*_savings(content), *_failures(content)):
+        console.print(line, markup=False)
+    for table in _comparison(other, other_name) if other is not None else ():
+        console.print(table)
+
+
+def print_study(study: Study, bundle: Bundle) -> None:
+    """Print a finished study: leaderboard, winner, differences, and where its files are."""
+    board, config = study.leaderboard(), study.config
+    # Figures whole: a line that the terminal breaks is better than one cut short.
+    width = max(Console().width, 80 + 18 * (len(config.watched) - 1))
+    console = Console(highlight=False, soft_wrap=True, width=width)
+    if config.objectives:
+        console.print(front_table(study.pareto(), config))
+    console.print(leaderboard_table(board, config))
+    console.print(winner_settings(board, config), markup=False)
+    for row in board:
+        if row.failed:
+            console.print(f"{row.name} failed: {row.failed}", markup=False)
+    for line in difference_lines(study.differences()):
+        console.print(line, markup=False)
+    gap = _selection_gap(study, board[0])
+    if gap:
+        console.print(gap, markup=False)
+    console.print("The winner was chosen on validation; the test split was read once, after.")
+    console.print(f"bundle: {bundle.path}", markup=False)
+    report = study.path / REPORT
+    if report.is_file():
+        console.print(f"report: {report}", markup=False)
+    console.print(f"curves: tensorboard --logdir {study.path}", markup=False)
+
+
+def _selection_gap(study: Study, winner: Row) -> str:
+    """The winner's curse in one line: its search score against its score under fresh seeds."""
+    metric = study.config.metric
+    if not winner.val:
+        return ""
+    (score,) = [r.value(metric) for r in study.records() if r.number == winner.number]
+    fresh, _, count = mean_sd(winner.val)
+    assert score is not None
+    return f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"
+
+
+def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
+    """Everything that `print_progress` shows, as plain values."""
+    content = gather(study)
+    return {
+        "study": str(study.path),
+        "progress": asdict(content.progress),
+        "leaderboard": study.leaderboard().to_table().to_pylist(),
+        "differences": {name: asdict(found) for name, found in content.differences.items()},
+        "best": _best(content),
+        "pareto_front": study.pareto().to_table().to_pylist() if content.config.objectives else [],
+        "importance": content.importance.to_pylist(),
+        "time": content.time.to_pylist(),
+        "saved": asdict(content.saved),
+        "failures": [
+            {"trial": r.number, "reason": r.reason, "params": r.params}
+            for r in content.ended
+            if r.status == "failed"
+        ],
+        "comparison": other.to_pylist() if other is not None else None,
+    }
+
+
+def _best(content: Content) -> dict[str, Any] | None:
+    if not content.board and not content.ranked:
+        return None
+    best = content.study.best()
+    searched = {name: getattr(best.config, name) for name in content.config.space or {}}
+    return {"name": best.name, "confirmed": best.winner, "params": searched}
+
+
+def _status(content: Content) -> str:
+    counts = content.progress.trials
+    parts = [f"{counts[name]} {text}" for name, text in STATUSES.items() if counts.get(name)]
+    text = f"stage: {content.progress.stage}; trials: {', '.join(parts) or 'none yet'}"
+    quiet = content.progress.quiet_seconds
+    if content.progress.stage != "finished" and quiet is not None:
+        text += f"; last epoch recorded {duration(quiet / 3600)} ago"
+    return text
+
+
+def _print_board(console: Console, content: Content) -> None:
+    config = content.config
+    if config.objectives:
+        console.print(front_table(content.study.pareto(), config))
+    if not content.board:
+        console.print(_search_table(content))
+        return
+    console.print(leaderboard_table(content.board, config))
+    console.print(_intervals(content.board), markup=False)
+    console.print(winner_settings(content.board, config), markup=False)
+    for line in difference_lines(content.differences):
+        console.print(line, markup=False)
+
+
+def _intervals(board: list[Row]) -> str:
+    lines = []
+    for row in board:
+        bounds = mean_interval(row.test)
+        if bounds:
+            lines.append(
+                f"{label(row.name)}: mean test_top1 {mean_sd(row.test)[0]:.2%}, 95 % interval "
+                f"{bounds[0]:.2%} to {bounds[1]:.2%}"
+            )
+    return "\n".join(lines) or "too few seeds for intervals of the means"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    return table
+
+
+def _search_table(content: Content) -> Table:
+    """The best trials so far, where nothing is confirmed yet."""
+    metric, space = content.config.metric, content.config.space or {}
+    table = _table("best complete trials of the search", "trial", metric_name(metric), *space)
+    for record in content.ranked[:MOST_FAILURES]:
+        values = (value_text(record.params.get(name)) for name in space)
+        table.add_row(str(record.number), figure_text(metric, record.value(metric)), *values)
+    return table
+
+
+def _importance(content: Content) -> Table:
+    rows = content.importance.to_pylist()
+    title = (
+        f"importance for {rows[0]['metric']} after epoch {rows[0]['epoch']} "
+        f"({rows[0]['trials']} trials)"
+    )
+    table = _table(title, "parameter", "fANOVA", "PED-ANOVA")
+    for row in rows:
+        shares = (row["fanova"], row["ped_anova"])
+        table.add_row(row["parameter"], *("" if s is None else f"{s:.0%}" for s in shares))
+    return table
+
+
+def _time(content: Content) -> Table:
+    table = _table("time, all runs together", "stage", "runs", "epochs", "time")
+    for row in content.time.to_pylist():
+        counts = ("" if row[name] is None else str(row[name]) for name in ("runs", "epochs"))
+        table.add_row(row["stage"], *counts, duration(row["hours"]))
+    return table
+
+
+def _savings(content: Content) -> list[str]:
+    saved, lines = content.saved, []
+    if saved.stopped_epochs:
+        lines.append(
+            f"early stops saved {saved.stopped_epochs} epochs, {duration(saved.stopped_hours)}"
+        )
+    if saved.views:
+        text = f"the teacher was asked {saved.asked} times for {saved.views} answers"
+        hours = saved.cache_hours
+        lines.append(text + (f": {duration(hours)} saved" if hours is not None else ""))
+    return lines
+
+
+def _failures(content: Content) -> list[str]:
+    failed = [record for record in content.ended if record.status == "failed"]
+    lines = [f"trial {r.number} failed: {r.reason}" for r in failed[:MOST_FAILURES]]
+    lines += [f"{label(row.name)} failed: {row.failed}" for row in content.board if row.failed]
+    if len(failed) > MOST_FAILURES:
+        lines.append(f"... and {len(failed) - MOST_FAILURES} more failed trials")
+    return lines
+
+
+def _comparison(found: pa.Table, other: str) -> list[Table]:
+    """What was reached at what cost, and below it what was set otherwise."""
+    rows = found.to_pylist()
+    figures = _table(
+        f"this study and {other}", "what", "this", "other", "difference", "95 % interval"
+    )
+    for row in (row for row in rows if row["kind"] != "setting"):
+        bounds = "" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
+        name = f"{label(row['name'])}: {row['figure']}"
+        values = (f"{row['this']:.4f}", f"{row['other']:.4f}", f"{row['difference']:+.4f}")
+        figures.add_row(name, *values, bounds)
+    settings = _table("settings that differ", "setting")
+    for name in ("this", "other"):
+        settings.add_column(name, overflow="fold")
+    for row in (row for row in rows if row["kind"] == "setting"):
+        settings.add_row(row["name"], row["this_value"], row["other_value"])
+    return [figures, settings] if settings.row_count else [figures]

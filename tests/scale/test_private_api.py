@@ -1,0 +1,168 @@
+"""Each part of Ray and Optuna that they do not promise to keep is still there.
+
+One that fails names what has gone, and with it the function of `ray_private` or
+`optuna_private` to mend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import ray
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import TrialState
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler
+
+from ekd_ray.scale import optuna_private, ray_private
+from ekd_ray.scale.cluster import ENVIRONMENT
+
+PACKAGE = Path(optuna_private.__file__).parents[1]
+
+
+def test_private_names_stand_in_their_two_modules_alone() -> None:
+    private = ("ray._", "ray.train.v2._", "run_metadata", "_trial_id", "._storage", "._study_id",
+               "._brackets", "._rungs", "invalidate_cache", "_sync_with_backend", "optuna._",
+               "__internal_head__")  # fmt: skip
+    found = {path.name for path in PACKAGE.rglob("*.py")
+             if any(name in path.read_text(encoding="utf-8") for name in private)}  # fmt: skip
+    assert found == {"ray_private.py", "optuna_private.py"}
+
+
+def source_of(module: str) -> str:
+    return inspect.getsource(importlib.import_module(module))
+
+
+# Ray
+
+
+def test_ray_prints_the_deaths_of_its_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    from ray._private import worker
+
+    notice = {"lines": ["A worker died"], "pid": "raylet", "is_err": False}
+    with ray_private.notices_on_stderr():
+        worker.print_to_stdstream(notice, ignore_prefix=False)
+    printed = capsys.readouterr()
+    assert printed.out == "" and "A worker died" in printed.err
+
+
+def test_ray_can_be_kept_from_forming_clusters() -> None:
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with ray_private.loopback_only():
+        assert ray_constants.ENABLE_RAY_CLUSTER is False
+    assert ray_constants.ENABLE_RAY_CLUSTER is before
+    assert "ENABLE_RAY_CLUSTER" in source_of("ray._private.services")
+
+
+def test_ray_knows_the_processes_that_it_started() -> None:
+    from ray._private.node import Node
+    from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
+
+    assert {PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET} == ray_private.VITAL_PROCESSES
+    assert callable(Node.dead_processes)
+    assert {"check_alive", "allow_graceful"} <= set(
+        inspect.signature(Node.kill_all_processes).parameters
+    )
+    assert not ray.is_initialized() and ray_private.dead_vital_processes() == []
+
+
+def test_ray_train_hands_variables_to_its_workers() -> None:
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    with ray_private.address_for_workers("1.2.3.4:5"):
+        assert "RAY_API_SERVER_ADDRESS" in ENV_VARS_TO_PROPAGATE
+
+
+def test_the_head_has_a_resource_of_its_own() -> None:
+    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+
+    assert ray_private.HEAD_NODE == HEAD_NODE_RESOURCE_NAME
+
+
+def test_tune_counts_and_writes_the_failures_of_a_trial(tmp_path: Path) -> None:
+    storage = SimpleNamespace(trial_driver_staging_path=str(tmp_path))
+    trial = Trial("function", stub=True)
+    trial.storage = storage
+    assert ray_private.last_failure(trial) == ""
+    for text in ("first", "second"):
+        trial.handle_error(RuntimeError(text))
+    assert "second" in ray_private.last_failure(trial)
+    assert "first" not in ray_private.last_failure(trial)
+    assert trial.num_failures == 2
+    ray_private.forgive_failure(trial)
+    assert trial.num_failures == 1
+
+
+@pytest.mark.parametrize("text", [ray_private.NODE_DIED, ray_private.LOW_ON_MEMORY])
+def test_ray_says_in_these_words_why_a_process_died(text: str) -> None:
+    core = Path(ray.__file__).parent / "core" / "src" / "ray"
+    programs = (core / "gcs" / "gcs_server", core / "raylet" / "raylet")
+    assert any(text.encode() in path.read_bytes() for path in programs)
+
+
+def test_asha_keeps_its_rungs_in_brackets() -> None:
+    scheduler = ASHAScheduler(metric="score", mode="max", max_t=9, stop_last_trials=False)
+    ray_private.set_rungs(scheduler, [2])
+    answers = {}
+    for name, values in {"good": (5, 5, 5), "bad": (9, 1, 9)}.items():
+        trial = SimpleNamespace(trial_id=name)
+        scheduler.on_trial_add(None, trial)
+        rows = [{"training_iteration": e, "score": v} for e, v in enumerate(values, start=1)]
+        answers[name] = [scheduler.on_trial_result(None, trial, row) for row in rows]
+    assert answers["good"] == ["CONTINUE"] * 3 and answers["bad"][:2] == ["CONTINUE", "STOP"]
+
+
+READERS = {
+    "RAY_AIR_NEW_OUTPUT": "ray.tune.experimental.output",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "ray.tune.utils.callback",
+    "TUNE_GLOBAL_CHECKPOINT_S": "ray.tune.execution.tune_controller",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "ray.tune.execution.tune_controller",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "ray.train.constants",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "ray._private.accelerators.accelerator",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "ray.train.v2._internal.constants",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "ray.train.v2._internal.constants",
+}
+
+
+@pytest.mark.parametrize(("name", "module"), READERS.items())
+def test_ray_reads_the_variables_that_are_set_for_it(name: str, module: str) -> None:
+    assert f'"{name}"' in source_of(module)
+
+
+def test_every_variable_is_looked_at() -> None:
+    assert set(ENVIRONMENT) - {"GLIBC_TUNABLES"} <= set(READERS)
+
+
+# Optuna
+
+
+def test_optuna_reopens_a_trial_under_its_number() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(storage=storage).ask()  # ids of trials are not their numbers
+    study = optuna.create_study(storage=storage, study_name="second")
+    assert optuna_private.storage_of(study) is storage
+    begun = study.ask()
+    value = begun.suggest_float("lr", 0, 1)
+    again = optuna_private.reopen_trial(study, begun.number)
+    assert (again.number, again.suggest_float("lr", 0, 1)) == (0, value)
+    study.tell(again, 1.0)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE]
+
+
+def test_optuna_locks_a_journal_beside_it(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    JournalStorage(JournalFileBackend(str(journal)))
+    lock = JournalFileSymlinkLock(str(journal))
+    assert optuna_private.lock_files(journal) == []
+    lock.acquire()
+    assert len(optuna_private.lock_files(journal)) == 1
+    lock.release()
+    assert optuna_private.lock_files(journal) == []
