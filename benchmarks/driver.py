@@ -30,9 +30,9 @@ from ekd_ray.cli.terminal import Terminal
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.files import write_json
-from ekd_ray.results.records import milestone_epochs
+from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.worker import Job
+from ekd_ray.scale.worker import RUN
 
 EPOCHS, WINDOW = 9, 50
 
@@ -58,18 +58,19 @@ class Drive:
         self.times[name].append((time.perf_counter() - wall, time.thread_time() - computed))
         return found
 
-    def end(self, name: str, job: Job) -> None:
+    def end(self, name: str, run: RunRecord) -> None:
         """A trial's epochs (one in three stops early at one of two rungs) and its end."""
-        epochs = (1, 3, EPOCHS)[job.number % 3]
-        with open(Path(job.folder) / HISTORY, "a", encoding="utf-8") as history:
+        assert run.number is not None
+        epochs = (1, 3, EPOCHS)[run.number % 3]
+        with open(run.folder / HISTORY, "a", encoding="utf-8") as history:
             for epoch in range(1, epochs + 1):
-                score = -abs(math.log(job.settings["lr"] / 0.01)) - 1 / epoch
+                score = -abs(math.log(run.config["lr"] / 0.01)) - 1 / epoch
                 row = {"epoch": epoch, "val_top1": score, "train_loss": -score, "seconds": 1.0}
                 history.write(json.dumps(row) + "\n")
                 history.flush()
-                self.timed("report", self._report, name, job.number, row, epoch < epochs)
+                self.timed("report", self._report, name, run.number, row, epoch < epochs)
         self.timed("end", self.searcher.on_trial_complete, name, {"epoch": epochs})
-        self.terminal.ended(job.number, failed=False)
+        self.terminal.ended(run.number, failed=False)
 
     def _report(self, name: str, number: int, row: dict[str, Any], more: bool) -> None:
         if more:
@@ -78,11 +79,12 @@ class Drive:
 
     def run(self, trials: int, slots: int) -> None:
         """So many trials, `slots` of them at once."""
-        running: deque[tuple[str, Job]] = deque()
+        running: deque[tuple[str, RunRecord]] = deque()
         for index in range(trials):
-            job = Job.from_config(self.timed("suggest", self.searcher.suggest, f"t{index}"))
-            self.terminal.started(job.name, job.number, job.settings)
-            running.append((f"t{index}", job))
+            suggested = self.timed("suggest", self.searcher.suggest, f"t{index}")
+            run = RunRecord.from_dict(suggested[RUN])
+            self.terminal.started(run.title, index, run.config)
+            running.append((f"t{index}", run))
             if len(running) == slots:
                 self.end(*running.popleft())
         while running:

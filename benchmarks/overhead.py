@@ -106,9 +106,14 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
             profile or contextlib.nullcontext(),
         ):
             run_tuner(
-                run, config, searcher=searcher, scheduler=make_scheduler(config), num_samples=-1,
+                run,
+                config,
+                lambda *_: None,
+                searcher=searcher,
+                scheduler=make_scheduler(config),
+                num_samples=-1,
                 observer=terminal,
-            )  # fmt: skip
+            )
         wall, thread = time.perf_counter() - wall, time.thread_time() - thread
         terminal.close()
     if profile:

@@ -41,11 +41,12 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.files import write_json
+from ekd_ray.results.records import RunRecord
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
-from ekd_ray.scale.worker import RUNG_SCORE, Job, rung_score
+from ekd_ray.scale.worker import RUN, RUNG_SCORE, rung_score
 from ekd_ray.studies.warm_start import POINTS
 
 WORKERS = 4
@@ -77,9 +78,9 @@ class Ours:
         suggested = self.searcher.suggest(trial_id)
         if not isinstance(suggested, dict):
             return None
-        job = Job.from_config(suggested)
-        self._folders[trial_id] = Path(job.folder)
-        return job.settings
+        run = RunRecord.from_dict(suggested[RUN])
+        self._folders[trial_id] = run.folder
+        return run.config
 
     def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> None:
         with open(self._folders[trial_id] / HISTORY, "a") as file:

@@ -17,13 +17,13 @@ def sleeper(config: dict[str, Any], *, seconds: float) -> None:
     """Sleep, write and report each epoch's row, as far as a search looks at it."""
     from ray import tune
 
-    job = config["job"]
-    folder, started = Path(job["folder"]), time.time()
+    run = config["run"]
+    folder, started = Path(run["folder"]), time.time()
     total = 0.0
     with open(folder / HISTORY, "a", encoding="utf-8") as history:
-        for epoch in range(1, job["settings"]["epochs"] + 1):
+        for epoch in range(1, run["config"]["epochs"] + 1):
             time.sleep(seconds)
-            score = -abs(math.log(job["settings"]["lr"] / 0.01)) - 1 / epoch
+            score = -abs(math.log(run["config"]["lr"] / 0.01)) - 1 / epoch
             total += score
             row = {"epoch": epoch, "val_top1": score, "train_loss": -score, "seconds": seconds}
             history.write(json.dumps(row) + "\n")

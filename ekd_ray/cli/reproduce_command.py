@@ -12,7 +12,7 @@ from ekd_ray.cli import flags
 from ekd_ray.cli.output import RUNS, print_json, print_plan
 from ekd_ray.config import DistillConfig
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_json, write_text
+from ekd_ray.files import write_json
 
 if TYPE_CHECKING:
     from ekd_ray.results.bundle import Bundle
@@ -104,10 +104,11 @@ def _trained(
     from ekd_ray.cli.single_run import check_run_folder
     from ekd_ray.cli.terminal import Terminal
     from ekd_ray.engine.distill import Diverged
+    from ekd_ray.results.records import single_run
     from ekd_ray.results.reproduce import reproduce
 
     check_run_folder(out, config, resume=args.resume)
-    write_text(out / "config.yaml", config.to_yaml())
+    single_run(config, out).write_config()
     terminal = Terminal(quiet=args.quiet)
     terminal.stage("reproduction", 1, config.epochs)
     terminal.started(config.student, 0, config.to_dict())

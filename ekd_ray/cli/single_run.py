@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ekd_ray.cli.output import RUNS, join_cluster, print_json, print_plan
@@ -13,18 +12,18 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset, short_name
 from ekd_ray.engine.checkpoint import CHECKPOINT, forget_checkpoint
 from ekd_ray.engine.distill import Diverged, distill
-from ekd_ray.engine.final import WEIGHTS, finished_run
+from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name, write_json, write_text
+from ekd_ray.files import file_name
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
-from ekd_ray.results.records import RESULT
+from ekd_ray.results.finish import finish_run
+from ekd_ray.results.records import RESULT, read_record, single_run
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.one_run import parse_workers, run_on_workers
 from ekd_ray.scale.trainer import Workers
-from ekd_ray.scale.worker import Job
 from ekd_ray.studies.pipeline import check_writable
 
 
@@ -60,15 +59,16 @@ def _train_here(config: DistillConfig, out: Path, request: Request, workers: Wor
         terminal.console.print(run_plan(config, out, request.data_root, workers), markup=False)
     terminal.stage("training", 1, config.epochs)
     terminal.started(config.student, 0, config.to_dict())
-    write_text(out / "config.yaml", config.to_yaml())
+    run = single_run(config, out)
+    run.write_config()
     try:
         if workers.most > 1:
-            job = Job(
-                name=config.student, number=0, folder=str(out), settings=config.to_dict(),
-                data_root=request.data_root, threads=workers.cpus,
-            )  # fmt: skip
             run_on_workers(
-                job, workers, test=request.test, on_epoch=lambda row: terminal.epoch(0, row)
+                run,
+                workers,
+                data_root=request.data_root,
+                test=request.test,
+                on_epoch=lambda row: terminal.epoch(0, row),
             )
             terminal.ended(0, failed=False)
         else:
@@ -95,17 +95,20 @@ def _train_in_process(
         terminal.ended(0, failed=False)
         if request.test:
             terminal.stage("test split", 1, 0)
-        record = finished_run(result, out, data_root=request.data_root, test=request.test)
-    write_json(out / RESULT, record)
+        run = single_run(config, out)
+        finish_run(run, result, data_root=request.data_root, test=request.test)
     forget_checkpoint(out)
 
 
 def _print_run(out: Path, *, as_json: bool) -> None:
-    record = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    record = read_record(out)
+    assert record is not None
     if as_json:
-        print_json({**record, "weights": str(out / WEIGHTS)})
+        inputs = ("folder", "config", "params", "history")  # they stand in other files
+        found = {name: v for name, v in record.to_dict().items() if name not in inputs}
+        print_json({**found, "weights": str(out / WEIGHTS)})
         return
-    figures = {k: v for k, v in record["metrics"].items() if k.startswith(("val_", "test_"))}
+    figures = {k: v for k, v in record.metrics.items() if k.startswith(("val_", "test_"))}
     print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     print(f"weights: {out / WEIGHTS}")
 

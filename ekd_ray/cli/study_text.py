@@ -13,7 +13,6 @@ from rich.table import Table
 from ekd_ray.cli.terminal import difference_lines, front_table, leaderboard_table, winner_settings
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.leaderboard import leaderboard_table as board_table
 from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import REPORT
 from ekd_ray.results.report.content import Content, gather, write_headline
@@ -74,8 +73,7 @@ def _selection_gap(study: Study, winner: Row) -> str:
     metric = study.config.metric
     if not winner.val:
         return ""
-    number = int(winner.name.split()[-1])
-    (score,) = [r.value(metric) for r in study.records() if r.number == number]
+    (score,) = [r.value(metric) for r in study.records() if r.number == winner.number]
     fresh, _, count = mean_sd(winner.val)
     assert score is not None
     return f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"
@@ -87,10 +85,10 @@ def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
     return {
         "study": str(study.path),
         "progress": asdict(content.progress),
-        "leaderboard": board_table(content.board, content.config).to_pylist(),
+        "leaderboard": study.leaderboard().to_table().to_pylist(),
         "differences": {name: asdict(found) for name, found in content.differences.items()},
         "best": _best(content),
-        "pareto_front": study.pareto_table().to_pylist() if content.config.objectives else [],
+        "pareto_front": study.pareto().to_table().to_pylist() if content.config.objectives else [],
         "importance": content.importance.to_pylist(),
         "time": content.time.to_pylist(),
         "saved": asdict(content.saved),

@@ -21,7 +21,7 @@ from ekd_ray.config.targets import COSTS, total_violation
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import Paired
-from ekd_ray.results.records import TrialRecord
+from ekd_ray.results.records import RunRecord
 
 LIVE_ROWS = 16
 # Stages whose runs read the test split when their epochs are done.
@@ -375,7 +375,7 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     return table
 
 
-def front_table(front: list[TrialRecord], config: StudyConfig) -> Table:
+def front_table(front: list[RunRecord], config: StudyConfig) -> Table:
     """The Pareto front of the search: its trials, one column per objective."""
     table = Table(title="Pareto front of the search", title_justify="left")
     table.box, table.pad_edge = box.SIMPLE_HEAD, False

@@ -20,6 +20,7 @@ from ekd_ray.data import (
     stratified_subset,
 )
 from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 
 
@@ -68,9 +69,14 @@ def load_run_data(config: DistillConfig, *, data_root: str | None, device: torch
 
 
 def load_test_data(
-    config: DistillConfig, *, data_root: str | None, device: torch.device
+    config: DistillConfig, *, stage: RunStage, data_root: str | None, device: torch.device
 ) -> RunData:
-    """The test split, as `RunData` without training ids. Only final evaluation calls this."""
+    """The test split, as `RunData` without training ids.
+
+    Raises:
+        ValueError: a run of this stage must not open it.
+    """
+    stage.check_may_test()
     arrays = load_dataset(config.dataset, "test", data_root=data_root)
     everything = np.arange(len(arrays.labels), dtype=np.int64)
     ood = _load_ood(config, "test", data_root)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -18,17 +18,19 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from ekd_ray.config import DistillConfig
+from ekd_ray import __version__
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import load_dataset
 from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import environment, pick_device
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.engine.runlog import HISTORY, read_history
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_json, write_text
+from ekd_ray.files import sha256_file, write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.results.card import model_card
-from ekd_ray.results.evidence import evidence, read_environment, read_evidence
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
 from ekd_ray.results.inference import (
     Classifier,
@@ -37,11 +39,17 @@ from ekd_ray.results.inference import (
     classify,
     input_size,
 )
-from ekd_ray.results.leaderboard import Row
-from ekd_ray.results.manifest import MANIFEST, manifest_problems, write_manifest
-from ekd_ray.results.records import CONFIRMED, RESULT
+from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.records import (
+    CONFIRMED,
+    FORMAT_VERSION,
+    RESULT,
+    RunRecord,
+    read_record,
+)
 from ekd_ray.results.study import Study
 
+MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
 FILES = (WEIGHTS, "distill.yaml", "metrics.json", HISTORY, "environment.json", "README.md")
 # Another processor, GPU or torch rounds otherwise: a few images may change sides.
 ELSEWHERE = 0.005
@@ -49,7 +57,7 @@ ELSEWHERE = 0.005
 
 @dataclass(frozen=True)
 class Verification:
-    """What `Bundle.verify` found: `ok`, or the `problems` in sentences."""
+    """The findings of `Bundle.verify`: `ok`, or the `problems` in sentences."""
 
     problems: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
@@ -77,7 +85,7 @@ class Bundle:
         missing = [name for name in FILES if not (path / name).is_file()]
         if missing:
             raise UserError(f"bundle {path} lacks {', '.join(missing)}: export it again.")
-        metrics = read_evidence(path / "metrics.json")
+        metrics = read_metrics(path / "metrics.json")
         config = DistillConfig.from_yaml(path / "distill.yaml")
         if config.image_size is None:
             raise UserError(f"{path / 'distill.yaml'} lacks image_size: export it again.")
@@ -96,7 +104,7 @@ class Bundle:
 
     @cached_property
     def weights(self) -> WeightsMetadata:
-        """What the header of the weights says: normalisation and prior among it."""
+        """The header of the weights: normalisation and prior among it."""
         return read_metadata(self.path / WEIGHTS)
 
     def preprocessing(self) -> Preprocessing:
@@ -132,14 +140,14 @@ class Bundle:
         return read_history(self.path)
 
     def environment(self) -> dict[str, Any]:
-        """What the weights were trained on; raises `UserError` if the file is damaged."""
+        """The machine and packages of the training; raises `UserError` if the file is damaged."""
         return read_environment(self.path / "environment.json")
 
     def evaluate(self, *, data_root: str | None = None) -> dict[str, float]:
         """Metrics of the stored weights on the test split, as `test_<name>`."""
         device = pick_device()
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        data = load_test_data(self.config, data_root=data_root, device=device)
+        data = load_test_data(self.config, stage=RunStage.FINAL, data_root=data_root, device=device)
         found = evaluate_model(
             self.model().to(device).to(memory_format=layout),
             data,
@@ -159,7 +167,7 @@ class Bundle:
         Returns:
             `.ok` and `.problems`; `.metrics` holds the test metrics where they were computed.
         """
-        problems = manifest_problems(self.path, FILES, EXPORTS.values())
+        problems = manifest_problems(self.path)
         if problems or not evaluate:
             return Verification(tuple(problems))
         found = self.evaluate(data_root=data_root)
@@ -176,7 +184,7 @@ class Bundle:
 def same_arithmetic(there: dict[str, Any], here: dict[str, Any]) -> bool:
     """Whether two environments round alike: processor, GPUs and torch are the same."""
     names = ("processor", "gpus", "cuda", "cudnn")
-    torches = [place.get("packages", {}).get("torch") for place in (there, here)]
+    torches = [found.get("packages", {}).get("torch") for found in (there, here)]
     return torches[0] == torches[1] and all(there.get(n) == here.get(n) for n in names)
 
 
@@ -207,32 +215,59 @@ def export_bundle(
         raise UserError(f"the winner of {study.path}, {winner.name}, failed: {winner.failed}")
     if out.exists() and not (out / MANIFEST).exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no bundle: choose another --out.")
-    table = study.confirmed()
-    assert table is not None
-    final = [r for r in table.to_pylist() if r["stage"] == "final" and r["name"] == winner.name]
-    first = study.path / final[0]["folder"]
-    if not first.resolve().is_relative_to(study.path.resolve()):
-        raise UserError(
-            f"{study.path / CONFIRMED} is damaged: it names {final[0]['folder']!r}, which lies "
-            "outside of the study: run the study again with --resume."
-        )
-    lost = [name for name in (WEIGHTS, HISTORY, RESULT) if not (first / name).is_file()]
-    if lost:
-        raise UserError(f"{first} lacks {', '.join(lost)}: run the study again with --resume.")
+    final = [
+        run for run in study.confirm_runs if run.stage is RunStage.FINAL and run.name == winner.name
+    ]
+    run = _read_finished(final[0], study)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
-        _fill(temporary, study, board, first, final)
+        config = _write_run(temporary, run)
+        metrics = bundle_metrics(study, board, run, seeds=[run.seed for run in final])
         if formats:
-            _add_programs(temporary, formats, board, normalized_input)
-        write_manifest(
-            temporary, [n for n in (*FILES, *EXPORTS.values()) if (temporary / n).exists()]
-        )
+            classifier = Bundle(path=temporary, config=config, metrics=metrics).classifier()
+            metrics["exports"] = export_programs(
+                temporary, formats, classifier, config, normalized_input=normalized_input
+            )
+        write_json(temporary / "metrics.json", metrics)
+        card = model_card(config, read_metadata(temporary / WEIGHTS), metrics, board)
+        write_text(temporary / "README.md", card)
+        names = (name for name in (*FILES, *EXPORTS.values()) if (temporary / name).exists())
+        write_manifest(temporary, names)
         temporary.chmod(0o755)
         _swap(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle.load(out)
+
+
+def _read_finished(run: RunRecord, study: Study) -> RunRecord:
+    """The full record of a final run; raises `UserError` if its files are not there."""
+    folder = run.folder
+    if not folder.resolve().is_relative_to(study.path.resolve()):
+        raise UserError(
+            f"{study.path / CONFIRMED} is damaged: it names {str(folder)!r}, which lies "
+            "outside of the study: run the study again with --resume."
+        )
+    lost = [name for name in (WEIGHTS, HISTORY, RESULT) if not (folder / name).is_file()]
+    if lost:
+        raise UserError(f"{folder} lacks {', '.join(lost)}: run the study again with --resume.")
+    found = read_record(folder, run)
+    assert found is not None
+    return found
+
+
+def _write_run(folder: Path, run: RunRecord) -> DistillConfig:
+    """Write to a bundle what its run is and has left; returns its complete configuration."""
+    for name in (WEIGHTS, HISTORY):
+        shutil.copyfile(run.folder / name, folder / name)
+    config = DistillConfig.from_dict(run.config).replace(
+        precision=run.precision, data_fingerprint=run.data_fingerprint
+    )
+    # The teacher is named by its hash: a path of this machine says nothing on another.
+    write_text(folder / "distill.yaml", config.replace(teacher_weights=None).to_yaml())
+    write_json(folder / "environment.json", run.environment)
+    return config
 
 
 def _swap(new: Path, out: Path) -> None:
@@ -249,35 +284,171 @@ def _swap(new: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _fill(
-    folder: Path, study: Study, board: list[Row], first: Path, final: list[dict[str, Any]]
-) -> None:
-    result = json.loads((first / RESULT).read_text(encoding="utf-8"))
-    config = DistillConfig.from_dict(json.loads(final[0]["config"])).replace(
-        seed=final[0]["seed"],
-        precision=result["precision"],
-        data_fingerprint=result["data_fingerprint"],
-    )
-    metrics = evidence(study, board, result, final, read_metadata(first / WEIGHTS))
-    for name in (WEIGHTS, HISTORY):
-        shutil.copyfile(first / name, folder / name)
-    # The teacher is named by its hash: a path of this machine says nothing on another.
-    write_text(folder / "distill.yaml", config.replace(teacher_weights=None).to_yaml())
-    write_json(folder / "metrics.json", metrics)
-    write_json(folder / "environment.json", result["environment"])
-    card = model_card(config, read_metadata(folder / WEIGHTS), metrics, board)
-    write_text(folder / "README.md", card)
+# metrics.json and environment.json
 
 
-def _add_programs(
-    folder: Path, formats: Sequence[str], board: list[Row], normalized_input: bool
-) -> None:
-    """Export what was just written, and say so in the metrics and on the card."""
-    config = DistillConfig.from_yaml(folder / "distill.yaml")
-    bundle = Bundle(path=folder, config=config, metrics=read_evidence(folder / "metrics.json"))
-    exported = export_programs(
-        folder, formats, bundle.classifier(), config, normalized_input=normalized_input
+def bundle_metrics(
+    study: Study, board: Sequence[Row], run: RunRecord, *, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """The content of `metrics.json`.
+
+    Args:
+        board: the leaderboard, the winner first; run: the run that made the weights; seeds: of
+            all final runs of the winner.
+    """
+    winner, config = board[0], study.config
+    arrays = load_dataset(winner.config.dataset, "train", data_root=config.data_root)
+    searched = next((t for t in study.records() if t.number == winner.number), None)
+    front = study.pareto() if config.objectives else []
+    return {
+        "format_version": FORMAT_VERSION,
+        "ekd_ray": __version__,
+        "study": config.fingerprint(),
+        "class_names": list(arrays.class_names),
+        "log_prior": read_metadata(run.folder / WEIGHTS).log_prior,
+        "seeds": list(seeds),
+        "workers": config.workers_per_trial,
+        "seconds": run.seconds,
+        # These weights; then the winner in the search (one seed, the validation split), over
+        # fresh seeds on the same split, and over these seeds on the test split, read once each.
+        "model": _named(run.metrics, "test_", "train_"),
+        "search": _named(searched.last, "val_") if searched else {},
+        "validation": _spreads(winner.val_metrics),
+        "test": _spreads(winner.test_metrics),
+        "leaderboard": [_board_entry(row, config) for row in board],
+        # Search scores: of one seed each, on the validation split.
+        "pareto_front": [
+            {
+                "trial": trial.number,
+                **{name: trial.last[name] for name in config.watched},
+                "params": trial.params,
+            }
+            for trial in front
+        ],
+        # The winner's test top-1 minus each baseline's.
+        "differences": {name: asdict(found) for name, found in study.differences().items()},
+    }
+
+
+def _named(metrics: dict[str, Any], *prefixes: str) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name.startswith(prefixes)}
+
+
+def _spreads(seeds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation and n of every metric that all seeds have."""
+    names = [name for name in (seeds[0] if seeds else {}) if all(name in found for found in seeds)]
+    return {name: _spread([found[name] for found in seeds]) for name in names}
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    mean, deviation, count = mean_sd(values)
+    return {"mean": mean, "sd": deviation, "n": count}
+
+
+def _board_entry(row: Row, config: StudyConfig) -> dict[str, Any]:
+    further = {name: row.figures(name) for name in config.watched if name != config.metric}
+    figures = {"val": row.val, **further, "test_top1": row.test}
+    spreads = {
+        name: {**_spread(values), "values": list(values)}
+        for name, values in figures.items()
+        if values
+    }
+    return {"name": row.name, "winner": row.winner, **spreads}
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """`metrics.json` of a bundle; raises `UserError` if it is damaged, foreign or newer."""
+    metrics = _read_mapping(path)
+    version = metrics.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"bundle {path.parent} has format version {version}, this ekd_ray reads <= "
+            f"{FORMAT_VERSION}: upgrade ekd_ray."
+        )
+    names, model, test = (metrics.get(key) for key in ("class_names", "model", "test"))
+    sound = (
+        isinstance(version, int)
+        and version > 0
+        and isinstance(names, list)
+        and len(names) > 1
+        and all(isinstance(name, str) for name in names)
+        and isinstance(model, dict)
+        and _is_number(model.get("test_top1"))
+        and isinstance(test, dict)
+        and all(isinstance(entry, dict) for entry in test.values())
+        and isinstance(metrics.get("workers"), int)
     )
-    metrics = {**bundle.metrics, "exports": exported}
-    write_json(folder / "metrics.json", metrics)
-    write_text(folder / "README.md", model_card(config, bundle.weights, metrics, board))
+    if not sound:
+        raise _damaged(path)
+    return metrics
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """`environment.json` of a bundle; raises `UserError` if it is damaged."""
+    found = _read_mapping(path)
+    threads = found.get("threads")
+    if not (isinstance(threads, int) and threads > 0 and isinstance(found.get("packages"), dict)):
+        raise _damaged(path)
+    return found
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError):
+        raise _damaged(path) from None
+    if not isinstance(found, dict):
+        raise _damaged(path)
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged: copy or export the bundle again.")
+
+
+# MANIFEST
+
+
+def write_manifest(folder: Path, names: Iterable[str]) -> None:
+    """List files of a folder with their SHA-256, in the form that `sha256sum --check` reads."""
+    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
+    write_text(folder / MANIFEST, "".join(lines))
+
+
+def manifest_problems(folder: Path) -> list[str]:
+    """The faults of a bundle's files, a sentence each; empty without any.
+
+    Nothing outside the folder is read, whatever the manifest says. Files that begin with a
+    dot, which clones of repositories have, are left out.
+    """
+    known = {*FILES, *EXPORTS.values()}
+    problems, listed = [], set()
+    for line in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        if name not in known:
+            problems.append(f"{MANIFEST} lists {name!r}, which is no file of a bundle.")
+            continue
+        listed.add(name)
+        problems += _file_problems(folder, name, digest)
+    problems += [f"{MANIFEST} does not list {name}." for name in FILES if name not in listed]
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    problems += [
+        f"{name} is there, but {MANIFEST} does not list it."
+        for name in there
+        if name not in {*listed, *FILES, MANIFEST}
+    ]
+    return problems
+
+
+def _file_problems(folder: Path, name: str, digest: str) -> list[str]:
+    if not (folder / name).is_file():
+        return [f"{name} is missing."]
+    try:
+        same = sha256_file(folder / name) == digest
+    except OSError as error:
+        raise UserError(f"cannot read {folder / name} ({error.strerror}): copy it again.") from None
+    return [] if same else [f"{name} was changed: its SHA-256 is not the one in {MANIFEST}."]

@@ -16,7 +16,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import COSTS, DIRECTIONS
 from ekd_ray.errors import UserError
 from ekd_ray.results.optuna_study import evaluate_importance
-from ekd_ray.results.records import TrialRecord, milestone_epochs
+from ekd_ray.results.records import RunRecord, milestone_epochs
 
 # Fewer say little: of ten, PED-ANOVA's best tenth is a single trial.
 LEAST_TRIALS = 20
@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 )
 
 
-def score_at(record: TrialRecord, metric: str, epoch: int) -> float | None:
+def score_at(record: RunRecord, metric: str, epoch: int) -> float | None:
     """A trial's metric after an epoch, or None if it did not come so far; a cost is of no epoch."""
     if metric in COSTS:
         return record.last.get(metric)
@@ -40,7 +40,7 @@ def score_at(record: TrialRecord, metric: str, epoch: int) -> float | None:
     return row.get(metric)
 
 
-def judged_epoch(records: Sequence[TrialRecord], config: StudyConfig, metric: str) -> int:
+def judged_epoch(records: Sequence[RunRecord], config: StudyConfig, metric: str) -> int:
     """The last rung that `LEAST_TRIALS` trials reached, or the first one if none did.
 
     Trials of full length alone would be few, and chosen: they are what the rungs let through.
@@ -55,7 +55,7 @@ def judged_epoch(records: Sequence[TrialRecord], config: StudyConfig, metric: st
 
 
 def parameter_importance(
-    records: Sequence[TrialRecord],
+    records: Sequence[RunRecord],
     config: StudyConfig,
     *,
     metric: str | None = None,

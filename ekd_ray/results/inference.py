@@ -24,7 +24,7 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a student says of B images.
+    """The predictions of a student for B images.
 
     `probabilities` float32 [B, C]; `labels` int64 [B] the most probable classes, `names`
     their names; `uncertainty` float32 [B] in [0, 1]: the vacuity of an evidential student

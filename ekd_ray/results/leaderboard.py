@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,8 @@ import pyarrow as pa
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import COSTS, DIRECTIONS, total_violation
+from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.results.records import RunRecord, table_of_rows
 
 TESTED = ("test_top1", "test_nll", "test_ece")
 
@@ -20,13 +21,15 @@ TESTED = ("test_top1", "test_nll", "test_ece")
 class Row:
     """One line of the leaderboard: a configuration and its confirmed figures.
 
-    `val` and `test` hold the metric's values over seeds; empty where that stage did not run
-    it. `val_metrics` and `test_metrics` hold all figures of each seed, `costs` what the
-    student costs, where the study asked for it. `failed` is the reason if a run of it failed.
+    `number` is that of its trial, None of a baseline. `val` and `test` hold the metric's values
+    over seeds; empty where that stage did not run it. `val_metrics` and `test_metrics` hold all
+    figures of each seed, `costs` what the student costs, where the study asked for it. `failed`
+    is the reason if a run of it failed.
     """
 
     name: str
     config: DistillConfig
+    number: int | None = None
     val: tuple[float, ...] = ()
     val_metrics: tuple[dict[str, float], ...] = ()
     test: tuple[float, ...] = ()
@@ -36,15 +39,51 @@ class Row:
     failed: str | None = None
 
     def figures(self, name: str) -> tuple[float, ...]:
-        """The values of a validation metric over the seeds, or of a cost."""
+        """The values of a metric over the seeds, on the split that its name says, or of a cost."""
         if name in self.costs:
             return (self.costs[name],)
-        return tuple(found[name] for found in self.val_metrics if name in found)
+        metrics = self.test_metrics if name.startswith("test_") else self.val_metrics
+        return tuple(found[name] for found in metrics if name in found)
 
     def means(self) -> dict[str, float | None]:
         """The mean of every metric and cost over the seeds; None where there is none."""
         found = {name: self.figures(name) for name in DIRECTIONS}
         return {name: statistics.fmean(v) if v else None for name, v in found.items()}
+
+
+class Leaderboard(list[Row]):
+    """The rows of a study, the winner first."""
+
+    def __init__(self, rows: Iterable[Row], config: StudyConfig) -> None:
+        super().__init__(rows)
+        self.config = config
+
+    def to_table(self) -> pa.Table:
+        """One row per configuration, the winner first.
+
+        Returns:
+            Columns `name` (of the row: `trial 7`, `none`, ...), `winner`, `failed` (the reason or
+            null), for each watched metric and for `test_top1`, `test_nll`, `test_ece` the columns
+            `<metric>_mean`, `<metric>_sd` and `<metric>_n` (null, null and 0 where it was not
+            measured), and the searched settings as `param_<name>`.
+        """
+        return table_of_rows([self._plain_row(row) for row in self])
+
+    def to_pandas(self) -> Any:
+        """`to_table` as a `pandas.DataFrame`."""
+        return self.to_table().to_pandas()  # pyarrow imports pandas, which nothing else here needs
+
+    def _plain_row(self, row: Row) -> dict[str, Any]:
+        plain = {"name": row.name, "winner": row.winner, "failed": row.failed}
+        for name in dict.fromkeys((*self.config.watched, *TESTED)):
+            values = row.val if name == self.config.metric else row.figures(name)
+            mean, deviation, count = mean_sd(values) if values else (None, None, 0)
+            plain |= {f"{name}_mean": mean, f"{name}_sd": deviation, f"{name}_n": count}
+        for name in self.config.space or {}:
+            value = getattr(row.config, name)
+            simple = value is None or isinstance(value, bool | int | float | str)
+            plain[f"param_{name}"] = value if simple else str(value)
+        return plain
 
 
 def mean_sd(values: Iterable[float]) -> tuple[float, float, int]:
@@ -54,30 +93,35 @@ def mean_sd(values: Iterable[float]) -> tuple[float, float, int]:
     return statistics.fmean(values), deviation, len(values)
 
 
-def leaderboard_rows(runs: Sequence[dict[str, Any]], config: StudyConfig) -> list[Row]:
-    """The rows of `confirm.parquet`, or of a part of it, in the order of their first run."""
+def leaderboard_rows(runs: Sequence[RunRecord], config: StudyConfig) -> list[Row]:
+    """The rows of runs of the confirm stage, in the order of each name's first run."""
     rows: dict[str, Row] = {}
     # A finalist that failed under one seed has no mean over the seeds, and cannot win.
-    out = {run["name"] for run in runs if run["stage"] == "select" and run.get("reason")}
+    failed = {run.name for run in runs if run.stage is RunStage.SELECT and run.reason}
     for run in runs:
-        shared = DistillConfig.from_dict(json.loads(run["config"]))
-        row = rows.setdefault(run["name"], Row(name=run["name"], config=shared))
-        if run.get("reason"):
-            row = replace(row, failed=run["reason"])
-        elif run["stage"] == "select":
-            if run["name"] not in out:
-                figures = _named(run, "val_")
-                row = replace(
-                    row, val=(*row.val, run[config.metric]),
-                    val_metrics=(*row.val_metrics, figures), costs=_costs(run),
-                )  # fmt: skip
-        else:
+        row = rows.get(run.name) or Row(
+            name=run.name, number=run.number, config=DistillConfig.from_dict(run.config)
+        )
+        metrics = run.metrics
+        costs = {name: metrics[name] for name in COSTS if name in metrics}
+        if run.reason:
+            row = replace(row, failed=run.reason)
+        elif run.stage is RunStage.FINAL:
             row = replace(
-                row, test=(*row.test, run["test_top1"]),
-                test_metrics=(*row.test_metrics, _named(run, "test_")), costs=_costs(run),
+                row, test=(*row.test, metrics["test_top1"]), costs=costs,
+                test_metrics=(*row.test_metrics, _named(metrics, "test_")),
             )  # fmt: skip
-        rows[run["name"]] = row
+        elif run.name not in failed:
+            row = replace(
+                row, val=(*row.val, metrics[config.metric]), costs=costs,
+                val_metrics=(*row.val_metrics, _named(metrics, "val_")),
+            )  # fmt: skip
+        rows[run.name] = row
     return list(rows.values())
+
+
+def _named(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def winner_of(rows: Sequence[Row], config: StudyConfig) -> Row | None:
@@ -96,60 +140,16 @@ def winner_of(rows: Sequence[Row], config: StudyConfig) -> Row | None:
     return min(finalists, key=rank, default=None)
 
 
-def ordered(rows: Sequence[Row], config: StudyConfig) -> list[Row]:
+def make_leaderboard(runs: Sequence[RunRecord], config: StudyConfig) -> Leaderboard:
     """The winner first and marked, then what has test figures by these, then the finalists."""
+    rows = leaderboard_rows(runs, config)
     best = winner_of(rows, config)
     sign = -1 if config.mode == "max" else 1
-    marked = [replace(row, winner=best is not None and row.name == best.name) for row in rows]
-    return sorted(
-        marked,
-        key=lambda r: (
-            not r.winner,
-            not r.test,
-            -mean_sd(r.test)[0] if r.test else sign * mean_sd(r.val or (0.0,))[0],
-        ),
-    )
 
+    def rank(row: Row) -> tuple[bool, bool, float]:
+        if row.test:
+            return not row.winner, False, -mean_sd(row.test)[0]
+        return not row.winner, True, sign * mean_sd(row.val or (0.0,))[0]
 
-def _named(run: dict[str, Any], prefix: str) -> dict[str, float]:
-    return {k: v for k, v in run.items() if k.startswith(prefix) and v is not None}
-
-
-def _costs(run: dict[str, Any]) -> dict[str, float]:
-    return {name: run[name] for name in COSTS if run.get(name) is not None}
-
-
-def leaderboard_table(board: Sequence[Row], config: StudyConfig) -> pa.Table:
-    """One row per configuration, the winner first.
-
-    Returns:
-        Columns `name` (of the row: `trial 7`, `none`, ...), `winner`, `failed` (the reason or
-        null), for each watched metric and for `test_top1`, `test_nll`, `test_ece` the columns
-        `<metric>_mean`, `<metric>_sd` and `<metric>_n` (null, null and 0 where it was not
-        measured), and the searched settings as `param_<name>`.
-    """
-    metrics = dict.fromkeys((*config.watched, *TESTED))
-    rows = [
-        {
-            "name": row.name, "winner": row.winner, "failed": row.failed,
-            **_figures(row, metrics, config.metric),
-            **{f"param_{name}": _plain(getattr(row.config, name)) for name in config.space or {}},
-        }
-        for row in board
-    ]  # fmt: skip
-    return pa.Table.from_pylist(rows)
-
-
-def _figures(row: Row, metrics: dict[str, None], metric: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in metrics:
-        values = [v[name] for v in row.test_metrics if name in v]
-        if not name.startswith("test_"):
-            values = list(row.val if name == metric else row.figures(name))
-        mean, deviation, count = mean_sd(values) if values else (None, None, 0)
-        found |= {f"{name}_mean": mean, f"{name}_sd": deviation, f"{name}_n": count}
-    return found
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    marked = [replace(row, winner=row is best) for row in rows]
+    return Leaderboard(sorted(marked, key=rank), config)

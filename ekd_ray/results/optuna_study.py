@@ -11,9 +11,9 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.settings import hints_of
-from ekd_ray.results.records import TrialRecord
+from ekd_ray.results.records import RunRecord
 
-Scored = tuple[TrialRecord, float]  # a trial and what it is judged by
+Scored = tuple[RunRecord, float]  # a trial and what it is judged by
 
 
 def coordinate(value: Any, entry: Mapping[str, Any]) -> Any:

@@ -1,16 +1,37 @@
-"""How far a running study has come, read from its files alone."""
+"""How far a study has come, where its hours went, and what early stops and the cache saved."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import yaml
+import pyarrow as pa
 
-from ekd_ray.engine.runlog import HISTORY, read_history
-from ekd_ray.results.records import RESULT, TrialRecord
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import held_out_size, num_train
+from ekd_ray.data import steps_per_epoch as count_steps
+from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.engine.runlog import HISTORY
+from ekd_ray.errors import UserError
+from ekd_ray.losses.methods import method_of
+from ekd_ray.results.records import CACHE_COST, RunRecord, read_record, spent_seconds
 from ekd_ray.results.study import Study
+
+SCHEMA = pa.schema(
+    [("stage", pa.string()), ("runs", pa.int64()), ("epochs", pa.int64()), ("hours", pa.float64())]
+)
+SEARCH_STAGES = {
+    "complete": "search: trials of full length",
+    "pruned": "search: stopped early",
+    "failed": "search: failed",
+    "running": "search: running",
+}
+CONFIRM_STAGES = {
+    RunStage.SELECT: "confirm: finalists",
+    RunStage.FINAL: "confirm: final runs",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,30 +46,8 @@ class Progress:
     quiet_seconds: float | None
 
 
-def running_trials(study: Study) -> list[TrialRecord]:
-    """Trials that have begun and not ended, with their epochs so far."""
-    found = []
-    for folder in sorted((study.path / "trials").glob("[0-9]*")):
-        path = folder / "config.yaml"
-        if (folder / RESULT).exists() or not path.exists():
-            continue
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        params = {k: config[k] for k in study.config.space or {} if config.get(k) is not None}
-        found.append(
-            TrialRecord(
-                number=int(folder.name), params=params, config=config,
-                history=read_history(folder),
-            )
-        )  # fmt: skip
-    return found
-
-
 def progress(study: Study) -> Progress:
     """See `Progress`. A study whose driver was killed looks like one that is quiet for long."""
-    counts = Counter(record.status for record in study.records())
-    running = len(running_trials(study))
-    if running:
-        counts["running"] = running
     stage = "teacher"
     if (study.path / "best" / "MANIFEST").exists():
         stage = "finished"
@@ -56,11 +55,107 @@ def progress(study: Study) -> Progress:
         stage = "confirm"
     elif any((study.path / "trials").glob("*")):
         stage = "search"
-    written = [path.stat().st_mtime for path in study.path.glob(f"*/*/{HISTORY}")]
-    written += [path.stat().st_mtime for path in study.path.glob(f"teacher/{HISTORY}")]
+    histories = (*study.path.glob(f"*/*/{HISTORY}"), *study.path.glob(f"teacher/{HISTORY}"))
+    written = [path.stat().st_mtime for path in histories]
     return Progress(
         stage=stage,
-        trials=dict(counts),
+        trials=dict(Counter(run.status for run in (*study.records(), *study.running()))),
         asked=study.config.trials,
         quiet_seconds=max(0.0, time.time() - max(written)) if written else None,
     )
+
+
+def time_table(study: Study) -> pa.Table:
+    """One row per stage that ran: `stage`, `runs`, `epochs` and `hours` of training and
+    validation, all runs together."""
+    stages: dict[str, list[RunRecord]] = {
+        name: [] for name in ("teacher", *SEARCH_STAGES.values(), *CONFIRM_STAGES.values())
+    }
+    teacher = read_record(study.path / "teacher")
+    for run in (*study.runs, *([teacher] if teacher else [])):
+        name = CONFIRM_STAGES.get(run.stage, str(run.stage))
+        stages[SEARCH_STAGES[run.status] if run.stage is RunStage.SEARCH else name].append(run)
+    rows = [
+        {
+            "stage": name,
+            "runs": len(runs),
+            "epochs": sum(len(run.history) for run in runs),
+            "hours": sum(spent_seconds(run.history) for run in runs) / 3600,
+        }
+        for name, found in stages.items()
+        if (runs := [run for run in found if run.history])
+    ]
+    fill = _read_fill(study)
+    if fill.get("rows"):
+        hours = _seconds_per_row(fill) * fill["rows"] / 3600
+        after_teacher = 1 if rows and rows[0]["stage"] == "teacher" else 0
+        rows.insert(after_teacher, {"stage": "teacher's cache", "hours": hours})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Savings:
+    """Work that early stops and the teacher's cache spared.
+
+    `stopped_epochs` and `stopped_hours`: the rest of the trials that were stopped early, at their
+    own pace. `views`: how often a run needed the teacher's answer; `asked`: how often the
+    network was asked instead of the table; `cache_hours`: the rest at the pace at which the table
+    was filled, None where no pace was measured, and all three None without a record of a fill.
+    """
+
+    stopped_epochs: int
+    stopped_hours: float
+    views: int | None = None
+    asked: int | None = None
+    cache_hours: float | None = None
+
+
+def savings(study: Study) -> Savings:
+    """See `Savings`."""
+    total = study.config.distill.epochs
+    epochs, seconds = 0, 0.0
+    for trial in study.records():
+        if trial.status == "pruned" and trial.history:
+            left = total - len(trial.history)
+            epochs += left
+            seconds += left * trial.seconds / len(trial.history)
+    saved = Savings(stopped_epochs=epochs, stopped_hours=seconds / 3600)
+    fill = _read_fill(study)
+    views = _count_views(study) if fill else None
+    if views is None:
+        return saved
+    asked = int(fill["rows"])
+    spared = max(0, views - asked) * _seconds_per_row(fill) / 3600 if fill["timed_rows"] else None
+    return replace(saved, views=views, asked=asked, cache_hours=spared)
+
+
+def _read_fill(study: Study) -> dict[str, float]:
+    path = study.path / CACHE_COST
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _seconds_per_row(fill: dict[str, float]) -> float:
+    """Seconds for a row of the teacher's table, on one slot."""
+    return fill["seconds"] / fill["timed_rows"] if fill["timed_rows"] else 0.0
+
+
+def _count_views(study: Study) -> int | None:
+    """How often runs that ended needed the teacher; None where the data set is not known here."""
+    shared = study.config.distill
+    try:
+        total = shared.train_subset or num_train(shared.dataset, data_root=study.config.data_root)
+    except (UserError, OSError):
+        return None
+    ended = [run for run in study.runs if run.config and run.status != "running"]
+    return sum(
+        _drawn_views(DistillConfig.from_dict(run.config), total, len(run.history)) for run in ended
+    )
+
+
+def _drawn_views(config: DistillConfig, total: int, epochs: int) -> int:
+    method = method_of(config)
+    if not method.needs_teacher:
+        return 0
+    trained = total - held_out_size(total, config.validation_fraction)
+    steps = count_steps(trained, config.batch_size)
+    return epochs * steps * config.batch_size * (2 if method.strong_view else 1)

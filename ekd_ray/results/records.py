@@ -1,20 +1,34 @@
-"""What lies on disk of a study: its layout, and the record of each trial."""
+"""The record of a training run, and where it lies in a study.
+
+Every run leaves in its folder `config.yaml` (its resolved settings, from the beginning),
+`history.jsonl` and TensorBoard events (by epoch) and `result.json` (its record, written once, at
+its end); a run of the final stage, or of no study, also its weights.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
+import yaml
+
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.targets import COSTS
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session, read_history
 from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.files import write_json, write_text
 
-FORMAT_VERSION = 1
+# Of studies, records and bundles. 1: the records of confirm runs were without their settings, and
+# those of trials without what finished runs have.
+FORMAT_VERSION = 2
 STUDY_FILE = "study.yaml"
 JOURNAL = "optuna.journal"
+CONFIG = "config.yaml"
 FAILURE = "failure.json"
 RESULT = "result.json"
 CONFIRMED = "confirm.parquet"
@@ -24,6 +38,11 @@ CACHE_COST = "cache.json"
 def trial_folder(run: Path, number: int) -> Path:
     """`<run>/trials/<number, 4 digits>`."""
     return run / "trials" / f"{number:04d}"
+
+
+def trial_name(number: int) -> str:
+    """The name of a trial, and of its configuration once it is confirmed: `trial 7`."""
+    return f"trial {number}"
 
 
 def milestone_epochs(config: StudyConfig) -> list[int]:
@@ -48,47 +67,48 @@ def milestone_epochs(config: StudyConfig) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord:
-    """What is known of one trial; `result.json` once it has ended.
+class RunRecord:
+    """A training run: what it is, and what has come of it so far.
 
-    `status` is running, complete (all epochs), pruned (stopped early) or failed, with
-    the `reason`. `history` has one row per epoch, `params` the searched values.
+    Attributes:
+        folder: where its files lie; not part of the file.
+        name: of its configuration: `trial 7`, a baseline's, the student's of a single run.
+        number: of the trial that has this configuration; None for all others.
+        config: its resolved settings; empty where they are illegal or not known.
+        params: the searched values of a trial.
+        status: running, complete (all epochs), pruned (stopped early) or failed, with a `reason`.
+        history: a row for each epoch that ended, see `distill`.
+        metrics: the last row, and the metrics on the test split where it was read.
+        seconds: the time of its epochs; of a finished run, from its start to its end.
     """
 
-    number: int
-    params: dict[str, Any]
-    config: dict[str, Any]
+    folder: Path
+    stage: RunStage
+    name: str
+    number: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
     status: str = "running"
     reason: str | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    log_prior: float | None = None
+    precision: str | None = None
+    fingerprint: str | None = None
+    data_fingerprint: str | None = None
+    environment: dict[str, Any] | None = None
 
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """The record of an ended trial, or None if it has not ended."""
-        path = folder / RESULT
-        return cls(**json.loads(path.read_text())) if path.exists() else None
+    @property
+    def seed(self) -> int:
+        """The seed of its settings."""
+        return self.config["seed"]
 
-    def write_config(self, folder: Path) -> None:
-        """Write the trial's resolved configuration beside its events."""
-        write_text(folder / "config.yaml", DistillConfig.from_dict(self.config).to_yaml())
-
-    def status_of(self, folder: Path, *, error: bool, epochs: int) -> str:
-        """How a trial ended, judged from what it left in its folder."""
-        if error or (folder / FAILURE).exists():
-            return "failed"
-        last = [row["epoch"] for row in read_history(folder)][-1:]
-        if not last:
-            return "failed"
-        return "complete" if last[0] >= epochs else "pruned"
-
-    def ended(self, status: str, *, folder: Path, reason: str | None = None) -> TrialRecord:
-        """The closed record, written atomically to `result.json`."""
-        if status == "failed" and reason is None:
-            reason = failure_reason(folder)
-        record = replace(self, status=status, reason=reason, history=read_history(folder))
-        end_session(folder, failed=status == "failed")
-        write_json(folder / RESULT, asdict(record))
-        return record
+    @property
+    def title(self) -> str:
+        """The name for people, with the seed where a name has several."""
+        confirms = self.stage in (RunStage.SELECT, RunStage.FINAL)
+        return f"{self.name} seed {self.seed}" if confirms else self.name
 
     @property
     def last(self) -> dict[str, Any]:
@@ -99,10 +119,164 @@ class TrialRecord:
         """The metric after the last epoch, or None if no epoch ended."""
         return self.last.get(metric)
 
-    @property
-    def seconds(self) -> float:
-        """Training and validation time of the epochs that ended."""
-        return sum(row.get("seconds", 0.0) for row in self.history)
+    def write_config(self) -> None:
+        """Write the settings beside the run's events."""
+        write_text(self.folder / CONFIG, DistillConfig.from_dict(self.config).to_yaml())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, which Ray carries to a process that knows nothing of this class."""
+        return {**asdict(self), "folder": str(self.folder), "stage": str(self.stage)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The record back from `to_dict`; other keys are ignored."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        typed = {"folder": Path(values["folder"]), "stage": RunStage(values["stage"])}
+        return cls(**{**known, **typed})
+
+    def write(self) -> None:
+        """Write `result.json` atomically; from then on the run has ended."""
+        content = self.to_dict()
+        del content["folder"]
+        write_json(self.folder / RESULT, {"format_version": FORMAT_VERSION, **content})
+
+    def close(self, status: str, *, reason: str | None = None) -> Self:
+        """Write the record of a run that has ended, from what it left in its folder.
+
+        Args:
+            reason: of a failure; without it the one that the run has left.
+        """
+        if status == "failed" and reason is None:
+            reason = failure_reason(self.folder)
+        history = read_history(self.folder)
+        record = replace(
+            self, status=status, reason=reason, history=history,
+            metrics=history[-1] if history else {}, seconds=spent_seconds(history),
+        )  # fmt: skip
+        end_session(self.folder, failed=status == "failed")
+        record.write()
+        return record
+
+
+def single_run(config: DistillConfig, folder: Path) -> RunRecord:
+    """The record of a run of no study, before it begins."""
+    return RunRecord(
+        folder=folder, stage=RunStage.SINGLE, name=config.student, config=config.to_dict()
+    )
+
+
+def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | None:
+    """The record of the run in a folder, ended or running; None if it has not begun.
+
+    Args:
+        known: what else is known of the run: its name (runs of equal configurations share a
+            folder) and, for a file of the first format, its settings.
+    """
+    path, found = folder / RESULT, known or _from_path(folder)
+    content: dict[str, Any] = {}
+    if path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if "history" not in content:  # still running, or of the first format
+        settings, content["history"] = folder / CONFIG, read_history(folder)
+        if not (path.exists() or settings.exists() or content["history"]):
+            return None
+        if settings.exists() and not found.config:
+            content["config"] = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    if "format_version" not in content:
+        history = content["history"]
+        content.setdefault("seconds", spent_seconds(history))
+        if path.exists():
+            content.setdefault("status", "failed" if content.get("reason") else "complete")
+            content.setdefault("metrics", history[-1] if history else {})
+    if known:
+        content |= {"name": known.name, "number": known.number}
+    return RunRecord.from_dict({**found.to_dict(), **content})
+
+
+def _from_path(folder: Path) -> RunRecord:
+    """The record of a run of which only the folder is known."""
+    kind = folder.parent.name
+    if kind == "trials":
+        number = int(folder.name)
+        return RunRecord(
+            folder=folder, stage=RunStage.SEARCH, name=trial_name(number), number=number
+        )
+    stage = RunStage.TEACHER if folder.name == "teacher" else RunStage.SINGLE
+    if kind == "confirm":
+        stage = RunStage(folder.name.partition("-")[0])
+    return RunRecord(folder=folder, stage=stage, name=folder.name)
+
+
+def confirm_table(runs: Iterable[RunRecord], study: Path) -> pa.Table:
+    """The content of `confirm.parquet`: a row for each run of the confirm stage."""
+    runs = list(runs)
+    first_seeds = {run.name: run.seed for run in reversed(runs)}
+    return table_of_rows(
+        [
+            {
+                "stage": str(run.stage),
+                "name": run.name,
+                "trial": run.number,
+                "seed": run.seed,
+                # The settings that the runs of a name share are those under its first seed.
+                "config": json.dumps({**run.config, "seed": first_seeds[run.name]}),
+                "folder": str(run.folder.relative_to(study)),
+                "reason": run.reason,
+                "seconds": run.seconds,
+                **{k: v for k, v in run.metrics.items() if _is_confirmed(k)},
+            }
+            for run in runs
+        ]
+    )
+
+
+def _is_confirmed(metric: str) -> bool:
+    return metric.startswith(("val_", "test_")) or metric in COSTS
+
+
+def confirmed_runs(table: pa.Table, study: Path) -> list[RunRecord]:
+    """The runs of a table that `confirm_table` made, in its order, without their histories."""
+    shown = ("stage", "name", "trial", "seed", "config", "folder", "reason", "seconds")
+    return [
+        RunRecord(
+            folder=study / row["folder"],
+            stage=RunStage(row["stage"]),
+            name=row["name"],
+            number=row["trial"] if "trial" in row else _number_in(row["name"]),
+            config={**json.loads(row["config"]), "seed": row["seed"]},
+            status="failed" if row.get("reason") else "complete",
+            reason=row.get("reason"),
+            seconds=row.get("seconds") or 0.0,
+            metrics={k: v for k, v in row.items() if k not in shown and v is not None},
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def _number_in(name: str) -> int | None:
+    """The number of a trial by its name, which is all that FORMAT_VERSION 1 says of it."""
+    kind, _, number = name.partition(" ")
+    return int(number) if kind == "trial" else None
+
+
+def table_of_rows(rows: list[dict[str, Any]]) -> pa.Table:
+    """A table with every column that any row has; a column of mixed types becomes text."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: _column([row.get(name) for row in rows]) for name in names}
+    return pa.table(columns)
+
+
+def _column(values: list[Any]) -> list[Any]:
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) < 2:
+        return values
+    convert = float if kinds == {int, float} else str
+    return [None if value is None else convert(value) for value in values]
+
+
+def spent_seconds(history: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds of training and validation of the epochs that ended."""
+    return sum(row.get("seconds", 0.0) for row in history)
 
 
 def failure_reason(folder: Path) -> str:

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import OnEpoch, distill
-from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
+from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import cpu_threads, environment
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.finish import finish_run
+from ekd_ray.results.records import single_run
 from ekd_ray.results.study import Study
 
 IDENTICAL, WITHIN, DIFFERENT = "bit-identical", "within-tolerance", "different"
@@ -28,13 +30,13 @@ IDENTICAL, WITHIN, DIFFERENT = "bit-identical", "within-tolerance", "different"
 # times a seed's standard deviation, and 1.96 of those hold 19 of 20. At least half a point.
 LEAST_TOLERANCE = 0.005
 DEVIATIONS = 1.96 * math.sqrt(2)
-# What a machine does with its time is no result.
+# Times are of the machine, and no result.
 _NOT_COMPARED = ("seconds", "latency_ms")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """What `reproduce` found.
+    """The findings of `reproduce`.
 
     `verdict` is one of bit-identical (every figure of every epoch, every tensor and every
     test metric), within-tolerance (`test_top1` differs from `stated` by no more than
@@ -103,13 +105,14 @@ def reproduce(
     recorded = bundle.environment()
     with cpu_threads(threads or recorded["threads"]):
         result = distill(config, data_root=data_root, out=out, on_epoch=on_epoch)
-        metrics = evaluate_test(result, data_root=data_root)
-    save_student(result, out / WEIGHTS)
+        record = finish_run(single_run(config, out), result, data_root=data_root, test=True)
+    metrics = record.metrics
     stated = bundle.metrics["model"]
+    tested = {name: value for name, value in stated.items() if name.startswith("test_")}
     first = (
         first_difference(bundle.history(), result.history)
         or first_tensor(load_file(bundle.path / WEIGHTS), load_file(out / WEIGHTS))
-        or _first_of("the test split", _tested(stated), metrics)
+        or _first_of("the test split", tested, metrics)
     )
     allowed = default_tolerance(bundle) if tolerance is None else tolerance
     verdict = IDENTICAL
@@ -123,12 +126,12 @@ def reproduce(
         stated=stated["test_top1"],
         tolerance=allowed,
         elsewhere=_elsewhere(bundle, recorded),
-        metrics={**result.metrics, **metrics},
+        metrics=metrics,
     )
 
 
 def default_tolerance(bundle: Bundle) -> float:
-    """What two runs of one configuration may differ by in test_top1, as a fraction."""
+    """The difference in test_top1, a fraction, that two runs of one configuration may have."""
     deviation = bundle.metrics["test"].get("test_top1", {}).get("sd", 0.0)
     return max(LEAST_TOLERANCE, DEVIATIONS * float(deviation))
 
@@ -163,13 +166,9 @@ def first_tensor(there: dict[str, Tensor], here: dict[str, Tensor]) -> str | Non
     return None
 
 
-def _tested(stated: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in stated.items() if name.startswith("test_")}
-
-
 def _elsewhere(bundle: Bundle, recorded: dict[str, Any]) -> tuple[str, ...]:
     here, lines = environment(), []
-    old, new = ({**place, **place["packages"]} for place in (recorded, here))
+    old, new = ({**found, **found["packages"]} for found in (recorded, here))
     names = ("processor", "gpus", "cuda", "cudnn", "driver", "threads", "git_revision")
     for name in (*names, "ekd_ray", "torch", "numpy"):
         if old.get(name) != new.get(name):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,25 +12,46 @@ import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.targets import evenly_spaced, pareto_front, total_violation
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
 from ekd_ray.remote.location import is_uri, parse_location
 from ekd_ray.remote.session import reading_copy
 from ekd_ray.results.importance import parameter_importance
-from ekd_ray.results.leaderboard import Row, leaderboard_rows, leaderboard_table, ordered
+from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
 from ekd_ray.results.paired import Paired, paired_difference
 from ekd_ray.results.records import (
     CONFIRMED,
     FORMAT_VERSION,
     STUDY_FILE,
-    TrialRecord,
+    RunRecord,
+    confirmed_runs,
     milestone_epochs,
+    read_record,
+    spent_seconds,
+    table_of_rows,
 )
+
+
+class Trials(list[RunRecord]):
+    """Trials of a search in some order."""
+
+    def to_table(self) -> pa.Table:
+        """One row a trial: `trial` (its number), `status`, `reason`, `epoch` and the metrics of
+        its last one, `seconds`, and the searched values as `param_<name>`."""
+        return table_of_rows([_trial_row(trial, trial.history) for trial in self])
+
+    def to_pandas(self) -> Any:
+        """`to_table` as a `pandas.DataFrame`."""
+        return self.to_table().to_pandas()  # pyarrow imports pandas, which nothing else here needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A running or finished study in a folder.
+
+    Its files are read when they are first asked for, and once: load the study again to see what
+    has come since.
 
     Example:
         >>> study = Study.load("runs/quickstart")      # doctest: +SKIP
@@ -72,65 +94,89 @@ class Study:
             config = StudyConfig.from_dict(header.get("study") or {})
         return cls(path=path, config=config, header=header)
 
-    def records(self) -> list[TrialRecord]:
-        """Every ended trial, by number."""
-        folders = (self.path / "trials").glob("[0-9]*")
-        records = (TrialRecord.read(folder) for folder in folders)
-        return sorted((r for r in records if r is not None), key=lambda r: r.number)
+    @cached_property
+    def runs(self) -> list[RunRecord]:
+        """Every run that has begun, ended or not: trials by number, then confirm runs by folder."""
+        folders = [path for path in self.path.glob("trials/*") if path.name.isdecimal()]
+        folders.sort(key=lambda path: int(path.name))
+        for stage in (RunStage.SELECT, RunStage.FINAL):
+            folders += sorted(self.path.glob(f"confirm/{stage}-*"))
+        known = {run.folder: run for run in reversed(self.confirm_runs)}
+        found = (read_record(folder, known.get(folder)) for folder in folders)
+        return [self._with_params(run) for run in found if run is not None]
 
-    def ranked(self) -> list[TrialRecord]:
+    def _with_params(self, run: RunRecord) -> RunRecord:
+        """The run; a trial that still runs with its searched values, which only its end records."""
+        if run.stage is not RunStage.SEARCH or run.status != "running":
+            return run
+        known = {name: run.config.get(name) for name in self.config.space or {}}
+        return replace(run, params={k: v for k, v in known.items() if v is not None})
+
+    def records(self) -> Trials:
+        """Every trial that has ended, by number."""
+        return Trials(run for run in self._trials if run.status != "running")
+
+    def running(self) -> Trials:
+        """Trials that have begun and not ended, with their epochs so far."""
+        return Trials(run for run in self._trials if run.status == "running")
+
+    @property
+    def _trials(self) -> list[RunRecord]:
+        return [run for run in self.runs if run.stage is RunStage.SEARCH]
+
+    def ranked(self) -> Trials:
         """Complete trials, best first by the study's metric on the validation split.
 
         Those that break a constraint come after all that keep them, the nearest first.
         """
         metric, sign = self.config.metric, -1 if self.config.mode == "max" else 1
-        complete = [record for record in self.records() if record.status == "complete"]
-        worst = float("inf")
 
-        def key(record: TrialRecord) -> tuple[float, float, int]:
-            value = record.value(metric)
-            broken = total_violation(self.config.bounds, record.last)
-            return broken, worst if value is None else sign * value, record.number
+        def key(trial: RunRecord) -> tuple[float, float, int]:
+            value = trial.value(metric)
+            violation = total_violation(self.config.bounds, trial.last)
+            score = float("inf") if value is None else sign * value
+            return violation, score, trial.number or 0
 
-        return sorted(complete, key=key)
+        complete = (trial for trial in self.records() if trial.status == "complete")
+        return Trials(sorted(complete, key=key))
 
-    def feasible(self) -> list[TrialRecord]:
+    def feasible(self) -> Trials:
         """Those of `ranked` that keep all constraints."""
         bounds = self.config.bounds
-        return [r for r in self.ranked() if total_violation(bounds, r.last) == 0]
+        return Trials(t for t in self.ranked() if total_violation(bounds, t.last) == 0)
 
-    def pareto(self) -> list[TrialRecord]:
+    def pareto(self) -> Trials:
         """The Pareto front over the study's objectives, best by its metric first.
 
         Complete trials that keep the constraints and that none of the others is at least as
         good as in every objective and better in one. With one objective: the best trials.
         """
-        records = self.feasible()
-        front = pareto_front([r.last for r in records], self.config.all_objectives)
-        return [records[index] for index in front]
+        trials = self.feasible()
+        front = pareto_front([trial.last for trial in trials], self.config.all_objectives)
+        return Trials(trials[index] for index in front)
 
-    def finalists(self) -> list[TrialRecord]:
+    def finalists(self) -> Trials:
         """The trials that are to be confirmed: the best, or evenly along the Pareto front."""
         count = self.config.confirm_top_k
         if not self.config.objectives:
-            return self.feasible()[:count]
-        return evenly_spaced(self.pareto(), count)
+            return Trials(self.feasible()[:count])
+        return Trials(evenly_spaced(self.pareto(), count))
 
     def trials(self) -> pa.Table:
-        """One row per ended trial: number, status, reason, epochs, seconds, last metrics,
-        and the searched values as `param_<name>`."""
-        rows = [_trial_row(record, record.history) for record in self.records()]
-        return pa.Table.from_pylist(_same_columns(rows))
+        """Every trial that has ended, by number; columns as in `Trials.to_table`."""
+        return self.records().to_table()
 
     def rungs(self) -> pa.Table:
         """One row per ended trial and rung (its last epoch included), columns as `trials`."""
         milestones = set(milestone_epochs(self.config))
-        rows = []
-        for record in self.records():
-            for index, row in enumerate(record.history, start=1):
-                if row["epoch"] in milestones or index == len(record.history):
-                    rows.append(_trial_row(record, record.history[:index]))
-        return pa.Table.from_pylist(_same_columns(rows))
+        return table_of_rows(
+            [
+                _trial_row(trial, trial.history[:count])
+                for trial in self.records()
+                for count, row in enumerate(trial.history, start=1)
+                if row["epoch"] in milestones or count == len(trial.history)
+            ]
+        )
 
     def write_tables(self) -> None:
         """Write `trials.parquet` (one row per trial and rung) atomically."""
@@ -141,16 +187,19 @@ class Study:
         path = self.path / CONFIRMED
         return pq.read_table(path) if path.exists() else None
 
-    def leaderboard(self) -> list[Row]:
+    @cached_property
+    def confirm_runs(self) -> list[RunRecord]:
+        """The runs of the confirm stage, as `confirm.parquet` has them; before its end none."""
+        table = self.confirmed()
+        return [] if table is None else confirmed_runs(table, self.path)
+
+    def leaderboard(self) -> Leaderboard:
         """Confirmed configurations, the winner first, baselines and finalists after it.
 
         The winner is the finalist with the best mean validation score over the confirm
         seeds; its test figures played no part. Before confirm: empty.
         """
-        table = self.confirmed()
-        if table is None:
-            return []
-        return ordered(leaderboard_rows(table.to_pylist(), self.config), self.config)
+        return make_leaderboard(self.confirm_runs, self.config)
 
     def differences(self) -> dict[str, Paired]:
         """The winner's test top-1 minus that of each baseline, paired over the final seeds.
@@ -163,16 +212,6 @@ class Study:
             for row in board[1:]
             if board[0].test and row.test and not (row.failed or board[0].failed)
         }
-
-    def leaderboard_table(self) -> pa.Table:
-        """`leaderboard` as a table: a row per configuration, mean, sd and n of each figure."""
-        return leaderboard_table(self.leaderboard(), self.config)
-
-    def pareto_table(self) -> pa.Table:
-        """`pareto` as a table: the trials of the front with their figures and parameters."""
-        return pa.Table.from_pylist(
-            _same_columns([_trial_row(r, r.history) for r in self.pareto()])
-        )
 
     def importance(self, metric: str | None = None, *, epoch: int | None = None) -> pa.Table:
         """How much each parameter mattered (fANOVA, PED-ANOVA): see `parameter_importance`."""
@@ -193,42 +232,25 @@ class Study:
         top = ranked[0]
         value = top.value(self.config.metric)
         return Row(
-            name=f"trial {top.number}",
+            name=top.name,
+            number=top.number,
             config=DistillConfig.from_dict(top.config),
             val=() if value is None else (value,),
         )
 
 
-def _trial_row(record: TrialRecord, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _trial_row(trial: RunRecord, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """A trial as a row of a table, after the epochs of `history`."""
     last = history[-1] if history else {}
-    metrics = {key: value for key, value in last.items() if key != "seconds"}
     return {
-        "trial": record.number,
-        "status": record.status,
-        "reason": record.reason,
+        "trial": trial.number,
+        "status": trial.status,
+        "reason": trial.reason,
         "epoch": last.get("epoch", 0),
-        **metrics,
-        "seconds": sum(row.get("seconds", 0.0) for row in history),
-        **{f"param_{name}": value for name, value in record.params.items()},
+        **{name: value for name, value in last.items() if name != "seconds"},
+        "seconds": spent_seconds(history),
+        **{f"param_{name}": value for name, value in trial.params.items()},
     }
-
-
-def _same_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of one schema: a column that any row has, all rows have; mixed types become text."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    kinds: dict[str, set[type]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if value is not None:
-                kinds.setdefault(name, set()).add(type(value))
-    mixed = {n for n, found in kinds.items() if len(found) > 1 and found != {int, float}}
-
-    def cell(name: str, value: Any) -> Any:
-        if value is None or name not in mixed:
-            return float(value) if kinds.get(name) == {int, float} and value is not None else value
-        return str(value)
-
-    return [{name: cell(name, row.get(name)) for name in names} for row in rows]
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

@@ -11,16 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.engine import ranks
-from ekd_ray.engine.checkpoint import forget_checkpoint
-from ekd_ray.engine.final import finished_run
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_json
-from ekd_ray.results.records import FAILURE, RESULT, failure_reason
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason
 from ekd_ray.scale.cluster import connected, count_workers, live_nodes, local_cpus
 from ekd_ray.scale.trainer import SCRATCH, Workers, fit_group
-from ekd_ray.scale.worker import Job, Report, run_job
+from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
 # Starts of the worker group after its first, each from the newest checkpoint.
 RESTARTS = 3
@@ -56,9 +52,14 @@ def check_room(workers: Workers) -> None:
 
 
 def run_on_workers(
-    job: Job, workers: Workers, *, test: bool, on_epoch: Callable[[dict[str, Any]], None]
+    run: RunRecord,
+    workers: Workers,
+    *,
+    data_root: str | None,
+    test: bool,
+    on_epoch: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Train a job to its weights and `result.json`; its folder must be one that all nodes see.
+    """Train a run to its weights and `result.json`; its folder must be one that all nodes see.
 
     Args:
         test: read the test split, once.
@@ -69,22 +70,26 @@ def run_on_workers(
     """
     from ray.train import TrainingFailedError
 
-    folder = Path(job.folder)
+    folder = run.folder
     (folder / FAILURE).unlink(missing_ok=True)
-    body = functools.partial(_run_and_finish, test=test)
+    options = TrainOptions(data_root=data_root, threads=workers.cpus, test=test)
     with connected():
         check_room(workers)
         ended = threading.Event()
-        told = max((row["epoch"] for row in read_history(folder)), default=0)
-        follower = threading.Thread(
-            target=_follow, args=(folder, told, ended, on_epoch), daemon=True
+        known_epoch = max((row["epoch"] for row in read_history(folder)), default=0)
+        reporter = threading.Thread(
+            target=report_epochs, args=(folder, known_epoch, ended, on_epoch), daemon=True
         )
-        follower.start()
+        reporter.start()
         try:
             fit_group(
-                job.as_config(), workers=workers, body=body, callbacks=[], failures=RESTARTS,
+                {RUN: run.to_dict()},
+                workers=workers,
+                train=functools.partial(train_run, options=options),
+                callbacks=[],
+                failures=RESTARTS,
                 scratch=folder / SCRATCH,
-            )  # fmt: skip
+            )
         except TrainingFailedError as error:
             reason = failure_reason(folder)
             if not (folder / FAILURE).exists():
@@ -95,35 +100,24 @@ def run_on_workers(
             ) from error
         finally:
             ended.set()
-            follower.join()
+            reporter.join()
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     if not (folder / RESULT).exists():
         raise UserError(failure_reason(folder))
 
 
-def _run_and_finish(job: Job, report: Report, *, test: bool) -> None:
-    """The body of each worker."""
-    folder = Path(job.folder)
-    if ranks.agree((folder / RESULT).exists()):  # a worker died after all was done
-        return
-    result = run_job(job, report)
-    if result is None:
-        return
-    record = finished_run(result, folder, data_root=job.data_root, test=test)
-    if ranks.is_first():
-        write_json(folder / RESULT, record)
-        forget_checkpoint(folder)
-
-
-def _follow(
-    folder: Path, told: int, ended: threading.Event, on_epoch: Callable[[dict[str, Any]], None]
+def report_epochs(
+    folder: Path,
+    known_epoch: int,
+    ended: threading.Event,
+    on_epoch: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Tell of each row after epoch `told` once; a restarted group trains some epochs again."""
+    """Report each row after `known_epoch` once; a restarted group trains some epochs again."""
     while True:
         last = ended.wait(PROGRESS_SECONDS)
         for row in read_history(folder):
-            if row["epoch"] > told:
-                told = row["epoch"]
+            if row["epoch"] > known_epoch:
+                known_epoch = row["epoch"]
                 on_epoch(row)
         if last:
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Interrupted, UserError, disk_full_error
-from ekd_ray.results.records import FAILURE, RESULT
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.results.study import Study
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.samplers import NoStopping, make_scheduler
@@ -21,7 +24,7 @@ from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.tracking import Observer, Tracker
 from ekd_ray.scale.trainer import SCRATCH, make_trainable
 from ekd_ray.scale.trial_slots import ProcessDeaths, TrialSlots
-from ekd_ray.scale.worker import RUNG_SCORE, Body, Job, run_job, rung_score
+from ekd_ray.scale.worker import RUN, RUNG_SCORE, Train, TrainOptions, rung_score, train_run
 
 
 def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
@@ -40,9 +43,12 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         observer.stage("search", searcher.remaining, config.distill.epochs)
         scheduler = make_scheduler(config)
         replay(scheduler, searcher.finished(), base)
+        rung_metric = config.metric if config.rung_score == "mean" else None
+        options = TrainOptions.of_study(config, rung_metric=rung_metric)
         run_tuner(
             run,
             config,
+            functools.partial(train_run, options=options),
             searcher=searcher,
             scheduler=scheduler,
             num_samples=-1,  # the searcher says when it is over
@@ -69,7 +75,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
 
 
 class _StandIn:
-    """What schedulers need to know of a trial that ended before this process began."""
+    """A trial that ended before this process began, as far as schedulers look at it."""
 
     def __init__(self, number: int) -> None:
         self.trial_id = f"replayed-{number}"
@@ -80,7 +86,7 @@ def replay(scheduler: TrialScheduler, finished: list[FrozenTrial], base: Distill
     know them; `base` has the schedule that they share."""
     if isinstance(scheduler, NoStopping):
         return
-    # The median rule takes whole curves, and asks a live controller about running trials.
+    # The median rule takes complete curves, and asks a live controller about running trials.
     median = isinstance(scheduler, MedianStoppingRule)
     tell = scheduler.on_trial_complete if median else scheduler.on_trial_result
     for trial in finished:
@@ -94,70 +100,78 @@ def replay(scheduler: TrialScheduler, finished: list[FrozenTrial], base: Distill
             tell(None, stand_in, result)
 
 
-class _Relay(tune.Callback):
+class ObserverCallback(tune.Callback):
     """Passes Tune's events to an observer, which stays out of Tune's pickled snapshots."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer: Observer | None = observer
+        self._order: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_observer": None}
+        return {"_observer": None, "_order": {}}
+
+    def _number(self, trial: Any) -> int:
+        """The trial's number in the search, in other stages its position among those that began."""
+        run = RunRecord.from_dict(trial.config[RUN])
+        if run.stage is RunStage.SEARCH and run.number is not None:
+            return run.number
+        return self._order.setdefault(trial.trial_id, len(self._order))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         if self._observer:
-            job = Job.from_config(trial.config)
-            self._observer.started(job.name, job.number, job.settings)
+            run = RunRecord.from_dict(trial.config[RUN])
+            self._observer.started(run.title, self._number(trial), run.config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         if self._observer and "epoch" in result:
-            self._observer.epoch(Job.from_config(trial.config).number, result)
+            self._observer.epoch(self._number(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         if self._observer:
-            self._observer.ended(Job.from_config(trial.config).number, failed=False)
+            self._observer.ended(self._number(trial), failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        job = Job.from_config(trial.config)
+        folder = RunRecord.from_dict(trial.config[RUN]).folder
         # One of which nothing is recorded has not failed: it begins again.
-        recorded = any((Path(job.folder) / name).exists() for name in (RESULT, FAILURE))
-        if self._observer and recorded:
-            self._observer.ended(job.number, failed=True)
+        if self._observer and any((folder / name).exists() for name in (RESULT, FAILURE)):
+            self._observer.ended(self._number(trial), failed=True)
 
 
 def run_tuner(
     run: Path,
     config: StudyConfig,
+    train: Train,
     *,
     searcher: Searcher,
     scheduler: TrialScheduler,
     num_samples: int,
     observer: Observer,
-    body: Body = run_job,
 ) -> None:
-    """Let Tune run the jobs that `searcher` suggests; a failed trial does not stop it.
+    """Let Tune run what `searcher` suggests; a failed trial does not stop it.
 
     Args:
-        body: what a trial runs, in its own process or in each of its workers.
+        run: the study's folder.
+        train: trains a run, in the trial's own process or in each of its workers.
     """
     deaths = ProcessDeaths()
     scratch = (run / SCRATCH).absolute()
     shutil.rmtree(scratch, ignore_errors=True)
     trackers = [Tracker(run, config)] if config.track else []
     tuner = tune.Tuner(
-        make_trainable(config, body, scratch),
+        make_trainable(config, train, scratch),
         tune_config=tune.TuneConfig(
             search_alg=TrialSlots(searcher, config, deaths),
             scheduler=scheduler,
             num_samples=num_samples,
             reuse_actors=config.workers_per_trial == 1,
-            trial_dirname_creator=_dirname,
+            trial_dirname_creator=operator.attrgetter("trial_id"),
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[deaths, *trackers, _Relay(observer)],
+            callbacks=[deaths, *trackers, ObserverCallback(observer)],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
@@ -170,7 +184,3 @@ def run_tuner(
             raise
         raise full from None
     shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _dirname(trial: Any) -> str:
-    return f"{Job.from_config(trial.config).number:04d}-{trial.trial_id}"

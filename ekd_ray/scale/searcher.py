@@ -20,15 +20,16 @@ from ray.tune.search import Searcher
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.resolve import resolve
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.results.records import FAILURE, TrialRecord, trial_folder
+from ekd_ray.results.records import FAILURE, RunRecord, read_record, trial_folder, trial_name
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.optuna_private import reopen_trial
 from ekd_ray.scale.space import Space, first_points, point_config
 from ekd_ray.scale.storage import open_study, write_together
 from ekd_ray.scale.trial_slots import DEATH_REASON
-from ekd_ray.scale.worker import Job, check_room
+from ekd_ray.scale.worker import RUN, check_room
 
 REPEATS = 64  # points in a row that were tried before: then the space holds no new one
 _EXHAUSTED = "exhausted"
@@ -40,7 +41,7 @@ _STATES = {
 }
 
 
-def why(folder: Path, result: dict[str, Any] | None) -> str | None:
+def death_reason(folder: Path, result: dict[str, Any] | None) -> str | None:
     """The reason of a failure that only Tune knows, unless the run has left one of its own."""
     return None if (folder / FAILURE).exists() else (result or {}).get(DEATH_REASON)
 
@@ -65,8 +66,7 @@ class OptunaSearcher(Searcher):
         self.space = Space(config.space)
         self.study = open_study(run, config)
         self._budget = Budget(config)
-        self._running: dict[str, Trial] = {}
-        self._records: dict[str, TrialRecord] = {}
+        self._running: dict[str, tuple[Trial, RunRecord]] = {}
         self._interrupted: deque[int] = deque()
         self._begun_again: set[int] = set()
         for point in first_points(config):  # a kill may have come after some of them
@@ -75,15 +75,17 @@ class OptunaSearcher(Searcher):
 
     def _settle(self) -> None:
         for frozen in self.study.get_trials(deepcopy=False):
-            self._budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
+            self._budget.record(frozen.number, read_history(self._folder(frozen.number)))
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
-            folder = trial_folder(self.run, frozen.number)
-            record = TrialRecord.read(folder)
-            if record is not None:
-                forget_checkpoint(folder)
-                self._tell(frozen.number, record)
+            record = read_record(self._folder(frozen.number))
+            if record is not None and record.status != "running":
+                forget_checkpoint(record.folder)
+                self._end(record)
             else:
                 self._interrupted.append(frozen.number)
+
+    def _folder(self, number: int) -> Path:
+        return trial_folder(self.run, number)
 
     @property
     def remaining(self) -> int:
@@ -109,42 +111,36 @@ class OptunaSearcher(Searcher):
         return [trial for trial in self._own_trials() if trial.state.is_finished()]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        asked = self._ask()
-        if asked is None:
+        with write_together(self.study):
+            drawn = self._draw_point()
+        if drawn is None:
             # Not over yet: one that is begun may have to begin again.
             return None if self._running else Searcher.FINISHED
-        trial, point = asked
+        trial, point = drawn
         try:
             config = resolve(point_config(self.base, point), data_root=self.config.data_root)
         except UserError as error:
-            return self._refuse(trial_id, trial, str(error))
-        folder = trial_folder(self.run, trial.number)
-        record = TrialRecord(number=trial.number, params=trial.params, config=config.to_dict())
-        record.write_config(folder)
-        self._running[trial_id] = trial
-        self._records[trial_id] = record
-        return Job(
-            name=f"trial {trial.number}",
-            number=trial.number,
-            folder=str(folder),
-            settings=config.to_dict(),
-            data_root=self.config.data_root,
-            threads=self.config.cpus_per_trial,
-            costs=self.config.costs,
-            compared=self.metric if self.config.rung_score == "mean" else None,
-            shown=tuple(self.space.parameters),
-        ).as_config()
+            # A point that is no legal configuration counts as a failed trial; another is drawn.
+            self._end(self._record(trial, {}).close("failed", reason=str(error)))
+            return self.suggest(trial_id) if self.remaining else None
+        record = self._record(trial, config.to_dict())
+        record.write_config()
+        self._running[trial_id] = trial, record
+        return {RUN: record.to_dict()}
 
-    def _ask(self) -> tuple[Trial, dict[str, Any]] | None:
+    def _record(self, trial: Trial, config: dict[str, Any]) -> RunRecord:
+        number = trial.number
+        return RunRecord(
+            folder=self._folder(number), stage=RunStage.SEARCH, name=trial_name(number),
+            number=number, config=config, params=trial.params,
+        )  # fmt: skip
+
+    def _draw_point(self) -> tuple[Trial, dict[str, Any]] | None:
         """A trial at a point that no other has, None if there is none left.
 
         Runs are functions of their configuration: a point that comes again is ended in Optuna
         as the first one was, without being run, and counts for nothing.
         """
-        with write_together(self.study):
-            return self._new_point()
-
-    def _new_point(self) -> tuple[Trial, dict[str, Any]] | None:
         for _ in range(REPEATS):
             if not self.remaining:
                 return None
@@ -154,11 +150,11 @@ class OptunaSearcher(Searcher):
             else:
                 trial = self.study.ask()
             point = self.space(trial)
-            drawn = trial.params  # copied by Optuna whenever it is asked for
+            params = trial.params  # copied by Optuna whenever it is asked for
             first = next(
                 other
                 for other in self.study.get_trials(deepcopy=False)
-                if other.params == drawn and other.state != TrialState.WAITING
+                if other.params == params and other.state != TrialState.WAITING
             )
             if first.number == trial.number:
                 return trial, point
@@ -168,7 +164,7 @@ class OptunaSearcher(Searcher):
 
     def _repeat(self, trial: Trial, first: FrozenTrial) -> None:
         trial.set_user_attr(_REPEATED, first.number)
-        self._report(trial, read_history(trial_folder(self.run, first.number)))
+        self._report(trial, read_history(self._folder(first.number)))
         for name, violation in first.constraints.items():
             trial.set_constraint(name, violation)
         # Of one that still runs nothing is known but what it has written so far.
@@ -176,16 +172,9 @@ class OptunaSearcher(Searcher):
         values = first.values if state == TrialState.COMPLETE else None
         self.study.tell(trial.number, values, state=state)
 
-    def _refuse(self, trial_id: str, trial: Trial, reason: str) -> dict[str, Any] | str | None:
-        """A point that is no legal configuration counts as a failed trial; ask for another."""
-        record = TrialRecord(number=trial.number, params=trial.params, config={})
-        ended = record.ended("failed", reason=reason, folder=trial_folder(self.run, trial.number))
-        self._tell(trial.number, ended)
-        return self.suggest(trial_id) if self.remaining else None
-
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self._running:
-            self._budget.add(self._running[trial_id].number, result)
+            self._budget.add(self._running[trial_id][0].number, result)
 
     def _report(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
         if self.config.objectives:  # Optuna keeps the epochs of one objective only
@@ -199,51 +188,47 @@ class OptunaSearcher(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """End a trial in Optuna and on disk. Raises `NoSpace`: it stays begun, to be continued."""
-        trial = self._running.pop(trial_id, None)
-        if trial is None:
+        if trial_id not in self._running:
             return
-        folder = trial_folder(self.run, trial.number)
-        record = self._records.pop(trial_id)
+        trial, record = self._running.pop(trial_id)
+        folder, history = record.folder, read_history(record.folder)
         if error:
             check_room(folder)
-        if error and not self._was_run(folder, trial.number):
-            # Tune tries a trial again whose process died at work, but not one whose process
-            # died while it was handed over from another trial.
+        gave_reason = (folder / FAILURE).exists()
+        if error and not (history or gave_reason or trial.number in self._begun_again):
+            # Tune tries a trial again whose process died at work, but not one whose process died
+            # while it was handed over from another trial.
             self._begun_again.add(trial.number)
             self._interrupted.append(trial.number)
             return
-        status = record.status_of(folder, error=error, epochs=self.base.epochs)
-        ended = record.ended(status, folder=folder, reason=why(folder, result))
+        status = "failed"
+        if history and not (error or gave_reason):
+            status = "complete" if history[-1]["epoch"] >= self.base.epochs else "pruned"
+        ended = record.close(status, reason=death_reason(folder, result))
         # Before Optuna knows: a trial that has ended there is never looked at again.
         forget_checkpoint(folder)
-        self._tell(trial.number, ended)
+        self._end(ended)
 
-    def _was_run(self, folder: Path, number: int) -> bool:
-        """Whether a trial that failed has done anything, or had its second chance."""
-        left = bool(read_history(folder)) or (folder / FAILURE).exists()
-        return left or number in self._begun_again
-
-    def _tell(self, number: int, record: TrialRecord) -> None:
-        with write_together(self.study):
-            self._tell_all(number, record)
-
-    def _tell_all(self, number: int, record: TrialRecord) -> None:
+    def _end(self, record: RunRecord) -> None:
+        """End a trial in Optuna, as its record says."""
+        assert record.number is not None
+        self._budget.record(record.number, record.history)
         state = _STATES[record.status]
-        stored = self.study.get_trials(deepcopy=False)[number]
-        trial = reopen_trial(self.study, number)
-        self._budget.record(number, record.history)
-        self._report(trial, record.history)
-        if record.reason:
-            trial.set_user_attr("reason", record.reason)
-        values = None
-        if state == TrialState.COMPLETE:
-            values = [record.last[name] for name in self.config.all_objectives]
-        if state != TrialState.FAIL:
-            for bound in self.config.bounds:
-                # Killed between this and the next line, it is there already.
-                if bound.text not in stored.constraints:
-                    trial.set_constraint(bound.text, bound.violation(record.last))
-        self.study.tell(number, values, state=state)
+        stored = self.study.get_trials(deepcopy=False)[record.number]
+        trial = reopen_trial(self.study, record.number)
+        with write_together(self.study):
+            self._report(trial, record.history)
+            if record.reason:
+                trial.set_user_attr("reason", record.reason)
+            values = None
+            if state == TrialState.COMPLETE:
+                values = [record.last[name] for name in self.config.all_objectives]
+            if state != TrialState.FAIL:
+                for bound in self.config.bounds:
+                    # Killed between this and the next line, it is there already.
+                    if bound.text not in stored.constraints:
+                        trial.set_constraint(bound.text, bound.violation(record.last))
+            self.study.tell(record.number, values, state=state)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal holds everything."""

@@ -15,7 +15,8 @@ from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import COSTS
 from ekd_ray.errors import UserError, check_installed, unknown_name
-from ekd_ray.scale.worker import RUNG_SCORE, Job
+from ekd_ray.results.records import RunRecord
+from ekd_ray.scale.worker import RUN, RUNG_SCORE
 
 SERVICE = "mlflow"
 _LOG = logging.getLogger("ekd_ray")
@@ -126,10 +127,10 @@ class Tracker(tune.Callback):
             self._logger = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        job = Job.from_config(trial.config)
-        settings = {k: v for k, v in job.settings.items() if v is not None}
+        run = RunRecord.from_dict(trial.config[RUN])
+        settings = {k: v for k, v in run.config.items() if v is not None}
         settings.pop("teacher_weights", None)  # a path; the hash is there
-        shown = self._shown.setdefault(trial.trial_id, _Shown(job.name, settings))
+        shown = self._shown.setdefault(trial.trial_id, _Shown(run.title, settings))
         self._tell("log_trial_start", shown)
 
     def on_trial_result(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.scale.ray_private import HEAD_NODE, address_for_workers
-from ekd_ray.scale.worker import Body, Job, alone, in_group
+from ekd_ray.scale.worker import Train, train_as_worker, train_in_process
 
 # Ray Train polls its workers, and so forwards their reports, at most this often.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -57,15 +57,15 @@ def fit_group(
     config: dict[str, Any],
     *,
     workers: Workers,
-    body: Body,
+    train: Train,
     callbacks: list[Any],
     failures: int,
     scratch: Path,
 ) -> None:
-    """Run a job on a worker group of its own, which is started again `failures` times.
+    """Train a run on a worker group of its own, which is started again `failures` times.
 
-    Every start goes on from the job's newest checkpoint. Ray Train's own records are removed:
-    the job's folder says all that there is to know.
+    Every start goes on from the run's newest checkpoint. Ray Train's own records are removed:
+    the run's folder says all that there is to know.
 
     Args:
         scratch: folder for those records, which all nodes see. What is killed, or stopped early,
@@ -75,11 +75,10 @@ def fit_group(
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    job = Job.from_config(config)
     # A reused name would silently resume another trial's run.
-    name = f"{job.number:04d}-{uuid.uuid4().hex[:8]}"
+    name = uuid.uuid4().hex[:8]
     trainer = TorchTrainer(
-        functools.partial(in_group, body=body),
+        functools.partial(train_as_worker, train=train),
         train_loop_config=config,
         scaling_config=scaling_config(workers),
         run_config=ray.train.RunConfig(
@@ -99,28 +98,28 @@ def fit_group(
 
 
 def run_nested_trial(
-    config: dict[str, Any], *, workers: Workers, body: Body, scratch: Path
+    config: dict[str, Any], *, workers: Workers, train: Train, scratch: Path
 ) -> None:
     """A Tune trial as a worker group of its own; reports of rank 0 reach Tune."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
     fit_group(
-        config, workers=workers, body=body, callbacks=[TuneReportCallback()], failures=1,
+        config, workers=workers, train=train, callbacks=[TuneReportCallback()], failures=1,
         scratch=scratch,
     )  # fmt: skip
 
 
-def make_trainable(config: StudyConfig, body: Body, scratch: Path) -> Any:
+def make_trainable(config: StudyConfig, train: Train, scratch: Path) -> Any:
     """The Tune trainable of a study with its resources; `scratch` is for groups' own records.
 
-    With one worker per trial, `body` runs in the trial's own process, which Tune reuses
-    for the next trial; with more, a driver without CPUs starts `body` on each worker.
+    With one worker per trial, `train` runs in the trial's own process, which Tune reuses
+    for the next trial; with more, a driver without CPUs starts `train` on each worker.
     """
     from ray import tune
 
     if config.workers_per_trial == 1:
         needs = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
-        return tune.with_resources(functools.partial(alone, body=body), needs)
+        return tune.with_resources(functools.partial(train_in_process, train=train), needs)
     driver = functools.partial(
         run_nested_trial,
         workers=Workers(
@@ -129,7 +128,7 @@ def make_trainable(config: StudyConfig, body: Body, scratch: Path) -> Any:
             cpus=config.cpus_per_trial,
             gpus=config.gpus_per_trial,
         ),
-        body=body,
+        train=train,
         scratch=scratch / "groups",
     )
     # A driver that held a CPU could take the one that its own workers wait for.

@@ -1,4 +1,4 @@
-"""The train loop as a Ray worker: what a trial runs, alone or as one of several workers."""
+"""A training run in a Ray process: the trial's own one, or one of several workers of it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ekd_ray.config import DistillConfig
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import ranks
+from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.measure.cost import student_costs
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import Session, read_history
 from ekd_ray.engine.schedule import settled_since
 from ekd_ray.errors import NoSpace, UserError, disk_full_error
 from ekd_ray.files import write_json
-from ekd_ray.results.records import FAILURE
+from ekd_ray.results.finish import finish_run
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 
 Report = Callable[[dict[str, Any]], None]
+# What a Ray process does for a run: `train_run` with its options, or a test's own.
+Train = Callable[[RunRecord, Report], object]
+RUN = "run"  # the key of the run, as `RunRecord.to_dict` gives it, in a Tune trial's config
 RUNG_SCORE = "rung_score"
 # Left by a trial that found the disk full: it has not failed, and is continued once there is room.
 FULL = "disk_full.json"
@@ -35,62 +41,120 @@ _LEAST_FREE = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One run to do: a resolved configuration, where its files go and what it may use.
+class TrainOptions:
+    """How runs are trained, whichever they are.
 
-    `name` is what progress shows; `number` the trial's number in the study; `costs` names
-    what is to be known of the student besides its metrics; `compared` is the metric whose mean
-    over the epochs is reported as `RUNG_SCORE`; `shown` names the settings that TensorBoard's
-    HParams tab shows, in one line for all runs of a `group`.
+    `costs` names what is to be known of the student besides its metrics; the mean over the
+    epochs of `rung_metric` is reported as `RUNG_SCORE`; `shown` names the settings that
+    TensorBoard's HParams tab shows; `test`: a single run reads the test split.
     """
 
-    name: str
-    number: int
-    folder: str
-    settings: dict[str, Any]
     data_root: str | None
     threads: int
     costs: tuple[str, ...] = ()
-    compared: str | None = None
+    rung_metric: str | None = None
     shown: tuple[str, ...] = ()
-    group: str = ""
-
-    def as_config(self) -> dict[str, Any]:
-        """The plain mapping that Ray carries as the trial's config."""
-        return {"job": asdict(self)}
+    test: bool = False
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Job:
-        """The job back from `as_config`."""
-        return cls(**config["job"])
+    def of_study(cls, config: StudyConfig, *, rung_metric: str | None = None) -> TrainOptions:
+        """Those of the runs of a study."""
+        return cls(
+            data_root=config.data_root, threads=config.cpus_per_trial, costs=config.costs,
+            rung_metric=rung_metric, shown=tuple(config.space or {}),
+        )  # fmt: skip
 
 
-def run_job(job: Job, report: Report, *, checkpoint_seconds: float = 30.0) -> RunResult | None:
-    """Run one job, reporting each epoch's row.
+def train_in_process(config: dict[str, Any], *, train: Train) -> None:
+    """Train in the Tune trial's own process; every epoch reaches the scheduler."""
+    from ray import tune  # slow to import, and training alone does without
+
+    train(RunRecord.from_dict(config[RUN]), tune.report)
+
+
+def train_as_worker(config: dict[str, Any], *, train: Train) -> None:
+    """Train as one worker of several; all ranks report, as Ray Train asks."""
+    import ray.train  # slow to import, and training alone does without
+    from ray.train.torch import get_device
+
+    device = get_device()
+    if device.type == "cuda":  # a node's workers see all of its GPUs
+        torch.cuda.set_device(device)
+    train(RunRecord.from_dict(config[RUN]), ray.train.report)
+
+
+def train_run(
+    run: RunRecord, report: Report, *, options: TrainOptions, checkpoint_seconds: float = 30.0
+) -> RunResult | None:
+    """Train a run, reporting each epoch's row; None if it failed, or had ended before.
 
     A run that diverges, runs out of memory or proves illegal leaves its reason in
-    `failure.json` and returns None: that is a result of the search, not an error of it. A
-    full disk is an error: see `check_room`.
+    `failure.json`: that is a result of the search, not an error of it. A full disk is an error:
+    see `check_room`. A run of the search is recorded by its driver, which knows whether it was
+    stopped early; any other one here.
     """
-    folder = Path(job.folder)
-    if ranks.is_first():  # of an earlier try, which was killed before anybody read it
+    folder, first = run.folder, ranks.is_first()
+    if ranks.agree((folder / RESULT).exists()):  # a worker died after all was done
+        return None
+    if first:  # of an earlier try, which was killed before anybody read it
         (folder / FAILURE).unlink(missing_ok=True)
         (folder / FULL).unlink(missing_ok=True)
     try:
-        return _run(job, folder, report, checkpoint_seconds)
+        result = _distill(run, report, options, checkpoint_seconds)
+        if run.stage is RunStage.SEARCH:
+            return result
+        if result is not None:
+            finish_run(run, result, data_root=options.data_root, test=options.test)
+            if first:
+                forget_checkpoint(folder)
+        elif first and run.stage is not RunStage.SINGLE:  # which may be tried again
+            run.close("failed")
+        return result
     except Exception as error:
         full = disk_full_error(error)
-        if full is not None and ranks.is_first():
+        if full is not None and first:
             with contextlib.suppress(OSError):  # what could not be written was removed
                 write_json(folder / FULL, {"reason": str(full)})
         raise
 
 
+def _distill(
+    run: RunRecord, report: Report, options: TrainOptions, checkpoint_seconds: float
+) -> RunResult | None:
+    """Train a run; None if it failed of itself, for a reason that is then in its folder."""
+    try:
+        config = DistillConfig.from_dict(run.config)
+        torch.set_num_threads(options.threads)  # the latency among the costs is the trial's own
+        confirms = run.stage in (RunStage.SELECT, RunStage.FINAL)
+        group = f"{run.stage} {run.name}" if confirms else ""
+        return distill(
+            config,
+            data_root=options.data_root,
+            out=run.folder,
+            on_epoch=add_rung_score(report, run.folder, options.rung_metric, config),
+            threads=options.threads,
+            constants=student_costs(config, options.costs),
+            session=Session(settings=options.shown, group=group),
+            checkpoint_seconds=checkpoint_seconds,
+        )
+    except (Diverged, UserError) as error:
+        if ranks.is_first():
+            write_json(run.folder / FAILURE, {"reason": str(error)})
+    except (MemoryError, RuntimeError, OSError) as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
+        write_json(run.folder / FAILURE, {"reason": reason})
+        if ranks.world_size() > 1:
+            raise  # the other ranks wait in a collective: only a restart frees them
+    return None
+
+
 def check_room(folder: Path) -> None:
-    """Whether the run in a folder, which ended in an error, met a full disk.
+    """Check whether the run in a folder, which ended in an error, met a full disk.
 
     Raises:
-        NoSpace: it did; the study is to stop, for the configuration is not to blame.
+        NoSpace: it did; the study is to stop, because the configuration is not to blame.
     """
     if (folder / FULL).exists():
         raise NoSpace(json.loads((folder / FULL).read_text(encoding="utf-8"))["reason"])
@@ -101,33 +165,6 @@ def check_room(folder: Path) -> None:
                 f"a run failed with {free // 2**20} MiB free on the disk of {folder}: free some, "
                 "then run the same command with --resume; what was finished is kept."
             )
-
-
-def _run(job: Job, folder: Path, report: Report, checkpoint_seconds: float) -> RunResult | None:
-    try:
-        config = DistillConfig.from_dict(job.settings)
-        torch.set_num_threads(job.threads)  # the latency among the costs is the trial's own
-        return distill(
-            config,
-            data_root=job.data_root,
-            out=folder,
-            on_epoch=_scored(report, folder, job.compared, config),
-            threads=job.threads,
-            constants=student_costs(config, job.costs),
-            session=Session(settings=tuple(job.shown), group=job.group),
-            checkpoint_seconds=checkpoint_seconds,
-        )
-    except (Diverged, UserError) as error:
-        if ranks.is_first():
-            write_json(folder / FAILURE, {"reason": str(error)})
-    except (MemoryError, RuntimeError, OSError) as error:
-        reason = out_of_memory(error)
-        if reason is None:
-            raise
-        write_json(folder / FAILURE, {"reason": reason})
-        if ranks.world_size() > 1:
-            raise  # the other ranks wait in a collective: only a restart frees them
-    return None
 
 
 def out_of_memory(error: BaseException) -> str | None:
@@ -145,43 +182,23 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 def rung_score(values: Sequence[float], config: DistillConfig) -> float:
-    """What a run is compared by after the epochs that have these values: their mean since the
-    learning rate last fell.
+    """The score of a run after epochs of these values: their mean since the learning rate fell.
 
     A single epoch at a high rate says little: what a run will be worth shows better in the mean.
     """
     return statistics.fmean(values[settled_since(config, len(values)) - 1 :])
 
 
-def _scored(report: Report, folder: Path, metric: str | None, config: DistillConfig) -> Report:
-    """Reports that also say the run's `rung_score`; a resumed run has that of its epochs before."""
+def add_rung_score(
+    report: Report, folder: Path, metric: str | None, config: DistillConfig
+) -> Report:
+    """`report` with the run's `rung_score` in each row, over the epochs before a resume too."""
     if metric is None:
         return report
 
-    def scored(row: dict[str, Any]) -> None:
+    def report_with_score(row: dict[str, Any]) -> None:
         values = [epoch[metric] for epoch in read_history(folder)]
         # Workers on other nodes do not see the folder; the first one's report counts.
         report({**row, RUNG_SCORE: rung_score(values, config) if values else row[metric]})
 
-    return scored
-
-
-Body = Callable[[Job, Report], object]
-
-
-def alone(config: dict[str, Any], *, body: Body = run_job) -> None:
-    """`body` in the Tune trial's own process; every epoch reaches the scheduler."""
-    from ray import tune
-
-    body(Job.from_config(config), tune.report)
-
-
-def in_group(config: dict[str, Any], *, body: Body = run_job) -> None:
-    """`body` as one worker of a trial that has several; all ranks report, as Ray Train asks."""
-    import ray.train
-    from ray.train.torch import get_device
-
-    device = get_device()
-    if device.type == "cuda":  # a node's workers see all of its GPUs
-        torch.cuda.set_device(device)
-    body(Job.from_config(config), ray.train.report)
+    return report_with_score

@@ -185,8 +185,6 @@ def _results(this: Study, other: Study) -> list[dict[str, Any]]:
 
 
 def _values(row: Row, figure: str) -> list[float]:
-    if figure.startswith("test_"):
-        return [found[figure] for found in row.test_metrics if figure in found]
     return list(row.figures(figure))
 
 

@@ -213,6 +213,7 @@ def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer
             search(out, config, base, observer)
             confirm(out, config, base, observer)
     observer.stage("export", 1, 0)
+    study = Study.load(out)  # as its stages have left it
     bundle = export_bundle(study, out / "best")
     _report(study)
     return bundle

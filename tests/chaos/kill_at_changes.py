@@ -46,13 +46,14 @@ from ekd_ray.engine.runlog import HISTORY, RunLog
 from ekd_ray.files import write_json, write_text
 from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model
+from ekd_ray.results import finish as finish_module
 from ekd_ray.results import report as report_module
-from ekd_ray.results.records import JOURNAL, STUDY_FILE
+from ekd_ray.results.records import JOURNAL, STUDY_FILE, RunRecord
 from ekd_ray.results.study import Study
 from ekd_ray.scale import confirm as confirm_module
 from ekd_ray.scale import search as search_module
 from ekd_ray.scale import worker as worker_module
-from ekd_ray.scale.worker import Job
+from ekd_ray.scale.worker import RUN, Train
 from ekd_ray.studies import pipeline
 
 EPOCHS = 4
@@ -97,20 +98,20 @@ def pretend(config: DistillConfig, *, out: Path, on_epoch: Any = None, **_: Any)
 
 
 def tune(
-    run: Path, config: StudyConfig, *, searcher: Any, scheduler: Any, num_samples: int,
-    observer: Any, body: Any = worker_module.run_job,
+    run: Path, config: StudyConfig, train: Train, *, searcher: Any, scheduler: Any,
+    num_samples: int, observer: Any,
 ) -> None:  # fmt: skip
     """Tune's calls: two jobs have begun at any time, the older one runs until it ends.
 
     In a search that is continued the newer one does, so that a trial may find other results
     at its rungs than it did before the kill.
     """
-    begun: deque[tuple[str, Job]] = deque()
+    begun: deque[tuple[str, RunRecord]] = deque()
     take = begun.pop if (run / "trials").exists() else begun.popleft
     names = map(str, itertools.count())
     while True:
         while len(begun) < 2 and isinstance(found := searcher.suggest(name := next(names)), dict):
-            begun.append((name, Job.from_config(found)))
+            begun.append((name, RunRecord.from_dict(found[RUN])))
         if not begun:
             return
         name, job = take()
@@ -123,7 +124,7 @@ def tune(
                 raise Stopped
 
         with contextlib.suppress(Stopped):
-            body(job, report)
+            train(job, report)
         searcher.on_trial_complete(name, {})
 
 
@@ -147,8 +148,8 @@ def study(out: Path) -> None:
             (teacher_module, "distill", pretend),
             (search_module, "run_tuner", tune),
             (confirm_module, "run_tuner", tune),
-            (confirm_module, "evaluate_test", lambda *_, **__: {"test_top1": 0.5}),
-            (confirm_module, "_draw", lambda *_: None),
+            (finish_module, "evaluate_test", lambda *_, **__: {"test_top1": 0.5}),
+            (finish_module, "_draw", lambda *_: None),
             (report_module, "write_report", write_page),
             (pipeline, "connected", lambda *_: contextlib.nullcontext()),
         ):

@@ -14,11 +14,11 @@ from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
-from ekd_ray.results.records import FAILURE, TrialRecord, trial_folder
+from ekd_ray.results.records import FAILURE, RunRecord, read_record, trial_folder
 from ekd_ray.scale import worker
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import open_study
-from ekd_ray.scale.worker import Job
+from ekd_ray.scale.worker import RUN, TrainOptions
 from ekd_ray.studies.pipeline import check_study, open_run
 
 EPOCHS = 3
@@ -38,16 +38,16 @@ def make(run: Path, config: StudyConfig) -> OptunaSearcher:
     return OptunaSearcher(run, config, resolve(config.distill))
 
 
-def suggest(searcher: OptunaSearcher, name: str) -> Job:
+def suggest(searcher: OptunaSearcher, name: str) -> RunRecord:
     suggested = searcher.suggest(name)
     assert isinstance(suggested, dict)
-    return Job.from_config(suggested)
+    return RunRecord.from_dict(suggested[RUN])
 
 
-def train(searcher: OptunaSearcher, name: str, job: Job, epochs: int) -> None:
+def train(searcher: OptunaSearcher, name: str, job: RunRecord, epochs: int) -> None:
     """What a worker leaves after so many epochs; Tune passes on all but the last."""
     rows = [{"epoch": e, "val_top1": e / 10, "seconds": 1.0} for e in range(1, epochs + 1)]
-    (Path(job.folder) / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (job.folder / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for row in rows[:-1]:
         searcher.on_trial_result(name, row)
 
@@ -58,7 +58,7 @@ def test_first_points_that_were_not_written_yet_come_too(
     config = config.replace(space={"lr": {"low": 0.001, "high": 0.1}})
     open_study(tmp_path, config).enqueue_trial({"lr": 0.05})
     searcher = make(tmp_path, config)
-    assert [suggest(searcher, name).settings["lr"] for name in "ab"] == [0.05, 0.02]
+    assert [suggest(searcher, name).config["lr"] for name in "ab"] == [0.05, 0.02]
     waiting = open_study(tmp_path, config).get_trials(states=[TrialState.WAITING])
     assert not waiting
 
@@ -73,7 +73,7 @@ def test_a_trial_that_is_stopped_earlier_than_it_had_come_agrees_with_the_journa
     assert job.number == 0
     train(second, "a", job, 1)
     second.on_trial_complete("a", {})
-    record = TrialRecord.read(trial_folder(tmp_path, 0))
+    record = read_record(trial_folder(tmp_path, 0))
     trial = open_study(tmp_path, config).get_trials()[0]
     assert record is not None
     assert (record.status, trial.state) == ("pruned", TrialState.PRUNED)
@@ -102,10 +102,10 @@ def test_a_repeated_point_that_was_not_ended_is_not_run(
     names = iter("bcdefg")
     jobs = []
     while isinstance(suggested := again.suggest(name := next(names)), dict):
-        jobs.append(Job.from_config(suggested))
+        jobs.append(RunRecord.from_dict(suggested[RUN]))
         train(again, name, jobs[-1], EPOCHS)
         again.on_trial_complete(name, {})
-    rates = [job.settings["lr"] for job in jobs]
+    rates = [job.config["lr"] for job in jobs]
     assert 0.05 not in rates
     assert len(rates) == len(set(rates))
     ended = open_study(tmp_path, config).get_trials()[3]
@@ -120,11 +120,12 @@ def test_a_trial_whose_process_died_before_it_ran_begins_again_once(
     assert [suggest(searcher, name).number for name in "ab"] == [0, 1]
     assert searcher.suggest("c") is None, "not over while a trial runs"
     searcher.on_trial_complete("a", error=True)
-    assert TrialRecord.read(trial_folder(tmp_path, 0)) is None
+    begun = read_record(trial_folder(tmp_path, 0))
+    assert begun is not None and begun.status == "running"
     again = suggest(searcher, "d")
     assert again.number == 0
     searcher.on_trial_complete("d", error=True)
-    record = TrialRecord.read(trial_folder(tmp_path, 0))
+    record = read_record(trial_folder(tmp_path, 0))
     assert record is not None
     assert record.status == "failed"
     assert "died" in str(record.reason)
@@ -138,12 +139,10 @@ def test_the_checkpoint_of_a_trial_that_has_ended_goes(tmp_path: Path, config: S
     first = make(tmp_path, config)
     job = suggest(first, "a")
     train(first, "a", job, EPOCHS)
-    folder = Path(job.folder)
-    record = TrialRecord(number=0, params={"lr": 0.05}, config=job.settings)
-    record.ended("complete", folder=folder)
-    (folder / CHECKPOINT).write_bytes(b"checkpoint")
+    job.close("complete")
+    (job.folder / CHECKPOINT).write_bytes(b"checkpoint")
     make(tmp_path, config)
-    assert not (folder / CHECKPOINT).exists()
+    assert not (job.folder / CHECKPOINT).exists()
 
 
 def test_a_reason_that_nobody_read_does_not_outlive_the_next_try(
@@ -151,7 +150,7 @@ def test_a_reason_that_nobody_read_does_not_outlive_the_next_try(
 ) -> None:
     """Out of memory once, then killed: the trial is what its second try makes of it."""
     job = suggest(make(tmp_path, config), "a")
-    (Path(job.folder) / FAILURE).write_text(json.dumps({"reason": "out of GPU memory"}))
+    (job.folder / FAILURE).write_text(json.dumps({"reason": "out of GPU memory"}))
     second = make(tmp_path, config)
     job = suggest(second, "a")
 
@@ -159,9 +158,9 @@ def test_a_reason_that_nobody_read_does_not_outlive_the_next_try(
         train(second, "a", job, EPOCHS)
 
     monkeypatch.setattr(worker, "distill", distilled)
-    worker.run_job(job, lambda row: None)
+    worker.train_run(job, lambda row: None, options=TrainOptions(data_root=None, threads=1))
     second.on_trial_complete("a", {})
-    record = TrialRecord.read(Path(job.folder))
+    record = read_record(job.folder)
     assert record is not None
     assert record.status == "complete"
 

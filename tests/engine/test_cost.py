@@ -8,7 +8,8 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.measure.cost import latency_ms, model_cost, student_costs
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.models import build_model
-from ekd_ray.scale.worker import Job, run_job
+from ekd_ray.results.records import single_run
+from ekd_ray.scale.worker import TrainOptions, train_run
 
 CONFIG = DistillConfig(
     dataset="synthetic", student="resnet8", method="none", train_subset=80, batch_size=16, epochs=2,
@@ -59,11 +60,9 @@ def test_the_rows_of_a_trial_carry_the_costs_and_are_else_the_same(tmp_path):
     reported = {}
     for name, costs in (("plain", ()), ("costs", ("parameters", "latency_ms"))):
         rows = reported.setdefault(name, [])
-        job = Job(
-            name=name, number=0, folder=str(tmp_path / name), settings=resolve(CONFIG).to_dict(),
-            data_root=None, threads=1, costs=costs,
-        )  # fmt: skip
-        assert run_job(job, rows.append) is not None
+        options = TrainOptions(data_root=None, threads=1, costs=costs)
+        run = single_run(resolve(CONFIG), tmp_path / name)
+        assert train_run(run, rows.append, options=options) is not None
     for plain, row in zip(reported["plain"], reported["costs"], strict=True):
         assert row.pop("parameters") == model_cost("resnet8", 10, 32)[0]
         assert row.pop("latency_ms") > 0

@@ -13,6 +13,7 @@ from ekd_ray.engine.distill import distill
 from ekd_ray.engine.evaluate import EVAL_BATCH, evaluate_model, student_inputs
 from ekd_ray.engine.final import evaluate_test
 from ekd_ray.engine.resolve import check_model, resolve, split_sizes
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.teacher.source import LiveTeacher
 from ekd_ray.errors import UserError
@@ -97,7 +98,7 @@ def test_the_test_images_are_enlarged_as_well(large):
     result = distill(large, threads=1)
     shapes = set()
     result.model.register_forward_pre_hook(lambda _, inputs: shapes.add(inputs[0].shape))
-    evaluate_test(result, data_root=None)
+    evaluate_test(result, stage=RunStage.FINAL, data_root=None)
     assert shapes == {(500, 3, 64, 64)}
 
 

@@ -15,6 +15,7 @@ from ekd_ray.data import dataset_info, load_dataset
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.final import evaluate_test
 from ekd_ray.engine.resolve import resolve
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_run_data, split_ids
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import with_method
@@ -60,7 +61,7 @@ def test_the_column_of_the_validation(result):
 
 
 def test_the_column_of_the_test(result):
-    found = evaluate_test(result, data_root=None)
+    found = evaluate_test(result, stage=RunStage.FINAL, data_root=None)
     inside, outside = load_dataset("synthetic", "test"), load_dataset("digits", "test")
     assert len(inside) > len(outside)  # all 359 digits then
     expected = auroc(result, inside.images, outside.images)
@@ -79,14 +80,14 @@ def test_training_does_not_see_it(result, tiny):
     for row in rows:
         del row["val_ood_auroc"]
     assert rows == untimed(without.history)
-    assert "ood_auroc" not in "".join(evaluate_test(without, data_root=None))
+    assert "ood_auroc" not in "".join(evaluate_test(without, stage=RunStage.FINAL, data_root=None))
 
 
 def test_only_its_training_split_is_opened_before_the_end(tiny, opened):
     ended = distill(tiny(ood_dataset="digits", epochs=1), threads=1)
     assert opened == [("synthetic", "train"), ("digits", "train")]
     opened.clear()
-    evaluate_test(ended, data_root=None)
+    evaluate_test(ended, stage=RunStage.FINAL, data_root=None)
     assert opened == [("synthetic", "test"), ("digits", "test")]
 
 

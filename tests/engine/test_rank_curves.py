@@ -17,6 +17,7 @@ from ekd_ray.data import load_dataset
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.final import evaluate_test
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.losses.methods import with_method
 
 # Name -> (counts of workers beside 1, method, settings).
@@ -64,7 +65,7 @@ def record_of(result):
     tested = result.config.method == "ctkd"  # once is enough
     return {
         "history": untimed(result.history), "weights": state(result),
-        "test": evaluate_test(result, data_root=None) if tested else {},
+        "test": evaluate_test(result, stage=RunStage.FINAL, data_root=None) if tested else {},
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,20 @@ import yaml
 from report_studies import finished
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine import final as evaluation
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.files import write_json
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.results import Bundle, Study, export_bundle
-from ekd_ray.results.records import RESULT, TrialRecord, trial_folder
+from ekd_ray.results.finish import finish_run
+from ekd_ray.results.records import (
+    FORMAT_VERSION,
+    RunRecord,
+    spent_seconds,
+    trial_folder,
+    trial_name,
+)
 from ekd_ray.results.report import measures, write_report
 from ekd_ray.results.study import write_parquet
 
@@ -39,7 +44,7 @@ class Maker:
 
     path: Path
 
-    def study(self, *, version: int = 1, **settings: Any) -> Study:
+    def study(self, *, version: int = FORMAT_VERSION, **settings: Any) -> Study:
         config = StudyConfig(**{"distill": BASE, **settings})
         header = {"format_version": version, "study": config.to_dict()}
         self.path.mkdir(parents=True, exist_ok=True)
@@ -50,17 +55,18 @@ class Maker:
         self, number: int, values: list[float], *, status: str = "complete",
         reason: str | None = None, metric: str = "val_top1",
         also: dict[str, float] | None = None, **params: Any,
-    ) -> TrialRecord:  # fmt: skip
+    ) -> RunRecord:  # fmt: skip
         history = [
             {"epoch": epoch, metric: value, **(also or {}), "lr": 0.05, "seconds": 0.5}
             for epoch, value in enumerate(values, start=1)
         ]
         config = {**BASE.to_dict(), "seed": number}
-        record = TrialRecord(
-            number=number, params=params, config=config, status=status,
-            reason=reason, history=history,
+        record = RunRecord(
+            folder=trial_folder(self.path, number), stage=RunStage.SEARCH,
+            name=trial_name(number), number=number, params=params, config=config,
+            status=status, reason=reason, history=history, seconds=spent_seconds(history),
         )  # fmt: skip
-        write_json(trial_folder(self.path, number) / RESULT, asdict(record))
+        record.write()
         return record
 
     def confirm(self, rows: list[dict[str, Any]]) -> None:
@@ -127,18 +133,8 @@ def real_study(winner_config, tmp_path_factory):
     run = winner_config.replace(validation_fraction=0.0, seed=1)
     folder = maker.path / "confirm" / f"final-{run.fingerprint()}"
     result = distill(run, out=folder, threads=1)
-    evaluation.save_student(result, folder / evaluation.WEIGHTS)
-    metrics = {**result.metrics, **evaluation.evaluate_test(result, data_root=None)}
-    write_json(
-        folder / RESULT,
-        {
-            "metrics": metrics,
-            "precision": result.precision,
-            "data_fingerprint": result.data_fingerprint,
-            "environment": environment(),
-            "seconds": result.seconds,
-        },
-    )
+    record = RunRecord(folder=folder, stage=RunStage.FINAL, name="trial 1", config=run.to_dict())
+    metrics = finish_run(record, result, data_root=None).metrics
     chosen, whole = winner_config.replace(seed=1), run
     relative = str(folder.relative_to(maker.path))
     maker.confirm(

@@ -84,4 +84,4 @@ def finished(maker: Any, rows: tuple, *, evil: bool = True, **settings: object) 
     write_json(maker.path / "cache.json", {"rows": 100, "timed_rows": 50, "seconds": 1.0})
     (maker.path / "best").mkdir()
     (maker.path / "best" / "MANIFEST").write_text("")
-    return study
+    return Study.load(maker.path)

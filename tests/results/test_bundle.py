@@ -16,8 +16,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.losses.dirichlet import log_expectation
 from ekd_ray.models import read_metadata
 from ekd_ray.results import Bundle, export_bundle
-from ekd_ray.results.bundle import FILES, HISTORY, MANIFEST, WEIGHTS
-from ekd_ray.results.manifest import write_manifest
+from ekd_ray.results.bundle import FILES, HISTORY, MANIFEST, WEIGHTS, write_manifest
 
 # What it holds
 

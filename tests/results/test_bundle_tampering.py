@@ -8,8 +8,7 @@ import pytest
 
 from ekd_ray.errors import UserError
 from ekd_ray.results import Bundle
-from ekd_ray.results.bundle import FILES, MANIFEST, WEIGHTS
-from ekd_ray.results.manifest import write_manifest
+from ekd_ray.results.bundle import FILES, MANIFEST, WEIGHTS, write_manifest
 
 
 def change_json(path, **values):
@@ -175,7 +174,7 @@ def test_a_binary_manifest_is_a_problem_not_a_crash(bundle):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format_version": 2}', "format version 2, this ekd_ray reads <= 1: upgrade"),
+        ('{"format_version": 3}', "format version 3, this ekd_ray reads <= 2: upgrade"),
         ("{", "metrics.json is damaged"),
         ("[]", "metrics.json is damaged"),
         ("{}", "metrics.json is damaged"),

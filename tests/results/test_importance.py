@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,8 @@ from scipy import stats
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.results import Study
-from ekd_ray.results.costs import savings, time_table
 from ekd_ray.results.importance import judged_epoch
-from ekd_ray.results.progress import progress, running_trials
+from ekd_ray.results.progress import progress, savings, time_table
 from ekd_ray.studies.comparison import compare_studies
 
 SPACE = {"lr": {"low": 1e-4, "high": 1.0, "log": True}, "momentum": {"low": 0.0, "high": 1.0}}
@@ -114,7 +114,7 @@ def confirmed(maker, rows, path, scores, **settings):
 
 def test_the_leaderboard_as_a_table_has_mean_sd_and_n(maker, rows, tmp_path):
     study = confirmed(maker, rows, tmp_path / "a", (0.5, 0.6, 0.8))
-    table = study.leaderboard_table()
+    table = study.leaderboard().to_table()
     first = table.to_pylist()[0]
     assert table["name"].to_pylist() == ["trial 4", "none"]
     assert (first["winner"], first["failed"], first["param_lr"]) == (True, None, 0.05)
@@ -128,7 +128,7 @@ def test_the_front_as_a_table(maker):
     study = maker.study(space=SPACE, objectives=("parameters",))
     for number, (top1, size) in enumerate([(0.5, 10), (0.6, 20), (0.4, 20)]):
         maker.trial(number, [top1], lr=0.1, also={"parameters": size})
-    table = study.pareto_table()
+    table = study.pareto().to_table()
     assert table["trial"].to_pylist() == [1, 0]
     assert table["parameters"].to_pylist() == [20, 10]
 
@@ -156,7 +156,7 @@ def test_studies_of_other_data_are_not_compared(maker, tmp_path):
     one = maker.study()
     maker.path = tmp_path / "b"
     other = maker.study(distill=one.config.distill.replace(dataset="digits"))
-    with pytest.raises(UserError, match=r"is of synthetic and .* of digits: only studies of"):
+    with pytest.raises(UserError, match=r"is of synthetic and .* of digits: compare studies of"):
         compare_studies(one, other)
 
 
@@ -171,10 +171,11 @@ def test_progress_of_a_running_study(maker):
     folder.mkdir()
     (folder / "config.yaml").write_text(study.config.distill.replace(lr=0.2).to_yaml())
     (folder / "history.jsonl").write_text(json.dumps({"epoch": 1, "val_top1": 0.2}) + "\n")
+    study = Study.load(study.path)
     found = progress(study)
     assert (found.stage, found.trials) == ("search", {"complete": 1, "running": 1})
     assert 0 <= found.quiet_seconds <= time.time()
-    (trial,) = running_trials(study)
+    (trial,) = study.running()
     assert (trial.number, trial.params["lr"], trial.last["val_top1"]) == (1, 0.2, 0.2)
 
 
@@ -194,8 +195,7 @@ def test_the_cache_saves_what_the_network_was_not_asked(maker, winner_config):
     """80 images, 40 % of them for validation: 3 steps of 16 an epoch."""
     study = maker.study(space=SPACE)
     record = maker.trial(0, [0.5] * 9, lr=0.1)
-    path = maker.path / "trials" / "0000" / "result.json"
-    write_json(path, {**vars(record), "config": winner_config.replace(epochs=9).to_dict()})
+    replace(record, config=winner_config.replace(epochs=9).to_dict()).write()
     write_json(maker.path / "cache.json", {"rows": 100, "timed_rows": 10, "seconds": 5.0})
     saved = savings(Study.load(study.path))
     assert (saved.views, saved.asked) == (9 * 48, 100)

@@ -11,9 +11,13 @@ from ekd_ray.engine import final as evaluation
 from ekd_ray.engine import rundata
 from ekd_ray.engine.measure.predictions import LOGIT_VALUES, Predictions, kept_images
 from ekd_ray.engine.resolve import parse_normalization
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.models import build_model, load_weights
-from ekd_ray.scale import confirm
-from ekd_ray.scale.worker import Job
+from ekd_ray.results import finish
+from ekd_ray.results.finish import finish_run
+from ekd_ray.results.records import RunRecord, read_record
+from ekd_ray.scale.confirm import plan_runs
+from ekd_ray.scale.worker import TrainOptions, train_run
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,9 @@ def kept(real_study, winner_config, tmp_path_factory):
 
     rundata.load_dataset = counted
     try:
-        metrics = evaluation.evaluate_test(real_study[1], data_root=None, keep=path)
+        metrics = evaluation.evaluate_test(
+            real_study[1], stage=RunStage.FINAL, data_root=None, keep=path
+        )
     finally:
         rundata.load_dataset = load
     return Predictions.load(path), metrics, opened
@@ -37,14 +43,16 @@ def kept(real_study, winner_config, tmp_path_factory):
 def test_the_test_split_is_read_once_for_figures_and_predictions(kept, real_study):
     found, metrics, opened = kept
     assert opened == ["test"]
-    assert metrics == evaluation.evaluate_test(real_study[1], data_root=None)
+    assert metrics == evaluation.evaluate_test(real_study[1], stage=RunStage.FINAL, data_root=None)
     correct = (found.predicted == found.labels).double().mean()
     assert float(correct) == pytest.approx(metrics["test_top1"])
 
 
 def test_logits_and_those_of_the_teacher_are_of_the_same_images(kept, real_study, winner_config):
     found, _, _ = kept
-    data = rundata.load_test_data(winner_config, data_root=None, device=torch.device("cpu"))
+    data = rundata.load_test_data(
+        winner_config, stage=RunStage.FINAL, data_root=None, device=torch.device("cpu")
+    )
     ((images, labels),) = data.images.evaluation(found.kept.numpy(), len(found.kept))
     assert torch.equal(labels, found.labels[found.kept])
     teacher = build_model("resnet8", 10)
@@ -75,15 +83,18 @@ def test_large_logits_stay_finite():
     assert found.logits.isfinite().all() and found.confidence.isfinite().all()
 
 
-def run(config, folder):
-    job = Job(name="x seed 1", number=0, folder=str(folder), settings=config.to_dict(),
-              data_root=None, threads=1, shown=("kd_weight",), group="final x")  # fmt: skip
-    confirm.confirm_job(job, lambda row: None)
+def train(config, folder, stage):
+    """What is left of a run of the confirm stage."""
+    run = RunRecord(folder=folder, stage=stage, name="x", config=config.to_dict())
+    options = TrainOptions(data_root=None, threads=1, shown=("kd_weight",))
+    train_run(run, lambda row: None, options=options)
+    return read_record(folder, run)
 
 
 @pytest.mark.parametrize(("fraction", "split"), [(0.0, "test"), (0.4, "val")])
 def test_a_confirm_run_leaves_its_images(winner_config, tmp_path, fraction, split):
-    run(winner_config.replace(validation_fraction=fraction, seed=1), tmp_path)
+    stage = RunStage.FINAL if split == "test" else RunStage.SELECT
+    train(winner_config.replace(validation_fraction=fraction, seed=1), tmp_path, stage)
     found = EventAccumulator(str(tmp_path)).Reload()
     assert set(found.Tags()["images"]) == {f"{split}/reliability", f"{split}/confusion"}
     assert ("test/top1" in found.Tags()["scalars"]) == (split == "test")
@@ -94,24 +105,47 @@ def test_a_run_that_cannot_draw_is_as_good(winner_config, tmp_path, monkeypatch)
     def broken(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(confirm, "write_pictures", broken)
+    monkeypatch.setattr(finish, "write_pictures", broken)
+    config = winner_config.replace(validation_fraction=0.0, seed=1)
     with pytest.warns(UserWarning, match="no images for TensorBoard .disk full"):
-        run(winner_config.replace(validation_fraction=0.0, seed=1), tmp_path)
-    assert (tmp_path / "result.json").exists()
+        record = train(config, tmp_path, RunStage.FINAL)
+    assert record.status == "complete" and "test_top1" in record.metrics
+
+
+@pytest.mark.parametrize("stage", RunStage)
+def test_only_final_and_single_runs_may_open_the_test_split(
+    real_study, winner_config, tmp_path, monkeypatch, stage
+):
+    """Whatever they were trained on: without a validation split, too."""
+    opened = []
+    monkeypatch.setattr(rundata, "load_dataset", lambda _, split, **__: opened.append(split))
+    may = stage in (RunStage.FINAL, RunStage.SINGLE)
+    refused = pytest.raises(AttributeError if may else ValueError)  # of the data, which is None
+    run = RunRecord(folder=tmp_path, stage=stage, name="x", config=winner_config.to_dict())
+    with refused:
+        finish_run(run, real_study[1], data_root=None, test=True)
+    assert opened == (["test"] if may else [])
+
+
+def test_a_final_step_without_held_out_images_is_no_reason_to_read_the_test_split(
+    winner_config, tmp_path
+):
+    record = train(winner_config.replace(validation_fraction=0.0), tmp_path, RunStage.SINGLE)
+    assert not [name for name in record.metrics if name.startswith("test_")]
 
 
 def test_confirm_folders_are_readable_and_shared_by_equal_configurations(winner_config, tmp_path):
     entries = {"trial 3": winner_config, "authors": winner_config,
                "kd": winner_config.replace(kd_weight=9.0)}  # fmt: skip
-    runs = confirm._over_seeds("final", entries, [1, 2])
-    names = {(r.name, r.config.seed): r.folder(tmp_path).name for r in runs}
+    runs = plan_runs(tmp_path, RunStage.FINAL, entries, [1, 2])
+    names = {(run.name, run.seed): run.folder.name for run in runs}
     assert names["trial 3", 2].startswith("final-trial-3-seed-2-")
     assert names["trial 3", 2] == names["authors", 2] != names["trial 3", 1]
     assert names["kd", 1].startswith("final-kd-seed-1-")
     # The same run under another name, later, and a run of an earlier version, are found again.
-    runs[0].folder(tmp_path).mkdir(parents=True)
-    (later,) = confirm._over_seeds("final", {"trial 9": winner_config}, [1])
-    assert later.folder(tmp_path) == runs[0].folder(tmp_path)
-    old = tmp_path / "confirm" / f"final-{runs[4].config.fingerprint()}"
+    runs[0].folder.mkdir(parents=True)
+    (later,) = plan_runs(tmp_path, RunStage.FINAL, {"trial 9": winner_config}, [1])
+    assert later.folder == runs[0].folder
+    old = tmp_path / "confirm" / f"final-{entries['kd'].replace(seed=1).fingerprint()}"
     old.mkdir()
-    assert runs[4].folder(tmp_path) == old
+    assert plan_runs(tmp_path, RunStage.FINAL, entries, [1])[2].folder == old

@@ -13,8 +13,7 @@ from safetensors import safe_open
 
 from ekd_ray.errors import UserError
 from ekd_ray.results import Bundle
-from ekd_ray.results.bundle import FILES, WEIGHTS
-from ekd_ray.results.manifest import write_manifest
+from ekd_ray.results.bundle import FILES, WEIGHTS, write_manifest
 from ekd_ray.results.reproduce import default_tolerance, first_difference, prepare, reproduce
 
 

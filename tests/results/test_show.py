@@ -27,7 +27,7 @@ def test_json_has_all_of_it(reported, launch):
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert found["best"]["name"] == study.best().name and found["best"]["confirmed"]
-    assert found["leaderboard"] == study.leaderboard_table().to_pylist()
+    assert found["leaderboard"] == study.leaderboard().to_table().to_pylist()
     assert found["importance"] == study.importance().to_pylist()
     assert found["progress"]["trials"] == {"complete": 15, "pruned": 8, "failed": 1}
     assert found["failures"] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,14 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results import Study
 from ekd_ray.results.leaderboard import mean_sd
-from ekd_ray.results.records import RESULT, milestone_epochs, trial_folder
+from ekd_ray.results.progress import time_table
+from ekd_ray.results.records import (
+    RESULT,
+    RunRecord,
+    milestone_epochs,
+    read_record,
+    trial_folder,
+)
 
 # Trials
 
@@ -40,6 +48,8 @@ def test_a_running_trial_has_no_row(maker):
     study = maker.study()
     maker.trial(0, [0.1])
     (trial_folder(maker.path, 1)).mkdir(parents=True)
+    (maker.path / "trials" / "1 of mine").mkdir()
+    (maker.path / "confirm" / "notes-of-mine").mkdir(parents=True)
     assert study.trials().column("trial").to_pylist() == [0]
     assert [record.number for record in study.records()] == [0]
 
@@ -207,7 +217,7 @@ def test_the_winner_is_compared_seed_by_seed_with_each_baseline(maker, rows):
     study = maker.study()
     assert study.differences() == {}
     three_finalists(maker, rows)
-    found = study.differences()
+    found = Study.load(study.path).differences()
     assert list(found) == ["kd", "none"]  # the other finalists have no test figures
     assert found["none"].mean == pytest.approx(-0.44)  # of -0.40 and -0.48
     assert (found["none"].n, found["none"].low) == (2, None)
@@ -281,14 +291,12 @@ def test_a_failed_finalist_cannot_win_and_a_failed_baseline_is_told(maker, rows)
 
 def test_best_before_confirm_is_the_best_complete_trial(maker):
     study = maker.study()
-    with pytest.raises(UserError, match=r"no trial of .* has finished"):
-        study.best()
     maker.trial(0, [0.9], status="pruned")
     with pytest.raises(UserError, match=r"no trial of .* has finished"):
         study.best()
     maker.trial(1, [0.3, 0.4])
     maker.trial(2, [0.5, 0.6])
-    best = study.best()
+    best = Study.load(study.path).best()
     assert (best.name, best.val, best.test, best.winner) == ("trial 2", (0.6,), (), False)
     assert best.config.seed == 2
 
@@ -299,6 +307,55 @@ def test_best_after_confirm_is_the_confirmed_winner(maker, rows):
     three_finalists(maker, rows)
     assert study.best().name == "trial 5"
     assert study.best().winner
+
+
+# Records
+
+
+def test_a_study_is_read_once(maker, monkeypatch):
+    maker.study()
+    maker.trial(0, [0.1], lr=0.1)
+    reads, read = [], Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **kw: reads.append(path.name) or read(path, **kw)
+    )
+    study = Study.load(maker.path)
+    for _ in range(2):
+        assert study.ranked().to_table() == study.trials()
+        assert study.running() == [] and time_table(study).num_rows == 1
+    assert reads.count(RESULT) == 1
+
+
+def test_what_the_first_format_wrote_is_read(maker, rows):
+    """Trials without a stage, confirm runs without settings, and a table without numbers."""
+    select, final = rows
+    study = maker.study(version=1)
+    row = {"epoch": 1, "val_top1": 0.5, "seconds": 2.0}
+    trial = {"number": 3, "params": {"lr": 0.1}, "config": study.config.distill.to_dict(),
+             "status": "complete", "reason": None, "history": [row]}  # fmt: skip
+    ended = {"metrics": {**row, "test_top1": 0.4}, "precision": "float32", "seconds": 9.0,
+             "environment": {}, "data_fingerprint": "f"}  # fmt: skip
+    folders = [maker.path / "trials" / "0003", maker.path / "confirm" / "final-trial-3-seed-1-ab",
+               maker.path / "confirm" / "final-kd-seed-1-cd"]  # fmt: skip
+    for folder, content in zip(folders, (trial, ended, {"reason": "diverged"}), strict=True):
+        folder.mkdir(parents=True)
+        (folder / RESULT).write_text(json.dumps(content))
+        (folder / "history.jsonl").write_text(json.dumps(row) + "\n")
+    folder = "confirm/final-trial-3-seed-1-ab"
+    maker.confirm([select("trial 3", 1, 0.5), final("trial 3", 1, 0.4, folder=folder)])
+    found = Study.load(maker.path)
+    assert found.best().number == 3 and found.ranked()[0].params == {"lr": 0.1}
+    searched, failed, confirmed = found.runs
+    assert (searched.stage, searched.name, searched.seconds) == ("search", "trial 3", 2.0)
+    assert (failed.stage, failed.status, failed.reason) == ("final", "failed", "diverged")
+    assert (confirmed.name, confirmed.number, confirmed.seed) == ("trial 3", 3, 1)
+    assert (confirmed.status, confirmed.metrics["test_top1"]) == ("complete", 0.4)
+    assert (confirmed.history, confirmed.seconds, confirmed.precision) == ([row], 9.0, "float32")
+
+
+def test_a_record_comes_back_equal(maker):
+    record = maker.trial(7, [0.1, 0.2], status="pruned", lr=0.5)
+    assert read_record(record.folder) == record == RunRecord.from_dict(record.to_dict())
 
 
 # Folders that are none
@@ -312,8 +369,8 @@ def test_a_folder_without_a_study_is_refused(tmp_path, make):
 
 
 def test_a_newer_study_is_refused(maker):
-    with pytest.raises(UserError, match="format version 2, this ekd_ray reads <= 1: upgrade"):
-        maker.study(version=2)
+    with pytest.raises(UserError, match="format version 3, this ekd_ray reads <= 2: upgrade"):
+        maker.study(version=3)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import numpy as np
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
+from ekd_ray.results.records import RunRecord
 from ekd_ray.scale.samplers import SAMPLERS
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.worker import Job
+from ekd_ray.scale.worker import RUN
 
 EPOCHS = 9
 FLOATS = {
@@ -67,13 +68,13 @@ def run(folder: Path, config: StudyConfig, count: int, at_once: int = 2) -> list
     searcher = OptunaSearcher(folder, config, resolve(config.distill))
     ran, running = [], []
 
-    def end(trial_id: str, job: Job) -> None:
+    def end(trial_id: str, job: RunRecord) -> None:
         stopped = config.scheduler != "none" and job.number % 3 == 2
         epochs = 3 if stopped else EPOCHS
-        with open(Path(job.folder) / HISTORY, "a") as file:
+        with open(job.folder / HISTORY, "a") as file:
             for epoch in range(1, epochs + 1):
-                value = score(job.settings) - 1 / epoch
-                row = {"epoch": epoch, "val_top1": value, "seconds": 1.0, **also(job.settings)}
+                value = score(job.config) - 1 / epoch
+                row = {"epoch": epoch, "val_top1": value, "seconds": 1.0, **also(job.config)}
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 if epoch < epochs:
@@ -84,8 +85,8 @@ def run(folder: Path, config: StudyConfig, count: int, at_once: int = 2) -> list
         suggested = searcher.suggest(f"t{index}")
         if not isinstance(suggested, dict):
             break
-        job = Job.from_config(suggested)
-        ran.append(job.settings)
+        job = RunRecord.from_dict(suggested[RUN])
+        ran.append(job.config)
         running.append((f"t{index}", job))
         if len(running) == at_once:
             end(*running.pop(0))

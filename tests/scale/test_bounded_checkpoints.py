@@ -11,14 +11,18 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.scale.confirm import Run, confirm_job
+from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.results.records import RunRecord
+from ekd_ray.scale.confirm import plan_runs
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.worker import Job, run_job
+from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
 SHARED = DistillConfig(
     dataset="digits", student="resnet8", method="none", epochs=2, batch_size=32, train_subset=120,
     precision="float32",
 )  # fmt: skip
+
+OPTIONS = TrainOptions(data_root=None, threads=1)
 
 
 def large_files(run: Path) -> Counter[str]:
@@ -36,9 +40,9 @@ def test_checkpoints_are_those_of_running_trials(tmp_path):
     def look(row):
         seen.append(large_files(tmp_path))
 
-    jobs = [Job.from_config(searcher.suggest(f"t{index}")) for index in range(2)]
+    jobs = [RunRecord.from_dict(searcher.suggest(f"t{index}")[RUN]) for index in range(2)]
     for ended, job in enumerate(jobs):
-        assert run_job(job, look, checkpoint_seconds=0.0) is not None
+        assert train_run(job, look, options=OPTIONS, checkpoint_seconds=0.0) is not None
         assert large_files(tmp_path) == {CHECKPOINT: 1}, "one until the driver has its record"
         searcher.on_trial_complete(f"t{ended}")
         assert large_files(tmp_path) == {}
@@ -47,12 +51,8 @@ def test_checkpoints_are_those_of_running_trials(tmp_path):
 
 def test_confirm_keeps_the_weights_of_final_runs_only(tmp_path):
     config, seen = resolve(SHARED), []
-    for stage, fraction in (("select", 0.1), ("final", 0.0)):
-        run = Run(stage=stage, name="x", config=config.replace(validation_fraction=fraction))
-        job = Job(
-            name="x", number=0, folder=str(run.folder(tmp_path)), settings=run.config.to_dict(),
-            data_root=None, threads=1,
-        )  # fmt: skip
-        confirm_job(job, lambda row: seen.append(large_files(tmp_path)))
-        assert large_files(tmp_path) == ({} if stage == "select" else {WEIGHTS: 1})
+    for stage in (RunStage.SELECT, RunStage.FINAL):
+        (run,) = plan_runs(tmp_path, stage, {"x": config}, [1])
+        train_run(run, lambda row: seen.append(large_files(tmp_path)), options=OPTIONS)
+        assert large_files(tmp_path) == ({} if stage is RunStage.SELECT else {WEIGHTS: 1})
     assert max(files.total() for files in seen) <= 1

@@ -3,7 +3,6 @@ what becomes of them, and of the others."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -19,21 +18,30 @@ from optuna.trial import TrialState
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import HISTORY
-from ekd_ray.results.records import FAILURE, RESULT, TrialRecord, trial_folder
+from ekd_ray.results.records import (
+    FAILURE,
+    RESULT,
+    RunRecord,
+    read_record,
+    single_run,
+    trial_folder,
+)
 from ekd_ray.scale import worker
 from ekd_ray.scale.cluster import connected
-from ekd_ray.scale.confirm import _JobList
+from ekd_ray.scale.confirm import RunList
 from ekd_ray.scale.samplers import NoStopping
-from ekd_ray.scale.search import _Relay, run_tuner
+from ekd_ray.scale.search import ObserverCallback, run_tuner
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trial_slots import DEATH_REASON
-from ekd_ray.scale.worker import Job, Report, out_of_memory, run_job
+from ekd_ray.scale.worker import RUN, Report, Train, TrainOptions, out_of_memory, train_run
 from ekd_ray.studies.pipeline import open_run
 
 RATES = (0.05, 0.04, 0.03, 1e30, 0.02)
 DIES_ALWAYS, DIES_ONCE, ASKS_TOO_MUCH, DIVERGES, LIVES = range(len(RATES))
 EPOCHS = 2
+OPTIONS = TrainOptions(data_root=None, threads=1)
 
 
 class Nobody:
@@ -55,9 +63,9 @@ def study(count: int) -> StudyConfig:
     )  # fmt: skip
 
 
-def perilous(job: Job, report: Report) -> object:
+def perilous(job: RunRecord, report: Report) -> object:
     """A run that meets its fate when its first epoch has ended."""
-    mark = Path(job.folder).with_suffix(".died")
+    mark = job.folder.with_suffix(".died")
 
     def fate(row: dict[str, Any]) -> None:
         if job.number == DIES_ALWAYS or (job.number == DIES_ONCE and not mark.exists()):
@@ -68,19 +76,19 @@ def perilous(job: Job, report: Report) -> object:
             torch.empty(2**50)
         report(row)
 
-    return run_job(job, fate, checkpoint_seconds=0.0)
+    return train_run(job, fate, options=OPTIONS, checkpoint_seconds=0.0)
 
 
-def searched(run: Path, config: StudyConfig, body: Any) -> OptunaSearcher:
-    """A search by bodies of this file, which Ray's processes need not find."""
+def searched(run: Path, config: StudyConfig, train: Train) -> OptunaSearcher:
+    """A search by functions of this file, which Ray's processes need not find."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         open_run(run, config, resume=False)
         with connected(config):
             searcher = OptunaSearcher(run, config, resolve(config.distill))
             run_tuner(
-                run, config, searcher=searcher, scheduler=NoStopping(), num_samples=-1,
-                observer=Nobody(), body=body,
+                run, config, train, searcher=searcher, scheduler=NoStopping(),
+                num_samples=-1, observer=Nobody(),
             )  # fmt: skip
         return searcher
     finally:
@@ -108,7 +116,7 @@ def test_a_trial_has_one_process_to_spare_and_its_reason(
     ended: tuple[Path, OptunaSearcher], number: int, status: str, reason: str | None, deaths: int
 ) -> None:
     run, searcher = ended
-    record = TrialRecord.read(trial_folder(run, number))
+    record = read_record(trial_folder(run, number))
     assert record is not None
     assert record.status == status
     assert (record.reason or "").startswith(reason or "") and bool(record.reason) == bool(reason)
@@ -122,7 +130,7 @@ def test_a_trial_has_one_process_to_spare_and_its_reason(
     assert trial.user_attrs.get("reason") == record.reason
 
 
-def written(job: Job, report: Report) -> None:
+def written(job: RunRecord, report: Report) -> None:
     """A run that trains nothing, and would go on for a minute."""
     import time
 
@@ -145,15 +153,14 @@ def test_a_trial_that_ray_ends_for_memory_says_so(
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "500")
     run = tmp_path / "run"
     searched(run, study(1), written)
-    record = TrialRecord.read(trial_folder(run, 0))
+    record = read_record(trial_folder(run, 0))
     assert record is not None
     assert record.status == "failed"
     assert "by Ray because its node ran low on memory: lower --max-concurrent" in str(record.reason)
 
 
 def test_a_run_of_the_confirm_stage_has_the_reason_too(tmp_path: Path) -> None:
-    job = Job(name="x", number=0, folder=str(tmp_path), settings={}, data_root=None, threads=1)
-    jobs = _JobList([job])
+    jobs = RunList([single_run(DistillConfig(), tmp_path)])
     jobs.suggest("a")
     jobs.on_trial_complete("a", {DEATH_REASON: "ended for memory"}, error=True)
     assert json.loads((tmp_path / worker.FAILURE).read_text()) == {"reason": "ended for memory"}
@@ -178,29 +185,29 @@ def test_refused_memory_is_told_from_other_errors(error: Exception, reason: str 
 def test_a_group_that_is_refused_memory_lets_its_other_ranks_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = Job(name="x", number=0, folder=str(tmp_path), settings={}, data_root=None, threads=1)
+    run = single_run(DistillConfig(), tmp_path)
 
     def refused(*_: Any, **__: Any) -> None:
         raise MemoryError("no")
 
-    monkeypatch.setattr(worker.DistillConfig, "from_dict", lambda values: None)
     monkeypatch.setattr(worker, "student_costs", lambda *_: {})
     monkeypatch.setattr(worker, "distill", refused)
-    assert run_job(job, functools.partial(print)) is None
+    assert train_run(run, print, options=OPTIONS) is None
     monkeypatch.setattr(worker.ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(worker.ranks, "agree", bool)
     with pytest.raises(MemoryError):
-        run_job(job, functools.partial(print))
+        train_run(run, print, options=OPTIONS)
     assert "out of memory" in (tmp_path / worker.FAILURE).read_text()
 
 
 @pytest.mark.parametrize("left", [RESULT, FAILURE])
 def test_a_trial_that_begins_again_is_not_said_to_have_failed(tmp_path: Path, left: str) -> None:
-    job = Job(name="x", number=3, folder=str(tmp_path), settings={}, data_root=None, threads=1)
-    trial, told = SimpleNamespace(config=job.as_config()), []
-    observer: Any = SimpleNamespace(ended=lambda number, failed: told.append((number, failed)))
-    relay = _Relay(observer)
-    relay.on_trial_error(0, [], trial)
-    assert told == []
+    run = RunRecord(folder=tmp_path, stage=RunStage.SEARCH, name="trial 3", number=3)
+    trial, ended = SimpleNamespace(config={RUN: run.to_dict()}), []
+    observer: Any = SimpleNamespace(ended=lambda number, failed: ended.append((number, failed)))
+    callback = ObserverCallback(observer)
+    callback.on_trial_error(0, [], trial)
+    assert ended == []
     (tmp_path / left).write_text("{}")
-    relay.on_trial_error(0, [], trial)
-    assert told == [(3, True)]
+    callback.on_trial_error(0, [], trial)
+    assert ended == [(3, True)]

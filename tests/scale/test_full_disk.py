@@ -17,9 +17,9 @@ from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import NoSpace, disk_full_error
-from ekd_ray.results.records import FAILURE, RESULT
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord, single_run
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.worker import FULL, Job, check_room, run_job
+from ekd_ray.scale.worker import FULL, RUN, TrainOptions, check_room, train_run
 
 SIZE = 40 * 2**20
 CONFIG = DistillConfig(
@@ -48,9 +48,11 @@ def fill(disk, left):
     (disk / "filler").write_bytes(b"\0" * (free - left))
 
 
-def job_in(folder):
-    settings = resolve(CONFIG).to_dict()
-    return Job(name="t", number=0, folder=str(folder), settings=settings, data_root=None, threads=1)
+def train_in(folder, report):
+    options = TrainOptions(data_root=None, threads=1)
+    return train_run(
+        single_run(resolve(CONFIG), folder), report, options=options, checkpoint_seconds=0.0
+    )
 
 
 def test_a_trial_that_meets_a_full_disk_has_not_failed(small_disk):
@@ -58,7 +60,7 @@ def test_a_trial_that_meets_a_full_disk_has_not_failed(small_disk):
     folder.mkdir(parents=True)
     fill(small_disk, 200_000)  # the history fits, the checkpoint (0.6 MB) does not
     with pytest.raises(Exception, match=r"os error 28|No space left") as met:
-        run_job(job_in(folder), lambda row: None, checkpoint_seconds=0.0)
+        train_in(folder, lambda row: None)
     assert disk_full_error(met.value) is not None
     assert not (folder / FAILURE).exists()
     assert list(folder.glob(".*.tmp")) == [], "half a checkpoint is left"
@@ -66,7 +68,7 @@ def test_a_trial_that_meets_a_full_disk_has_not_failed(small_disk):
         check_room(folder)
     (small_disk / "filler").unlink()
     rows = []
-    assert run_job(job_in(folder), rows.append) is not None
+    assert train_in(folder, rows.append) is not None
     assert [row["epoch"] for row in rows] == [1, 2]
     assert not (folder / FULL).exists()
     check_room(folder)
@@ -84,7 +86,7 @@ def test_a_disk_without_room_for_a_word_is_known_by_what_is_free(small_disk):
 def test_the_trial_goes_on_under_its_number_once_there_is_room(tmp_path):
     config = study_of("random", trials=3)
     searcher = OptunaSearcher(tmp_path, config, resolve(config.distill))
-    job = Job.from_config(searcher.suggest("a"))
+    job = RunRecord.from_dict(searcher.suggest("a")[RUN])
     with open(f"{job.folder}/{FULL}", "w") as file:
         json.dump({"reason": "full"}, file)
     with pytest.raises(NoSpace, match="full"):
@@ -92,7 +94,7 @@ def test_the_trial_goes_on_under_its_number_once_there_is_room(tmp_path):
     assert searcher.study.get_trials()[0].state == TrialState.RUNNING
     assert not list(tmp_path.rglob(RESULT))
     again = OptunaSearcher(tmp_path, config, resolve(config.distill))
-    assert Job.from_config(again.suggest("b")).settings == job.settings
+    assert RunRecord.from_dict(again.suggest("b")[RUN]).config == job.config
 
 
 def test_a_launcher_says_it_in_one_sentence_and_continues(small_disk, launch, monkeypatch):

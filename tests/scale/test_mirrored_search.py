@@ -20,10 +20,10 @@ from ekd_ray.remote import session
 from ekd_ray.remote.lease import LEASE, Lease
 from ekd_ray.remote.mirror import Mirror
 from ekd_ray.remote.session import mirrored
-from ekd_ray.results.records import RESULT, TrialRecord
+from ekd_ray.results.records import RESULT, RunRecord, read_record
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import drop_unknown_trials
-from ekd_ray.scale.worker import Job
+from ekd_ray.scale.worker import RUN
 
 TRIALS = 4
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
@@ -48,17 +48,17 @@ def steps(folder, config):
     for index in range(TRIALS + 2):
         suggested = searcher.suggest(f"t{index}")
         if isinstance(suggested, dict):
-            running.append((f"t{index}", Job.from_config(suggested)))
+            running.append((f"t{index}", RunRecord.from_dict(suggested[RUN])))
             yield
         if running and (len(running) == 2 or not isinstance(suggested, dict)):
             trial_id, job = running.pop(0)
             epochs = 3 if job.number % 3 == 2 else EPOCHS
             with open(f"{job.folder}/{HISTORY}", "a") as file:
                 for epoch in range(1, epochs + 1):
-                    value = score(job.settings) - 1 / epoch
+                    value = score(job.config) - 1 / epoch
                     row = {"epoch": epoch, "val_top1": value, "seconds": 1.0}
-                    row |= {"val_ece": job.settings["lr"]}
-                    row |= {"parameters": job.settings["batch_size"]}
+                    row |= {"val_ece": job.config["lr"]}
+                    row |= {"parameters": job.config["batch_size"]}
                     file.write(json.dumps(row) + "\n")
             yield
             searcher.on_trial_complete(trial_id, {"epoch": epochs})
@@ -123,7 +123,7 @@ def test_a_driver_lost_after_any_upload_loses_no_more_than_the_last_pass(
         trials = optuna.load_study(study_name=None, storage=storage).get_trials()
         assert len(trials) == len(after) == TRIALS
         for trial in trials:
-            record = TrialRecord.read(folder / "trials" / f"{trial.number:04d}")
+            record = read_record(folder / "trials" / f"{trial.number:04d}")
             assert (trial.state, trial.params) == (STATES[record.status], record.params)
             # (A real run writes its history anew; these append to what was fetched.)
             values = {row["epoch"]: row["val_top1"] for row in record.history}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -18,10 +19,10 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.resolve import check_workers
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.scale import one_run
+from ekd_ray.results.records import single_run
+from ekd_ray.scale import one_run, worker
 from ekd_ray.scale.one_run import check_room, parse_workers
 from ekd_ray.scale.trainer import Workers, scaling_config
-from ekd_ray.scale.worker import Job
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +97,9 @@ def test_each_epoch_is_told_once(tmp_path, monkeypatch):
     monkeypatch.setattr(one_run, "PROGRESS_SECONDS", 0.01)
     history, told, ended = tmp_path / "history.jsonl", [], threading.Event()
     history.write_text('{"epoch": 1}\n')
-    follower = threading.Thread(target=one_run._follow, args=(tmp_path, 1, ended, told.append))
+    follower = threading.Thread(
+        target=one_run.report_epochs, args=(tmp_path, 1, ended, told.append)
+    )
     follower.start()
     for rows in ([1, 2], [1], [1, 2], [1, 2, 3]):
         history.write_text("".join(f'{{"epoch": {epoch}}}\n' for epoch in rows))
@@ -108,14 +111,14 @@ def test_each_epoch_is_told_once(tmp_path, monkeypatch):
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     """A worker may die between the record and the end of the group."""
-    job = Job(name="x", number=0, folder=str(tmp_path), settings={}, data_root=None, threads=1)
-    trained = []
-    monkeypatch.setattr(one_run, "run_job", lambda job, report: trained.append(job))
-    one_run._run_and_finish(job, print, test=True)
-    assert trained == [job]
-    (tmp_path / "result.json").write_text("{}")
-    one_run._run_and_finish(job, print, test=True)
-    assert trained == [job]
+    run, trained = single_run(DistillConfig(), tmp_path), []
+    monkeypatch.setattr(worker, "_distill", lambda run, *_: trained.append(run))
+    train = functools.partial(worker.train_run, run, print)
+    train(options=worker.TrainOptions(data_root=None, threads=1))
+    assert trained == [run]
+    run.write()
+    train(options=worker.TrainOptions(data_root=None, threads=1))
+    assert trained == [run]
 
 
 # Through Ray Train

@@ -17,7 +17,7 @@ from ekd_ray.config.study_config import SAMPLERS as NAMES
 from ekd_ray.config.study_config import SCHEDULERS as SCHEDULER_NAMES
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
-from ekd_ray.results.records import TrialRecord, trial_folder
+from ekd_ray.results.records import read_record, trial_folder
 from ekd_ray.scale.samplers import SAMPLERS, SCHEDULERS, check_sampler, make_scheduler
 from ekd_ray.scale.search import replay
 from ekd_ray.scale.searcher import OptunaSearcher
@@ -138,7 +138,7 @@ def test_several_objectives_and_constraints(sampler, tmp_path):
     trials = [t for t in open_study(tmp_path, config).get_trials() if t.user_attrs == {}]
     assert len(trials) == 12
     for trial in trials:
-        record = TrialRecord.read(trial_folder(tmp_path, trial.number))
+        record = read_record(trial_folder(tmp_path, trial.number))
         last = record.history[-1]
         assert trial.values == [last["val_top1"], last["val_ece"], last["parameters"]]
         assert trial.constraints == {"parameters<=40": last["parameters"] - 40}

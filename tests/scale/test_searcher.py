@@ -15,12 +15,12 @@ from optuna.trial import TrialState
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
-from ekd_ray.results.records import FAILURE, RESULT, TrialRecord, trial_folder
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord, read_record, trial_folder
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.search import replay
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import open_study
-from ekd_ray.scale.worker import RUNG_SCORE, Job, _scored, rung_score
+from ekd_ray.scale.worker import RUN, RUNG_SCORE, add_rung_score, rung_score
 
 EPOCHS = 9
 SCHEDULE = DistillConfig(method="none", epochs=EPOCHS)
@@ -40,9 +40,9 @@ def make(run: Path, config: StudyConfig) -> OptunaSearcher:
     return OptunaSearcher(run, config, resolve(config.distill))
 
 
-def train(searcher: OptunaSearcher, trial_id: str, job: Job, values: list[float]) -> None:
+def train(searcher: OptunaSearcher, trial_id: str, job: RunRecord, values: list[float]) -> None:
     """Do what a worker and Tune do for `len(values)` epochs: Tune passes on all but the last."""
-    folder = Path(job.folder)
+    folder = job.folder
     with open(folder / HISTORY, "a") as file:
         for epoch, value in enumerate(values, start=1):
             row = {"epoch": epoch, "val_top1": value, "seconds": 1.0}
@@ -52,10 +52,10 @@ def train(searcher: OptunaSearcher, trial_id: str, job: Job, values: list[float]
                 searcher.on_trial_result(trial_id, row)
 
 
-def suggest(searcher: OptunaSearcher, trial_id: str) -> Job:
+def suggest(searcher: OptunaSearcher, trial_id: str) -> RunRecord:
     suggested = searcher.suggest(trial_id)
     assert suggested is not None
-    return Job.from_config(suggested)
+    return RunRecord.from_dict(suggested[RUN])
 
 
 def states(run: Path, config: StudyConfig) -> list[TrialState]:
@@ -65,9 +65,9 @@ def states(run: Path, config: StudyConfig) -> list[TrialState]:
 def test_the_first_suggestion_is_the_first_point(tmp_path: Path, config: StudyConfig) -> None:
     job = suggest(make(tmp_path, config), "a")
     assert job.number == 0
-    assert job.settings["lr"] == 0.05
-    written = DistillConfig.from_yaml(Path(job.folder) / "config.yaml")
-    assert written == DistillConfig.from_dict(job.settings)
+    assert job.config["lr"] == 0.05
+    written = DistillConfig.from_yaml(job.folder / "config.yaml")
+    assert written == DistillConfig.from_dict(job.config)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_a_trial_ends_in_optuna_and_on_disk_as_it_ended(
     job = suggest(searcher, "a")
     train(searcher, "a", job, values)
     if failure:
-        (Path(job.folder) / FAILURE).write_text(json.dumps({"reason": failure}))
+        (job.folder / FAILURE).write_text(json.dumps({"reason": failure}))
     searcher.on_trial_complete("a", {"epoch": len(values)}, error=error)
 
     (trial,) = open_study(tmp_path, config).get_trials(states=[state])
-    record = TrialRecord.read(Path(job.folder))
+    record = read_record(job.folder)
     assert record is not None
     assert record.status == status
     assert trial.intermediate_values == dict(enumerate(values, start=1))
@@ -126,12 +126,11 @@ def test_a_killed_run_is_settled_on_resume(tmp_path: Path, config: StudyConfig) 
     train(first, "a", jobs[0], [0.3] * EPOCHS)
     first.on_trial_complete("a", {})
     train(first, "b", jobs[1], [0.2, 0.1])
-    record = TrialRecord(number=1, params={"lr": jobs[1].settings["lr"]}, config=jobs[1].settings)
-    record.ended("pruned", folder=Path(jobs[1].folder))
+    jobs[1].close("pruned")
     train(first, "c", jobs[2], [0.4])
-    (Path(jobs[3].folder) / "config.yaml").unlink()
-    Path(jobs[3].folder).rmdir()
-    before = {i: (Path(jobs[i].folder) / RESULT).read_bytes() for i in (0, 1)}
+    (jobs[3].folder / "config.yaml").unlink()
+    jobs[3].folder.rmdir()
+    before = {i: (jobs[i].folder / RESULT).read_bytes() for i in (0, 1)}
 
     second = make(tmp_path, config)
     assert states(tmp_path, config) == [
@@ -143,13 +142,13 @@ def test_a_killed_run_is_settled_on_resume(tmp_path: Path, config: StudyConfig) 
     assert second.remaining == 2, "only the interrupted trials are left to run"
     for number in (2, 3):
         again = suggest(second, "x")
-        assert (again.number, again.settings) == (number, jobs[number].settings)
-        (Path(again.folder) / HISTORY).unlink(missing_ok=True)
+        assert (again.number, again.config) == (number, jobs[number].config)
+        (again.folder / HISTORY).unlink(missing_ok=True)
         train(second, "x", again, [0.4] + [0.5] * (EPOCHS - 1))
         second.on_trial_complete("x", {})
     assert second.remaining == 0
     assert not second.unfinished
-    after = {i: (Path(jobs[i].folder) / RESULT).read_bytes() for i in (0, 1)}
+    after = {i: (jobs[i].folder / RESULT).read_bytes() for i in (0, 1)}
     assert before == after
 
 
@@ -201,7 +200,7 @@ def test_a_resumed_study_does_not_draw_its_points_again(
             if restart and number == 4:
                 searcher = make(run, config.replace(trials=8))
             job = suggest(searcher, str(number))
-            rates.append(job.settings["lr"])
+            rates.append(job.config["lr"])
             train(searcher, str(number), job, [0.1])
             searcher.on_trial_complete(str(number), {}, error=True)
         return rates
@@ -219,8 +218,8 @@ def test_an_illegal_point_is_a_failed_trial_and_the_next_one_is_asked(
         first_points=({"lr": 0.001}, {"lr": 0.05}),
     )
     job = suggest(make(tmp_path, config), "a")
-    assert (job.number, job.settings["lr"]) == (1, 0.05)
-    record = TrialRecord.read(trial_folder(tmp_path, 0))
+    assert (job.number, job.config["lr"]) == (1, 0.05)
+    record = read_record(trial_folder(tmp_path, 0))
     assert record is not None
     assert record.status == "failed"
     assert "lr_min" in str(record.reason)
@@ -264,6 +263,19 @@ def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(
     assert "STOP" not in expected["t9"]
 
 
+def test_a_replayed_rung_is_scored_by_the_mean_as_it_was_when_it_ran(config: StudyConfig) -> None:
+    """A resumed study promises the decisions of an uninterrupted one: by the last value, `late`
+    would have set a rung that `steady` does not reach."""
+    scheduler = make_scheduler(config.replace(rungs=[1, 3], rung_score="mean"))
+    values = [0.1, 0.1, 0.9]
+    late = optuna.trial.create_trial(
+        state=TrialState.PRUNED, intermediate_values=dict(enumerate(values, start=1))
+    )
+    late.number = 0
+    replay(scheduler, [late], SCHEDULE)
+    assert "STOP" not in decisions(scheduler, {"steady": [0.5] * 3})["steady"]
+
+
 @pytest.mark.parametrize(("rung_score", "goes_on"), [("mean", "steady"), ("last", "late")])
 def test_rungs_compare_the_mean_of_the_epochs_or_the_last(
     config: StudyConfig, rung_score: str, goes_on: str
@@ -289,7 +301,7 @@ def test_a_trial_reports_the_mean_of_all_of_its_epochs(tmp_path: Path) -> None:
     reported: list[dict[str, Any]] = []
     rows = [{"epoch": 1, "val_top1": 0.2}, {"epoch": 2, "val_top1": 0.4}]
     (tmp_path / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _scored(reported.append, tmp_path, "val_top1", SCHEDULE)(rows[-1])
-    _scored(reported.append, tmp_path / "elsewhere", "val_top1", SCHEDULE)(rows[-1])
-    _scored(reported.append, tmp_path, None, SCHEDULE)(rows[-1])
+    add_rung_score(reported.append, tmp_path, "val_top1", SCHEDULE)(rows[-1])
+    add_rung_score(reported.append, tmp_path / "elsewhere", "val_top1", SCHEDULE)(rows[-1])
+    add_rung_score(reported.append, tmp_path, None, SCHEDULE)(rows[-1])
     assert [row.get(RUNG_SCORE) for row in reported] == [pytest.approx(0.3), 0.4, None]

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
+from ekd_ray.results.records import RunRecord
 from ekd_ray.scale.tracking import Tracker, check_tracking
-from ekd_ray.scale.worker import Job
+from ekd_ray.scale.worker import RUN
 
 SETTINGS = DistillConfig(student="resnet8", lr=0.02, teacher_weights="/secret/place").to_dict()
 
@@ -23,9 +25,9 @@ def study(uri: str) -> StudyConfig:
 
 
 def trial(number: int) -> Any:
-    job = Job(name=f"trial {number}", number=number, folder="", settings=SETTINGS,
-              data_root="/home/me/data", threads=1)  # fmt: skip
-    return SimpleNamespace(trial_id=f"t{number}", config=job.as_config())
+    run = RunRecord(folder=Path("/home/me/runs"), stage=RunStage.SEARCH, name=f"trial {number}",
+                    number=number, config=SETTINGS)  # fmt: skip
+    return SimpleNamespace(trial_id=f"t{number}", config={RUN: run.to_dict()})
 
 
 def play(tracker: Tracker) -> None:
@@ -65,7 +67,7 @@ def test_a_store_holds_every_run_with_its_settings_and_figures(tmp_path: Path) -
     curve = client.get_metric_history(first.info.run_id, "val_top1")
     assert [(point.step, round(point.value, 3)) for point in curve] == [(1, 0.1), (2, 0.2)]
     shown = {*first.data.params.values(), *first.data.params, *first.data.metrics}
-    assert not shown & {"/secret/place", "/home/me/data", "teacher_weights", "pid", "job/threads"}
+    assert not shown & {"/secret/place", "/home/me/runs", "teacher_weights", "pid", "run/folder"}
 
 
 class Failing:

@@ -18,12 +18,11 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.data import short_name
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
-from ekd_ray.results.costs import Savings, savings, time_table
 from ekd_ray.results.importance import parameter_importance
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import Paired
-from ekd_ray.results.progress import Progress, progress, running_trials
-from ekd_ray.results.records import TrialRecord
+from ekd_ray.results.progress import Progress, Savings, progress, savings, time_table
+from ekd_ray.results.records import RunRecord
 from ekd_ray.results.report.measures import correlation_gap
 from ekd_ray.results.report.words import (
     duration,
@@ -46,10 +45,10 @@ class Content:
 
     study: Study
     config: StudyConfig
-    ended: list[TrialRecord]
-    running: list[TrialRecord]
-    ranked: list[TrialRecord]
-    front: list[TrialRecord]
+    ended: list[RunRecord]
+    running: list[RunRecord]
+    ranked: list[RunRecord]
+    front: list[RunRecord]
     board: list[Row]
     differences: dict[str, Paired]
     confirmed: list[dict[str, Any]]
@@ -68,7 +67,7 @@ class Content:
     def winner_number(self) -> int | None:
         """The number of the winner's trial; before confirm, of the best trial so far."""
         if self.winner:
-            return int(self.winner.name.split()[-1])
+            return self.winner.number
         return self.ranked[0].number if self.ranked else None
 
     @property
@@ -81,12 +80,12 @@ def gather(study: Study) -> Content:
     """Read a study, running or finished."""
     table = study.confirmed()
     confirmed = table.to_pylist() if table else []
-    ended, running = study.records(), running_trials(study)
+    ended = study.records()
     return Content(
         study=study,
         config=study.config,
         ended=ended,
-        running=running,
+        running=study.running(),
         ranked=study.ranked(),
         front=study.pareto(),
         board=study.leaderboard(),
@@ -95,7 +94,7 @@ def gather(study: Study) -> Content:
         importance=parameter_importance(ended, study.config),
         predictions=_read_predictions(study, confirmed),
         progress=progress(study),
-        time=time_table(study, running),
+        time=time_table(study),
         saved=savings(study),
     )
 
@@ -313,7 +312,7 @@ def _describe_parameters(content: Content) -> str:
     )
 
 
-def select_compared_trials(content: Content) -> tuple[str, list[TrialRecord]]:
+def select_compared_trials(content: Content) -> tuple[str, list[RunRecord]]:
     """(the cost, trials that have it and the metric): what the trade-off is between.
 
     It is the first further objective, of complete trials; without one the seconds of training.

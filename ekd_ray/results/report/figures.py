@@ -19,7 +19,7 @@ from ekd_ray.results.importance import judged_epoch, score_at
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
 from ekd_ray.results.paired import mean_interval
-from ekd_ray.results.records import TrialRecord, milestone_epochs
+from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.results.report.content import (
     Content,
     measure_correlation_gaps,
@@ -357,7 +357,7 @@ def draw_learning_curves(content: Content) -> Iterator[Chart]:
     """The metric by epochs, one line a trial; where trials are compared, a dotted line."""
     metric, best = content.config.metric, content.winner_number
     trials = [*content.ended, *content.running]
-    groups: dict[str, list[TrialRecord]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for record in evenly_spaced(trials, MOST_CURVES):
         if any(metric in row for row in record.history):
             name = "best" if record.number == best else record.status
@@ -396,7 +396,7 @@ def draw_learning_curves(content: Content) -> Iterator[Chart]:
 
 
 def _join_curves(
-    records: Sequence[TrialRecord], metric: str, name: str, color: str, *, bold: bool
+    records: Sequence[RunRecord], metric: str, name: str, color: str, *, bold: bool
 ) -> go.Scatter:
     """All lines of a group as one trace with gaps: one entry of the legend, and little to draw."""
     x: list[float | None] = []
