@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ekd_ray.remote.location import Location
-from ekd_ray.remote.storage import Stamp, StorageError
+from ekd_ray.remote.object_store import Stamp, StorageError
 
 LOCATION = Location("s3", "bucket", "runs/one")
 

@@ -10,7 +10,7 @@ import uuid
 from dataclasses import asdict, dataclass, field, replace
 
 from ekd_ray.errors import UserError
-from ekd_ray.remote.storage import Store
+from ekd_ray.remote.object_store import Store
 
 LEASE, CLOCK = ".ekd_ray/driver.json", ".ekd_ray/clock"
 # A driver that was not heard of for so long is dead, or cut off from the storage.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ekd_ray.files import write_text
 from ekd_ray.remote.lease import Lease, LeaseLost, renew_lease
-from ekd_ray.remote.storage import Stamp, StorageError, Store
+from ekd_ray.remote.object_store import Stamp, StorageError, Store
 
 SECONDS = 30.0  # between two passes, unless EKD_MIRROR_SECONDS says otherwise
 CHECKPOINT_SECONDS = 300.0  # between two passes that send the checkpoints of running trials

@@ -27,7 +27,7 @@ from ekd_ray.remote.mirror import (
     study_files,
     write_state,
 )
-from ekd_ray.remote.storage import Stamp, Store, open_store
+from ekd_ray.remote.object_store import Stamp, Store, open_store
 
 HEADERS = ("study.yaml", "config.yaml")  # of a study, of a single run
 _THREADS = 8

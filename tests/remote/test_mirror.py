@@ -14,8 +14,8 @@ from ekd_ray.remote import session
 from ekd_ray.remote.lease import LEASE, Lease
 from ekd_ray.remote.location import working_copy
 from ekd_ray.remote.mirror import Mirror, find_changes, study_files
+from ekd_ray.remote.object_store import StorageError
 from ekd_ray.remote.session import StaleCopy, header_folder, mirrored, reading_copy
-from ekd_ray.remote.storage import StorageError
 from ekd_ray.results.records import FAILURE, JOURNAL, RESULT
 
 

@@ -11,8 +11,8 @@ from launchers_run import DIGITS
 from ekd_ray.errors import UserError
 from ekd_ray.remote import storage
 from ekd_ray.remote.location import parse_location, working_copy
+from ekd_ray.remote.object_store import StorageError, open_store
 from ekd_ray.remote.session import StaleCopy, mirrored, reading_copy
-from ekd_ray.remote.storage import StorageError, open_store
 from ekd_ray.results import Study
 
 LOCATION = parse_location("s3://studies/runs/one")

@@ -14,7 +14,7 @@ from launchers_run import DIGITS
 
 from ekd_ray.remote.location import parse_location, working_copy
 from ekd_ray.remote.mirror import Mirror
-from ekd_ray.remote.storage import open_store
+from ekd_ray.remote.object_store import open_store
 from ekd_ray.results import Bundle, Study
 from ekd_ray.results.records import RESULT
 
