@@ -9,7 +9,7 @@ from conftest import SECRET, TOKEN, serve
 from launchers_run import DIGITS
 
 from ekd_ray.errors import UserError
-from ekd_ray.remote import storage
+from ekd_ray.remote import object_store
 from ekd_ray.remote.location import parse_location, working_copy
 from ekd_ray.remote.object_store import StorageError, open_store
 from ekd_ray.remote.session import StaleCopy, mirrored, reading_copy
@@ -93,8 +93,8 @@ def test_an_endpoint_that_is_not_there(resume, s3, launch, no_compute, monkeypat
 
 
 def test_a_silent_endpoint_is_given_up(s3, monkeypatch):
-    monkeypatch.setattr(storage, "REQUEST_SECONDS", 1)
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(object_store, "REQUEST_SECONDS", 1)
+    monkeypatch.setattr(object_store, "ATTEMPTS", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -114,7 +114,7 @@ def test_a_bucket_that_cannot_be_written_is_refused(s3, tmp_path, monkeypatch):
     def denied(self, name, content):
         raise StorageError(LOCATION, "ACCESS_DENIED during PutObject operation")
 
-    monkeypatch.setattr(storage.Store, "write", denied)
+    monkeypatch.setattr(object_store.Store, "write", denied)
     with (
         pytest.raises(UserError, match=r"cannot be reached \(ACCESS_DENIED"),
         mirrored(LOCATION, tmp_path / "a", resume=False),
@@ -123,13 +123,15 @@ def test_a_bucket_that_cannot_be_written_is_refused(s3, tmp_path, monkeypatch):
 
 
 def test_reasons_hide_secrets(s3):
-    reason = storage.redact(OSError(f"AWS Error X: key {SECRET}\n with {TOKEN} (Request ID: 1)"))
+    reason = object_store.redact(
+        OSError(f"AWS Error X: key {SECRET}\n with {TOKEN} (Request ID: 1)")
+    )
     assert reason == "X: key $AWS_SECRET_ACCESS_KEY with $AWS_SESSION_TOKEN"
 
 
 def test_a_server_that_dies_and_comes_back(s3, tmp_path, monkeypatch):
     """The study goes on; its end says that the copy is stale; --resume brings it there."""
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(object_store, "ATTEMPTS", 1)
     monkeypatch.setenv("EKD_MIRROR_SECONDS", "1e6")
     server, host, port = serve()  # of the same process, and so of the same buckets
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")

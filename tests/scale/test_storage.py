@@ -15,6 +15,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import NAME_FILE, Journal, check_storage, open_study, write_together
+from ekd_ray.scale.worker import RUN
 from ekd_ray.studies.pipeline import check_study
 
 
@@ -44,7 +45,7 @@ def test_an_interrupted_trial_continues_under_its_number(url, tmp_path):
     left = OptunaSearcher(tmp_path, config, resolve(config.distill)).suggest("t0")
     again = OptunaSearcher(tmp_path, config, resolve(config.distill))
     assert again.remaining == 3
-    assert again.suggest("t1")["job"]["settings"] == left["job"]["settings"]
+    assert again.suggest("t1")[RUN]["config"] == left[RUN]["config"]
 
 
 def test_secrets_stay_in_the_environment(tmp_path, monkeypatch):
