@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test test-all chaos bench docs lint types check clean
+.PHONY: install quickstart test test-slow test-lowest test-all chaos bench docs lint types check clean
 
 install: $(VENV)/.installed
 
@@ -26,9 +26,29 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# With the tests whose promises faster ones hold, too.
-test-all: install
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# Tests whose promises faster ones hold.
+test-slow: install
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow
+
+# The oldest releases that pyproject allows, on tests that touch every library but torchvision.
+test-lowest: .venv-lowest/.installed
+	PYTHONPATH=. .venv-lowest/bin/python -m pytest -n auto --dist loadfile -m "not slow" \
+		tests/losses/test_dirichlet.py tests/losses/test_kd.py \
+		tests/data/test_splits.py tests/data/test_store.py \
+		tests/engine/test_teacher_cache.py tests/engine/test_private_torch.py \
+		tests/results/test_report.py tests/results/test_importance.py \
+		tests/results/test_tensorboard.py tests/results/test_paired.py \
+		tests/scale/test_private_api.py tests/scale/test_searcher.py \
+		tests/scale/test_samplers.py tests/scale/test_storage.py tests/scale/test_study_run.py
+
+.venv-lowest/.installed: pyproject.toml tests/lowest_versions.py
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest_versions.py > .venv-lowest/requirements.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check \
+		--requirement .venv-lowest/requirements.txt
+	touch $@
+
+test-all: test test-slow test-lowest
 
 # Too long for `make test`: studies whose drivers, trials, workers, nodes and Ray are killed (60
 # times), whose disk fills up or whose node is cut off, one that is killed before every kind of
@@ -59,4 +79,4 @@ types: install
 check: lint types test
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) .venv-lowest runs build dist *.egg-info

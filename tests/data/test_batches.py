@@ -76,6 +76,16 @@ def test_order_and_views_look_random():
         assert abs(np.corrcoef(epoch_order(n, 1, 0), other)[0, 1]) < 4 / np.sqrt(n)
 
 
+def test_views_follow_the_sample_not_its_place():
+    ids = np.array([5, 900, 17])
+    np.testing.assert_array_equal(
+        epoch_views(ids, 3, 2, 162)[::-1], epoch_views(ids[::-1], 3, 2, 162)
+    )
+    assert set(epoch_views(np.arange(50), 3, 2, 1).tolist()) == {0}
+    with pytest.raises(ValueError, match="bound"):
+        bounded(counter_hash(0), 0)
+
+
 @settings(deadline=None)
 @given(
     st.integers(8, 120),

@@ -30,6 +30,16 @@ def test_the_published_layout(tmp_path):
     assert list(list_teachers(tmp_path)) == sorted(MDISTILLER)
 
 
+def test_the_file_found_is_the_one_that_loads(tmp_path):
+    torch.manual_seed(0)
+    source, target = build_model("resnet8", 10), build_model("resnet8", 10)
+    folder = tmp_path / "resnet8_vanilla"
+    folder.mkdir()
+    torch.save({"model": source.state_dict()}, folder / "ckpt_epoch_240.pth")
+    load_weights(target, find_teacher(tmp_path, "resnet8"))
+    assert torch.equal(target.fc.weight, source.fc.weight)
+
+
 def test_the_highest_epoch_counts_as_a_number(tmp_path):
     put(tmp_path / "vgg13_vanilla", "ckpt_epoch_240.pth", time=1000)
     put(tmp_path / "vgg13_vanilla", "ckpt_epoch_90.pth", "best.pth", time=2000)
@@ -52,6 +62,11 @@ def test_folders_come_before_files(tmp_path):
     put(tmp_path, "vgg13_vanilla/x.th")
     assert find_teacher(tmp_path, "vgg13") == tmp_path / "vgg13_vanilla" / "x.th"
     assert list(list_teachers(tmp_path)) == ["vgg13"]
+
+
+def test_a_folder_without_weights_is_passed_over(tmp_path):
+    put(tmp_path, "vgg13_vanilla/readme.md", "vgg13.pth")
+    assert find_teacher(tmp_path, "vgg13") == tmp_path / "vgg13.pth"
 
 
 def test_library_names_have_a_form_for_files(tmp_path):
