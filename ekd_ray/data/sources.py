@@ -16,6 +16,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -227,17 +228,18 @@ class ParquetSource(Source):
         low = min((pair[0] for pair in known), default=0)
         high = max((pair[1] for pair in known), default=0)
         folder = self.files[0].parent
+        shards = f"the {self.split} shards in {folder}"
         if low < 0:
             raise UserError(
-                f"the {self.split} shards in {folder} ({self.files[0].name}) have labels from "
-                f"{low}, which means unlabelled; put {name}'s labelled validation shards there."
+                f"{shards} ({self.files[0].name}) have labels from {low}, which means unlabelled; "
+                f"put {name}'s labelled validation shards there."
             )
         # A training set without declared names shows its number of classes in no other way.
         undeclared = not self._names_declared and self.split == "train" and None not in bounds
         if high >= count or (undeclared and high != count - 1):
             raise UserError(
-                f"the {self.split} shards in {folder} have labels up to {high}, but {name} has "
-                f"the labels 0 to {count - 1}; put the files of {name} there."
+                f"{shards} have labels up to {high}, but {name} has the labels 0 to {count - 1}; "
+                f"put the files of {name} there."
             )
 
     def _find_columns(self, path: Path, schema: Any) -> tuple[str, str]:
@@ -258,15 +260,13 @@ class ParquetSource(Source):
             and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
             for field in kind
         )
-        if not binary:
-            raise UserError(
-                f"column {image!r} of {path} must be a struct with binary 'bytes', "
-                f"got {_one_line(kind)}."
-            )
-        if not pa.types.is_integer(schema.field(label).type):
-            raise UserError(
-                f"column {label!r} of {path} must hold integers, got {schema.field(label).type}."
-            )
+        for column, legal, needed in (
+            (image, binary, "be a struct with binary 'bytes'"),
+            (label, pa.types.is_integer(schema.field(label).type), "hold integers"),
+        ):
+            if not legal:
+                got = _one_line(schema.field(column).type)
+                raise UserError(f"column {column!r} of {path} must {needed}, got {got}.")
         count = self.info.num_classes
         names = _declared_names(schema, label)
         if names and len(names) != count:
@@ -427,8 +427,7 @@ class FolderSource(Source):
         if self.annotations is not None:
             self.index()
             return
-        empty = [name for name in self.class_names if next(self._walk(name), None) is None]
-        self._check_filled(empty)
+        self._check_filled([name for name in self.class_names if not any(self._walk(name))])
 
     def count(self) -> int:
         """Number of pictures. Raises UserError."""
@@ -444,7 +443,7 @@ class FolderSource(Source):
         pairs = zip(self.class_names, classes, strict=True)
         self._check_filled([name for name, pictures in pairs if not pictures])
         labels = np.repeat(np.arange(len(classes)), [len(pictures) for pictures in classes])
-        pictures = [picture for part in classes for picture in sorted(part, key=_path_of)]
+        pictures = [picture for part in classes for picture in sorted(part, key=itemgetter(0))]
         sizes = np.array([_read_size(entry) for _, entry in pictures], np.int64)
         return FolderIndex([os.fsencode(path) for path, _ in pictures], labels, sizes)
 
@@ -493,7 +492,7 @@ class FolderSource(Source):
                 f"{folder} lies {depth} folders below its class; remove the link that leads "
                 "back to a parent."
             )
-        try:
+        with _readable(folder):
             if depth:  # noted before the look inside, so that no change goes unseen
                 self.folders[os.path.abspath(folder)] = os.stat(folder).st_mtime_ns
             with os.scandir(folder) as entries:
@@ -505,8 +504,6 @@ class FolderSource(Source):
                         yield from self._walk(path, depth + 1)
                     elif entry.name.lower().endswith(SUFFIXES):
                         yield path, entry
-        except OSError as error:
-            raise _unreadable(folder, error) from error
 
 
 def folder_classes(name: str) -> tuple[str, ...]:
@@ -538,31 +535,29 @@ def _list_classes(side: Path) -> dict[str, int]:
 
     Hidden folders are none. Raises UserError.
     """
-    try:
-        with os.scandir(side) as entries:
-            found = {
-                entry.name: entry.stat().st_mtime_ns
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_dir()
-            }
-    except OSError as error:
-        raise _unreadable(side, error) from error
+    with _readable(side), os.scandir(side) as entries:
+        found = {
+            entry.name: entry.stat().st_mtime_ns
+            for entry in entries
+            if not entry.name.startswith(".") and entry.is_dir()
+        }
     return dict(sorted(found.items()))
 
 
-def _path_of(picture: tuple[str, os.DirEntry[str]]) -> str:
-    return picture[0]
-
-
 def _read_size(entry: os.DirEntry[str]) -> int:
-    try:
+    with _readable(entry.path):  # a link to nowhere is not
         return entry.stat().st_size
-    except OSError as error:  # a link to nowhere
-        raise _unreadable(entry.path, error) from error
 
 
-def _unreadable(path: str | Path, error: OSError) -> UserError:
-    return UserError(f"cannot read {path} ({error.strerror}); make it readable or remove it.")
+@contextlib.contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Errors of the system inside become a UserError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}); make it readable or remove it."
+        ) from error
 
 
 def _class_mismatch(
@@ -613,9 +608,7 @@ def _read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty. A missing file is the caller's to judge."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
+    except (PermissionError, IsADirectoryError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}); unpack the archive again.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -657,18 +650,17 @@ def check_source(info: DatasetInfo, root: Path, *, download: bool) -> None:
 
 def _is_damaged(source: Source) -> bool:
     """Whether a download would mend it."""
-    if isinstance(source, ArchiveSource):
-        try:
+    try:
+        if isinstance(source, ArchiveSource):
             source.check()
-        except UserError:
-            return True
+    except UserError:
+        return True
     return False
 
 
 def _no_files(name: str, files: FileLayouts, root: Path) -> UserError:
-    if files.pickled_folder is not None:
-        folders, cure = f"{files.pickled_folder}/", ", or fetch them with --download"
-    else:
+    folders, cure = f"{files.pickled_folder}/", ", or fetch them with --download"
+    if files.pickled_folder is None:
         folders, cure = f"train/ and {files.held_out[0]}/", ""
     return UserError(
         f"no {name} files ({folders} or train-*-of-*.parquet) in {root / name} or {root}; name "
