@@ -199,7 +199,6 @@ class ParquetSource(Source):
         are.
         """
         self.check()
-        highest = -1
         for path, (image, label) in self._columns.items():
             start = 0
             with _open_parquet(path) as file:
@@ -211,12 +210,9 @@ class ParquetSource(Source):
                         raise UserError(
                             f"row {bad} of {path} has no image bytes; fetch the file again."
                         )
-                    highest = max(highest, labels.max(initial=-1))
                     names = [row_name(path, start + row) for row in range(len(images))]
                     yield EncodedBatch(names, images, labels)
                     start += len(labels)
-        if not self.info.class_names:
-            self._check_bounds([(0, int(highest))])
 
     def _check_bounds(self, bounds: list[tuple[int, int] | None]) -> None:
         """Raise UserError unless the labels are the data set's, whose class names are unknown here.
@@ -310,19 +306,15 @@ def _find_shards(folder: Path, split: str) -> tuple[Path, ...]:
     )
     if not found:
         return ()
-    totals = {total for _, total, _ in found}
-    numbers = [number for number, _, _ in found]
-    if len(totals) > 1 or len(set(numbers)) < len(numbers):
+    numbers, total = [number for number, _, _ in found], found[0][1]
+    one_set = {of for _, of, _ in found} == {total} and max(numbers) < total
+    if not one_set or len(set(numbers)) < len(numbers):
         names = ", ".join(path.name for _, _, path in found[:4])
         raise UserError(f"{folder} mixes shards of different {split} sets ({names}); keep one set.")
-    total = totals.pop()
-    missing = sorted(set(range(total)) - set(numbers))
-    if missing:
+    if missing := sorted(set(range(total)) - set(numbers)):
         name = f"{split}-{missing[0]:05d}-of-{total:05d}.parquet"
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"the shard {name}{more} is missing in {folder}; fetch it again.")
-    if max(numbers) >= total:
-        raise UserError(f"{found[-1][2]} is numbered beyond its set of {total}; rename or drop it.")
     return tuple(path for _, _, path in found)
 
 

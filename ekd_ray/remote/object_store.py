@@ -101,7 +101,7 @@ class Store:
             shutil.copyfileobj(stream, file, 8 * 2**20)
 
     def delete(self, name: str) -> None:
-        """Remove an object; one that does not exist is no error."""
+        """Remove an object; one that does not exist may be removed."""
         with _failures(self.location), contextlib.suppress(FileNotFoundError):
             self._files.delete_file(name)
 

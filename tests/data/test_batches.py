@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ekd_ray.data import counter_hash, epoch_batches, epoch_order, epoch_views, steps_per_epoch
-from ekd_ray.data.counter import STREAM_ORDER, STREAM_STRONG_ID, STREAM_VIEW, bounded
+from ekd_ray.data.counter import STREAM_ORDER, STREAM_STRONG_ID, STREAM_VIEW
 from ekd_ray.errors import UserError
 
 
@@ -74,16 +74,6 @@ def test_order_and_views_look_random():
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 4 / np.sqrt(a.size)
     for other in (epoch_order(n, 2, 0), epoch_order(n, 1, 1)):
         assert abs(np.corrcoef(epoch_order(n, 1, 0), other)[0, 1]) < 4 / np.sqrt(n)
-
-
-def test_views_follow_the_sample_not_its_place():
-    ids = np.array([5, 900, 17])
-    np.testing.assert_array_equal(
-        epoch_views(ids, 3, 2, 162)[::-1], epoch_views(ids[::-1], 3, 2, 162)
-    )
-    assert set(epoch_views(np.arange(50), 3, 2, 1).tolist()) == {0}
-    with pytest.raises(ValueError, match="bound"):
-        bounded(counter_hash(0), 0)
 
 
 @settings(deadline=None)

@@ -228,25 +228,6 @@ def test_tiny_imagenet_layouts_agree(tmp_path, make):
     assert len(prints) == 2
 
 
-def test_tiny_imagenet_parquet(tmp_path, make):
-    images = make.images(4, 64)
-    folder = tmp_path / "tiny_imagenet" / "data"
-    data = [png(x, mode) for x, mode in zip(images, ["RGB"] * 3 + ["L"], strict=True)]
-    for split in ("train", "valid"):
-        path = folder / f"{split}-00000-of-00001-1359597a978bc4fa.parquet"
-        make.parquet(path, data, [0, 199, 7, 7], image="image", names=CLASSES)
-    check_dataset("tiny_imagenet", data_root=tmp_path)
-    assert num_train("tiny_imagenet", data_root=tmp_path) == 4
-    for split in ("train", "test"):
-        got = load_dataset("tiny_imagenet", split, data_root=tmp_path)
-        np.testing.assert_array_equal(got.images[:3], images[:3])
-        gray = np.asarray(Image.fromarray(images[3].transpose(1, 2, 0)).convert("L"))
-        assert (got.images[3] == gray).all()
-        assert got.labels.tolist() == [0, 199, 7, 7]
-    stage = stage_images(got, "cpu", scheme=DATASETS["tiny_imagenet"].view_scheme)
-    assert (stage.num_views, stage.image_size) == (578, 64)
-
-
 def test_what_can_be_wrong_with_the_archive(tmp_path, make):
     files, _ = tiny_files(make, "archive")
     base = make.tree(tmp_path / "tiny_imagenet", files)

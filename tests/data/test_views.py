@@ -6,9 +6,7 @@ import torchvision.transforms.functional as TF
 
 from ekd_ray.data import (
     DEFAULT_POOL,
-    VIEW_SCHEMES,
     apply_views,
-    identity_view,
     normalize,
     view_count,
     view_scheme,
@@ -39,14 +37,6 @@ def test_every_view(scheme, count, pad, height, width):
                 want = TF.crop(TF.pad(batch[view], [pad]), dy, dx, height, width)
                 want = TF.hflip(want) if flip else want
                 assert torch.equal(got[view], want), (flip, dy, dx)
-
-
-@pytest.mark.parametrize("scheme", sorted(VIEW_SCHEMES))
-def test_identity(scheme):
-    batch = images(5)
-    ids = torch.full((5,), identity_view(scheme))
-    assert torch.equal(apply_views(batch, ids, scheme), batch)
-    assert 0 <= identity_view(scheme) < view_count(scheme)
 
 
 def test_inputs_stay_as_they_are_and_any_order_works():

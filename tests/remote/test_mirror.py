@@ -20,7 +20,7 @@ from ekd_ray.results.records import FAILURE, JOURNAL, RESULT
 
 @pytest.fixture
 def store(monkeypatch, tmp_path):
-    """What is at `LOCATION`; the mirrors' threads upload only at the end."""
+    """The objects at `LOCATION`; the mirrors' threads upload only at the end."""
     store = FakeStore()
     monkeypatch.setattr(session, "open_store", lambda location: store)
     monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)
@@ -40,7 +40,7 @@ def read(folder):
 
 
 def study(store):
-    """What is at the URI but for what the copy needs itself."""
+    """The study's files at the URI."""
     return {n: c.decode() for n, c in store.content.items() if not n.startswith(".ekd_ray/")}
 
 
@@ -178,7 +178,7 @@ def test_a_cleaner_of_old_files_here_removes_nothing_there(store, tmp_path):
 
 
 def test_the_copy_of_the_last_driver_wins_over_the_uri(store, tmp_path):
-    """What an endpoint that went away has not taken is brought there by --resume."""
+    """--resume brings there what an endpoint that went away has not taken."""
     folder = tmp_path / "a"
 
     with pytest.raises(StaleCopy, match=r"stale \(no answer\).*--resume on this machine") as stale:
@@ -278,7 +278,7 @@ def test_of_two_that_begin_at_once_one_stays(store, tmp_path, monkeypatch):
 
 
 def test_a_driver_that_was_taken_over_uploads_nothing_more(store, tmp_path, capsys):
-    with pytest.raises(StaleCopy, match="taken over by process 7 on elsewhere.*copy that folder"):
+    with pytest.raises(StaleCopy, match=r"taken over by process 7 on elsewhere.*copy that"):
         drive(tmp_path / "a", FILES, then=lambda _: store.write(LEASE, OTHER.encode()))
     mirror = start_mirror(store, tmp_path / "a")
     mirror.attempt()
