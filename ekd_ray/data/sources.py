@@ -173,19 +173,25 @@ class ParquetSource(Source):
         self._names_declared = False
 
     def check(self) -> None:
-        """Read footers and schemas. Raises UserError."""
-        bounds = []
-        self._names_declared = False
+        """Read footers, schemas and labels. Raises UserError."""
+        highest = -1
         for path in self.files:
             with _open_parquet(path) as file:
                 self._columns[path] = self._find_columns(path, file.schema_arrow)
                 self.rows_per_file[path] = file.metadata.num_rows
-                if not self.info.class_names:
-                    bounds.append(_label_bounds(file.metadata, self._columns[path][1]))
+                label = self._columns[path][1]
+                column = file.read(columns=[label]).column(label).combine_chunks()
+                highest = max(highest, self._check_labels(path, column))
         if sum(self.rows_per_file.values()) == 0:
             raise UserError(f"{self.files[0]} holds no rows.")
-        if bounds:
-            self._check_bounds(bounds)
+        # A training set without declared names shows its number of classes in no other way.
+        name, count = self.info.name, self.info.num_classes
+        named = self.info.class_names or self._names_declared or self.split != "train"
+        if not named and highest != count - 1:
+            raise UserError(
+                f"the train shards in {self.files[0].parent} have labels up to {highest}, but "
+                f"{name} has the labels 0 to {count - 1}; put the files of {name} there."
+            )
 
     def count(self) -> int:
         """Number of rows, from the footers. Raises UserError."""
@@ -204,7 +210,7 @@ class ParquetSource(Source):
             with _open_parquet(path) as file:
                 for batch in file.iter_batches(rows, columns=[f"{image}.bytes", label]):
                     images = batch.column(image).field("bytes").to_pylist()
-                    labels = self._read_labels(path, start, batch.column(label))
+                    labels = batch.column(label).to_numpy().astype(np.int64)
                     if None in images:
                         bad = start + images.index(None)
                         raise UserError(
@@ -213,30 +219,6 @@ class ParquetSource(Source):
                     names = [row_name(path, start + row) for row in range(len(images))]
                     yield EncodedBatch(names, images, labels)
                     start += len(labels)
-
-    def _check_bounds(self, bounds: list[tuple[int, int] | None]) -> None:
-        """Raise UserError unless the labels are the data set's, whose class names are unknown here.
-
-        `bounds` holds each shard's lowest and highest label, None where that is not known.
-        """
-        count, name = self.info.num_classes, self.info.name
-        known = [pair for pair in bounds if pair is not None]
-        low = min((pair[0] for pair in known), default=0)
-        high = max((pair[1] for pair in known), default=0)
-        folder = self.files[0].parent
-        shards = f"the {self.split} shards in {folder}"
-        if low < 0:
-            raise UserError(
-                f"{shards} ({self.files[0].name}) have labels from {low}, which means unlabelled; "
-                f"put {name}'s labelled validation shards there."
-            )
-        # A training set without declared names shows its number of classes in no other way.
-        undeclared = not self._names_declared and self.split == "train" and None not in bounds
-        if high >= count or (undeclared and high != count - 1):
-            raise UserError(
-                f"{shards} have labels up to {high}, but {name} has the labels 0 to {count - 1}; "
-                f"put the files of {name} there."
-            )
 
     def _find_columns(self, path: Path, schema: Any) -> tuple[str, str]:
         """Names of the image and the label column; sets `class_names`. Raises UserError."""
@@ -274,18 +256,21 @@ class ParquetSource(Source):
         self.class_names = names or self.info.class_names or tuple(map(str, range(count)))
         return image, label
 
-    def _read_labels(self, path: Path, start: int, column: Any) -> Int64Array:
+    def _check_labels(self, path: Path, column: Any) -> int:
+        """The highest label, -1 if there are none; UserError unless each row has a legal one."""
         if column.null_count:
-            first = start + column.is_null().to_pylist().index(True)
+            first = column.is_null().to_pylist().index(True)
             raise UserError(f"row {first} of {path} has no label.")
         labels = column.to_numpy(zero_copy_only=False).astype(np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= self.info.num_classes))
         if wrong.size:
+            label, name = labels[wrong[0]], self.info.name
+            cure = f"put the {'labelled validation shards' if label < 0 else 'files'} of {name}"
             raise UserError(
-                f"row {start + wrong[0]} of {path} has the label {labels[wrong[0]]}, but "
-                f"{self.info.name} has the labels 0 to {self.info.num_classes - 1}."
+                f"row {wrong[0]} of {path} has the label {label}, but {name} has the labels 0 to "
+                f"{self.info.num_classes - 1}; {cure} there."
             )
-        return labels
+        return int(labels.max(initial=-1))
 
 
 def row_name(path: Path | str, row: int) -> str:
@@ -332,18 +317,6 @@ def _open_parquet(path: Path) -> Iterator[Any]:
             f"cannot read the Parquet file {path} ({_one_line(error)}); it may be incomplete: "
             "fetch it again."
         ) from error
-
-
-def _label_bounds(metadata: Any, label: str) -> tuple[int, int] | None:
-    """(lowest, highest) label of a file, from its footer; None where that does not say."""
-    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    found = []
-    for group in range(metadata.num_row_groups):
-        statistics = metadata.row_group(group).column(names.index(label)).statistics
-        if statistics is None or not statistics.has_min_max:
-            return None
-        found.append((statistics.min, statistics.max))
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
 def _declared_names(schema: Any, label: str) -> tuple[str, ...]:
@@ -395,8 +368,6 @@ class FolderSource(Source):
             )
         self.annotations: Path | None = None
         archive = info.files is not None and info.files.unpacked_folder is not None
-        if archive:
-            _check_class_list(train.parent / "wnids.txt", self.class_names)
         if split == "train":
             return
         self._class_times = _list_classes(held_out)
@@ -568,23 +539,15 @@ def _class_mismatch(
     )
 
 
-def _check_class_list(path: Path, class_names: tuple[str, ...]) -> None:
-    """The list of classes that Tiny ImageNet brings, where there is one, must be ours."""
-    with contextlib.suppress(FileNotFoundError):
-        listed = set(_read_lines(path))
-        lone = sorted(listed ^ set(class_names))
-        if lone:
-            raise UserError(
-                f"{path} lists {len(listed)} classes, and {lone[0]!r} is only there or only in "
-                "train; unpack the archive again."
-            )
-
-
 def _read_annotations(path: Path, class_names: tuple[str, ...]) -> dict[str, int]:
     """File name -> label. Raises UserError."""
     label_of = {name: label for label, name in enumerate(class_names)}
     found: dict[str, int] = {}
-    for number, line in enumerate(_read_lines(path), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").strip().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); unpack the archive again.") from error
+    for number, line in enumerate(lines, 1):
         name, _, rest = line.partition("\t")
         class_name = rest.partition("\t")[0]
         if class_name not in label_of:
@@ -594,15 +557,6 @@ def _read_annotations(path: Path, class_names: tuple[str, ...]) -> dict[str, int
             )
         found[name] = label_of[class_name]
     return found
-
-
-def _read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty. A missing file is the caller's to judge."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (PermissionError, IsADirectoryError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); unpack the archive again.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 # ---- which layout is there

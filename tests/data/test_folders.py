@@ -198,7 +198,6 @@ def tiny_files(make, layout):
         files[f"val/{side}/val_{number}.JPEG"] = data[shown["test"][label]]
         lines.append(f"val_{number}.JPEG\t{name}\t0\t0\t63\t63\n")
     files["train/n00000003/n00000003_boxes.txt"] = b"n00000003_0.JPEG\t0\t0\t63\t63\n"
-    files["wnids.txt"] = "\n".join(reversed(CLASSES)).encode()
     if layout != "plain":
         files["val/val_annotations.txt"] = "".join(lines).encode()
     return files, {split: images[index] for split, index in shown.items()}
@@ -248,9 +247,6 @@ def test_what_can_be_wrong_with_the_archive(tmp_path, make):
     listed.unlink()
     assert "must have the same class folders" in now()
     listed.write_text(good)
-    (base / "wnids.txt").write_text("n00000000\n")
-    assert "wnids.txt lists 1 classes" in now("train")
-    (base / "wnids.txt").unlink()
     bad = base / "train/n00000009/images/n00000009_0.JPEG"
     bad.write_bytes(bad.read_bytes()[:-900])
     text = now("train", checked=None)

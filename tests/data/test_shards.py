@@ -25,8 +25,8 @@ def test_labelled_validation_goes_before_the_hubs_test(shards, make):
     assert len(load_dataset("imagenet", "test", data_root=shards)) == 6
     (shards / "imagenet/data/validation-00000-of-00001.parquet").unlink()
     text = refused("imagenet", shards, "test")
-    assert "have labels from -1, which means unlabelled" in text
-    assert "validation shards" in text
+    assert "row 0 of" in text and "has the label -1" in text
+    assert "labelled validation shards of imagenet" in text
     one_shard(shards, make, [5, 999], split="test")
     assert load_dataset("imagenet", "test", data_root=shards).labels.tolist() == [5, 999]
     (shards / "imagenet/data" / "test-00000-of-00001.parquet").unlink()
@@ -37,7 +37,7 @@ def test_there_must_be_1000_classes(shards, make):
     one_shard(shards, make, [0, 1], names=NAMES[:200])
     assert "declares 200 classes, but imagenet has 1000" in refused("imagenet", shards)
     one_shard(shards, make, [0, 1000], names=None)
-    assert "labels up to 1000, but imagenet has the labels 0 to 999" in refused("imagenet", shards)
+    assert "the label 1000, but imagenet has the labels 0 to 999" in refused("imagenet", shards)
     one_shard(shards, make, [0, 199], names=None)
     assert "labels up to 199, but imagenet has the labels 0 to 999" in refused("imagenet", shards)
     one_shard(shards, make, [0, 199])  # declared: a subset is legal
