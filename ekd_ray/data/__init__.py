@@ -12,7 +12,6 @@ from ekd_ray.data.counter import counter_hash
 from ekd_ray.data.datasets import (
     check_dataset,
     dataset_info,
-    default_data_root,
     load_dataset,
     num_train,
     short_name,
@@ -46,7 +45,6 @@ __all__ = [
     "check_dataset",
     "dataset_info",
     "default_cache_dir",
-    "default_data_root",
     "load_dataset",
     "num_train",
     "short_name",

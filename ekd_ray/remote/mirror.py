@@ -127,7 +127,7 @@ class Mirror:
             return None
         cure = "run the same command with --resume on this machine to bring it there"
         if self._lost:
-            cure = "copy that folder if you need it, because --resume here replaces it"
+            cure = "move that folder away before you use --resume on this machine"
         return (
             f"the copy at {self._store.location} is stale ({self._failure}): all is in "
             f"{self._folder}; {cure}."

@@ -50,7 +50,7 @@ def mirrored(
 
     Without a location nothing is done. The copy at the URI is the study: what it has is fetched
     first, and replaces `folder`, unless the last driver of it was the one of this very folder,
-    whose files are then as new or newer.
+    whose files are then as new or newer. Files that never got there are not replaced.
 
     Args:
         resume: whether the URI must hold a study already, or must not.
@@ -58,8 +58,9 @@ def mirrored(
             the URI too.
 
     Raises:
-        UserError: the storage cannot be reached or written, it holds a study or none, or
-            another process drives it. StaleCopy: the end of the study could not be uploaded.
+        UserError: the storage cannot be reached or written, it holds a study or none,
+            another process drives it, or `folder` has files of a driver that lost it.
+            StaleCopy: the end of the study could not be uploaded.
     """
     if location is None:
         yield
@@ -97,6 +98,11 @@ def _begin(
         raise UserError(f"{location} holds a study already: add --resume, or choose another --out.")
     held, last = Lease.parse(store.read(LEASE)), read_state(folder)
     ours = bool(there and held and held.session == last.session)
+    if there and not ours and not last.released and any(study_files(folder)):
+        raise UserError(
+            f"{folder} holds what this machine never brought to {location}, where another driver "
+            "has gone on since: move that folder away, then run the same command."
+        )
     lease = Lease(session=last.session) if ours else Lease()
     take_lease(store, lease, held)
     # When the copy was last known to be the same as the URI, in ns.

@@ -156,29 +156,6 @@ def test_imagenet_needs_its_1000_classes(miniatures, tmp_path):
     assert "has 500 class folders, but imagenet has 1000 classes" in text
 
 
-def test_imagenet_is_found_in_the_root_too(miniatures, tmp_path):
-    root = miniatures["folders"]
-    check_dataset("imagenet", data_root=root)
-    inner = load_dataset("imagenet", "train", data_root=root / "imagenet")
-    assert inner.fingerprint == load_dataset("imagenet", "train", data_root=root).fingerprint
-    text = refused("imagenet", tmp_path)
-    assert "no imagenet files (train/ and val/ or train-*-of-*.parquet)" in text
-    assert "--data-root" in text
-    assert "--download" not in text
-    assert message(check_dataset, "imagenet", data_root=tmp_path, download=True) == text
-    link = tmp_path / "imagenet"
-    link.mkdir()
-    (link / "train").symlink_to(root / "imagenet/train")
-    assert "has train/, but none of val/, validation/" in refused("imagenet", tmp_path)
-    (link / "validation").symlink_to(root / "imagenet/val")
-    assert len(load_dataset("imagenet", "test", data_root=tmp_path)) == 1000
-    # Flat validation images, as the archive unpacks them.
-    (link / "validation").unlink()
-    (link / "val").mkdir()
-    shutil.copy(next((root / "imagenet/val").glob("*/*")), link / "val")
-    assert "val has no class folders; sort its images" in refused("imagenet", tmp_path, "test")
-
-
 # ---- Tiny ImageNet
 
 

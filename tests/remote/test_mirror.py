@@ -156,14 +156,21 @@ def test_checkpoints_go_up_and_leave_with_their_trial(store, tmp_path):
     assert [n for n in study(store) if n.endswith(CHECKPOINT)] == [f"trials/0001/{CHECKPOINT}"]
 
 
-def test_the_uri_replaces_a_copy_that_another_machine_has_left_behind(store, tmp_path):
+def test_the_uri_replaces_a_copy_only_if_that_was_uploaded(store, tmp_path):
     drive(tmp_path / "a", FILES)
     with pytest.raises(StaleCopy):
         drive(tmp_path / "a", {"report/x": "never uploaded"}, resume=True, then=goes_down(store))
     store.left = math.inf
     store.now += int(leases.STALE_SECONDS)
     drive(tmp_path / "b", {JOURNAL: "a\nb\nc\n"}, resume=True)
+    with pytest.raises(UserError, match=r"never brought to .* move that folder away"):
+        drive(tmp_path / "a", resume=True)
+    assert (tmp_path / "a/report/x").exists()
+    shutil.rmtree(tmp_path / "a")
     assert drive(tmp_path / "a", resume=True) == {**FILES, JOURNAL: "a\nb\nc\n"}
+    # A copy that was uploaded to its end is replaced when it is behind.
+    drive(tmp_path / "b", {"study.yaml": "x: 2"}, resume=True)
+    assert drive(tmp_path / "a", resume=True)["study.yaml"] == "x: 2"
 
 
 def test_a_cleaner_of_old_files_here_removes_nothing_there(store, tmp_path):
@@ -230,7 +237,9 @@ def test_a_damaged_state_loses_nothing(store, tmp_path):
     drive(tmp_path / "a", FILES)
     for text in ("", "[]", '{"session": 1}', "\x00"):
         (tmp_path / "a" / mirrors.STATE).write_text(text)
-        assert drive(tmp_path / "a", resume=True) == FILES
+        with pytest.raises(UserError, match="move that folder away"):
+            drive(tmp_path / "a", resume=True)
+    assert read(tmp_path / "a") == study(store) == FILES
 
 
 def test_start_and_resume_are_not_confused(store, tmp_path):
@@ -278,7 +287,7 @@ def test_of_two_that_begin_at_once_one_stays(store, tmp_path, monkeypatch):
 
 
 def test_a_driver_that_was_taken_over_uploads_nothing_more(store, tmp_path, capsys):
-    with pytest.raises(StaleCopy, match=r"taken over by process 7 on elsewhere.*copy that"):
+    with pytest.raises(StaleCopy, match=r"taken over by process 7 on elsewhere.*move that folder"):
         drive(tmp_path / "a", FILES, then=lambda _: store.write(LEASE, OTHER.encode()))
     mirror = start_mirror(store, tmp_path / "a")
     mirror.attempt()
