@@ -1,4 +1,4 @@
-"""What speed costs in accuracy: bfloat16 and cached logits against float32 and the live teacher.
+"""The cost of speed in accuracy: bfloat16 and cached logits against float32 and the live teacher.
 
 python -m benchmarks.accuracy --seeds 6 --json out.json
 
@@ -44,7 +44,7 @@ def run(settings: dict[str, Any], data_root: str) -> dict[str, float]:
 
 
 def configuration(args: argparse.Namespace, side: str, seed: int) -> DistillConfig:
-    """What one side trains under a seed; with one split for all of them."""
+    """The run of one side under a seed; with one split for all of them."""
     teacher, _, student = args.study_pair.partition("-")
     base = DistillConfig(
         dataset=args.dataset, teacher=teacher, student=student,

@@ -65,7 +65,7 @@ Run = tuple[int, int]  # number of the configuration, seed
 
 
 def runs(count: int, repeats: int, seeds: int) -> list[Run]:
-    """What is trained: the first configurations under further seeds, then all under seed 0."""
+    """The runs to train: the first configurations under further seeds, then all under seed 0."""
     further = [(number, seed) for number in range(repeats) for seed in range(1, seeds)]
     return [*further, *((number, 0) for number in range(count))]
 
@@ -137,7 +137,7 @@ def record(
 
 
 def _known(out: Path) -> dict[Run, dict[str, Any]]:
-    """What has been trained by any part; a line that a kill cut off is trained again."""
+    """The runs that any part has trained; a line that a kill cut off is trained again."""
     found = {}
     for log in out.parent.glob(f"{out.stem}.*.jsonl"):
         for line in log.read_text().splitlines(keepends=True):

@@ -1,4 +1,4 @@
-"""What the driver itself computes for a trial and for a report, without Ray beneath it.
+"""Time that the driver itself computes for a trial and for a report, without Ray beneath it.
 
 python -m benchmarks.driver --trials 500 --json out.json
 

@@ -104,7 +104,7 @@ def _scale_to_unit(parameter: Parameter, value: float) -> float:
 def _seeds_apart(
     curves: Mapping[int, Mapping[int, np.ndarray]],
 ) -> tuple[list[int], np.ndarray, dict[int, np.ndarray]]:
-    """What seeds do, from the configurations that were trained under all of them.
+    """The spread over seeds, from the configurations that were trained under all of them.
 
     Returns:
         Their numbers; the deviation of each run's curve from its configuration's mean and its

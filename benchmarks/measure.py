@@ -25,12 +25,12 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """Of positive numbers."""
+    """Positive numbers only."""
     return math.exp(sum(math.log(value) for value in values) / len(values))
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What a result holds for: processor, versions, arithmetic, threads, load at the start."""
+    """The conditions of a result: processor, versions, arithmetic, threads, load at the start."""
     return {
         **environment(),
         "threads": threads,

@@ -1,4 +1,4 @@
-"""What a further concurrent trial costs in memory: data and teacher cache are shared pages."""
+"""The memory of a further concurrent trial: data and teacher cache are shared pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search costs its driver: many trials that train nothing, at high concurrency.
+"""The cost of a search for its driver: many trials that train nothing, at high concurrency.
 
 python -m benchmarks.overhead --trials 1000 --slots 32 --json out.json
 
@@ -99,7 +99,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
             setattr(searcher, name, timed("searcher", getattr(searcher, name)))
         began = time.time()
         wall, thread = time.perf_counter(), time.thread_time()
-        # Light processes, so that many start on few cores; what they run is no matter here.
+        # Light processes, so that many start on few cores; what they run does not matter here.
         with (
             patch("ekd_ray.scale.search.make_trainable", functools.partial(_light, args.seconds)),
             patch("ray.wait", timed("wait", ray.wait)),
@@ -154,7 +154,7 @@ def _light(seconds: float, config: StudyConfig, *_: Any) -> Any:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """What is measured, and where the result goes."""
+    """Add the flags of the measurement and of its result file."""
     parser.add_argument("--trials", type=int, default=1000, metavar="N")
     parser.add_argument("--slots", type=int, default=32, metavar="N", help="trials at once (32)")
     parser.add_argument("--epochs", type=int, default=9, metavar="N", help="of each trial (9)")

@@ -125,7 +125,7 @@ def project(costs: Costs) -> list[dict[str, Any]]:
             lengths = asha_lengths(
                 case.trials_per_slot * slots, milestone_epochs(study), study.reduction_factor
             )
-            # Each node fills its own table with its own GPUs, so that more nodes are no quicker.
+            # Each node fills its own table with its own GPUs, so that more nodes are not quicker.
             filled = replace(costs, fill=case.table / min(gpus, GPUS_PER_NODE))
             result = simulate(lengths, slots, case.epoch, filled)
             found.append({"case": case.name, "gpus": gpus, "slots": slots, **result})

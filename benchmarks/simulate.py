@@ -53,7 +53,7 @@ WORKERS = 4
 
 
 def best_points(table: Path, space: Space) -> list[dict[str, Any]]:
-    """What a warm start takes from a pair: its best `POINTS` after the last epoch."""
+    """The points that a warm start takes from a pair: its best `POINTS` after the last epoch."""
     rows = pq.read_table(table, filters=[("epoch", "=", EPOCHS)]).to_pylist()
     ranked = sorted(rows, key=lambda row: -row[METRIC])[:POINTS]
     return [space.searched_part(row) for row in ranked]
@@ -158,7 +158,7 @@ CONTESTANTS = {
 
 
 class _Trial:
-    """What a scheduler needs to know of a trial."""
+    """All that a scheduler asks of a trial."""
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id

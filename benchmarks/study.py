@@ -178,7 +178,7 @@ def reference(out: Path, args: argparse.Namespace) -> dict[str, float]:
 
 
 def _trial(config: dict[str, float], args: dict[str, Any]) -> None:
-    """One trial as the research code would do it: everything is loaded anew."""
+    """One trial as the research code would do it: everything is loaded again."""
     import numpy as np
     import torch
     from ray import tune
@@ -233,7 +233,7 @@ def _trial(config: dict[str, float], args: dict[str, Any]) -> None:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """What is searched, on which data."""
+    """Add the flags of the study and its data."""
     parser.add_argument("--study-pair", default=PAIR, metavar="T-S")
     parser.add_argument("--dataset", default="cifar10", help="data set of the study (cifar10)")
     parser.add_argument("--train-subset", type=int, default=1000, metavar="N")

@@ -29,7 +29,7 @@ def finals(table: Path) -> dict[int, float]:
 
 
 def left_out(pair: str, tables: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
-    """What warm starts from the other pairs are worth on this one.
+    """Gain of warm starts from the other pairs on this one.
 
     `best_of_random` is the expectation over all draws of as many configurations; `rank` the
     share of all configurations that the best warm start leaves behind.

@@ -48,9 +48,6 @@ class FakeStore:
         self.changed[name] = self.now
         self._remember("put", name)
 
-    def upload(self, path, name):
-        self.write(name, path.read_bytes())
-
     def download(self, name, path):
         self._ask()
         self.calls.append(("get", name))

@@ -17,11 +17,6 @@ _opened: dict[Path, ImageArrays | EncodedImages] = {}
 _counted: dict[Path, int] = {}
 
 
-def default_data_root() -> Path:
-    """$EKD_DATA_ROOT, else ./data."""
-    return Path(os.environ.get("EKD_DATA_ROOT") or "data").expanduser()
-
-
 def dataset_info(name: str) -> DatasetInfo:
     """The constants of a data set, by name.
 
@@ -114,4 +109,5 @@ def _uncounted_info(name: str) -> DatasetInfo:
 
 
 def _data_root(data_root: str | os.PathLike[str] | None) -> Path:
-    return default_data_root() if data_root is None else Path(data_root).expanduser()
+    default = os.environ.get("EKD_DATA_ROOT") or "data"
+    return Path(default if data_root is None else data_root).expanduser()

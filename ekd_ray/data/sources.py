@@ -16,6 +16,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,24 +173,33 @@ class ParquetSource(Source):
         self._names_declared = False
 
     def check(self) -> None:
-        """Read footers and schemas. Raises UserError."""
-        bounds = []
-        self._names_declared = False
+        """Read footers, schemas and labels. Raises UserError."""
+        highest = -1
         for path in self.files:
             with _open_parquet(path) as file:
                 self._columns[path] = self._find_columns(path, file.schema_arrow)
                 self.rows_per_file[path] = file.metadata.num_rows
-                if not self.info.class_names:
-                    bounds.append(_label_bounds(file.metadata, self._columns[path][1]))
+                label = self._columns[path][1]
+                column = file.read(columns=[label]).column(label).combine_chunks()
+                highest = max(highest, self._check_labels(path, column))
         if sum(self.rows_per_file.values()) == 0:
             raise UserError(f"{self.files[0]} holds no rows.")
-        if bounds:
-            self._check_bounds(bounds)
+        # A training set without declared names shows its number of classes in no other way.
+        name, count = self.info.name, self.info.num_classes
+        named = self.info.class_names or self._names_declared or self.split != "train"
+        if not named and highest != count - 1:
+            raise UserError(
+                f"the train shards in {self.files[0].parent} have labels up to {highest}, but "
+                f"{name} has the labels 0 to {count - 1}; put the files of {name} there."
+            )
 
     def count(self) -> int:
         """Number of rows, from the footers. Raises UserError."""
-        self.check()
-        return sum(self.rows_per_file.values())
+        count = 0
+        for path in self.files:
+            with _open_parquet(path) as file:
+                count += file.metadata.num_rows
+        return count
 
     def encoded_batches(self, rows: int) -> Iterator[EncodedBatch]:
         """Yield all images in order, `rows` at once. Raises UserError.
@@ -198,47 +208,20 @@ class ParquetSource(Source):
         are.
         """
         self.check()
-        highest = -1
         for path, (image, label) in self._columns.items():
             start = 0
             with _open_parquet(path) as file:
                 for batch in file.iter_batches(rows, columns=[f"{image}.bytes", label]):
                     images = batch.column(image).field("bytes").to_pylist()
-                    labels = self._read_labels(path, start, batch.column(label))
+                    labels = batch.column(label).to_numpy().astype(np.int64)
                     if None in images:
                         bad = start + images.index(None)
                         raise UserError(
                             f"row {bad} of {path} has no image bytes; fetch the file again."
                         )
-                    highest = max(highest, labels.max(initial=-1))
                     names = [row_name(path, start + row) for row in range(len(images))]
                     yield EncodedBatch(names, images, labels)
                     start += len(labels)
-        if not self.info.class_names:
-            self._check_bounds([(0, int(highest))])
-
-    def _check_bounds(self, bounds: list[tuple[int, int] | None]) -> None:
-        """Raise UserError unless the labels are the data set's, whose class names are unknown here.
-
-        `bounds` holds each shard's lowest and highest label, None where that is not known.
-        """
-        count, name = self.info.num_classes, self.info.name
-        known = [pair for pair in bounds if pair is not None]
-        low = min((pair[0] for pair in known), default=0)
-        high = max((pair[1] for pair in known), default=0)
-        folder = self.files[0].parent
-        if low < 0:
-            raise UserError(
-                f"the {self.split} shards in {folder} ({self.files[0].name}) have labels from "
-                f"{low}, which means unlabelled; put {name}'s labelled validation shards there."
-            )
-        # A training set without declared names shows its number of classes in no other way.
-        undeclared = not self._names_declared and self.split == "train" and None not in bounds
-        if high >= count or (undeclared and high != count - 1):
-            raise UserError(
-                f"the {self.split} shards in {folder} have labels up to {high}, but {name} has "
-                f"the labels 0 to {count - 1}; put the files of {name} there."
-            )
 
     def _find_columns(self, path: Path, schema: Any) -> tuple[str, str]:
         """Names of the image and the label column; sets `class_names`. Raises UserError."""
@@ -258,15 +241,13 @@ class ParquetSource(Source):
             and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
             for field in kind
         )
-        if not binary:
-            raise UserError(
-                f"column {image!r} of {path} must be a struct with binary 'bytes', "
-                f"got {_one_line(kind)}."
-            )
-        if not pa.types.is_integer(schema.field(label).type):
-            raise UserError(
-                f"column {label!r} of {path} must hold integers, got {schema.field(label).type}."
-            )
+        for column, legal, needed in (
+            (image, binary, "be a struct with binary 'bytes'"),
+            (label, pa.types.is_integer(schema.field(label).type), "hold integers"),
+        ):
+            if not legal:
+                got = _one_line(schema.field(column).type)
+                raise UserError(f"column {column!r} of {path} must {needed}, got {got}.")
         count = self.info.num_classes
         names = _declared_names(schema, label)
         if names and len(names) != count:
@@ -278,18 +259,21 @@ class ParquetSource(Source):
         self.class_names = names or self.info.class_names or tuple(map(str, range(count)))
         return image, label
 
-    def _read_labels(self, path: Path, start: int, column: Any) -> Int64Array:
+    def _check_labels(self, path: Path, column: Any) -> int:
+        """The highest label, -1 if there are none; UserError unless each row has a legal one."""
         if column.null_count:
-            first = start + column.is_null().to_pylist().index(True)
+            first = column.is_null().to_pylist().index(True)
             raise UserError(f"row {first} of {path} has no label.")
         labels = column.to_numpy(zero_copy_only=False).astype(np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= self.info.num_classes))
         if wrong.size:
+            label, name = labels[wrong[0]], self.info.name
+            cure = f"put the {'labelled validation shards' if label < 0 else 'files'} of {name}"
             raise UserError(
-                f"row {start + wrong[0]} of {path} has the label {labels[wrong[0]]}, but "
-                f"{self.info.name} has the labels 0 to {self.info.num_classes - 1}."
+                f"row {wrong[0]} of {path} has the label {label}, but {name} has the labels 0 to "
+                f"{self.info.num_classes - 1}; {cure} there."
             )
-        return labels
+        return int(labels.max(initial=-1))
 
 
 def row_name(path: Path | str, row: int) -> str:
@@ -310,19 +294,15 @@ def _find_shards(folder: Path, split: str) -> tuple[Path, ...]:
     )
     if not found:
         return ()
-    totals = {total for _, total, _ in found}
-    numbers = [number for number, _, _ in found]
-    if len(totals) > 1 or len(set(numbers)) < len(numbers):
+    numbers, total = [number for number, _, _ in found], found[0][1]
+    one_set = {of for _, of, _ in found} == {total} and max(numbers) < total
+    if not one_set or len(set(numbers)) < len(numbers):
         names = ", ".join(path.name for _, _, path in found[:4])
         raise UserError(f"{folder} mixes shards of different {split} sets ({names}); keep one set.")
-    total = totals.pop()
-    missing = sorted(set(range(total)) - set(numbers))
-    if missing:
+    if missing := sorted(set(range(total)) - set(numbers)):
         name = f"{split}-{missing[0]:05d}-of-{total:05d}.parquet"
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"the shard {name}{more} is missing in {folder}; fetch it again.")
-    if max(numbers) >= total:
-        raise UserError(f"{found[-1][2]} is numbered beyond its set of {total}; rename or drop it.")
     return tuple(path for _, _, path in found)
 
 
@@ -340,18 +320,6 @@ def _open_parquet(path: Path) -> Iterator[Any]:
             f"cannot read the Parquet file {path} ({_one_line(error)}); it may be incomplete: "
             "fetch it again."
         ) from error
-
-
-def _label_bounds(metadata: Any, label: str) -> tuple[int, int] | None:
-    """(lowest, highest) label of a file, from its footer; None where that does not say."""
-    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    found = []
-    for group in range(metadata.num_row_groups):
-        statistics = metadata.row_group(group).column(names.index(label)).statistics
-        if statistics is None or not statistics.has_min_max:
-            return None
-        found.append((statistics.min, statistics.max))
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
 def _declared_names(schema: Any, label: str) -> tuple[str, ...]:
@@ -403,8 +371,6 @@ class FolderSource(Source):
             )
         self.annotations: Path | None = None
         archive = info.files is not None and info.files.unpacked_folder is not None
-        if archive:
-            _check_class_list(train.parent / "wnids.txt", self.class_names)
         if split == "train":
             return
         self._class_times = _list_classes(held_out)
@@ -427,8 +393,7 @@ class FolderSource(Source):
         if self.annotations is not None:
             self.index()
             return
-        empty = [name for name in self.class_names if next(self._walk(name), None) is None]
-        self._check_filled(empty)
+        self._check_filled([name for name in self.class_names if not any(self._walk(name))])
 
     def count(self) -> int:
         """Number of pictures. Raises UserError."""
@@ -444,7 +409,7 @@ class FolderSource(Source):
         pairs = zip(self.class_names, classes, strict=True)
         self._check_filled([name for name, pictures in pairs if not pictures])
         labels = np.repeat(np.arange(len(classes)), [len(pictures) for pictures in classes])
-        pictures = [picture for part in classes for picture in sorted(part, key=_path_of)]
+        pictures = [picture for part in classes for picture in sorted(part, key=itemgetter(0))]
         sizes = np.array([_read_size(entry) for _, entry in pictures], np.int64)
         return FolderIndex([os.fsencode(path) for path, _ in pictures], labels, sizes)
 
@@ -493,7 +458,7 @@ class FolderSource(Source):
                 f"{folder} lies {depth} folders below its class; remove the link that leads "
                 "back to a parent."
             )
-        try:
+        with _readable(folder):
             if depth:  # noted before the look inside, so that no change goes unseen
                 self.folders[os.path.abspath(folder)] = os.stat(folder).st_mtime_ns
             with os.scandir(folder) as entries:
@@ -505,8 +470,6 @@ class FolderSource(Source):
                         yield from self._walk(path, depth + 1)
                     elif entry.name.lower().endswith(SUFFIXES):
                         yield path, entry
-        except OSError as error:
-            raise _unreadable(folder, error) from error
 
 
 def folder_classes(name: str) -> tuple[str, ...]:
@@ -538,31 +501,29 @@ def _list_classes(side: Path) -> dict[str, int]:
 
     Hidden folders are none. Raises UserError.
     """
-    try:
-        with os.scandir(side) as entries:
-            found = {
-                entry.name: entry.stat().st_mtime_ns
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_dir()
-            }
-    except OSError as error:
-        raise _unreadable(side, error) from error
+    with _readable(side), os.scandir(side) as entries:
+        found = {
+            entry.name: entry.stat().st_mtime_ns
+            for entry in entries
+            if not entry.name.startswith(".") and entry.is_dir()
+        }
     return dict(sorted(found.items()))
 
 
-def _path_of(picture: tuple[str, os.DirEntry[str]]) -> str:
-    return picture[0]
-
-
 def _read_size(entry: os.DirEntry[str]) -> int:
-    try:
+    with _readable(entry.path):  # a link to nowhere is not
         return entry.stat().st_size
-    except OSError as error:  # a link to nowhere
-        raise _unreadable(entry.path, error) from error
 
 
-def _unreadable(path: str | Path, error: OSError) -> UserError:
-    return UserError(f"cannot read {path} ({error.strerror}); make it readable or remove it.")
+@contextlib.contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Errors of the system inside become a UserError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}); make it readable or remove it."
+        ) from error
 
 
 def _class_mismatch(
@@ -581,23 +542,15 @@ def _class_mismatch(
     )
 
 
-def _check_class_list(path: Path, class_names: tuple[str, ...]) -> None:
-    """The list of classes that Tiny ImageNet brings, where there is one, must be ours."""
-    with contextlib.suppress(FileNotFoundError):
-        listed = set(_read_lines(path))
-        lone = sorted(listed ^ set(class_names))
-        if lone:
-            raise UserError(
-                f"{path} lists {len(listed)} classes, and {lone[0]!r} is only there or only in "
-                "train; unpack the archive again."
-            )
-
-
 def _read_annotations(path: Path, class_names: tuple[str, ...]) -> dict[str, int]:
     """File name -> label. Raises UserError."""
     label_of = {name: label for label, name in enumerate(class_names)}
     found: dict[str, int] = {}
-    for number, line in enumerate(_read_lines(path), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").strip().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); unpack the archive again.") from error
+    for number, line in enumerate(lines, 1):
         name, _, rest = line.partition("\t")
         class_name = rest.partition("\t")[0]
         if class_name not in label_of:
@@ -607,17 +560,6 @@ def _read_annotations(path: Path, class_names: tuple[str, ...]) -> dict[str, int
             )
         found[name] = label_of[class_name]
     return found
-
-
-def _read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty. A missing file is the caller's to judge."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); unpack the archive again.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 # ---- which layout is there
@@ -657,18 +599,17 @@ def check_source(info: DatasetInfo, root: Path, *, download: bool) -> None:
 
 def _is_damaged(source: Source) -> bool:
     """Whether a download would mend it."""
-    if isinstance(source, ArchiveSource):
-        try:
+    try:
+        if isinstance(source, ArchiveSource):
             source.check()
-        except UserError:
-            return True
+    except UserError:
+        return True
     return False
 
 
 def _no_files(name: str, files: FileLayouts, root: Path) -> UserError:
-    if files.pickled_folder is not None:
-        folders, cure = f"{files.pickled_folder}/", ", or fetch them with --download"
-    else:
+    folders, cure = f"{files.pickled_folder}/", ", or fetch them with --download"
+    if files.pickled_folder is None:
         folders, cure = f"train/ and {files.held_out[0]}/", ""
     return UserError(
         f"no {name} files ({folders} or train-*-of-*.parquet) in {root / name} or {root}; name "

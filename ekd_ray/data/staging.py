@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,8 @@ ENCODED_SCHEMES = (RESIZED_CROP, "none")
 IMAGE_SIZES = (8, 1024)  # bounds of what encoded images are decoded to
 
 _Job = tuple[Any, npt.ArrayLike, npt.ArrayLike | None]  # (key, sample ids, view ids)
+# Sample ids, images (uint8 [B, 3, S, S], on the host) that are being filled in, and by whom.
+_Decoding = tuple[Int64Array, torch.Tensor, list[Future[None]]]
 _Done = Generator[tuple[Any, torch.Tensor, torch.Tensor], None, None]  # (key, images, labels)
 
 
@@ -192,26 +193,18 @@ class StagedEncodedImages(Stage):
             threads.submit(self._decode, slots[slot], index, bits)
             for slot, (index, bits) in enumerate(zip(ids.tolist(), rows, strict=True))
         ]
-        return _Decoding(ids, images, futures)
+        return ids, images, futures
 
     def _collect(self, decoding: _Decoding) -> tuple[torch.Tensor, torch.Tensor]:
-        for future in decoding.futures:
+        ids, images, futures = decoding
+        for future in futures:
             future.result()
-        labels = self.labels.index_select(0, self.to_device(decoding.ids))
-        return decoding.images.to(self.device, non_blocking=True), labels
+        labels = self.labels.index_select(0, self.to_device(ids))
+        return images.to(self.device, non_blocking=True), labels
 
     def _decode(self, pixels: npt.NDArray[np.uint8], index: int, bits: UInt64Array | None) -> None:
         data, name = self._pictures.read(index), self._pictures.name(index)
         pixels[:] = decode_view(data, name, self.image_size, bits)
-
-
-@dataclass(frozen=True, eq=False)
-class _Decoding:
-    """A batch whose images (uint8 [B, 3, S, S], on the host) are being filled in."""
-
-    ids: Int64Array
-    images: torch.Tensor
-    futures: list[Future[None]]
 
 
 @contextmanager
@@ -246,8 +239,7 @@ def stage_images(
     concern "resized_crop" only. Raises UserError for a scheme that does not serve the data
     set, and for a size or a pool out of bounds.
     """
-    encoded = isinstance(arrays, EncodedImages)
-    _check(arrays.name, encoded, arrays.image_size, scheme, image_size)
+    check_view_scheme(arrays, scheme, image_size)
     if pool < 1:
         raise UserError(f"a pool of views must hold 1 or more, got {pool}.")
     if isinstance(arrays, EncodedImages):
@@ -258,23 +250,22 @@ def stage_images(
     return StagedImages(arrays, device, scheme=scheme)
 
 
-def check_view_scheme(info: DatasetInfo, scheme: str, image_size: int | None = None) -> None:
-    """Raises the UserError with which `stage_images` would refuse these settings."""
-    _check(info.name, info.encoded, info.image_size, scheme, image_size)
-
-
-def _check(name: str, encoded: bool, native: int, scheme: str, image_size: int | None) -> None:
+def check_view_scheme(
+    data: DatasetInfo | ImageArrays | EncodedImages, scheme: str, image_size: int | None = None
+) -> None:
+    """Raises the UserError with which `stage_images` refuses these settings."""
     view_count(scheme)  # a name that is wrong everywhere has a nearest one
-    legal = ENCODED_SCHEMES if encoded else tuple(VIEW_SCHEMES)
+    name, native = data.name, data.image_size
+    legal = ENCODED_SCHEMES if data.encoded else tuple(VIEW_SCHEMES)
     if scheme not in legal:
-        kind = "vary in size" if encoded else "all have one size"
+        kind = "vary in size" if data.encoded else "all have one size"
         raise UserError(
             f"the view scheme {scheme!r} does not serve {name}, whose images {kind}; choose "
             f"{', '.join(legal[:-1])} or {legal[-1]}."
         )
     if image_size is None:
         return
-    if not encoded and image_size != native:
+    if not data.encoded and image_size != native:
         raise UserError(
             f"the image_size of {name} is fixed at {native}, got {image_size}; leave it out."
         )

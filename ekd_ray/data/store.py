@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from filelock import FileLock
@@ -79,6 +79,7 @@ class ImageArrays(_Split):
     """
 
     images: np.memmap[Any, np.dtype[np.uint8]]
+    encoded: ClassVar[bool] = False
 
     @property
     def image_size(self) -> int:
@@ -98,6 +99,7 @@ class EncodedImages(_Split):
 
     image_size: int
     pictures: Pictures
+    encoded: ClassVar[bool] = True
 
 
 def entry_path(cache_dir: Path, info: DatasetInfo, split: str, source: Source) -> Path:

@@ -52,11 +52,6 @@ class ViewScheme:
         """Number of views."""
         return self.side**2 * (2 if self.flip else 1)
 
-    @property
-    def identity(self) -> int:
-        """Id of the view that is the image itself."""
-        return self.padding * self.side + self.padding
-
 
 VIEW_SCHEMES: dict[str, ViewScheme] = {
     scheme.name: scheme
@@ -94,11 +89,6 @@ def view_count(scheme: str, pool: int = DEFAULT_POOL) -> int:
     "resized_crop". Raises UserError for an unknown scheme.
     """
     return pool if scheme == RESIZED_CROP else view_scheme(scheme).count
-
-
-def identity_view(scheme: str) -> int:
-    """Id of the view that changes nothing: 40 for crops by 4, 144 by 8, 0 for "none"."""
-    return view_scheme(scheme).identity
 
 
 def apply_views(images: torch.Tensor, view_ids: torch.Tensor, scheme: str) -> torch.Tensor:

@@ -6,10 +6,12 @@ strides for small images, no dropout; parameter names are theirs.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ekd_ray.models.resnet import init_convolutions
+from ekd_ray.models.resnet import build_stage, init_convolutions
 
 # (expansion, channels at half width, blocks, stride of the first block), stage by stage.
 _STAGES = (
@@ -59,9 +61,8 @@ class MobileNetV2(nn.Module):
         self.blocks = nn.ModuleList()
         in_planes = _STEM
         for expansion, planes, blocks, stride in _STAGES:
-            first = InvertedResidual(in_planes, planes, stride, expansion)
-            rest = (InvertedResidual(planes, planes, 1, expansion) for _ in range(blocks - 1))
-            self.blocks.append(nn.Sequential(first, *rest))
+            block = partial(InvertedResidual, expansion=expansion)
+            self.blocks.append(build_stage(block, in_planes, planes, blocks, stride))
             in_planes = planes
         self.conv2 = nn.Sequential(*_conv_bn_relu(in_planes, _HEAD, 1))
         linear = nn.Linear(_HEAD, num_classes)

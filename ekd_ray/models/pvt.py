@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ekd_ray.models.transformer import IMAGE_SIZE, Mlp, attend, init_linear_layers, require_size
+from ekd_ray.models.transformer import IMAGE_SIZE, Block, attend, init_linear_layers, require_size
 
 # PVT-Tiny (table 1 of the paper), stage by stage.
 _PATCH = (4, 2, 2, 2)
@@ -58,21 +58,6 @@ class SpatialReductionAttention(nn.Module):
         return self.proj(attend(self.q(x), key, value, self.heads))
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block with spatial reduction: `[B, N, width]` -> the same shape."""
-
-    def __init__(self, width: int, heads: int, reduction: int, side: int, expansion: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = SpatialReductionAttention(width, heads, reduction, side)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, width * expansion)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
 class PvtTiny(nn.Module):
     """PVT-Tiny: images `[B, 3, 224, 224]` -> logits `[B, num_classes]`, floating point.
 
@@ -87,10 +72,11 @@ class PvtTiny(nn.Module):
         for index, (patch, width) in enumerate(zip(_PATCH, _WIDTH, strict=True)):
             side //= patch
             positions = nn.Parameter(torch.empty(1, side * side + (index == 3), width))
-            blocks = (
-                Block(width, _HEADS[index], _REDUCTION[index], side, _EXPANSION[index])
+            attentions = (
+                SpatialReductionAttention(width, _HEADS[index], _REDUCTION[index], side)
                 for _ in range(_BLOCKS[index])
             )
+            blocks = (Block(a, width, _EXPANSION[index], eps=1e-6) for a in attentions)
             # The published names have no list level: patch_embed1 ... block4.
             self.add_module(f"patch_embed{index + 1}", PatchEmbed(channels, width, patch))
             self.register_parameter(f"pos_embed{index + 1}", positions)

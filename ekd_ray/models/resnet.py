@@ -11,6 +11,8 @@ pooling and one linear classifier `fc`. Two kinds of shortcut exist in published
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
@@ -50,10 +52,7 @@ class BasicBlock(nn.Module):
             self.downsample = (
                 PaddedShortcut((planes - in_planes) // 2)
                 if shortcut == "A"
-                else nn.Sequential(
-                    nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False),
-                    nn.BatchNorm2d(planes),
-                )
+                else build_projection(in_planes, planes, stride)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,9 +83,10 @@ class CifarResNet(nn.Module):
             raise ValueError(f"depth must be 6n + 2 with n >= 1, got {depth}")
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _stage(widths[0], widths[1], blocks, 1, shortcut)
-        self.layer2 = _stage(widths[1], widths[2], blocks, 2, shortcut)
-        self.layer3 = _stage(widths[2], widths[3], blocks, 2, shortcut)
+        block = partial(BasicBlock, shortcut=shortcut)
+        self.layer1 = build_stage(block, widths[0], widths[1], blocks, 1)
+        self.layer2 = build_stage(block, widths[1], widths[2], blocks, 2)
+        self.layer3 = build_stage(block, widths[2], widths[3], blocks, 2)
         self.fc = nn.Linear(widths[3], num_classes)
         init_convolutions(self)
 
@@ -97,12 +97,23 @@ class CifarResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _stage(
-    in_planes: int, planes: int, blocks: int, stride: int, shortcut: Shortcut
+def build_stage(
+    block: Callable[[int, int, int], nn.Module],
+    in_planes: int,
+    planes: int,
+    blocks: int,
+    stride: int,
 ) -> nn.Sequential:
-    first = BasicBlock(in_planes, planes, stride, shortcut)
-    rest = (BasicBlock(planes, planes, 1, shortcut) for _ in range(blocks - 1))
-    return nn.Sequential(first, *rest)
+    """A row of `block(in_planes, planes, stride)`; the first changes channels and image size."""
+    first = block(in_planes, planes, stride)
+    return nn.Sequential(first, *(block(planes, planes, 1) for _ in range(blocks - 1)))
+
+
+def build_projection(in_planes: int, planes: int, stride: int) -> nn.Sequential:
+    """A 1 x 1 convolution with batch norm: a shortcut where the shape changes."""
+    return nn.Sequential(
+        nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
+    )
 
 
 def init_convolutions(model: nn.Module) -> None:

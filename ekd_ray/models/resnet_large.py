@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ekd_ray.models.resnet import init_convolutions
+from ekd_ray.models.resnet import build_projection, build_stage, init_convolutions
 
 # Blocks in the four stages.
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -21,8 +21,6 @@ class BasicBlock(nn.Module):
 
     `[B, in_planes, H, W]` -> `[B, planes, H / stride, W / stride]`.
     """
-
-    expansion = 1
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -40,20 +38,19 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1 x 1, 3 x 3 (with the stride) and 1 x 1 convolution, added to the shortcut, then ReLU.
 
-    `[B, in_planes, H, W]` -> `[B, 4 * planes, H / stride, W / stride]`.
+    `[B, in_planes, H, W]` -> `[B, planes, H / stride, W / stride]`, a quarter as wide inside.
     """
-
-    expansion = 4
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_planes, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, self.expansion * planes, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(self.expansion * planes)
-        self.shortcut = _shortcut(in_planes, self.expansion * planes, stride)
+        inner = planes // 4
+        self.conv1 = nn.Conv2d(in_planes, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes)
+        self.shortcut = _shortcut(in_planes, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -72,14 +69,13 @@ class LargeResNet(nn.Module):
     def __init__(self, depth: int, num_classes: int) -> None:
         super().__init__()
         blocks = _BLOCKS[depth]
-        block = Bottleneck if depth >= 50 else BasicBlock
-        times = block.expansion
+        block, times = (Bottleneck, 4) if depth >= 50 else (BasicBlock, 1)
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _stage(block, 64, 64, blocks[0], 1)
-        self.layer2 = _stage(block, 64 * times, 128, blocks[1], 2)
-        self.layer3 = _stage(block, 128 * times, 256, blocks[2], 2)
-        self.layer4 = _stage(block, 256 * times, 512, blocks[3], 2)
+        self.layer1 = build_stage(block, 64, 64 * times, blocks[0], 1)
+        self.layer2 = build_stage(block, 64 * times, 128 * times, blocks[1], 2)
+        self.layer3 = build_stage(block, 128 * times, 256 * times, blocks[2], 2)
+        self.layer4 = build_stage(block, 256 * times, 512 * times, blocks[3], 2)
         self.linear = nn.Linear(512 * times, num_classes)
         init_convolutions(self)
 
@@ -89,22 +85,7 @@ class LargeResNet(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck],
-    in_planes: int,
-    planes: int,
-    blocks: int,
-    stride: int,
-) -> nn.Sequential:
-    first = block(in_planes, planes, stride)
-    rest = (block(planes * block.expansion, planes, 1) for _ in range(blocks - 1))
-    return nn.Sequential(first, *rest)
-
-
 def _shortcut(in_planes: int, planes: int, stride: int) -> nn.Sequential:
-    """A 1 x 1 convolution with batch norm where the shape changes, else the identity."""
-    if stride == 1 and in_planes == planes:
-        return nn.Sequential()
-    return nn.Sequential(
-        nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
-    )
+    """A projection where the shape changes, else the identity."""
+    same = stride == 1 and in_planes == planes
+    return nn.Sequential() if same else build_projection(in_planes, planes, stride)

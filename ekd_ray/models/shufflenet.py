@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STEM = 24
+_STEM, _GROUPS = 24, 3
 
 
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
@@ -27,17 +27,17 @@ class GroupedUnit(nn.Module):
     The ReLU after the depthwise convolution, which the paper has not, is as published.
     """
 
-    def __init__(self, in_planes: int, planes: int, stride: int, groups: int) -> None:
+    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         # As in the paper: the stem has too few channels for groups.
-        self.first_groups = 1 if in_planes == _STEM else groups
+        self.first_groups = 1 if in_planes == _STEM else _GROUPS
         inner = planes // 4
         self.conv1 = nn.Conv2d(in_planes, inner, 1, groups=self.first_groups, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, groups=inner, bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, planes, 1, groups=groups, bias=False)
+        self.conv3 = nn.Conv2d(inner, planes, 1, groups=_GROUPS, bias=False)
         self.bn3 = nn.BatchNorm2d(planes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,10 +153,10 @@ class ShuffleV2(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-def _grouped_stage(in_planes: int, planes: int, units: int, groups: int = 3) -> nn.Sequential:
+def _grouped_stage(in_planes: int, planes: int, units: int) -> nn.Sequential:
     # The first unit appends its input, so it adds only what is missing.
-    first = GroupedUnit(in_planes, planes - in_planes, 2, groups)
-    return nn.Sequential(first, *(GroupedUnit(planes, planes, 1, groups) for _ in range(units - 1)))
+    first = GroupedUnit(in_planes, planes - in_planes, 2)
+    return nn.Sequential(first, *(GroupedUnit(planes, planes, 1) for _ in range(units - 1)))
 
 
 def _split_stage(in_planes: int, planes: int, units: int) -> nn.Sequential:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ekd_ray.models.transformer import (
     IMAGE_SIZE,
-    Mlp,
+    Block,
     attend,
     init_linear_layers,
     require_size,
@@ -96,21 +96,6 @@ class SelfAttention(nn.Module):
         return self.proj(attend(query, key, value, self.heads))
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block: `[B, N, width]` -> the same shape."""
-
-    def __init__(self, width: int, heads: int, expansion: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, width * expansion)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
 class T2tVit7(nn.Module):
     """T2T-ViT-7: images `[B, 3, 224, 224]` -> logits `[B, num_classes]`, floating point.
 
@@ -127,7 +112,9 @@ class T2tVit7(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, _WIDTH))
         tokens = (IMAGE_SIZE // 16) ** 2
         self.register_buffer("pos_embed", sinusoid_table(tokens + 1, _WIDTH))
-        self.blocks = nn.ModuleList(Block(_WIDTH, _HEADS, _EXPANSION) for _ in range(_BLOCKS))
+        self.blocks = nn.ModuleList(
+            Block(SelfAttention(_WIDTH, _HEADS), _WIDTH, _EXPANSION) for _ in range(_BLOCKS)
+        )
         self.norm = nn.LayerNorm(_WIDTH)
         self.head = nn.Linear(_WIDTH, num_classes)
         nn.init.trunc_normal_(self.cls_token, std=0.02)

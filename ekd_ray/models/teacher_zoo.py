@@ -26,10 +26,11 @@ def find_teacher(folder: str | os.PathLike[str], model_name: str) -> Path:
     teachers = list_teachers(folder)
     if model_name in teachers:
         return teachers[model_name]
+    usual = f"{model_name.replace(':', '_')}{_VANILLA}/ckpt_epoch_240.pth"
     raise UserError(
         f"the folder {str(folder)!r} has no weights of {model_name!r}."
-        f"{nearest_names(model_name, teachers)} Put them at "
-        f"{_on_disk(model_name)}{_VANILLA}/ckpt_epoch_240.pth below it, or name a weights file."
+        f"{nearest_names(model_name, teachers)} Put them at {usual} below it, or name a weights "
+        "file."
     )
 
 
@@ -75,10 +76,6 @@ def _age(file: Path) -> tuple[int, int, str]:
     """Sorts a folder's weight files: numbered epochs last, then by time, then by name."""
     numbered = re.fullmatch(r"ckpt_epoch_(\d+)", file.stem)
     return int(numbered[1]) if numbered else -1, file.stat().st_mtime_ns, file.name
-
-
-def _on_disk(model_name: str) -> str:
-    return model_name.replace(":", "_")
 
 
 def _model_name(on_disk: str) -> str:

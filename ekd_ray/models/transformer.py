@@ -40,6 +40,21 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class Block(nn.Module):
+    """Pre-norm transformer block around an attention: `[B, N, width]` -> the same shape."""
+
+    def __init__(self, attention: nn.Module, width: int, expansion: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, width * expansion)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Scaled dot-product attention with `heads` heads, before the output projection.
 

@@ -39,9 +39,8 @@ FORMAT_VERSION = 1
 _WRAPPERS = ("module", "_orig_mod")
 # Counters that checkpoints older than torch 0.4.1 lack; inference and training work without.
 _COUNTER = "num_batches_tracked"
-# A class count that is no width inside an own model: it marks the classifier's sizes.
+# A class count that no own model has as a width: it marks the classifier's sizes.
 _PROBE = 1013
-_FETCH = "copy or download it again"
 
 Shapes = dict[str, torch.Size]
 
@@ -87,7 +86,7 @@ def save_weights(
     device or memory format. A model inside torch.compile or DDP is saved without the wrapper.
     `extra` is for the caller and must be JSON without NaN.
 
-    Raises UserError if `mean` / `std` / `log_prior` are not finite numbers or `extra` is no
+    Raises UserError if `mean` / `std` / `log_prior` are not finite numbers or `extra` is not
     JSON, OSError if the disk refuses.
     """
     try:
@@ -104,7 +103,7 @@ def save_weights(
         text = json.dumps(header, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"the metadata for {_quoted(Path(path))} must be finite numbers and plain JSON "
+            f"the metadata for {str(path)!r} must be finite numbers and plain JSON "
             f"({error}): correct log_prior, mean, std or extra."
         ) from error
     # Copies: safetensors refuses tensors that share memory, and a row-major layout is what
@@ -134,9 +133,10 @@ def read_metadata(path: str | os.PathLike[str]) -> WeightsMetadata:
     shapes = _shapes(state)
     num_classes = _class_count(shapes)
     if num_classes is None:
-        raise UserError(
-            f"the weights file {_quoted(path)} has no classifier under a known name (fc, linear, "
-            "classifier, head): give the weights of a whole image classifier."
+        raise _refusal(
+            path,
+            "has no classifier under a known name (fc, linear, classifier, head)",
+            "give the weights of a whole image classifier",
         )
     return WeightsMetadata(
         sha256=sha256_file(path),
@@ -175,9 +175,13 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMetad
     return metadata
 
 
-def _quoted(path: Path) -> str:
-    """`path` for a one-line message: control characters are escaped."""
-    return repr(str(path))
+def _refusal(path: Path, problem: str, cure: str = "copy or download it again") -> UserError:
+    # The representation of the path escapes what would break the line.
+    return UserError(f"the weights file {str(path)!r} {problem}: {cure}.")
+
+
+def _damaged(path: Path) -> UserError:
+    return _refusal(path, "is truncated, damaged or no checkpoint")
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -198,30 +202,25 @@ def _is_safetensors(path: Path) -> bool:
     Raises UserError if the file is missing, a folder, unreadable or empty.
     """
     if path.is_dir():
-        raise UserError(f"the weights {_quoted(path)} are a folder: name the file inside it.")
+        raise _refusal(path, "is a folder", "name the file inside it")
     try:
         with open(path, "rb") as file:
             head = file.read(9)
     except FileNotFoundError:
-        raise UserError(
-            f"the weights file {_quoted(path)} does not exist: check the path."
-        ) from None
+        raise _refusal(path, "does not exist", "check the path") from None
     except OSError as error:
-        raise UserError(
-            f"the weights file {_quoted(path)} cannot be read ({error.strerror}): "
-            "check its permissions and its disk."
-        ) from error
+        cure = "check its permissions and its disk"
+        raise _refusal(path, f"cannot be read ({error.strerror})", cure) from error
     if not head:
-        raise UserError(f"the weights file {_quoted(path)} is empty: {_FETCH}.")
+        raise _refusal(path, "is empty")
     # Tested before the pickle marks: a header length may begin with the same byte as a pickle.
     if head[8:9] == b"{":
         return True
     if head.startswith((b"PK", b"\x80")):
         return False
     problem = "truncated" if path.suffix == ".safetensors" else "no checkpoint"
-    raise UserError(
-        f"the weights file {_quoted(path)} is {problem}, it begins neither as safetensors nor as "
-        f"a file of torch.save: {_FETCH}."
+    raise _refusal(
+        path, f"is {problem}, it begins neither as safetensors nor as a file of torch.save"
     )
 
 
@@ -233,22 +232,17 @@ def _read_header(path: Path) -> WeightsMetadata | None:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
-    except Exception as error:
-        raise _damaged(path) from error
-    if text is None:
-        return None
-    try:
+        if text is None:
+            return None
         header = json.loads(text)
         version = header["format_version"]
         if not isinstance(version, int):
             raise TypeError("format_version")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except Exception as error:  # damage comes as errors of every kind
         raise _damaged(path) from error
     if version > FORMAT_VERSION:
-        raise UserError(
-            f"the weights file {_quoted(path)} has format version {version}, and this ekd_ray "
-            f"reads up to {FORMAT_VERSION}: upgrade ekd_ray."
-        )
+        problem = f"has format version {version}, and this ekd_ray reads up to {FORMAT_VERSION}"
+        raise _refusal(path, problem, "upgrade ekd_ray")
 
     def numbers(value: Any) -> tuple[float, ...] | None:
         return None if value is None else tuple(float(number) for number in value)
@@ -269,10 +263,8 @@ def _read_header(path: Path) -> WeightsMetadata | None:
         if not all(math.isfinite(value) for value in values):
             raise ValueError("not finite")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"the weights file {_quoted(path)} has ekd_ray metadata with missing or impossible "
-            f"values: {_FETCH}."
-        ) from error
+        problem = "has ekd_ray metadata with missing or impossible values"
+        raise _refusal(path, problem) from error
     return metadata
 
 
@@ -327,10 +319,11 @@ def _unpickle(path: Path) -> object:
         # torch names what the file asked for, in one of two wordings.
         found = re.search(r"(?:GLOBAL |safe_globals\(\[)([\w.]+)", str(error))
         asked = f" ({found[1]})" if found else ""
-        raise UserError(
-            f"the weights file {_quoted(path)} was refused and not executed, because its pickle "
-            f"holds more than tensors{asked} or is damaged: ask its owner for the state_dict "
-            "alone, best as safetensors."
+        raise _refusal(
+            path,
+            "was refused and not executed, because its pickle holds more than tensors"
+            f"{asked} or is damaged",
+            "ask its owner for the state_dict alone, best as safetensors",
         ) from error
     except Exception as error:  # the unpickler meets damage with errors of every kind
         raise _damaged(path) from error
@@ -344,25 +337,14 @@ def _state_dict(path: Path, content: object) -> tuple[str, dict[str, Tensor]]:
             if isinstance(content.get(key), Mapping):
                 layout, content = wrapped_layout, content[key]
                 break
+    cure = "give a file with named tensors, bare or under 'model' or 'state_dict'"
     if not isinstance(content, Mapping) or not content:
-        raise UserError(
-            f"the weights file {_quoted(path)} holds a {type(content).__name__} and no state_dict: "
-            "give a file with named tensors, bare or under 'model' or 'state_dict'."
-        )
+        raise _refusal(path, f"holds a {type(content).__name__} and no state_dict", cure)
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UserError(
-                f"the weights file {_quoted(path)} holds no state_dict, its entry {str(key)!r} is "
-                f"a {type(value).__name__} and no tensor: give a file with named tensors, bare or "
-                "under 'model' or 'state_dict'."
-            )
+            kind = f"a {type(value).__name__} and no tensor"
+            raise _refusal(path, f"holds no state_dict, its entry {str(key)!r} is {kind}", cure)
     return layout, dict(content)
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(
-        f"the weights file {_quoted(path)} is truncated, damaged or no checkpoint: {_FETCH}."
-    )
 
 
 # Whether the tensors of a file are those of a model.
@@ -374,10 +356,8 @@ def _check_names_and_shapes(
     name = getattr(model, "ekd_name", None)
     stated = metadata.model if metadata else None
     if stated and name and ALIASES.get(stated, stated) != ALIASES.get(name, name):
-        raise UserError(
-            f"the weights file {_quoted(path)} holds a {stated!r}, the model is a {name!r}: build "
-            "the model that the file names, or give other weights."
-        )
+        cure = "build the model that the file names, or give other weights"
+        raise _refusal(path, f"holds a {stated!r}, the model is a {name!r}", cure)
     missing = [key for key in own if key not in found and not key.endswith(_COUNTER)]
     surplus = [key for key in found if key not in own]
     wrong = [key for key in own if key in found and own[key] != found[key]]
@@ -392,10 +372,11 @@ def _check_names_and_shapes(
             parts.append(f"has {len(surplus)} that the model lacks (first: {surplus[0]!r})")
         problem = " and ".join(parts)
     elif _only_classes_differ(model, own, found, wrong):
-        raise UserError(
-            f"the weights file {_quoted(path)} has {found[wrong[0]][0]} classes, the model "
-            f"{own[wrong[0]][0]}: build the model with the file's number of classes, or give "
-            "weights trained on this data set."
+        raise _refusal(
+            path,
+            f"has {found[wrong[0]][0]} classes, the model {own[wrong[0]][0]}",
+            "build the model with the file's number of classes, or give weights trained on this "
+            "data set",
         )
     else:
         key = wrong[0]
@@ -407,7 +388,7 @@ def _check_names_and_shapes(
         if fitting
         else "build the model that the weights were made for"
     )
-    raise UserError(f"the weights file {_quoted(path)} {problem}: {cure}.")
+    raise _refusal(path, problem, cure)
 
 
 def _only_classes_differ(
@@ -431,17 +412,13 @@ def _convert(path: Path, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     )
     # Integer buffers (counters, index tables) may be of any real dtype: old tools wrote floats.
     if not ordinary or (dtype.is_floating_point and not value.dtype.is_floating_point):
-        raise UserError(
-            f"the weights file {_quoted(path)} has {key!r} as {value.dtype} ({value.layout}), "
-            f"which is no ordinary floating-point tensor: convert the weights to {dtype}."
-        )
+        kind = f"{value.dtype} ({value.layout}), which is not an ordinary floating-point tensor"
+        raise _refusal(path, f"has {key!r} as {kind}", f"convert the weights to {dtype}")
     converted = value.to(dtype)
     # After the conversion, which may overflow; integers would hide a NaN, so those before it.
     if not torch.isfinite(converted if dtype.is_floating_point else value.double()).all():
-        raise UserError(
-            f"the weights file {_quoted(path)} has NaN or infinite values in {key!r}: its training "
-            "diverged or the file is damaged, give other weights."
-        )
+        cure = "its training diverged or the file is damaged, give other weights"
+        raise _refusal(path, f"has NaN or infinite values in {key!r}", cure)
     return converted
 
 
@@ -451,14 +428,11 @@ def _shapes(state: Mapping[str, Tensor]) -> Shapes:
 
 def _class_count(shapes: Shapes) -> int | None:
     """Rows of the last classifier layer, None if no layer has a classifier's usual name."""
-    layers = [
-        key
-        for key, shape in shapes.items()
-        if re.match(r"(fc|linear|classifier|heads?)\.(.*\.)?weight$", key) and len(shape) in (2, 4)
-    ]
+    usual = re.compile(r"(fc|linear|classifier|heads?)\.(.*\.)?weight")
+    layers = [key for key, shape in shapes.items() if usual.fullmatch(key) and len(shape) in (2, 4)]
     # Numbers compare as numbers (classifier.6 before classifier.10); the order in a file is free.
-    natural = [[(len(part), part) for part in key.split(".")] for key in layers]
-    return shapes[layers[natural.index(max(natural))]][0] if layers else None
+    layers.sort(key=lambda key: [(len(part), part) for part in key.split(".")])
+    return shapes[layers[-1]][0] if layers else None
 
 
 def _model_classes(model: nn.Module, own: Shapes) -> int:
@@ -485,7 +459,7 @@ def _zoo_shapes(name: str) -> Shapes:
 
     Cached, because building the whole zoo takes 2 s.
     """
-    # Real memory, not the meta device, which is no faster; the caller's draws stay.
+    # Real memory, not the meta device, which is not faster; the caller's draws stay.
     with torch.random.fork_rng(devices=[]):
         return _without_counters(_shapes(build_model(name, _PROBE).state_dict()))
 

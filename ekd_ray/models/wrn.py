@@ -12,7 +12,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ekd_ray.models.resnet import init_convolutions
+from ekd_ray.models.resnet import build_stage, init_convolutions
 
 
 class WideBlock(nn.Module):
@@ -69,7 +69,6 @@ class WideResNet(nn.Module):
 
 
 def _stage(in_planes: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-    first = WideBlock(in_planes, planes, stride)
-    rest = (WideBlock(planes, planes, 1) for _ in range(blocks - 1))
     # The published names have a level `layer` between the stage and its blocks.
-    return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))
+    layer = build_stage(WideBlock, in_planes, planes, blocks, stride)
+    return nn.Sequential(OrderedDict(layer=layer))

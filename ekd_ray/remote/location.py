@@ -43,7 +43,7 @@ def is_uri(text: object) -> bool:
 
 
 def parse_location(text: str) -> Location | Path:
-    """What a URI names: a folder in object storage, or for `file://` a local one.
+    """The folder that a URI names: in object storage, or for `file://` a local one.
 
     Raises:
         UserError: an unknown scheme, no bucket or no folder in it, or credentials, which the

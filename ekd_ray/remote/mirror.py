@@ -23,14 +23,13 @@ from ekd_ray.remote.lease import Lease, LeaseLost, renew_lease
 from ekd_ray.remote.object_store import Stamp, StorageError, Store
 
 SECONDS = 30.0  # between two passes, unless EKD_MIRROR_SECONDS says otherwise
-CHECKPOINT_SECONDS = 300.0  # between two passes that send the checkpoints of running trials
 STATE = ".mirror.json"
 # Their names in the rooms above, which this one cannot import; a test compares them.
 RESULT, JOURNAL, CHECKPOINT = "result.json", "optuna.journal", "checkpoint.pt"
 FAILURE, EVENTS = "failure.json", "events.out."
 
 
-def belongs(name: str) -> bool:
+def is_study_file(name: str) -> bool:
     """Whether a file or folder is the study's: no scratch, lock or temporary file.
 
     What Ray keeps of trials of several workers lies in `trials/<number>/train`.
@@ -42,12 +41,12 @@ def belongs(name: str) -> bool:
 
 
 def study_files(folder: Path) -> Iterator[str]:
-    """Names of a study's files (`belongs`), relative to its folder."""
+    """Names of a study's files, relative to its folder."""
     for path, folders, files in os.walk(folder):
         start = f"{path}/".removeprefix(f"{folder}/")
-        folders[:] = [name for name in folders if belongs(start + name)]
+        folders[:] = [name for name in folders if is_study_file(start + name)]
         for name in files:
-            if belongs(start + name) and not os.path.islink(f"{path}/{name}"):
+            if is_study_file(start + name) and not os.path.islink(f"{path}/{name}"):
                 yield start + name
 
 
@@ -105,7 +104,7 @@ def write_state(folder: Path, lease: Lease) -> None:
 
 
 class Mirror:
-    """Keeps a URI near to a working copy, from a thread of its own.
+    """Keeps a URI near to a working copy, from a `thread` that the caller starts.
 
     Args:
         folder: the working copy.
@@ -114,26 +113,24 @@ class Mirror:
 
     def __init__(self, store: Store, folder: Path, known: dict[str, Stamp], lease: Lease) -> None:
         self._store, self._folder, self._known, self._lease = store, folder, known, lease
-        self._renewed = self._sent_checkpoints = time.monotonic()
         self._failure: str | None = None  # of the last pass
         self._lost = False
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ekd-mirror", daemon=True)
-
-    def start(self) -> None:
-        """Begin to upload in the background."""
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="ekd-mirror", daemon=True)
 
     def close(self) -> str | None:
         """Upload what is left and release the study; a sentence if the URI stays behind."""
         self._closing.set()
-        self._thread.join()
+        self.thread.join()
         if self._failure is None:
             write_state(self._folder, replace(self._lease, released=True))
             return None
+        cure = "run the same command with --resume on this machine to bring it there"
+        if self._lost:
+            cure = "move that folder away before you use --resume on this machine"
         return (
             f"the copy at {self._store.location} is stale ({self._failure}): all is in "
-            f"{self._folder}; run the same command with --resume on this machine to bring it there."
+            f"{self._folder}; {cure}."
         )
 
     def _run(self) -> None:
@@ -144,7 +141,7 @@ class Mirror:
             self.attempt(final=True)
 
     def attempt(self, *, final: bool = False) -> None:
-        """`upload`; what fails is kept for `close`, and said when it begins to fail."""
+        """`upload`; what fails is kept for `close`, and printed when it begins to fail."""
         before, self._failure = self._failure, None
         try:
             self.upload(final=final)
@@ -165,25 +162,22 @@ class Mirror:
             )
 
     def upload(self, *, final: bool = False) -> None:
-        """Send what has changed.
-
-        Args:
-            final: send the checkpoints of running trials too, due or not, and release the study.
+        """Send what has changed; if `final`, release the study.
 
         Raises:
             LeaseLost: another driver has taken over; nothing more was sent.
             StorageError: the storage failed; what was sent is known.
         """
-        self._renew(self._lease)
-        with_checkpoints = final or time.monotonic() - self._sent_checkpoints >= CHECKPOINT_SECONDS
+        renew_lease(self._store, self._lease)
+        renewed = time.monotonic()
         for name, stamp in find_changes(self._folder, self._known):
-            if time.monotonic() - self._renewed > SECONDS:  # a long pass must not look dead
-                self._renew(self._lease)
-            if with_checkpoints or not name.endswith(CHECKPOINT):
-                with contextlib.suppress(FileNotFoundError):  # removed since; a record never is
-                    self._send(name, stamp)
-        if with_checkpoints:
-            self._sent_checkpoints = time.monotonic()
+            if time.monotonic() - renewed > SECONDS:  # a long pass must not look dead
+                renew_lease(self._store, self._lease)
+                renewed = time.monotonic()
+            with contextlib.suppress(FileNotFoundError):  # removed since; a record never is
+                content = (self._folder / name).read_bytes()
+                self._store.write(name, content[: stamp.size] if name == JOURNAL else content)
+                self._known[name] = stamp
         # Records and weights are never removed: a cleaner of old files that took them from the
         # working copy must not reach further.
         for name in [n for n in self._known if n.endswith((CHECKPOINT, FAILURE)) or EVENTS in n]:
@@ -191,16 +185,4 @@ class Mirror:
                 self._store.delete(name)
                 del self._known[name]
         if final:
-            self._renew(replace(self._lease, released=True))
-
-    def _renew(self, lease: Lease) -> None:
-        renew_lease(self._store, lease)
-        self._renewed = time.monotonic()
-
-    def _send(self, name: str, stamp: Stamp) -> None:
-        if name == JOURNAL:
-            with open(self._folder / name, "rb") as file:
-                self._store.write(name, file.read(stamp.size))
-        else:
-            self._store.upload(self._folder / name, name)
-        self._known[name] = stamp
+            renew_lease(self._store, replace(self._lease, released=True))

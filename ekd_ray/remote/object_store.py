@@ -18,7 +18,6 @@ from ekd_ray.remote.location import Location
 # One request waits so long at most, and is tried so often: a dead endpoint is known within
 # half a minute, a slow one is not given up.
 CONNECT_SECONDS, REQUEST_SECONDS, ATTEMPTS = 5, 10, 2
-_CHUNK = 8 * 2**20
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
@@ -79,7 +78,7 @@ class Store:
         return _stamp(info) if info.is_file else None
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small object; None if there is no such object."""
+        """An object's content; None if there is no such object."""
         with _failures(self.location):
             try:
                 return bytes(self._files.open_input_stream(name).read())
@@ -87,18 +86,9 @@ class Store:
                 return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a small object."""
+        """Put an object."""
         with _failures(self.location), self._files.open_output_stream(name) as stream:
             stream.write(content)
-
-    def upload(self, path: Path, name: str) -> None:
-        """Put a file; raises FileNotFoundError if the file is gone."""
-        with (
-            open(path, "rb") as file,
-            _failures(self.location),
-            self._files.open_output_stream(name) as stream,
-        ):
-            shutil.copyfileobj(file, stream, _CHUNK)
 
     def download(self, name: str, path: Path) -> None:
         """Write an object to a file, atomically; raises `NoSpace` if the disk is full."""
@@ -108,10 +98,10 @@ class Store:
             self._files.open_input_stream(name) as stream,
             open(temporary, "wb") as file,
         ):
-            shutil.copyfileobj(stream, file, _CHUNK)
+            shutil.copyfileobj(stream, file, 8 * 2**20)
 
     def delete(self, name: str) -> None:
-        """Remove an object; one that does not exist is no error."""
+        """Remove an object; one that does not exist may be removed."""
         with _failures(self.location), contextlib.suppress(FileNotFoundError):
             self._files.delete_file(name)
 

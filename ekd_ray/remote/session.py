@@ -8,8 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -21,7 +20,7 @@ from ekd_ray.remote.mirror import (
     RESULT,
     STATE,
     Mirror,
-    belongs,
+    is_study_file,
     read_stamp,
     read_state,
     study_files,
@@ -50,8 +49,8 @@ def mirrored(
     """Work in `folder` on what is at `location`, and bring there what changes.
 
     Without a location nothing is done. The copy at the URI is the study: what it has is fetched
-    first, unless the last driver of it was the one of this very folder, whose files are then as
-    new or newer.
+    first, and replaces `folder`, unless the last driver of it was the one of this very folder,
+    whose files are then as new or newer. Files that never got there are not replaced.
 
     Args:
         resume: whether the URI must hold a study already, or must not.
@@ -59,8 +58,9 @@ def mirrored(
             the URI too.
 
     Raises:
-        UserError: the storage cannot be reached or written, it holds a study or none, or
-            another process drives it. StaleCopy: the end of the study could not be uploaded.
+        UserError: the storage cannot be reached or written, it holds a study or none,
+            another process drives it, or `folder` has files of a driver that lost it.
+            StaleCopy: the end of the study could not be uploaded.
     """
     if location is None:
         yield
@@ -75,7 +75,7 @@ def mirrored(
                 "it."
             ) from None
         mirror = _begin(location, folder, resume, settle)
-        mirror.start()
+        mirror.thread.start()
         try:
             yield
         except BaseException:
@@ -91,29 +91,30 @@ def _begin(
 ) -> Mirror:
     """Take the study at a URI, and make the working copy as new as it is there, or newer."""
     store = open_store(location)
-    there = _list_study(store)
+    there = {name: stamp for name, stamp in store.list_objects().items() if is_study_file(name)}
     if resume and not any(name in there for name in HEADERS):
         raise _no_study(location)
     if there and not resume:
         raise UserError(f"{location} holds a study already: add --resume, or choose another --out.")
     held, last = Lease.parse(store.read(LEASE)), read_state(folder)
     ours = bool(there and held and held.session == last.session)
+    if there and not ours and not last.released and any(study_files(folder)):
+        raise UserError(
+            f"{folder} holds what this machine never brought to {location}, where another driver "
+            "has gone on since: move that folder away, then run the same command."
+        )
     lease = Lease(session=last.session) if ours else Lease()
     take_lease(store, lease, held)
     # When the copy was last known to be the same as the URI, in ns.
     same = read_stamp(folder / STATE).changed if last.released else 0
     if not ours:
-        _make_room(folder, aside=not last.released)
+        shutil.rmtree(folder, ignore_errors=True)
     write_state(folder, lease)
-
-    def is_needed(name: str) -> bool:
-        """Whether it is no checkpoint of a trial that has ended."""
-        result = PurePosixPath(name).with_name(RESULT)
-        ended = str(result) in there or (folder / result).exists()
-        return not (name.endswith(CHECKPOINT) and ended)
-
-    missing = {n: s for n, s in there.items() if is_needed(n) and not (folder / n).exists()}
+    missing = {n: stamp for n, stamp in there.items() if not (folder / n).exists()}
     _fetch(store, folder, missing)
+    for checkpoint in folder.rglob(CHECKPOINT):  # of trials that ended as their driver was lost
+        if checkpoint.with_name(RESULT).exists():
+            checkpoint.unlink()
     here = {name: read_stamp(folder / name) for name in study_files(folder)}
     known = {n: s for n, s in here.items() if n in missing or (n in there and s.changed <= same)}
     known = dict.fromkeys(there, Stamp(-1, -1)) | known
@@ -124,26 +125,8 @@ def _begin(
     return Mirror(store, folder, known, lease)
 
 
-def _make_room(folder: Path, *, aside: bool) -> None:
-    """Remove a working copy that its URI is ahead of, or set `aside` what never got there."""
-    if aside and any(study_files(folder)):
-        kept = folder.with_name(f"{folder.name}.aside-{datetime.now():%Y%m%dT%H%M%S.%f}")
-        folder.rename(kept)
-        print(
-            f"warning: what this machine had of the study and never uploaded is no part of it "
-            f"any more, and is set aside in {kept}.",
-            file=sys.stderr,
-        )
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _no_study(location: Location) -> UserError:
     return UserError(f"{location} holds no study to resume: check --out, or drop --resume.")
-
-
-def _list_study(store: Store) -> dict[str, Stamp]:
-    """A study's own files at its URI; whatever else is there is never fetched."""
-    return {name: stamp for name, stamp in store.list_objects().items() if belongs(name)}
 
 
 def _fetch(store: Store, folder: Path, objects: dict[str, Stamp]) -> None:
@@ -157,10 +140,16 @@ def _fetch(store: Store, folder: Path, objects: dict[str, Stamp]) -> None:
         list(pool.map(download, objects))
 
 
-def header_folder(location: Location) -> Path:
-    """A folder with the header of the study at a URI, to say what `--resume` continues.
+def _reading_folder(location: Location) -> Path:
+    """Not the working copy, which a driver of this machine may be changing."""
+    folder = working_copy(location)
+    return folder.with_name(f"{folder.name}.read")
 
-    The working copy, if it is as new; else a folder beside it, which nothing else uses.
+
+def header_folder(location: Location) -> Path:
+    """A folder with the header of the study at a URI, which says what `--resume` continues.
+
+    The working copy, if it is as new as the URI; else the folder that is read from.
 
     Raises:
         UserError: the storage cannot be reached, or holds no study there.
@@ -172,24 +161,19 @@ def header_folder(location: Location) -> Path:
     headers = {name: stamp for name in HEADERS if (stamp := store.stat(name))}
     if not headers:
         raise _no_study(location)
-    return _refresh(store, folder.with_name(f"{folder.name}.head"), headers)
+    _fetch(store, _reading_folder(location), headers)
+    return _reading_folder(location)
 
 
 def reading_copy(location: Location) -> Path:
     """A folder with what is at a URI now, to read from; checkpoints are left out.
 
-    It is not the working copy, which a driver of this machine may be changing.
-
     Raises:
         UserError: the storage cannot be reached.
     """
-    store, folder = open_store(location), working_copy(location)
-    objects = {n: s for n, s in _list_study(store).items() if not n.endswith(CHECKPOINT)}
-    return _refresh(store, folder.with_name(f"{folder.name}.read"), objects)
-
-
-def _refresh(store: Store, folder: Path, objects: dict[str, Stamp]) -> Path:
-    """Make a folder hold the objects, and no other files of a study."""
+    store, folder = open_store(location), _reading_folder(location)
+    found = store.list_objects()
+    objects = {n: found[n] for n in found if is_study_file(n) and not n.endswith(CHECKPOINT)}
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         here = {name: read_stamp(folder / name) for name in study_files(folder)}
@@ -208,4 +192,4 @@ def put_files(location: Location, folder: Path, names: Iterable[str]) -> None:
     """Bring single files to a location. Raises `UserError`."""
     store = open_store(location)
     for name in names:
-        store.upload(folder / name, name)
+        store.write(name, (folder / name).read_bytes())

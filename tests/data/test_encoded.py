@@ -1,6 +1,5 @@
 """Encoded data sets: both layouts of ImageNet, the index, the packed file, their cache."""
 
-import json
 import os
 import re
 import shutil
@@ -127,20 +126,10 @@ def test_a_bad_picture_is_named(shards, make, tree):
 
 DAMAGE = [
     lambda e: (e / "meta.json").write_text("{"),
-    lambda e: (e / "meta.json").write_text("[]"),
-    lambda e: (e / "meta.json").unlink(),
-    lambda e: (e / "labels.npy").write_bytes(b""),
     lambda e: np.save(e / "labels.npy", np.zeros(6, np.int64)),
-    lambda e: np.save(e / "labels.npy", np.zeros((6, 1), np.int64)),
     lambda e: np.save(e / "offsets.npy", np.arange(7)),
-    lambda e: (e / "offsets.npy").unlink(),
-    lambda e: np.save(e / "offsets.npy", np.array([{}] * 7)),
     lambda e: [os.truncate(e / n, 5) for n in ("encoded.bin", "paths.bin") if (e / n).exists()],
     lambda e: [(e / n).unlink(missing_ok=True) for n in ("encoded.bin", "sizes.npy")],
-    lambda e: (e / "meta.json").write_text(
-        json.dumps({**json.loads((e / "meta.json").read_text()), "version": 0})
-    ),
-    lambda e: (shutil.rmtree(e), e.write_text("a file")),
 ]
 
 
@@ -178,10 +167,7 @@ def test_fingerprint_of_a_folder(tree, tmp_path, builds, make, forget):
     seen = {first}
     changes = [
         lambda: (moved / "train/a/0.png").rename(moved / "train/a/9.png"),
-        lambda: (moved / "train/a/9.png").rename(moved / "train/a/99.png"),  # the order stays
         lambda: (moved / "train/a/1.png").rename(moved / "train/b/1.png"),
-        lambda: (moved / "train/b/in/2.png").unlink(),
-        lambda: (moved / "train/b/in/5.png").write_bytes(make.picture(20, 20)),
         lambda: make.tree(moved, {"train/b/in/new/0.png": make.picture(20, 20)}),
     ]
     for number, change in enumerate(changes):

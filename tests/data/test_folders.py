@@ -156,29 +156,6 @@ def test_imagenet_needs_its_1000_classes(miniatures, tmp_path):
     assert "has 500 class folders, but imagenet has 1000 classes" in text
 
 
-def test_imagenet_is_found_in_the_root_too(miniatures, tmp_path):
-    root = miniatures["folders"]
-    check_dataset("imagenet", data_root=root)
-    inner = load_dataset("imagenet", "train", data_root=root / "imagenet")
-    assert inner.fingerprint == load_dataset("imagenet", "train", data_root=root).fingerprint
-    text = refused("imagenet", tmp_path)
-    assert "no imagenet files (train/ and val/ or train-*-of-*.parquet)" in text
-    assert "--data-root" in text
-    assert "--download" not in text
-    assert message(check_dataset, "imagenet", data_root=tmp_path, download=True) == text
-    link = tmp_path / "imagenet"
-    link.mkdir()
-    (link / "train").symlink_to(root / "imagenet/train")
-    assert "has train/, but none of val/, validation/" in refused("imagenet", tmp_path)
-    (link / "validation").symlink_to(root / "imagenet/val")
-    assert len(load_dataset("imagenet", "test", data_root=tmp_path)) == 1000
-    # Flat validation images, as the archive unpacks them.
-    (link / "validation").unlink()
-    (link / "val").mkdir()
-    shutil.copy(next((root / "imagenet/val").glob("*/*")), link / "val")
-    assert "val has no class folders; sort its images" in refused("imagenet", tmp_path, "test")
-
-
 # ---- Tiny ImageNet
 
 
@@ -198,7 +175,6 @@ def tiny_files(make, layout):
         files[f"val/{side}/val_{number}.JPEG"] = data[shown["test"][label]]
         lines.append(f"val_{number}.JPEG\t{name}\t0\t0\t63\t63\n")
     files["train/n00000003/n00000003_boxes.txt"] = b"n00000003_0.JPEG\t0\t0\t63\t63\n"
-    files["wnids.txt"] = "\n".join(reversed(CLASSES)).encode()
     if layout != "plain":
         files["val/val_annotations.txt"] = "".join(lines).encode()
     return files, {split: images[index] for split, index in shown.items()}
@@ -228,25 +204,6 @@ def test_tiny_imagenet_layouts_agree(tmp_path, make):
     assert len(prints) == 2
 
 
-def test_tiny_imagenet_parquet(tmp_path, make):
-    images = make.images(4, 64)
-    folder = tmp_path / "tiny_imagenet" / "data"
-    data = [png(x, mode) for x, mode in zip(images, ["RGB"] * 3 + ["L"], strict=True)]
-    for split in ("train", "valid"):
-        path = folder / f"{split}-00000-of-00001-1359597a978bc4fa.parquet"
-        make.parquet(path, data, [0, 199, 7, 7], image="image", names=CLASSES)
-    check_dataset("tiny_imagenet", data_root=tmp_path)
-    assert num_train("tiny_imagenet", data_root=tmp_path) == 4
-    for split in ("train", "test"):
-        got = load_dataset("tiny_imagenet", split, data_root=tmp_path)
-        np.testing.assert_array_equal(got.images[:3], images[:3])
-        gray = np.asarray(Image.fromarray(images[3].transpose(1, 2, 0)).convert("L"))
-        assert (got.images[3] == gray).all()
-        assert got.labels.tolist() == [0, 199, 7, 7]
-    stage = stage_images(got, "cpu", scheme=DATASETS["tiny_imagenet"].view_scheme)
-    assert (stage.num_views, stage.image_size) == (578, 64)
-
-
 def test_what_can_be_wrong_with_the_archive(tmp_path, make):
     files, _ = tiny_files(make, "archive")
     base = make.tree(tmp_path / "tiny_imagenet", files)
@@ -267,9 +224,6 @@ def test_what_can_be_wrong_with_the_archive(tmp_path, make):
     listed.unlink()
     assert "must have the same class folders" in now()
     listed.write_text(good)
-    (base / "wnids.txt").write_text("n00000000\n")
-    assert "wnids.txt lists 1 classes" in now("train")
-    (base / "wnids.txt").unlink()
     bad = base / "train/n00000009/images/n00000009_0.JPEG"
     bad.write_bytes(bad.read_bytes()[:-900])
     text = now("train", checked=None)

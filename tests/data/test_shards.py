@@ -1,10 +1,7 @@
 """Parquet ImageNet: which shards are read, their labels and classes, and broken ones."""
 
-import re
-
-import pyarrow.parquet as pq
 import pytest
-from refusals import message, refused
+from refusals import refused
 
 import ekd_ray.data.store as store
 from ekd_ray.data import check_dataset, load_dataset, num_train
@@ -28,8 +25,8 @@ def test_labelled_validation_goes_before_the_hubs_test(shards, make):
     assert len(load_dataset("imagenet", "test", data_root=shards)) == 6
     (shards / "imagenet/data/validation-00000-of-00001.parquet").unlink()
     text = refused("imagenet", shards, "test")
-    assert "have labels from -1, which means unlabelled" in text
-    assert "validation shards" in text
+    assert "row 0 of" in text and "has the label -1" in text
+    assert "labelled validation shards of imagenet" in text
     one_shard(shards, make, [5, 999], split="test")
     assert load_dataset("imagenet", "test", data_root=shards).labels.tolist() == [5, 999]
     (shards / "imagenet/data" / "test-00000-of-00001.parquet").unlink()
@@ -40,7 +37,7 @@ def test_there_must_be_1000_classes(shards, make):
     one_shard(shards, make, [0, 1], names=NAMES[:200])
     assert "declares 200 classes, but imagenet has 1000" in refused("imagenet", shards)
     one_shard(shards, make, [0, 1000], names=None)
-    assert "labels up to 1000, but imagenet has the labels 0 to 999" in refused("imagenet", shards)
+    assert "the label 1000, but imagenet has the labels 0 to 999" in refused("imagenet", shards)
     one_shard(shards, make, [0, 199], names=None)
     assert "labels up to 199, but imagenet has the labels 0 to 999" in refused("imagenet", shards)
     one_shard(shards, make, [0, 199])  # declared: a subset is legal
@@ -50,38 +47,6 @@ def test_there_must_be_1000_classes(shards, make):
     check_dataset("imagenet", data_root=shards)
     got = load_dataset("imagenet", "train", data_root=shards)
     assert got.class_names == tuple(map(str, range(1000)))
-
-
-def test_labels_without_statistics_are_seen_while_packing(shards, make):
-    path = one_shard(shards, make, [0, 199], names=None)
-    pq.write_table(pq.read_table(path), path, write_statistics=False)
-    assert "labels up to 199" in refused("imagenet", shards, checked=False)
-    path = one_shard(shards, make, [0, -1], names=None)
-    pq.write_table(pq.read_table(path), path, write_statistics=False)
-    assert re.search(r"row 1 of \S+ has the label -1", refused("imagenet", shards, checked=False))
-
-
-@pytest.mark.parametrize(
-    ("data", "label", "words"),
-    [
-        (None, 3, "row 1 of .* has no image bytes"),
-        (b"x", None, "row 1 of .* has no label"),
-    ],
-)
-def test_a_row_without_picture_or_label(shards, make, tmp_path, data, label, words):
-    path = shards / "imagenet/data/train-00001-of-00002.parquet"
-    make.parquet(path, [b"x", data], [2, label], image="image", names=NAMES)
-    assert re.search(words, refused("imagenet", shards, checked=False))
-    assert not list((tmp_path / "cache/datasets").glob(".*"))  # no half-packed entry
-
-
-def test_broken_shards(shards):
-    path = shards / "imagenet/data/train-00001-of-00002.parquet"
-    path.write_bytes(path.read_bytes()[:-20])
-    assert "train-00001-of-00002.parquet" in refused("imagenet", shards)
-    assert "train-00001-of-00002.parquet" in message(num_train, "imagenet", data_root=shards)
-    path.unlink()
-    assert "train-00001-of-00002.parquet is missing" in refused("imagenet", shards)
 
 
 def test_counting(shards, monkeypatch):

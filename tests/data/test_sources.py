@@ -56,17 +56,11 @@ def test_shards_are_read_in_order(hub, make):
     got = load_dataset("cifar10", "train", data_root=hub)
     np.testing.assert_array_equal(got.images, images)
     assert got.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    make.parquet(folder / "train-00000-of-00002.parquet", [b""], [0])
+    assert "mixes shards" in refused("cifar10", hub)
+    (folder / "train-00000-of-00002.parquet").unlink()
     (folder / "train-00001-of-00003.parquet").unlink()
     assert "train-00001-of-00003.parquet is missing" in refused("cifar10", hub)
-
-
-def test_mixed_sets(hub, make):
-    make.parquet(hub / "cifar10" / "train-00000-of-00002.parquet", [b""], [0])
-    assert "mixes shards" in refused("cifar10", hub)
-    (hub / "cifar10" / "train-00000-of-00002.parquet").rename(
-        hub / "cifar10" / "train-00001-of-00001.parquet"
-    )
-    assert "numbered beyond" in refused("cifar10", hub)
 
 
 def test_cifar100_fine_labels(tmp_path, make):
@@ -93,16 +87,12 @@ def test_nothing_there(tmp_path):
     assert "unknown split 'val'" in message(load_dataset, "digits", "val")
 
 
-def test_overlong_root(tmp_path):
-    assert "--data-root" in refused("cifar10", tmp_path / ("x" * 300))
-
-
 def test_one_split_missing(hub):
     (hub / "cifar10" / "test-00000-of-00001.parquet").unlink()
     assert "no test-*-of-*.parquet" in refused("cifar10", hub)
 
 
-@pytest.mark.parametrize("keep", [0, 3, 4, 8, 100, 0.3, 0.5, 0.9, -1, -4, -8, -100])
+@pytest.mark.parametrize("keep", [0, 4, 0.5, -1, -8])
 def test_truncated(hub, keep):
     path = hub / "cifar10" / SHARD
     data = path.read_bytes()
@@ -133,13 +123,6 @@ def test_flipped_bytes_never_end_in_a_traceback(hub, data):
     assert "\n" not in text
 
 
-def test_a_folder_in_place_of_a_file(hub):
-    path = hub / "cifar10" / SHARD
-    path.unlink()
-    path.mkdir()
-    assert SHARD in refused("cifar10", hub)
-
-
 def test_wrong_columns(hub, make):
     path = hub / "cifar10" / SHARD
     good = make.encode(make.images(1)[0])
@@ -168,7 +151,6 @@ def test_wrong_columns(hub, make):
         ("good", None, "row 9 of .* has no label"),
         (None, 0, "row 9 of .* has no image bytes"),
         (b"", 0, "row 9 of .* not a readable JPEG or PNG"),
-        (b"\x89PNG rubbish", 0, "row 9 of .* not a readable JPEG or PNG"),
         ("cut", 0, "row 9 of .* not a readable JPEG or PNG"),
         ("gif", 0, "row 9 of .* not a readable JPEG or PNG"),
         ("small", 0, "row 9 of .* has 28x28 pixels, but cifar10 has 32x32"),
@@ -185,7 +167,7 @@ def test_one_bad_row(hub, make, monkeypatch, image, label, words):
     }.get(image, image)
     data = [make.encode(x) for x in images[:9]]
     make.parquet(hub / "cifar10" / SHARD, [*data, last], [*range(9), label])
-    text = refused("cifar10", hub, checked=False)
+    text = refused("cifar10", hub, checked="label" in words)  # pictures are not looked at before
     assert re.search(words, text)
     assert SHARD in text
     assert not list((hub.parent / "cache" / "datasets").glob(".*"))  # no half-built entry
@@ -251,13 +233,6 @@ def test_a_changed_pickle_is_never_loaded(tmp_path, monkeypatch, make):
     assert "--download" in text
     (folder / "data_batch_3").unlink()
     assert "data_batch_3" in refused("cifar10", tmp_path)
-
-
-def test_binary_goes_before_parquet(hub, monkeypatch, make):
-    folder = hub / "cifar10" / "cifar-10-batches-py"
-    images = write_binary(folder, tv.CIFAR10, monkeypatch, make, "labels")
-    got = load_dataset("cifar10", "test", data_root=hub)
-    np.testing.assert_array_equal(got.images, images["test"])
 
 
 def test_download(tmp_path, monkeypatch, make):

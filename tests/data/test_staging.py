@@ -204,16 +204,6 @@ def test_a_bad_picture_is_reported_in_its_turn(encoded):
     assert not decoders()
 
 
-def test_an_error_of_the_batches_passes_through(stage):
-    def failing():
-        yield batches(stage)[0]
-        raise KeyError("no more")
-
-    with pytest.raises(KeyError, match="no more"):
-        list(stage.stream(failing()))
-    assert not decoders()
-
-
 # ---- what is refused
 
 

@@ -5,15 +5,10 @@ import torch
 import torchvision.transforms.functional as TF
 
 from ekd_ray.data import (
-    DEFAULT_POOL,
-    VIEW_SCHEMES,
     apply_views,
-    identity_view,
     normalize,
     view_count,
-    view_scheme,
 )
-from ekd_ray.errors import UserError
 
 
 def images(n, height=32, width=32):
@@ -41,14 +36,6 @@ def test_every_view(scheme, count, pad, height, width):
                 assert torch.equal(got[view], want), (flip, dy, dx)
 
 
-@pytest.mark.parametrize("scheme", sorted(VIEW_SCHEMES))
-def test_identity(scheme):
-    batch = images(5)
-    ids = torch.full((5,), identity_view(scheme))
-    assert torch.equal(apply_views(batch, ids, scheme), batch)
-    assert 0 <= identity_view(scheme) < view_count(scheme)
-
-
 def test_inputs_stay_as_they_are_and_any_order_works():
     batch, ids = images(50), torch.randint(0, 162, (50,))
     before, ids_before = batch.clone(), ids.clone()
@@ -60,23 +47,6 @@ def test_inputs_stay_as_they_are_and_any_order_works():
     assert apply_views(batch[:0], ids[:0], "crop_flip").shape == (0, 3, 32, 32)
     strided = batch.to(memory_format=torch.channels_last)
     assert torch.equal(apply_views(strided, ids, "crop_flip"), got)
-
-
-def test_unknown_scheme():
-    with pytest.raises(UserError, match="Did you mean 'crop_flip'"):
-        view_scheme("crop_flop")
-    with pytest.raises(UserError, match="view scheme"):
-        apply_views(images(1), torch.zeros(1, dtype=torch.int64), "x")
-    with pytest.raises(UserError, match="Did you mean 'resized_crop'"):
-        view_count("resize_crop")
-
-
-def test_a_drawn_scheme_is_counted_and_not_applied():
-    assert view_count("resized_crop", 17) == 17
-    assert view_count("resized_crop") == DEFAULT_POOL
-    assert view_count("none", 17) == 1
-    with pytest.raises(UserError, match=r"cut while a picture is decoded; .* choose crop_flip"):
-        apply_views(images(1), torch.zeros(1, dtype=torch.int64), "resized_crop")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -62,29 +62,10 @@ def test_malicious_pickles_are_not_executed(refused, tmp_path, form):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [torch.nn.Linear(2, 2), {"model": {"a": object}}, {"args": pytest.MonkeyPatch}],
-)
-def test_pickled_objects_are_refused(refused, tmp_path, content):
-    torch.save(content, tmp_path / "m")
-    assert "holds more than tensors" in refused(trained(), tmp_path / "m")
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_torchscript_is_refused(refused, tmp_path):
-    path = tmp_path / "m.pt"
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
-    assert "no checkpoint" in refused(trained(), path)
-
-
-@pytest.mark.parametrize(
     ("content", "words"),
     [
         ([1, 2], "holds a list and no state_dict"),
-        (3.5, "holds a float and no state_dict"),
-        ({}, "holds a dict and no state_dict"),
         ({"model": {}}, "holds a dict and no state_dict"),
-        (torch.ones(3), "holds a Tensor and no state_dict"),
         ({"epoch": 3, "net": {"a": torch.ones(1)}}, "its entry 'epoch' is a int and no tensor"),
         ({"state_dict": {"fc.weight": [1.0]}}, "its entry 'fc.weight' is a list"),
         ({"model": {3: torch.ones(1)}}, "its entry '3'"),
@@ -111,7 +92,6 @@ def zip_of_text():
         (zip_of_text(), "no checkpoint"),
         (b"\x80\x02", "damaged"),
         (b"\x10\0\0\0\0\0\0\0{not json at all", "damaged"),
-        (b"\xff" * 8 + b"{", "damaged"),
         (random.Random(0).randbytes(300), "weights"),
     ],
 )
@@ -129,14 +109,6 @@ def test_missing_file_folder_and_odd_name(refused, tmp_path):
     assert "folder" in refused(trained(), tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         read_metadata(tmp_path / "none.pth")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_file(refused, tmp_path):
-    path = tmp_path / "m"
-    path.write_bytes(b"x")
-    path.chmod(0)
-    assert "cannot be read" in refused(trained(), path)
 
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}

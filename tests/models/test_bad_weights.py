@@ -21,16 +21,6 @@ def own_bytes(tmp_path, model=None, **changes):
     return (tmp_path / "own").read_bytes()
 
 
-@pytest.mark.parametrize("keep", [9, 100, 0.5, -1])
-def test_truncated_own_files(refused, tmp_path, keep):
-    data = own_bytes(tmp_path)
-    path = tmp_path / "cut.safetensors"
-    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    assert "truncated" in refused(trained(), path)
-    with pytest.raises(UserError, match="truncated"):
-        read_metadata(path)
-
-
 def with_header(tmp_path, text):
     path = tmp_path / "m.safetensors"
     safetensors.torch.save_file(trained().state_dict(), path, {"ekd_ray": text})
@@ -59,19 +49,13 @@ GOOD = {
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "{",
         "[]",
-        "7",
-        "{}",
         '{"format_version": "1"}',
         '{"format_version": 1}',
         json.dumps(GOOD | {"num_classes": "ten"}),
-        json.dumps(GOOD | {"num_classes": float("inf")}),
-        json.dumps(GOOD | {"mean": 5}),
         json.dumps(GOOD | {"log_prior": float("nan")}),
         json.dumps(GOOD | {"std": [1, "x"]}),
-        json.dumps(GOOD | {"extra": 3}),
     ],
 )
 def test_broken_metadata(refused, tmp_path, text):
@@ -109,14 +93,6 @@ def test_another_class_count(refused, tmp_path, own, name):
             "use 'resnet20a' with 10 classes",
         ),
         (
-            "resnet20",
-            "resnet20a",
-            "has 12 that the model lacks (first: 'layer2.0.downsample.0.weight'): "
-            "use 'resnet20' with 10 classes",
-        ),
-        ("resnet8", "resnet14", "use 'resnet8' with 10 classes"),
-        ("resnet8", "wrn_16_1", "(first: 'layer1.0.conv1.weight'): use 'resnet8'"),
-        (
             "wrn_16_2",
             "wrn_16_4",
             "has 'block1.layer.0.conv1.weight' with shape [32, 16, 3, 3], the model "
@@ -129,13 +105,6 @@ def test_another_architecture(refused, tmp_path, weights, model, words):
     assert words in refused(trained(model), tmp_path / "m")
 
 
-def test_akamaster_weights_in_a_convolution_shortcut_model(refused, tmp_path):
-    state = trained("resnet56a").state_dict()
-    renamed = {f"module.{key.replace('fc.', 'linear.')}": value for key, value in state.items()}
-    torch.save({"state_dict": renamed, "best_prec1": 93.0}, tmp_path / "m.th")
-    assert "use 'resnet56a' with 10 classes" in refused(trained("resnet56"), tmp_path / "m.th")
-
-
 def test_missing_and_surplus_tensors(refused, tmp_path):
     state = trained().state_dict()
     del state["layer1.0.bn1.bias"], state["fc.bias"]
@@ -145,13 +114,6 @@ def test_missing_and_surplus_tensors(refused, tmp_path):
     assert "lacks 2 of the model's tensors (first: 'layer1.0.bn1.bias')" in message
     assert "has 1 that the model lacks (first: 'extra\\nline')" in message
     assert "build the model that the weights were made for" in message
-
-
-def test_one_wrong_shape(refused, tmp_path):
-    for key, shape in (("conv1.weight", (16, 3, 5, 5)), ("fc.bias", ()), ("fc.weight", (10, 32))):
-        torch.save({**trained().state_dict(), key: torch.zeros(shape)}, tmp_path / "m")
-        message = refused(trained(), tmp_path / "m")
-        assert f"has {key!r} with shape {list(shape)}, the model [" in message
 
 
 def test_no_classifier_to_count(tmp_path):
@@ -169,11 +131,9 @@ def changed(key, value):
     ("key", "value", "words"),
     [
         ("fc.bias", torch.ones(10, dtype=torch.int64), "torch.int64"),
-        ("fc.bias", torch.ones(10, dtype=torch.bool), "torch.bool"),
         ("fc.bias", torch.ones(10, dtype=torch.complex64), "torch.complex64"),
         ("fc.bias", torch.ones(10).to_sparse(), "sparse"),
         ("fc.bias", torch.ones(10, device="meta"), "no ordinary"),
-        ("bn1.num_batches_tracked", torch.tensor(1j), "torch.complex64"),
         ("fc.bias", torch.full((10,), float("nan")), "NaN or infinite values in 'fc.bias'"),
         ("bn1.running_var", torch.full((16,), float("inf")), "NaN or infinite"),
         ("fc.bias", torch.full((10,), 1e300, dtype=torch.float64), "NaN or infinite"),
@@ -185,10 +145,3 @@ def test_values_that_are_no_weights(refused, tmp_path, key, value, words):
     message = refused(trained(seed=1), tmp_path / "m")
     assert words in message
     assert repr(key) in message
-
-
-def test_nan_in_an_own_file(refused, tmp_path):
-    model = trained()
-    torch.nn.init.constant_(model.fc.bias, float("nan"))
-    own_bytes(tmp_path, model)
-    assert "NaN" in refused(trained(), tmp_path / "own")

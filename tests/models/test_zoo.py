@@ -2,11 +2,9 @@
 
 import importlib.util
 import sys
-import types
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ekd_ray.errors import UserError
 from ekd_ray.models import ALIASES, build_model, model_names
@@ -106,16 +104,6 @@ def test_shape_and_size(name):
     assert name in {*counted, *PUBLISHED_10, *PUBLISHED_1000}
 
 
-@pytest.mark.parametrize("name", ["resnet8", "MobileNetV2", "ShuffleV2", "PVT_Ti", "T2T_ViT_7"])
-def test_costs_are_counted_without_computing(name):
-    """Plans run the models on the meta device."""
-    side = 224 if name in TRANSFORMERS else 32
-    with FlopCounterMode(display=False) as counter:
-        logits = on_meta(name, 5)(torch.empty(1, 3, side, side, device="meta"))
-    assert logits.shape == (1, 5)
-    assert counter.get_total_flops() > 1e6
-
-
 @pytest.mark.parametrize(
     ("name", "classes", "count"),
     [(name, 10, count) for name, count in PUBLISHED_10.items()]
@@ -149,18 +137,6 @@ def test_transformers_name_their_image_size(name, height, width):
     assert f"got {height} x {width}" in message
 
 
-@needs_timm
-def test_an_alias_is_the_library_model():
-    torch.manual_seed(0)
-    short = build_model("PiT_Ti", 5)
-    torch.manual_seed(0)
-    long = build_model("timm:pit_ti_224", 5)
-    assert (short.ekd_name, long.ekd_name) == ("PiT_Ti", "timm:pit_ti_224")
-    assert short.state_dict().keys() == long.state_dict().keys()
-    pairs = zip(short.state_dict().values(), long.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-
-
 def test_torchvision_models():
     model = build_model("torchvision:mobilenet_v3_small", 9).eval()
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 9)
@@ -176,25 +152,6 @@ def test_timm_missing_names_the_cure(monkeypatch):
     for name in ("timm:deit_tiny_patch16_224", "DeiT_Ti"):
         with pytest.raises(UserError, match="pip install timm"):
             build_model(name, 10)
-
-
-def test_timm_is_called_untrained(monkeypatch):
-    calls = []
-
-    def create_model(name, **options):
-        calls.append((name, options))
-        return torch.nn.Linear(2, options["num_classes"])
-
-    fake = types.SimpleNamespace(
-        is_model=lambda name: name == "tiny",
-        list_models=lambda: ["tiny"],
-        create_model=create_model,
-    )
-    monkeypatch.setitem(sys.modules, "timm", fake)
-    assert build_model("timm:tiny", 10).ekd_num_classes == 10
-    assert calls == [("tiny", {"pretrained": False, "num_classes": 10})]
-    with pytest.raises(UserError, match=r"unknown timm model 'tinny'\. Did you mean 'tiny'"):
-        build_model("timm:tinny", 10)
 
 
 @pytest.mark.parametrize("name", ["resnet21", "", "torchvison:resnet18", "weights:x", 7, "deit_ti"])

@@ -9,7 +9,7 @@ from moto.server import ThreadedMotoServer
 
 from ekd_ray.remote import lease as leases
 
-# In the environment of whoever talks to the server, and nowhere else.
+# In the environment of clients of the server, and nowhere else.
 SECRET, TOKEN = "canary-secret-key-0123456789", "canary-session-token-0123456789"
 BUCKET = "studies"
 

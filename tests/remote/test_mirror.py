@@ -13,15 +13,14 @@ from ekd_ray.remote import mirror as mirrors
 from ekd_ray.remote import session
 from ekd_ray.remote.lease import LEASE, Lease
 from ekd_ray.remote.location import working_copy
-from ekd_ray.remote.mirror import Mirror, find_changes, study_files
-from ekd_ray.remote.object_store import StorageError
+from ekd_ray.remote.mirror import Mirror, study_files
 from ekd_ray.remote.session import StaleCopy, header_folder, mirrored, reading_copy
 from ekd_ray.results.records import FAILURE, JOURNAL, RESULT
 
 
 @pytest.fixture
 def store(monkeypatch, tmp_path):
-    """What is at `LOCATION`; the mirrors' threads upload only at the end."""
+    """The objects at `LOCATION`; the mirrors' threads upload only at the end."""
     store = FakeStore()
     monkeypatch.setattr(session, "open_store", lambda location: store)
     monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)
@@ -41,7 +40,7 @@ def read(folder):
 
 
 def study(store):
-    """What is at the URI but for what the copy needs itself."""
+    """The study's files at the URI."""
     return {n: c.decode() for n, c in store.content.items() if not n.startswith(".ekd_ray/")}
 
 
@@ -85,6 +84,11 @@ def test_names_are_those_of_the_rooms_above():
 def test_there_and_back_in_an_empty_folder(store, tmp_path):
     assert drive(tmp_path / "a", FILES) == {}
     assert study(store) == FILES
+    # What is pointed to goes first.
+    assert [name for what, name in store.calls if what == "put" and name in FILES] == [
+        "study.yaml", "trials/0000/config.yaml", "trials/0000/result.json", JOURNAL,
+        "best/model.safetensors", "confirm.parquet", "best/MANIFEST",
+    ]  # fmt: skip
     assert drive(tmp_path / "b", {"trials/0001/config.yaml": "n"}, resume=True) == FILES
     assert study(store) == {**FILES, "trials/0001/config.yaml": "n"}
 
@@ -103,15 +107,6 @@ def test_scratch_locks_and_unfinished_files_are_neither_sent_nor_fetched(store, 
     there = {p.relative_to(tmp_path / "b").as_posix() for p in (tmp_path / "b").rglob("*")}
     assert not there & scratch.keys()
     assert (tmp_path / "b" / mirrors.STATE).read_bytes() != b"x"
-
-
-def test_what_is_pointed_to_goes_first(store, tmp_path):
-    drive(tmp_path / "a", FILES)
-    order = [name for what, name in store.calls if what == "put" and name in FILES]
-    assert order == [
-        "study.yaml", "trials/0000/config.yaml", "trials/0000/result.json", JOURNAL,
-        "best/model.safetensors", "confirm.parquet", "best/MANIFEST",
-    ]  # fmt: skip
 
 
 def test_the_journal_is_sent_as_it_was_before_the_records_were_looked_at(
@@ -143,28 +138,39 @@ def test_a_resumed_copy_sends_only_what_is_new(store, tmp_path):
         assert {name for what, name in store.calls if what != "get"} == expected
 
 
-def test_checkpoints_of_running_trials_go_up_now_and_then(store, tmp_path, monkeypatch):
+def test_checkpoints_go_up_and_leave_with_their_trial(store, tmp_path):
     folder, name = tmp_path / "a", f"trials/0003/{CHECKPOINT}"
     mirror = start_mirror(store, folder)
     write(folder, {name: "1"})
-    mirror.upload()
-    assert study(store) == {}
-    monkeypatch.setattr(mirrors, "CHECKPOINT_SECONDS", 0.0)
     mirror.upload()
     assert study(store) == {name: "1"}
     (folder / name).unlink()
     mirror.upload()
     assert study(store) == {}
-
-
-def test_a_checkpoint_of_an_ended_trial_is_removed_there_and_not_fetched(store, tmp_path):
-    drive(tmp_path / "a", FILES)
-    write(tmp_path / "a", {"trials/0001/result.json": "{}"})
-    for trial in ("0000", "0001", "0002"):
+    # A driver that was lost as a trial ended has left its checkpoint there.
+    store.now += int(leases.STALE_SECONDS)
+    drive(tmp_path / "b", {**FILES, "trials/0001/config.yaml": "n"})
+    for trial in ("0000", "0001"):
         store.write(f"trials/{trial}/{CHECKPOINT}", b"big")
-    drive(tmp_path / "a", resume=True)
-    assert [name for what, name in store.calls if what == "get"] == [f"trials/0002/{CHECKPOINT}"]
-    assert [n for n in study(store) if n.endswith(CHECKPOINT)] == [f"trials/0002/{CHECKPOINT}"]
+    drive(tmp_path / "b", resume=True)
+    assert [n for n in study(store) if n.endswith(CHECKPOINT)] == [f"trials/0001/{CHECKPOINT}"]
+
+
+def test_the_uri_replaces_a_copy_only_if_that_was_uploaded(store, tmp_path):
+    drive(tmp_path / "a", FILES)
+    with pytest.raises(StaleCopy):
+        drive(tmp_path / "a", {"report/x": "never uploaded"}, resume=True, then=goes_down(store))
+    store.left = math.inf
+    store.now += int(leases.STALE_SECONDS)
+    drive(tmp_path / "b", {JOURNAL: "a\nb\nc\n"}, resume=True)
+    with pytest.raises(UserError, match=r"never brought to .* move that folder away"):
+        drive(tmp_path / "a", resume=True)
+    assert (tmp_path / "a/report/x").exists()
+    shutil.rmtree(tmp_path / "a")
+    assert drive(tmp_path / "a", resume=True) == {**FILES, JOURNAL: "a\nb\nc\n"}
+    # A copy that was uploaded to its end is replaced when it is behind.
+    drive(tmp_path / "b", {"study.yaml": "x: 2"}, resume=True)
+    assert drive(tmp_path / "a", resume=True)["study.yaml"] == "x: 2"
 
 
 def test_a_cleaner_of_old_files_here_removes_nothing_there(store, tmp_path):
@@ -178,25 +184,8 @@ def test_a_cleaner_of_old_files_here_removes_nothing_there(store, tmp_path):
     assert drive(tmp_path / "a", resume=True) == FILES
 
 
-def test_the_uri_wins_over_a_copy_that_another_machine_has_left_behind(store, tmp_path, capsys):
-    drive(tmp_path / "a", FILES)
-    with pytest.raises(StaleCopy):
-        drive(tmp_path / "a", {"report/x": "never uploaded"}, resume=True, then=goes_down(store))
-    store.left = math.inf
-    store.now += int(leases.STALE_SECONDS)
-    drive(tmp_path / "b", {JOURNAL: "a\nb\nc\n"}, resume=True)
-    assert drive(tmp_path / "a", resume=True) == {**FILES, JOURNAL: "a\nb\nc\n"}
-    (aside,) = tmp_path.glob("a.aside-*")
-    assert (aside / "report/x").read_text() == "never uploaded"
-    assert str(aside) in capsys.readouterr().err
-    # A copy that was uploaded to its end is not kept when it is behind.
-    assert drive(tmp_path / "b", {"study.yaml": "x: 2"}, resume=True)
-    assert drive(tmp_path / "a", resume=True)["study.yaml"] == "x: 2"
-    assert len(list(tmp_path.glob("*.aside-*"))) == 1
-
-
 def test_the_copy_of_the_last_driver_wins_over_the_uri(store, tmp_path):
-    """What an endpoint that went away has not taken is brought there by --resume."""
+    """--resume brings there what an endpoint that went away has not taken."""
     folder = tmp_path / "a"
 
     with pytest.raises(StaleCopy, match=r"stale \(no answer\).*--resume on this machine") as stale:
@@ -230,32 +219,27 @@ def test_failing_storage_is_told_of_once_and_tried_again(store, tmp_path, capsys
     folder = tmp_path / "a"
     write(folder, FILES)
     mirror = start_mirror(store, folder)
-    store.left = 0
+    store.left = 6  # what went up before the failure is not sent again
     for _ in range(3):
         mirror.attempt()
+    assert 0 < len(study(store)) < len(FILES)
+    sent = set(study(store))
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "no answer" in err and str(folder) in err
+    del store.calls[:]
     store.left = math.inf
     mirror.attempt()
+    assert not sent & {name for _, name in store.calls}
     assert study(store) == FILES and capsys.readouterr().err == ""
-
-
-def test_a_failed_upload_is_known_as_such(store, tmp_path):
-    """What went up before the failure is not sent again, what did not is."""
-    folder, known = tmp_path / "a", {}
-    write(folder, FILES)
-    store.left = 6
-    with pytest.raises(StorageError):
-        Mirror(store, folder, known, Lease()).upload()
-    assert 0 < len(study(store)) < len(FILES)
-    assert {name for name, _ in find_changes(folder, known)} == set(FILES) - set(study(store))
 
 
 def test_a_damaged_state_loses_nothing(store, tmp_path):
     drive(tmp_path / "a", FILES)
     for text in ("", "[]", '{"session": 1}', "\x00"):
         (tmp_path / "a" / mirrors.STATE).write_text(text)
-        assert drive(tmp_path / "a", resume=True) == FILES
+        with pytest.raises(UserError, match="move that folder away"):
+            drive(tmp_path / "a", resume=True)
+    assert read(tmp_path / "a") == study(store) == FILES
 
 
 def test_start_and_resume_are_not_confused(store, tmp_path):
@@ -303,12 +287,12 @@ def test_of_two_that_begin_at_once_one_stays(store, tmp_path, monkeypatch):
 
 
 def test_a_driver_that_was_taken_over_uploads_nothing_more(store, tmp_path, capsys):
-    with pytest.raises(StaleCopy, match="taken over by process 7 on elsewhere"):
+    with pytest.raises(StaleCopy, match=r"taken over by process 7 on elsewhere.*move that folder"):
         drive(tmp_path / "a", FILES, then=lambda _: store.write(LEASE, OTHER.encode()))
     mirror = start_mirror(store, tmp_path / "a")
     mirror.attempt()
     assert "was taken over by process 7 on elsewhere" in capsys.readouterr().err
-    mirror.start()  # ends at once
+    mirror.thread.start()  # ends at once
     assert "taken over by process 7" in mirror.close()
     assert study(store) == {}
     assert Lease.parse(store.content[LEASE]) == OTHER
@@ -317,14 +301,14 @@ def test_a_driver_that_was_taken_over_uploads_nothing_more(store, tmp_path, caps
 def test_a_long_pass_renews_the_lease_and_notices_its_loss(store, tmp_path, monkeypatch):
     monkeypatch.setattr(mirrors, "SECONDS", -1.0)
     write(tmp_path / "a", FILES)
-    real = store.upload
+    real = store.write
 
-    def upload(path, name):
-        real(path, name)
+    def write_and_lose(name, content):
+        real(name, content)
         if name.endswith(RESULT):
-            store.write(LEASE, OTHER.encode())
+            real(LEASE, OTHER.encode())
 
-    store.upload = upload
+    store.write = write_and_lose
     start_mirror(store, tmp_path / "a").attempt()
     assert set(study(store)) == {"study.yaml", "trials/0000/config.yaml", "trials/0000/result.json"}
 

