@@ -16,8 +16,8 @@ from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import REPORT
 from ekd_ray.results.report.content import Content, gather, write_headline
-from ekd_ray.results.report.words import duration, figure_text, label, metric_name, value_text
 from ekd_ray.results.study import Study
+from ekd_ray.results.words import duration, figure_text, label, metric_name, value_text
 
 MOST_FAILURES = 10
 STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",
@@ -206,7 +206,7 @@ def _failures(content: Content) -> list[str]:
 
 
 def _comparison(found: pa.Table, other: str) -> list[Table]:
-    """What was reached at what cost, and below it what was set otherwise."""
+    """Figures and costs of both studies, and below them the settings that differ."""
     rows = found.to_pylist()
     figures = _table(
         f"this study and {other}", "what", "this", "other", "difference", "95 % interval"

@@ -17,11 +17,12 @@ from rich.text import Text
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.method_settings import REGISTRY
-from ekd_ray.config.targets import COSTS, total_violation
+from ekd_ray.config.targets import total_violation
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.records import RunRecord
+from ekd_ray.results.words import countdown, exact_figure, label, short_spread, value_text
 
 LIVE_ROWS = 16
 # Stages whose runs read the test split when their epochs are done.
@@ -80,7 +81,7 @@ class Terminal:
             self._line(f"[{done}/{total} {self.unit}] teacher logits")
             return
         seconds = (time.monotonic() - self.started_at) / max(done, 1) * (total - done)
-        left = f"  about {duration(seconds)} left" if done < total and done else ""
+        left = f"  about {countdown(seconds)} left" if done < total and done else ""
         text = f"{done}/{total} {self.unit}{left}"
         share, width = done / max(total, 1), self.console.width
         self._show(progress_line("teacher logits", share, text, width=width))
@@ -190,9 +191,9 @@ class Terminal:
         most, expected = self.seconds_left(), self.seconds_expected()
         if not most:
             return ""
-        if expected is None or duration(expected) == duration(most):
-            return f"  at most {duration(most)} left"
-        return f"  about {duration(expected)} left, at most {duration(most)}"
+        if expected is None or countdown(expected) == countdown(most):
+            return f"  at most {countdown(most)} left"
+        return f"  about {countdown(expected)} left, at most {countdown(most)}"
 
     def _possible(self, epochs: float) -> float:
         """Epochs still to come if every run that has not ended goes on to `epochs`."""
@@ -238,7 +239,7 @@ class Terminal:
                 "run": run.name,
                 "epoch": f"{run.row.get('epoch', 0)}/{self.epochs}",
                 "rung": self._rung(run),
-                self.metric: _value(self.metric, run.row[self.metric])
+                self.metric: exact_figure(self.metric, run.row[self.metric])
                 if self.metric in run.row
                 else "",
                 "loss": f"{run.row['train_loss']:.3f}" if run.row else "",
@@ -313,32 +314,13 @@ def latest(runs: dict[int, Any], count: int) -> list[Any]:
     return [run for number, run in runs.items() if number in chosen]
 
 
-def duration(seconds: float) -> str:
-    """`2 h 5 min`, `3 min 10 s` or `12 s`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def _value(name: str, value: float) -> str:
-    if name in ("parameters", "flops"):
-        return f"{value:,.0f}"
-    return f"{value:.2%}" if name.endswith(("top1", "top5")) else f"{value:.4f}"
-
-
 def _metric(name: str, row: dict[str, Any]) -> str:
-    return f"{name} {_value(name, row[name])}"
+    return f"{name} {exact_figure(name, row[name])}"
 
 
 def _figures(row: dict[str, Any]) -> str:
     names = [name for name in ("train_loss", "train_top1", "val_top1") if name in row]
     return "  ".join(_metric(name, row) for name in names)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
@@ -363,10 +345,10 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
         # A finalist that was clearly worse was given fewer seeds.
         fewer = f" (n={len(row.val)})" if 0 < len(row.val) < longest else ""
         table.add_row(
-            f"{row.name} (winner)" if row.winner else _LABELS.get(row.name, row.name),
-            _spread(row.val, config.metric) + fewer,
-            *(_spread(row.figures(name), name) for name in config.watched[1:]),
-            _spread(row.test, "test_top1") if not row.failed else "failed",
+            f"{row.name} (winner)" if row.winner else label(row.name),
+            short_spread(row.val, config.metric) + fewer,
+            *(short_spread(row.figures(name), name) for name in config.watched[1:]),
+            short_spread(row.test, "test_top1") if not row.failed else "failed",
             difference if not row.winner else "",
             _mean([m["test_nll"] for m in row.test_metrics]),
             _mean([m["test_ece"] for m in row.test_metrics]),
@@ -384,7 +366,7 @@ def front_table(front: list[RunRecord], config: StudyConfig) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings")
     for record in front:
-        figures = [_value(name, record.last[name]) for name in config.watched]
+        figures = [exact_figure(name, record.last[name]) for name in config.watched]
         table.add_row(str(record.number), *figures, _assignments(record.config, config.space or {}))
     return table
 
@@ -404,7 +386,7 @@ def difference_lines(differences: Mapping[str, Paired]) -> list[str]:
     """The winner against each baseline, a line each, in points of top-1."""
     lines = []
     for name, found in differences.items():
-        line = f"winner - {_LABELS.get(name, name)}: {100 * found.mean:+.2f} points of test_top1"
+        line = f"winner - {label(name)}: {100 * found.mean:+.2f} points of test_top1"
         if found.low is not None and found.high is not None:
             line += f", 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
         lines.append(f"{line} (paired, {found.n} seed{'s' if found.n > 1 else ''})")
@@ -415,26 +397,11 @@ def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:
     """Those of `names` that have a value and that the settings' method, if it is known, reads."""
     method = METHODS.get(settings.get("method", ""))
     return " ".join(
-        f"{name}={_short(settings[name])}"
+        f"{name}={value_text(settings[name])}"
         for name in names
         if settings.get(name) is not None
         and (method is None or name not in REGISTRY or name in method.setting_names)
     )
-
-
-_LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' values"}
-
-
-def _spread(values: Iterable[float], name: str) -> str:
-    values = list(values)
-    if not values:
-        return ""
-    if name in COSTS:
-        return _value(name, values[0])
-    mean, deviation, _ = mean_sd(values)
-    if name.endswith("top1"):
-        return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
-    return f"{mean:.3f} ± {deviation:.3f}"
 
 
 def _mean(values: list[float]) -> str:

@@ -32,21 +32,9 @@ from ekd_ray.files import sha256_file, write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.results.card import model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
-from ekd_ray.results.inference import (
-    Classifier,
-    Prediction,
-    Preprocessing,
-    classify,
-    input_size,
-)
-from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.records import (
-    CONFIRMED,
-    FORMAT_VERSION,
-    RESULT,
-    RunRecord,
-    read_record,
-)
+from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify, input_size
+from ekd_ray.results.leaderboard import Row, mean_sd, select_metrics
+from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
 from ekd_ray.results.study import Study
 
 MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
@@ -148,14 +136,11 @@ class Bundle:
         device = pick_device()
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         data = load_test_data(self.config, stage=RunStage.FINAL, data_root=data_root, device=device)
+        model = self.model().to(device).to(memory_format=layout)
         found = evaluate_model(
-            self.model().to(device).to(memory_format=layout),
-            data,
-            data.validation_ids,
-            config=self.config,
-            precision=self.config.precision,
-            log_prior=self.weights.log_prior,
-        )
+            model, data, data.validation_ids, config=self.config,
+            precision=self.config.precision, log_prior=self.weights.log_prior,
+        )  # fmt: skip
         return {f"test_{name}": value for name, value in found.metrics.items()}
 
     def verify(self, *, evaluate: bool = False, data_root: str | None = None) -> Verification:
@@ -311,33 +296,25 @@ def bundle_metrics(
         "seconds": run.seconds,
         # These weights; then the winner in the search (one seed, the validation split), over
         # fresh seeds on the same split, and over these seeds on the test split, read once each.
-        "model": _named(run.metrics, "test_", "train_"),
-        "search": _named(searched.last, "val_") if searched else {},
+        "model": select_metrics(run.metrics, "test_", "train_"),
+        "search": select_metrics(searched.last, "val_") if searched else {},
         "validation": _spreads(winner.val_metrics),
         "test": _spreads(winner.test_metrics),
         "leaderboard": [_board_entry(row, config) for row in board],
         # Search scores: of one seed each, on the validation split.
         "pareto_front": [
-            {
-                "trial": trial.number,
-                **{name: trial.last[name] for name in config.watched},
-                "params": trial.params,
-            }
-            for trial in front
+            {"trial": t.number, **{n: t.last[n] for n in config.watched}, "params": t.params}
+            for t in front
         ],
         # The winner's test top-1 minus each baseline's.
         "differences": {name: asdict(found) for name, found in study.differences().items()},
     }
 
 
-def _named(metrics: dict[str, Any], *prefixes: str) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name.startswith(prefixes)}
-
-
 def _spreads(seeds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Mean, standard deviation and n of every metric that all seeds have."""
-    names = [name for name in (seeds[0] if seeds else {}) if all(name in found for found in seeds)]
-    return {name: _spread([found[name] for found in seeds]) for name in names}
+    names = seeds[0] if seeds else {}
+    return {n: _spread([found[n] for found in seeds]) for n in names if all(n in s for s in seeds)}
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -348,16 +325,12 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 def _board_entry(row: Row, config: StudyConfig) -> dict[str, Any]:
     further = {name: row.figures(name) for name in config.watched if name != config.metric}
     figures = {"val": row.val, **further, "test_top1": row.test}
-    spreads = {
-        name: {**_spread(values), "values": list(values)}
-        for name, values in figures.items()
-        if values
-    }
+    spreads = {name: {**_spread(v), "values": list(v)} for name, v in figures.items() if v}
     return {"name": row.name, "winner": row.winner, **spreads}
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """`metrics.json` of a bundle; raises `UserError` if it is damaged, foreign or newer."""
+    """Read `metrics.json` of a bundle; raises `UserError` if it is damaged, foreign or newer."""
     metrics = _read_mapping(path)
     version = metrics.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -373,7 +346,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         and len(names) > 1
         and all(isinstance(name, str) for name in names)
         and isinstance(model, dict)
-        and _is_number(model.get("test_top1"))
+        and type(model.get("test_top1")) in (int, float)
         and isinstance(test, dict)
         and all(isinstance(entry, dict) for entry in test.values())
         and isinstance(metrics.get("workers"), int)
@@ -384,7 +357,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """`environment.json` of a bundle; raises `UserError` if it is damaged."""
+    """Read `environment.json` of a bundle; raises `UserError` if it is damaged."""
     found = _read_mapping(path)
     threads = found.get("threads")
     if not (isinstance(threads, int) and threads > 0 and isinstance(found.get("packages"), dict)):
@@ -396,14 +369,10 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError):
-        raise _damaged(path) from None
+        found = None
     if not isinstance(found, dict):
         raise _damaged(path)
     return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _damaged(path: Path) -> UserError:
@@ -435,13 +404,9 @@ def manifest_problems(folder: Path) -> list[str]:
         listed.add(name)
         problems += _file_problems(folder, name, digest)
     problems += [f"{MANIFEST} does not list {name}." for name in FILES if name not in listed]
-    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    problems += [
-        f"{name} is there, but {MANIFEST} does not list it."
-        for name in there
-        if name not in {*listed, *FILES, MANIFEST}
-    ]
-    return problems
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    extra = sorted(there - {*listed, *FILES, MANIFEST})
+    return problems + [f"{name} is there, but {MANIFEST} does not list it." for name in extra]
 
 
 def _file_problems(folder: Path, name: str, digest: str) -> list[str]:

@@ -21,15 +21,11 @@ from ekd_ray.results.records import RunRecord, milestone_epochs
 # Fewer say little: of ten, PED-ANOVA's best tenth is a single trial.
 LEAST_TRIALS = 20
 SCHEMA = pa.schema(
-    [
-        ("parameter", pa.string()),
-        ("fanova", pa.float64()),
-        ("ped_anova", pa.float64()),
-        ("metric", pa.string()),
-        ("epoch", pa.int64()),
-        ("trials", pa.int64()),
-    ]
-)
+    {
+        "parameter": pa.string(), "fanova": pa.float64(), "ped_anova": pa.float64(),
+        "metric": pa.string(), "epoch": pa.int64(), "trials": pa.int64(),
+    }
+)  # fmt: skip
 
 
 def score_at(record: RunRecord, metric: str, epoch: int) -> float | None:
@@ -52,6 +48,14 @@ def judged_epoch(records: Sequence[RunRecord], config: StudyConfig, metric: str)
         if sum(score_at(record, metric, epoch) is not None for record in records) >= LEAST_TRIALS
     ]
     return reached[-1] if reached else rungs[0]
+
+
+def judged_trials(
+    records: Sequence[RunRecord], metric: str, epoch: int
+) -> list[tuple[RunRecord, float]]:
+    """The trials that parameters are judged by, each with its metric after an epoch."""
+    scores = [(record, score_at(record, metric, epoch)) for record in records if record.params]
+    return [(record, score) for record, score in scores if score is not None]
 
 
 def parameter_importance(
@@ -81,7 +85,7 @@ def parameter_importance(
             f"metric of the importance must be one of {', '.join(DIRECTIONS)}, got {metric!r}."
         )
     epoch = judged_epoch(records, config, metric) if epoch is None else epoch
-    scored = [(r, s) for r in records if (s := score_at(r, metric, epoch)) is not None and r.params]
+    scored = judged_trials(records, metric, epoch)
     if len(scored) < 2 or statistics.pstdev(score for _, score in scored) == 0:
         return SCHEMA.empty_table()
     fanova, ped = evaluate_importance(scored, config.space or {}, DIRECTIONS[metric])

@@ -38,7 +38,7 @@ class Prediction:
 
 
 class Preprocessing(nn.Module):
-    """Images in [0, 1], float32 [B, 3, H, W] -> what the student sees, [B, 3, S, S].
+    """Images in [0, 1], float32 [B, 3, H, W] -> the student's input, [B, 3, S, S].
 
     Normalised, then resized where the student asks for another size than the data set's. A
     torchvision-style transform of batches: `ToTensor` makes its input.
@@ -63,7 +63,7 @@ class Preprocessing(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Preprocessing, student, and what its logits mean.
+    """Preprocessing and student, with the meaning of its logits.
 
     Returns `logits` [B, C], `probabilities` [B, C] and `uncertainty` [B], all float32.
     """
@@ -96,13 +96,15 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
             latter two.
 
     Raises:
-        UserError: anything else, or a file that is no picture.
+        UserError: anything else, or a file that holds no picture.
     """
     from PIL import Image
 
     size = config.image_size
     assert size is not None
-    margin = _cuts_margin(config.dataset)
+    # Of these, evaluation looks at the centre of pictures of any size (as on ImageNet).
+    folder = config.dataset.startswith("folder:")
+    margin = folder or dataset_info(config.dataset).view_scheme == RESIZED_CROP
     if isinstance(images, Tensor):
         images = images.cpu().numpy()
     if isinstance(images, np.ndarray):
@@ -126,11 +128,6 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     return found
 
 
-def _cuts_margin(dataset: str) -> bool:
-    """Whether evaluation looks at the centre of pictures of any size (as on ImageNet)."""
-    return dataset.startswith("folder:") or dataset_info(dataset).view_scheme == RESIZED_CROP
-
-
 def input_size(config: DistillConfig) -> int:
     """Side of the images that the student of a resolved configuration sees, in pixels."""
     size = config.student_image_size or config.image_size
@@ -146,10 +143,8 @@ def classify(
     found = pixels(images, config)
     if not found:
         raise UserError("there is no image to predict: give at least one.")
-    parts = []
-    for start in range(0, len(found), BATCH):
-        batch = torch.from_numpy(np.stack(found[start : start + BATCH]))
-        parts.append(classifier(batch.float() / 255))
+    batches = (np.stack(found[i : i + BATCH]) for i in range(0, len(found), BATCH))
+    parts = [classifier(torch.from_numpy(batch).float() / 255) for batch in batches]
     _, probabilities, uncertainty = (torch.cat(column) for column in zip(*parts, strict=True))
     labels = probabilities.argmax(dim=1)
     return Prediction(

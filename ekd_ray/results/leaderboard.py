@@ -22,9 +22,8 @@ class Row:
     """One line of the leaderboard: a configuration and its confirmed figures.
 
     `number` is that of its trial, None of a baseline. `val` and `test` hold the metric's values
-    over seeds; empty where that stage did not run it. `val_metrics` and `test_metrics` hold all
-    figures of each seed, `costs` what the student costs, where the study asked for it. `failed`
-    is the reason if a run of it failed.
+    over seeds, `val_metrics` and `test_metrics` all figures of each seed; empty where that stage
+    did not run it. `costs` is the student's, where the study asked for it; `failed` the reason.
     """
 
     name: str
@@ -107,21 +106,22 @@ def leaderboard_rows(runs: Sequence[RunRecord], config: StudyConfig) -> list[Row
         if run.reason:
             row = replace(row, failed=run.reason)
         elif run.stage is RunStage.FINAL:
+            tested = (*row.test_metrics, select_metrics(metrics, "test_"))
             row = replace(
-                row, test=(*row.test, metrics["test_top1"]), costs=costs,
-                test_metrics=(*row.test_metrics, _named(metrics, "test_")),
-            )  # fmt: skip
+                row, test=(*row.test, metrics["test_top1"]), test_metrics=tested, costs=costs
+            )
         elif run.name not in failed:
+            seen = (*row.val_metrics, select_metrics(metrics, "val_"))
             row = replace(
-                row, val=(*row.val, metrics[config.metric]), costs=costs,
-                val_metrics=(*row.val_metrics, _named(metrics, "val_")),
-            )  # fmt: skip
+                row, val=(*row.val, metrics[config.metric]), val_metrics=seen, costs=costs
+            )
         rows[run.name] = row
     return list(rows.values())
 
 
-def _named(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.startswith(prefix)}
+def select_metrics(metrics: dict[str, Any], *prefixes: str) -> dict[str, Any]:
+    """The metrics whose names begin with one of the prefixes."""
+    return {name: value for name, value in metrics.items() if name.startswith(prefixes)}
 
 
 def winner_of(rows: Sequence[Row], config: StudyConfig) -> Row | None:
@@ -131,13 +131,14 @@ def winner_of(rows: Sequence[Row], config: StudyConfig) -> Row | None:
     constraints goes before any that does not; if none does, the nearest.
     """
     seeds = max((len(row.val) for row in rows), default=0)
-    finalists = [row for row in rows if seeds and len(row.val) == seeds]
     sign = -1 if config.mode == "max" else 1
-
-    def rank(row: Row) -> tuple[float, float]:
-        return total_violation(config.bounds, row.means()), sign * mean_sd(row.val)[0]
-
-    return min(finalists, key=rank, default=None)
+    return min(
+        (row for row in rows if seeds and len(row.val) == seeds),
+        key=lambda row: (
+            total_violation(config.bounds, row.means()), sign * statistics.fmean(row.val)
+        ),
+        default=None,
+    )  # fmt: skip
 
 
 def make_leaderboard(runs: Sequence[RunRecord], config: StudyConfig) -> Leaderboard:
@@ -147,9 +148,8 @@ def make_leaderboard(runs: Sequence[RunRecord], config: StudyConfig) -> Leaderbo
     sign = -1 if config.mode == "max" else 1
 
     def rank(row: Row) -> tuple[bool, bool, float]:
-        if row.test:
-            return not row.winner, False, -mean_sd(row.test)[0]
-        return not row.winner, True, sign * mean_sd(row.val or (0.0,))[0]
+        score = -statistics.fmean(row.test) if row.test else sign * statistics.fmean(row.val or [0])
+        return not row.winner, not row.test, score
 
     marked = [replace(row, winner=row is best) for row in rows]
     return Leaderboard(sorted(marked, key=rank), config)

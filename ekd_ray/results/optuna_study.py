@@ -38,9 +38,11 @@ def build_study(
         for name, entry in space.items()
     }
     for record, score in scored:
-        params = {n: v for n, v in record.params.items() if n in ranges}
-        if by_coordinate:
-            params = {n: coordinate(v, space[n]) for n, v in params.items()}
+        params = {
+            n: coordinate(v, space[n]) if by_coordinate else v
+            for n, v in record.params.items()
+            if n in ranges
+        }
         distributions = {n: ranges[n] for n in params}
         study.add_trial(
             optuna.trial.create_trial(params=params, distributions=distributions, value=score)
@@ -59,14 +61,9 @@ def evaluate_importance(
     with _quiet_optuna() as optuna:
         # By logarithms: over a range that Optuna knows to be logarithmic its fANOVA differs.
         study = build_study(scored, space, direction, by_coordinate=True)
-        evaluators = (
-            optuna.importance.FanovaImportanceEvaluator(seed=0),
-            optuna.importance.PedAnovaImportanceEvaluator(),
-        )
-        fanova, ped = (
-            optuna.importance.get_param_importances(study, evaluator=evaluator)
-            for evaluator in evaluators
-        )
+        known = optuna.importance
+        evaluators = (known.FanovaImportanceEvaluator(seed=0), known.PedAnovaImportanceEvaluator())
+        fanova, ped = (known.get_param_importances(study, evaluator=e) for e in evaluators)
     return fanova, ped
 
 
@@ -94,8 +91,7 @@ def _quiet_optuna() -> Iterator[Any]:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield optuna
     finally:
         optuna.logging.set_verbosity(before)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import held_out_size, num_train
-from ekd_ray.data import steps_per_epoch as count_steps
+from ekd_ray.data import held_out_size, num_train, steps_per_epoch
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
@@ -105,28 +104,30 @@ class Savings:
 
     stopped_epochs: int
     stopped_hours: float
-    views: int | None = None
-    asked: int | None = None
-    cache_hours: float | None = None
+    views: int | None
+    asked: int | None
+    cache_hours: float | None
 
 
 def savings(study: Study) -> Savings:
     """See `Savings`."""
     total = study.config.distill.epochs
-    epochs, seconds = 0, 0.0
-    for trial in study.records():
-        if trial.status == "pruned" and trial.history:
-            left = total - len(trial.history)
-            epochs += left
-            seconds += left * trial.seconds / len(trial.history)
-    saved = Savings(stopped_epochs=epochs, stopped_hours=seconds / 3600)
+    stopped = [t for t in study.records() if t.status == "pruned" and t.history]
+    left = [total - len(trial.history) for trial in stopped]
+    seconds = [n * t.seconds / len(t.history) for n, t in zip(left, stopped, strict=True)]
     fill = _read_fill(study)
-    views = _count_views(study) if fill else None
-    if views is None:
-        return saved
-    asked = int(fill["rows"])
-    spared = max(0, views - asked) * _seconds_per_row(fill) / 3600 if fill["timed_rows"] else None
-    return replace(saved, views=views, asked=asked, cache_hours=spared)
+    views, asked, spared = _count_views(study) if fill else None, None, None
+    if views is not None:
+        asked = int(fill["rows"])
+        if fill["timed_rows"]:
+            spared = max(0, views - asked) * _seconds_per_row(fill) / 3600
+    return Savings(
+        stopped_epochs=sum(left),
+        stopped_hours=sum(seconds) / 3600,
+        views=views,
+        asked=asked,
+        cache_hours=spared,
+    )
 
 
 def _read_fill(study: Study) -> dict[str, float]:
@@ -146,9 +147,10 @@ def _count_views(study: Study) -> int | None:
         total = shared.train_subset or num_train(shared.dataset, data_root=study.config.data_root)
     except (UserError, OSError):
         return None
-    ended = [run for run in study.runs if run.config and run.status != "running"]
     return sum(
-        _drawn_views(DistillConfig.from_dict(run.config), total, len(run.history)) for run in ended
+        _drawn_views(DistillConfig.from_dict(run.config), total, len(run.history))
+        for run in study.runs
+        if run.config and run.status != "running"
     )
 
 
@@ -157,5 +159,5 @@ def _drawn_views(config: DistillConfig, total: int, epochs: int) -> int:
     if not method.needs_teacher:
         return 0
     trained = total - held_out_size(total, config.validation_fraction)
-    steps = count_steps(trained, config.batch_size)
-    return epochs * steps * config.batch_size * (2 if method.strong_view else 1)
+    seen = steps_per_epoch(trained, config.batch_size) * config.batch_size
+    return epochs * seen * (2 if method.strong_view else 1)

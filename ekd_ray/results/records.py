@@ -56,13 +56,10 @@ def milestone_epochs(config: StudyConfig) -> list[int]:
         return [full]
     decayed = first_decayed_epoch(config.distill)
     epochs = list(config.rungs)
-    if not epochs and decayed is not None:
-        epochs = sorted({config.grace, decayed})
-    elif not epochs:
-        epoch = config.grace
-        while epoch < full:
-            epochs.append(epoch)
-            epoch *= config.reduction_factor
+    if not epochs:
+        epochs = [config.grace] if decayed is None else sorted({config.grace, decayed})
+        while decayed is None and epochs[-1] < full:
+            epochs.append(epochs[-1] * config.reduction_factor)
     return [*(epoch for epoch in epochs if epoch < full), full]
 
 
@@ -124,7 +121,7 @@ class RunRecord:
         write_text(self.folder / CONFIG, DistillConfig.from_dict(self.config).to_yaml())
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, which Ray carries to a process that knows nothing of this class."""
+        """Convert to plain values, which Ray carries to a process without this class."""
         return {**asdict(self), "folder": str(self.folder), "stage": str(self.stage)}
 
     @classmethod
@@ -195,16 +192,14 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
 
 def _from_path(folder: Path) -> RunRecord:
     """The record of a run of which only the folder is known."""
-    kind = folder.parent.name
+    name, number, kind = folder.name, None, folder.parent.name
+    stage = RunStage.TEACHER if name == "teacher" else RunStage.SINGLE
     if kind == "trials":
-        number = int(folder.name)
-        return RunRecord(
-            folder=folder, stage=RunStage.SEARCH, name=trial_name(number), number=number
-        )
-    stage = RunStage.TEACHER if folder.name == "teacher" else RunStage.SINGLE
-    if kind == "confirm":
-        stage = RunStage(folder.name.partition("-")[0])
-    return RunRecord(folder=folder, stage=stage, name=folder.name)
+        stage, number = RunStage.SEARCH, int(name)
+        name = trial_name(number)
+    elif kind == "confirm":
+        stage = RunStage(name.partition("-")[0])
+    return RunRecord(folder=folder, stage=stage, name=name, number=number)
 
 
 def confirm_table(runs: Iterable[RunRecord], study: Path) -> pa.Table:
@@ -223,15 +218,15 @@ def confirm_table(runs: Iterable[RunRecord], study: Path) -> pa.Table:
                 "folder": str(run.folder.relative_to(study)),
                 "reason": run.reason,
                 "seconds": run.seconds,
-                **{k: v for k, v in run.metrics.items() if _is_confirmed(k)},
+                **{
+                    name: value
+                    for name, value in run.metrics.items()
+                    if name.startswith(("val_", "test_")) or name in COSTS
+                },
             }
             for run in runs
         ]
     )
-
-
-def _is_confirmed(metric: str) -> bool:
-    return metric.startswith(("val_", "test_")) or metric in COSTS
 
 
 def confirmed_runs(table: pa.Table, study: Path) -> list[RunRecord]:
@@ -262,8 +257,7 @@ def _number_in(name: str) -> int | None:
 def table_of_rows(rows: list[dict[str, Any]]) -> pa.Table:
     """A table with every column that any row has; a column of mixed types becomes text."""
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: _column([row.get(name) for row in rows]) for name in names}
-    return pa.table(columns)
+    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
 
 
 def _column(values: list[Any]) -> list[Any]:
@@ -280,7 +274,7 @@ def spent_seconds(history: Iterable[Mapping[str, Any]]) -> float:
 
 
 def failure_reason(folder: Path) -> str:
-    """Why the run in a folder failed, in its own words if it left any."""
+    """The reason why the run in a folder failed, in its own words if it left any."""
     path = folder / FAILURE
     if path.exists():
         return json.loads(path.read_text())["reason"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ekd_ray.files import sha256_file
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.finish import finish_run
+from ekd_ray.results.leaderboard import select_metrics
 from ekd_ray.results.records import single_run
 from ekd_ray.results.study import Study
 
@@ -49,8 +51,8 @@ class Reproduction:
     test_top1: float
     stated: float
     tolerance: float
-    elsewhere: tuple[str, ...] = ()
-    metrics: dict[str, float] = field(default_factory=dict)
+    elsewhere: tuple[str, ...]
+    metrics: dict[str, float]
 
 
 def prepare(
@@ -108,17 +110,14 @@ def reproduce(
         record = finish_run(single_run(config, out), result, data_root=data_root, test=True)
     metrics = record.metrics
     stated = bundle.metrics["model"]
-    tested = {name: value for name, value in stated.items() if name.startswith("test_")}
     first = (
         first_difference(bundle.history(), result.history)
         or first_tensor(load_file(bundle.path / WEIGHTS), load_file(out / WEIGHTS))
-        or _first_of("the test split", tested, metrics)
+        or _first_of("the test split", select_metrics(stated, "test_"), metrics)
     )
     allowed = default_tolerance(bundle) if tolerance is None else tolerance
-    verdict = IDENTICAL
-    if first is not None:
-        gap = abs(metrics["test_top1"] - stated["test_top1"])
-        verdict = WITHIN if gap <= allowed else DIFFERENT
+    close = abs(metrics["test_top1"] - stated["test_top1"]) <= allowed
+    verdict = IDENTICAL if first is None else WITHIN if close else DIFFERENT
     return Reproduction(
         verdict=verdict,
         first=first,
@@ -167,12 +166,10 @@ def first_tensor(there: dict[str, Tensor], here: dict[str, Tensor]) -> str | Non
 
 
 def _elsewhere(bundle: Bundle, recorded: dict[str, Any]) -> tuple[str, ...]:
-    here, lines = environment(), []
-    old, new = ({**found, **found["packages"]} for found in (recorded, here))
-    names = ("processor", "gpus", "cuda", "cudnn", "driver", "threads", "git_revision")
-    for name in (*names, "ekd_ray", "torch", "numpy"):
-        if old.get(name) != new.get(name):
-            lines.append(f"{name}: {old.get(name)}, {new.get(name)}")
+    old, new = ({**found, **found["packages"]} for found in (recorded, environment()))
+    names = ("processor", "gpus", "cuda", "cudnn", "driver", "threads", "git_revision",
+             "ekd_ray", "torch", "numpy")  # fmt: skip
+    lines = [f"{n}: {old.get(n)}, {new.get(n)}" for n in names if old.get(n) != new.get(n)]
     if new["git_dirty"] and not old.get("git_dirty"):
         lines.append("git_dirty: False, True")
     if bundle.metrics["workers"] > 1:
@@ -184,12 +181,8 @@ def _own_teacher(bundle: Bundle) -> str:
     """The teacher's file in the study around the bundle, known by its hash."""
     study = bundle.path.absolute().parent
     candidates = sorted((study / "teacher").glob("*.safetensors"))
-    try:
-        given = Study.load(study).config.distill.teacher_weights
-    except UserError:
-        given = None
-    if given:
-        candidates.append(Path(given))
+    with contextlib.suppress(UserError):
+        candidates.append(Path(Study.load(study).config.distill.teacher_weights or ""))
     for path in candidates:
         if path.is_file() and sha256_file(path) == bundle.config.teacher_sha256:
             return str(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -74,25 +74,24 @@ class Study:
         Raises:
             UserError: there is no study, a newer one, or no way to it.
         """
-        given = path
+        folder = Path(path)
         if isinstance(path, str) and is_uri(path):
             found = parse_location(path)
-            path = found if isinstance(found, Path) else reading_copy(found)
-        path = Path(path)
-        if not (path / STUDY_FILE).is_file():
-            raise UserError(f"{given} holds no study (no {STUDY_FILE}): give the folder of a run.")
-        file = YamlFile.read(path / STUDY_FILE)
-        header = file.values
-        if not isinstance(header.get("format_version", 0), int):
-            raise UserError(f"{path / STUDY_FILE} is damaged: its format_version is no number.")
-        if header.get("format_version", 0) > FORMAT_VERSION:
+            folder = found if isinstance(found, Path) else reading_copy(found)
+        if not (folder / STUDY_FILE).is_file():
+            raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
+        file = YamlFile.read(folder / STUDY_FILE)
+        version = file.values.get("format_version", 0)
+        if not isinstance(version, int):
+            raise UserError(f"{folder / STUDY_FILE} is damaged: its format_version is no number.")
+        if version > FORMAT_VERSION:
             raise UserError(
-                f"{path / STUDY_FILE} has format version {header['format_version']}, this "
-                f"ekd_ray reads <= {FORMAT_VERSION}: upgrade ekd_ray."
+                f"{folder / STUDY_FILE} has format version {version}, this ekd_ray reads <= "
+                f"{FORMAT_VERSION}: upgrade ekd_ray."
             )
         with file.locate_errors("study"):
-            config = StudyConfig.from_dict(header.get("study") or {})
-        return cls(path=path, config=config, header=header)
+            config = StudyConfig.from_dict(file.values.get("study") or {})
+        return cls(path=folder, config=config, header=file.values)
 
     @cached_property
     def runs(self) -> list[RunRecord]:
@@ -102,15 +101,12 @@ class Study:
         for stage in (RunStage.SELECT, RunStage.FINAL):
             folders += sorted(self.path.glob(f"confirm/{stage}-*"))
         known = {run.folder: run for run in reversed(self.confirm_runs)}
-        found = (read_record(folder, known.get(folder)) for folder in folders)
-        return [self._with_params(run) for run in found if run is not None]
-
-    def _with_params(self, run: RunRecord) -> RunRecord:
-        """The run; a trial that still runs with its searched values, which only its end records."""
-        if run.stage is not RunStage.SEARCH or run.status != "running":
-            return run
-        known = {name: run.config.get(name) for name in self.config.space or {}}
-        return replace(run, params={k: v for k, v in known.items() if v is not None})
+        runs = [run for f in folders if (run := read_record(f, known.get(f))) is not None]
+        for run in runs:  # only its end records the searched values of a trial
+            if run.stage is RunStage.SEARCH and run.status == "running":
+                values = {name: run.config.get(name) for name in self.config.space or {}}
+                run.params.update({k: v for k, v in values.items() if v is not None})
+        return runs
 
     def records(self) -> Trials:
         """Every trial that has ended, by number."""
@@ -142,8 +138,7 @@ class Study:
 
     def feasible(self) -> Trials:
         """Those of `ranked` that keep all constraints."""
-        bounds = self.config.bounds
-        return Trials(t for t in self.ranked() if total_violation(bounds, t.last) == 0)
+        return Trials(t for t in self.ranked() if not total_violation(self.config.bounds, t.last))
 
     def pareto(self) -> Trials:
         """The Pareto front over the study's objectives, best by its metric first.

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from report_studies import finished
+from report_studies import BASE, final, finished, select
 
-from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config import StudyConfig
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
@@ -32,10 +32,7 @@ from ekd_ray.results.records import (
 from ekd_ray.results.report import measures, write_report
 from ekd_ray.results.study import write_parquet
 
-BASE = DistillConfig(
-    dataset="synthetic", student="resnet8", method="none", train_subset=80,
-    validation_fraction=0.4, batch_size=16, epochs=9, precision="float32",
-)  # fmt: skip
+measures.TSNE_STEPS = 250  # a quick one is as good for tests
 
 
 @dataclass
@@ -81,33 +78,13 @@ class Maker:
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory):
     """(Study, its report's HTML) of a finished study; read only."""
-    steps = measures.TSNE_STEPS
-    measures.TSNE_STEPS = 250
-    study = finished(Maker(tmp_path_factory.mktemp("reported") / "run"), (select, final))
-    page = write_report(study).read_text(encoding="utf-8")
-    measures.TSNE_STEPS = steps
-    return study, page
+    study = finished(Maker(tmp_path_factory.mktemp("reported") / "run"))
+    return study, write_report(study).read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def maker(tmp_path):
     return Maker(tmp_path / "run")
-
-
-def select(name, seed, value, config=BASE, metric="val_top1"):
-    return {"stage": "select", "name": name, "seed": seed, "config": config,
-            "folder": f"confirm/select-{name}-{seed}", "seconds": 1.0, metric: value}  # fmt: skip
-
-
-def final(name, seed, test_top1, config=BASE, folder="confirm/none"):
-    return {"stage": "final", "name": name, "seed": seed, "config": config, "folder": folder,
-            "seconds": 1.0, "test_top1": test_top1}  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def rows():
-    """The two makers of confirm rows: (select, final)."""
-    return select, final
 
 
 @pytest.fixture(scope="session")

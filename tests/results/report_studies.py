@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from ekd_ray.config import DistillConfig
 from ekd_ray.engine.measure.predictions import FILE, Predictions, kept_images
 from ekd_ray.files import write_json
 from ekd_ray.results import Study
 
+BASE = DistillConfig(
+    dataset="synthetic", student="resnet8", method="none", train_subset=80,
+    validation_fraction=0.4, batch_size=16, epochs=9, precision="float32",
+)  # fmt: skip
 EVIL = "<script>alert('x')</script>"
 CLASSES = (EVIL, *(f"class {n}" for n in range(1, 5)))
 SPACE = {
@@ -20,6 +25,16 @@ SPACE = {
     "optimizer": {"choices": ["sgd", "adamw"]},
 }
 IMAGES = 120
+
+
+def select(name, seed, value, config=BASE, metric="val_top1"):
+    return {"stage": "select", "name": name, "seed": seed, "config": config,
+            "folder": f"confirm/select-{name}-{seed}", "seconds": 1.0, metric: value}  # fmt: skip
+
+
+def final(name, seed, test_top1, config=BASE, folder="confirm/none"):
+    return {"stage": "final", "name": name, "seed": seed, "config": config, "folder": folder,
+            "seconds": 1.0, "test_top1": test_top1}  # fmt: skip
 
 
 def predictions(quality: float, seed: int, *, teacher: bool = True) -> Predictions:
@@ -53,9 +68,8 @@ def searched(maker: Any, **settings: object) -> Study:
     return study
 
 
-def finished(maker: Any, rows: tuple, *, evil: bool = True, **settings: object) -> Study:
-    """... confirmed: the winner is clearly better than the student alone and not than KD."""
-    select, final = rows
+def finished(maker: Any, **settings: object) -> Study:
+    """As `searched`, and confirmed: the winner clearly beats the student alone, and not KD."""
     study = searched(maker, **settings)
     best = study.ranked()[0]
     name = f"trial {best.number}"
@@ -78,8 +92,7 @@ def finished(maker: Any, rows: tuple, *, evil: bool = True, **settings: object) 
             )
             figures = {"test_nll": 1.0, "test_ece": 0.05 + 0.1 * (row == "kd")}
             confirm.append({**final(row, seed, value, folder=folder), **figures})
-    if evil:
-        confirm.append({**final("authors", 1, None), "reason": EVIL})
+    confirm.append({**final("authors", 1, None), "reason": EVIL})
     maker.confirm(confirm)
     write_json(maker.path / "cache.json", {"rows": 100, "timed_rows": 50, "seconds": 1.0})
     (maker.path / "best").mkdir()

@@ -16,7 +16,7 @@ def change_json(path, **values):
 
 
 def complaints(path):
-    """What opening and verifying a bundle says, sentences; a crash fails the test."""
+    """The sentences that opening and verifying a bundle gives; a crash fails the test."""
     try:
         found = list(Bundle.load(path).verify().problems)
     except UserError as error:
@@ -100,22 +100,6 @@ def test_elsewhere_the_accuracy_may_differ_by_half_a_point(bundle):
         change_json(bundle.path / "metrics.json", model=model)
         write_manifest(bundle.path, FILES)
         assert Bundle.load(bundle.path).verify(evaluate=True).ok is ok
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_changed_file_is_named(bundle, name):
-    with open(bundle.path / name, "ab") as file:
-        file.write(b"\n")
-    found = bundle.verify(evaluate=True)
-    assert not found.ok
-    assert found.problems == (f"{name} was changed: its SHA-256 is not the one in {MANIFEST}.",)
-
-
-def test_a_flipped_bit_in_the_weights_is_noticed(bundle):
-    data = bytearray((bundle.path / WEIGHTS).read_bytes())
-    data[-1] ^= 1
-    (bundle.path / WEIGHTS).write_bytes(data)
-    assert [p.split()[0] for p in bundle.verify().problems] == [WEIGHTS]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -26,12 +26,6 @@ def test_the_interval_is_that_of_the_paired_t_test(pairs):
     assert found.low <= found.mean <= found.high
 
 
-def test_what_both_sides_share_drops_out():
-    """Seeds that differ by 10 points, a method that is better by one in each."""
-    found = paired_difference([0.61, 0.51, 0.71], [0.60, 0.50, 0.70])
-    assert (found.mean, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01))
-
-
 @pytest.mark.parametrize("n", [1, 2])
 def test_few_seeds_have_no_interval(n):
     found = paired_difference([0.6] * n, [0.5] * n)
@@ -77,7 +71,7 @@ def test_one_seed_or_equal_scores_say_nothing():
 
 
 def test_equals_are_rarely_called_worse():
-    """Of five equal configurations the best of the rest must survive in most studies."""
+    """The best of the rest of five equal configurations must survive in most studies."""
     rng = np.random.default_rng(0)
     dropped = [
         len(clearly_worse({name: rng.normal(size=3) for name in "abcde"})) for _ in range(300)

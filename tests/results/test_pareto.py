@@ -1,6 +1,7 @@
 """Several objectives and constraints: who is ranked, confirmed, and wins."""
 
 import pytest
+from report_studies import final, select
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.results.leaderboard import Row, winner_of
@@ -78,8 +79,7 @@ def test_who_was_given_fewer_seeds_is_out_of_the_race():
     assert winner_of(rows, StudyConfig(metric="val_nll")).name == "stayed"
 
 
-def test_costs_and_metrics_over_seeds_reach_the_leaderboard(maker, rows):
-    select, final = rows
+def test_costs_and_metrics_over_seeds_reach_the_leaderboard(maker):
     study = maker.study(objectives=["parameters"], constraints=["val_ece<=0.3"])
     maker.confirm([
         {**select("trial 1", 1, 0.5), "val_ece": 0.1, "parameters": 77},

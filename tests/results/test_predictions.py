@@ -1,4 +1,4 @@
-"""What is kept of the one reading of the test split, and what a confirm run leaves."""
+"""The files that the one reading of the test split and a confirm run leave."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_large_logits_stay_finite():
 
 
 def train(config, folder, stage):
-    """What is left of a run of the confirm stage."""
+    """Train a run; returns the record that it leaves."""
     run = RunRecord(folder=folder, stage=stage, name="x", config=config.to_dict())
     options = TrainOptions(data_root=None, threads=1, shown=("kd_weight",))
     train_run(run, lambda row: None, options=options)

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
-from report_studies import EVIL, finished, predictions, searched
+from report_studies import EVIL, final, finished, predictions, searched, select
 
 from ekd_ray.data import datasets
 from ekd_ray.engine import rundata
@@ -18,7 +18,7 @@ from ekd_ray.engine.measure.metrics import expected_calibration_error
 from ekd_ray.engine.measure.uncertainty import aurc
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.results import Study
-from ekd_ray.results.report import figures, measures, script_json, write_report
+from ekd_ray.results.report import figures, script_json, write_report
 from ekd_ray.results.report.content import gather, write_headline
 from ekd_ray.results.report.measures import correlation_gap, risk_over_coverage
 from ekd_ray.studies import pipeline
@@ -51,11 +51,6 @@ class Elements(HTMLParser):
 @pytest.fixture
 def page(reported):
     return reported[1]
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(measures, "TSNE_STEPS", 250)
 
 
 def charts_of(page):
@@ -137,8 +132,7 @@ def test_the_headline_says_who_is_beaten_and_who_is_not(reported):
     assert "3 seeds" in lead and "3 fresh seeds" in lead
 
 
-def test_a_winner_that_loses_is_not_praised(maker, rows):
-    select, final = rows
+def test_a_winner_that_loses_is_not_praised(maker):
     study = maker.study()
     maker.trial(1, [0.5] * 9)
     maker.confirm(
@@ -174,17 +168,17 @@ def test_the_least_study_has_a_report(maker, trials):
     assert "no trial is complete" in write_report(study).read_text(encoding="utf-8")
 
 
-def test_no_image_is_read(maker, rows, monkeypatch):
+def test_no_image_is_read(maker, monkeypatch):
     def opened(*_, **__):
         raise AssertionError("images were opened")
 
     monkeypatch.setattr(rundata, "load_dataset", opened)
     monkeypatch.setattr(datasets, "load_dataset", opened)
-    write_report(finished(maker, rows))
+    write_report(finished(maker))
 
 
-def test_several_objectives_show_their_front(maker, rows):
-    study = finished(maker, rows, objectives=("parameters",))
+def test_several_objectives_show_their_front(maker):
+    study = finished(maker, objectives=("parameters",))
     (front,) = figures.draw_trade_off(gather(study))
     expected = {(r.last["parameters"], r.last["val_top1"]) for r in study.pareto()}
     line = front.figure.data[0]

@@ -65,10 +65,3 @@ def test_the_report_goes_where_it_is_told(maker, launch, tmp_path, extra):
     path = str(tmp_path / "x" / "page.html")
     expected = {(): f"report: {path}\n", ("--quiet",): ""}
     assert json.loads(out) == {"report": path} if extra == ("--json",) else out == expected[extra]
-
-
-@pytest.mark.parametrize("name", ["show", "report"])
-def test_no_study_is_one_sentence(launch, tmp_path, name):
-    code, out, err = launch(name, tmp_path)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ") and "holds no study" in err and err.count("\n") == 1

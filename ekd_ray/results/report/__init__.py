@@ -23,9 +23,9 @@ from ekd_ray.results.report.content import (
     row_label,
     write_headline,
 )
-from ekd_ray.results.report.words import duration, metric_name, several, spread, value_text
 from ekd_ray.results.study import Study
 from ekd_ray.results.templating import render
+from ekd_ray.results.words import duration, metric_name, several, spread, value_text
 
 REPORT = Path("report") / "index.html"
 FILTERS = (duration, metric_name, row_label, several, short_name, spread, value_text)

@@ -18,13 +18,15 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.data import short_name
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.results.importance import parameter_importance
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.progress import Progress, Savings, progress, savings, time_table
 from ekd_ray.results.records import RunRecord
 from ekd_ray.results.report.measures import correlation_gap
-from ekd_ray.results.report.words import (
+from ekd_ray.results.study import Study
+from ekd_ray.results.words import (
     duration,
     figure_text,
     joined,
@@ -36,7 +38,6 @@ from ekd_ray.results.report.words import (
     spread,
     value_text,
 )
-from ekd_ray.results.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,6 @@ class Content:
     front: list[RunRecord]
     board: list[Row]
     differences: dict[str, Paired]
-    confirmed: list[dict[str, Any]]
     importance: pa.Table
     predictions: dict[str, list[Predictions]]
     progress: Progress
@@ -70,16 +70,9 @@ class Content:
             return self.winner.number
         return self.ranked[0].number if self.ranked else None
 
-    @property
-    def ended_count(self) -> int:
-        """How many trials have ended."""
-        return sum(v for k, v in self.progress.trials.items() if k != "running")
-
 
 def gather(study: Study) -> Content:
     """Read a study, running or finished."""
-    table = study.confirmed()
-    confirmed = table.to_pylist() if table else []
     ended = study.records()
     return Content(
         study=study,
@@ -90,23 +83,20 @@ def gather(study: Study) -> Content:
         front=study.pareto(),
         board=study.leaderboard(),
         differences=study.differences(),
-        confirmed=confirmed,
         importance=parameter_importance(ended, study.config),
-        predictions=_read_predictions(study, confirmed),
+        predictions=_read_predictions(study),
         progress=progress(study),
         time=time_table(study),
         saved=savings(study),
     )
 
 
-def _read_predictions(
-    study: Study, confirmed: list[dict[str, Any]]
-) -> dict[str, list[Predictions]]:
+def _read_predictions(study: Study) -> dict[str, list[Predictions]]:
     found: dict[str, list[Predictions]] = {}
-    for row in confirmed:
-        path = study.path / row["folder"] / PREDICTIONS
-        if row["stage"] == "final" and not row.get("reason") and path.is_file():
-            found.setdefault(row["name"], []).append(Predictions.load(path))
+    for run in study.confirm_runs:
+        path = run.folder / PREDICTIONS
+        if run.stage is RunStage.FINAL and not run.reason and path.is_file():
+            found.setdefault(run.name, []).append(Predictions.load(path))
     return found
 
 
@@ -135,22 +125,21 @@ def write_headline(content: Content) -> tuple[str, str]:
     winner = content.winner
     if winner is None or not winner.test:
         return _write_unfinished_headline(content), (
-            f"{shared.student} distilled from {subject} {content.ended_count} of "
+            f"{shared.student} distilled from {subject} {len(content.ended)} of "
             f"{content.progress.asked} trials have ended. Test figures come with the final runs; "
             "make the report again then."
         )
     mean, deviation, n = mean_sd(winner.test)
-    sentence = (
-        f"{winner.name.capitalize()} wins with {100 * mean:.1f}\N{NO-BREAK SPACE}% test accuracy"
-    )
-    clause = _describe_verdict(content)
+    accuracy = f"{100 * mean:.1f}\N{NO-BREAK SPACE}%"
+    parts = [f"{winner.name.capitalize()} wins with {accuracy} test accuracy"]
+    parts += filter(None, [_describe_verdict(content)])
     spread_text = f", standard deviation {100 * deviation:.2f} points." if n > 1 else "."
     lead = (
         f"{winner.config.student} distilled from {subject} Mean of {several(n, 'seed')}"
         f"{spread_text} The winner was chosen on the validation split; the test split was read "
         f"once, after. {_describe_winners_curse(content)}"
     )
-    return f"{sentence}, {clause}." if clause else f"{sentence}.", lead.rstrip()
+    return f"{', '.join(parts)}.", lead.rstrip()
 
 
 def _write_unfinished_headline(content: Content) -> str:
@@ -207,7 +196,7 @@ def list_tiles(content: Content) -> list[tuple[str, str]]:
     hours_saved = saved.stopped_hours + (saved.cache_hours or 0.0)
     shown: list[tuple[str, str, Any]] = [
         ("test accuracy", spread(tested, "test_top1").split(" (")[0], tested),
-        ("trials", str(content.ended_count), True),
+        ("trials", str(len(content.ended)), True),
         ("stopped early", str(counts.get("pruned")), counts.get("pruned")),
         ("training time", duration(sum(content.time["hours"].to_pylist())), True),
         ("time saved", duration(hours_saved), hours_saved > 0),
@@ -260,14 +249,11 @@ def _describe_certainty(content: Content) -> str:
     parts = [f"{points(d.mean)} points against {label(name)}" for name, d in found.items()]
     judged = [_judge(difference) for difference in found.values()]
     crossing = judged.count("open")
+    end = f"{crossing or 'none'} of the intervals {'crosses' if crossing == 1 else 'cross'} zero"
     if "few" in judged:
         end = "an interval needs three seeds"
     elif crossing == len(found):
         end = f"{'every' if crossing > 1 else 'its'} interval crosses zero"
-    else:
-        end = (
-            f"{crossing or 'none'} of the intervals {'crosses' if crossing == 1 else 'cross'} zero"
-        )
     return f"The winner has {joined(parts)}; {end}."
 
 
@@ -305,17 +291,18 @@ def _describe_parameters(content: Content) -> str:
         return "Too few trials to say which parameter mattered."
     top, ped = rows[0], max(rows, key=lambda row: row["ped_anova"])
     same = ped["parameter"] == top["parameter"]
+    other = "PED-ANOVA agrees" if same else f"by PED-ANOVA it is {ped['parameter']}"
     return (
         f"{top['parameter']} mattered most: {percent(top['fanova'] or 0)} of what single "
-        "parameters explain by fANOVA; "
-        + ("PED-ANOVA agrees." if same else f"by PED-ANOVA it is {ped['parameter']}.")
+        f"parameters explain by fANOVA; {other}."
     )
 
 
 def select_compared_trials(content: Content) -> tuple[str, list[RunRecord]]:
-    """(the cost, trials that have it and the metric): what the trade-off is between.
+    """(the cost, the trials that have it and the metric), for the trade-off.
 
-    It is the first further objective, of complete trials; without one the seconds of training.
+    The cost is the first further objective, of complete trials; without one the seconds of
+    training.
     """
     metric, further = content.config.metric, content.config.objectives[:1]
     known = [r for r in content.ended if r.value(metric) is not None]
@@ -348,11 +335,11 @@ def _describe_calibration(content: Content) -> str:
     if not winner or winner.name not in errors:
         return "What the final models claim to know, against what they know."
     best = min(errors, key=lambda name: errors[name])
+    rest = f"; {label(best)} has the least with {errors[best]:.3f}."
     return (
         f"The winner's calibration error on the test split is {errors[winner.name]:.3f}"
-        + (", the least of all." if best == winner.name
-           else f"; {label(best)} has the least with {errors[best]:.3f}.")
-    )  # fmt: skip
+        f"{', the least of all.' if best == winner.name else rest}"
+    )
 
 
 def _describe_teacher(content: Content) -> str:
@@ -372,13 +359,12 @@ def _describe_teacher(content: Content) -> str:
 
 
 def _describe_time(content: Content) -> str:
-    rows = content.time.to_pylist()
+    rows, saved = content.time.to_pylist(), content.saved
     total, largest = sum(r["hours"] for r in rows), max(rows, key=lambda row: row["hours"])
-    saved = content.saved
+    stops = f"; early stops saved {duration(saved.stopped_hours)}" if saved.stopped_epochs else ""
     return (
         f"{duration(total)} in all, most of it ({percent(largest['hours'] / total)}) in "
-        f"“{largest['stage']}”"
-        + (f"; early stops saved {duration(saved.stopped_hours)}." if saved.stopped_epochs else ".")
+        f"“{largest['stage']}”{stops}."
     )
 
 
@@ -389,8 +375,8 @@ def list_failed_runs(content: Content) -> list[tuple[str, str, str]]:
          ", ".join(f"{k}={value_text(v)}" for k, v in r.params.items()))
         for r in content.ended if r.status == "failed"
     ] + [
-        (f"{label(row['name'])}, seed {row['seed']} ({row['stage']})", row["reason"], "")
-        for row in content.confirmed if row.get("reason")
+        (f"{label(run.name)}, seed {run.seed} ({run.stage})", run.reason, "")
+        for run in content.study.confirm_runs if run.reason
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import torch
 from ekd_ray.config.targets import DIRECTIONS, evenly_spaced, pareto_front, total_violation
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import reliability_bins
-from ekd_ray.results.importance import judged_epoch, score_at
+from ekd_ray.results.importance import judged_epoch, judged_trials
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
 from ekd_ray.results.paired import mean_interval
@@ -27,7 +27,7 @@ from ekd_ray.results.report.content import (
     select_compared_trials,
 )
 from ekd_ray.results.report.measures import embed, fit_surface, risk_over_coverage
-from ekd_ray.results.report.words import (
+from ekd_ray.results.words import (
     DASH,
     duration,
     figure_text,
@@ -42,12 +42,8 @@ from ekd_ray.results.report.words import (
 # One colour per role on the whole page, readable on white and on near-black.
 WINNER, KD, AUTHORS, ALONE = "#2f6bde", "#d9820f", "#8a63c9", "#7d8a99"
 ROLE_COLORS = {"kd": KD, "authors": AUTHORS, "none": ALONE}
-FINALIST, FAILED, FAINT, LINE = (
-    "#86a9ea",
-    "#c8452d",
-    "rgba(125,138,153,.38)",
-    "rgba(125,138,153,.8)",
-)
+FINALIST, FAILED = "#86a9ea", "#c8452d"
+FAINT, LINE = "rgba(125,138,153,.38)", "rgba(125,138,153,.8)"
 SEQUENTIAL = [[0, "#e8eefa"], [0.35, "#a9c3f2"], [0.7, "#4a7fe0"], [1, "#153a86"]]
 # Twenty classes can be told apart, ten hues in two shapes each.
 CLASS_COLORS = (
@@ -90,7 +86,7 @@ class Chart:
 
 
 def _escape(value: Any, key: str = "") -> Any:
-    """The same with text escaped: plotly's labels are a kind of HTML. Its templates are ours."""
+    """Escape all text: plotly's labels are a kind of HTML. Its templates are ours."""
     if isinstance(value, dict):
         return {k: _escape(v, k) for k, v in value.items()}
     if isinstance(value, list):
@@ -256,12 +252,10 @@ def draw_risk_coverage(content: Content) -> Iterator[Chart]:
     found = _predicted_rows(content)
     if not found:
         return
-    figure = go.Figure(
-        layout={"xaxis": {"title": {"text": "share of images kept, most certain first"},
-                          "tickformat": ".0%", "range": [0, 1.01]},
-                "yaxis": {"title": {"text": "error"}, "tickformat": ".0%",
-                          "rangemode": "tozero"}}
-    )  # fmt: skip
+    kept = {"title": {"text": "share of images kept, most certain first"}, "range": [0, 1.01]}
+    error = {"title": {"text": "error"}, "rangemode": "tozero"}
+    shown = {"tickformat": ".0%"}
+    figure = go.Figure(layout={"xaxis": {**kept, **shown}, "yaxis": {**error, **shown}})
     table = []
     coverage = np.linspace(0.01, 1, 100)
     for row, seeds in found:
@@ -444,16 +438,10 @@ def draw_importance(content: Content) -> Iterator[Chart]:
 
 
 def _judge_trials(content: Content, most: int = MOST_POINTS) -> tuple[int, list[Any]]:
-    """(the epoch, at most so many trials, each with its metric after it): what parameters are
-    judged by."""
+    """(the epoch, at most so many trials with their metric after it): see `judged_trials`."""
     metric = content.config.metric
     epoch = judged_epoch(content.ended, content.config, metric)
-    scored = [
-        (record, score)
-        for record in content.ended
-        if (score := score_at(record, metric, epoch)) is not None and record.params
-    ]
-    return epoch, evenly_spaced(scored, most)
+    return epoch, evenly_spaced(judged_trials(content.ended, metric, epoch), most)
 
 
 def _ordered_parameters(content: Content, scored: Sequence[Any]) -> list[str]:
@@ -641,12 +629,9 @@ def draw_time(content: Content) -> Iterator[Chart]:
     rows = [row for row in content.time.to_pylist() if row["hours"] > 0]
     if not rows:
         return
-    saved = [
-        {"stage": name, "runs": None, "epochs": None, "hours": hours}
-        for name, hours in (("saved by early stops", content.saved.stopped_hours),
-                            ("saved by the teacher's cache", content.saved.cache_hours))
-        if hours
-    ]  # fmt: skip
+    spared = {"saved by early stops": content.saved.stopped_hours,
+              "saved by the teacher's cache": content.saved.cache_hours}  # fmt: skip
+    saved = [{"stage": n, "runs": None, "epochs": None, "hours": h} for n, h in spared.items() if h]
     shown = [*rows, *saved]
     biggest = max(row["hours"] for row in shown)
     unit, factor = ("hours", 1) if biggest >= 2 else ("minutes", 60)

@@ -68,7 +68,7 @@ def fit_surface(
 
     kernel = ConstantKernel(1.0) * RBF([0.3, 0.3], (0.1, 10)) + WhiteKernel(0.2, (1e-3, 2))
     process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
-    with warnings.catch_warnings():  # a bound of the kernel that was reached is no mistake
+    with warnings.catch_warnings():  # the kernel may reach a bound
         warnings.simplefilter("ignore", ConvergenceWarning)
         process.fit(points, scores)
     x, y = np.meshgrid(grid, grid)

@@ -50,7 +50,7 @@
       Plotly.relayout(node, { template: template() });
     }
   }
-  // A chart keeps the width that it was drawn at: on paper it has to be drawn anew, and the sheet's
+  // A chart keeps the width that it was drawn at, so that paper needs a new one; the sheet's
   // widths are taken before the browser lays the sheet out.
   function toPaper(on) {
     printing = on;

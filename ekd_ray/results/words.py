@@ -1,4 +1,4 @@
-"""Names and values in the words of the report and of `launchers/show.py`."""
+"""Names and values in words, for the report, the terminal and the live view."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def metric_name(name: str) -> str:
     prefix, _, rest = name.partition("_")
     if name in COSTS or prefix not in ("val", "test"):
         return METRIC_NAMES.get(name, name)
-    split = {"val": "validation", "test": "test"}[prefix]
-    return f"{split} {METRIC_NAMES.get(rest, rest)}"
+    return f"{'validation' if prefix == 'val' else 'test'} {METRIC_NAMES.get(rest, rest)}"
 
 
 def is_share(name: str) -> bool:
@@ -68,6 +67,25 @@ def spread(values: Sequence[float], name: str) -> str:
     return f"{text} (n = {n})"
 
 
+def exact_figure(name: str, value: float) -> str:
+    """A metric's value with the digits of a log: `50.00%`, `1.2345`."""
+    if name in ("parameters", "flops"):
+        return f"{value:,.0f}"
+    return f"{value:.2%}" if is_share(name) else f"{value:.4f}"
+
+
+def short_spread(values: Sequence[float], name: str) -> str:
+    """As `spread`, for a column that says the unit and n: `39.66 ± 0.81`."""
+    if not values:
+        return ""
+    if name in COSTS:
+        return exact_figure(name, values[0])
+    mean, deviation, _ = mean_sd(values)
+    if name.endswith("top1"):
+        return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+    return f"{mean:.3f} ± {deviation:.3f}"
+
+
 def points(value: float) -> str:
     """A difference of accuracies in points, with its sign."""
     return f"{100 * value:+.2f}".replace("-", "\N{MINUS SIGN}")
@@ -83,6 +101,15 @@ def duration(hours: float) -> str:
     if hours >= 2:
         return f"{hours:.1f} h"
     return f"{hours * 60:.0f} min" if hours * 60 >= 2 else f"{hours * 3600:.0f} s"
+
+
+def countdown(seconds: float) -> str:
+    """Seconds in words: `2 h 5 min`, `3 min 10 s`, `12 s`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def value_text(value: Any) -> str:
