@@ -1,4 +1,4 @@
-"""Prints the oldest releases that pyproject allows, as requirements: `make test-lowest` installs them.
+"""Prints the oldest releases that pyproject allows, as requirements for `make test-lowest`.
 
 What a dependency needs in turn is pip's to choose, but for the names below.
 """
