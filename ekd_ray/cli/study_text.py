@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ekd_ray.cli.terminal import difference_lines, front_table, leaderboard_table, winner_settings
+from ekd_ray.config import StudyConfig
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import mean_interval
@@ -27,56 +28,61 @@ STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "
 def print_progress(study: Study, other: pa.Table | None, other_name: str) -> None:
     """Print a study, running or finished, and what differs from another one."""
     content = gather(study)
-    # Figures whole: a line that the terminal breaks is better than one cut short.
-    width = max(Console().width, 110 + 18 * (len(content.config.watched) - 1))
-    console = Console(highlight=False, soft_wrap=True, width=width)
-    for line in (*write_headline(content), _status(content)):
-        console.print(line, markup=False)
-    _print_board(console, content)
+    parts: list[str | Table] = [*write_headline(content), _status(content)]
+    if content.config.objectives:
+        parts.append(front_table(study.pareto(), content.config))
+    if content.board:
+        parts += [
+            leaderboard_table(content.board, content.config),
+            _intervals(content.board),
+            winner_settings(content.board, content.config),
+            *difference_lines(content.differences),
+        ]
+    else:
+        parts.append(_search_table(content))
     if content.importance.num_rows:
-        console.print(_importance(content))
-    console.print(_time(content))
-    for line in (*_savings(content), *_failures(content)):
-        console.print(line, markup=False)
-    for table in _comparison(other, other_name) if other is not None else ():
-        console.print(table)
+        parts.append(_importance(content))
+    parts += [_time(content), *_savings(content), *_failures(content)]
+    if other is not None:
+        parts += _comparison(other, other_name)
+    _print(parts, study.config, least_width=110)
 
 
 def print_study(study: Study, bundle: Bundle) -> None:
     """Print a finished study: leaderboard, winner, differences, and where its files are."""
     board, config = study.leaderboard(), study.config
-    # Figures whole: a line that the terminal breaks is better than one cut short.
-    width = max(Console().width, 80 + 18 * (len(config.watched) - 1))
-    console = Console(highlight=False, soft_wrap=True, width=width)
-    if config.objectives:
-        console.print(front_table(study.pareto(), config))
-    console.print(leaderboard_table(board, config))
-    console.print(winner_settings(board, config), markup=False)
-    for row in board:
-        if row.failed:
-            console.print(f"{row.name} failed: {row.failed}", markup=False)
-    for line in difference_lines(study.differences()):
-        console.print(line, markup=False)
-    gap = _selection_gap(study, board[0])
-    if gap:
-        console.print(gap, markup=False)
-    console.print("The winner was chosen on validation; the test split was read once, after.")
-    console.print(f"bundle: {bundle.path}", markup=False)
     report = study.path / REPORT
-    if report.is_file():
-        console.print(f"report: {report}", markup=False)
-    console.print(f"curves: tensorboard --logdir {study.path}", markup=False)
+    parts: list[str | Table] = [
+        *([front_table(study.pareto(), config)] if config.objectives else []),
+        leaderboard_table(board, config),
+        winner_settings(board, config),
+        *(f"{row.name} failed: {row.failed}" for row in board if row.failed),
+        *difference_lines(study.differences()),
+        *_selection_gap(study, board[0]),
+        "The winner was chosen on validation; the test split was read once, after.",
+        f"bundle: {bundle.path}",
+        *([f"report: {report}"] if report.is_file() else []),
+        f"curves: tensorboard --logdir {study.path}",
+    ]
+    _print(parts, config, least_width=80)
 
 
-def _selection_gap(study: Study, winner: Row) -> str:
+def _print(parts: list[str | Table], config: StudyConfig, *, least_width: int) -> None:
+    # Figures whole: a line that the terminal breaks is better than one cut short.
+    width = max(Console().width, least_width + 18 * (len(config.watched) - 1))
+    console = Console(highlight=False, soft_wrap=True, width=width)
+    for part in parts:
+        console.print(part, markup=False)
+
+
+def _selection_gap(study: Study, winner: Row) -> list[str]:
     """The winner's curse in one line: its search score against its score under fresh seeds."""
-    metric = study.config.metric
     if not winner.val:
-        return ""
+        return []
+    metric = study.config.metric
     (score,) = [r.value(metric) for r in study.records() if r.number == winner.number]
     fresh, _, count = mean_sd(winner.val)
-    assert score is not None
-    return f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"
+    return [f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"]
 
 
 def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
@@ -117,20 +123,6 @@ def _status(content: Content) -> str:
     if content.progress.stage != "finished" and quiet is not None:
         text += f"; last epoch recorded {duration(quiet / 3600)} ago"
     return text
-
-
-def _print_board(console: Console, content: Content) -> None:
-    config = content.config
-    if config.objectives:
-        console.print(front_table(content.study.pareto(), config))
-    if not content.board:
-        console.print(_search_table(content))
-        return
-    console.print(leaderboard_table(content.board, config))
-    console.print(_intervals(content.board), markup=False)
-    console.print(winner_settings(content.board, config), markup=False)
-    for line in difference_lines(content.differences):
-        console.print(line, markup=False)
 
 
 def _intervals(board: list[Row]) -> str:
@@ -206,7 +198,7 @@ def _failures(content: Content) -> list[str]:
 
 
 def _comparison(found: pa.Table, other: str) -> list[Table]:
-    """What was reached at what cost, and below it what was set otherwise."""
+    """The figures with their costs, and below them the settings that differ."""
     rows = found.to_pylist()
     figures = _table(
         f"this study and {other}", "what", "this", "other", "difference", "95 % interval"

@@ -168,12 +168,6 @@ class Terminal:
     def _settings(self, run: _Progress) -> str:
         return _assignments(run.settings, self.shown)
 
-    def _rung(self, run: _Progress) -> str:
-        """Comparisons survived of those that a search makes; confirm runs make none."""
-        if self.title != "search":
-            return ""
-        return f"{sum(rung <= run.row.get('epoch', 0) for rung in self.rungs)}/{len(self.rungs)}"
-
     def best(self) -> _Progress | None:
         """The run of this stage with the best latest metric."""
         scored = [run for run in self.runs.values() if self.metric in run.row]
@@ -201,20 +195,17 @@ class Terminal:
         waiting = max(0, self.total - ended - len(running))
         return waiting * epochs + sum(max(0.0, epochs - done) for done in running)
 
-    def seconds_left(self) -> float | None:
-        """Upper estimate: every epoch still possible, at the pace so far."""
+    def seconds_left(self, epochs: float | None = None) -> float | None:
+        """Time for runs of `epochs` epochs at the pace so far; without it, of all possible ones."""
         if not self.epochs_done:
             return None
         pace = (time.monotonic() - self.started_at) / self.epochs_done
-        return self._possible(self.epochs) * pace
+        return self._possible(self.epochs if epochs is None else epochs) * pace
 
     def seconds_expected(self) -> float | None:
         """Estimate with the mean length of the runs that have ended; None before three have."""
         ended = [r.row.get("epoch", 0) for r in self.runs.values() if r.state != "running"]
-        if len(ended) < 3 or not self.epochs_done:
-            return None
-        pace = (time.monotonic() - self.started_at) / self.epochs_done
-        return self._possible(sum(ended) / len(ended)) * pace
+        return self.seconds_left(sum(ended) / len(ended)) if len(ended) >= 3 else None
 
     def _state(self, run: _Progress) -> str:
         done = run.row.get("epoch") == self.epochs
@@ -234,10 +225,11 @@ class Terminal:
             table.add_column(column, no_wrap=column != "settings", overflow="fold")
         best = self.best()
         for run in latest(self.runs, LIVE_ROWS):
+            epoch = run.row.get("epoch", 0)
             cells = {
                 "run": run.name,
-                "epoch": f"{run.row.get('epoch', 0)}/{self.epochs}",
-                "rung": self._rung(run),
+                "epoch": f"{epoch}/{self.epochs}",
+                "rung": f"{sum(rung <= epoch for rung in self.rungs)}/{len(self.rungs)}",
                 self.metric: _value(self.metric, run.row[self.metric])
                 if self.metric in run.row
                 else "",

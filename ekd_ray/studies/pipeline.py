@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -175,23 +174,18 @@ def run_study(study: Study, observer: Observer) -> Bundle:
         UserError: refused before compute, or nothing came of it. Interrupted: stopped
             by the user; `resume=True` continues.
     """
-    config, out = study.config, study.path
-    with _only_driver(out):
-        return _run_stages(study, config, out, observer)
-
-
-@contextlib.contextmanager
-def _only_driver(out: Path) -> Iterator[None]:
-    """Hold the study's lock; the system releases it however this process ends."""
-    lock = FileLock(out / ".lock")
+    lock = FileLock(study.path / ".lock")  # released however this process ends
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{out} is being run by another process: wait for it or end it.") from None
+        raise UserError(
+            f"{study.path} is being run by another process: wait for it or end it."
+        ) from None
     with lock:
-        _sweep(out)
-        yield
-        _sweep(out)
+        _sweep(study.path)
+        bundle = _run_stages(study.config, study.path, observer)
+        _sweep(study.path)
+    return bundle
 
 
 def _sweep(out: Path) -> None:
@@ -200,7 +194,7 @@ def _sweep(out: Path) -> None:
     shutil.rmtree(out / SCRATCH, ignore_errors=True)
 
 
-def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer) -> Bundle:
+def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
     tags = [metric_tag(name) for name in (*config.watched, "val_top1", "test_top1")]
     write_experiment(out, config.space or {}, dict.fromkeys(tags))
     # A cluster is joined before anything is computed; a Ray of our own would only be in the way.

@@ -6,41 +6,6 @@ from launchers_run import DIGITS, command
 from ekd_ray.cli.main import run
 from ekd_ray.errors import unknown_name
 
-BAD_SPACES = {
-    "key": ("trails: 3", "Did you mean 'trials'"),
-    "setting": (
-        "distill: {lrr: 1}",
-        "space.yaml:1: unknown setting in distill: 'lrr'. Did you mean 'lr'",
-    ),
-    "searched": ("space: {kd_wieght: {low: 1, high: 2}}", "Did you mean 'kd_weight'"),
-    "empty": ("space: {}", "search space is empty"),
-    "null": ("space: null", "search space is empty"),
-    "swapped": (
-        "space: {lr: {low: 2, high: 1}}",
-        "space.yaml:1: space.lr: low must be <= high (1), got 2",
-    ),
-    "nan": ("space: {lr: {low: .nan, high: 1}}", "lr"),
-    "step": ("space: {lr: {low: 0.1, high: 1, step: 0}}", "step"),
-    "bound": ("space: {lr: {low: 0, high: 1}}", "space.yaml:1: lr must be > 0, got 0"),
-    "syntax": ("space: {lr: [", "space.yaml:"),
-    "twice": ("trials: 1\ntrials: 2", "space.yaml:2: duplicate key 'trials'"),
-    "list": ("- 1", "must hold a YAML mapping"),
-    "extends": ("extends: none.yaml", "none.yaml"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SPACES)
-def test_mistakes_in_a_space_file(case, launch, tmp_path):
-    text, words = BAD_SPACES[case]
-    (tmp_path / "space.yaml").write_text(text)
-    code, out, err = launch(
-        "tune_cifar", "--dry-run", "--space", tmp_path / "space.yaml", "--dataset", "digits",
-        "--teacher", "resnet20", "--student", "resnet8",
-    )  # fmt: skip
-    assert_one_sentence(code, out, err)
-    assert words in err
-
-
 ALONE = (*DIGITS, "--method", "none", "--set", "batch_size=16")
 NEW = ("--dataset", "digits", "--teacher", "resnet20", "--student")
 MISTAKES = [
@@ -51,20 +16,11 @@ MISTAKES = [
     ((*NEW, "resnet9"), "'resnet9'"),
     ((*DIGITS, "--teacher", "resnet21"), "'resnet21'"),
     ((*DIGITS, "--method", "edk"), "'edk'"),
-    ((*DIGITS, "--set", "method=edk"), "'edk'"),
     ((*DIGITS, "--trials", 0), "trials must be >= 1, got 0"),
     ((*DIGITS, "--epochs", 0), "epochs must be >= 1, got 0"),
-    ((*DIGITS, "--epochs", -3), "epochs must be >= 1, got -3"),
     ((*DIGITS, "--seeds", 0), "confirm_seeds must be >= 1, got 0"),
-    ((*DIGITS, "--top-k", 0), "confirm_top_k must be >= 1, got 0"),
-    ((*DIGITS, "--max-concurrent", 0), "max_concurrent must be >= 1, got 0"),
-    ((*DIGITS, "--workers-per-trial", 0), "workers_per_trial must be >= 1, got 0"),
     ((*DIGITS, "--workers-per-trial", 2, "--set", "batch_size=1"), "workers must be <= 1"),
-    ((*DIGITS, "--cpus-per-trial", 0), "cpus_per_trial must be >= 1, got 0"),
-    ((*DIGITS, "--gpus-per-trial", -1), "gpus_per_trial must be >= 0, got -1"),
-    ((*DIGITS, "--train-subset", 0), "train_subset must be >= 1, got 0"),
     ((*DIGITS, "--train-subset", 5000), "train_subset"),
-    ((*DIGITS, "--seed", -1), "seed must be >= 0, got -1"),
     ((*DIGITS, "--set", "validation_fraction=0"), "validation_fraction must be > 0"),
     ((*DIGITS, "--teacher-weights", "none.safetensors"), "none.safetensors"),
     ((*NEW, "resnet14"), "--teacher-weights"),
@@ -150,16 +106,6 @@ def test_an_unsuitable_folder_is_refused_before_anything_runs(
     code, out, err = launch("tune_cifar", *DIGITS, "--quiet", "--out", tmp_path / "out", *flags)
     assert_one_sentence(code, out, err)
     assert words in err
-
-
-def test_an_interrupt_names_the_cure(capsys):
-    def main():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as left:
-        run(main)
-    assert left.value.code == 130
-    assert "--resume" in capsys.readouterr().err
 
 
 def test_other_errors_keep_their_traceback():
