@@ -6,6 +6,7 @@ What is heavy (torch, rich) is imported inside the functions, so that `--help` d
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import shutil
@@ -115,7 +116,6 @@ def _fill(args: argparse.Namespace) -> int:
     if config.teacher is None:
         raise UserError(f"method {config.method!r} has no teacher: choose another --method.")
     started, shown = time.monotonic(), -math.inf
-    terminal = Terminal(quiet=args.json or args.quiet, unit="rows")
 
     def progress(done: int, total: int) -> None:
         nonlocal shown
@@ -123,7 +123,8 @@ def _fill(args: argparse.Namespace) -> int:
             shown = time.monotonic()
             terminal.filled(done, total)
 
-    try:
+    quiet = args.json or args.quiet
+    with contextlib.closing(Terminal(quiet=quiet, unit="rows")) as terminal:
         computed = fill_tables(
             config,
             data_root=request.data_root,
@@ -131,8 +132,6 @@ def _fill(args: argparse.Namespace) -> int:
             threads=args.threads or local_cpus(),
             on_progress=progress,
         )
-    finally:
-        terminal.close()
     seconds = time.monotonic() - started
     if args.json:
         print(json.dumps({"computed": computed, "seconds": seconds}))

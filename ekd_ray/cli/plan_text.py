@@ -101,12 +101,9 @@ def study_plan(config: StudyConfig, out: Path) -> str:
 def _stopping(config: StudyConfig) -> str:
     if config.scheduler == "median":
         return f"median rule from epoch {config.grace} on"
-    epochs = ", ".join(map(str, milestone_epochs(config)[:-1]))
-    return (
-        f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
-        if epochs
-        else "none"
-    )
+    if epochs := ", ".join(map(str, milestone_epochs(config)[:-1])):
+        return f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
+    return "none"
 
 
 def _budget(config: StudyConfig) -> str:
