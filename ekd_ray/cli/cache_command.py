@@ -58,20 +58,17 @@ def _gigabytes(size: float) -> str:
 
 
 def _ls(args: argparse.Namespace) -> int:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
+    from ekd_ray.cli.terminal import plain_table
     from ekd_ray.engine.teacher.table import list_tables, tables_dir
 
     tables = list(list_tables())
     if args.json:
         print(json.dumps([_plain(table) for table in tables], indent=2))
         return 0
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("table", no_wrap=True)
-    for column in ("rows", "filled", "on disk", "when full", "days since written"):
-        shown.add_column(column, justify="right", no_wrap=True)
+    columns = ("table", "rows", "filled", "on disk", "when full", "days since written")
+    shown = plain_table(*columns)
     for table in tables:
         share = table.filled / table.rows
         shown.add_row(

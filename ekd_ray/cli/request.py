@@ -25,7 +25,7 @@ from ekd_ray.studies.recipes import (
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the flags ask for, checked as far as neither data nor torch are needed.
+    """The work that the flags ask for, checked as far as neither data nor torch are needed.
 
     Attributes:
         studies: by their folder below `out`, a single one under the name ""; the recipe also
@@ -265,7 +265,7 @@ def _recipe_home(args: argparse.Namespace) -> str:
 
 
 def _chosen_method(args: argparse.Namespace) -> Any:
-    """What --method, or --set method=, asks for; None leaves the recipe's own."""
+    """The value of --method or --set method=; None leaves the recipe's own."""
     chosen = args.method
     for text in args.set:
         key, value = _parse_set(text)

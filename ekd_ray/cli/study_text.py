@@ -6,11 +6,16 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ekd_ray.cli.terminal import difference_lines, front_table, leaderboard_table, winner_settings
+from ekd_ray.cli.terminal import (
+    difference_lines,
+    front_table,
+    leaderboard_table,
+    plain_table,
+    winner_settings,
+)
 from ekd_ray.config import StudyConfig
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
@@ -137,17 +142,12 @@ def _intervals(board: list[Row]) -> str:
     return "\n".join(lines) or "too few seeds for intervals of the means"
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    return table
-
-
 def _search_table(content: Content) -> Table:
     """The best trials so far, where nothing is confirmed yet."""
     metric, space = content.config.metric, content.config.space or {}
-    table = _table("best complete trials of the search", "trial", metric_name(metric), *space)
+    table = plain_table(
+        "trial", metric_name(metric), *space, title="best complete trials of the search"
+    )
     for record in content.ranked[:MOST_FAILURES]:
         values = (value_text(record.params.get(name)) for name in space)
         table.add_row(str(record.number), figure_text(metric, record.value(metric)), *values)
@@ -160,7 +160,7 @@ def _importance(content: Content) -> Table:
         f"importance for {rows[0]['metric']} after epoch {rows[0]['epoch']} "
         f"({rows[0]['trials']} trials)"
     )
-    table = _table(title, "parameter", "fANOVA", "PED-ANOVA")
+    table = plain_table("parameter", "fANOVA", "PED-ANOVA", title=title)
     for row in rows:
         shares = (row["fanova"], row["ped_anova"])
         table.add_row(row["parameter"], *("" if s is None else f"{s:.0%}" for s in shares))
@@ -168,7 +168,7 @@ def _importance(content: Content) -> Table:
 
 
 def _time(content: Content) -> Table:
-    table = _table("time, all runs together", "stage", "runs", "epochs", "time")
+    table = plain_table("stage", "runs", "epochs", "time", title="time, all runs together")
     for row in content.time.to_pylist():
         counts = ("" if row[name] is None else str(row[name]) for name in ("runs", "epochs"))
         table.add_row(row["stage"], *counts, duration(row["hours"]))
@@ -200,15 +200,14 @@ def _failures(content: Content) -> list[str]:
 def _comparison(found: pa.Table, other: str) -> list[Table]:
     """The figures with their costs, and below them the settings that differ."""
     rows = found.to_pylist()
-    figures = _table(
-        f"this study and {other}", "what", "this", "other", "difference", "95 % interval"
-    )
+    columns = ("what", "this", "other", "difference", "95 % interval")
+    figures = plain_table(*columns, title=f"this study and {other}")
     for row in (row for row in rows if row["kind"] != "setting"):
         bounds = "" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
         name = f"{label(row['name'])}: {row['figure']}"
         values = (f"{row['this']:.4f}", f"{row['other']:.4f}", f"{row['difference']:+.4f}")
         figures.add_row(name, *values, bounds)
-    settings = _table("settings that differ", "setting")
+    settings = plain_table("setting", title="settings that differ")
     for name in ("this", "other"):
         settings.add_column(name, overflow="fold")
     for row in (row for row in rows if row["kind"] == "setting"):

@@ -1,4 +1,4 @@
-"""What a person sees: a live table on a terminal, plain lines elsewhere, the leaderboard."""
+"""The view of a person: a live table on a terminal, plain lines elsewhere, the leaderboard."""
 
 from __future__ import annotations
 
@@ -333,21 +333,24 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """An empty table; its columns are never cut, and all but the first hold figures."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
 def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     """The closing table: the winner, the baselines, the other finalists.
 
     One column for each objective and bounded metric, then the test split's.
     """
     seeds = max((len(row.test) for row in board), default=0)
-    table = Table(
-        title=f"leaderboard: mean ± sd over {seeds} seed(s), gap to the winner",
-        title_justify="left",
-    )
-    table.box, table.pad_edge = box.SIMPLE_HEAD, False
-    table.add_column("configuration", no_wrap=True)
+    title = f"leaderboard: mean ± sd over {seeds} seed(s), gap to the winner"
     names = [f"{name} %" if name == "val_top1" else name for name in config.watched]
-    for name in (*names, "test_top1 %", "gap", "test_nll", "test_ece"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("configuration", *names, "test_top1 %", "gap", "test_nll", "test_ece")
+    table = plain_table(*columns, title=title)
     top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0
     longest = max((len(row.val) for row in board), default=0)
     for row in board:
@@ -369,11 +372,7 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
 
 def front_table(front: list[RunRecord], config: StudyConfig) -> Table:
     """The Pareto front of the search: its trials, one column per objective."""
-    table = Table(title="Pareto front of the search", title_justify="left")
-    table.box, table.pad_edge = box.SIMPLE_HEAD, False
-    table.add_column("trial", justify="right")
-    for name in config.watched:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = plain_table("trial", *config.watched, title="Pareto front of the search")
     table.add_column("settings")
     for record in front:
         figures = [_value(name, record.last[name]) for name in config.watched]

@@ -140,7 +140,7 @@ def _check_same(study: Study, config: StudyConfig) -> None:
 
 
 def _flat(config: StudyConfig) -> dict[str, object]:
-    """Every setting by name; those of the runs under `distill.`, for both have a seed."""
+    """Every setting by name; those of the runs under `distill.`, because both have a seed."""
     values = config.identity()
     return {**{f"distill.{name}": v for name, v in values.pop("distill").items()}, **values}
 
@@ -214,7 +214,7 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
 
 
 def _report(study: Study) -> None:
-    """The study's page; one that cannot be made is no failure of the study."""
+    """Write the study's page; a failure there does not fail the study."""
     try:
         from ekd_ray.results.report import write_report  # slow to import, and needed last
 

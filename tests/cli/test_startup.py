@@ -1,4 +1,4 @@
-"""What a command or a trial imports: nothing heavy that it does not need."""
+"""A command or a trial imports nothing heavy that it does not need."""
 
 import json
 import subprocess

@@ -78,7 +78,7 @@ space:
 
 
 def place_of_error(folder, keys):
-    """What stands before the sentence of an error about the value to which `keys` lead."""
+    """The text before the sentence of an error about the value to which `keys` lead."""
     (folder / "lines.yaml").write_text(LINES)
     with pytest.raises(UserError) as refused, YamlFile.read(folder / "lines.yaml").locate_errors():
         raise UserError("it is wrong.", keys=keys)

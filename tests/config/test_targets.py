@@ -55,7 +55,7 @@ def test_a_constraint_as_text_is_the_constraint(bound):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
         ("val_ece", "METRIC<=NUMBER or METRIC>=NUMBER, got 'val_ece'"),
         ("val_ece<0.1", "got 'val_ece<0.1'"),
@@ -65,8 +65,8 @@ def test_a_constraint_as_text_is_the_constraint(bound):
         ("test_top1>=0.9", "unknown metric in a constraint: 'test_top1'"),
     ],
 )
-def test_what_is_no_constraint(text, said):
-    with pytest.raises(UserError, match=said):
+def test_what_is_no_constraint(text, words):
+    with pytest.raises(UserError, match=words):
         StudyConfig(constraints=(text,))
 
 
