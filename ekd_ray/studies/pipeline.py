@@ -105,7 +105,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         _check_same(study, config)
-    elif out.exists() and (out.is_file() or not all(map(_is_ours, out.iterdir()))):
+    elif out.exists() and (out.is_file() or not all(map(_is_left_over, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
         raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
@@ -121,7 +121,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     return Study.load(out)
 
 
-def _is_ours(path: Path) -> bool:
+def _is_left_over(path: Path) -> bool:
     """Left by a start that was killed, or made for a copy at a URI."""
     return is_temporary(path) or path.name == MIRROR_STATE
 

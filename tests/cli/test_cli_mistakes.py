@@ -10,15 +10,11 @@ ALONE = (*DIGITS, "--method", "none", "--set", "batch_size=16")
 NEW = ("--dataset", "digits", "--teacher", "resnet20", "--student")
 MISTAKES = [
     (("--dataset", "cifar101", "--pair", "resnet32x4-resnet8x4"), "Did you mean 'cifar10"),
-    (("--dataset", "digit", "--teacher", "resnet20", "--student", "resnet8"), "'digits'"),
     (("--dataset", "digits", "--pair", "resnet20-resnet9"), "Did you mean 'resnet20-resnet8'"),
     (("--dataset", "digits"), "--pair"),
     ((*NEW, "resnet9"), "'resnet9'"),
-    ((*DIGITS, "--teacher", "resnet21"), "'resnet21'"),
-    ((*DIGITS, "--method", "edk"), "'edk'"),
     ((*DIGITS, "--trials", 0), "trials must be >= 1, got 0"),
     ((*DIGITS, "--epochs", 0), "epochs must be >= 1, got 0"),
-    ((*DIGITS, "--seeds", 0), "confirm_seeds must be >= 1, got 0"),
     ((*DIGITS, "--workers-per-trial", 2, "--set", "batch_size=1"), "workers must be <= 1"),
     ((*DIGITS, "--train-subset", 5000), "train_subset"),
     ((*DIGITS, "--set", "validation_fraction=0"), "validation_fraction must be > 0"),
@@ -47,17 +43,9 @@ def test_mistakes_end_with_one_sentence(argv, words, launch, tmp_path):
     ("name", "argv", "words"),
     [
         ("train_teacher", ("--dataset", "digits", "--model", "resnet9"), "'resnet9'"),
-        ("train_teacher", ("--dataset", "digits", "--model", "resnet8", "--epochs", 0), "epochs"),
-        ("train_teacher", ("--dataset", "cifar10", "--model", "resnet8"), "--data-root"),
         ("distill", ("--config", "none.yaml"), "cannot read none.yaml"),
         ("distill", (*ALONE, "--workers", "8:2"), "--workers takes N or MIN:MAX"),
         ("distill", (*ALONE, "--workers", 17), "workers must be <= 16"),
-        ("distill", (*ALONE, "--workers", 2, "--cpus-per-worker", 0), "must be >= 1, got 0"),
-        (
-            "distill",
-            (*ALONE, "--set", "accumulation_steps=3"),
-            "must divide batch_size (16), got 3",
-        ),
         ("distill", (*DIGITS,), "--teacher-weights"),
         ("export_best", ("none", "--out", "best"), "none"),
     ],
@@ -76,9 +64,8 @@ def test_an_unknown_name_lists_the_five_nearest_only(got, meant):
     assert listed.count("name") == 5 and listed.endswith(" and 495 others.")
 
 
-@pytest.mark.parametrize("content", [b"no weights", b"", b"PK\x03\x04 torn"])
-def test_a_damaged_teacher(content, launch, tmp_path):
-    (tmp_path / "t.pth").write_bytes(content)
+def test_a_damaged_teacher(launch, tmp_path):
+    (tmp_path / "t.pth").write_bytes(b"PK\x03\x04 torn")
     code, out, err = launch("tune_cifar", "--dry-run", *DIGITS, "--teacher-weights", "t.pth")
     assert_one_sentence(code, out, err)
     assert "t.pth" in err

@@ -39,6 +39,7 @@ def valid_for_schema(cls, values):
         {"lr_milestones": [0.5, 0.5]},
         {"lr_milestones": [0.7, 0.5]},
         {"lr": 0.1, "lr_min": 0.2},
+        {"batch_size": 16, "accumulation_steps": 3},
     ],
 )
 def test_settings_that_contradict_each_other(values):

@@ -7,7 +7,6 @@ import pytest
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import METHODS
-from ekd_ray.models import ALIASES, model_names
 from ekd_ray.scale.space import check_space, first_points, point_config
 from ekd_ray.studies.recipes import (
     SEARCH_SPACES,
@@ -19,10 +18,6 @@ from ekd_ray.studies.recipes import (
 
 RECIPES = sorted(SEARCH_SPACES.rglob("*.yaml"))
 PAIRS = [p for p in RECIPES if p.parent != SEARCH_SPACES and not p.stem.startswith("_")]
-# A folder is called after its data set, save for the transformers.
-DATASET_OF = {"vit": "cifar100"}
-# ImageNet's models are called after their libraries in the settings, not in file names.
-SHORT = {"MobileNetV1": "mobilenetv1"}
 
 # METHODS.md, section 1, CIFAR-100: lambda, kd, ekd, warm-up; ce ran as 1.
 AUTHORS = {
@@ -77,16 +72,6 @@ def test_every_method_searches_its_own_ranges():
     for name, method in METHODS.items():
         space = load_recipe(default, name)["space"]
         assert {key: space[key] for key in space if key in method.space} == method.space
-
-
-@pytest.mark.parametrize("path", PAIRS, ids=relative)
-def test_a_recipe_holds_what_its_name_says(path):
-    shared = study_of(path).distill
-    assert DATASET_OF.get(path.parent.name, path.parent.name) == shared.dataset
-    names = [name.removeprefix("torchvision:") for name in (shared.teacher, shared.student)]
-    assert path.stem == "-".join(SHORT.get(name, name) for name in names)
-    library = {name for name in (shared.teacher, shared.student) if ":" in name}
-    assert {shared.teacher, shared.student} - library <= {*model_names(), *ALIASES}
 
 
 @pytest.mark.parametrize("pair", AUTHORS)
@@ -233,20 +218,3 @@ def test_sections_of_a_wrong_kind_are_refused_in_one_sentence(text, epochs, tmp_
     """Under another budget too, which looks into the sections before they are checked."""
     with pytest.raises(UserError):
         study_of(write(tmp_path, odd=text), epochs)
-
-
-# Finding
-
-
-@pytest.mark.parametrize(
-    ("dataset", "pair", "words"),
-    [
-        ("cifar100", "resnet32x4-resnet8x5", ["pair", "Did you mean 'resnet32x4-resnet8x4'"]),
-        ("cifar10", "vgg13-vgg9", ["vgg13-vgg8", "resnet56a-resnet20, resnet56a-resnet8"]),
-        ("cifar1000", "a-b", ["cifar1000", "Did you mean 'cifar100'", "digits"]),
-    ],
-)
-def test_find_recipe_names_what_there_is(dataset, pair, words):
-    with pytest.raises(UserError) as refused:
-        find_recipe(SEARCH_SPACES, dataset, pair)
-    assert all(word in str(refused.value) for word in words)
