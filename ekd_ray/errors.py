@@ -21,9 +21,8 @@ class UserError(Exception):
     cure. Launchers print it without a traceback and exit with code 2.
 
     Args:
-        keys: the way to the value among those that are being read, e.g. `("space", "lr",
-            "low")`, from which whoever read them finds its line; None if no single value
-            is to blame.
+        keys: the keys that lead to the value, e.g. `("space", "lr", "low")`, by which its line
+            in the file is found; None if no single value is to blame.
     """
 
     exit_code = 2

@@ -6,6 +6,7 @@ What is heavy (torch, rich) is imported inside the functions, so that `--help` d
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import shutil
@@ -57,20 +58,17 @@ def _gigabytes(size: float) -> str:
 
 
 def _ls(args: argparse.Namespace) -> int:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
+    from ekd_ray.cli.terminal import plain_table
     from ekd_ray.engine.teacher.table import list_tables, tables_dir
 
     tables = list(list_tables())
     if args.json:
         print(json.dumps([_plain(table) for table in tables], indent=2))
         return 0
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("table", no_wrap=True)
-    for column in ("rows", "filled", "on disk", "when full", "days since written"):
-        shown.add_column(column, justify="right", no_wrap=True)
+    columns = ("table", "rows", "filled", "on disk", "when full", "days since written")
+    shown = plain_table(*columns)
     for table in tables:
         share = table.filled / table.rows
         shown.add_row(
@@ -115,7 +113,6 @@ def _fill(args: argparse.Namespace) -> int:
     if config.teacher is None:
         raise UserError(f"method {config.method!r} has no teacher: choose another --method.")
     started, shown = time.monotonic(), -math.inf
-    terminal = Terminal(quiet=args.json or args.quiet, unit="rows")
 
     def progress(done: int, total: int) -> None:
         nonlocal shown
@@ -123,7 +120,8 @@ def _fill(args: argparse.Namespace) -> int:
             shown = time.monotonic()
             terminal.filled(done, total)
 
-    try:
+    quiet = args.json or args.quiet
+    with contextlib.closing(Terminal(quiet=quiet, unit="rows")) as terminal:
         computed = fill_tables(
             config,
             data_root=request.data_root,
@@ -131,8 +129,6 @@ def _fill(args: argparse.Namespace) -> int:
             threads=args.threads or local_cpus(),
             on_progress=progress,
         )
-    finally:
-        terminal.close()
     seconds = time.monotonic() - started
     if args.json:
         print(json.dumps({"computed": computed, "seconds": seconds}))

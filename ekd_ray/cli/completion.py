@@ -1,4 +1,4 @@
-"""What a shell offers for a command's flags, through argcomplete; see README."""
+"""Completion of a command's flags in a shell, through argcomplete; see README."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
         winner = study.best()
         print(f"would export {winner.name} of {args.run} to {args.out}")
         return 0
-    terminal = Terminal(quiet=args.quiet)
-    try:
+    with contextlib.closing(Terminal(quiet=args.quiet)) as terminal:
         terminal.stage("export", 1, 0)
         bundle = export_bundle(
             study, Path(args.out), formats=formats, normalized_input=args.normalized_input
@@ -65,8 +65,6 @@ def run(args: argparse.Namespace) -> int:
             terminal.stage("test split", 1, 0)
         data_root = args.data_root or study.config.data_root
         found = bundle.verify(evaluate=args.verify, data_root=data_root)
-    finally:
-        terminal.close()
     if args.json:
         print_json({"bundle": str(bundle.path), "ok": found.ok, "problems": list(found.problems)})
     elif not args.quiet:

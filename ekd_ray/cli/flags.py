@@ -41,7 +41,7 @@ def add_setting(group: Group, name: str, *flags: str, metavar: str | None = None
 
 
 def add_run_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What says which run is meant; returns the group."""
+    """Flags that say which run is meant; returns their group."""
     group = parser.add_argument_group("what to train")
     add_setting(group, "dataset", "--dataset", "--data", metavar="NAME")
     group.add_argument(
@@ -59,7 +59,7 @@ def add_run_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
 
 
 def add_pair(group: argparse._ArgumentGroup) -> None:
-    """What names a teacher, a student and a method."""
+    """Flags that name a teacher, a student and a method."""
     group.add_argument("--pair", metavar="T-S", help="teacher-student pair that has a recipe")
     add_setting(group, "teacher")
     add_setting(group, "student")

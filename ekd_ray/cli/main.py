@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Protocol
 from ekd_ray.errors import Interrupted, UserError, disk_full_error
 
 EXIT_INTERRUPTED = 130
+STDOUT = 1
 
 
 class Command(Protocol):
@@ -57,13 +59,25 @@ def run(main: Callable[[], int | None]) -> None:
         code = EXIT_INTERRUPTED
     except Exception as error:
         full = disk_full_error(error)
-        if full is None:
+        if full is not None:
+            print(f"error: {full}", file=sys.stderr)
+            code = full.exit_code
+        elif isinstance(error, BrokenPipeError) and _is_reader_gone():
+            code = 0
+        else:
             raise
-        print(f"error: {full}", file=sys.stderr)
-        code = full.exit_code
+    if _is_reader_gone():  # what is left for it must not fail in the last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _is_reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)  # errors only
+    return bool(poll.poll(0))
 
 
 def _handle_sigterm(number: int, frame: FrameType | None) -> None:

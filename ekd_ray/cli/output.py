@@ -1,4 +1,4 @@
-"""What commands share: results for programs and plans for people, and where runs go."""
+"""Output that commands share: results for programs, plans for people, where runs go."""
 
 from __future__ import annotations
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
@@ -25,12 +23,6 @@ from ekd_ray.scale.trainer import Workers
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9
 GPU_FLOPS = 2e13
-
-
-def images_per_epoch(config: DistillConfig, data_root: str | None) -> int:
-    """Training images that one epoch visits."""
-    kept, _ = split_sizes(config, data_root)
-    return steps_per_epoch(kept, config.batch_size) * config.batch_size
 
 
 def run_flops(config: DistillConfig, data_root: str | None, *, final: bool = False) -> float:
@@ -58,8 +50,9 @@ def _views(config: DistillConfig, data_root: str | None, *, final: bool) -> int:
     """Views of images that a run shows its student."""
     if final:
         config = config.replace(validation_fraction=0.0)
-    each = 2 if method_of(config).strong_view else 1
-    return each * images_per_epoch(config, data_root) * config.epochs
+    kept, _ = split_sizes(config, data_root)
+    images = steps_per_epoch(kept, config.batch_size) * config.batch_size
+    return (2 if method_of(config).strong_view else 1) * images * config.epochs
 
 
 def run_plan(
@@ -81,15 +74,9 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     """The plan of a study: setup, space, trials, resources, disk, estimate."""
     base, space = config.distill, Space(config.space)
     parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
-    rungs, rows = milestone_epochs(config), baselines(config, base)
+    rows = ", ".join(baselines(config, base))
     slots = max(1, count_trials(config, local_nodes()))
     used = slots * config.workers_per_trial
-    stopping = "none"
-    if config.scheduler == "median":
-        stopping = f"median rule from epoch {config.grace} on"
-    elif rungs[:-1]:
-        epochs = ", ".join(map(str, rungs[:-1]))
-        stopping = f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
     at_once = f"{slots} trial(s) at once here"
     if on_cluster():  # how many, it says when we have joined it
         at_once = f"as many trials at once as fit on {os.environ[ADDRESS]}"
@@ -100,16 +87,23 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         *(f"           {line}" for line in parameters[1:]),
         f"search     {config.trials} trials by {_aims(config)} on the validation split; "
         f"sampler {config.sampler}; {len(first_points(config))} first point(s){_budget(config)}",
-        f"stopping   {stopping}",
+        f"stopping   {_stopping(config)}",
         f"confirm    best {config.confirm_top_k} over {config.confirm_seeds} seed(s); then the "
-        f"winner and {', '.join(rows) or 'no baselines'} on all training images, "
-        "test read once",
+        f"winner and {rows or 'no baselines'} on all training images, test read once",
         f"resources  {at_once}: {config.workers_per_trial} worker(s) x "
         f"{config.cpus_per_trial} CPU, {config.gpus_per_trial:g} GPU",
         f"out        {out} ({_disk(config)}; {_free(out)})",
         f"estimate   {_duration(_study_flops(config), cpus, gpus)}",
     ]
     return "\n".join(lines)
+
+
+def _stopping(config: StudyConfig) -> str:
+    if config.scheduler == "median":
+        return f"median rule from epoch {config.grace} on"
+    if epochs := ", ".join(map(str, milestone_epochs(config)[:-1])):
+        return f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
+    return "none"
 
 
 def _budget(config: StudyConfig) -> str:
@@ -149,7 +143,9 @@ def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
     if config.accumulation_steps > 1:
         solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
-    return [*lines, f"method     {config.method} ({_method_values(config.to_dict(), config)})"]
+    read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
+    values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
+    return [*lines, f"method     {config.method} ({values})"]
 
 
 def _cache(config: DistillConfig, data_root: str | None) -> str:
@@ -158,11 +154,6 @@ def _cache(config: DistillConfig, data_root: str | None) -> str:
         return f"teacher_cache {config.teacher_cache}: the teacher runs in every step"
     size = table_bytes(config, num_train(config.dataset, data_root=data_root)) / 2**30
     return f"teacher logits on disk, at most {size:.2f} GiB in {tables_dir()}"
-
-
-def _method_values(values: Mapping[str, Any], config: DistillConfig) -> str:
-    used = sorted(method_of(config).setting_names)
-    return ", ".join(f"{name} {values[name]}" for name in used if values[name] is not None)
 
 
 def _model(name: str, config: DistillConfig, size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +11,10 @@ from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import RUNS, print_json, print_plan
-from ekd_ray.config import DistillConfig
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 
 if TYPE_CHECKING:
-    from ekd_ray.results.bundle import Bundle
     from ekd_ray.results.reproduce import Reproduction
 
 REPORT = "reproduction.json"
@@ -57,12 +56,14 @@ def run(args: argparse.Namespace) -> int:
         UserError: the bundle was changed, its data or its teacher are not there, or its run
             diverges here.
     """
-    # These load torch.
+    # These load torch and ray.
     from ekd_ray.cli.plan_text import run_plan
+    from ekd_ray.cli.single_run import check_run_folder, show_run
     from ekd_ray.data import load_dataset
     from ekd_ray.engine.checkpoint import forget_checkpoint
     from ekd_ray.results.bundle import Bundle
-    from ekd_ray.results.reproduce import IDENTICAL, WITHIN, prepare
+    from ekd_ray.results.records import single_run
+    from ekd_ray.results.reproduce import IDENTICAL, WITHIN, prepare, reproduce
 
     if args.tolerance is not None and not 0 <= args.tolerance < 1:
         raise UserError(f"--tolerance must be >= 0 and < 1, a fraction, got {args.tolerance:g}.")
@@ -83,7 +84,18 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_plan(run_plan(config, out, data_root), config.to_dict(), as_json=args.json)
         return 0
-    found = _trained(bundle, config, out, data_root, args)
+    check_run_folder(out, config, resume=args.resume)
+    single_run(config, out).write_config()
+    with show_run("reproduction", config, quiet=args.quiet) as terminal:
+        found = reproduce(
+            bundle,
+            config,
+            out,
+            data_root=data_root,
+            threads=args.threads,
+            tolerance=args.tolerance,
+            on_epoch=functools.partial(terminal.epoch, 0),
+        )
     write_json(out / REPORT, asdict(found))
     forget_checkpoint(out)
     if args.json:
@@ -92,40 +104,6 @@ def run(args: argparse.Namespace) -> int:
         _print(found, quiet=args.quiet)
     good = (IDENTICAL,) if args.exact else (IDENTICAL, WITHIN)
     return 0 if found.verdict in good else EXIT_DIFFERENT
-
-
-def _trained(
-    bundle: Bundle,
-    config: DistillConfig,
-    out: Path,
-    data_root: str | None,
-    args: argparse.Namespace,
-) -> Reproduction:
-    from ekd_ray.cli.single_run import check_run_folder
-    from ekd_ray.cli.terminal import Terminal
-    from ekd_ray.engine.distill import Diverged
-    from ekd_ray.results.records import single_run
-    from ekd_ray.results.reproduce import reproduce
-
-    check_run_folder(out, config, resume=args.resume)
-    single_run(config, out).write_config()
-    terminal = Terminal(quiet=args.quiet)
-    terminal.stage("reproduction", 1, config.epochs)
-    terminal.started(config.student, 0, config.to_dict())
-    try:
-        return reproduce(
-            bundle,
-            config,
-            out,
-            data_root=data_root,
-            threads=args.threads,
-            tolerance=args.tolerance,
-            on_epoch=lambda row: terminal.epoch(0, row),
-        )
-    except Diverged as error:
-        raise UserError(str(error)) from None
-    finally:
-        terminal.close()
 
 
 def _print(found: Reproduction, *, quiet: bool) -> None:

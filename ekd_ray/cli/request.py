@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.config import DistillConfig, StudyConfig, load_yaml, parse_yaml
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile, parse_yaml
 from ekd_ray.config.settings import Settings
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
@@ -25,7 +25,7 @@ from ekd_ray.studies.recipes import (
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the flags ask for, checked as far as neither data nor torch are needed.
+    """The work that the flags ask for, checked as far as neither data nor torch are needed.
 
     Attributes:
         studies: by their folder below `out`, a single one under the name ""; the recipe also
@@ -229,7 +229,7 @@ def _extended_trials(values: Mapping[str, Any], args: argparse.Namespace) -> int
             f"give --trials for the whole number, or --extend >= 1 for what is added, got "
             f"--extend {args.extend}" + (f" and --trials {args.trials}." if args.trials else ".")
         )
-    there = load_yaml(_header(args, "study.yaml")).get("study") or {}
+    there = YamlFile.read(_header(args, "study.yaml")).values.get("study") or {}
     return int(there.get("trials", StudyConfig().trials)) + args.extend
 
 
@@ -265,7 +265,7 @@ def _recipe_home(args: argparse.Namespace) -> str:
 
 
 def _chosen_method(args: argparse.Namespace) -> Any:
-    """What --method, or --set method=, asks for; None leaves the recipe's own."""
+    """The value of --method or --set method=; None leaves the recipe's own."""
     chosen = args.method
     for text in args.set:
         key, value = _parse_set(text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 from ekd_ray.cli.output import RUNS, join_cluster, print_json, print_plan
@@ -54,50 +57,40 @@ def _train_here(config: DistillConfig, out: Path, request: Request, workers: Wor
         return 0
     if request.download:
         load_dataset(config.dataset, "train", data_root=request.data_root, download=True)
-    terminal = Terminal(quiet=request.quiet)
-    if not request.quiet:
-        terminal.console.print(run_plan(config, out, request.data_root, workers), markup=False)
-    terminal.stage("training", 1, config.epochs)
-    terminal.started(config.student, 0, config.to_dict())
-    run = single_run(config, out)
+    run, data_root = single_run(config, out), request.data_root
     run.write_config()
-    try:
+    plan = "" if request.quiet else run_plan(config, out, data_root, workers)
+    with show_run("training", config, quiet=request.quiet, plan=plan) as terminal:
+        on_epoch = functools.partial(terminal.epoch, 0)
         if workers.most > 1:
-            run_on_workers(
-                run,
-                workers,
-                data_root=request.data_root,
-                test=request.test,
-                on_epoch=lambda row: terminal.epoch(0, row),
-            )
+            run_on_workers(run, workers, data_root=data_root, test=request.test, on_epoch=on_epoch)
             terminal.ended(0, failed=False)
         else:
-            _train_in_process(config, out, request, terminal)
-    except Diverged as error:
-        raise UserError(str(error)) from None
-    finally:
-        terminal.close()
+            with cpu_threads(request.cpus_per_trial or local_cpus()):
+                result = distill(config, data_root=data_root, out=out, on_epoch=on_epoch)
+                terminal.ended(0, failed=False)
+                if request.test:
+                    terminal.stage("test split", 1, 0)
+                finish_run(run, result, data_root=data_root, test=request.test)
+            forget_checkpoint(out)
     _print_run(out, as_json=request.json)
     return 0
 
 
-def _train_in_process(
-    config: DistillConfig, out: Path, request: Request, terminal: Terminal
-) -> None:
-    """The run in this process."""
-    with cpu_threads(request.cpus_per_trial or local_cpus()):
-        result = distill(
-            config,
-            data_root=request.data_root,
-            out=out,
-            on_epoch=lambda row: terminal.epoch(0, row),
-        )
-        terminal.ended(0, failed=False)
-        if request.test:
-            terminal.stage("test split", 1, 0)
-        run = single_run(config, out)
-        finish_run(run, result, data_root=request.data_root, test=request.test)
-    forget_checkpoint(out)
+@contextlib.contextmanager
+def show_run(
+    title: str, config: DistillConfig, *, quiet: bool, plan: str = ""
+) -> Iterator[Terminal]:
+    """Show one run while it trains; if it diverges, that is a `UserError`."""
+    with contextlib.closing(Terminal(quiet=quiet)) as terminal:
+        if plan:
+            terminal.console.print(plan, markup=False)
+        terminal.stage(title, 1, config.epochs)
+        terminal.started(config.student, 0, config.to_dict())
+        try:
+            yield terminal
+        except Diverged as error:
+            raise UserError(str(error)) from None
 
 
 def _print_run(out: Path, *, as_json: bool) -> None:

@@ -6,11 +6,17 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ekd_ray.cli.terminal import difference_lines, front_table, leaderboard_table, winner_settings
+from ekd_ray.cli.terminal import (
+    difference_lines,
+    front_table,
+    leaderboard_table,
+    plain_table,
+    winner_settings,
+)
+from ekd_ray.config import StudyConfig
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import mean_interval
@@ -27,56 +33,61 @@ STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "
 def print_progress(study: Study, other: pa.Table | None, other_name: str) -> None:
     """Print a study, running or finished, and what differs from another one."""
     content = gather(study)
-    # Figures whole: a line that the terminal breaks is better than one cut short.
-    width = max(Console().width, 110 + 18 * (len(content.config.watched) - 1))
-    console = Console(highlight=False, soft_wrap=True, width=width)
-    for line in (*write_headline(content), _status(content)):
-        console.print(line, markup=False)
-    _print_board(console, content)
+    parts: list[str | Table] = [*write_headline(content), _status(content)]
+    if content.config.objectives:
+        parts.append(front_table(study.pareto(), content.config))
+    if content.board:
+        parts += [
+            leaderboard_table(content.board, content.config),
+            _intervals(content.board),
+            winner_settings(content.board, content.config),
+            *difference_lines(content.differences),
+        ]
+    else:
+        parts.append(_search_table(content))
     if content.importance.num_rows:
-        console.print(_importance(content))
-    console.print(_time(content))
-    for line in (*_savings(content), *_failures(content)):
-        console.print(line, markup=False)
-    for table in _comparison(other, other_name) if other is not None else ():
-        console.print(table)
+        parts.append(_importance(content))
+    parts += [_time(content), *_savings(content), *_failures(content)]
+    if other is not None:
+        parts += _comparison(other, other_name)
+    _print(parts, study.config, least_width=110)
 
 
 def print_study(study: Study, bundle: Bundle) -> None:
     """Print a finished study: leaderboard, winner, differences, and where its files are."""
     board, config = study.leaderboard(), study.config
-    # Figures whole: a line that the terminal breaks is better than one cut short.
-    width = max(Console().width, 80 + 18 * (len(config.watched) - 1))
-    console = Console(highlight=False, soft_wrap=True, width=width)
-    if config.objectives:
-        console.print(front_table(study.pareto(), config))
-    console.print(leaderboard_table(board, config))
-    console.print(winner_settings(board, config), markup=False)
-    for row in board:
-        if row.failed:
-            console.print(f"{row.name} failed: {row.failed}", markup=False)
-    for line in difference_lines(study.differences()):
-        console.print(line, markup=False)
-    gap = _selection_gap(study, board[0])
-    if gap:
-        console.print(gap, markup=False)
-    console.print("The winner was chosen on validation; the test split was read once, after.")
-    console.print(f"bundle: {bundle.path}", markup=False)
     report = study.path / REPORT
-    if report.is_file():
-        console.print(f"report: {report}", markup=False)
-    console.print(f"curves: tensorboard --logdir {study.path}", markup=False)
+    parts: list[str | Table] = [
+        *([front_table(study.pareto(), config)] if config.objectives else []),
+        leaderboard_table(board, config),
+        winner_settings(board, config),
+        *(f"{row.name} failed: {row.failed}" for row in board if row.failed),
+        *difference_lines(study.differences()),
+        *_selection_gap(study, board[0]),
+        "The winner was chosen on validation; the test split was read once, after.",
+        f"bundle: {bundle.path}",
+        *([f"report: {report}"] if report.is_file() else []),
+        f"curves: tensorboard --logdir {study.path}",
+    ]
+    _print(parts, config, least_width=80)
 
 
-def _selection_gap(study: Study, winner: Row) -> str:
+def _print(parts: list[str | Table], config: StudyConfig, *, least_width: int) -> None:
+    # Figures whole: a line that the terminal breaks is better than one cut short.
+    width = max(Console().width, least_width + 18 * (len(config.watched) - 1))
+    console = Console(highlight=False, soft_wrap=True, width=width)
+    for part in parts:
+        console.print(part, markup=False)
+
+
+def _selection_gap(study: Study, winner: Row) -> list[str]:
     """The winner's curse in one line: its search score against its score under fresh seeds."""
-    metric = study.config.metric
     if not winner.val:
-        return ""
+        return []
+    metric = study.config.metric
     (score,) = [r.value(metric) for r in study.records() if r.number == winner.number]
     fresh, _, count = mean_sd(winner.val)
-    assert score is not None
-    return f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"
+    return [f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"]
 
 
 def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
@@ -119,20 +130,6 @@ def _status(content: Content) -> str:
     return text
 
 
-def _print_board(console: Console, content: Content) -> None:
-    config = content.config
-    if config.objectives:
-        console.print(front_table(content.study.pareto(), config))
-    if not content.board:
-        console.print(_search_table(content))
-        return
-    console.print(leaderboard_table(content.board, config))
-    console.print(_intervals(content.board), markup=False)
-    console.print(winner_settings(content.board, config), markup=False)
-    for line in difference_lines(content.differences):
-        console.print(line, markup=False)
-
-
 def _intervals(board: list[Row]) -> str:
     lines = []
     for row in board:
@@ -145,17 +142,12 @@ def _intervals(board: list[Row]) -> str:
     return "\n".join(lines) or "too few seeds for intervals of the means"
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    return table
-
-
 def _search_table(content: Content) -> Table:
     """The best trials so far, where nothing is confirmed yet."""
     metric, space = content.config.metric, content.config.space or {}
-    table = _table("best complete trials of the search", "trial", metric_name(metric), *space)
+    table = plain_table(
+        "trial", metric_name(metric), *space, title="best complete trials of the search"
+    )
     for record in content.ranked[:MOST_FAILURES]:
         values = (value_text(record.params.get(name)) for name in space)
         table.add_row(str(record.number), figure_text(metric, record.value(metric)), *values)
@@ -168,7 +160,7 @@ def _importance(content: Content) -> Table:
         f"importance for {rows[0]['metric']} after epoch {rows[0]['epoch']} "
         f"({rows[0]['trials']} trials)"
     )
-    table = _table(title, "parameter", "fANOVA", "PED-ANOVA")
+    table = plain_table("parameter", "fANOVA", "PED-ANOVA", title=title)
     for row in rows:
         shares = (row["fanova"], row["ped_anova"])
         table.add_row(row["parameter"], *("" if s is None else f"{s:.0%}" for s in shares))
@@ -176,7 +168,7 @@ def _importance(content: Content) -> Table:
 
 
 def _time(content: Content) -> Table:
-    table = _table("time, all runs together", "stage", "runs", "epochs", "time")
+    table = plain_table("stage", "runs", "epochs", "time", title="time, all runs together")
     for row in content.time.to_pylist():
         counts = ("" if row[name] is None else str(row[name]) for name in ("runs", "epochs"))
         table.add_row(row["stage"], *counts, duration(row["hours"]))
@@ -208,15 +200,14 @@ def _failures(content: Content) -> list[str]:
 def _comparison(found: pa.Table, other: str) -> list[Table]:
     """Figures and costs of both studies, and below them the settings that differ."""
     rows = found.to_pylist()
-    figures = _table(
-        f"this study and {other}", "what", "this", "other", "difference", "95 % interval"
-    )
+    columns = ("what", "this", "other", "difference", "95 % interval")
+    figures = plain_table(*columns, title=f"this study and {other}")
     for row in (row for row in rows if row["kind"] != "setting"):
         bounds = "" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
         name = f"{label(row['name'])}: {row['figure']}"
         values = (f"{row['this']:.4f}", f"{row['other']:.4f}", f"{row['difference']:+.4f}")
         figures.add_row(name, *values, bounds)
-    settings = _table("settings that differ", "setting")
+    settings = plain_table("setting", title="settings that differ")
     for name in ("this", "other"):
         settings.add_column(name, overflow="fold")
     for row in (row for row in rows if row["kind"] == "setting"):

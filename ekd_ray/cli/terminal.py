@@ -1,4 +1,4 @@
-"""What a person sees: a live table on a terminal, plain lines elsewhere, the leaderboard."""
+"""The view of a person: a live table on a terminal, plain lines elsewhere, the leaderboard."""
 
 from __future__ import annotations
 
@@ -169,12 +169,6 @@ class Terminal:
     def _settings(self, run: _Progress) -> str:
         return _assignments(run.settings, self.shown)
 
-    def _rung(self, run: _Progress) -> str:
-        """Comparisons survived of those that a search makes; confirm runs make none."""
-        if self.title != "search":
-            return ""
-        return f"{sum(rung <= run.row.get('epoch', 0) for rung in self.rungs)}/{len(self.rungs)}"
-
     def best(self) -> _Progress | None:
         """The run of this stage with the best latest metric."""
         scored = [run for run in self.runs.values() if self.metric in run.row]
@@ -202,20 +196,17 @@ class Terminal:
         waiting = max(0, self.total - ended - len(running))
         return waiting * epochs + sum(max(0.0, epochs - done) for done in running)
 
-    def seconds_left(self) -> float | None:
-        """Upper estimate: every epoch still possible, at the pace so far."""
+    def seconds_left(self, epochs: float | None = None) -> float | None:
+        """Time for runs of `epochs` epochs at the pace so far; without it, of all possible ones."""
         if not self.epochs_done:
             return None
         pace = (time.monotonic() - self.started_at) / self.epochs_done
-        return self._possible(self.epochs) * pace
+        return self._possible(self.epochs if epochs is None else epochs) * pace
 
     def seconds_expected(self) -> float | None:
         """Estimate with the mean length of the runs that have ended; None before three have."""
         ended = [r.row.get("epoch", 0) for r in self.runs.values() if r.state != "running"]
-        if len(ended) < 3 or not self.epochs_done:
-            return None
-        pace = (time.monotonic() - self.started_at) / self.epochs_done
-        return self._possible(sum(ended) / len(ended)) * pace
+        return self.seconds_left(sum(ended) / len(ended)) if len(ended) >= 3 else None
 
     def _state(self, run: _Progress) -> str:
         done = run.row.get("epoch") == self.epochs
@@ -235,10 +226,11 @@ class Terminal:
             table.add_column(column, no_wrap=column != "settings", overflow="fold")
         best = self.best()
         for run in latest(self.runs, LIVE_ROWS):
+            epoch = run.row.get("epoch", 0)
             cells = {
                 "run": run.name,
-                "epoch": f"{run.row.get('epoch', 0)}/{self.epochs}",
-                "rung": self._rung(run),
+                "epoch": f"{epoch}/{self.epochs}",
+                "rung": f"{sum(rung <= epoch for rung in self.rungs)}/{len(self.rungs)}",
                 self.metric: exact_figure(self.metric, run.row[self.metric])
                 if self.metric in run.row
                 else "",
@@ -323,21 +315,24 @@ def _figures(row: dict[str, Any]) -> str:
     return "  ".join(_metric(name, row) for name in names)
 
 
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """An empty table; its columns are never cut, and all but the first hold figures."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
 def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     """The closing table: the winner, the baselines, the other finalists.
 
     One column for each objective and bounded metric, then the test split's.
     """
     seeds = max((len(row.test) for row in board), default=0)
-    table = Table(
-        title=f"leaderboard: mean ± sd over {seeds} seed(s), gap to the winner",
-        title_justify="left",
-    )
-    table.box, table.pad_edge = box.SIMPLE_HEAD, False
-    table.add_column("configuration", no_wrap=True)
+    title = f"leaderboard: mean ± sd over {seeds} seed(s), gap to the winner"
     names = [f"{name} %" if name == "val_top1" else name for name in config.watched]
-    for name in (*names, "test_top1 %", "gap", "test_nll", "test_ece"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("configuration", *names, "test_top1 %", "gap", "test_nll", "test_ece")
+    table = plain_table(*columns, title=title)
     top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0
     longest = max((len(row.val) for row in board), default=0)
     for row in board:
@@ -359,11 +354,7 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
 
 def front_table(front: list[RunRecord], config: StudyConfig) -> Table:
     """The Pareto front of the search: its trials, one column per objective."""
-    table = Table(title="Pareto front of the search", title_justify="left")
-    table.box, table.pad_edge = box.SIMPLE_HEAD, False
-    table.add_column("trial", justify="right")
-    for name in config.watched:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = plain_table("trial", *config.watched, title="Pareto front of the search")
     table.add_column("settings")
     for record in front:
         figures = [exact_figure(name, record.last[name]) for name in config.watched]

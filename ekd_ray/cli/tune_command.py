@@ -7,6 +7,7 @@ mistake in the flags do not wait for it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -194,9 +195,7 @@ def _run_study(
             rungs=milestone_epochs(config),
             quiet=request.quiet,
         )
-        if not request.quiet:
-            terminal.console.print(study_plan(config, out), markup=False)
-        try:
+        with contextlib.closing(terminal):
+            if not request.quiet:
+                terminal.console.print(study_plan(config, out), markup=False)
             return study, run_study(study, terminal)
-        finally:
-            terminal.close()

@@ -167,7 +167,8 @@ class Settings:
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some settings changed, checked like a new one."""
-        return type(self).from_dict({**self._values(), **changes})
+        values = {field.name: getattr(self, field.name) for field in self.fields()}
+        return type(self).from_dict({**values, **changes})
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result, without places and resources."""
@@ -175,34 +176,28 @@ class Settings:
         for field in self.fields():
             value = getattr(self, field.name)
             if field.metadata["identity"] and value != field.metadata["neutral"]:
-                kept[field.name] = value.identity() if isinstance(value, Settings) else value
-        return {name: _plain(value) for name, value in kept.items()}
+                inner = isinstance(value, Settings)
+                kept[field.name] = value.identity() if inner else _plain(value)
+        return kept
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over the identity: equal settings, equal fingerprint."""
         text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _values(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in self.fields()}
-
 
 def json_schema(cls: type[Settings]) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a configuration, for editors' completion and checks."""
-    fields, hints = cls.fields(), hints_of(cls)
     properties = {}
-    for field in fields:
-        entry, limits = _schema_of(hints[field.name]), field.metadata
-        entry["description"] = limits.get("doc", "")
+    for field in cls.fields():
+        hint, limits = hints_of(cls)[field.name], field.metadata
+        entry = {**_schema_of(hint), "description": limits["doc"], "default": _plain(field.default)}
         limited = entry["items"] if entry["type"] == "array" else entry
-        if limits.get("choices"):
-            nullable = _is_optional(hints[field.name])
-            limited["enum"] = [*limits["choices"], *([None] if nullable else [])]
-        limited |= {
-            key: limits[kind] for kind, (*_, key) in _BOUNDS.items() if limits[kind] is not None
-        }
-        if field.default is not dataclasses.MISSING:
-            entry["default"] = _plain(field.default)
+        if limits["choices"]:
+            limited["enum"] = [*limits["choices"], *([None] if _is_optional(hint) else [])]
+        for kind, (*_, key) in _BOUNDS.items():
+            if limits[kind] is not None:
+                limited[key] = limits[kind]
         properties[field.name] = entry
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -268,11 +263,10 @@ def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
         return tuple(_coerce((*keys, i), inner, item) for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
         return _json_copy(keys, value)
-    if isinstance(origin, type) and issubclass(origin, Settings) and isinstance(value, Mapping):
+    if issubclass(origin, Settings) and isinstance(value, Mapping):
         with error_context(*keys):
             return origin.from_dict(value, where=_name(keys))
-    exact = origin in (bool, str) or (isinstance(origin, type) and issubclass(origin, Settings))
-    if exact and isinstance(value, origin):
+    if issubclass(origin, bool | str | Settings) and isinstance(value, origin):
         return value
     raise UserError(f"{_name(keys)} must be {_type_name(hint)}, got {value!r}.", keys=keys)
 
@@ -328,11 +322,8 @@ def _schema_of(hint: Any) -> dict[str, Any]:
     origin = typing.get_origin(hint) or hint
     if origin is tuple:
         return {"type": "array", "items": _schema_of(typing.get_args(hint)[0])}
-    if isinstance(origin, type) and issubclass(origin, Settings):
-        return {
-            key: value
-            for key, value in json_schema(origin).items()
-            if key in ("type", "properties", "additionalProperties")
-        }
+    if issubclass(origin, Settings):
+        schema = json_schema(origin)
+        return {key: schema[key] for key in ("type", "properties", "additionalProperties")}
     names = {int: "integer", float: "number", bool: "boolean", str: "string", dict: "object"}
     return {"type": names[origin]}

@@ -140,7 +140,7 @@ class StudyConfig(Settings):
 
     @property
     def costs(self) -> tuple[str, ...]:
-        """What is to be known of a student besides its metrics."""
+        """The costs of the student among `watched`."""
         return tuple(name for name in self.watched if name in COSTS)
 
     @property

@@ -1,4 +1,4 @@
-"""What a study optimises: its metric, further objectives, constraints, and their trade-off."""
+"""Targets of a study: its metric, further objectives, constraints, and their trade-off."""
 
 from __future__ import annotations
 

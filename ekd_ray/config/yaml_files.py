@@ -91,11 +91,6 @@ class YamlFile:
             raise UserError(f"{place}: {error}") from None
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises `UserError` as `YamlFile.read` does."""
-    return YamlFile.read(path).values
-
-
 def parse_yaml(text: str, *, where: str) -> Any:
     """Parse YAML text; a syntax error becomes one sentence with `where` and the line."""
     return _parse(text, where=where)[0]

@@ -22,20 +22,10 @@ from ekd_ray.results.study import Study
 
 COMPARISON = "comparison"
 SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("name", pa.string()),
-        ("figure", pa.string()),
-        ("this", pa.float64()),
-        ("other", pa.float64()),
-        ("difference", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("this_n", pa.int64()),
-        ("other_n", pa.int64()),
-        ("this_value", pa.string()),
-        ("other_value", pa.string()),
-    ]
+    [(name, pa.string()) for name in ("kind", "name", "figure")]
+    + [(name, pa.float64()) for name in ("this", "other", "difference", "low", "high")]
+    + [(name, pa.int64()) for name in ("this_n", "other_n")]
+    + [(name, pa.string()) for name in ("this_value", "other_value")]
 )
 TEST_FIGURES = ("test_top1", "test_nll", "test_ece")
 # Rows that every study of a pair has in common, in the order of the table.
@@ -96,19 +86,13 @@ def _grid(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
     pairs = list(dict.fromkeys(cell.pair for cell in cells))
     rows = list(dict.fromkeys(cell.row for cell in cells))
     shared = [row for row in _SHARED.values() if row in rows]
-    rest = sorted((row for row in rows if row not in shared), key=_order)
+    rest = sorted((row for row in rows if row not in shared), key=lambda row: row.partition(", "))
     by_place = {(cell.row, cell.pair): cell.text() for cell in cells}
     seeds = {cell.n for cell in cells if cell.n}
     head = f"test top-1 %, mean ± sd, n = {', '.join(map(str, sorted(seeds))) or 0}"
     return [head, *pairs], [
         [row, *(by_place.get((row, pair), "") for pair in pairs)] for row in [*shared, *rest]
     ]
-
-
-def _order(row: str) -> tuple[str, bool]:
-    """A method's published values before its searched ones."""
-    method, _, kind = row.partition(", ")
-    return method, kind == "searched"
 
 
 def comparison_table(cells: list[Cell]) -> Table:
@@ -151,8 +135,7 @@ def compare_studies(this: Study, other: Study) -> pa.Table:
             "same data set."
         )
     rows = [*_results(this, other), *_costs(this, other), *_settings(this, other)]
-    names = SCHEMA.names
-    return pa.Table.from_pylist([{n: row.get(n) for n in names} for row in rows], schema=SCHEMA)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)  # null where a row has no such column
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
@@ -174,51 +157,35 @@ def _named(study: Study) -> dict[str, Row]:
 
 def _results(this: Study, other: Study) -> list[dict[str, Any]]:
     ours, theirs = _named(this), _named(other)
-    rows = []
+    found = []
     for name in ours.keys() & theirs.keys():
         for figure in (*dict.fromkeys((*this.config.watched, "val_top1")), *TEST_FIGURES):
-            first, second = _values(ours[name], figure), _values(theirs[name], figure)
+            first, second = (list(rows[name].figures(figure)) for rows in (ours, theirs))
             if first and second:
-                rows.append(_figure_row(name, figure, first, second))
+                row = _figure_row("result", name, figure, *map(statistics.fmean, (first, second)))
+                low, high = welch(first, second)
+                counts = {"this_n": len(first), "other_n": len(second)}
+                found.append({**row, "low": low, "high": high, **counts})
     order = ("winner", *this.config.baselines)
-    return sorted(rows, key=lambda row: order.index(row["name"]))
+    return sorted(found, key=lambda row: order.index(row["name"]))
 
 
-def _values(row: Row, figure: str) -> list[float]:
-    return list(row.figures(figure))
-
-
-def _figure_row(
-    name: str, figure: str, first: Sequence[float], second: Sequence[float]
-) -> dict[str, Any]:
-    low, high = welch(first, second)
-    ours, theirs = statistics.fmean(first), statistics.fmean(second)
-    return {
-        "kind": "result", "name": name, "figure": figure, "this": ours, "other": theirs,
-        "difference": ours - theirs, "low": low, "high": high,
-        "this_n": len(first), "other_n": len(second),
-    }  # fmt: skip
+def _figure_row(kind: str, name: str, figure: str, this: float, other: float) -> dict[str, Any]:
+    values = {"this": this, "other": other, "difference": this - other}
+    return {"kind": kind, "name": name, "figure": figure, **values}
 
 
 def _costs(this: Study, other: Study) -> list[dict[str, Any]]:
-    found = []
-    for study in (this, other):
-        records = study.records()
-        found.append(
-            {
-                "trials": float(len(records)),
-                "epochs": float(sum(len(record.history) for record in records)),
-                "hours": sum(record.seconds for record in records) / 3600,
-            }
-        )
-    first, second = found
+    ours, theirs = this.records(), other.records()
+    figures = {
+        "trials": len,
+        "epochs": lambda records: sum(len(record.history) for record in records),
+        "hours": lambda records: sum(record.seconds for record in records) / 3600,
+    }
     return [
-        {
-            "kind": "cost", "name": "search", "figure": figure, "this": first[figure],
-            "other": second[figure], "difference": first[figure] - second[figure],
-        }
-        for figure in first
-    ]  # fmt: skip
+        _figure_row("cost", "search", name, float(figure(ours)), float(figure(theirs)))
+        for name, figure in figures.items()
+    ]
 
 
 def _settings(this: Study, other: Study) -> list[dict[str, Any]]:
@@ -235,10 +202,6 @@ def _settings(this: Study, other: Study) -> list[dict[str, Any]]:
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """Settings of the runs and ranges of the space by dotted names."""
-    inner = {
-        f"{group}.{name}": value
-        for group in ("distill", "space", "authors")
-        for name, value in (values.get(group) or {}).items()
-    }
-    rest = {k: v for k, v in values.items() if k not in ("distill", "space", "authors")}
-    return {**rest, **inner}
+    groups = {name: values.pop(name) or {} for name in ("distill", "space", "authors")}
+    inner = {f"{group}.{n}": v for group, named in groups.items() for n, v in named.items()}
+    return {**values, **inner}

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -106,7 +105,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         _check_same(study, config)
-    elif out.exists() and (out.is_file() or not all(map(_is_ours, out.iterdir()))):
+    elif out.exists() and (out.is_file() or not all(map(_is_left_over, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
         raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
@@ -122,7 +121,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     return Study.load(out)
 
 
-def _is_ours(path: Path) -> bool:
+def _is_left_over(path: Path) -> bool:
     """Left by a start that was killed, or made for a copy at a URI."""
     return is_temporary(path) or path.name == MIRROR_STATE
 
@@ -141,7 +140,7 @@ def _check_same(study: Study, config: StudyConfig) -> None:
 
 
 def _flat(config: StudyConfig) -> dict[str, object]:
-    """Every setting by name; those of the runs under `distill.`, for both have a seed."""
+    """Every setting by name; those of the runs under `distill.`, because both have a seed."""
     values = config.identity()
     return {**{f"distill.{name}": v for name, v in values.pop("distill").items()}, **values}
 
@@ -175,23 +174,18 @@ def run_study(study: Study, observer: Observer) -> Bundle:
         UserError: refused before compute, or nothing came of it. Interrupted: stopped
             by the user; `resume=True` continues.
     """
-    config, out = study.config, study.path
-    with _only_driver(out):
-        return _run_stages(study, config, out, observer)
-
-
-@contextlib.contextmanager
-def _only_driver(out: Path) -> Iterator[None]:
-    """Hold the study's lock; the system releases it however this process ends."""
-    lock = FileLock(out / ".lock")
+    lock = FileLock(study.path / ".lock")  # released however this process ends
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{out} is being run by another process: wait for it or end it.") from None
+        raise UserError(
+            f"{study.path} is being run by another process: wait for it or end it."
+        ) from None
     with lock:
-        _sweep(out)
-        yield
-        _sweep(out)
+        _sweep(study.path)
+        bundle = _run_stages(study.config, study.path, observer)
+        _sweep(study.path)
+    return bundle
 
 
 def _sweep(out: Path) -> None:
@@ -200,7 +194,7 @@ def _sweep(out: Path) -> None:
     shutil.rmtree(out / SCRATCH, ignore_errors=True)
 
 
-def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer) -> Bundle:
+def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
     tags = [metric_tag(name) for name in (*config.watched, "val_top1", "test_top1")]
     write_experiment(out, config.space or {}, dict.fromkeys(tags))
     # A cluster is joined before anything is computed; a Ray of our own would only be in the way.
@@ -220,7 +214,7 @@ def _run_stages(study: Study, config: StudyConfig, out: Path, observer: Observer
 
 
 def _report(study: Study) -> None:
-    """The study's page; one that cannot be made is no failure of the study."""
+    """Write the study's page; a failure there does not fail the study."""
     try:
         from ekd_ray.results.report import write_report  # slow to import, and needed last
 

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import re
 import time
 
 import pytest
@@ -13,13 +12,6 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.teacher.table import list_tables
 from ekd_ray.models import build_model, save_weights
-
-FILL = {
-    "--help", "--dataset", "--data", "--pair", "--teacher", "--student", "--teacher-weights",
-    "--teacher-zoo", "--teacher-normalization", "--method", "--space", "--set", "--epochs",
-    "--train-subset", "--seed", "--ood-dataset", "--seeds", "--data-root", "--threads", "--json",
-    "--quiet",
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -43,21 +35,6 @@ def teacher(tmp_path):
 RUN = ("--dataset", "digits", "--teacher", "resnet8", "--student", "resnet8", "--epochs", 2,
        "--train-subset", 80, "--set", "validation_fraction=0.25",
        "--set", "batch_size=20")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("command", "flags"),
-    [
-        ("ls", {"--help", "--json"}),
-        ("fill", FILL),
-        ("verify", {"--help", "--json"}),
-        ("rm", {"--help", "--json", "--all", "--unused-days"}),
-    ],
-)
-def test_the_flags_are_frozen(command, flags, cache):
-    code, out, _ = cache(command, "--help")
-    assert code == 0
-    assert set(re.findall(r"--[a-z][a-z-]*", out)) == flags
 
 
 def test_fill_then_a_run_asks_nothing(cache, teacher, monkeypatch):

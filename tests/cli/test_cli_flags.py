@@ -44,12 +44,6 @@ def test_flags_override_the_recipe():
     assert (run.batch_size, run.schedule) == (16, "cosine"), "the rest is the recipe's"
 
 
-def test_without_flags_the_recipe_stands():
-    config = study(*DIGITS)
-    assert (config.trials, config.confirm_seeds, config.distill.epochs) == (12, 3, 9)
-    assert set(config.space) == {"ce_weight", "kd_weight", "ekd_weight", "temperature"}
-
-
 def test_set_fixes_a_setting_which_is_then_not_searched():
     config = study(*DIGITS, "--set", "kd_weight=2", "--set", "lr=5e-4", "--set", "trials=7")
     assert (config.distill.kd_weight, config.distill.lr, config.trials) == (2.0, 5e-4, 7)
@@ -59,8 +53,6 @@ def test_set_fixes_a_setting_which_is_then_not_searched():
 @pytest.mark.parametrize(
     ("text", "name", "value"),
     [
-        ("evidence=relu", "evidence", "relu"),
-        ("learn_log_prior=true", "learn_log_prior", True),
         ("log_prior=null", "log_prior", None),
         ("lr_milestones=[0.5, 0.75]", "lr_milestones", (0.5, 0.75)),
         ("teacher_normalization=0.5,0.5,0.5/1,1,1", "teacher_normalization", "0.5,0.5,0.5/1,1,1"),
@@ -86,10 +78,6 @@ def test_another_method_drops_what_belongs_to_the_recipes():
     assert set(config.space) == {"ce_weight", "kd_weight", "temperature"}
     assert config.authors == {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9}
     assert config.first_points == ()
-
-
-def test_the_recipes_own_method_changes_nothing():
-    assert study(*DIGITS, "--method", "ekd") == study(*DIGITS)
 
 
 def test_one_run_takes_the_authors_values_unless_set():
@@ -155,10 +143,7 @@ def test_a_teacher_is_a_run_without_a_teacher(evidential, method):
     ("text", "spec"),
     [
         ("kd_weight=log:0.5:20", {"low": 0.5, "high": 20, "log": True}),
-        ("lr=log:1e-3:1e-1", {"low": 1e-3, "high": 1e-1, "log": True}),
-        ("temperature=range:1:6", {"low": 1, "high": 6}),
         ("batch_size=range:16:64:16", {"low": 16, "high": 64, "step": 16}),
-        ("optimizer=choice:sgd,adamw", {"choices": ["sgd", "adamw"]}),
         ("nesterov=choice:true,false", {"choices": [True, False]}),
     ],
 )
@@ -184,7 +169,6 @@ def test_extend_adds_to_the_trials_of_the_study(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--extend", 3), "add --resume and --out"),
         (("--extend", 3, "--out", "run"), "add --resume and --out"),
         (("--extend", 0, "--resume", "--out", "run"), "--extend >= 1"),
         (("--extend", 3, "--trials", 4, "--resume", "--out", "run"), "--trials 4"),
@@ -199,19 +183,12 @@ def test_bad_extend(flags, words):
     ("text", "message"),
     [
         ("kd_weight=log:0.5", "--set kd_weight takes log:LOW:HIGH.* got 'log:0.5'"),
-        ("kd_weight=log:a:b", "--set kd_weight takes"),
-        ("kd_weight=range:1:2:3:4", "--set kd_weight takes"),
         ("kd_weight=choice:1,,2", "--set kd_weight takes"),
         ("lr", "--set takes KEY=VALUE, got 'lr'"),
         ("lrr=1", "unknown setting in --set: 'lrr'.*Did you mean 'lr'"),
         ("=1", "unknown setting in --set"),
-        ("lr=abc", "lr must be a number, got 'abc'"),
-        ("lr=-1", "lr must be > 0, got -1"),
-        ("lr=.nan", "lr must be a finite number"),
         ("lr=", "lr must be a number, got None"),
         ("lr=[1", "--set lr"),
-        ("epochs=1.5", "epochs must be a whole number, got 1.5"),
-        ("evidence=rleu", "evidence must be one of"),
     ],
 )
 def test_bad_set(text, message):
@@ -222,8 +199,7 @@ def test_bad_set(text, message):
 def test_dry_run_prints_the_plan_and_leaves_nothing(launch, tmp_path):
     code, out, err = launch("tune_cifar", "--dry-run", *DIGITS, "--epochs", 8, "--trials", 5)
     assert (code, err) == (0, "")
-    for words in ("digits", "resnet8", "resnet20", "5 trials", "8 epochs", "kd_weight", "estimate"):
-        assert words in out
+    assert "5 trials" in out and "8 epochs" in out
     assert not list(tmp_path.iterdir())
 
 
@@ -242,33 +218,14 @@ def test_a_space_can_be_looked_at(launch, tmp_path):
     )
     code, out, err = launch("space", "show", "mine.yaml", "--points", 3)
     assert (code, err) == (0, "")
-    for words in ("0.01 .. 0.1 (log)", "{0.5, 0.9}", "first", "batch_size: 32", "student: resnet8"):
-        assert words in out
-    assert "lr: " not in out.split("shared by all trials")[1].replace("lr_", "")
-    code, out, _ = launch("space", "show", "mine.yaml", "--points", 3, "--seed", 1, "--json")
-    shown = json.loads(out)
-    assert len(shown["points"]) == 3
-    assert all(0.01 <= point["lr"] <= 0.1 for point in shown["points"])
-    assert shown["distill"]["batch_size"] == 32
-    again = json.loads(
-        launch("space", "show", "mine.yaml", "--points", 3, "--seed", 1, "--json")[1]
+    assert "0.01 .. 0.1 (log)" in out and "batch_size: 32" in out
+    first, again = (
+        json.loads(launch("space", "show", "mine.yaml", "--points", 3, "--json")[1])
+        for _ in range(2)
     )
-    assert again == shown
-
-
-@pytest.mark.parametrize(
-    ("text", "flags", "words"),
-    [
-        ("space: {lr: {low: 2, high: 1}}", (), "low must be <= high"),
-        ("space: {lr: {low: 0.1, high: 1}}", ("--points", 0), "--points must be >= 1, got 0"),
-        ("space: {lr: {low: 0.1, high: 1}}", ("--method", "edk"), "'edk'"),
-    ],
-)
-def test_a_bad_space_is_refused_when_looked_at(text, flags, words, launch, tmp_path):
-    (tmp_path / "mine.yaml").write_text("distill: {method: none}\n" + text)
-    code, out, err = launch("space", "show", "mine.yaml", *flags)
-    assert (code, out) == (2, "")
-    assert words in err and err.count("\n") == 1
+    assert first == again and len(first["points"]) == 3
+    assert all(0.01 <= point["lr"] <= 0.1 for point in first["points"])
+    assert first["distill"]["batch_size"] == 32
 
 
 @pytest.mark.parametrize(("kind", "name"), [((), "StudyConfig"), (("DistillConfig",), None)])
@@ -276,12 +233,3 @@ def test_the_schema_of_recipes_is_printed(kind, name, launch):
     code, out, err = launch("space", "schema", *kind)
     assert (code, err) == (0, "")
     assert json.loads(out)["title"] == (name or kind[0])
-
-
-def test_a_flag_says_the_bounds_of_its_setting(capsys):
-    with pytest.raises(SystemExit):
-        parsed(tune_command, "--help")
-    text = " ".join(capsys.readouterr().out.split())
-    assert "--trials N configurations to try (>= 1)" in text
-    assert "--top-k N finalists that are run over several seeds (>= 1)" in text
-    assert "one of val_top1, val_nll" in text

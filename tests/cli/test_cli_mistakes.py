@@ -6,65 +6,17 @@ from launchers_run import DIGITS, command
 from ekd_ray.cli.main import run
 from ekd_ray.errors import unknown_name
 
-BAD_SPACES = {
-    "key": ("trails: 3", "Did you mean 'trials'"),
-    "setting": (
-        "distill: {lrr: 1}",
-        "space.yaml:1: unknown setting in distill: 'lrr'. Did you mean 'lr'",
-    ),
-    "searched": ("space: {kd_wieght: {low: 1, high: 2}}", "Did you mean 'kd_weight'"),
-    "empty": ("space: {}", "search space is empty"),
-    "null": ("space: null", "search space is empty"),
-    "swapped": (
-        "space: {lr: {low: 2, high: 1}}",
-        "space.yaml:1: space.lr: low must be <= high (1), got 2",
-    ),
-    "nan": ("space: {lr: {low: .nan, high: 1}}", "lr"),
-    "step": ("space: {lr: {low: 0.1, high: 1, step: 0}}", "step"),
-    "bound": ("space: {lr: {low: 0, high: 1}}", "space.yaml:1: lr must be > 0, got 0"),
-    "syntax": ("space: {lr: [", "space.yaml:"),
-    "twice": ("trials: 1\ntrials: 2", "space.yaml:2: duplicate key 'trials'"),
-    "list": ("- 1", "must hold a YAML mapping"),
-    "extends": ("extends: none.yaml", "none.yaml"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SPACES)
-def test_mistakes_in_a_space_file(case, launch, tmp_path):
-    text, words = BAD_SPACES[case]
-    (tmp_path / "space.yaml").write_text(text)
-    code, out, err = launch(
-        "tune_cifar", "--dry-run", "--space", tmp_path / "space.yaml", "--dataset", "digits",
-        "--teacher", "resnet20", "--student", "resnet8",
-    )  # fmt: skip
-    assert_one_sentence(code, out, err)
-    assert words in err
-
-
 ALONE = (*DIGITS, "--method", "none", "--set", "batch_size=16")
 NEW = ("--dataset", "digits", "--teacher", "resnet20", "--student")
 MISTAKES = [
     (("--dataset", "cifar101", "--pair", "resnet32x4-resnet8x4"), "Did you mean 'cifar10"),
-    (("--dataset", "digit", "--teacher", "resnet20", "--student", "resnet8"), "'digits'"),
     (("--dataset", "digits", "--pair", "resnet20-resnet9"), "Did you mean 'resnet20-resnet8'"),
     (("--dataset", "digits"), "--pair"),
     ((*NEW, "resnet9"), "'resnet9'"),
-    ((*DIGITS, "--teacher", "resnet21"), "'resnet21'"),
-    ((*DIGITS, "--method", "edk"), "'edk'"),
-    ((*DIGITS, "--set", "method=edk"), "'edk'"),
     ((*DIGITS, "--trials", 0), "trials must be >= 1, got 0"),
     ((*DIGITS, "--epochs", 0), "epochs must be >= 1, got 0"),
-    ((*DIGITS, "--epochs", -3), "epochs must be >= 1, got -3"),
-    ((*DIGITS, "--seeds", 0), "confirm_seeds must be >= 1, got 0"),
-    ((*DIGITS, "--top-k", 0), "confirm_top_k must be >= 1, got 0"),
-    ((*DIGITS, "--max-concurrent", 0), "max_concurrent must be >= 1, got 0"),
-    ((*DIGITS, "--workers-per-trial", 0), "workers_per_trial must be >= 1, got 0"),
     ((*DIGITS, "--workers-per-trial", 2, "--set", "batch_size=1"), "workers must be <= 1"),
-    ((*DIGITS, "--cpus-per-trial", 0), "cpus_per_trial must be >= 1, got 0"),
-    ((*DIGITS, "--gpus-per-trial", -1), "gpus_per_trial must be >= 0, got -1"),
-    ((*DIGITS, "--train-subset", 0), "train_subset must be >= 1, got 0"),
     ((*DIGITS, "--train-subset", 5000), "train_subset"),
-    ((*DIGITS, "--seed", -1), "seed must be >= 0, got -1"),
     ((*DIGITS, "--set", "validation_fraction=0"), "validation_fraction must be > 0"),
     ((*DIGITS, "--teacher-weights", "none.safetensors"), "none.safetensors"),
     ((*NEW, "resnet14"), "--teacher-weights"),
@@ -91,17 +43,9 @@ def test_mistakes_end_with_one_sentence(argv, words, launch, tmp_path):
     ("name", "argv", "words"),
     [
         ("train_teacher", ("--dataset", "digits", "--model", "resnet9"), "'resnet9'"),
-        ("train_teacher", ("--dataset", "digits", "--model", "resnet8", "--epochs", 0), "epochs"),
-        ("train_teacher", ("--dataset", "cifar10", "--model", "resnet8"), "--data-root"),
         ("distill", ("--config", "none.yaml"), "cannot read none.yaml"),
         ("distill", (*ALONE, "--workers", "8:2"), "--workers takes N or MIN:MAX"),
         ("distill", (*ALONE, "--workers", 17), "workers must be <= 16"),
-        ("distill", (*ALONE, "--workers", 2, "--cpus-per-worker", 0), "must be >= 1, got 0"),
-        (
-            "distill",
-            (*ALONE, "--set", "accumulation_steps=3"),
-            "must divide batch_size (16), got 3",
-        ),
         ("distill", (*DIGITS,), "--teacher-weights"),
         ("export_best", ("none", "--out", "best"), "none"),
     ],
@@ -120,25 +64,14 @@ def test_an_unknown_name_lists_the_five_nearest_only(got, meant):
     assert listed.count("name") == 5 and listed.endswith(" and 495 others.")
 
 
-@pytest.mark.parametrize("content", [b"no weights", b"", b"PK\x03\x04 torn"])
-def test_a_damaged_teacher(content, launch, tmp_path):
-    (tmp_path / "t.pth").write_bytes(content)
+def test_a_damaged_teacher(launch, tmp_path):
+    (tmp_path / "t.pth").write_bytes(b"PK\x03\x04 torn")
     code, out, err = launch("tune_cifar", "--dry-run", *DIGITS, "--teacher-weights", "t.pth")
     assert_one_sentence(code, out, err)
     assert "t.pth" in err
 
 
-@pytest.mark.parametrize(
-    ("prepare", "flags", "words"),
-    [
-        (lambda out: out.write_text("a file"), (), "choose another --out"),
-        (lambda out: (out / "x").mkdir(parents=True), (), "choose another --out"),
-        (lambda out: None, ("--resume",), "no study to resume"),
-    ],
-)
-def test_an_unsuitable_folder_is_refused_before_anything_runs(
-    prepare, flags, words, launch, tmp_path, monkeypatch
-):
+def test_an_unsuitable_folder_is_refused_before_anything_runs(launch, tmp_path, monkeypatch):
     from ekd_ray.studies import pipeline
 
     def too_late(*args, **kwargs):
@@ -146,20 +79,10 @@ def test_an_unsuitable_folder_is_refused_before_anything_runs(
 
     for name in ("load_dataset", "train_teacher", "connected", "search"):
         monkeypatch.setattr(pipeline, name, too_late)
-    prepare(tmp_path / "out")
-    code, out, err = launch("tune_cifar", *DIGITS, "--quiet", "--out", tmp_path / "out", *flags)
+    (tmp_path / "out" / "x").mkdir(parents=True)
+    code, out, err = launch("tune_cifar", *DIGITS, "--quiet", "--out", tmp_path / "out")
     assert_one_sentence(code, out, err)
-    assert words in err
-
-
-def test_an_interrupt_names_the_cure(capsys):
-    def main():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as left:
-        run(main)
-    assert left.value.code == 130
-    assert "--resume" in capsys.readouterr().err
+    assert "choose another --out" in err
 
 
 def test_other_errors_keep_their_traceback():

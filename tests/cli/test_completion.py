@@ -23,7 +23,7 @@ def test_every_flag_is_described() -> None:
 
 
 def completed(launcher: str, line: str, tmp_path: Path) -> set[str]:
-    """What bash is offered at the end of `launchers/<launcher>.py <line>`."""
+    """The words that bash is offered at the end of `launchers/<launcher>.py <line>`."""
     script = LAUNCHERS / f"{launcher}.py"
     typed = f"python {script} {line}"
     environment = {

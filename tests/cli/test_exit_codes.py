@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,27 @@ def test_a_polite_kill_while_ray_starts_is_an_interrupt(monkeypatch, capsys) -> 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
     assert ended(main, capsys) == ended(interrupted, capsys)
+
+
+def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
+    """As `| head` does."""
+    code = (
+        "from ekd_ray.cli.main import run; run(lambda: [print('row') for _ in range(10**5)] and 0)"
+    )
+    pipeline = f'set -o pipefail; {sys.executable} -c "{code}" | head -1'
+    done = subprocess.run(["bash", "-c", pipeline], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "row\n", "")
+
+
+def test_a_pipe_that_breaks_elsewhere_keeps_its_traceback() -> None:
+    with pytest.raises(BrokenPipeError):
+        run(lambda: os.write(_pipe_without_reader(), b"x"))
+
+
+def _pipe_without_reader() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
 
 
 def test_the_documents_name_every_code() -> None:

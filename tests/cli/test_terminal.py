@@ -1,4 +1,4 @@
-"""What a person reads: plain lines, the live table, the leaderboard."""
+"""The view of a person: plain lines, the live table, the leaderboard."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ekd_ray.cli.terminal import Terminal, difference_lines, leaderboard_table, winner_settings
+from ekd_ray.cli.terminal import Terminal, leaderboard_table, winner_settings
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.results.leaderboard import Row
-from ekd_ray.results.paired import Paired
 
 CONFIG = StudyConfig(space={"kd_weight": {"low": 1, "high": 9}})
 
@@ -45,15 +44,6 @@ def test_without_a_terminal_each_run_is_one_line() -> None:
     assert "kd_weight=2.5  best val_top1 50.00% (trial 0)" in first
     assert second.startswith("[2/3] trial 1 stopped early at epoch 3/9")
     assert third.startswith("[3/3] trial 2 failed at epoch 0/9")
-
-
-def test_on_a_terminal_the_table_names_every_run_its_rung_and_the_best() -> None:
-    terminal, text = make(tty=True)
-    play(terminal)
-    shown = text.getvalue()
-    for words in ("trial 0", "trial 1", "9/9", "3/3", "2/3", "stopped early", "failed", "50.00%"):
-        assert words in shown
-    assert "3/3 ended  best val_top1 50.00% (trial 0)" in shown
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
@@ -156,22 +146,6 @@ def test_the_best_follows_the_metric(metric: str, mode: str, best: int) -> None:
     assert found.name == f"trial {best}"
 
 
-def test_the_time_left_counts_every_epoch_that_may_still_come(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("ekd_ray.cli.terminal.time.monotonic", lambda: now[0])
-    terminal, _ = make()
-    terminal.stage("search", 3, 9)
-    assert terminal.seconds_left() is None
-    terminal.started("trial 0", 0, {})
-    now[0] = 104.0
-    terminal.epoch(0, {"epoch": 1, "train_loss": 1.0})
-    terminal.epoch(0, {"epoch": 2, "train_loss": 1.0})
-    # Two epochs took 4 s; 7 of this run and 18 of two more may follow.
-    assert terminal.seconds_left() == 2.0 * 25
-
-
 def rows() -> list[Row]:
     metrics = ({"test_nll": 1.0, "test_ece": 0.1},) * 2
     config = DistillConfig(kd_weight=2.5)
@@ -210,19 +184,6 @@ def test_a_run_shows_what_its_method_reads():
         "method=kd kd_weight=2 lr=0.05",
         "method=dkd kd_weight=2 dkd_beta=8 lr=0.05",
         "method=none lr=0.05",
-    ]
-
-
-def test_the_winner_against_each_baseline_in_words() -> None:
-    lines = difference_lines(
-        {
-            "kd": Paired(mean=0.012, low=-0.001, high=0.025, n=3),
-            "none": Paired(mean=-0.02, low=None, high=None, n=1),
-        }
-    )
-    assert lines == [
-        "winner - KD: +1.20 points of test_top1, 95 % interval -0.10 to +2.50 (paired, 3 seeds)",
-        "winner - student alone: -2.00 points of test_top1 (paired, 1 seed)",
     ]
 
 

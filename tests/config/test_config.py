@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from setting_fields import CLASSES, FIELDS, case_id, hint_of
 
 from ekd_ray.config import DistillConfig, StudyConfig, json_schema
-from ekd_ray.config.settings import setting
 from ekd_ray.config.yaml_files import parse_yaml
 from ekd_ray.errors import UserError
 
@@ -40,6 +39,7 @@ def valid_for_schema(cls, values):
         {"lr_milestones": [0.5, 0.5]},
         {"lr_milestones": [0.7, 0.5]},
         {"lr": 0.1, "lr_min": 0.2},
+        {"batch_size": 16, "accumulation_steps": 3},
     ],
 )
 def test_settings_that_contradict_each_other(values):
@@ -97,13 +97,6 @@ def test_numbers_are_coerced_to_their_setting():
     assert (config.lr, type(config.lr)) == (1.0, float)
 
 
-@pytest.mark.parametrize("name", ["seed", "lr"])
-def test_numbers_beyond_floating_point_are_refused(name):
-    """YAML reads a line of 400 digits as a whole number."""
-    with pytest.raises(UserError, match=name):
-        DistillConfig(**{name: 10**400})
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, parse_yaml("2020-01-01", where="test")])
 @pytest.mark.parametrize("name", ["space", "authors", "teacher_training", "first_points"])
 def test_free_mappings_hold_only_what_json_holds(name, bad):
@@ -131,12 +124,6 @@ def test_unknown_key_names_the_nearest(cls, values, near):
     if cls is DistillConfig:
         with pytest.raises(UserError, match=near):
             cls().replace(**values)
-
-
-@pytest.mark.parametrize("values", [{1: 2}, {None: 2}, [1], "lr", None])
-def test_odd_mappings_are_refused(values):
-    with pytest.raises(UserError):
-        DistillConfig.from_dict(values)
 
 
 # Round trips
@@ -216,15 +203,6 @@ def test_legal_configurations_validate(config):
     jsonschema.validate(config.to_dict(), json_schema(type(config)))
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_round_trip_through_a_file(cls, tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(cls().to_yaml(), encoding="utf-8")
-    assert cls.from_yaml(path) == cls()
-    path.write_text(cls().to_json(), encoding="utf-8")
-    assert cls.from_yaml(path) == cls()
-
-
 # Shape of the classes
 
 
@@ -245,17 +223,6 @@ def test_later_changes_of_a_given_mapping_do_not_reach_the_study():
     assert study.space == {"lr": {"low": 0.1, "high": 1.0}}
     study.to_dict()["space"]["lr"]["low"] = 7.0
     assert study.space == {"lr": {"low": 0.1, "high": 1.0}}
-
-
-def test_a_mutable_default_is_a_programming_error():
-    with pytest.raises(TypeError):
-        setting([], "mutable")
-
-
-def test_replace_checks_like_new():
-    assert DistillConfig().replace(lr=0.5).lr == 0.5
-    with pytest.raises(UserError, match=r"lr must be > 0, got -1"):
-        DistillConfig().replace(lr=-1)
 
 
 def test_mode_and_grace():

@@ -25,11 +25,6 @@ def studies(*argv, home=None):
     return {name: study.config for name, study in asked.studies.items()}
 
 
-def test_one_study_has_no_folder_of_its_own():
-    configs = studies("--dataset", "digits", "--pair", "resnet20-resnet8")
-    assert list(configs) == [""]
-
-
 def test_all_pairs_share_one_budget():
     configs = studies("--pairs", "all", "--epochs", 8, "--trials", 5)
     assert len(configs) == 14
@@ -51,17 +46,6 @@ def test_pairs_times_methods():
     ]
     assert configs["vgg13-vgg8/kd-standardized"].distill.standardize
     assert configs["resnet56-resnet20/dkd+ekd"].authors["log_prior"] == -0.93
-
-
-def test_methods_of_one_pair_and_other_homes():
-    configs = studies("--dataset", "digits", "--pair", "resnet20-resnet8", "--methods", "kd,ekd")
-    assert list(configs) == ["resnet20-resnet8/kd", "resnet20-resnet8/ekd"]
-    assert set(studies("--pairs", "all", home="imagenet")) == {
-        "resnet34-resnet18/ekd",
-        "resnet50-mobilenetv1/ekd",
-    }
-    (vit,) = studies("--pairs", "resnet56-DeiT_Ti", home="vit").values()
-    assert (vit.distill.student, vit.distill.student_image_size) == ("DeiT_Ti", 224)
 
 
 def test_every_pair_takes_its_teacher_from_the_zoo(tmp_path):
@@ -139,15 +123,11 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
     }
     write_comparison(tmp_path, cells)
     table = (tmp_path / "comparison.md").read_text().splitlines()
-    assert table[0] == "| test top-1 %, mean ± sd, n = 2 | a-b | c-d |"
     assert table[2] == "| student alone | 52.00 ± 2.83 |  |"
-    assert table[3] == "| KD |  | 65.00 ± 7.07 |"
-    assert [line.split(" | ")[0] for line in table[4:]] == [
-        "| ekd, authors' values",
-        "| ekd, searched",
-        "| mlkd, searched",
-        "| student alone (mlkd's schedule)",
-    ]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == [
+        "student alone", "KD", "ekd, authors' values", "ekd, searched", "mlkd, searched",
+        "student alone (mlkd's schedule)",
+    ]  # fmt: skip
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert [Cell(**cell) for cell in written] == cells
     assert comparison_table(cells).row_count == 6

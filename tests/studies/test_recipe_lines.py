@@ -68,61 +68,32 @@ TEXTS = {"base": BASE, "child": CHILD}
 # The line with "#!" is the one that the error must name.
 MISTAKES = {
     "bound": ("base", "lr: 0.1", "lr: -1 #!", "lr must be > 0, got -1"),
-    "name": ("base", "lr: 0.1", "lrr: 0.1 #!", "unknown setting in distill: 'lrr'"),
     "type": ("base", "epochs: 8", "epochs: many #!", "epochs must be a whole number, got 'many'"),
     "nested": ("base", "epochs: 8", "lr_milestones:\n    - 0.5\n    - x #!", "lr_milestones[1]"),
-    "infinite": ("base", "lr: 0.1", "lr: .inf #!", "lr must be a finite number"),
     "order": ("base", "epochs: 8", "lr_min: 5 #!", "lr_min must be <= lr (0.1), got 5"),
-    "choice": ("base", "epochs: 8", "optimizer: sdg #!", "optimizer must be one of sgd, adamw"),
     "unused": ("base", "epochs: 8", "dkd_beta: 3 #!", "dkd_beta is not used by method 'ekd'"),
     "method": ("base", "epochs: 8", "method: edk #!", "unknown method 'edk'"),
     "low > high": ("base", "low: 1\n", "low: 10 #!\n", "space.ekd_weight: low must be <= high (9)"),
-    "log": ("base", "{low: 0.5, ", "{low: 0, #!\n    ", "space.kd_weight: low must be > 0"),
-    "key": ("base", "high: 9", "hihg: 9 #!", "unknown key of space.ekd_weight: 'hihg'"),
     "not a number": ("base", "high: 9", "high: [9] #!", "space.ekd_weight.high must be a number"),
-    "nan": ("base", "high: 9\n    step: 2", "high: .nan #!", "high must be a finite number"),
-    "step": ("base", "step: 2", "step: 0 #!", "space.ekd_weight.step must be > 0, got 0"),
     "an item": ("base", "- exp", "- rleu #!", "evidence must be one of"),
-    "range": ("base", "low: 0, high: 8}", "low: -1, high: 8} #!", "must be >= 0, got -1"),
     "when": ("base", "{evidence: relu}", "\n      evidence: rleu #!", "asks for evidence = rleu"),
-    "later": ("base", "{evidence: relu}", "\n      lr: 1 #!", "space.ekd_weight.when names 'lr'"),
-    "missing": ("base", "{low: 0, high: 8}", "{low: 0} #!", "ekd_warmup.high must be a number"),
     "authors": ("base", "kd_weight: 4.5", "kd_weight: 45 #!", "first point has kd_weight = 45"),
-    "authors' name": ("base", "kd_weight: 4.5", "kd_wieght: 4.5 #!", "'kd_wieght'"),
     "authors' bound": ("base", "kd_weight: 4.5", "lr: 0 #!", "lr must be > 0, got 0"),
-    "first point": ("base", "  evidence: exp", "  evidence: softplus #!", "has evidence = soft"),
     "point of a kind": ("base", "- kd_weight: 1", "- kd_weight: {a: 1} #!", "kd_weight = {'a': 1}"),
-    "study": ("base", "trials: 4", "trials: 0 #!", "trials must be >= 1, got 0"),
-    "top key": ("base", "trials: 4", "trails: 4 #!", "unknown key 'trails'"),
     "section": ("base", "trials: 4", "teacher_training: 5 #!", "teacher_training must be"),
     "another value": ("child", "seed: 3", "seed: 3\n  lr: -1 #!", "lr must be > 0, got -1"),
-    "another range": (
-        "child", "space:", "space:\n  kd_weight: {low: 1} #!", "kd_weight.high must be a number"
-    ),
     "searched": ("child", "batch_size:", "batchsize: #!", "unknown searched setting 'batchsize'"),
-    "entry": ("child", "space:", "space:\n  lr: 3 #!", "space.lr must be {low:, high:}"),
-    "choices": ("child", "choices: [32, 64]", "choices: 32 #!", "choices must be a list"),
     "points": ("child", "baselines: [none]", "first_points: [5] #!", "first_points must be a list"),
-    "baseline": ("child", "baselines: [none]", "baselines: [kdd] #!", "baselines must be one of"),
     "extends": ("child", "extends: base.yaml", "extends: 3 #!", "extends must be a file name"),
     "table": ("base", "ce_weight: 1", "ce_weight: -1 #!", "ce_weight must be >= 0, got -1"),
-    "table's range": (
-        "base", "{low: 1, high: 8}", "{low: 9, high: 8} #!", "space.dkd_beta: low must be <= high"
-    ),
     "table's authors": ("base", "beta: 8", "beta: 80 #!", "first point has dkd_beta = 80"),
-    "table's point": ("base", "- dkd_beta: 2", "- dkd_beta: 0 #!", "first point has dkd_beta = 0"),
     "table's key": ("base", "dkd:\n", "dkd:\n    spcae: 1 #!\n", "key in methods.dkd: 'spcae'"),
-    "table's entry": ("child", "baselines: [none]", "methods:\n  mlkd: 5 #!", "methods.mlkd must"),
-    "table's section": (
-        "child", "baselines: [none]", "methods:\n  dkd:\n    authors: 5 #!", "dkd.authors must be"
-    ),
     "table in the child": (
         "child", "baselines: [none]", "methods: {dkd: {distill: {\n  lr: -1}}} #!", "lr must be > 0"
     ),
     "another's authors": ("base", "temperature: 4", "temperature: 9 #!", "has temperature = 9"),
-    "own authors": ("base", "evidence: relu\nf", "log_prior: 3 #!\nf", "has log_prior = 3"),
 }  # fmt: skip
-METHOD = {"another's authors": "any", "own authors": "any"}
+METHOD = {"another's authors": "any"}
 
 
 def write(folder, file=None, old="", new=""):
@@ -160,10 +131,8 @@ def test_the_recipes_are_sound_without_the_mistakes(launch, tmp_path):
         assert (code, err) == (0, "")
 
 
-@pytest.mark.parametrize("flags", [(), ("--trials", 3), ("--methods", "ekd,dkd"), ("--epochs", 4)])
-@pytest.mark.parametrize(
-    "case", ["bound", "low > high", "first point", "another value", "type", "choices"]
-)
+@pytest.mark.parametrize("flags", [(), ("--methods", "ekd,dkd"), ("--epochs", 4)])
+@pytest.mark.parametrize("case", ["bound", "low > high", "another value", "type"])
 def test_a_study_says_the_line_under_flags_too(case, flags, launch, tmp_path):
     """The flags change other settings than the one that is wrong, or stumble over it."""
     file, old, new, words = MISTAKES[case]
@@ -180,10 +149,6 @@ def test_a_study_says_the_line_under_flags_too(case, flags, launch, tmp_path):
         ("lr: 0.1", "validation_fraction: 0 #!", "validation_fraction must be > 0"),
         ("trials: 4", "sampler: grid\nscheduler: none", "kd_weight has endlessly many values"),
         ("trials: 4", "sampler: gp #!", "sampler gp learns only from trials of full length"),
-        ("lr: 0.1", "augment: flip #!", "unknown view scheme 'flip'"),
-        ("trials: 4", "constraints: [val_ece<1] #!", "a constraint must be METRIC<=NUMBER"),
-        ("trials: 4", "objectives: [val_top1] #!", "objectives must differ from metric"),
-        ("lr: 0.1", "ood_dataset: svhm #!", "unknown dataset 'svhm'"),
     ],
 )
 def test_names_that_only_a_study_looks_up(old, new, words, launch, tmp_path):
@@ -196,21 +161,12 @@ def test_names_that_only_a_study_looks_up(old, new, words, launch, tmp_path):
     ("flags", "words"),
     [
         (("--set", "lr=-2"), "lr must be > 0, got -2"),
-        (("--set", "lr=x"), "lr must be a number, got 'x'"),
-        (("--set", "lrr=1"), "unknown setting in --set: 'lrr'"),
-        (("--set", "momentum=2"), "momentum must be <= 1, got 2"),
         (("--set", "kd_weight=range:5:1"), "space.kd_weight: low must be <= high (1), got 5"),
-        (("--set", "ekd_weight=range:-1:1"), "ekd_weight must be >= 0, got -1"),
-        (("--set", "evidence=range:1:2"), "space.evidence is no number"),
         (("--set", "batch_size=choice:0,32"), "batch_size must be >= 1, got 0"),
         (("--set", "first_points=[{kd_weight: 50}]"), "first point has kd_weight = 50"),
-        (("--set", "space={}"), "search space is empty"),
-        (("--set", "student=resnet9"), "unknown model 'resnet9'"),
         (("--student", "resnet9"), "unknown model 'resnet9'"),
         (("--set", "dkd_beta=3"), "dkd_beta is not used by method 'ekd'"),
         (("--trials", 0), "trials must be >= 1, got 0"),
-        (("--epochs", 0), "epochs must be >= 1, got 0"),
-        (("--seed", -1), "seed must be >= 0, got -1"),
         (("--method", "edk"), "unknown method 'edk'"),
     ],
     ids=str,
@@ -244,7 +200,7 @@ def test_a_scaled_warm_up_is_on_no_line(launch, tmp_path):
     assert err == "error: space.ekd_warmup: low must be <= high (8), got 18.\n"
 
 
-@pytest.mark.parametrize("case", ["bound", "authors' name", "authors' bound", "another value"])
+@pytest.mark.parametrize("case", ["bound", "authors' bound"])
 def test_one_run_of_a_recipe(case, launch, tmp_path):
     file, old, new, words = MISTAKES[case]
     line = write(tmp_path, file, old, new)
