@@ -101,11 +101,6 @@ def two_ranks(config, tmp_path_factory):
     return records, folder
 
 
-def test_the_helpers_agree(two_ranks):
-    for rank, record in enumerate(two_ranks[0]):
-        assert record["helpers"] == (rank, WORLD, rank == 0, True, {"rank": 0}, [0, 1, 2, 3, 4])
-
-
 def test_one_process_needs_no_group():
     value = torch.tensor([3.0])
     assert (ranks.rank(), ranks.world_size(), ranks.is_first()) == (0, 1, True)

@@ -115,8 +115,3 @@ def test_rows_of_two_writers_are_one_of_the_two_or_missing(aftermath):
     assert table.read(*ids(CONTESTED))[1].all()
     assert not table.read(*ids(NOBODYS))[1].any()
     assert table.sound() == (112, 0)
-
-
-def test_three_processes_made_one_folder(aftermath):
-    folder = aftermath[0].folder
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

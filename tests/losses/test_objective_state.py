@@ -42,25 +42,7 @@ def test_the_log_prior_starts_where_it_should_and_travels_in_the_state(method, v
         assert objective.log_prior.grad.abs() > 1e-4
 
 
-@methods_where("evidential", False)
-def test_softmax_methods_have_no_log_prior(method):
-    objective = build(method)
-    assert objective.log_prior_value is None
-    assert "log_prior" not in objective.state_dict() | objective.state(1)
-
-
-@pytest.fixture
-def every_warning():
-    """PyTorch's own come once a process; here they come every time."""
-    before = torch.is_warn_always_enabled()
-    torch.set_warn_always(True)
-    yield
-    torch.set_warn_always(before)
-
-
 @every_method
-@pytest.mark.usefixtures("every_warning")
-@pytest.mark.filterwarnings("error")
 def test_what_is_learned_is_what_the_method_says(method):
     entry = METHODS[method]
     option = {"learn_log_prior": True} if entry.evidential else {}
@@ -101,8 +83,3 @@ def test_the_teachers_own_prior_is_kept_apart(method):
     assert not objective.teacher_log_prior.requires_grad
     assert "teacher_log_prior" in objective.state_dict()
     assert build(method).statistics["teacher_log_prior"] is None
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if "temperature" in settings_of(m)])
-def test_a_fixed_temperature_is_the_setting(method):
-    assert build(method, temperature=2.5).temperature(1) == 2.5
