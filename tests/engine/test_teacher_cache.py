@@ -36,10 +36,16 @@ def rows_of(samples, views, *, seed=0, width=7):
     )
 
 
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path, monkeypatch):
+    """Every test has a cache of its own."""
+    monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path))
+
+
 @pytest.fixture
-def table(tmp_path):
+def table():
     """A table of 60 rows, all of them written."""
-    made = open_table(SPEC, tmp_path)
+    made = open_table(SPEC)
     made.write(SAMPLES, VIEWS, rows_of(SAMPLES, VIEWS))
     return made
 
@@ -64,8 +70,8 @@ def test_rows_come_back_in_any_order_and_more_than_once(table):
     assert (rows == rows_of(SAMPLES, VIEWS)[order]).all()
 
 
-def test_what_was_not_written_is_missing(tmp_path):
-    table = open_table(SPEC, tmp_path)
+def test_what_was_not_written_is_missing():
+    table = open_table(SPEC)
     assert not found(table).any()
     some = np.array([3, 17, 59])
     table.write(SAMPLES[some], VIEWS[some], rows_of(SAMPLES[some], VIEWS[some]))
@@ -73,9 +79,9 @@ def test_what_was_not_written_is_missing(tmp_path):
     assert (table.filled(), table.sound()) == (3, (3, 0))
 
 
-def test_a_row_of_zeros_is_a_row(tmp_path):
+def test_a_row_of_zeros_is_a_row():
     """The file is full of zeros from the start: the check word tells them from a row."""
-    table = open_table(SPEC, tmp_path)
+    table = open_table(SPEC)
     table.write(SAMPLES[:1], VIEWS[:1], np.zeros((1, 7), np.uint16))
     assert np.flatnonzero(found(table)).tolist() == [0]
 
@@ -108,8 +114,8 @@ def test_a_row_in_another_rows_place_is_missing(table):
     assert np.flatnonzero(~found(table)).tolist() == [4, 5, 33]
 
 
-def test_the_rows_of_another_table_are_missing(table, tmp_path):
-    other = open_table(replace(SPEC, facts={**FACTS, "teacher_sha256": "1"}), tmp_path)
+def test_the_rows_of_another_table_are_missing(table):
+    other = open_table(replace(SPEC, facts={**FACTS, "teacher_sha256": "1"}))
     for name in ("rows.bin", "words.bin"):
         shutil.copyfile(table.folder / name, other.folder / name)
     assert other.filled() == 60
@@ -144,7 +150,7 @@ def test_whatever_decides_a_row_decides_the_table(other):
 
 def test_names_that_no_folder_can_have(tmp_path):
     facts = {"teacher": "timm:vit/tiny", "dataset": "folder:/data/my birds"}
-    table = open_table(replace(SPEC, facts=facts), tmp_path)
+    table = open_table(replace(SPEC, facts=facts))
     assert table.folder.parent == tmp_path / "teachers"
     assert table.folder.name.startswith("timm-vit-tiny-my-birds-")
 
@@ -168,50 +174,50 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_table_is_made_again(damage, table, tmp_path):
+def test_a_damaged_table_is_made_again(damage, table):
     table.close()
     DAMAGES[damage](table.folder)
     assert read_spec(table.folder) is None
-    assert list(list_tables(tmp_path)) == []
-    new = open_table(SPEC, tmp_path)
+    assert list(list_tables()) == []
+    new = open_table(SPEC)
     assert not found(new).any()
     new.write(SAMPLES, VIEWS, rows_of(SAMPLES, VIEWS))
     assert found(new).all()
-    assert [path.name for path in (tmp_path / "teachers").iterdir()] == [new.folder.name]
+    assert list(new.folder.parent.iterdir()) == [new.folder]
 
 
-def test_a_table_that_another_process_made_first_is_taken(table, tmp_path, monkeypatch):
+def test_a_table_that_another_process_made_first_is_taken(table, monkeypatch):
     """It looked, found none, and comes second with its own empty folder."""
     whole, looks = cache._is_whole, []
     monkeypatch.setattr(
         cache, "_is_whole", lambda *args: looks.append(args) or (len(looks) > 1 and whole(*args))
     )
-    assert found(open_table(SPEC, tmp_path)).all()
-    assert [path.name for path in (tmp_path / "teachers").iterdir()] == [table.folder.name]
+    assert found(open_table(SPEC)).all()
+    assert list(table.folder.parent.iterdir()) == [table.folder]
 
 
 # Looking at the cache
 
 
 @pytest.mark.parametrize(("classes", "top", "row"), [(10, None, 20), (1000, 8, 34)])
-def test_the_announced_size_is_the_size_of_the_files(tmp_path, classes, top, row):
+def test_the_announced_size_is_the_size_of_the_files(classes, top, row):
     spec = replace(SPEC, row_format=RowFormat(num_classes=classes, top=top))
-    folder = open_table(spec, tmp_path).folder
+    folder = open_table(spec).folder
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.bin")}
     assert sizes == {"rows.bin": 60 * row, "words.bin": 60 * 4}
     assert spec.size == sum(sizes.values())
 
 
 def test_tables_are_listed_by_name_with_what_they_take(tmp_path):
-    assert list(list_tables(tmp_path)) == []
+    assert list(list_tables()) == []
     wide = replace(SPEC, num_samples=10_000, row_format=RowFormat(num_classes=500))
     other = replace(SPEC, facts={**FACTS, "teacher": "a-teacher"})
-    open_table(other, tmp_path)
-    open_table(wide, tmp_path).write(np.array([9_999]), np.array([4]), np.ones((1, 500), np.uint16))
+    open_table(other)
+    open_table(wide).write(np.array([9_999]), np.array([4]), np.ones((1, 500), np.uint16))
     (tmp_path / "teachers" / ".half-made").mkdir()
     (tmp_path / "teachers" / "foreign").mkdir()
-    first, second = list_tables(tmp_path)
-    assert first.folder == other.folder(tmp_path)
+    first, second = list_tables()
+    assert first.folder == other.folder()
     assert (first.rows, first.filled, first.bytes_full) == (60, 0, 60 * 18)
     assert (second.rows, second.filled, second.bytes_full) == (50_000, 1, wide.size)
     assert second.meta == wide.identity
@@ -219,15 +225,15 @@ def test_tables_are_listed_by_name_with_what_they_take(tmp_path):
     assert second.modified >= first.modified
 
 
-def test_a_table_is_found_by_the_beginning_of_its_name(tmp_path):
+def test_a_table_is_found_by_the_beginning_of_its_name():
     others = [replace(SPEC, facts={**FACTS, "teacher": name}) for name in ("resnet20", "vgg8")]
-    folders = [open_table(spec, tmp_path).folder for spec in (SPEC, *others)]
-    assert find_table("vgg", tmp_path) == folders[2]
-    assert find_table("resnet8", tmp_path) == folders[0]
-    assert find_table(folders[1].name, tmp_path) == folders[1]
+    folders = [open_table(spec).folder for spec in (SPEC, *others)]
+    assert find_table("vgg") == folders[2]
+    assert find_table("resnet8") == folders[0]
+    assert find_table(folders[1].name) == folders[1]
     for name, state in (("resnet", "2 tables"), ("wrn", "no table"), (".", "no table")):
         with pytest.raises(UserError, match=f"{state} .* {name!r}") as refused:
-            find_table(name, tmp_path)
+            find_table(name)
         assert "\n" not in str(refused.value)
 
 
