@@ -64,10 +64,9 @@ def _confident_share(confidence: Tensor) -> Tensor:
 
 
 def sample_share(probabilities: Tensor) -> Tensor:
-    """`m`: share of samples whose confidence is at or below the median, 0-d.
+    """`m`: share of samples at or below the median confidence, 0-d.
 
-    Args:
-        probabilities: [B, C], the teacher's, of the weak view at T = 1.
+    `probabilities` [B, C] are the teacher's, of the weak view at T = 1.
     """
     return _confident_share(probabilities.amax(dim=1))
 

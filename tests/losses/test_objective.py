@@ -80,19 +80,6 @@ def test_the_loss_is_a_mean_over_the_batch(method, values):
         torch.testing.assert_close(twice[name], expected, rtol=1e-12, atol=1e-12)
 
 
-@every_method
-def test_only_methods_that_ask_for_the_strong_view_read_it(method):
-    objective, batch = build(method, **everything_on(method)), draw()
-    totals = []
-    for strong in (batch, draw(seed=9)):
-        total, _ = objective(
-            batch.student, batch.teacher, batch.target, 1,
-            student_strong=strong.student_strong, teacher_strong=strong.teacher_strong,
-        )  # fmt: skip
-        totals.append(total)
-    assert METHODS[method].strong_view == bool((totals[0] - totals[1]).abs() > 1e-3)
-
-
 # ---------------------------------------------------------------- extremes and precision
 
 

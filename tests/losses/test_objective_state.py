@@ -11,7 +11,6 @@ from objective_cases import (
     everything_on,
     methods_where,
     run,
-    settings_of,
 )
 
 from ekd_ray.losses.methods import METHODS
@@ -73,13 +72,3 @@ def test_the_state_comes_back_from_a_file(method):
     fresh.load_state_dict(torch.load(file, weights_only=True))
     assert run(fresh, batch)[0] == run(trained, batch)[0]
     assert fresh.state(3) == trained.state(3)
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if "teacher_log_prior" in settings_of(m)])
-def test_the_teachers_own_prior_is_kept_apart(method):
-    objective = build(method, log_prior=-1.2, teacher_log_prior=0.4, learn_log_prior=True)
-    assert objective.statistics["log_prior"] is objective.log_prior
-    torch.testing.assert_close(objective.statistics["teacher_log_prior"], torch.tensor(0.4))
-    assert not objective.teacher_log_prior.requires_grad
-    assert "teacher_log_prior" in objective.state_dict()
-    assert build(method).statistics["teacher_log_prior"] is None
