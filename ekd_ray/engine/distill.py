@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,6 @@ class _Run:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def epochs(self) -> Iterator[int]:
-        """The epochs that are left; the first may have begun. Each must end in `end_epoch`."""
-        while self.epoch <= self.config.epochs:
-            yield self.epoch
-
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Keep the epoch's row and go on to the next one."""
         self.history.append(row)
@@ -170,7 +165,7 @@ def distill(
             stack.push(log.close_after)
         stack.enter_context(ranks.synchronized_batch_norm(run.learner.student))
         saved_at = started = time.monotonic()
-        for _ in run.epochs():
+        while run.epoch <= run.config.epochs:
             epoch_started = time.monotonic()
             with contextlib.closing(_batches(run)) as batches:
                 for batch, images, target in batches:
@@ -184,7 +179,7 @@ def distill(
             if log:
                 log.write(row)
             due = time.monotonic() - saved_at >= checkpoint_seconds
-            if checkpoint and ranks.agree(due or run.epoch > run.config.epochs):
+            if checkpoint and ranks.from_first(due or run.epoch > run.config.epochs):
                 _save(run, checkpoint)
                 saved_at = time.monotonic()
             if on_epoch:
@@ -362,11 +357,9 @@ def _save(run: _Run, path: Path) -> None:
 
 
 def _restore(run: _Run, path: Path) -> None:
+    fingerprint = run.config.fingerprint()
     progress = load_checkpoint(
-        path,
-        fingerprint=run.config.fingerprint(),
-        learner=run.learner,
-        optimizer=run.optimizer,
+        path, fingerprint=fingerprint, learner=run.learner, optimizer=run.optimizer
     )
     run.epoch, run.step, run.history = progress["epoch"], progress["step"], progress["history"]
     run.sums = EpochSums(run.learner.objective.weights(run.epoch), run.device)

@@ -26,12 +26,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if _cpu_has_bf16() else "float32"
-
-
-def _cpu_has_bf16() -> bool:
     found = torch.cpu.get_capabilities()
-    return bool(found.get("amx_tile") or found.get("avx512_bf16"))
+    return "bfloat16" if found.get("amx_tile") or found.get("avx512_bf16") else "float32"
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -40,17 +40,12 @@ def is_first() -> bool:
 
 
 def from_first(value: T) -> T:
-    """Rank 0's picklable value, on every rank."""
+    """Rank 0's picklable value, on every rank: clocks and disks differ, decisions must not."""
     if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def agree(decision: bool) -> bool:
-    """Rank 0's decision, on every rank: clocks differ, collectives must not."""
-    return from_first(decision)
 
 
 def gather(values: Tensor) -> list[Tensor]:

@@ -175,13 +175,12 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
         )
     weights = read_metadata(config.teacher_weights)
     _check_teacher(config, weights, num_classes)
-    changes: dict[str, object] = {"teacher_sha256": weights.sha256}
-    if config.teacher_normalization is None:
-        changes["teacher_normalization"] = _own_normalization(config, weights).as_text()
-    else:
-        changes["teacher_normalization"] = parse_normalization(
-            config.teacher_normalization
-        ).as_text()
+    given = config.teacher_normalization
+    own = _own_normalization(config, weights) if given is None else parse_normalization(given)
+    changes: dict[str, object] = {
+        "teacher_sha256": weights.sha256,
+        "teacher_normalization": own.as_text(),
+    }
     if method_of(config).evidential:
         changes |= _resolve_priors(config, weights.log_prior)
     return config.replace(**changes)

@@ -64,8 +64,7 @@ def load_run_data(config: DistillConfig, *, data_root: str | None, device: torch
             f"{arrays.fingerprint}."
         )
     train_ids, validation_ids = split_ids(config, arrays.labels)
-    ood = _load_ood(config, "train", data_root)
-    return _run_data(config, arrays, train_ids, validation_ids, device, ood)
+    return _run_data(config, "train", arrays, train_ids, validation_ids, data_root, device)
 
 
 def load_test_data(
@@ -79,21 +78,23 @@ def load_test_data(
     stage.check_may_test()
     arrays = load_dataset(config.dataset, "test", data_root=data_root)
     everything = np.arange(len(arrays.labels), dtype=np.int64)
-    ood = _load_ood(config, "test", data_root)
-    return _run_data(config, arrays, everything[:0], everything, device, ood)
+    return _run_data(config, "test", arrays, everything[:0], everything, data_root, device)
 
 
 def _run_data(
     config: DistillConfig,
+    split: str,
     arrays: ImageArrays | EncodedImages,
     train_ids: np.ndarray,
     validation_ids: np.ndarray,
+    data_root: str | None,
     device: torch.device,
-    ood: ImageArrays | EncodedImages | None,
 ) -> RunData:
     info = dataset_info(config.dataset)
     outside, outside_ids = None, validation_ids[:0]
-    if ood is not None and len(validation_ids):
+    if config.ood_dataset is not None and len(validation_ids):
+        # Its same split: test images stay unseen until the end there too.
+        ood = load_dataset(config.ood_dataset, split, data_root=data_root)
         scheme = dataset_info(ood.name).view_scheme
         outside = stage_images(ood, device, scheme=scheme)
         count = min(len(ood), len(validation_ids))
@@ -118,15 +119,6 @@ def _run_data(
         ood_images=outside,
         ood_ids=outside_ids,
     )
-
-
-def _load_ood(
-    config: DistillConfig, split: str, data_root: str | None
-) -> ImageArrays | EncodedImages | None:
-    """The same split of the second data set: test images stay unseen until the end there too."""
-    if config.ood_dataset is None:
-        return None
-    return load_dataset(config.ood_dataset, split, data_root=data_root)
 
 
 def strong_images(

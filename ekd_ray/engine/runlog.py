@@ -86,7 +86,11 @@ class RunLog:
         self._has_session = bool(session.settings)
         if self._has_session:
             shown = {name: hyperparameters.get(name) for name in session.settings}
-            shown = {name: _plain(value) for name, value in shown.items() if value is not None}
+            shown = {
+                name: value if isinstance(value, bool | int | float | str) else str(value)
+                for name, value in shown.items()
+                if value is not None
+            }
             # An empty group is a group of the run's own.
             _add_summary(self._events, summary_v2.hparams_pb(shown, session.group))
         for row in history:
@@ -152,10 +156,6 @@ def _remove_events(folder: Path) -> None:
 def _add_summary(events: SummaryWriter, summary: Summary) -> None:
     writer: Any = events.file_writer  # which torch declares as None
     writer.add_summary(summary)
-
-
-def _plain(value: Any) -> bool | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def _domain(entry: Mapping[str, Any]) -> summary_v2.Domain:

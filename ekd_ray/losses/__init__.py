@@ -1,8 +1,17 @@
 """Distillation methods and their losses, which are pure functions of tensors.
 
-Every loss is a 0-d tensor in at least float32 (inside autocast too), a mean over the batch
-with the temperature squared already applied; no gradient reaches the teacher. The batch and
-class alignments of `mlkd_terms` are the exception: they compare samples with each other.
+Logits are [B, C] of any float dtype, targets int64 [B] class indices, a temperature T is a
+number > 0 or a 0-d tensor (learned), whose gradient comes from both sides. `log_prior` is lambda,
+the log of the prior mass per class: a number, or a 0-d tensor, which gets a gradient;
+`teacher_log_prior` is the teacher's, without gradient, and None follows `log_prior`.
+
+Every loss is 0-d, in nats, times T^2, and a mean over the batch (but for the batch and class
+alignments of `mlkd_terms`, which compare samples with each other). It is computed in float32, in
+float64 if an input is that, inside autocast too. No gradient reaches the teacher.
+
+Every loss raises `ValueError` for logits whose shapes differ or are not a floating [B, C] with
+B >= 1 and C >= 2, a target that is not int64 [B], T <= 0, and a prior that is not finite or not
+0-d; and `UserError` for an unknown evidence function.
 """
 
 # isort: off

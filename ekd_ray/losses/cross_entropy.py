@@ -6,27 +6,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from ekd_ray.config.method_settings import MethodSetting
-from ekd_ray.losses.inputs import at_least_float32, check_logits, check_target, without_autocast
+from ekd_ray.losses.inputs import at_least_float32, checked
 from ekd_ray.losses.methods import Method, Outputs, Term, register_method
 
 
-@without_autocast
+@checked
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """`-log softmax(z)[y]`, mean over the batch.
+    """`-log softmax(z)[y]` of logits [B, C] and target int64 [B]: 0-d, nats, mean over the batch.
 
-    Args:
-        logits: [B, C], any float dtype; computed in float32, in float64 if it is that.
-        target: [B] int64 class indices.
-
-    Returns:
-        0-d, nats.
-
-    Raises:
-        ValueError: logits that are not [B, C] with B >= 1, C >= 2; a target that is not int64
-            [B].
+    Raises as every loss (`ekd_ray.losses`).
     """
-    check_logits(logits=logits)
-    check_target(target, logits)
     return functional.cross_entropy(at_least_float32(logits), target)
 
 

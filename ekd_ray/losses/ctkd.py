@@ -54,15 +54,9 @@ def adversarial_temperature(
     Minimising a loss at this temperature moves the student down the loss and the
     temperature up: the curriculum grows harder.
 
-    Args:
-        logit: g, a 0-d float32 tensor, learned.
-        epoch: counted from 1, for `reversal_strength`.
-        t_start: lower end of T, > 0.
-        t_end: width of T's range: T lies in (t_start, t_start + t_end).
-        warmup: epochs over which the reversal grows to full strength.
-
-    Returns:
-        0-d, float32 (also inside autocast).
+    g is a learned 0-d float32 tensor; `epoch` counts from 1. T is 0-d, float32 (also inside
+    autocast) and lies in (t_start, t_start + t_end), t_start > 0; the reversal grows to full
+    strength over `warmup` epochs (`reversal_strength`).
 
     Li et al. 2023, the global temperature of the released code.
     """
@@ -72,13 +66,8 @@ def adversarial_temperature(
 
 
 def _temperature(logit: Tensor, epoch: int, settings: Any) -> Tensor:
-    return adversarial_temperature(
-        logit,
-        epoch,
-        t_start=settings.ctkd_t_start,
-        t_end=settings.ctkd_t_end,
-        warmup=settings.ctkd_warmup,
-    )
+    t_start, t_end, warmup = settings.ctkd_t_start, settings.ctkd_t_end, settings.ctkd_warmup
+    return adversarial_temperature(logit, epoch, t_start=t_start, t_end=t_end, warmup=warmup)
 
 
 CTKD = register_method(

@@ -3,9 +3,6 @@
 Evidential Knowledge Distillation (EKD), ICCV 2025; the cross-entropy and the
 regularisation after Sensoy et al., "Evidential deep learning to quantify classification
 uncertainty", NeurIPS 2018.
-
-`lambda` (`log_prior`) is on a log scale: every class gets the prior mass `e^lambda`. It is
-a number, or a 0-d tensor; a learned one gets its gradient from the student's side only.
 """
 
 from __future__ import annotations
@@ -22,9 +19,8 @@ from ekd_ray.losses.inputs import (
     Scalar,
     at_least_float32,
     categorical_kl,
-    check_logits,
-    check_target,
     check_temperature,
+    checked,
     without_autocast,
 )
 
@@ -64,18 +60,10 @@ def _prior_like(log_prior: Scalar, like: Tensor) -> Tensor:
 
 @without_autocast
 def evidence(logits: Tensor, kind: str) -> Tensor:
-    """Non-negative evidence of logits, element by element.
+    """Non-negative evidence of logits of any shape, element by element, in observations.
 
-    Args:
-        logits: any shape and float dtype.
-        kind: a name of `EVIDENCE_FUNCTIONS`. `exp` saturates at z = 20 (with zero gradient
-            beyond), see `EXP_EVIDENCE_LIMIT`.
-
-    Returns:
-        The same shape, float32 (float64 for float64), in observations.
-
-    Raises:
-        UserError: an unknown `kind`.
+    `kind` is a name of `EVIDENCE_FUNCTIONS`, else `UserError` is raised; `exp` saturates at
+    z = 20, with zero gradient beyond. Returns float32 (float64 for float64).
 
     EKD (ICCV 2025), second order: `log1p(softplus(z))`.
     """
@@ -88,16 +76,8 @@ def evidence(logits: Tensor, kind: str) -> Tensor:
 def log_concentration(logits: Tensor, log_prior: Scalar, temperature: Scalar = 1.0) -> Tensor:
     """`log(exp(z / T) + e^lambda)`, which no logit can overflow.
 
-    Args:
-        logits: [B, C], any float dtype.
-        log_prior: lambda, a number or a 0-d tensor.
-        temperature: T > 0, a number or a 0-d tensor.
-
-    Returns:
-        [B, C], float32 (float64 for float64), log of the Dirichlet's concentration.
-
-    Raises:
-        ValueError: T <= 0; a prior that is not finite or not 0-d.
+    Logits [B, C] give the log of the Dirichlet's concentration, float32 [B, C] (float64 for
+    float64). Raises `ValueError` for T <= 0 and a prior that is not finite or not 0-d.
     """
     check_temperature(temperature)
     scaled = at_least_float32(logits) / temperature
@@ -136,28 +116,15 @@ def _digamma_exp(log_x: Tensor) -> Tensor:
     return torch.where(log_x < _SERIES_FROM, torch.digamma(small.exp()), series)
 
 
-@without_autocast
+@checked
 def evidential_cross_entropy(logits: Tensor, target: Tensor, log_prior: Scalar) -> Tensor:
     """`psi(S) - psi(a_y)` with `a = exp(z) + e^lambda`, mean over the batch.
 
-    It is the expected cross-entropy under Dir(a).
-
-    Args:
-        logits: [B, C], any float dtype; computed in float32, in float64 if it is that.
-        target: [B] int64 class indices.
-        log_prior: lambda; a 0-d tensor gets a gradient.
-
-    Returns:
-        0-d, nats.
-
-    Raises:
-        ValueError: logits that are not [B, C] with B >= 1, C >= 2; a target that is not int64
-            [B]; a prior that is not finite or not 0-d.
+    It is the expected cross-entropy under Dir(a), from logits [B, C] and target int64 [B]: 0-d,
+    nats. Inputs and what is raised: `ekd_ray.losses`.
 
     EKD (ICCV 2025), evidential cross-entropy; Sensoy et al. 2018, eq. 4.
     """
-    check_logits(logits=logits)
-    check_target(target, logits)
     log_a = log_concentration(logits, log_prior)
     # Only [B] values reach digamma. In float64 because trigamma, its derivative, is 1 / x^2
     # near zero, which a small prior takes out of float32's range.
@@ -166,7 +133,7 @@ def evidential_cross_entropy(logits: Tensor, target: Tensor, log_prior: Scalar) 
     return (_digamma_exp(log_total) - _digamma_exp(log_target)).mean().to(log_a.dtype)
 
 
-@without_autocast
+@checked
 def expectation_kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -177,33 +144,18 @@ def expectation_kd_loss(
 ) -> Tensor:
     """`T^2 * KL(p_t || p_s)` of the Dirichlets' means, mean over the batch (first order).
 
-    `p = a / S` with `a = exp(z / T) + e^lambda`.
-
-    Args:
-        student_logits: [B, C], any float dtype; computed in float32, in float64 if it is that.
-        teacher_logits: [B, C], any float dtype; gets no gradient.
-        temperature: T > 0; a 0-d tensor (learned, CTKD) gets its gradient from both sides.
-        log_prior: the student's lambda; a 0-d tensor gets a gradient.
-        teacher_log_prior: the teacher's, no gradient; None follows `log_prior`.
-
-    Returns:
-        0-d, nats, times T^2.
-
-    Raises:
-        ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2; T <= 0; a prior
-            that is not finite or not 0-d.
+    `p = a / S` with `a = exp(z / T) + e^lambda`, from logits [B, C] and T > 0: 0-d, nats. Inputs
+    and what is raised: `ekd_ray.losses`.
 
     EKD (ICCV 2025), first order.
     """
-    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
-    check_temperature(temperature)
     prior = teacher_prior(log_prior, teacher_log_prior)
     log_p_teacher = log_expectation(teacher_logits.detach(), temperature, prior)
     log_p_student = log_expectation(student_logits, temperature, log_prior)
     return temperature**2 * categorical_kl(log_p_teacher, log_p_student).mean()
 
 
-@without_autocast
+@checked
 def dirichlet_kl(concentration_p: Tensor, concentration_q: Tensor) -> Tensor:
     """`KL(Dir(p) || Dir(q))` of each row.
 
@@ -216,9 +168,8 @@ def dirichlet_kl(concentration_p: Tensor, concentration_q: Tensor) -> Tensor:
         can put nearly equal ones below 0, by about 1e-16 * S * log(S).
 
     Raises:
-        ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2.
+        ValueError: shapes that differ or are not a floating [B, C] with B >= 1, C >= 2.
     """
-    check_logits(concentration_p=concentration_p, concentration_q=concentration_q)
     dtype = torch.promote_types(
         at_least_float32(concentration_p).dtype, at_least_float32(concentration_q).dtype
     )
@@ -231,7 +182,7 @@ def dirichlet_kl(concentration_p: Tensor, concentration_q: Tensor) -> Tensor:
     return (totals.squeeze(1) + classes.sum(dim=1)).to(dtype)
 
 
-@without_autocast
+@checked
 def distribution_kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -243,29 +194,12 @@ def distribution_kd_loss(
 ) -> Tensor:
     """`T^2 * KL(Dir(a_t) || Dir(a_s))`, teacher first, mean over the batch (second order).
 
-    `a = evidence(z / T) + e^lambda`.
-
-    Args:
-        student_logits: [B, C], any float dtype; computed in float64, returned in float32
-            unless it is float64.
-        teacher_logits: [B, C], any float dtype; gets no gradient.
-        temperature: T > 0, or a 0-d tensor (learned).
-        log_prior: the student's lambda; a 0-d tensor gets a gradient.
-        teacher_log_prior: the teacher's, no gradient; None follows `log_prior`.
-        evidence: a name of `EVIDENCE_FUNCTIONS`, for both sides.
-
-    Returns:
-        0-d, nats, times T^2.
-
-    Raises:
-        ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2; T <= 0; a prior
-            that is not finite or not 0-d.
-        UserError: an unknown evidence function.
+    `a = evidence(z / T) + e^lambda`, from logits [B, C], T > 0 and a name of
+    `EVIDENCE_FUNCTIONS`: 0-d, nats, computed in float64, returned in float32 unless an input is
+    float64. Inputs and what is raised: `ekd_ray.losses`.
 
     EKD (ICCV 2025), second order.
     """
-    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
-    check_temperature(temperature)
     dtype = torch.promote_types(
         at_least_float32(student_logits).dtype, at_least_float32(teacher_logits).dtype
     )
@@ -275,7 +209,7 @@ def distribution_kd_loss(
     return (temperature**2 * dirichlet_kl(teacher, student).mean()).to(dtype)
 
 
-@without_autocast
+@checked
 def prior_kl_loss(
     logits: Tensor, target: Tensor, log_prior: Scalar, *, evidence: str = "softplus"
 ) -> Tensor:
@@ -283,25 +217,11 @@ def prior_kl_loss(
 
     `a~ = evidence(z) * (1 - onehot(y)) + e^lambda`: the target's own evidence is left alone.
 
-    Args:
-        logits: [B, C], any float dtype; computed in float64, returned in float32 unless it
-            is float64.
-        target: [B] int64 class indices.
-        log_prior: lambda; a 0-d tensor gets a gradient.
-        evidence: a name of `EVIDENCE_FUNCTIONS`.
-
-    Returns:
-        0-d, nats.
-
-    Raises:
-        ValueError: logits that are not [B, C] with B >= 1, C >= 2; a target that is not int64
-            [B]; a prior that is not finite or not 0-d.
-        UserError: an unknown evidence function.
+    From logits [B, C] and target int64 [B]: 0-d, nats, computed in float64, returned in float32
+    unless the logits are float64. Inputs and what is raised: `ekd_ray.losses`.
 
     Sensoy et al. 2018, section 4 (there with a prior mass of 1).
     """
-    check_logits(logits=logits)
-    check_target(target, logits)
     z = logits.double()
     wrong = torch.ones_like(z).scatter(1, target[:, None], 0.0)
     concentration = _concentration(z, log_prior, evidence, keep=wrong)

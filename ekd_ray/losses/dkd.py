@@ -18,10 +18,7 @@ from ekd_ray.losses.evidential import evidential
 from ekd_ray.losses.inputs import (
     Scalar,
     categorical_kl,
-    check_logits,
-    check_target,
-    check_temperature,
-    without_autocast,
+    checked,
 )
 from ekd_ray.losses.kd import KD_WEIGHT, STANDARDIZE, TEMPERATURE, softmax_inputs
 from ekd_ray.losses.methods import (
@@ -59,7 +56,7 @@ def _decoupled_kl(
     return (alpha * tckd + beta * nckd).mean()
 
 
-@without_autocast
+@checked
 def dkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -75,33 +72,17 @@ def dkd_loss(
     TCKD is the KL, teacher first, of (target, all the rest); NCKD that of the softmax over
     the classes other than the target.
 
-    Args:
-        student_logits: [B, C], any float dtype; computed in float32, in float64 if it is that.
-        teacher_logits: [B, C], any float dtype; gets no gradient.
-        target: [B] int64 class indices.
-        temperature: T > 0, or a 0-d tensor (learned).
-        alpha: weight of TCKD.
-        beta: weight of NCKD.
-        standardize: standardise both sides first (CVPR 2024).
-
-    Returns:
-        0-d, nats, times T^2.
-
-    Raises:
-        ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2; a target that
-            is not int64 [B]; T <= 0.
+    Logits are [B, C], the target is int64 [B] and T > 0; returns 0-d, nats. `standardize`
+    standardises both sides first (CVPR 2024). Inputs and what is raised: `ekd_ray.losses`.
 
     Zhao et al. 2022, eq. 7.
     """
-    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
-    check_target(target, student_logits)
-    check_temperature(temperature)
     student, teacher = softmax_inputs(student_logits, teacher_logits, standardize)
     kl = _decoupled_kl(student / temperature, teacher / temperature, target, alpha, beta)
     return temperature**2 * kl
 
 
-@without_autocast
+@checked
 def expectation_dkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -115,28 +96,11 @@ def expectation_dkd_loss(
 ) -> Tensor:
     """`dkd_loss` on the Dirichlet expectations `a / S`, `a = exp(z / T) + e^lambda` (DKD+EKD).
 
-    Args:
-        student_logits: [B, C], any float dtype; computed in float32, in float64 if it is that.
-        teacher_logits: [B, C], any float dtype; gets no gradient.
-        target: [B] int64 class indices.
-        temperature: T > 0, or a 0-d tensor (learned).
-        log_prior: lambda, log of the prior mass per class; a 0-d tensor gets a gradient.
-        teacher_log_prior: the teacher's lambda, no gradient; None follows `log_prior`.
-        alpha: weight of the (target, rest) part.
-        beta: weight of the part over the non-target classes, renormalised.
-
-    Returns:
-        0-d, nats, times T^2. The method's `kd_weight` is the caller's.
-
-    Raises:
-        ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2; a target that
-            is not int64 [B]; T <= 0; a prior that is not finite or not 0-d.
+    Logits are [B, C], the target is int64 [B], T > 0 and lambda the `log_prior`; returns 0-d,
+    nats. Inputs and what is raised: `ekd_ray.losses`.
 
     EKD (ICCV 2025), first order, in Zhao et al. 2022, eq. 7.
     """
-    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
-    check_target(target, student_logits)
-    check_temperature(temperature)
     prior = teacher_prior(log_prior, teacher_log_prior)
     student = log_concentration(student_logits, log_prior, temperature)
     teacher = log_concentration(teacher_logits.detach(), prior, temperature)

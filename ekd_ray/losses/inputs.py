@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
@@ -33,6 +34,33 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check the logits, `target` and `temperature` of a loss before it runs, without autocast.
+
+    Logits are all parameters that are annotated `Tensor` but `target`: floating [B, C] of one
+    shape, as the functions below ask for them.
+    """
+    signature = inspect.signature(function)
+    names = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.annotation in ("Tensor", Tensor) and name != "target"
+    ]
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs).arguments
+        logits = {name: given[name] for name in names}
+        check_logits(**logits)
+        if "target" in given:
+            check_target(given["target"], logits[names[0]])
+        if "temperature" in given:
+            check_temperature(given["temperature"])
+        return function(*args, **kwargs)
+
+    return without_autocast(wrapper)
 
 
 def check_logits(**tensors: Tensor) -> None:

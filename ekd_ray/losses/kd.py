@@ -19,9 +19,7 @@ from ekd_ray.losses.inputs import (
     Scalar,
     at_least_float32,
     categorical_kl,
-    check_logits,
-    check_temperature,
-    without_autocast,
+    checked,
 )
 from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
 
@@ -29,22 +27,13 @@ from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_me
 STANDARDIZE_EPSILON = 1e-7
 
 
-@without_autocast
+@checked
 def standardize_logits(logits: Tensor) -> Tensor:
     """`(z - mean(z)) / (1e-7 + std(z))` of each row, sample standard deviation (n - 1).
 
-    Args:
-        logits: [B, C], any float dtype.
-
-    Returns:
-        [B, C], float32 (float64 for float64), mean 0 and standard deviation 1.
-
-    Raises:
-        ValueError: logits that are not a floating [B, C] with B >= 1 and C >= 2.
-
-    Sun et al., CVPR 2024, "Z-score pre-process".
+    Logits [B, C] give float32 [B, C] (float64 for float64). Raises as every loss
+    (`ekd_ray.losses`). Sun et al., CVPR 2024, "Z-score pre-process".
     """
-    check_logits(logits=logits)
     logits = at_least_float32(logits)
     # The shift changes nothing mathematically, but makes a row of equal large logits exactly
     # zero: otherwise the rounding of its mean would be divided by 1e-7.
@@ -53,7 +42,7 @@ def standardize_logits(logits: Tensor) -> Tensor:
     return centred / (STANDARDIZE_EPSILON + logits.std(dim=1, keepdim=True))
 
 
-@without_autocast
+@checked
 def kd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -63,22 +52,11 @@ def kd_loss(
 ) -> Tensor:
     """`T^2 * KL(softmax(z_t / T) || softmax(z_s / T))`, mean over the batch.
 
-    Args:
-        student_logits: [B, C], any float dtype; computed in float32, in float64 if it is that.
-        teacher_logits: [B, C], any float dtype; gets no gradient.
-        temperature: T > 0; a 0-d tensor (learned, CTKD) gets its gradient from both sides.
-        standardize: standardise both sides first (`standardize_logits`; CVPR 2024).
-
-    Returns:
-        0-d, nats, times T^2.
-
-    Raises:
-        ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2; T <= 0.
+    Logits are [B, C] and T > 0; returns 0-d, nats. `standardize` standardises both sides first
+    (`standardize_logits`; CVPR 2024). Inputs and what is raised: `ekd_ray.losses`.
 
     Hinton et al. 2015, section 2: T^2 keeps the gradients' size independent of T.
     """
-    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
-    check_temperature(temperature)
     student, teacher = softmax_inputs(student_logits, teacher_logits, standardize)
     log_p_teacher = functional.log_softmax(teacher / temperature, dim=1)
     log_p_student = functional.log_softmax(student / temperature, dim=1)

@@ -14,7 +14,7 @@ the weak view alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 from torch.nn import functional
@@ -25,10 +25,7 @@ from ekd_ray.losses.evidential import evidential
 from ekd_ray.losses.inputs import (
     Scalar,
     categorical_kl,
-    check_logits,
-    check_target,
-    check_temperature,
-    without_autocast,
+    checked,
 )
 from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_WEIGHT, STANDARDIZE, TEMPERATURE, softmax_inputs
 from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
@@ -41,20 +38,6 @@ WEAK_AGAIN = (2.0, 6.0)
 
 # Log-probabilities [B, C] of (student, teacher) at a temperature.
 _Predictions = Callable[[Scalar], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwoViews:
-    """Student and teacher on a weak and on a strong view, as log-probabilities by temperature."""
-
-    weak: _Predictions
-    strong: _Predictions
-    temperature: Scalar
-
-    @property
-    def temperatures(self) -> tuple[Scalar, ...]:
-        """T and the four fixed ones."""
-        return (self.temperature, *TEMPERATURES)
 
 
 def _softmaxes(student: Tensor, teacher: Tensor, standardize: bool) -> _Predictions:
@@ -81,10 +64,9 @@ def _confident_share(confidence: Tensor) -> Tensor:
 
 
 def sample_share(probabilities: Tensor) -> Tensor:
-    """`m`: share of samples whose confidence is at or below the median, 0-d.
+    """`m`: share of samples at or below the median confidence, 0-d.
 
-    Args:
-        probabilities: [B, C], the teacher's, of the weak view at T = 1.
+    `probabilities` [B, C] are the teacher's, of the weak view at T = 1.
     """
     return _confident_share(probabilities.amax(dim=1))
 
@@ -99,27 +81,17 @@ def _kd(predictions: _Predictions, temperature: Scalar) -> Tensor:
     return temperature**2 * categorical_kl(teacher, student).mean()
 
 
-def instance_alignment(views: TwoViews, share: Tensor) -> Tensor:
+def _instance_alignment(
+    weak: _Predictions, strong: _Predictions, temperature: Scalar, share: Tensor
+) -> Tensor:
     """`m * sum_T kd(weak, T) + kd(strong, {T0, 3, 5}) + kd(weak, {2, 6})`, 0-d, nats.
 
     `share` is `m`, of the teacher's logits as they are. Jin et al. 2023, eq. 3, as released.
     """
-    weak = {t: _kd(views.weak, t) for t in TEMPERATURES}
-    masked = _kd(views.weak, views.temperature) + sum(weak.values())
-    strong = sum(_kd(views.strong, t) for t in (views.temperature, *STRONG_TEMPERATURES))
-    return share * masked + strong + sum(weak[t] for t in WEAK_AGAIN)
-
-
-def batch_alignment(views: TwoViews, share: Tensor) -> Tensor:
-    """`m * sum_T ||P_t P_t' - P_s P_s'||^2 / B` on the weak view, 0-d (Jin et al. 2023, eq. 5)."""
-    pairs = (views.weak(t) for t in views.temperatures)
-    return share * sum(_gram_gap(s.exp(), t.exp()) for s, t in pairs)
-
-
-def class_alignment(views: TwoViews, share: Tensor) -> Tensor:
-    """`c * sum_T ||P_t' P_t - P_s' P_s||^2 / C` on the weak view, 0-d (Jin et al. 2023, eq. 7)."""
-    pairs = (views.weak(t) for t in views.temperatures)
-    return share * sum(_gram_gap(s.exp().T, t.exp().T) for s, t in pairs)
+    fixed = {t: _kd(weak, t) for t in TEMPERATURES}
+    masked = _kd(weak, temperature) + sum(fixed.values())
+    on_strong = sum(_kd(strong, t) for t in (temperature, *STRONG_TEMPERATURES))
+    return share * masked + on_strong + sum(fixed[t] for t in WEAK_AGAIN)
 
 
 def _gram_gap(student: Tensor, teacher: Tensor) -> Tensor:
@@ -127,7 +99,7 @@ def _gram_gap(student: Tensor, teacher: Tensor) -> Tensor:
     return (teacher @ teacher.T - student @ student.T).square().sum() / len(student)
 
 
-@without_autocast
+@checked
 def mlkd_terms(
     student_weak: Tensor,
     teacher_weak: Tensor,
@@ -153,70 +125,55 @@ def mlkd_terms(
     - `batch`: `kd_weight * m * sum_T ||P_t P_t' - P_s P_s'||^2 / B`
 
     Args:
-        student_weak: [B, C], any float dtype; computed in float32, in float64 if it is that.
-        teacher_weak: likewise; gets no gradient.
-        student_strong: likewise, of the strong view.
-        teacher_strong: likewise; gets no gradient.
+        student_weak, teacher_weak, student_strong, teacher_strong: logits [B, C] of both views.
         target: [B] int64 class indices.
         temperature: T0 > 0.
-        ce_weight: applied here, once; 0 leaves `ce` out.
-        kd_weight: applied here, once; 0 leaves the three alignments out.
+        ce_weight: 0 leaves `ce` out.
+        kd_weight: 0 leaves the three alignments out.
         standardize: standardise the logits of the instance alignment (CVPR 2024), as the
             released code does; class and batch alignment read the plain logits.
-        log_prior: lambda, log of the prior mass per class: with it (MLKD+EKD), evidential
-            cross-entropy and the means of the Dirichlets `exp(z / T) + e^lambda` take the place
-            of cross-entropy and softmax. A 0-d tensor gets a gradient.
-        teacher_log_prior: the teacher's lambda, no gradient; None follows `log_prior`.
+        log_prior: with it (MLKD+EKD), evidential cross-entropy and the means of the Dirichlets
+            `exp(z / T) + e^lambda` take the place of cross-entropy and softmax.
+        teacher_log_prior: the teacher's; None follows `log_prior`.
 
     Returns:
         0-d terms by name; the total is their sum. The second-order term of MLKD+EKD is
         `distribution_kd_loss` on each view, the caller's to add.
 
     Raises:
-        ValueError: shapes that differ or are not [B, C] with B >= 1, C >= 2; a target that
-            is not int64 [B]; T <= 0; a prior that is not finite or not 0-d; `standardize` with
-            a prior.
+        ValueError: as every loss (`ekd_ray.losses`), and for `standardize` with a prior.
 
     Jin et al., CVPR 2023, eq. 3 to 8; with EKD (ICCV 2025), first order.
     """
-    check_logits(
-        student_weak=student_weak,
-        teacher_weak=teacher_weak,
-        student_strong=student_strong,
-        teacher_strong=teacher_strong,
-    )
-    check_temperature(temperature)
-    check_target(target, student_weak)
     if standardize and log_prior is not None:
         raise ValueError("standardize must be False with a log_prior, got True")
     terms = {}
     if ce_weight:
-        weak, strong = (
+        on_weak, on_strong = (
             cross_entropy(student, target)
             if log_prior is None
             else evidential_cross_entropy(student, target, log_prior)
             for student in (student_weak, student_strong)
         )
-        terms["ce"] = ce_weight * (weak + strong)
+        terms["ce"] = ce_weight * (on_weak + on_strong)
     if kd_weight:
 
-        def views(standardize: bool) -> TwoViews:
-            pairs = (student_weak, teacher_weak), (student_strong, teacher_strong)
-            weak, strong = (
-                _softmaxes(*pair, standardize)
-                if log_prior is None
-                else _expectations(*pair, log_prior, teacher_log_prior)
-                for pair in pairs
-            )
-            return TwoViews(weak=weak, strong=strong, temperature=temperature)
+        def predictions(student: Tensor, teacher: Tensor, standardize: bool) -> _Predictions:
+            if log_prior is None:
+                return _softmaxes(student, teacher, standardize)
+            return _expectations(student, teacher, log_prior, teacher_log_prior)
 
-        plain = views(False)
-        aligned = views(True) if standardize else plain
-        confidence = plain.weak(1.0)[1].exp()
+        weak = predictions(student_weak, teacher_weak, False)
+        aligned = predictions(student_weak, teacher_weak, True) if standardize else weak
+        strong = predictions(student_strong, teacher_strong, standardize)
+        temperatures = (temperature, *TEMPERATURES)
+        confidence = weak(1.0)[1].exp()
         m, c = sample_share(confidence), class_share(confidence)
-        terms["instance"] = kd_weight * instance_alignment(aligned, m)
-        terms["class"] = kd_weight * class_alignment(plain, c)
-        terms["batch"] = kd_weight * batch_alignment(plain, m)
+        terms["instance"] = kd_weight * _instance_alignment(aligned, strong, temperature, m)
+        gaps = sum(_gram_gap(s.exp().T, t.exp().T) for s, t in map(weak, temperatures))
+        terms["class"] = kd_weight * (c * gaps)
+        gaps = sum(_gram_gap(s.exp(), t.exp()) for s, t in map(weak, temperatures))
+        terms["batch"] = kd_weight * (m * gaps)
     return terms
 
 

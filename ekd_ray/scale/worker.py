@@ -94,7 +94,7 @@ def train_run(
     stopped early; any other one here.
     """
     folder, first = run.folder, ranks.is_first()
-    if ranks.agree((folder / RESULT).exists()):  # a worker died after all was done
+    if ranks.from_first((folder / RESULT).exists()):  # a worker died after all was done
         return None
     if first:  # of an earlier try, which was killed before anybody read it
         (folder / FAILURE).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from engine_runs import CPU, Killed, assert_same_run, kill_at_step, same_weights, state
+from engine_runs import CPU, assert_same_run, state
 
 import ekd_ray.engine.distill as engine
 import ekd_ray.engine.teacher.source as teachers
@@ -20,7 +20,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import LiveTeacher, Teacher, load_teacher
-from ekd_ray.engine.teacher.table import RowFormat, list_tables, open_table
+from ekd_ray.engine.teacher.table import RowFormat, list_tables
 from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model
 
@@ -106,13 +106,6 @@ def test_cold_and_warm_runs_equal_the_live_one(name, small, own_cache, asked, no
     assert [teacher.computed for teacher in asked[2 * views :]] == [0] * views
 
 
-def test_epochs_share_rows_where_views_repeat(live, own_cache, asked):
-    assert_same_run(run(live[0], "auto"), *live[1:])
-    assert asked[0].computed == 48
-    (table,) = list_tables()
-    assert (table.rows, table.filled) == (2000, 48)
-
-
 def test_a_run_takes_the_rows_it_finds_and_computes_the_others(small, own_cache, asked):
     """Another subset, seed and method on one table: parts of most batches are missing."""
     first, second = small(train_subset=60), small("ekd", train_subset=90, seed=3)
@@ -134,16 +127,6 @@ def test_damaged_rows_are_computed_again(live, own_cache, asked):
     np.memmap(table.folder / "rows.bin", np.uint16, "r+").reshape(2000, 10)[written[:20], 3] ^= 1
     assert_same_run(run(live[0], "on"), *live[1:])
     assert [teacher.computed for teacher in asked] == [48, 20]
-
-
-def test_a_resumed_run_goes_on_with_the_table(live, own_cache, asked, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        kill_at_step(patch, 3)
-        with pytest.raises(Killed):
-            run(live[0], "on", out=out, checkpoint_steps=1)
-    assert_same_run(run(live[0], "on", out=out), *live[1:])
-    assert [teacher.computed for teacher in asked] == [32, 16]
 
 
 @pytest.mark.parametrize(
@@ -251,19 +234,6 @@ def test_a_full_disk_leaves_the_live_teacher(
     assert asked[1].computed == 48 - after // 2
     no_network()
     assert_same_run(run(live[0], "on"), *live[1:])
-
-
-def test_a_table_of_other_rows_changes_the_run(live, own_cache, asked):
-    """The other way round: what a run hears does come from the table."""
-    run(live[0], "on")
-    table = open_table(asked[0].table.spec)
-    ids = np.array(sorted(drawn_ids(live[0])))
-    rows, found = table.read(ids, np.zeros_like(ids))
-    assert found.all()
-    table.write(ids, np.zeros_like(ids), rows[::-1])
-    result = run(live[0], "on")
-    assert asked[1].computed == 0
-    assert not same_weights(state(result), live[2])
 
 
 def test_a_table_that_may_only_be_read_is_read(live, own_cache, asked, monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.measure.cost import latency_ms, model_cost, student_costs
+from ekd_ray.engine.measure.cost import model_cost, student_costs
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.models import build_model
 from ekd_ray.results.records import single_run
@@ -47,13 +47,6 @@ def test_only_what_is_asked_for_is_measured(monkeypatch):
     assert student_costs(config, ("parameters",)) == {
         "parameters": model_cost("resnet8", 10, 32)[0]
     }
-
-
-def test_latency_is_measured_once_a_process():
-    latency_ms.cache_clear()
-    first = latency_ms("resnet8", 10, 32, 1)
-    assert first > 0
-    assert latency_ms("resnet8", 10, 32, 1) == first
 
 
 def test_the_rows_of_a_trial_carry_the_costs_and_are_else_the_same(tmp_path):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engine_runs import by_hand, same_weights, slow_view, state, watch_steps, watch_student
+from engine_runs import by_hand, slow_view, watch_steps, watch_student
 
-from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info, load_dataset
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.evaluate import EVAL_BATCH, evaluate_model, student_inputs
 from ekd_ray.engine.final import evaluate_test
-from ekd_ray.engine.resolve import check_model, resolve, split_sizes
+from ekd_ray.engine.resolve import check_model, resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.teacher.source import LiveTeacher
@@ -112,14 +111,6 @@ def test_a_smaller_student_sees_the_mean_of_pixels(tiny, run_data):
     torch.testing.assert_close(found[..., 2:-2], grey[..., 2:-2], rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("size", [None, 32])
-def test_the_native_size_is_not_resampled(size, tiny, run_data):
-    config = tiny(student_image_size=size)
-    images = torch.from_numpy(load_dataset("synthetic", "train").images[:4])
-    found = student_inputs(images, run_data(config), config)
-    torch.testing.assert_close(found, normalized(images), rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize(("size", "batch"), [(None, 500), (64, 500), (128, 125), (1024, 1)])
 def test_large_images_are_evaluated_in_small_batches(size, batch, tiny, run_data, monkeypatch):
     """As many pixels as 500 images of 64 x 64 have."""
@@ -140,20 +131,7 @@ def test_large_images_are_evaluated_in_small_batches(size, batch, tiny, run_data
     assert 0 <= found.metrics["top1"] <= 1
 
 
-def test_the_size_is_part_of_the_run(large):
-    other = distill(large.replace(student_image_size=None), threads=1)
-    assert not same_weights(state(distill(large, threads=1)), state(other))
-
-
 # Plans
-
-
-@pytest.mark.parametrize(("dataset", "size"), [("digits", 32), ("synthetic", 32)])
-def test_resolving_fills_in_the_size_of_the_views(dataset, size):
-    done = resolve(DistillConfig(dataset=dataset, method="none"))
-    assert done.image_size == size
-    assert done.student_image_size is None
-    assert resolve(done) == done
 
 
 def refusal(config):
@@ -180,18 +158,6 @@ def test_a_teacher_that_does_not_take_the_size_is_refused(tiny, with_teacher):
     assert "set image_size" in text
 
 
-def test_a_vit_of_timm_at_32_is_refused(tiny):
-    pytest.importorskip("timm")
-    text = refusal(tiny(student="timm:deit_tiny_patch16_224"))
-    assert "timm:deit_tiny_patch16_224 does not take images of 32 x 32" in text
-    check_model("timm:deit_tiny_patch16_224", 10, 224, "student_image_size")
-
-
-def test_a_network_that_shrinks_images_to_nothing_is_refused(tiny):
-    text = refusal(tiny(student="torchvision:alexnet"))
-    assert "torchvision:alexnet does not take images of 32 x 32" in text
-
-
 @pytest.mark.parametrize(
     ("name", "size"),
     [("resnet8", 32), ("torchvision:vgg19", 224)],  # the second of 575 MB, which are not taken
@@ -200,11 +166,3 @@ def test_checking_a_model_draws_nothing(name, size):
     before = torch.get_rng_state()
     check_model.__wrapped__(name, 1000, size, "image_size")
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("subset", [None, 120, 133])
-@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 0.33])
-def test_the_announced_sizes_are_those_of_the_split(subset, fraction, tiny):
-    config = tiny(train_subset=subset, validation_fraction=fraction)
-    sides = split_ids(config, load_dataset("synthetic", "train").labels)
-    assert split_sizes(config, None) == tuple(len(side) for side in sides)

@@ -18,7 +18,6 @@ from torch.nn import functional
 
 import ekd_ray.engine.distill as engine
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.losses.methods import with_method
 
@@ -80,11 +79,6 @@ def test_the_whole_way_is_momentum_ascent_on_what_the_student_said(ctkd, warmup,
     assert max(abs(t - START) for t in expected) > 0.05
 
 
-def test_the_default_warm_up_is_the_authors_share_of_the_epochs(tiny, with_teacher):
-    config = with_method(tiny(epochs=48), "ctkd", **with_teacher)
-    assert resolve(config).ctkd_warmup == 2  # 10 of 240
-
-
 VARIANTS = {
     "ctkd": ("ctkd", {}),
     "adamw": ("ctkd", {"optimizer": "adamw", "lr": 0.01}),
@@ -109,8 +103,3 @@ def test_it_resumes_inside_an_epoch_bit_for_bit(name, ctkd, tmp_path, monkeypatc
     assert [row["temperature"] for row in read_history(tmp_path)] == temperatures(straight)
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("solver/temperature")
     assert [event.value for event in events] == pytest.approx(temperatures(straight), rel=1e-6)
-
-
-def test_a_fixed_temperature_is_no_column(tiny, with_teacher):
-    result = distill(with_method(tiny(epochs=1), "kd", **with_teacher), threads=1)
-    assert "temperature" not in result.metrics

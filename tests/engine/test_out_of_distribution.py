@@ -18,7 +18,6 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_run_data, split_ids
 from ekd_ray.errors import UserError
-from ekd_ray.losses.methods import with_method
 
 
 @pytest.fixture
@@ -68,11 +67,6 @@ def test_the_column_of_the_test(result):
     assert found["test_ood_auroc"] == pytest.approx(expected, abs=0.01)
 
 
-def test_an_evidential_student_has_the_column_too(tiny):
-    config = with_method(tiny(ood_dataset="digits", epochs=1), "evidential")
-    assert 0 <= distill(config, threads=1).metrics["val_ood_auroc"] <= 1
-
-
 def test_training_does_not_see_it(result, tiny):
     without = distill(tiny(), threads=1)
     assert same_weights(state(without), state(result))
@@ -89,11 +83,6 @@ def test_only_its_training_split_is_opened_before_the_end(tiny, opened):
     opened.clear()
     evaluate_test(ended, stage=RunStage.FINAL, data_root=None)
     assert opened == [("synthetic", "test"), ("digits", "test")]
-
-
-def test_nothing_held_out_asks_nothing_of_it(tiny):
-    config = tiny(ood_dataset="digits", epochs=1, validation_fraction=0.0)
-    assert not [name for name in distill(config, threads=1).metrics if "ood" in name]
 
 
 def test_as_many_images_as_validate_drawn_by_the_split_seed(tiny):

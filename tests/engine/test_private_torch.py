@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import ekd_ray
-from ekd_ray.models import save_weights
 
 ROOM = Path(ekd_ray.__file__).parent
 
@@ -23,18 +22,6 @@ def test_the_methods_of_an_optimizer_are_wrapped(optimizer, name):
     """If they no longer are, `untraced_optimizer` has nothing left to do and can go."""
     method = getattr(optimizer, name)
     assert inspect.unwrap(method) is not method
-
-
-def test_wrappers_of_a_model_hold_it_under_the_known_names(tmp_path):
-    facts = {"model_name": "x", "num_classes": 2, "mean": None, "std": None}
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    save_weights(model, tmp_path / "bare", **facts)
-    compiled = torch.compile(model, backend="eager")
-    parallel = torch.nn.DataParallel(compiled)  # holds it as DistributedDataParallel does
-    assert [name for name, _ in compiled.named_children()] == ["_orig_mod"]
-    assert [name for name, _ in parallel.named_children()] == ["module"]
-    save_weights(parallel, tmp_path / "wrapped", **facts)
-    assert (tmp_path / "wrapped").read_bytes() == (tmp_path / "bare").read_bytes()
 
 
 def test_no_other_module_uses_a_private_name_of_torch():

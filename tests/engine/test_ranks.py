@@ -59,7 +59,7 @@ def records(rank: int, settings: dict, out: Path) -> dict:
     record = {
         "history": straight.history, "reported": reported, "weights": state(straight),
         "log_prior": straight.log_prior, "steps": list(steps), "saves": list(saves),
-        "helpers": (ranks.rank(), ranks.world_size(), ranks.is_first(), ranks.agree(rank == 0),
+        "helpers": (ranks.rank(), ranks.world_size(), ranks.is_first(),
                     ranks.from_first({"rank": rank}),
                     ranks.gather_rows(torch.arange(3 - rank) * 2 + rank, 5).tolist()),
     }  # fmt: skip
@@ -101,15 +101,9 @@ def two_ranks(config, tmp_path_factory):
     return records, folder
 
 
-def test_the_helpers_agree(two_ranks):
-    for rank, record in enumerate(two_ranks[0]):
-        assert record["helpers"] == (rank, WORLD, rank == 0, True, {"rank": 0}, [0, 1, 2, 3, 4])
-
-
 def test_one_process_needs_no_group():
     value = torch.tensor([3.0])
     assert (ranks.rank(), ranks.world_size(), ranks.is_first()) == (0, 1, True)
-    assert ranks.agree(False) is False
     assert ranks.gather_rows(value, 1) is value
     assert ranks.gather_columns([value], 1) == [value]
     learner = Learner(torch.nn.Linear(1, 1), torch.nn.Identity())

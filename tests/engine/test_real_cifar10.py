@@ -60,7 +60,7 @@ def test_a_run_from_the_real_teachers_table_is_the_live_run(
     live = distill(config, data_root=ROOT, threads=1)
     for part in (configuration(**settings, train_subset=100, seed=4), config, config):
         cached = distill(part.replace(teacher_cache="on"), data_root=ROOT, threads=1)
-    (table,) = list_tables(tmp_path)
+    (table,) = list_tables()
     assert table.filled >= 160
     assert untimed(cached.history) == untimed(live.history)
     assert same_weights(state(cached), state(live))

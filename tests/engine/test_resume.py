@@ -14,7 +14,7 @@ from engine_runs import Killed, kill_at_step, state, untimed
 
 import ekd_ray.engine.checkpoint as checkpoints
 import ekd_ray.engine.distill as engine
-from ekd_ray.engine.checkpoint import CHECKPOINT, forget_checkpoint
+from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
@@ -114,19 +114,6 @@ def test_resume_from_a_checkpoint_older_than_the_history(straight, tmp_path, mon
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
-def test_a_killed_log_is_completed_from_the_checkpoint(straight, tmp_path):
-    """History is in the checkpoint too: a torn or lost history.jsonl is whole after resume."""
-    config = straight("sgd")[0]
-    with pytest.raises(Killed):
-        killed_run(config, tmp_path, 2)
-    path = tmp_path / "history.jsonl"
-    first, second = path.read_text().splitlines()
-    path.write_text(f"{first}\n{second[:20]}")
-    result = distill(config, out=tmp_path, threads=1)
-    assert [row["epoch"] for row in read_history(tmp_path)] == [1, 2, 3]
-    assert read_history(tmp_path) == result.history
-
-
 def test_a_finished_run_returns_at_once(straight, tmp_path, monkeypatch):
     reference = straight("sgd")
     distill(reference[0], out=tmp_path, threads=1)
@@ -204,12 +191,6 @@ def test_from_a_damaged_checkpoint_the_run_begins_again(damage, tiny, tmp_path, 
     assert progress(tmp_path)["epoch"] == 3, "the checkpoint is good again"
 
 
-def test_a_folder_in_the_place_of_the_checkpoint_is_refused(tiny, tmp_path):
-    (tmp_path / CHECKPOINT).mkdir()
-    with pytest.raises(UserError, match="is a folder where a checkpoint belongs"):
-        distill(tiny(), out=tmp_path, threads=1)
-
-
 def test_a_newer_checkpoint_is_refused(tiny, tmp_path, checkpoint_bytes, monkeypatch):
     (tmp_path / CHECKPOINT).write_bytes(checkpoint_bytes)
     monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 1)
@@ -241,11 +222,3 @@ def test_a_failed_write_leaves_the_checkpoint_before(tiny, tmp_path, monkeypatch
         distill(tiny(), out=tmp_path, threads=1)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp")) == []
-
-
-def test_forget_checkpoint_removes_it_and_nothing_else(tmp_path):
-    (tmp_path / CHECKPOINT).write_bytes(b"x")
-    (tmp_path / "history.jsonl").write_text("")
-    forget_checkpoint(tmp_path)
-    forget_checkpoint(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]

@@ -39,22 +39,6 @@ def events(folder):
     return EventAccumulator(str(folder)).Reload()
 
 
-@pytest.mark.parametrize(
-    ("name", "tag"),
-    [
-        ("val_top1", "val/top1"),
-        ("train_loss", "train/loss"),
-        ("test_nll", "test/nll"),
-        ("loss_prior_kl", "loss/prior_kl"),
-        ("lr", "solver/lr"),
-        ("log_prior", "solver/log_prior"),
-        ("seconds", "solver/seconds"),
-    ],
-)
-def test_tags_are_grouped(name, tag):
-    assert metric_tag(name) == tag
-
-
 def test_scalars_come_back_under_their_groups(tmp_path):
     write(tmp_path, [1, 2], value=0.25)
     found = events(tmp_path)
@@ -82,17 +66,6 @@ def test_hyperparameters_reach_the_hparams_plugin(tmp_path):
     assert values["nesterov"].bool_value is True
     assert values["lr_milestones"].string_value == "[0.5, 0.75]"
     assert "_hparams_/session_end_info" in content
-
-
-def test_resume_drops_what_lies_beyond_the_checkpoint(tmp_path):
-    write(tmp_path, [1, 2, 3], value=0.25)
-    write(tmp_path, [2, 3, 4], keep=1, value=0.75)
-    expected = [(1, 0.25), (2, 0.75), (3, 0.75), (4, 0.75)]
-    assert [(r["epoch"], r["val_top1"]) for r in read_history(tmp_path)] == expected
-    found = events(tmp_path)
-    for tag in ("val/top1", "train/loss", "solver/lr"):
-        assert [e.step for e in found.Scalars(tag)] == [1, 2, 3, 4]
-    assert [(e.step, e.value) for e in found.Scalars("val/top1")] == expected
 
 
 def test_an_interrupted_run_has_each_epoch_once(tiny, tmp_path):
@@ -124,10 +97,6 @@ def test_an_interrupted_run_has_each_epoch_once(tiny, tmp_path):
 def test_a_torn_last_line_is_left_out(tmp_path, tail):
     (tmp_path / HISTORY).write_text(json.dumps(row(1)) + "\n" + tail)
     assert read_history(tmp_path) == [row(1)]
-
-
-def test_no_history_yet_is_no_rows(tmp_path):
-    assert read_history(tmp_path) == []
 
 
 def test_nan_never_reaches_the_history(tmp_path):

@@ -11,7 +11,6 @@ from engine_runs import (
     by_hand,
     kill_at_step,
     one_step,
-    same_weights,
     slow_view,
     state,
     watch_steps,
@@ -106,48 +105,6 @@ def test_the_loss_of_a_step_is_that_of_both_views(mlkd, monkeypatch):
     buffers = {k: v for k, v in result.model.state_dict().items() if "running" in k}
     for key, value in buffers.items():  # weak first, then strong
         torch.testing.assert_close(value, student.state_dict()[key], rtol=1e-3, atol=1e-4, msg=key)
-
-
-def test_strong_views_come_from_the_pool_and_change_from_epoch_to_epoch(mlkd, monkeypatch):
-    drawn = []
-    watch_steps(
-        monkeypatch,
-        lambda _, run, batch: drawn.extend(zip(batch.sample_ids, batch.strong_ids, strict=True)),
-    )
-    distill(mlkd.replace(epochs=3), threads=1)
-    ids = np.array([strong for _, strong in drawn])
-    assert set(ids.tolist()) == set(range(POOL))
-    views = {}
-    for sample, strong in drawn:
-        views.setdefault(int(sample), set()).add(int(strong))
-    assert sum(len(found) > 1 for found in views.values()) > len(views) / 2
-
-
-def test_a_method_of_one_view_draws_no_other(mlkd, monkeypatch):
-    strong_ids = []
-    watch_steps(monkeypatch, lambda _, run, batch: strong_ids.append(batch.strong_ids))
-    seen = watch_student(monkeypatch)
-    distill(with_method(mlkd, "kd", epochs=1, validation_fraction=0.0), threads=1)
-    assert strong_ids == [None] * 5
-    assert len(seen) == 5
-
-
-def test_it_repeats_itself_whatever_the_global_generators(mlkd, straight):
-    torch.manual_seed(31)
-    np.random.seed(31)
-    assert_same_run(distill(mlkd, threads=1), *straight)
-
-
-def test_the_view_seed_draws_other_strong_views_and_no_other_weak_ones(mlkd, monkeypatch):
-    views = []
-    watch_steps(monkeypatch, lambda _, run, batch: views.append((batch.view_ids, batch.strong_ids)))
-    one = distill(mlkd.replace(epochs=1), threads=1)
-    half = len(views)
-    other = distill(mlkd.replace(epochs=1, view_seed=0), threads=1)
-    for (weak, strong), (weak_again, strong_again) in zip(views[:half], views[half:], strict=True):
-        assert (weak == weak_again).all()
-        assert (strong == strong_again).all()  # the same numbers name other pictures
-    assert not same_weights(state(one), state(other))
 
 
 @pytest.mark.parametrize("cache", ["off", "on"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,12 +31,12 @@ def ids(places):
     return places // SPEC.num_views, places % SPEC.num_views
 
 
-def write(folder: str, writer: int, start, done) -> None:
+def write(writer: int, start, done) -> None:
     """Opens (or makes) the table and writes the contested rows over and over, its own once."""
     draw = np.random.default_rng(writer)
     rows = rows_of(CONTESTED, writer)
     start.wait()
-    table = open_table(SPEC, Path(folder))
+    table = open_table(SPEC)
     for places in np.array_split(OWN[writer], ROUNDS):
         if len(places):
             table.write(*ids(places), rows_of(places, writer))
@@ -46,7 +45,7 @@ def write(folder: str, writer: int, start, done) -> None:
     done.release()
 
 
-def read(folder: str, start, done, record) -> None:
+def read(start, done, record) -> None:
     """Reads at random until both writers are done; sends what it found and what was wrong."""
     draw = np.random.default_rng(9)
     everything = np.arange(SPEC.num_samples * SPEC.num_views)
@@ -54,7 +53,7 @@ def read(folder: str, start, done, record) -> None:
     expected = [rows_of(everything, writer) for writer in (0, 1)]
     found, wrong, passes, ended = np.zeros(len(everything), bool), 0, 0, 0
     start.wait()
-    table = open_table(SPEC, Path(folder))
+    table = open_table(SPEC)
     while ended < 2:
         ended += done.acquire(block=False)
         places = np.concatenate([CONTESTED, draw.permutation(everything)[:2]])
@@ -72,20 +71,21 @@ def read(folder: str, start, done, record) -> None:
 @pytest.fixture(scope="module")
 def aftermath(tmp_path_factory):
     """(the table, what the reader found) once all three processes have ended."""
-    folder = tmp_path_factory.mktemp("cache")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("EKD_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     spawned = multiprocessing.get_context("spawn")
     start, done, record = spawned.Barrier(3), spawned.Semaphore(0), spawned.Queue()
-    processes = [
-        spawned.Process(target=write, args=(str(folder), writer, start, done)) for writer in (0, 1)
-    ]
-    processes.append(spawned.Process(target=read, args=(str(folder), start, done, record)))
+    processes = [spawned.Process(target=write, args=(writer, start, done)) for writer in (0, 1)]
+    processes.append(spawned.Process(target=read, args=(start, done, record)))
     for process in processes:
         process.start()
     seen = record.get(timeout=120)
     for process in processes:
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    return open_table(SPEC, folder), seen
+    table = open_table(SPEC)
+    patch.undo()
+    return table, seen
 
 
 def test_a_reader_never_trusts_a_row_that_nobody_wrote(aftermath):
@@ -115,8 +115,3 @@ def test_rows_of_two_writers_are_one_of_the_two_or_missing(aftermath):
     assert table.read(*ids(CONTESTED))[1].all()
     assert not table.read(*ids(NOBODYS))[1].any()
     assert table.sound() == (112, 0)
-
-
-def test_three_processes_made_one_folder(aftermath):
-    folder = aftermath[0].folder
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

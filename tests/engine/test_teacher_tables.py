@@ -102,12 +102,6 @@ def test_drawn_views_have_a_table_for_each_seed_and_listed_ones_do_not(spec, con
     assert spec(pool, strong=True).key != spec(pool).key
 
 
-def test_a_table_holds_the_whole_split_and_all_views(spec, config):
-    assert (spec().num_samples, spec().num_views) == (2000, 162)
-    pooled = spec(config.replace(view_pool=5), strong=True)
-    assert (pooled.num_samples, pooled.num_views) == (2000, 5)
-
-
 @pytest.mark.parametrize(
     "change",
     [

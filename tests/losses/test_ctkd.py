@@ -1,8 +1,5 @@
 """Curriculum temperature: the schedule, the reversed gradient, and who moves which way."""
 
-import copy
-import io
-import itertools
 import math
 
 import oracles
@@ -12,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from objective_cases import AutocastRecorder, build, draw, methods_where, run
 
-from ekd_ray.losses import adversarial_temperature, distribution_kd_loss, kd_loss
+from ekd_ray.losses import adversarial_temperature
 from ekd_ray.losses.ctkd import INITIAL_LOGIT, reversal_strength
 
 torch.set_num_threads(1)
@@ -47,28 +44,7 @@ def test_the_reversal_is_the_published_half_cosine(loops):
         assert reversal_strength(epoch, loops) == pytest.approx(published, abs=1e-12)
 
 
-def test_the_reversal_grows_over_ten_epochs_and_stays():
-    assert reversal_strength(0, 10) == 0.0
-    assert reversal_strength(1, 10) == pytest.approx(-0.02447174185)
-    assert reversal_strength(5, 10) == pytest.approx(-0.5)
-    assert [reversal_strength(epoch, 10) for epoch in (10, 11, 240)] == [-1.0] * 3
-    assert reversal_strength(1, 0) == -1.0
-
-
-@given(epoch=st.integers(1, 500), warmup=st.integers(0, 300))
-def test_the_reversal_only_grows(epoch, warmup):
-    now, later = reversal_strength(epoch, warmup), reversal_strength(epoch + 1, warmup)
-    assert -1.0 <= later <= now < 0.0
-
-
 # ---------------------------------------------------------------- the temperature
-
-
-def test_it_starts_at_one_plus_twenty_sigmoids_of_one():
-    expected = 1 + 20 / (1 + math.exp(-1))
-    assert float(adversarial_temperature(logit().detach(), 1, **RANGE)) == pytest.approx(expected)
-    for method in ("ctkd", "ctkd+ekd"):
-        assert build(method).state(1)["temperature"] == pytest.approx(expected)
 
 
 @given(value=st.floats(-1e4, 1e4, width=32), start=st.floats(0.1, 10.0), width=st.floats(0.1, 30.0))
@@ -80,11 +56,6 @@ def test_it_stays_in_its_range_and_finite(value, start, width):
     got.backward()
     assert start * (1 - 1e-6) <= float(got.detach()) <= (start + width) * (1 + 1e-6)
     assert torch.isfinite(leaf.grad)
-
-
-def test_the_value_does_not_depend_on_the_epoch():
-    values = {float(adversarial_temperature(logit().detach(), e, **RANGE)) for e in (1, 5, 99)}
-    assert len(values) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -140,90 +111,4 @@ def test_the_students_gradient_is_not_reversed(method):
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("grows", [True, False])
-def test_descent_drives_the_temperature_up_a_loss_that_grows_with_it(grows):
-    leaf = logit()
-    optimizer = torch.optim.SGD([leaf], lr=0.05)
-    seen = []
-    for epoch in range(1, 16):
-        temperature = adversarial_temperature(leaf, epoch, **RANGE)
-        seen.append(float(temperature.detach()))
-        optimizer.zero_grad()
-        (temperature if grows else -temperature).backward()
-        optimizer.step()
-    steps = [later - now for now, later in itertools.pairwise(seen)]
-    assert all((step > 0) == grows for step in steps), steps
-    # The curriculum: the first epochs hardly move it.
-    assert abs(steps[0]) < 0.1 * abs(steps[8])
-
-
-@adversarial_methods
-def test_student_and_temperature_pull_the_loss_in_opposite_directions(method):
-    """One small step of plain SGD: on the student alone the loss falls, on g alone it rises."""
-    batch = draw().with_gradients()
-    objective = build(method)
-
-    def loss(student=batch.student, g=objective.temperature_logit):
-        other = copy.deepcopy(objective)
-        with torch.no_grad():
-            other.temperature_logit.copy_(g)
-            return float(run(other, batch.replace(student=student), 40)[0])
-
-    run(objective, batch, 40)[0].backward()
-    step = 1e-3
-    student = batch.student - step * batch.student.grad
-    g = objective.temperature_logit - step * objective.temperature_logit.grad
-    assert loss(student=student) < loss() < loss(g=g)
-
-
 # ---------------------------------------------------------------- in the objective
-
-
-def test_a_learned_temperature_enters_the_kd_loss_as_a_fixed_one_would():
-    batch = draw()
-    _, terms = run(build("ctkd"), batch)
-    expected = kd_loss(batch.student, batch.teacher, 1 + 20 / (1 + math.exp(-1)))
-    torch.testing.assert_close(terms["kd"], expected, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("g", [-3.0, 0.0, 4.0])
-def test_the_second_order_of_ctkd_ekd_stays_at_temperature_one(g):
-    batch = draw()
-    objective = build("ctkd+ekd", log_prior=-1.25)
-    with torch.no_grad():
-        objective.temperature_logit.fill_(g)
-    _, terms = run(objective, batch)
-    expected = distribution_kd_loss(batch.student, batch.teacher, 1.0, log_prior=-1.25)
-    torch.testing.assert_close(terms["ekd"], expected, rtol=1e-9, atol=0)
-    # The first order does depend on it; alone, the second gives it no gradient.
-    first = at_temperature("ctkd+ekd", batch, 1 + 20 / (1 + math.exp(-g)))
-    plain = build("ctkd+ekd")
-    with torch.no_grad():
-        plain.temperature_logit.fill_(g)
-    assert float(run(plain, batch)[1]["kd"]) == pytest.approx(first, rel=1e-6)
-    second_only = build("ctkd+ekd", kd_weight=0.0)
-    run(second_only, batch)[0].backward()
-    assert second_only.temperature_logit.grad == 0
-
-
-@adversarial_methods
-def test_the_learned_temperature_survives_a_checkpoint(method):
-    """Trained a little, saved, read with `weights_only`: the next steps are the same."""
-
-    def step(objective, epochs):
-        optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
-        for epoch in epochs:
-            optimizer.zero_grad()
-            run(objective, draw(seed=epoch), epoch)[0].backward()
-            optimizer.step()
-        return objective.state(epochs[-1])["temperature"]
-
-    trained = build(method)
-    start = trained.state(1)["temperature"]
-    step(trained, [5, 6])
-    file = io.BytesIO()
-    torch.save(trained.state_dict(), file)
-    file.seek(0)
-    resumed = build(method)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert step(resumed, [7, 8]) == step(trained, [7, 8]) != start

@@ -41,18 +41,6 @@ def draw(batch=6, classes=7, seed=0, scale=3.0, dtype=torch.float64):
     return student.to(dtype), teacher.to(dtype), target
 
 
-def slow_dirichlet_kl(p, q):
-    """METHODS.md's formula, row by row."""
-    rows = []
-    for a, b in zip(p, q, strict=True):
-        value = special.gammaln(a.sum()) - special.gammaln(b.sum())
-        for x, y in zip(a, b, strict=True):
-            value -= special.gammaln(x) - special.gammaln(y)
-            value += (x - y) * (special.digamma(x) - special.digamma(a.sum()))
-        rows.append(value)
-    return np.array(rows)
-
-
 # ---------------------------------------------------------------- agreement with oracles
 
 
@@ -111,9 +99,6 @@ def test_distribution_kd_is_the_dirichlet_kl_teacher_first(kind, temperature):
     p_s, p_t = (torch.distributions.Dirichlet(torch.from_numpy(a)) for a in (a_s, a_t))
     kl = torch.distributions.kl_divergence
     torch.testing.assert_close(got, temperature**2 * kl(p_t, p_s).mean(), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(
-        got, temperature**2 * slow_dirichlet_kl(a_t, a_s).mean(), rtol=1e-9, atol=1e-9
-    )
     assert (got - temperature**2 * kl(p_s, p_t).mean()).abs() > 1e-3
 
 
@@ -126,8 +111,12 @@ def test_prior_kl_leaves_the_targets_evidence_alone(kind):
         for j, z in enumerate(row):
             if j != target[i]:
                 a[i, j] += ORACLE_EVIDENCE[kind](z)
-    expected = slow_dirichlet_kl(a, np.full(a.shape, np.exp(-0.9))).mean()
-    np.testing.assert_allclose(got, expected, rtol=1e-9)
+    pulled, prior = (
+        torch.distributions.Dirichlet(torch.from_numpy(x))
+        for x in (a, np.full(a.shape, np.exp(-0.9)))
+    )
+    expected = torch.distributions.kl_divergence(pulled, prior).mean()
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
     moved = logits.scatter_add(1, target[:, None], torch.full((6, 1), 5.0, dtype=torch.float64))
     assert prior_kl_loss(moved, target, -0.9, evidence=kind) == got
 
@@ -165,13 +154,6 @@ def test_dirichlet_kl_keeps_its_digits_where_float32_has_none():
     got = dirichlet_kl(p, q)
     assert got.dtype == torch.float32
     assert abs(got.item() - exact) < 1e-6 * max(1, exact)
-
-
-def test_saturated_exp_evidence_stays_within_the_documented_rounding():
-    p = torch.full((1, 1000), 20.0, dtype=torch.float64).exp()
-    for q in (p * 1.001, torch.full_like(p, 0.3)):
-        exact = exact_kl(p[0].numpy(), q[0].numpy())
-        assert abs(dirichlet_kl(p, q).item() - exact) < 0.01
 
 
 def test_log_expectation_log_concentration_and_vacuity():
@@ -231,31 +213,6 @@ def test_a_learned_prior_gets_the_gradient_of_the_terms_without_a_teacher(loss):
 # ---------------------------------------------------------------- properties
 
 
-def test_every_knob_moves_the_loss():
-    student, teacher, target = draw(scale=1.0)
-    base = {"log_prior": -1.0, "teacher_log_prior": -1.0}
-    for loss in (expectation_kd_loss, distribution_kd_loss):
-        first = loss(student, teacher, 1.0, **base)
-        assert first == loss(student, teacher, 1.0, log_prior=-1.0)  # None follows log_prior
-        changed = [
-            loss(student, teacher, 2.0, **base),
-            loss(student, teacher, 1.0, **{**base, "log_prior": -0.5}),
-            loss(student, teacher, 1.0, **{**base, "teacher_log_prior": -0.5}),
-        ]
-        assert all((value - first).abs() > 1e-4 for value in changed)
-    kinds = [distribution_kd_loss(student, teacher, 1.0, **base, evidence=k) for k in KINDS]
-    assert kinds[0] == distribution_kd_loss(student, teacher, 1.0, **base)
-    assert len({round(value.item(), 5) for value in kinds}) == len(KINDS)
-    kinds = [prior_kl_loss(student, target, -1.0, evidence=kind) for kind in KINDS]
-    assert kinds[1] == prior_kl_loss(student, target, -1.0)
-    assert len({round(value.item(), 5) for value in kinds}) == len(KINDS)
-    assert prior_kl_loss(student, target, -1.0) != prior_kl_loss(student, target, -0.5)
-    assert (
-        evidential_cross_entropy(student, target, -1.0)
-        - evidential_cross_entropy(student, target, -0.5)
-    ).abs() > 1e-4
-
-
 # ---------------------------------------------------------------- refusals
 
 
@@ -268,34 +225,10 @@ def test_unknown_evidence_names_the_nearest():
 
 
 @pytest.mark.parametrize("loss", [expectation_kd_loss, distribution_kd_loss])
-@pytest.mark.parametrize(
-    ("student", "teacher", "temperature", "log_prior", "message"),
-    [
-        ((2, 3), (2, 3), 0.0, 0.0, "temperature must be finite and > 0, got 0.0"),
-        ((2, 3), (2, 3), -1.0, 0.0, "got -1.0"),
-        ((2, 3), (2, 3), float("nan"), 0.0, "got nan"),
-        ((2, 3), (2, 4), 1.0, 0.0, r"teacher_logits must have the shape .*\(2, 3\), got \(2, 4\)"),
-        ((0, 3), (0, 3), 1.0, 0.0, r"B >= 1 and C >= 2, got \(0, 3\)"),
-        ((2, 1), (2, 1), 1.0, 0.0, r"got \(2, 1\)"),
-        ((3,), (3,), 1.0, 0.0, r"got \(3,\)"),
-        ((2, 3), (2, 3), 1.0, float("inf"), "log_prior must be finite, got inf"),
-        ((2, 3), (2, 3), 1.0, torch.zeros(1), r"log_prior must be 0-d, got shape \(1,\)"),
-    ],
-)
-def test_wrong_arguments_are_refused(loss, student, teacher, temperature, log_prior, message):
-    with pytest.raises(ValueError, match=message):
-        loss(torch.zeros(student), torch.zeros(teacher), temperature, log_prior=log_prior)
-
-
-@pytest.mark.parametrize("loss", [evidential_cross_entropy, prior_kl_loss])
-def test_wrong_targets_are_refused(loss):
-    logits = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match=r"target must have shape \(2,\), got \(3,\)"):
-        loss(logits, torch.zeros(3, dtype=torch.long), 0.0)
-    with pytest.raises(ValueError, match="int64"):
-        loss(logits, torch.zeros(2), 0.0)
-    with pytest.raises(ValueError, match="floating"):
-        loss(logits.long(), torch.zeros(2, dtype=torch.long), 0.0)
+@pytest.mark.parametrize("log_prior", [float("inf"), torch.zeros(1)])
+def test_wrong_priors_are_refused(loss, log_prior):
+    with pytest.raises(ValueError, match="log_prior must be"):
+        loss(torch.zeros(2, 3), torch.zeros(2, 3), 1.0, log_prior=log_prior)
 
 
 def test_dirichlet_kl_is_per_row_and_checks_shapes():

@@ -20,22 +20,6 @@ def draw(batch=6, classes=7, seed=0, scale=3.0, dtype=torch.float64):
     return student.to(dtype), teacher.to(dtype), target
 
 
-def all_terms(target, temperature=4.0):
-    """Every distillation term of this file as (student, teacher) -> loss."""
-    return {
-        "kd": lambda s, t: kd_loss(s, t, temperature),
-        "kd_standardized": lambda s, t: kd_loss(s, t, temperature, standardize=True),
-        "dkd": lambda s, t: dkd_loss(s, t, target, temperature),
-        "dkd_standardized": lambda s, t: dkd_loss(s, t, target, temperature, standardize=True),
-        "expectation_dkd": lambda s, t: expectation_dkd_loss(
-            s, t, target, temperature, log_prior=-1.2
-        ),
-    }
-
-
-TERM_NAMES = tuple(all_terms(None))
-
-
 def slow_standardize(logits):
     return torch.from_numpy(oracles.standardized(logits.numpy()))
 
@@ -102,36 +86,8 @@ def test_expectation_dkd_against_the_slow_split(alpha_beta):
     )
 
 
-def published_dkd(student, teacher, target, temperature, alpha, beta):
-    """The released form: target and rest by masked sums, the target masked by -1000."""
-    one_hot = torch.nn.functional.one_hot(target, student.shape[1])
-
-    def divergence(log_student, p_teacher):
-        kl = torch.nn.functional.kl_div(log_student, p_teacher, reduction="sum")
-        return temperature**2 * kl / len(target)
-
-    def target_and_rest(logits):
-        p = torch.softmax(logits / temperature, 1)
-        return torch.stack([(p * one_hot).sum(1), (p * (1 - one_hot)).sum(1)], 1)
-
-    masked = [logits / temperature - 1000.0 * one_hot for logits in (student, teacher)]
-    tckd = divergence(target_and_rest(student).log(), target_and_rest(teacher))
-    nckd = divergence(torch.log_softmax(masked[0], 1), torch.softmax(masked[1], 1))
-    return alpha * tckd + beta * nckd
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 8.0), (0.0, 1.0), (1.0, 0.0)])
-def test_dkd_is_the_published_masking_by_1000_on_moderate_logits(alpha, beta, dtype):
-    student, teacher, target = draw(classes=10, dtype=dtype)
-    got = dkd_loss(student, teacher, target, 4.0, alpha=alpha, beta=beta)
-    expected = published_dkd(student, teacher, target, 4.0, alpha, beta)
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-9
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=1e-9)
-
-
 def test_dkd_is_exact_where_the_published_mask_has_lost():
-    """A target far above the rest shows through a mask of 1000."""
+    """A target far above the rest shows through a mask of 1000: log(0) of the rest is NaN there."""
     student, teacher, target = draw(classes=10)
     small = dkd_loss(student, teacher, target, 4.0, alpha=0.0, beta=1.0)
     high = [logits.clone() for logits in (student, teacher)]
@@ -139,16 +95,6 @@ def test_dkd_is_exact_where_the_published_mask_has_lost():
         logits[torch.arange(6), target] = 1e4
     same = dkd_loss(*high, target, 4.0, alpha=0.0, beta=1.0)
     torch.testing.assert_close(same, small)
-    published = published_dkd(*high, target, 4.0, 0.0, 1.0)
-    assert not torch.isclose(published, small)  # it is NaN: log(0) of the rest
-
-
-def test_dkd_with_both_weights_at_the_teachers_masses_is_kd():
-    # KL = TCKD + (1 - p_t[y]) * NCKD, Zhao et al. 2022, eq. 6; one row, so beta is a number.
-    student, teacher, target = draw(batch=1)
-    rest = 1 - torch.softmax(teacher / 4, 1)[0, target[0]].item()
-    got = dkd_loss(student, teacher, target, 4.0, alpha=1.0, beta=rest)
-    torch.testing.assert_close(got, kd_loss(student, teacher, 4.0))
 
 
 def test_two_classes_have_no_non_target_part():
@@ -176,61 +122,4 @@ def test_a_learned_prior_gets_its_gradient_from_the_students_side_only():
 # ---------------------------------------------------------------- properties
 
 
-def test_standardized_losses_ignore_shift_and_scale():
-    student, teacher, target = draw()
-    for name in ("kd_standardized", "dkd_standardized"):
-        term = all_terms(target)[name]
-        torch.testing.assert_close(
-            term(3 * student - 7, teacher), term(student, teacher), rtol=1e-5, atol=1e-8
-        )
-
-
-def test_every_knob_moves_the_loss():
-    student, teacher, target = draw(scale=1.0)
-
-    def moves(loss, *arguments, base, **changes):
-        first = loss(*arguments, **base)
-        for name, value in changes.items():
-            changed = loss(*arguments, **{**base, name: value})
-            assert (changed - first).abs() > 1e-5, name
-
-    softmax = {"temperature": 2.0, "standardize": False}
-    moves(kd_loss, student, teacher, base=softmax, temperature=3.0, standardize=True)
-    split = {"target": target, "alpha": 1.0, "beta": 8.0}
-    other = {"target": (target + 1) % 7, "alpha": 2.0, "beta": 4.0, "temperature": 3.0}
-    moves(dkd_loss, student, teacher, base={**softmax, **split}, **other, standardize=True)
-    prior = {"temperature": 2.0, "log_prior": -1.0, "teacher_log_prior": -1.0}
-    moves(
-        expectation_dkd_loss, student, teacher, base={**prior, **split},
-        **other, log_prior=-0.5, teacher_log_prior=-0.5,
-    )  # fmt: skip
-    assert dkd_loss(student, teacher, target, 2.0) == dkd_loss(
-        student, teacher, target, 2.0, alpha=1.0, beta=8.0
-    )
-
-
 # ---------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize("name", TERM_NAMES)
-@pytest.mark.parametrize(
-    ("student", "teacher", "temperature", "message"),
-    [
-        ((2, 3), (2, 3), 0.0, "temperature must be finite and > 0, got 0.0"),
-        ((2, 3), (2, 3), torch.ones(1), r"temperature must be 0-d, got shape \(1,\)"),
-        ((2, 3), (2, 4), 1.0, r"teacher_logits must have the shape .*\(2, 3\), got \(2, 4\)"),
-        ((0, 3), (0, 3), 1.0, r"B >= 1 and C >= 2, got \(0, 3\)"),
-        ((2, 1), (2, 1), 1.0, r"got \(2, 1\)"),
-    ],
-)
-def test_wrong_arguments_are_refused(name, student, teacher, temperature, message):
-    target = torch.zeros(student[0], dtype=torch.long)
-    with pytest.raises(ValueError, match=message):
-        all_terms(target, temperature)[name](torch.zeros(student), torch.zeros(teacher))
-
-
-@pytest.mark.parametrize("name", TERM_NAMES[2:])
-@pytest.mark.parametrize("target", [torch.zeros(3, dtype=torch.long), torch.zeros(2)])
-def test_wrong_targets_are_refused(name, target):
-    with pytest.raises(ValueError, match="target must"):
-        all_terms(target)[name](torch.zeros(2, 3), torch.zeros(2, 3))

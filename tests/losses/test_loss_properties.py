@@ -2,10 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from objective_cases import AutocastRecorder
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ekd_ray.losses import (
     EVIDENCE_FUNCTIONS,
@@ -15,6 +11,7 @@ from ekd_ray.losses import (
     expectation_dkd_loss,
     expectation_kd_loss,
     kd_loss,
+    mlkd_terms,
     prior_kl_loss,
 )
 
@@ -89,58 +86,6 @@ def test_a_learned_temperature_gets_the_gradient_of_both_sides(name):
 
 # ---------------------------------------------------------------- extremes and precision
 
-extreme = st.one_of(
-    st.floats(-1e4, 1e4, width=32),
-    st.sampled_from([-1e4, 1e4, 0.0, 88.0, 89.0, -104.0, 10.0, 20.0]),
-)
-
-
-@st.composite
-def extreme_case(data):
-    batch, classes = data(st.sampled_from([(1, 2), (1, 5), (3, 3), (2, 10)]))
-    rows = st.lists(extreme, min_size=2 * batch * classes, max_size=2 * batch * classes)
-    values = torch.tensor(data(rows)).view(2, batch, classes)
-    target = torch.tensor(
-        data(st.lists(st.integers(0, classes - 1), min_size=batch, max_size=batch))
-    )
-    dtype = data(st.sampled_from([torch.float32, torch.bfloat16]))
-    temperature = data(st.sampled_from([0.1, 1.0, 4.0, 20.0]))
-    return values[0].to(dtype), values[1].to(dtype), target, temperature
-
-
-@settings(max_examples=120, deadline=None)
-@given(case=extreme_case(), log_prior=st.floats(-20, 20))
-@example(
-    case=(torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]]), torch.tensor([1]), 0.1),
-    log_prior=-20.0,
-)
-def test_value_and_gradient_are_finite_for_logits_to_1e4(case, log_prior):
-    student, teacher, target, temperature = case
-    for name, term in all_terms(target, temperature, log_prior).items():
-        logits = student.clone().requires_grad_()
-        loss = term(logits, teacher)
-        assert loss.dtype == torch.float32, name
-        assert loss.shape == (), name
-        assert torch.isfinite(loss), name
-        loss.backward()
-        assert torch.isfinite(logits.grad).all(), name
-        # Divergences and expected cross-entropies are not negative, up to rounding.
-        assert loss > -1e-2 * temperature**2, name
-
-
-@pytest.mark.parametrize("name", TERM_NAMES)
-@pytest.mark.parametrize("temperature", [0.1, 20.0])
-def test_finite_with_a_thousand_classes_at_the_bound(name, temperature):
-    generator = torch.Generator().manual_seed(1)
-    student, teacher = (
-        1e4 * torch.randint(-1, 2, (1, 1000), generator=generator).float() for _ in range(2)
-    )
-    student.requires_grad_()
-    loss = all_terms(torch.tensor([3]), temperature)[name](student, teacher)
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(student.grad).all()
-
 
 @pytest.mark.parametrize("name", TERM_NAMES)
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -159,31 +104,6 @@ def test_float32_agrees_with_float64(name, scale):
     )
 
 
-@pytest.mark.parametrize("name", TERM_NAMES)
-def test_autocast_changes_nothing(name):
-    student, teacher, target = draw(8, 20, dtype=torch.bfloat16)
-    term = all_terms(target)[name]
-    plain = term(student, teacher)
-    with torch.autocast("cpu", dtype=torch.bfloat16), AutocastRecorder() as recorder:
-        inside = term(student, teacher)
-    # CPU autocast would leave these operations alone, others' might not: it must be off.
-    assert set(recorder.enabled) == {False}
-    assert inside.dtype == torch.float32
-    assert inside == plain == term(student.float(), teacher.float())
-
-
-@pytest.mark.parametrize("name", TERM_NAMES)
-def test_no_value_is_read_back_from_the_device(name):
-    # Fake tensors have no values: any .item() or bool() raises.
-    with FakeTensorMode():
-        student = torch.empty(4, 5, requires_grad=True)
-        teacher, target = torch.empty(4, 5), torch.empty(4, dtype=torch.long)
-        loss = all_terms(target, 1.0, torch.empty(()))[name](student, teacher)
-        (gradient,) = torch.autograd.grad(loss, student)
-    assert loss.shape == ()
-    assert gradient.shape == student.shape
-
-
 # ---------------------------------------------------------------- properties
 
 
@@ -198,25 +118,51 @@ def test_zero_when_the_student_is_the_teacher(name, scale):
     assert logits.grad.abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("name", TERM_NAMES)
-def test_the_order_of_the_batch_does_not_matter(name):
-    student, teacher, target = draw(9, 5)
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(3))
-    shuffled = all_terms(target[order])[name](student[order], teacher[order])
-    torch.testing.assert_close(shuffled, all_terms(target)[name](student, teacher))
-
-
-@pytest.mark.parametrize("name", TERM_NAMES)
-def test_it_is_a_mean_over_the_batch(name):
-    student, teacher, target = draw(5, 4)
-    rows = [
-        all_terms(target[i : i + 1])[name](student[i : i + 1], teacher[i : i + 1]) for i in range(5)
-    ]
-    torch.testing.assert_close(all_terms(target)[name](student, teacher), torch.stack(rows).mean())
-
-
 @pytest.mark.parametrize("name", [n for n in DISTILLATION_NAMES if "standardized" not in n])
 def test_temperature_squared_undoes_the_division_of_the_logits(name):
     student, teacher, target = draw()
     hot = distillation_terms(target, 4.0)[name](4 * student, 4 * teacher)
     torch.testing.assert_close(hot, 16 * distillation_terms(target, 1.0)[name](student, teacher))
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("name", TERM_NAMES)
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (torch.zeros(0, 3), r"B >= 1 and C >= 2, got \(0, 3\)"),
+        (torch.zeros(2, 1), r"got \(2, 1\)"),
+        (torch.zeros(3), r"got \(3,\)"),
+        (torch.zeros(2, 3).long(), "floating"),
+    ],
+)
+def test_wrong_logits_are_refused(name, student, message):
+    with pytest.raises(ValueError, match=message):
+        all_terms(torch.zeros(len(student)).long())[name](student, student)
+
+
+@pytest.mark.parametrize("name", DISTILLATION_NAMES)
+def test_wrong_teachers_and_temperatures_are_refused(name):
+    logits, target = torch.zeros(2, 3), torch.zeros(2).long()
+    with pytest.raises(ValueError, match=r"teacher_logits must have .*\(2, 3\), got \(2, 4\)"):
+        all_terms(target)[name](logits, torch.zeros(2, 4))
+    for temperature in (0.0, -1.0, float("nan"), torch.ones(1)):
+        with pytest.raises(ValueError, match="temperature must be"):
+            all_terms(target, temperature)[name](logits, logits)
+
+
+@pytest.mark.parametrize("name", [n for n in TERM_NAMES if "dkd" in n or n[:2] in ("ce", "pr")])
+@pytest.mark.parametrize("target", [torch.zeros(3).long(), torch.zeros(2)])
+def test_wrong_targets_are_refused(name, target):
+    with pytest.raises(ValueError, match="target must"):
+        all_terms(target)[name](torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_wrong_strong_views_are_refused():
+    views = [torch.zeros(2, 3)] * 3
+    with pytest.raises(ValueError, match=r"teacher_strong must have the shape .*got \(2, 4\)"):
+        mlkd_terms(
+            *views, torch.zeros(2, 4), torch.zeros(2).long(), 1.0, ce_weight=1.0, kd_weight=1.0
+        )

@@ -11,7 +11,6 @@ from objective_cases import (
     everything_on,
     methods_where,
     run,
-    settings_of,
 )
 
 from ekd_ray.losses.methods import METHODS
@@ -42,25 +41,7 @@ def test_the_log_prior_starts_where_it_should_and_travels_in_the_state(method, v
         assert objective.log_prior.grad.abs() > 1e-4
 
 
-@methods_where("evidential", False)
-def test_softmax_methods_have_no_log_prior(method):
-    objective = build(method)
-    assert objective.log_prior_value is None
-    assert "log_prior" not in objective.state_dict() | objective.state(1)
-
-
-@pytest.fixture
-def every_warning():
-    """PyTorch's own come once a process; here they come every time."""
-    before = torch.is_warn_always_enabled()
-    torch.set_warn_always(True)
-    yield
-    torch.set_warn_always(before)
-
-
 @every_method
-@pytest.mark.usefixtures("every_warning")
-@pytest.mark.filterwarnings("error")
 def test_what_is_learned_is_what_the_method_says(method):
     entry = METHODS[method]
     option = {"learn_log_prior": True} if entry.evidential else {}
@@ -91,18 +72,3 @@ def test_the_state_comes_back_from_a_file(method):
     fresh.load_state_dict(torch.load(file, weights_only=True))
     assert run(fresh, batch)[0] == run(trained, batch)[0]
     assert fresh.state(3) == trained.state(3)
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if "teacher_log_prior" in settings_of(m)])
-def test_the_teachers_own_prior_is_kept_apart(method):
-    objective = build(method, log_prior=-1.2, teacher_log_prior=0.4, learn_log_prior=True)
-    assert objective.statistics["log_prior"] is objective.log_prior
-    torch.testing.assert_close(objective.statistics["teacher_log_prior"], torch.tensor(0.4))
-    assert not objective.teacher_log_prior.requires_grad
-    assert "teacher_log_prior" in objective.state_dict()
-    assert build(method).statistics["teacher_log_prior"] is None
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if "temperature" in settings_of(m)])
-def test_a_fixed_temperature_is_the_setting(method):
-    assert build(method, temperature=2.5).temperature(1) == 2.5

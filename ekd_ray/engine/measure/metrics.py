@@ -41,10 +41,7 @@ def classification_metrics(
     """
     logits = logits.float()
     uncertain = uncertainty_metrics(logits, target, log_prior=log_prior, ood_logits=ood_logits)
-    if log_prior is None:
-        log_probs = functional.log_softmax(logits, dim=1)
-    else:
-        log_probs = log_expectation(logits, 1.0, log_prior)
+    log_probs = log_probabilities(logits, log_prior)
     num_classes = logits.shape[1]
     ranked = log_probs.topk(min(5, num_classes), dim=1).indices == target[:, None]
     values = {
@@ -55,6 +52,13 @@ def classification_metrics(
     if num_classes > 5:
         values["top5"] = ranked.any(dim=1).double().mean()
     return {name: float(value) for name, value in values.items()} | uncertain
+
+
+def log_probabilities(logits: Tensor, log_prior: float | None) -> Tensor:
+    """Log of a softmax's probabilities, or of a Dirichlet's mean with a prior: [N, C], nats."""
+    if log_prior is None:
+        return functional.log_softmax(logits, dim=1)
+    return log_expectation(logits, 1.0, log_prior)
 
 
 def expected_calibration_error(confidence: Tensor, predicted: Tensor, target: Tensor) -> Tensor:

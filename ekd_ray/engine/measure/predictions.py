@@ -12,14 +12,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.engine.measure.metrics import log_probabilities
 from ekd_ray.engine.measure.uncertainty import uncertainty
 from ekd_ray.engine.rundata import RunData
 from ekd_ray.engine.teacher.source import live_teacher
 from ekd_ray.files import atomic_path
-from ekd_ray.losses.dirichlet import log_expectation
 from ekd_ray.losses.methods import method_of
 
 FILE = "predictions.safetensors"
@@ -60,12 +59,7 @@ class Predictions:
     ) -> Self:
         """From the logits [N, C] of all images, and the teacher's [M, C] of those in `kept`."""
         logits = logits.detach().float().cpu()
-        log_probs = (
-            functional.log_softmax(logits, dim=1)
-            if log_prior is None
-            else log_expectation(logits, 1.0, log_prior)
-        )
-        confidence, predicted = log_probs.exp().max(dim=1)
+        confidence, predicted = log_probabilities(logits, log_prior).exp().max(dim=1)
         kept = kept_images(len(logits), logits.shape[1])
         return cls(
             labels=labels.cpu(),

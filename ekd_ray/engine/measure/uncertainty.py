@@ -102,16 +102,7 @@ def entropies(logits: Tensor, log_prior: float) -> tuple[Tensor, Tensor]:
     falls as (C - 1) / (2 S) and keeps its digits there, because nothing of the size of the
     entropies is subtracted.
 
-    Args:
-        logits: [N, C], any float dtype.
-        log_prior: lambda, log of the prior mass per class.
-
-    Returns:
-        Two [N] float64, nats, in [0, log C].
-
-    Raises:
-        ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2; a prior that
-            is not finite.
+    Args and raises as `dissonance`. Returns two [N] float64, nats, in [0, log C].
 
     Malinin and Gales, "Predictive uncertainty estimation via prior networks", NeurIPS 2018
     (expected data uncertainty, mutual information).
@@ -157,16 +148,8 @@ def uncertainty(logits: Tensor, log_prior: float | None) -> Tensor:
     evidential network that is `lambda + log C - logsumexp(z)`, the ranking of the energy score
     (Liu et al., NeurIPS 2020).
 
-    Args:
-        logits: [N, C], any float dtype.
-        log_prior: lambda of an evidential network, log of the prior mass per class; None for a
-            softmax one.
-
-    Returns:
-        [N] float64, more is less certain.
-
-    Raises:
-        ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2.
+    Logits and what is raised as in `dissonance`; `log_prior` is None for a softmax network.
+    Returns [N] float64, more is less certain.
     """
     if log_prior is None:
         return _by_rows(_log_odds_of_an_error, logits)

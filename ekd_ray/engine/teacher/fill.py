@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import epoch_order, epoch_strong_ids, epoch_views, steps_per_epoch
@@ -51,36 +50,28 @@ def fill_tables(
     Raises:
         UserError: bad configuration or data.
     """
+    part = part or FillPart()
     with cpu_threads(threads):
         config = resolve(config, data_root=data_root)
-        return _fill(config, data_root, seeds, part or FillPart(), on_progress)
-
-
-def _fill(
-    config: DistillConfig,
-    data_root: str | None,
-    seeds: Sequence[int],
-    part: FillPart,
-    on_progress: Callable[[int, int], None] | None,
-) -> int:
-    device = pick_device()
-    precision = resolve_precision(config.precision, device)
-    data = load_run_data(config, data_root=data_root, device=device)
-    jobs: list[tuple[Teacher, Ids, Ids, bool]] = []
-    for strong in (False, True) if method_of(config).strong_view else (False,):
-        teacher = load_teacher(config, data, precision=precision, device=device, strong=strong)
-        jobs.append((teacher, *_missing(teacher, config, data, seeds, part, strong), strong))
-    total, done = sum(len(samples) for _, samples, _, _ in jobs), 0
-    for teacher, samples, views, strong in jobs:
-        for start in range(0, len(samples), FILL_BATCH):
-            ids = samples[start : start + FILL_BATCH], views[start : start + FILL_BATCH]
-            if teacher.table is None:  # it could not be opened, or the disk is full now
-                return done
-            teacher.logits(_images(config, data, *ids, strong=strong), *ids)
-            done += len(ids[0])
-            if on_progress:
-                on_progress(done, total)
-    return done
+        device = pick_device()
+        precision = resolve_precision(config.precision, device)
+        data = load_run_data(config, data_root=data_root, device=device)
+        jobs: list[tuple[Teacher, Ids, Ids, bool]] = []
+        for strong in (False, True) if method_of(config).strong_view else (False,):
+            teacher = load_teacher(config, data, precision=precision, device=device, strong=strong)
+            jobs.append((teacher, *_missing(teacher, config, data, seeds, part, strong), strong))
+        total, done = sum(len(samples) for _, samples, _, _ in jobs), 0
+        for teacher, samples, views, strong in jobs:
+            for start in range(0, len(samples), FILL_BATCH):
+                ids = samples[start : start + FILL_BATCH], views[start : start + FILL_BATCH]
+                if teacher.table is None:  # it could not be opened, or the disk is full now
+                    return done
+                images = strong_images(config, data, *ids) if strong else data.images.views(*ids)[0]
+                teacher.logits(images, *ids)
+                done += len(ids[0])
+                if on_progress:
+                    on_progress(done, total)
+        return done
 
 
 def _missing(
@@ -122,11 +113,3 @@ def _drawn(
                 yield samples, epoch_strong_ids(samples, seed, epoch, config.view_pool)
             else:
                 yield samples, epoch_views(samples, seed, epoch, num_views)
-
-
-def _images(
-    config: DistillConfig, data: RunData, samples: Ids, views: Ids, *, strong: bool
-) -> torch.Tensor:
-    if not strong:
-        return data.images.views(samples, views)[0]
-    return strong_images(config, data, samples, views)

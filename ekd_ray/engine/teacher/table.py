@@ -34,6 +34,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import file_name, write_json
 
 FORMAT_VERSION = 2  # a part of the key: other formats are other tables
+CHECKED_ROWS = 1 << 16  # whose words are compared together
 _LARGEST_HALF = 65504.0
 Rows = npt.NDArray[np.uint16]
 Ids = npt.NDArray[np.int64]
@@ -120,15 +121,15 @@ class TableSpec:
         text = json.dumps(self.identity, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-    def folder(self, cache_dir: Path | None = None) -> Path:
+    def folder(self) -> Path:
         """Where the table belongs."""
         name = file_name(f"{self.facts['teacher']}-{short_name(self.facts['dataset'])}")
-        return tables_dir(cache_dir) / f"{name}-{self.key}"
+        return tables_dir() / f"{name}-{self.key}"
 
 
-def tables_dir(cache_dir: Path | None = None) -> Path:
+def tables_dir() -> Path:
     """The folder of all tables, `<cache>/teachers`."""
-    return (cache_dir or default_cache_dir()).absolute() / "teachers"
+    return default_cache_dir().absolute() / "teachers"
 
 
 class TeacherTable:
@@ -164,9 +165,6 @@ class TeacherTable:
         os.close(self._rows_fd)
         os.close(self._words_fd)
 
-    def _positions(self, sample_ids: Ids, view_ids: Ids) -> Ids:
-        return np.asarray(sample_ids, np.int64) * self.spec.num_views + view_ids
-
     def _check_words(self, rows: Rows, positions: Ids) -> npt.NDArray[np.uint32]:
         bits = (rows.astype(np.uint64) * self._factors).sum(axis=1, dtype=np.uint64)
         mixed = counter_hash(0, (bits ^ self._salt).view(np.int64), positions)
@@ -177,7 +175,7 @@ class TeacherTable:
 
         Rows that are not found hold anything.
         """
-        positions = self._positions(sample_ids, view_ids)
+        positions = np.asarray(sample_ids, np.int64) * self.spec.num_views + view_ids
         # The word first: a writer stores it last, so a word that is there has its row.
         words = self._words[positions]
         rows = np.asarray(self._rows[positions])
@@ -185,7 +183,7 @@ class TeacherTable:
 
     def write(self, sample_ids: Ids, view_ids: Ids, rows: Rows) -> None:
         """Store rows uint16 [B, W]; raises OSError (a full disk), harmless to readers."""
-        positions = self._positions(sample_ids, view_ids)
+        positions = np.asarray(sample_ids, np.int64) * self.spec.num_views + view_ids
         rows = np.ascontiguousarray(rows)
         words = self._check_words(rows, positions)
         for position, row, word in zip(positions.tolist(), rows, words, strict=True):
@@ -196,12 +194,12 @@ class TeacherTable:
         """Number of rows that were ever written (a word that is not 0)."""
         return int(np.count_nonzero(self._words))
 
-    def sound(self, chunk: int = 1 << 16) -> tuple[int, int]:
+    def sound(self) -> tuple[int, int]:
         """(sound, damaged) numbers of written rows: every check word is compared."""
         good = bad = 0
         written = np.flatnonzero(self._words)
-        for start in range(0, len(written), chunk):
-            positions = written[start : start + chunk]
+        for start in range(0, len(written), CHECKED_ROWS):
+            positions = written[start : start + CHECKED_ROWS]
             fits = self._words[positions] == self._check_words(
                 np.asarray(self._rows[positions]), positions
             )
@@ -214,13 +212,13 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
         raise OSError(28, "No space left on device")
 
 
-def open_table(spec: TableSpec, cache_dir: Path | None = None) -> TeacherTable:
+def open_table(spec: TableSpec) -> TeacherTable:
     """Open the table of `spec`, made empty (and sparse) if it is not there.
 
     Raises:
         OSError: the cache folder cannot be written.
     """
-    folder = spec.folder(cache_dir)
+    folder = spec.folder()
     if not _is_whole(folder, spec):
         _create(folder, spec)
     return TeacherTable(folder, spec)
@@ -271,14 +269,14 @@ class TableInfo:
     modified: float
 
 
-def table_folders(cache_dir: Path | None = None) -> list[Path]:
+def table_folders() -> list[Path]:
     """The folder of every table of the cache, whole or not, by name."""
-    return sorted(tables_dir(cache_dir).glob("[!.]*"))
+    return sorted(tables_dir().glob("[!.]*"))
 
 
-def list_tables(cache_dir: Path | None = None) -> Iterator[TableInfo]:
+def list_tables() -> Iterator[TableInfo]:
     """Every whole table of the cache, by name."""
-    for folder in table_folders(cache_dir):
+    for folder in table_folders():
         spec = read_spec(folder)
         if spec is None:
             continue
@@ -314,9 +312,9 @@ def read_spec(folder: Path) -> TableSpec | None:
     return spec if _is_whole(folder, spec) else None
 
 
-def find_table(name: str, cache_dir: Path | None = None) -> Path:
+def find_table(name: str) -> Path:
     """The folder of a table by its name or the beginning of it; raises `UserError`."""
-    found = [folder for folder in table_folders(cache_dir) if folder.name.startswith(name)]
+    found = [folder for folder in table_folders() if folder.name.startswith(name)]
     if len(found) != 1:
         state = "no table" if not found else f"{len(found)} tables"
         raise UserError(
