@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.distill import Diverged
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
-from ekd_ray.results.records import RunRecord
+from ekd_ray.results.records import RunRecord, read_record
 from ekd_ray.scale import confirm
-from ekd_ray.scale.worker import RUN
+from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
 FINALISTS = {f"trial {n}": DistillConfig(method="none", lr=0.01 * (n + 1)) for n in range(4)}
 SEEDS = [1, 2, 3, 4]
@@ -116,3 +118,15 @@ def test_confirm_seeds_are_fresh(seed):
     config = StudyConfig(confirm_seeds=5)
     seeds = confirm.fresh_seeds(config, DistillConfig(seed=seed))
     assert len(set(seeds)) == 5 and seed not in seeds
+
+
+def test_a_confirm_run_that_diverges_is_recorded_as_failed(monkeypatch, tmp_path):
+    def diverge(*_, **__):
+        raise Diverged("val_nll became nan in epoch 1")
+
+    monkeypatch.setattr("ekd_ray.scale.worker.distill", diverge)
+    config = DistillConfig(method="none")
+    (run,) = confirm.plan_runs(tmp_path, RunStage.SELECT, {"none": config}, [1])
+    assert train_run(run, print, options=TrainOptions(data_root=None, threads=1)) is None
+    record = read_record(run.folder)
+    assert (record.status, record.reason) == ("failed", "val_nll became nan in epoch 1")
