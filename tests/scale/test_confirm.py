@@ -130,3 +130,29 @@ def test_a_confirm_run_that_diverges_is_recorded_as_failed(monkeypatch, tmp_path
     assert train_run(run, print, options=TrainOptions(data_root=None, threads=1)) is None
     record = read_record(run.folder)
     assert (record.status, record.reason) == ("failed", "val_nll became nan in epoch 1")
+
+
+def test_for_a_loss_the_highest_is_given_no_further_seeds(selected):
+    quality = {"trial 0": 0.30, "trial 1": 0.80, "trial 2": 0.30, "trial 3": 0.30}
+    _, given, _ = selected(lambda name, seed: quality[name] + noise(name, seed), metric="val_nll")
+    assert given["trial 0"][:3] == [1, 2, 3]
+    assert given["trial 1"] == [1, 2]
+
+
+def test_final_runs_train_on_the_validation_images_too(monkeypatch, tmp_path):
+    base = DistillConfig(dataset="digits", student="resnet8", method="none")
+    stage, name = RunStage.SEARCH, "trial 0"
+    trial = RunRecord(folder=tmp_path, stage=stage, name=name, number=0, config=base.to_dict())
+    study = SimpleNamespace(finalists=lambda: [trial])
+    planned = []
+
+    def run_all(study, config, runs, observer):
+        planned.extend(runs)
+        return [replace(run, metrics={"val_top1": 0.5, "test_top1": 0.5}) for run in runs]
+
+    monkeypatch.setattr(confirm.Study, "load", lambda run: study)
+    monkeypatch.setattr(confirm, "fill_cache", lambda *_, **__: None)
+    monkeypatch.setattr(confirm, "_run_all", run_all)
+    confirm.confirm(tmp_path, StudyConfig(distill=base), base, observer=None)
+    held_out = {(run.stage, run.config["validation_fraction"]) for run in planned}
+    assert held_out == {(RunStage.SELECT, 0.1), (RunStage.FINAL, 0.0)}
