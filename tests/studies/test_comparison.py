@@ -19,6 +19,7 @@ from ekd_ray.studies.comparison import (
     collect_cells,
     compare_studies,
     comparison_table,
+    welch,
     write_comparison,
 )
 
@@ -175,3 +176,9 @@ def test_the_costs_of_two_studies_stand_in_their_own_columns(tmp_path):
     rows = compare_studies(*found).to_pylist()
     row = next(row for row in rows if row["figure"] == "trials")
     assert (row["this"], row["other"], row["difference"]) == (3, 1, 2)
+
+
+def test_two_seeds_on_a_side_give_no_interval():
+    few, enough = (0.5, 0.6), (0.5, 0.52, 0.55)
+    assert welch(few, enough) == welch(enough, few) == (None, None)
+    assert None not in welch(enough, (0.6, 0.61, 0.63))
