@@ -97,3 +97,10 @@ def test_list_verify_and_remove(cache, teacher):
 def test_mistakes_end_with_one_sentence(argv, words, cache):
     code, out, err = cache(*argv)
     assert code == 2 and words in err and err.count("\n") == 1 and not out
+
+
+def test_a_quiet_fill_prints_nothing(cache, teacher):
+    fill = ("fill", *RUN, "--teacher-weights", teacher, "--quiet")
+    assert cache(*fill) == (0, "", "")
+    (table,) = list_tables()
+    assert table.filled

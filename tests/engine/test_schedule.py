@@ -98,3 +98,8 @@ def test_a_cosine_begins_where_the_rate_was_twice_as_high():
 )
 def test_the_first_epoch_at_a_lower_rate(settings, epoch):
     assert first_decayed_epoch(DistillConfig(**settings)) == epoch
+
+
+def test_a_rate_of_just_twice_the_last_counts_as_settled() -> None:
+    config = DistillConfig(epochs=8, lr=0.1, lr_milestones=[0.25, 0.5], lr_decay=0.5)
+    assert [settled_since(config, epoch) for epoch in (2, 4, 6)] == [1, 1, 3]

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.distill import Diverged
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
-from ekd_ray.results.records import RunRecord
+from ekd_ray.results.records import RunRecord, read_record
 from ekd_ray.scale import confirm
-from ekd_ray.scale.worker import RUN
+from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
 FINALISTS = {f"trial {n}": DistillConfig(method="none", lr=0.01 * (n + 1)) for n in range(4)}
 SEEDS = [1, 2, 3, 4]
@@ -116,3 +118,41 @@ def test_confirm_seeds_are_fresh(seed):
     config = StudyConfig(confirm_seeds=5)
     seeds = confirm.fresh_seeds(config, DistillConfig(seed=seed))
     assert len(set(seeds)) == 5 and seed not in seeds
+
+
+def test_a_confirm_run_that_diverges_is_recorded_as_failed(monkeypatch, tmp_path):
+    def diverge(*_, **__):
+        raise Diverged("val_nll became nan in epoch 1")
+
+    monkeypatch.setattr("ekd_ray.scale.worker.distill", diverge)
+    config = DistillConfig(method="none")
+    (run,) = confirm.plan_runs(tmp_path, RunStage.SELECT, {"none": config}, [1])
+    assert train_run(run, print, options=TrainOptions(data_root=None, threads=1)) is None
+    record = read_record(run.folder)
+    assert (record.status, record.reason) == ("failed", "val_nll became nan in epoch 1")
+
+
+def test_for_a_loss_the_highest_is_given_no_further_seeds(selected):
+    quality = {"trial 0": 0.30, "trial 1": 0.80, "trial 2": 0.30, "trial 3": 0.30}
+    _, given, _ = selected(lambda name, seed: quality[name] + noise(name, seed), metric="val_nll")
+    assert given["trial 0"][:3] == [1, 2, 3]
+    assert given["trial 1"] == [1, 2]
+
+
+def test_final_runs_train_on_the_validation_images_too(monkeypatch, tmp_path):
+    base = DistillConfig(dataset="digits", student="resnet8", method="none")
+    stage, name = RunStage.SEARCH, "trial 0"
+    trial = RunRecord(folder=tmp_path, stage=stage, name=name, number=0, config=base.to_dict())
+    study = SimpleNamespace(finalists=lambda: [trial])
+    planned = []
+
+    def run_all(study, config, runs, observer):
+        planned.extend(runs)
+        return [replace(run, metrics={"val_top1": 0.5, "test_top1": 0.5}) for run in runs]
+
+    monkeypatch.setattr(confirm.Study, "load", lambda run: study)
+    monkeypatch.setattr(confirm, "fill_cache", lambda *_, **__: None)
+    monkeypatch.setattr(confirm, "_run_all", run_all)
+    confirm.confirm(tmp_path, StudyConfig(distill=base), base, observer=None)
+    held_out = {(run.stage, run.config["validation_fraction"]) for run in planned}
+    assert held_out == {(RunStage.SELECT, 0.1), (RunStage.FINAL, 0.0)}

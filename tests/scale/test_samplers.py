@@ -333,3 +333,23 @@ def test_asha_compares_at_its_rungs_and_nowhere_else():
     middle = [0.5, 0.6, 0.1, 0.1, 0.1, 0.1, 0.6, 0.1, 0.6]  # worse at others
     curves = {"first": first, "late": [0.5, 0.5, *late[2:]], "early": early, "middle": middle}
     assert stopped(scheduler, curves) == {"late": 7, "early": 2}
+
+
+@pytest.mark.parametrize(("epochs", "schedule"), [(9, "step"), (9, "cosine"), (27, "cosine")])
+def test_every_bracket_of_hyperband_stops_bad_trials_early(epochs, schedule):
+    """None begins at full length, where every trial is over anyway."""
+    np.random.seed(0)  # Ray draws the brackets
+    distill = study_of("tpe").distill.replace(epochs=epochs, schedule=schedule)
+    config = study_of("tpe", scheduler="hyperband", grace_epochs=1, reduction_factor=3)
+    scheduler = make_scheduler(config.replace(distill=distill))
+    assert not stopped(scheduler, {f"good{i}": [0.9] * epochs for i in range(20)})
+    bad = {f"bad{i}": [0.1] * epochs for i in range(20)}
+    assert stopped(scheduler, bad).keys() == bad.keys()
+
+
+def test_a_resumed_sampler_repeats_none_of_its_draws(tmp_path):
+    """Repeated points are not run, but too many of them in a row end a search."""
+    config = study_of("random", space=FLOATS, trials=8)
+    for _ in range(2):
+        run(tmp_path, config, 4)
+    assert len(open_study(tmp_path, config).get_trials()) == 8

@@ -305,3 +305,17 @@ def test_a_trial_reports_the_mean_of_all_of_its_epochs(tmp_path: Path) -> None:
     add_rung_score(reported.append, tmp_path / "elsewhere", "val_top1", SCHEDULE)(rows[-1])
     add_rung_score(reported.append, tmp_path, None, SCHEDULE)(rows[-1])
     assert [row.get(RUNG_SCORE) for row in reported] == [pytest.approx(0.3), 0.4, None]
+
+
+def test_a_trial_whose_process_died_before_its_first_epoch_is_tried_once_more(
+    tmp_path: Path, config: StudyConfig
+) -> None:
+    searcher = make(tmp_path, config)
+    first = suggest(searcher, "a")
+    searcher.on_trial_complete("a", {}, error=True)
+    again = suggest(searcher, "b")
+    assert (again.number, again.config) == (first.number, first.config)
+    searcher.on_trial_complete("b", {}, error=True)
+    record = read_record(again.folder)
+    assert record is not None and record.status == "failed"
+    assert suggest(searcher, "c").number == first.number + 1

@@ -9,10 +9,19 @@ import yaml
 
 from ekd_ray.cli import request, tune_command
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import with_method
-from ekd_ray.results.study import write_parquet
-from ekd_ray.studies.comparison import Cell, collect_cells, comparison_table, write_comparison
+from ekd_ray.results.records import RunRecord, trial_folder, trial_name
+from ekd_ray.results.study import Study, write_parquet
+from ekd_ray.studies.comparison import (
+    Cell,
+    collect_cells,
+    compare_studies,
+    comparison_table,
+    welch,
+    write_comparison,
+)
 
 BASE = DistillConfig(dataset="synthetic", student="resnet8", method="none")
 
@@ -131,3 +140,25 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert [Cell(**cell) for cell in written] == cells
     assert comparison_table(cells).row_count == 6
+
+
+def test_the_costs_of_two_studies_stand_in_their_own_columns(tmp_path):
+    found = []
+    for name, trials in (("this", 3), ("other", 1)):
+        for number in range(trials):
+            folder = trial_folder(tmp_path / name, number)
+            folder.mkdir(parents=True)
+            record = RunRecord(
+                folder=folder, stage=RunStage.SEARCH, name=trial_name(number), number=number
+            )
+            record.close("failed", reason="diverged")
+        found.append(Study(path=tmp_path / name, config=StudyConfig(distill=BASE), header={}))
+    rows = compare_studies(*found).to_pylist()
+    row = next(row for row in rows if row["figure"] == "trials")
+    assert (row["this"], row["other"], row["difference"]) == (3, 1, 2)
+
+
+def test_two_seeds_on_a_side_give_no_interval():
+    few, enough = (0.5, 0.6), (0.5, 0.52, 0.55)
+    assert welch(few, enough) == welch(enough, few) == (None, None)
+    assert None not in welch(enough, (0.6, 0.61, 0.63))

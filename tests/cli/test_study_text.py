@@ -1,0 +1,34 @@
+"""What a study says of itself in the terminal: its plan, its figures."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ekd_ray.cli import plan_text, study_text
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.results.leaderboard import Row
+
+
+def test_the_winners_score_in_the_search_comes_before_that_over_fresh_seeds():
+    search = SimpleNamespace(number=3, value=lambda metric: 0.9)
+    study = SimpleNamespace(config=StudyConfig(), records=lambda: [search])
+    winner = Row(name="trial 3", number=3, config=DistillConfig(), val=(0.6, 0.8), winner=True)
+    line = study_text._selection_gap(study, winner)
+    assert line == "winner's val_top1: 0.9000 in the search, 0.7000 over 2 fresh seed(s)"
+
+
+def test_the_estimate_of_a_trial_is_what_halving_leaves_of_it():
+    """Rungs after 1 and 6 of 8 epochs: 1 + 5 / 2 + 2 / 4 epochs, half a trial on average."""
+    base = DistillConfig(dataset="digits", student="resnet8", method="none", epochs=8)
+    few, more = (
+        plan_text._study_flops(StudyConfig(distill=base, trials=trials)) for trials in (1, 3)
+    )
+    assert more - few == pytest.approx(plan_text.run_flops(base, None))
+
+
+def test_a_row_keeps_validation_and_test_figures_apart():
+    row = Row(
+        name="kd", config=DistillConfig(),
+        val_metrics=({"val_nll": 0.1},), test_metrics=({"test_nll": 0.2},),
+    )  # fmt: skip
+    assert (row.figures("val_nll"), row.figures("test_nll")) == ((0.1,), (0.2,))
