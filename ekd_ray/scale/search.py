@@ -51,7 +51,6 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
             functools.partial(train_run, options=options),
             searcher=searcher,
             scheduler=scheduler,
-            num_samples=-1,  # the searcher says when it is over
             observer=observer,
         )
     study = Study.load(run)
@@ -146,7 +145,6 @@ def run_tuner(
     *,
     searcher: Searcher,
     scheduler: TrialScheduler,
-    num_samples: int,
     observer: Observer,
 ) -> None:
     """Let Tune run what `searcher` suggests; a failed trial does not stop it.
@@ -164,7 +162,7 @@ def run_tuner(
         tune_config=tune.TuneConfig(
             search_alg=TrialSlots(searcher, config, deaths),
             scheduler=scheduler,
-            num_samples=num_samples,
+            num_samples=-1,  # the searcher says when it is over
             reuse_actors=config.workers_per_trial == 1,
             trial_dirname_creator=operator.attrgetter("trial_id"),
         ),

@@ -75,17 +75,14 @@ class OptunaSearcher(Searcher):
 
     def _settle(self) -> None:
         for frozen in self.study.get_trials(deepcopy=False):
-            self._budget.record(frozen.number, read_history(self._folder(frozen.number)))
+            self._budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
-            record = read_record(self._folder(frozen.number))
+            record = read_record(trial_folder(self.run, frozen.number))
             if record is not None and record.status != "running":
                 forget_checkpoint(record.folder)
                 self._end(record)
             else:
                 self._interrupted.append(frozen.number)
-
-    def _folder(self, number: int) -> Path:
-        return trial_folder(self.run, number)
 
     @property
     def remaining(self) -> int:
@@ -131,7 +128,7 @@ class OptunaSearcher(Searcher):
     def _record(self, trial: Trial, config: dict[str, Any]) -> RunRecord:
         number = trial.number
         return RunRecord(
-            folder=self._folder(number), stage=RunStage.SEARCH, name=trial_name(number),
+            folder=trial_folder(self.run, number), stage=RunStage.SEARCH, name=trial_name(number),
             number=number, config=config, params=trial.params,
         )  # fmt: skip
 
@@ -164,7 +161,7 @@ class OptunaSearcher(Searcher):
 
     def _repeat(self, trial: Trial, first: FrozenTrial) -> None:
         trial.set_user_attr(_REPEATED, first.number)
-        self._report(trial, read_history(self._folder(first.number)))
+        self._report(trial, read_history(trial_folder(self.run, first.number)))
         for name, violation in first.constraints.items():
             trial.set_constraint(name, violation)
         # Of one that still runs nothing is known but what it has written so far.
@@ -229,9 +226,3 @@ class OptunaSearcher(Searcher):
                     if bound.text not in stored.constraints:
                         trial.set_constraint(bound.text, bound.violation(record.last))
             self.study.tell(record.number, values, state=state)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the journal holds everything."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: the journal holds everything."""

@@ -99,7 +99,7 @@ def pretend(config: DistillConfig, *, out: Path, on_epoch: Any = None, **_: Any)
 
 def tune(
     run: Path, config: StudyConfig, train: Train, *, searcher: Any, scheduler: Any,
-    num_samples: int, observer: Any,
+    observer: Any,
 ) -> None:  # fmt: skip
     """Tune's calls: two jobs have begun at any time, the older one runs until it ends.
 

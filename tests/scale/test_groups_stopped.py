@@ -55,7 +55,7 @@ def test_a_group_that_was_stopped_leaves_its_room_to_the_next(tmp_path: Path) ->
         open_run(tmp_path / "run", config, resume=False)
         with connected(config):
             run_tuner(
-                tmp_path / "run", config, scheduler=StopsAtOnce(), num_samples=-1,
+                tmp_path / "run", config, scheduler=StopsAtOnce(),
                 searcher=OptunaSearcher(tmp_path / "run", config, resolve(shared)),
                 observer=Nobody(),
             )  # fmt: skip
