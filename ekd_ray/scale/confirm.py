@@ -44,7 +44,7 @@ from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import death_reason
 from ekd_ray.scale.space import point_config
 from ekd_ray.scale.tracking import Observer
-from ekd_ray.scale.worker import RUN, TrainOptions, check_room, train_run
+from ekd_ray.scale.worker import RUN, TrainOptions, check_disk, train_run
 
 
 def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
@@ -189,7 +189,7 @@ class RunList(Searcher):
         """Leave word of a run whose process died, retries included."""
         if error:
             folder = self._begun[trial_id].folder
-            check_room(folder)
+            check_disk(folder)
             end_session(folder, failed=True)
             reason = death_reason(folder, result) or failure_reason(folder)
             write_json(folder / FAILURE, {"reason": reason})

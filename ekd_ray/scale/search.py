@@ -42,7 +42,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         fill_cache(config, base, [base.seed], observer, run=run)
         observer.stage("search", searcher.remaining, config.distill.epochs)
         scheduler = make_scheduler(config)
-        replay(scheduler, searcher.finished(), base)
+        replay_trials(scheduler, searcher.finished(), base)
         rung_metric = config.metric if config.rung_score == "mean" else None
         options = TrainOptions.of_study(config, rung_metric=rung_metric)
         run_tuner(
@@ -80,7 +80,9 @@ class _StandIn:
         self.trial_id = f"replayed-{number}"
 
 
-def replay(scheduler: TrialScheduler, finished: list[FrozenTrial], base: DistillConfig) -> None:
+def replay_trials(
+    scheduler: TrialScheduler, finished: list[FrozenTrial], base: DistillConfig
+) -> None:
     """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
     know them; `base` has the schedule that they share."""
     if isinstance(scheduler, NoStopping):

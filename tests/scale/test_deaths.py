@@ -46,13 +46,6 @@ EPOCHS = 2
 OPTIONS = TrainOptions(data_root=None, threads=1)
 
 
-class Nobody:
-    """An observer that does not look."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
-
-
 STUDY = StudyConfig(
     distill=DistillConfig(
         dataset="digits", student="resnet8", method="none", epochs=EPOCHS, batch_size=16,
@@ -93,9 +86,7 @@ def ended(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     # Ray's processes cannot import this file.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
-        run_tuner(
-            run, STUDY, perilous, searcher=searcher, scheduler=NoStopping(), observer=Nobody()
-        )
+        run_tuner(run, STUDY, perilous, searcher=searcher, scheduler=NoStopping(), observer=Mock())
     finally:
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     return run, searcher

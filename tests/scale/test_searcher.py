@@ -16,7 +16,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, read_record, trial_folder
 from ekd_ray.scale.samplers import make_scheduler
-from ekd_ray.scale.search import replay
+from ekd_ray.scale.search import replay_trials
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import RUN, RUNG_SCORE, add_rung_score, rung_score
@@ -201,7 +201,7 @@ def decisions(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, list[
 
 
 def ended(number: int, values: list[float]) -> Any:
-    """A trial of Optuna's, as far as `replay` looks at it."""
+    """A trial of Optuna's, as far as `replay_trials` looks at it."""
     return SimpleNamespace(number=number, intermediate_values=dict(enumerate(values, start=1)))
 
 
@@ -215,7 +215,7 @@ def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(
     whole = make_scheduler(config)
     decisions(whole, curves)
     resumed = make_scheduler(config)
-    replay(resumed, [ended(n, values) for n, values in enumerate(curves.values())], SCHEDULE)
+    replay_trials(resumed, [ended(n, values) for n, values in enumerate(curves.values())], SCHEDULE)
     expected = decisions(whole, later)
     assert decisions(resumed, later) == expected
     assert "STOP" in expected["t2"]
@@ -226,7 +226,7 @@ def test_a_replayed_rung_is_scored_by_the_mean_as_it_was_when_it_ran(config: Stu
     """A resumed study promises the decisions of an uninterrupted one: by the last value, `late`
     would have set a rung that `steady` does not reach."""
     scheduler = make_scheduler(config.replace(rungs=[1, 3], rung_score="mean"))
-    replay(scheduler, [ended(0, [0.1, 0.1, 0.9])], SCHEDULE)
+    replay_trials(scheduler, [ended(0, [0.1, 0.1, 0.9])], SCHEDULE)
     assert "STOP" not in decisions(scheduler, {"steady": [0.5] * 3})["steady"]
 
 
