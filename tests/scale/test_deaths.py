@@ -93,6 +93,7 @@ def ended(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("number", "status", "reason", "deaths"),
     [
@@ -122,6 +123,7 @@ def test_a_trial_has_one_process_to_spare_and_its_reason(
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_a_trial_of_two_workers_runs_nested(one_ray: None, tmp_path: Path) -> None:
     config = check_study(STUDY.replace(workers_per_trial=2, trials=1))
     observer = Mock()

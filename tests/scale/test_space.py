@@ -129,28 +129,19 @@ def test_conditional_methods_are_a_legal_study():
         ({"lr": {"low": math.nan, "high": 1}}, "lr"),
         ({"lr": {"low": 0.1, "high": 1, "when": {"momentum": 1}}}, r"space\.lr\.when.*'momentum'"),
         ({"lr": {"low": 0.1, "high": 1, "when": 3}}, r"space\.lr\.when must map"),
+        ({"lr": {"low": 1, "high": 2, "when": {"method": "kd"}}, "method": {"choices": ["kd"]}},
+         "must be a parameter above 'lr'"),
+        # It would silently take the parameter out of the search.
+        ({**CONDITIONAL, "ekd_weight": {"low": 1, "high": 2, "when": {"method": "ekdd"}}}, "ekdd"),
         ({"method": {"choices": ["kdd"]}}, "unknown method 'kdd'"),
         ({"standardize": {"choices": [True]}}, "standardize is not used by method 'ekd'"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_illegal_spaces_are_refused(spec, message):
     with pytest.raises(UserError, match=message) as refused:
         check_space(StudyConfig(space=spec))
     assert "\n" not in str(refused.value)
-
-
-def test_a_condition_must_name_a_parameter_above():
-    spec = {"lr": {"low": 1, "high": 2, "when": {"method": "kd"}}, "method": {"choices": ["kd"]}}
-    with pytest.raises(UserError, match="must be a parameter above 'lr'"):
-        Space(spec)
-
-
-def test_a_condition_that_never_holds_is_refused():
-    """A misspelt value would silently take the parameter out of the search."""
-    spec = {**CONDITIONAL, "ekd_weight": {"low": 1, "high": 2, "when": {"method": "ekdd"}}}
-    with pytest.raises(UserError, match="ekdd"):
-        check_space(StudyConfig(space=spec))
 
 
 @pytest.mark.parametrize("seed", [0, 2**32, 2**63])
