@@ -111,7 +111,6 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
                 lambda *_: None,
                 searcher=searcher,
                 scheduler=make_scheduler(config),
-                num_samples=-1,
                 observer=terminal,
             )
         wall, thread = time.perf_counter() - wall, time.thread_time() - thread

@@ -67,11 +67,16 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    if ray.is_initialized():
+    with contextlib.nullcontext() if ray.is_initialized() else _ray_started():
         for config in configs:
             check_fits(config)
         yield
-        return
+
+
+@contextlib.contextmanager
+def _ray_started() -> Iterator[None]:
+    import ray
+
     check_address()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if not on_cluster():
@@ -97,8 +102,6 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
     with notices_on_stderr():
         try:
             with contextlib.nullcontext() if on_cluster() else _watch_ray():
-                for config in configs:
-                    check_fits(config)
                 yield
         finally:
             ray.shutdown()
@@ -189,17 +192,13 @@ def count_workers(node: Node, *, cpus: float, gpus: float) -> int:
     return workers
 
 
-def count_trial_workers(config: StudyConfig, node: Node) -> int:
-    """How many workers of a study's trials fit on a node at once."""
-    return count_workers(node, cpus=config.cpus_per_trial, gpus=config.gpus_per_trial)
-
-
 def count_trials(config: StudyConfig, nodes: Iterable[Node]) -> int:
     """How many trials run at once on these nodes (0: not one).
 
     The workers of a trial may be on several nodes; a worker is on one.
     """
-    workers = sum(count_trial_workers(config, node) for node in nodes)
+    cpus, gpus = config.cpus_per_trial, config.gpus_per_trial
+    workers = sum(count_workers(node, cpus=cpus, gpus=gpus) for node in nodes)
     slots = workers // config.workers_per_trial
     return min(slots, config.max_concurrent or slots)
 

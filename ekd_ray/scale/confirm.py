@@ -44,7 +44,7 @@ from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import death_reason
 from ekd_ray.scale.space import point_config
 from ekd_ray.scale.tracking import Observer
-from ekd_ray.scale.worker import RUN, TrainOptions, check_room, train_run
+from ekd_ray.scale.worker import RUN, TrainOptions, check_disk, train_run
 
 
 def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
@@ -59,10 +59,10 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     """
     seeds = fresh_seeds(config, base)
     trials = {trial.name: trial for trial in Study.load(run).finalists()}
-    finalists = {
-        name: _with_teacher_of(base, DistillConfig.from_dict(trial.config))
-        for name, trial in trials.items()
-    }
+    finalists = {name: DistillConfig.from_dict(trial.config) for name, trial in trials.items()}
+    for name, finalist in finalists.items():
+        if finalist.teacher_weights is not None:  # the study may come from another machine
+            finalists[name] = finalist.replace(teacher_weights=base.teacher_weights)
     if not (run / CONFIRMED).exists():
         # The views of a sample do not depend on the split: those of all images serve both steps.
         everything = base.replace(validation_fraction=0.0)
@@ -91,13 +91,6 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
 def fresh_seeds(config: StudyConfig, base: DistillConfig) -> list[int]:
     """The seeds of the confirm stage: none of them is the one that all trials had."""
     return [base.seed + 1 + index for index in range(config.confirm_seeds)]
-
-
-def _with_teacher_of(base: DistillConfig, config: DistillConfig) -> DistillConfig:
-    """`config` with the teacher's file of `base`: the study may come from another machine."""
-    if config.teacher_weights is None:
-        return config
-    return config.replace(teacher_weights=base.teacher_weights)
 
 
 def _select(
@@ -130,8 +123,7 @@ def _select(
 def _winner(run: Path, ended: list[RunRecord], config: StudyConfig) -> str:
     """The name of the finalist that has won."""
     rows = leaderboard_rows(ended, config)
-    winner = winner_of(rows, config)
-    if winner is None:
+    if (winner := winner_of(rows, config)) is None:
         failed = {row.name: row.failed for row in rows}
         raise UserError(f"every finalist of {run} failed under a fresh seed: {failed}.")
     return winner.name
@@ -197,16 +189,10 @@ class RunList(Searcher):
         """Leave word of a run whose process died, retries included."""
         if error:
             folder = self._begun[trial_id].folder
-            check_room(folder)
+            check_disk(folder)
             end_session(folder, failed=True)
             reason = death_reason(folder, result) or failure_reason(folder)
             write_json(folder / FAILURE, {"reason": reason})
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: finished runs have their `result.json`."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
 
 
 def _run_all(
@@ -233,7 +219,6 @@ def _run_all(
             functools.partial(train_run, options=TrainOptions.of_study(config)),
             searcher=RunList(list(waiting.values())),
             scheduler=NoStopping(),
-            num_samples=len(waiting),
             observer=observer,
         )
     missing = [run for run in waiting.values() if not (run.folder / RESULT).exists()]

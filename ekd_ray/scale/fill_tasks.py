@@ -18,7 +18,7 @@ from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import uses_cache
 from ekd_ray.files import write_json
 from ekd_ray.results.records import CACHE_COST
-from ekd_ray.scale.cluster import count_trial_workers, live_nodes
+from ekd_ray.scale.cluster import count_workers, live_nodes
 from ekd_ray.scale.tracking import Observer
 
 # More parts than slots, so that progress is seen and no slot waits long for the last one.
@@ -101,8 +101,12 @@ def _slots_by_disk(config: StudyConfig) -> list[list[str]]:
     each as often as workers fit on the node at once."""
     import ray
 
-    slots = {node: count_trial_workers(config, have) for node, have in live_nodes().items()}
-    slots = {node: count for node, count in slots.items() if count}
+    cpus, gpus = config.cpus_per_trial, config.gpus_per_trial
+    slots = {
+        name: count
+        for name, node in live_nodes().items()
+        if (count := count_workers(node, cpus=cpus, gpus=gpus))
+    }
     if len(slots) < 2:
         return [[node] * count for node, count in slots.items()]
     task = ray.remote(max_retries=2)(name_cache_folder)

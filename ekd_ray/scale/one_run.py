@@ -39,7 +39,7 @@ def parse_workers(text: str, *, cpus: int | None, gpus: float | None) -> Workers
     return Workers(least=int(least), most=int(numbers[1]), cpus=cpus or here, gpus=gpus or 0.0)
 
 
-def check_room(workers: Workers) -> None:
+def check_workers_fit(workers: Workers) -> None:
     """Raise `UserError` if not even the least number of workers fits: it would wait for ever."""
     nodes = list(live_nodes().values())
     room = sum(count_workers(node, cpus=workers.cpus, gpus=workers.gpus) for node in nodes)
@@ -74,7 +74,7 @@ def run_on_workers(
     (folder / FAILURE).unlink(missing_ok=True)
     options = TrainOptions(data_root=data_root, threads=workers.cpus, test=test)
     with connected():
-        check_room(workers)
+        check_workers_fit(workers)
         ended = threading.Event()
         known_epoch = max((row["epoch"] for row in read_history(folder)), default=0)
         reporter = threading.Thread(

@@ -19,6 +19,7 @@ worse than the median of the others at the same epoch; `none` stops nothing.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,20 +51,21 @@ BRACKETS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerKind:
-    """How to make a sampler from a seed and the number of trials, and what it asks of a study.
+    """How to make a sampler from its `seed`, and what it asks of a study.
 
     `full_length`: it learns only from trials that were not stopped early. `finite`: it
     enumerates, so that every parameter needs finitely many values. `sequence`: it draws a
     sequence whose position it keeps in the study, and must go on under the same seed.
-    `plain`: it knows one objective and no constraints. `package`: what it needs besides Optuna,
-    which is an extra of the same name.
+    `plain`: it knows one objective and no constraints. `generations`: it breeds one from the
+    other. `package`: what it needs besides Optuna, which is an extra of the same name.
     """
 
-    make: Callable[[int, int], BaseSampler]
+    make: Callable[..., BaseSampler]
     full_length: bool = False
     finite: bool = False
     sequence: bool = False
     plain: bool = False
+    generations: bool = False
     package: str | None = None
 
 
@@ -77,57 +79,41 @@ class _Grid(BruteForceSampler):
         pass
 
 
-def _make_tpe(seed: int, trials: int) -> BaseSampler:
+SAMPLERS: dict[str, SamplerKind] = {
     # Each parameter by itself: on recorded curves (docs/search.md) the multivariate form settled
     # on what had been lucky, and was no better than chance.
-    return TPESampler(
-        seed=seed,
-        multivariate=False,
-        group=False,
-        constant_liar=True,
-        n_startup_trials=STARTUP_TRIALS,
-    )
-
-
-def _make_cmaes(seed: int, trials: int) -> BaseSampler:
-    return CmaEsSampler(
-        seed=seed,
-        consider_pruned_trials=True,
-        n_startup_trials=STARTUP_TRIALS,
-        warn_independent_sampling=False,
-    )
-
-
-def _make_genetic(
-    kind: type[NSGAIISampler] | type[NSGAIIISampler],
-) -> Callable[[int, int], BaseSampler]:
-    # A generation is a quarter of the study: the published 50 would never see a second one.
-    return lambda seed, trials: kind(seed=seed, population_size=max(4, trials // 4))
-
-
-SAMPLERS: dict[str, SamplerKind] = {
-    "tpe": SamplerKind(make=_make_tpe),
+    "tpe": SamplerKind(
+        make=functools.partial(
+            TPESampler, multivariate=False, group=False, constant_liar=True,
+            n_startup_trials=STARTUP_TRIALS,
+        ),
+    ),
     "gp": SamplerKind(
-        make=lambda seed, trials: GPSampler(
-            seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
+        make=functools.partial(
+            GPSampler, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
         ),
         full_length=True,
     ),
-    "cmaes": SamplerKind(make=_make_cmaes, plain=True, package="cmaes"),
-    "qmc": SamplerKind(
-        make=lambda seed, trials: QMCSampler(
-            seed=seed,
-            scramble=True,
+    "cmaes": SamplerKind(
+        make=functools.partial(
+            CmaEsSampler, consider_pruned_trials=True, n_startup_trials=STARTUP_TRIALS,
             warn_independent_sampling=False,
+        ),
+        plain=True,
+        package="cmaes",
+    ),
+    "qmc": SamplerKind(
+        make=functools.partial(
+            QMCSampler, scramble=True, warn_independent_sampling=False,
             warn_asynchronous_seeding=False,
         ),
         sequence=True,
     ),
-    "random": SamplerKind(make=lambda seed, trials: RandomSampler(seed=seed)),
-    "grid": SamplerKind(make=lambda seed, trials: _Grid(seed=seed), finite=True),
-    "nsga2": SamplerKind(make=_make_genetic(NSGAIISampler), full_length=True),
-    "nsga3": SamplerKind(make=_make_genetic(NSGAIIISampler), full_length=True),
-}
+    "random": SamplerKind(make=RandomSampler),
+    "grid": SamplerKind(make=_Grid, finite=True),
+    "nsga2": SamplerKind(make=NSGAIISampler, full_length=True, generations=True),
+    "nsga3": SamplerKind(make=NSGAIIISampler, full_length=True, generations=True),
+}  # fmt: skip
 
 
 def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
@@ -137,9 +123,11 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
     """
     kind = SAMPLERS[config.sampler]
     seed = config.seed + (0 if kind.sequence else begun)
+    # A generation is a quarter of the study: the published 50 would never see a second one.
+    options = {"population_size": max(4, config.trials // 4)} if kind.generations else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return kind.make(seed % 2**32, config.trials)  # NumPy takes 32 bits
+        return kind.make(seed=seed % 2**32, **options)  # NumPy takes 32 bits
 
 
 class _KeepsProcesses:
@@ -211,10 +199,8 @@ def make_scheduler(config: StudyConfig) -> TrialScheduler:
 
 
 def check_sampler(config: StudyConfig, space: Space) -> None:
-    """Raise `UserError` for a sampler that does not go with the scheduler or the space.
-
-    Or that needs a package which is not installed.
-    """
+    """Raise `UserError` for a sampler that does not go with the scheduler or the space, or that
+    needs a package which is not installed."""
     kind = SAMPLERS[config.sampler]
     if kind.package:
         check_installed(kind.package, needed_by=f"sampler {config.sampler}", extra=kind.package)
@@ -237,14 +223,10 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
             f"{', '.join(name for name in SAMPLERS if not SAMPLERS[name].plain)}.",
             keys=("sampler",),
         )
-    if not kind.finite:
-        return
-    endless = [
-        name for name, parameter in space.parameters.items() if parameter.number_of_values() is None
-    ]
-    if endless:
-        raise UserError(
-            f"sampler {config.sampler} tries every combination, but {endless[0]} has endlessly "
-            "many values: give it choices or a step, or choose another sampler.",
-            keys=("space", endless[0]),
-        )
+    for name, parameter in space.parameters.items() if kind.finite else ():
+        if parameter.number_of_values() is None:
+            raise UserError(
+                f"sampler {config.sampler} tries every combination, but {name} has endlessly "
+                "many values: give it choices or a step, or choose another sampler.",
+                keys=("space", name),
+            )

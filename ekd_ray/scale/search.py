@@ -42,7 +42,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         fill_cache(config, base, [base.seed], observer, run=run)
         observer.stage("search", searcher.remaining, config.distill.epochs)
         scheduler = make_scheduler(config)
-        replay(scheduler, searcher.finished(), base)
+        replay_trials(scheduler, searcher.finished(), base)
         rung_metric = config.metric if config.rung_score == "mean" else None
         options = TrainOptions.of_study(config, rung_metric=rung_metric)
         run_tuner(
@@ -51,7 +51,6 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
             functools.partial(train_run, options=options),
             searcher=searcher,
             scheduler=scheduler,
-            num_samples=-1,  # the searcher says when it is over
             observer=observer,
         )
     study = Study.load(run)
@@ -81,7 +80,9 @@ class _StandIn:
         self.trial_id = f"replayed-{number}"
 
 
-def replay(scheduler: TrialScheduler, finished: list[FrozenTrial], base: DistillConfig) -> None:
+def replay_trials(
+    scheduler: TrialScheduler, finished: list[FrozenTrial], base: DistillConfig
+) -> None:
     """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
     know them; `base` has the schedule that they share."""
     if isinstance(scheduler, NoStopping):
@@ -146,7 +147,6 @@ def run_tuner(
     *,
     searcher: Searcher,
     scheduler: TrialScheduler,
-    num_samples: int,
     observer: Observer,
 ) -> None:
     """Let Tune run what `searcher` suggests; a failed trial does not stop it.
@@ -164,7 +164,7 @@ def run_tuner(
         tune_config=tune.TuneConfig(
             search_alg=TrialSlots(searcher, config, deaths),
             scheduler=scheduler,
-            num_samples=num_samples,
+            num_samples=-1,  # the searcher says when it is over
             reuse_actors=config.workers_per_trial == 1,
             trial_dirname_creator=operator.attrgetter("trial_id"),
         ),

@@ -29,7 +29,7 @@ from ekd_ray.scale.optuna_private import reopen_trial
 from ekd_ray.scale.space import Space, first_points, point_config
 from ekd_ray.scale.storage import open_study, write_together
 from ekd_ray.scale.trial_slots import DEATH_REASON
-from ekd_ray.scale.worker import RUN, check_room
+from ekd_ray.scale.worker import RUN, check_disk
 
 REPEATS = 64  # points in a row that were tried before: then the space holds no new one
 _EXHAUSTED = "exhausted"
@@ -71,21 +71,18 @@ class OptunaSearcher(Searcher):
         self._begun_again: set[int] = set()
         for point in first_points(config):  # a kill may have come after some of them
             self.study.enqueue_trial(self.space.searched_part(point), skip_if_exists=True)
-        self._settle()
+        self._settle_trials()
 
-    def _settle(self) -> None:
+    def _settle_trials(self) -> None:
         for frozen in self.study.get_trials(deepcopy=False):
-            self._budget.record(frozen.number, read_history(self._folder(frozen.number)))
+            self._budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
-            record = read_record(self._folder(frozen.number))
+            record = read_record(trial_folder(self.run, frozen.number))
             if record is not None and record.status != "running":
                 forget_checkpoint(record.folder)
-                self._end(record)
+                self._end_trial(record)
             else:
                 self._interrupted.append(frozen.number)
-
-    def _folder(self, number: int) -> Path:
-        return trial_folder(self.run, number)
 
     @property
     def remaining(self) -> int:
@@ -121,7 +118,7 @@ class OptunaSearcher(Searcher):
             config = resolve(point_config(self.base, point), data_root=self.config.data_root)
         except UserError as error:
             # A point that is no legal configuration counts as a failed trial; another is drawn.
-            self._end(self._record(trial, {}).close("failed", reason=str(error)))
+            self._end_trial(self._record(trial, {}).close("failed", reason=str(error)))
             return self.suggest(trial_id) if self.remaining else None
         record = self._record(trial, config.to_dict())
         record.write_config()
@@ -131,7 +128,7 @@ class OptunaSearcher(Searcher):
     def _record(self, trial: Trial, config: dict[str, Any]) -> RunRecord:
         number = trial.number
         return RunRecord(
-            folder=self._folder(number), stage=RunStage.SEARCH, name=trial_name(number),
+            folder=trial_folder(self.run, number), stage=RunStage.SEARCH, name=trial_name(number),
             number=number, config=config, params=trial.params,
         )  # fmt: skip
 
@@ -158,13 +155,13 @@ class OptunaSearcher(Searcher):
             )
             if first.number == trial.number:
                 return trial, point
-            self._repeat(trial, first)
+            self._end_repetition(trial, first)
         self.study.set_user_attr(_EXHAUSTED, True)
         return None
 
-    def _repeat(self, trial: Trial, first: FrozenTrial) -> None:
+    def _end_repetition(self, trial: Trial, first: FrozenTrial) -> None:
         trial.set_user_attr(_REPEATED, first.number)
-        self._report(trial, read_history(self._folder(first.number)))
+        self._report_epochs(trial, read_history(trial_folder(self.run, first.number)))
         for name, violation in first.constraints.items():
             trial.set_constraint(name, violation)
         # Of one that still runs nothing is known but what it has written so far.
@@ -176,7 +173,7 @@ class OptunaSearcher(Searcher):
         if trial_id in self._running:
             self._budget.add(self._running[trial_id][0].number, result)
 
-    def _report(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
+    def _report_epochs(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
         if self.config.objectives:  # Optuna keeps the epochs of one objective only
             return
         known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
@@ -193,7 +190,7 @@ class OptunaSearcher(Searcher):
         trial, record = self._running.pop(trial_id)
         folder, history = record.folder, read_history(record.folder)
         if error:
-            check_room(folder)
+            check_disk(folder)
         gave_reason = (folder / FAILURE).exists()
         if error and not (history or gave_reason or trial.number in self._begun_again):
             # Tune tries a trial again whose process died at work, but not one whose process died
@@ -207,9 +204,9 @@ class OptunaSearcher(Searcher):
         ended = record.close(status, reason=death_reason(folder, result))
         # Before Optuna knows: a trial that has ended there is never looked at again.
         forget_checkpoint(folder)
-        self._end(ended)
+        self._end_trial(ended)
 
-    def _end(self, record: RunRecord) -> None:
+    def _end_trial(self, record: RunRecord) -> None:
         """End a trial in Optuna, as its record says."""
         assert record.number is not None
         self._budget.record(record.number, record.history)
@@ -217,7 +214,7 @@ class OptunaSearcher(Searcher):
         stored = self.study.get_trials(deepcopy=False)[record.number]
         trial = reopen_trial(self.study, record.number)
         with write_together(self.study):
-            self._report(trial, record.history)
+            self._report_epochs(trial, record.history)
             if record.reason:
                 trial.set_user_attr("reason", record.reason)
             values = None
@@ -229,9 +226,3 @@ class OptunaSearcher(Searcher):
                     if bound.text not in stored.constraints:
                         trial.set_constraint(bound.text, bound.violation(record.last))
             self.study.tell(record.number, values, state=state)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the journal holds everything."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: the journal holds everything."""

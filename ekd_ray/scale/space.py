@@ -227,25 +227,21 @@ def _parse_range(
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise UserError(f"space.{name}.{key} must be a number, got {value!r}.", keys=(key,))
     low, high, log, step = entry["low"], entry["high"], entry.get("log", False), entry.get("step")
-    if not isinstance(log, bool):
-        raise UserError(f"space.{name}.log must be true or false, got {log!r}.", keys=("log",))
-    if low > high:
-        raise UserError(f"space.{name}: low must be <= high ({high}), got {low}.", keys=("low",))
-    if log and low <= 0:
-        raise UserError(f"space.{name}: low must be > 0 with log: true, got {low}.", keys=("low",))
-    if log and step is not None:
-        raise UserError(
-            f"space.{name}: step cannot be combined with log: true; drop one.", keys=("step",)
-        )
     integer = float not in kinds
-    for key in ("low", "high") if integer else ():
-        if not float(entry[key]).is_integer():
-            raise UserError(
-                f"space.{name}: low and high must be whole, got {low} and {high}.", keys=(key,)
-            )
-    if step is not None and (step <= 0 or (integer and not float(step).is_integer())):
-        kind = "a whole number " if integer else ""
-        raise UserError(f"space.{name}.step must be {kind}> 0, got {step}.", keys=("step",))
+    must_be_whole = f": low and high must be whole, got {low} and {high}"
+    bad_step = step is not None and (step <= 0 or (integer and not float(step).is_integer()))
+    problems = (
+        (not isinstance(log, bool), "log", f".log must be true or false, got {log!r}"),
+        (low > high, "low", f": low must be <= high ({high}), got {low}"),
+        (log and low <= 0, "low", f": low must be > 0 with log: true, got {low}"),
+        (log and step is not None, "step", ": step cannot be combined with log: true; drop one"),
+        (integer and not float(low).is_integer(), "low", must_be_whole),
+        (integer and not float(high).is_integer(), "high", must_be_whole),
+        (bad_step, "step", f".step must be {'a whole number ' * integer}> 0, got {step}"),
+    )
+    for found, key, problem in problems:
+        if found:
+            raise UserError(f"space.{name}{problem}.", keys=(key,))
     return Parameter(name=name, integer=integer, low=low, high=high, log=log, step=step, when=when)
 
 

@@ -60,7 +60,11 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
             directions=[_DIRECTIONS[mode] for mode in config.directions],
             load_if_exists=True,
         )
-        _name_objectives(study, list(config.all_objectives))
+        if study.metric_names != list(config.all_objectives):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                # Optuna's own tools then show "val_top1", not "Objective 0".
+                study.set_metric_names(list(config.all_objectives))
     except UserError:
         raise
     except Exception as error:  # of SQLAlchemy or of the driver beneath it
@@ -73,58 +77,48 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
     return study
 
 
-def _name_objectives(study: optuna.Study, names: list[str]) -> None:
-    """Optuna's own tools then show "val_top1", not "Objective 0"."""
-    if study.metric_names != names:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(names)
-
-
 class _JournalFile(BaseJournalBackend):
     """A journal file, for the one process that drives the study.
 
     Optuna flushes every value of every trial to the disk by itself, which is most of what a
-    trial costs the driver. Between `hold` and `flush` lines are kept back, and seen by
-    nobody but this process.
+    trial costs the driver. Within `hold` lines are kept back, and seen by nobody but this
+    process.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = JournalFileBackend(str(path))
-        self._held: list[dict[str, Any]] | None = None
+        self.held: list[dict[str, Any]] | None = None
         self._read = 0  # of those held, by the storage
         self._foreign = 0  # lines of others (a dashboard's notes) that came in between
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        if self._held is None:
+        if self.held is None:
             self._file.append_logs(logs)
         else:
-            self._held += logs
+            self.held += logs
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        if self._held is None:
+        if self.held is None:
             yield from self._file.read_logs(log_number_from + self._foreign)
             return
-        new = self._held[self._read :]
-        self._read = len(self._held)
+        new = self.held[self._read :]
+        self._read = len(self.held)
         yield from new
 
-    @property
-    def holding(self) -> bool:
-        return self._held is not None
-
-    def hold(self) -> None:
-        self._held, self._read = [], 0
-        self._size = self._path.stat().st_size
-
-    def flush(self) -> None:
-        held, self._held = self._held, None
-        if held:
-            with open(self._path, "rb") as file:
-                file.seek(self._size)
-                self._foreign += file.read().count(b"\n")
-            self._file.append_logs(held)
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        self.held, self._read = [], 0
+        size = self._path.stat().st_size
+        try:
+            yield
+        finally:
+            held, self.held = self.held, None
+            if held:
+                with open(self._path, "rb") as file:
+                    file.seek(size)
+                    self._foreign += file.read().count(b"\n")
+                self._file.append_logs(held)
 
 
 class Journal(JournalStorage):
@@ -142,30 +136,24 @@ class Journal(JournalStorage):
         # Optuna leaves a last line without an end unread, but appends to it: both would be lost.
         if path.exists():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        self._lines = _JournalFile(path)
-        super().__init__(self._lines)
-
-    @contextlib.contextmanager
-    def write_together(self) -> Iterator[None]:
-        """Bring all that is written within to the disk at its end, at once.
-
-        Killed before that, none of it was written; killed in between, its first lines were.
-        """
-        if self._lines.holding:
-            yield
-            return
-        self.get_all_studies()  # reads what others have written so far, which comes before it
-        self._lines.hold()
-        try:
-            yield
-        finally:
-            self._lines.flush()
+        self.lines = _JournalFile(path)
+        super().__init__(self.lines)
 
 
-def write_together(study: optuna.Study) -> contextlib.AbstractContextManager[None]:
-    """`Journal.write_together` of a study; nothing where its records are in a database."""
+@contextlib.contextmanager
+def write_together(study: optuna.Study) -> Iterator[None]:
+    """Bring all that a study's journal is given within to the disk at its end, at once.
+
+    Killed before that, none of it was written; killed in between, its first lines were. A
+    database is written to as ever.
+    """
     storage = storage_of(study)
-    return storage.write_together() if isinstance(storage, Journal) else contextlib.nullcontext()
+    if not isinstance(storage, Journal) or storage.lines.held is not None:
+        yield
+        return
+    storage.get_all_studies()  # reads what others have written so far, which comes before it
+    with storage.lines.hold():
+        yield
 
 
 def drop_unknown_trials(run: Path) -> list[str]:

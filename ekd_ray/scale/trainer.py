@@ -100,7 +100,7 @@ def fit_group(
 def run_nested_trial(
     config: dict[str, Any], *, workers: Workers, train: Train, scratch: Path
 ) -> None:
-    """A Tune trial as a worker group of its own; reports of rank 0 reach Tune."""
+    """Run a Tune trial as a worker group of its own; reports of rank 0 reach Tune."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
     fit_group(

@@ -44,6 +44,9 @@ class TrialSlots(ConcurrencyLimiter):
             result = {**(result or {}), DEATH_REASON: self._deaths.reason(trial_id)}
         super().on_trial_complete(trial_id, result=result, error=error)
 
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the study's folder holds everything."""
+
 
 def max_concurrent_trials(config: StudyConfig) -> int:
     """Trials at once: those that fit now, and where more are asked for, a few that wait.

@@ -90,7 +90,7 @@ def train_run(
 
     A run that diverges, runs out of memory or proves illegal leaves its reason in
     `failure.json`: that is a result of the search, not an error of it. A full disk is an error:
-    see `check_room`. A run of the search is recorded by its driver, which knows whether it was
+    see `check_disk`. A run of the search is recorded by its driver, which knows whether it was
     stopped early; any other one here.
     """
     folder, first = run.folder, ranks.is_first()
@@ -150,7 +150,7 @@ def _distill(
     return None
 
 
-def check_room(folder: Path) -> None:
+def check_disk(folder: Path) -> None:
     """Check whether the run in a folder, which ended in an error, met a full disk.
 
     Raises:

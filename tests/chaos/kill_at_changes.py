@@ -99,7 +99,7 @@ def pretend(config: DistillConfig, *, out: Path, on_epoch: Any = None, **_: Any)
 
 def tune(
     run: Path, config: StudyConfig, train: Train, *, searcher: Any, scheduler: Any,
-    num_samples: int, observer: Any,
+    observer: Any,
 ) -> None:  # fmt: skip
     """Tune's calls: two jobs have begun at any time, the older one runs until it ends.
 
@@ -133,13 +133,6 @@ def write_page(study: Study) -> None:
     write_text(study.path / "report" / "index.html", "a page")
 
 
-class Nobody:
-    """An observer that does not look."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
-
-
 def study(out: Path) -> None:
     """What a launcher does, in this process."""
     with contextlib.ExitStack() as stack:
@@ -156,7 +149,7 @@ def study(out: Path) -> None:
             stack.enter_context(mock.patch.object(module, name, stand_in))
         config = pipeline.check_study(CONFIG)
         opened = pipeline.open_run(out, config, resume=(out / STUDY_FILE).exists())
-        pipeline.run_study(opened, Nobody())
+        pipeline.run_study(opened, mock.Mock())
 
 
 class Changes:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ekd_ray.engine.runlog import HISTORY, RunLog, read_history
@@ -48,24 +44,6 @@ def test_a_journal_cut_at_any_byte_of_its_last_line_goes_on(journal: Path) -> No
         study.tell(study.ask(), 0.25)
         trials = study_in(journal).get_trials()
         assert facts(trials) == [ended, (begun[0], {}), (TrialState.COMPLETE, {})], cut
-
-
-def test_a_whole_journal_stays_as_it_is(journal: Path) -> None:
-    whole = journal.read_bytes()
-    Journal(journal)
-    assert journal.read_bytes() == whole
-
-
-def test_optuna_alone_loses_such_a_journal(journal: Path) -> None:
-    """Why the tail is cut; when this fails, Optuna has changed."""
-    os.truncate(journal, journal.stat().st_size - 10)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.load_study(study_name="s", storage=storage)
-    study.set_user_attr("lost", True)
-    with pytest.raises(json.JSONDecodeError):
-        study.set_user_attr("too", True)
-    with pytest.raises(json.JSONDecodeError):
-        JournalStorage(JournalFileBackend(str(journal)))
 
 
 @pytest.mark.timeout(20)

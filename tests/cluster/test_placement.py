@@ -8,12 +8,14 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
@@ -55,8 +57,6 @@ def test_cpus_of_two_nodes_are_no_room_for_a_worker(monkeypatch: pytest.MonkeyPa
 def test_a_search_uses_nodes_that_join_and_lets_go_of_those_that_leave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ray.tune.search import Searcher
-
     class Endless(Searcher):
         def suggest(self, trial_id: str) -> dict[str, Any]:
             return {"given": trial_id}
@@ -111,13 +111,23 @@ def test_the_loss_of_a_node_does_not_count_against_a_trial(tmp_path: Path) -> No
         assert trial.run_metadata.num_failures == counted, reasons
 
 
-def test_a_process_that_was_ended_for_memory_has_a_reason(tmp_path: Path) -> None:
+def test_a_process_that_was_ended_for_memory_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes to the searcher with the trial that failed."""
+    monkeypatch.setattr(trial_slots, "live_nodes", lambda: {"a": (1, 0)})
     low = "The worker was killed because its node was running low on memory."
     for reasons, known in (((low,), True), (("killed",), False), ((low, "killed"), False)):
         deaths, trial = trial_slots.ProcessDeaths(), failed(tmp_path / "error.txt", *reasons)
         deaths.on_step_begin(1, [trial])
         assert ("lower --max-concurrent" in str(deaths.reason("t"))) == known
         assert deaths.reason("another") is None
+        searcher = Mock(spec=Searcher, metric="val_top1", mode="max")
+        slots = trial_slots.TrialSlots(searcher, StudyConfig(max_concurrent=1), deaths)
+        slots.suggest("t")
+        slots.on_trial_complete("t", error=True)
+        result = searcher.on_trial_complete.call_args.kwargs["result"]
+        assert result == {trial_slots.DEATH_REASON: deaths.reason("t")}
 
 
 def test_a_trial_that_ends_one_node_after_the_other_fails_at_last(tmp_path: Path) -> None:
@@ -182,14 +192,6 @@ def test_an_address_where_no_cluster_is(
     assert not (tmp_path / "run").exists()
 
 
-def test_on_a_cluster_is_what_the_address_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    for address, expected in (("", False), ("local", False), ("auto", True), ("h:1", True)):
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        assert cluster.on_cluster() == expected
-    monkeypatch.delenv("RAY_ADDRESS")
-    assert not cluster.on_cluster()
-
-
 @pytest.mark.parametrize("name", ["asha", "hyperband", "median", "none"])
 def test_the_scheduler_moves_no_trial_away_from_the_process_that_starts_for_it(name: str) -> None:
     """Tune pickles its scheduler, and asks it for a trial to give to any process that is free."""
@@ -200,50 +202,31 @@ def test_the_scheduler_moves_no_trial_away_from_the_process_that_starts_for_it(n
     assert cloudpickle.loads(cloudpickle.dumps(scheduler)).choose_trial_to_run(controller) is None
 
 
-@pytest.mark.parametrize("given_by_user", [None, "glibc.malloc.check=1"])
-def test_processes_of_a_ray_of_our_own_use_huge_pages(
-    monkeypatch: pytest.MonkeyPatch, given_by_user: str | None
-) -> None:
+def test_processes_of_a_ray_of_our_own_use_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The setting is read when a process starts: it must be there before Ray is."""
     import ray
 
     seen: list[str | None] = []
     monkeypatch.delenv(cluster.ADDRESS, raising=False)
-    monkeypatch.setenv("GLIBC_TUNABLES", given_by_user or "")
-    if given_by_user is None:
-        del os.environ["GLIBC_TUNABLES"]
-    monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ.get("GLIBC_TUNABLES")))
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ["GLIBC_TUNABLES"]))
+    del os.environ["GLIBC_TUNABLES"]
+    with cluster.connected(StudyConfig()):
+        monkeypatch.setenv("GLIBC_TUNABLES", "the user's")
     with cluster.connected(StudyConfig()):
         pass
-    assert seen == [given_by_user or "glibc.malloc.hugetlb=1"]
+    assert seen == ["glibc.malloc.hugetlb=1", "the user's"]
 
 
-# Nodes that do not see the study's folder
-
-NODES = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
-
-
-def test_nodes_that_see_the_folder_are_let_through(tmp_path):
-    asked = []
+def test_nodes_that_do_not_see_the_folder_are_named_in_one_sentence(tmp_path):
+    nodes = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
 
     def sees(node, path):
-        asked.append(node)
-        return cluster.file_is_seen(path)
-
-    cluster.check_seen(tmp_path, NODES, sees)
-    assert asked == ["a", "b", "c"]
-    assert list(tmp_path.iterdir()) == [], "the probe is left"
-
-
-def test_nodes_that_do_not_are_named_in_one_sentence(tmp_path):
-    def sees(node, path):
-        assert Path(path).exists()
+        assert cluster.file_is_seen(path)
         return node == "b"
 
     with pytest.raises(UserError, match=r"on 2 node\(s\) of the cluster \(10.0.0.1, 10.0.0.3\)"):
-        cluster.check_seen(tmp_path, NODES, sees)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_of_another_machine_is_not_there(tmp_path):
+        cluster.check_seen(tmp_path, nodes, sees)
+    cluster.check_seen(tmp_path, {"b": "10.0.0.2"}, sees)
+    assert list(tmp_path.iterdir()) == [], "the probe is left"
     assert not cluster.file_is_seen(str(tmp_path / "other" / ".probe.tmp"))

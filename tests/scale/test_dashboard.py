@@ -26,22 +26,16 @@ def get(url: str) -> Any:
         return json.load(answer)
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    run(folder, study_of("tpe", trials=TRIALS), TRIALS)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def dashboard(searched: Path) -> Iterator[str]:
+@pytest.fixture
+def dashboard(tmp_path: Path) -> Iterator[str]:
     """The address of a dashboard that was started as docs/search.md says."""
+    run(tmp_path, study_of("tpe", trials=TRIALS), TRIALS)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = Path(sys.executable).with_name("optuna-dashboard")
     server = subprocess.Popen(
-        [command, searched / JOURNAL, "--host", "127.0.0.1", "--port", str(port)],
+        [command, tmp_path / JOURNAL, "--host", "127.0.0.1", "--port", str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
@@ -61,10 +55,10 @@ def dashboard(searched: Path) -> Iterator[str]:
 
 
 def test_it_shows_every_trial_with_its_state_values_and_epochs(
-    dashboard: str, searched: Path
+    dashboard: str, tmp_path: Path
 ) -> None:
     (summary,) = get(f"{dashboard}/api/studies")["study_summaries"]
-    assert (summary["study_name"], summary["directions"]) == (searched.name, ["maximize"])
+    assert (summary["study_name"], summary["directions"]) == (tmp_path.name, ["maximize"])
     detail = get(f"{dashboard}/api/studies/{summary['study_id']}?after=0")
     assert detail["objective_names"] == ["val_top1"]
     trials = {trial["number"]: trial for trial in detail["trials"]}

@@ -1,5 +1,5 @@
-"""Trials that diverge, whose processes die, or are refused memory, in searches on a real Ray:
-what becomes of them, and of the others."""
+"""Searches on a real Ray: trials that diverge, whose processes die or are refused memory, and one
+of two workers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -19,7 +21,7 @@ from optuna.trial import TrialState
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import HISTORY
+from ekd_ray.results import Study
 from ekd_ray.results.records import (
     FAILURE,
     RESULT,
@@ -32,11 +34,11 @@ from ekd_ray.scale import worker
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.confirm import RunList
 from ekd_ray.scale.samplers import NoStopping
-from ekd_ray.scale.search import ObserverCallback, run_tuner
+from ekd_ray.scale.search import ObserverCallback, run_tuner, search
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trial_slots import DEATH_REASON
-from ekd_ray.scale.worker import RUN, Report, Train, TrainOptions, out_of_memory, train_run
-from ekd_ray.studies.pipeline import open_run
+from ekd_ray.scale.worker import RUN, Report, TrainOptions, out_of_memory, train_run
+from ekd_ray.studies.pipeline import check_study, open_run
 
 RATES = (0.05, 0.04, 0.03, 1e30, 0.02)
 DIES_ALWAYS, DIES_ONCE, ASKS_TOO_MUCH, DIVERGES, LIVES = range(len(RATES))
@@ -44,23 +46,14 @@ EPOCHS = 2
 OPTIONS = TrainOptions(data_root=None, threads=1)
 
 
-class Nobody:
-    """An observer that does not look."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
-
-
-def study(count: int) -> StudyConfig:
-    shared = DistillConfig(
+STUDY = StudyConfig(
+    distill=DistillConfig(
         dataset="digits", student="resnet8", method="none", epochs=EPOCHS, batch_size=16,
         train_subset=120, lr=0.02,
-    )  # fmt: skip
-    return StudyConfig(
-        distill=shared, space={"lr": {"choices": list(RATES)}}, trials=count, baselines=(),
-        first_points=tuple({"lr": rate} for rate in RATES[:count]), scheduler="none",
-        max_concurrent=2,
-    )  # fmt: skip
+    ),
+    space={"lr": {"choices": list(RATES)}}, first_points=tuple({"lr": rate} for rate in RATES),
+    trials=len(RATES), baselines=(), scheduler="none", max_concurrent=2,
+)  # fmt: skip
 
 
 def perilous(job: RunRecord, report: Report) -> object:
@@ -79,29 +72,28 @@ def perilous(job: RunRecord, report: Report) -> object:
     return train_run(job, fate, options=OPTIONS, checkpoint_seconds=0.0)
 
 
-def searched(run: Path, config: StudyConfig, train: Train) -> OptunaSearcher:
-    """A search by functions of this file, which Ray's processes need not find."""
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        open_run(run, config, resume=False)
-        with connected(config):
-            searcher = OptunaSearcher(run, config, resolve(config.distill))
-            run_tuner(
-                run, config, train, searcher=searcher, scheduler=NoStopping(),
-                num_samples=-1, observer=Nobody(),
-            )  # fmt: skip
-        return searcher
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    with connected():
+        yield
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OptunaSearcher]:
+def ended(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OptunaSearcher]:
     run = tmp_path_factory.mktemp("deaths") / "run"
-    return run, searched(run, study(len(RATES)), perilous)
+    open_run(run, STUDY, resume=False)
+    searcher = OptunaSearcher(run, STUDY, resolve(STUDY.distill))
+    # Ray's processes cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        run_tuner(run, STUDY, perilous, searcher=searcher, scheduler=NoStopping(), observer=Mock())
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    return run, searcher
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("number", "status", "reason", "deaths"),
     [
@@ -130,33 +122,18 @@ def test_a_trial_has_one_process_to_spare_and_its_reason(
     assert trial.user_attrs.get("reason") == record.reason
 
 
-def written(job: RunRecord, report: Report) -> None:
-    """A run that trains nothing, and would go on for a minute."""
-    import time
-
-    with open(f"{job.folder}/{HISTORY}", "a") as file:
-        for epoch in range(1, 601):
-            row = {"epoch": epoch, "val_top1": 0.5, "seconds": 0.1}
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            report(row)
-            time.sleep(0.1)
-
-
 @pytest.mark.ray
-@pytest.mark.slow  # the words are those of test_private_api.py, the reason of test_placement.py
-def test_a_trial_that_ray_ends_for_memory_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To Ray's memory monitor one percent of this machine's memory is all that there is."""
-    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "500")
-    run = tmp_path / "run"
-    searched(run, study(1), written)
-    record = read_record(trial_folder(run, 0))
-    assert record is not None
-    assert record.status == "failed"
-    assert "by Ray because its node ran low on memory: lower --max-concurrent" in str(record.reason)
+@pytest.mark.timeout(900)
+def test_a_trial_of_two_workers_runs_nested(one_ray: None, tmp_path: Path) -> None:
+    config = check_study(STUDY.replace(workers_per_trial=2, trials=1))
+    observer = Mock()
+    open_run(tmp_path / "run", config, resume=False)
+    search(tmp_path / "run", config, resolve(config.distill), observer)
+    (record,) = Study.load(tmp_path / "run").records()
+    assert record.status == "complete"
+    assert [row["epoch"] for row in record.history] == [1, 2]
+    reported = [row["val_top1"] for _, row in (call.args for call in observer.epoch.mock_calls)]
+    assert reported == [row["val_top1"] for row in record.history]
 
 
 def test_a_run_of_the_confirm_stage_has_the_reason_too(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from test_deaths import Nobody
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
@@ -55,9 +55,9 @@ def test_a_group_that_was_stopped_leaves_its_room_to_the_next(tmp_path: Path) ->
         open_run(tmp_path / "run", config, resume=False)
         with connected(config):
             run_tuner(
-                tmp_path / "run", config, scheduler=StopsAtOnce(), num_samples=-1,
+                tmp_path / "run", config, scheduler=StopsAtOnce(),
                 searcher=OptunaSearcher(tmp_path / "run", config, resolve(shared)),
-                observer=Nobody(),
+                observer=Mock(),
             )  # fmt: skip
     finally:
         other.communicate("", timeout=60)

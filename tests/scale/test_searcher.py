@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -17,7 +16,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, read_record, trial_folder
 from ekd_ray.scale.samplers import make_scheduler
-from ekd_ray.scale.search import replay
+from ekd_ray.scale.search import replay_trials
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import open_study
 from ekd_ray.scale.worker import RUN, RUNG_SCORE, add_rung_score, rung_score
@@ -103,22 +102,6 @@ def test_a_trial_ends_in_optuna_and_on_disk_as_it_ended(
         assert trial.value == values[-1]
 
 
-def test_rays_own_adapter_calls_an_early_stopped_trial_complete() -> None:
-    """Why the searcher exists; when this fails, Ray has changed."""
-    from ray.tune.search.optuna import OptunaSearch
-
-    theirs = OptunaSearch(
-        space=lambda trial: trial.suggest_float("lr", 0.0, 1.0) and None,
-        metric="val_top1",
-        mode="max",
-    )
-    theirs.suggest("a")
-    theirs.on_trial_result("a", {"val_top1": 0.1, "training_iteration": 1})
-    theirs.on_trial_complete("a", {"val_top1": 0.1, "training_iteration": 1})
-    (trial,) = theirs._ot_study.trials
-    assert trial.state == TrialState.COMPLETE
-
-
 def test_a_killed_run_is_settled_on_resume(tmp_path: Path, config: StudyConfig) -> None:
     """Four trials: finished; finished but Optuna not told; running; begun without a file."""
     first = make(tmp_path, config)
@@ -188,27 +171,6 @@ def test_a_trial_that_was_begun_is_finished_beyond_the_budget(
     assert suggest(second, "a").number == 0
 
 
-def test_a_resumed_study_does_not_draw_its_points_again(
-    tmp_path: Path, config: StudyConfig
-) -> None:
-    def draw(restart: bool) -> list[float]:
-        run = tmp_path / str(restart)
-        run.mkdir()
-        searcher = make(run, config.replace(trials=8))
-        rates = []
-        for number in range(8):
-            if restart and number == 4:
-                searcher = make(run, config.replace(trials=8))
-            job = suggest(searcher, str(number))
-            rates.append(job.config["lr"])
-            train(searcher, str(number), job, [0.1])
-            searcher.on_trial_complete(str(number), {}, error=True)
-        return rates
-
-    for rates in (draw(False), draw(True)):
-        assert len(set(rates)) == 8
-
-
 def test_an_illegal_point_is_a_failed_trial_and_the_next_one_is_asked(
     tmp_path: Path, config: StudyConfig
 ) -> None:
@@ -238,6 +200,11 @@ def decisions(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, list[
     return answers
 
 
+def ended(number: int, values: list[float]) -> Any:
+    """A trial of Optuna's, as far as `replay_trials` looks at it."""
+    return SimpleNamespace(number=number, intermediate_values=dict(enumerate(values, start=1)))
+
+
 @pytest.mark.parametrize("rung_score", ["mean", "last"])
 def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(
     config: StudyConfig, rung_score: str
@@ -248,15 +215,7 @@ def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(
     whole = make_scheduler(config)
     decisions(whole, curves)
     resumed = make_scheduler(config)
-    finished = [
-        optuna.trial.create_trial(
-            state=TrialState.PRUNED, intermediate_values=dict(enumerate(values, start=1))
-        )
-        for values in curves.values()
-    ]
-    for number, trial in enumerate(finished):
-        trial.number = number
-    replay(resumed, finished, SCHEDULE)
+    replay_trials(resumed, [ended(n, values) for n, values in enumerate(curves.values())], SCHEDULE)
     expected = decisions(whole, later)
     assert decisions(resumed, later) == expected
     assert "STOP" in expected["t2"]
@@ -267,33 +226,20 @@ def test_a_replayed_rung_is_scored_by_the_mean_as_it_was_when_it_ran(config: Stu
     """A resumed study promises the decisions of an uninterrupted one: by the last value, `late`
     would have set a rung that `steady` does not reach."""
     scheduler = make_scheduler(config.replace(rungs=[1, 3], rung_score="mean"))
-    values = [0.1, 0.1, 0.9]
-    late = optuna.trial.create_trial(
-        state=TrialState.PRUNED, intermediate_values=dict(enumerate(values, start=1))
-    )
-    late.number = 0
-    replay(scheduler, [late], SCHEDULE)
+    replay_trials(scheduler, [ended(0, [0.1, 0.1, 0.9])], SCHEDULE)
     assert "STOP" not in decisions(scheduler, {"steady": [0.5] * 3})["steady"]
 
 
-@pytest.mark.parametrize(("rung_score", "goes_on"), [("mean", "steady"), ("last", "late")])
+@pytest.mark.parametrize(("rung_score", "better"), [("mean", "steady"), ("last", "late")])
 def test_rungs_compare_the_mean_of_the_epochs_or_the_last(
-    config: StudyConfig, rung_score: str, goes_on: str
+    config: StudyConfig, rung_score: str, better: str
 ) -> None:
-    """At the second rung one is better in the mean, the other in its last epoch."""
-    rung = 3
-    config = config.replace(rungs=[1, rung])
-    scheduler = make_scheduler(config.replace(rung_score=rung_score))
-    curves = {"steady": [0.5] * rung, "late": [0.5] * (rung - 1) + [0.6]}
-    curves["steady"][0] = 0.9
-    found = decisions(scheduler, {name: curves[name] for name in ("steady", "late")})
-    other = decisions(
-        make_scheduler(config.replace(rung_score=rung_score)),
-        {name: curves[name] for name in ("late", "steady")},
-    )
-    second = {"steady": other["steady"][rung - 1], "late": found["late"][rung - 1]}
-    assert second.pop(goes_on) == "CONTINUE"
-    assert set(second.values()) == {"STOP"}
+    """At the rung one is better in the mean, the other in its last epoch."""
+    config = config.replace(rungs=[3], rung_score=rung_score)
+    curves = {"steady": [0.9, 0.5, 0.5], "late": [0.5, 0.5, 0.6]}
+    for first, second in (("steady", "late"), ("late", "steady")):
+        found = decisions(make_scheduler(config), {n: curves[n] for n in (first, second)})
+        assert ("STOP" in found[second]) == (second != better)
 
 
 def test_a_trial_reports_the_mean_of_all_of_its_epochs(tmp_path: Path) -> None:

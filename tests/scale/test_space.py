@@ -69,17 +69,6 @@ def test_every_legal_value_and_no_other_is_sampled(spec, legal):
     assert {type(value) for value in values} == {type(value) for value in legal}
 
 
-def test_sampling_follows_its_seed():
-    spec = {"lr": {"low": 0.01, "high": 1.0}, "kd_weight": {"low": 1, "high": 9}}
-    assert sample(spec, seed=1) == sample(spec, seed=1) != sample(spec, seed=2)
-
-
-def test_the_parameters_keep_the_order_of_the_file():
-    names = ["kd_weight", "ce_weight", "lr"]
-    spec = {name: {"low": 0.1, "high": 1.0} for name in names}
-    assert [list(point) for point in sample(spec, n=2)] == [names, names]
-
-
 # Conditions
 
 CONDITIONAL = {
@@ -120,57 +109,39 @@ def test_conditional_methods_are_a_legal_study():
     ("spec", "message"),
     [
         (None, "search space is empty"),
-        ({}, "search space is empty"),
         ({"kd_wieght": {"low": 1, "high": 2}}, "Did you mean 'kd_weight'"),
-        ({"trials": {"low": 1, "high": 2}}, "unknown searched setting 'trials'"),
         ({"lr": {"lwo": 1, "high": 2}}, r"key of space\.lr.*'lwo'.*Did you mean 'low'"),
         ({"lr": 3}, r"space\.lr must be"),
-        ({"lr": [1, 2]}, r"space\.lr must be"),
         ({"lr": {"low": 2, "high": 1}}, r"space\.lr: low must be <= high \(1\), got 2"),
         ({"lr": {"low": 2}}, r"space\.lr\.high must be a number, got None"),
-        ({"lr": {"low": "a", "high": 1}}, r"space\.lr\.low must be a number, got 'a'"),
         ({"lr": {"low": True, "high": 2}}, r"space\.lr\.low must be a number, got True"),
         ({"log_prior": {"low": 0, "high": 1, "log": True}}, r"low must be > 0 with log"),
         ({"lr": {"low": 1, "high": 2, "log": True, "step": 1}}, r"step cannot be combined"),
         ({"lr": {"low": 1, "high": 2, "step": 0}}, r"space\.lr.*step"),
-        ({"lr": {"low": 1, "high": 2, "step": -1}}, r"space\.lr.*step"),
         ({"ekd_warmup": {"low": 1, "high": 9, "step": 0.5}}, r"space\.ekd_warmup.*step"),
         ({"lr": {"low": 1, "high": 2, "log": "no"}}, r"space\.lr.*log"),
         ({"ekd_warmup": {"low": 0.5, "high": 9}}, r"space\.ekd_warmup.*whole"),
         ({"evidence": {"low": 1, "high": 2}}, r"space\.evidence is no number"),
-        ({"standardize": {"low": 0, "high": 1}}, r"space\.standardize is no number"),
         ({"lr": {"choices": []}}, r"space\.lr\.choices must be a list"),
-        ({"lr": {"choices": "ab"}}, r"space\.lr\.choices must be a list"),
         ({"lr": {"choices": [1], "low": 1, "high": 2}}, r"space\.lr.*choices"),
         ({"lr": {"low": 0, "high": 1}}, r"lr must be > 0"),
-        ({"validation_fraction": {"low": 0.1, "high": 0.9}}, r"validation_fraction must be <= 0.5"),
         ({"evidence": {"choices": ["relu", "rleu"]}}, r"evidence must be one of"),
         ({"lr": {"low": math.nan, "high": 1}}, "lr"),
-        ({"kd_weight": {"low": 1, "high": math.inf}}, "kd_weight"),
         ({"lr": {"low": 0.1, "high": 1, "when": {"momentum": 1}}}, r"space\.lr\.when.*'momentum'"),
         ({"lr": {"low": 0.1, "high": 1, "when": 3}}, r"space\.lr\.when must map"),
+        ({"lr": {"low": 1, "high": 2, "when": {"method": "kd"}}, "method": {"choices": ["kd"]}},
+         "must be a parameter above 'lr'"),
+        # It would silently take the parameter out of the search.
+        ({**CONDITIONAL, "ekd_weight": {"low": 1, "high": 2, "when": {"method": "ekdd"}}}, "ekdd"),
         ({"method": {"choices": ["kdd"]}}, "unknown method 'kdd'"),
         ({"standardize": {"choices": [True]}}, "standardize is not used by method 'ekd'"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_illegal_spaces_are_refused(spec, message):
     with pytest.raises(UserError, match=message) as refused:
         check_space(StudyConfig(space=spec))
     assert "\n" not in str(refused.value)
-
-
-def test_a_condition_must_name_a_parameter_above():
-    spec = {"lr": {"low": 1, "high": 2, "when": {"method": "kd"}}, "method": {"choices": ["kd"]}}
-    with pytest.raises(UserError, match="must be a parameter above 'lr'"):
-        Space(spec)
-
-
-def test_a_condition_that_never_holds_is_refused():
-    """A misspelt value would silently take the parameter out of the search."""
-    spec = {**CONDITIONAL, "ekd_weight": {"low": 1, "high": 2, "when": {"method": "ekdd"}}}
-    with pytest.raises(UserError, match="ekdd"):
-        check_space(StudyConfig(space=spec))
 
 
 @pytest.mark.parametrize("seed", [0, 2**32, 2**63])
@@ -193,16 +164,7 @@ def test_only_the_searched_part_is_told_to_optuna():
 
 
 @pytest.mark.parametrize(
-    "point",
-    [
-        {"kd_weight": 0.5},
-        {"kd_weight": 9.5},
-        {"kd_weight": "4"},
-        {"kd_weight": True},
-        {"kd_weight": None},
-        {"evidence": "softplus"},
-    ],
-    ids=str,
+    "point", [{"kd_weight": 9.5}, {"kd_weight": True}, {"evidence": "softplus"}], ids=str
 )
 @pytest.mark.parametrize("place", ["first_points", "authors"])
 def test_first_points_outside_of_the_range_are_refused(point, place):
@@ -210,11 +172,6 @@ def test_first_points_outside_of_the_range_are_refused(point, place):
     values = {"first_points": (point,)} if place == "first_points" else {"authors": point}
     with pytest.raises(UserError, match=f"first point has {name} = {point[name]}"):
         check_space(StudyConfig(space=RANGES, **values))
-
-
-@pytest.mark.parametrize("edge", [1, 9])
-def test_first_points_may_lie_on_the_edge(edge):
-    check_space(StudyConfig(space=RANGES, first_points=({"kd_weight": edge},)))
 
 
 def test_first_points_must_be_configurations():
@@ -252,25 +209,6 @@ def test_another_method_resets_the_method_settings_and_nothing_else(method):
     assert (config.method, config.lr, config.seed, config.epochs) == (method, 0.4, 7, 8)
 
 
-def test_a_point_that_names_the_shared_method_keeps_its_settings():
-    base = DistillConfig(method="ekd", ekd_weight=2.0)
-    assert point_config(base, {"method": "ekd"}).ekd_weight == 2.0
-
-
 def test_a_point_under_another_method_keeps_its_own_values():
     config = point_config(DistillConfig(method="ekd"), {"method": "kd", "temperature": 3.0})
     assert (config.temperature, config.kd_weight) == (3.0, 0.9)
-
-
-@pytest.mark.parametrize(
-    ("entry", "text"),
-    [
-        ({"low": 0.5, "high": 20, "log": True}, "0.5 .. 20 (log)"),
-        ({"low": 0, "high": 1, "step": 0.5}, "0 .. 1 step 0.5"),
-        ({"choices": [1, 2, 4]}, "{1, 2, 4}"),
-    ],
-)
-def test_description_of_a_range(entry, text):
-    assert Space({"lr": entry}).parameters["lr"].describe() == text
-    after = {"method": {"choices": ["kd"]}, "lr": {**entry, "when": {"method": "kd"}}}
-    assert Space(after).parameters["lr"].describe() == f"{text} when method in {{kd}}"

@@ -62,15 +62,14 @@ def test_secrets_stay_in_the_environment(tmp_path, monkeypatch):
     assert "secret" not in str(refused.value)
 
 
-def test_a_missing_variable_is_named():
-    config = study_of("random", optuna_storage="sqlite:///${EKD_NO_SUCH}/optuna.db")
-    with pytest.raises(UserError, match=r"needs the environment variable EKD_NO_SUCH: set it"):
-        check_study(config)
-
-
-@pytest.mark.parametrize("url", ["nonsense", "nodialect://x", "sqlite:////no/such/folder/x.db"])
-def test_what_cannot_be_opened_is_refused_before_the_search(url):
-    with pytest.raises(UserError, match=f"cannot open optuna_storage {url} .*: check the URL"):
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [("nonsense", "cannot open optuna_storage nonsense"), ("nodialect://x", "cannot open"),
+     ("sqlite:////no/such/folder/x.db", "cannot open"),
+     ("sqlite:///${EKD_NO_SUCH}/x.db", "needs the environment variable EKD_NO_SUCH: set it")],
+)  # fmt: skip
+def test_what_cannot_be_opened_is_refused_before_the_search(url, message):
+    with pytest.raises(UserError, match=message):
         check_study(study_of("random", optuna_storage=url))
 
 
@@ -192,10 +191,3 @@ def test_a_dashboard_may_write_in_between(tmp_path: Path) -> None:
         assert [trial.value for trial in trials] == [0.5, None, 0.75, None]
         assert trials[0].intermediate_values == {1: 0.25}
         assert [len(trial.params) for trial in trials] == [3, 0, 3, 3]
-
-
-def test_other_storages_write_as_they_do() -> None:
-    study = optuna.create_study()
-    with write_together(study):
-        draw(study)
-    assert len(study.trials) == 1

@@ -11,21 +11,14 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import optuna
 import pytest
-from launchers_run import command
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.resolve import resolve
 from ekd_ray.results import Bundle, Study
-from ekd_ray.scale.cluster import connected
-from ekd_ray.scale.search import search
-from ekd_ray.studies.pipeline import check_study, open_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -119,19 +112,17 @@ def test_the_bundle_gives_the_reported_accuracy(killed_and_resumed: dict[str, An
 
 
 def test_the_winner_trains_again_to_the_same_bits(
-    killed_and_resumed: dict[str, Any], tmp_path: Path
+    killed_and_resumed: dict[str, Any], tmp_path: Path, launch: Any
 ) -> None:
-    """The launcher alone, a process of its own, from the bundle of a study that was killed."""
+    """In another process than Ray's, from the bundle of a study that was killed."""
     bundle = killed_and_resumed["report"]["bundle"]
-    done = command("reproduce", bundle, "--json", "--exact", "--out", str(tmp_path / "again"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+    code, stdout, stderr = launch(
+        "reproduce", bundle, "--json", "--exact", "--out", tmp_path / "again"
+    )
+    assert code == 0, stderr
+    found = json.loads(stdout)
     assert (found["verdict"], found["first"]) == ("bit-identical", None)
     assert found["test_top1"] == killed_and_resumed["report"]["model"]["test_top1"]
-
-
-def test_checkpoints_do_not_pile_up(killed_and_resumed: dict[str, Any]) -> None:
-    assert list(killed_and_resumed["out"].rglob("checkpoint.pt")) == []
 
 
 def test_the_search_never_read_the_test_split(killed_and_resumed: dict[str, Any]) -> None:
@@ -151,30 +142,3 @@ def test_another_configuration_is_refused_before_it_runs(
     assert code == 2
     assert stderr.count("\n") == 1
     assert "another configuration: seed is 0 there and 7 here" in stderr
-
-
-def test_a_trial_of_two_workers_runs_nested(tmp_path: Path) -> None:
-    shared = DistillConfig(
-        dataset="digits", student="resnet8", method="none", epochs=2, batch_size=16,
-        train_subset=120, lr=0.02,
-    )  # fmt: skip
-    space = {"lr": {"low": 0.01, "high": 0.1}}
-    config = check_study(
-        StudyConfig(
-            distill=shared,
-            space=space,
-            trials=1,
-            workers_per_trial=2,
-            scheduler="none",
-            baselines=(),
-        )
-    )
-    out, observer = tmp_path / "run", Mock()
-    open_run(out, config, resume=False)
-    with connected(config):
-        search(out, config, resolve(config.distill), observer)
-    (record,) = Study.load(out).records()
-    assert record.status == "complete"
-    assert [row["epoch"] for row in record.history] == [1, 2]
-    reported = [row["val_top1"] for _, row in (call.args for call in observer.epoch.mock_calls)]
-    assert reported == [row["val_top1"] for row in record.history]

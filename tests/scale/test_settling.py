@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from test_searcher import make, suggest
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.checkpoint import CHECKPOINT
-from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import FAILURE, RunRecord, read_record, trial_folder
@@ -32,16 +32,6 @@ def config() -> StudyConfig:
         first_points=({"lr": 0.05}, {"lr": 0.02}),
         trials=2,
     )
-
-
-def make(run: Path, config: StudyConfig) -> OptunaSearcher:
-    return OptunaSearcher(run, config, resolve(config.distill))
-
-
-def suggest(searcher: OptunaSearcher, name: str) -> RunRecord:
-    suggested = searcher.suggest(name)
-    assert isinstance(suggested, dict)
-    return RunRecord.from_dict(suggested[RUN])
 
 
 def train(searcher: OptunaSearcher, name: str, job: RunRecord, epochs: int) -> None:
