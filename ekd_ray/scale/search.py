@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +179,10 @@ def run_tuner(
         ),
     )
     try:
-        tuner.fit()
+        # Tune prints of a trial that ends without a report, which a resumed one may, also at
+        # verbose=0: standard output is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            tuner.fit()
     except Exception as error:
         full = disk_full_error(error)  # Tune wraps what its searchers raise
         if full is None:

@@ -15,6 +15,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, read_record, trial_folder
+from ekd_ray.scale import search
 from ekd_ray.scale.samplers import make_scheduler
 from ekd_ray.scale.search import replay_trials
 from ekd_ray.scale.searcher import OptunaSearcher
@@ -265,3 +266,22 @@ def test_a_trial_whose_process_died_before_its_first_epoch_is_tried_once_more(
     record = read_record(again.folder)
     assert record is not None and record.status == "failed"
     assert suggest(searcher, "c").number == first.number + 1
+
+
+def test_what_tune_prints_stays_out_of_the_results(tmp_path, monkeypatch, capsys):
+    """`--json` stands alone on standard output, also where Tune speaks of a resumed trial."""
+
+    class Talking:
+        def __init__(self, *arguments, **settings):
+            pass
+
+        def fit(self):
+            print("Trial train_in_process_1 completed. Last result:")
+
+    monkeypatch.setattr(search.tune, "Tuner", Talking)
+    config = StudyConfig()
+    search.run_tuner(
+        tmp_path, config, None, searcher=None, scheduler=make_scheduler(config), observer=None
+    )
+    said = capsys.readouterr()
+    assert said.out == "" and "completed" in said.err
