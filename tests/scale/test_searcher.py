@@ -279,6 +279,7 @@ def test_what_tune_prints_stays_out_of_the_results(tmp_path, monkeypatch, capsys
             print("Trial train_in_process_1 completed. Last result:")
 
     monkeypatch.setattr(search.tune, "Tuner", Talking)
+    monkeypatch.setattr(search, "TrialSlots", lambda *arguments: None)
     config = StudyConfig()
     search.run_tuner(
         tmp_path, config, None, searcher=None, scheduler=make_scheduler(config), observer=None
