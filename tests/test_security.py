@@ -96,10 +96,10 @@ def test_a_table_cannot_have_a_file_from_elsewhere_exported(tmp_path):
 def test_pickles_in_a_studys_scratch_are_gone_before_anything_could_read_them(tmp_path):
     """Ray Tune would restore from them."""
     from ekd_ray.scale.trainer import SCRATCH
-    from ekd_ray.studies.pipeline import _only_driver
+    from ekd_ray.studies.pipeline import _sweep
 
     planted = tmp_path / SCRATCH / "tune" / "tuner.pkl"
     planted.parent.mkdir(parents=True)
     planted.write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
-    with _only_driver(tmp_path):
-        assert not planted.parent.parent.exists()
+    _sweep(tmp_path)
+    assert not planted.parent.parent.exists()

@@ -125,7 +125,10 @@ def mlkd_terms(
     - `batch`: `kd_weight * m * sum_T ||P_t P_t' - P_s P_s'||^2 / B`
 
     Args:
-        student_weak, teacher_weak, student_strong, teacher_strong: logits [B, C] of both views.
+        student_weak: logits [B, C] of the weak view; likewise the other three.
+        teacher_weak: gets no gradient.
+        student_strong: of the strong view.
+        teacher_strong: gets no gradient.
         target: [B] int64 class indices.
         temperature: T0 > 0.
         ce_weight: 0 leaves `ce` out.

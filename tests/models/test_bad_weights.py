@@ -133,7 +133,7 @@ def changed(key, value):
         ("fc.bias", torch.ones(10, dtype=torch.int64), "torch.int64"),
         ("fc.bias", torch.ones(10, dtype=torch.complex64), "torch.complex64"),
         ("fc.bias", torch.ones(10).to_sparse(), "sparse"),
-        ("fc.bias", torch.ones(10, device="meta"), "no ordinary"),
+        ("fc.bias", torch.ones(10, device="meta"), "not an ordinary"),
         ("fc.bias", torch.full((10,), float("nan")), "NaN or infinite values in 'fc.bias'"),
         ("bn1.running_var", torch.full((16,), float("inf")), "NaN or infinite"),
         ("fc.bias", torch.full((10,), 1e300, dtype=torch.float64), "NaN or infinite"),

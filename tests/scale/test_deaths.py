@@ -171,7 +171,7 @@ def test_a_group_that_is_refused_memory_lets_its_other_ranks_go(
     monkeypatch.setattr(worker, "distill", refused)
     assert train_run(run, print, options=OPTIONS) is None
     monkeypatch.setattr(worker.ranks, "world_size", lambda: 2)
-    monkeypatch.setattr(worker.ranks, "agree", bool)
+    monkeypatch.setattr(worker.ranks, "from_first", lambda value: value)
     with pytest.raises(MemoryError):
         train_run(run, print, options=OPTIONS)
     assert "out of memory" in (tmp_path / worker.FAILURE).read_text()
