@@ -1,6 +1,6 @@
 """Prints the oldest releases that pyproject allows, as requirements for `make test-lowest`.
 
-What a dependency needs in turn is pip's to choose, but for the names below.
+What a dependency needs in turn is pip's to choose, but for pandas.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import tomllib
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-# Neither of the old tensorboard and ray says that they need these.
-TRANSITIVE = ("protobuf<6", "pandas<3")
+# The oldest ray does not say that it needs this.
+TRANSITIVE = ("pandas<3",)
 RUNNERS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 
 
