@@ -42,7 +42,7 @@ def test_a_study_at_a_uri_is_resumed_elsewhere(s3, tmp_path, monkeypatch, launch
 
     def watched(self, **options):
         upload(self, **options)
-        if "raylet" not in listening:
+        if not listening.get("raylet"):  # it is there before its sockets are
             listening.update(find_listening())
 
     monkeypatch.setattr(Mirror, "upload", watched)
