@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.config.settings import limits_in_words, value_type
+from ekd_ray.config.settings import hints_of, limits_in_words, value_type, words_of
 
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -30,6 +30,8 @@ def add_setting(group: Group, name: str, *flags: str, metavar: str | None = None
     flags = flags or (f"--{name.replace('_', '-')}",)
     text = field.metadata["doc"] + (f" ({limits})" if limits else "")
     options: dict[str, Any] = {"type": kind} if kind in (int, float) else {}
+    if words_of(hints_of(cls)[name]):
+        options = {"type": _number_or_word}
     group.add_argument(
         *flags,
         dest=name,
@@ -38,6 +40,11 @@ def add_setting(group: Group, name: str, *flags: str, metavar: str | None = None
         help=text.replace("%", "%%"),
         **options,
     )
+
+
+def _number_or_word(text: str) -> int | str:
+    """A whole number, or the text, which the configuration refuses unless it knows it."""
+    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def add_run_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.study_config import FIRST_SEEDS
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.resolve import split_sizes, student_size
@@ -16,7 +17,7 @@ from ekd_ray.engine.train_teacher import teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import milestone_epochs
 from ekd_ray.scale.cluster import ADDRESS, count_trials, local_cpus, local_nodes, on_cluster
-from ekd_ray.scale.confirm import baselines
+from ekd_ray.scale.confirm import baselines, champions
 from ekd_ray.scale.space import Space, first_points
 from ekd_ray.scale.trainer import Workers
 
@@ -74,7 +75,10 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     """The plan of a study: setup, space, trials, resources, disk, estimate."""
     base, space = config.distill, Space(config.space)
     parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
-    rows = ", ".join(baselines(config, base))
+    known, compared = champions(config, base), baselines(config, base)
+    seeds = f"{config.confirm_seeds}"
+    if config.confirm_seeds == "auto":
+        seeds = f"{FIRST_SEEDS} to {config.most_seeds}"
     slots = max(1, count_trials(config, local_nodes()))
     used = slots * config.workers_per_trial
     at_once = f"{slots} trial(s) at once here"
@@ -88,8 +92,8 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"search     {config.trials} trials by {_aims(config)} on the validation split; "
         f"sampler {config.sampler}; {len(first_points(config))} first point(s){_budget(config)}",
         f"stopping   {_stopping(config)}",
-        f"confirm    best {config.confirm_top_k} over {config.confirm_seeds} seed(s); then the "
-        f"winner and {rows or 'no baselines'} on all training images, test read once",
+        f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds} seed(s); "
+        f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",
         f"resources  {at_once}: {config.workers_per_trial} worker(s) x "
         f"{config.cpus_per_trial} CPU, {config.gpus_per_trial:g} GPU",
         f"out        {out} ({_disk(config)}; {_free(out)})",
@@ -170,9 +174,10 @@ def _study_flops(config: StudyConfig) -> float:
         total += share * (epoch - before)
         share, before = share / config.reduction_factor, epoch
     trial_share = total / base.epochs
-    seeds, select = config.confirm_seeds, config.confirm_top_k * config.confirm_seeds
+    known = champions(config, base)
+    seeds, select = config.most_seeds, (config.confirm_top_k + len(known)) * config.most_seeds
     flops = (config.trials * trial_share + select) * run_flops(base, root)
-    finals = (base, *baselines(config, base).values())
+    finals = (base, *known.values(), *baselines(config, base).values())
     flops += seeds * sum(run_flops(entry, root, final=True) for entry in finals)
     if uses_cache(base, root):  # once for the search, once for every seed of confirm
         flops += teacher_flops(base, root) + seeds * teacher_flops(base, root, final=True)
@@ -198,7 +203,8 @@ def _disk(config: StudyConfig) -> str:
     base = config.distill
     num_classes = dataset_info(base.dataset).num_classes
     parameters = model_cost(base.student, num_classes, student_size(base))[0]
-    finals = (1 + len(config.baselines)) * config.confirm_seeds
+    rows = 1 + len(champions(config, base)) + len(config.baselines)
+    finals = rows * config.most_seeds
     running = 2 * max(1, count_trials(config, local_nodes()))
     size = 4 * parameters * (finals + running + 1) + 100_000 * config.trials
     return f"about {max(1, round(size / 2**20))} MiB"

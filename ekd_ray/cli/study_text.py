@@ -21,7 +21,12 @@ from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import REPORT
-from ekd_ray.results.report.content import Content, gather, write_headline
+from ekd_ray.results.report.content import (
+    Content,
+    describe_parameters,
+    gather,
+    write_headline,
+)
 from ekd_ray.results.study import Study
 from ekd_ray.results.words import duration, figure_text, label, metric_name, value_text
 
@@ -41,12 +46,12 @@ def print_progress(study: Study, other: pa.Table | None, other_name: str) -> Non
             leaderboard_table(content.board, content.config),
             _intervals(content.board),
             winner_settings(content.board, content.config),
-            *difference_lines(content.differences),
+            *difference_lines(study),
         ]
     else:
         parts.append(_search_table(content))
-    if content.importance.num_rows:
-        parts.append(_importance(content))
+    parts.append(_importance(content) if content.importance.num_rows else
+                 describe_parameters(content))  # fmt: skip
     parts += [_time(content), *_savings(content), *_failures(content)]
     if other is not None:
         parts += _comparison(other, other_name)
@@ -62,7 +67,7 @@ def print_study(study: Study, bundle: Bundle) -> None:
         leaderboard_table(board, config),
         winner_settings(board, config),
         *(f"{row.name} failed: {row.failed}" for row in board if row.failed),
-        *difference_lines(study.differences()),
+        *difference_lines(study),
         *_selection_gap(study, board[0]),
         "The winner was chosen on validation; the test split was read once, after.",
         f"bundle: {bundle.path}",
@@ -82,11 +87,11 @@ def _print(parts: list[str | Table], config: StudyConfig, *, least_width: int) -
 
 def _selection_gap(study: Study, winner: Row) -> list[str]:
     """The winner's curse in one line: its search score against its score under fresh seeds."""
-    if not winner.val:
-        return []
     metric = study.config.metric
-    (score,) = [r.value(metric) for r in study.records() if r.number == winner.number]
-    fresh, _, count = mean_sd(winner.val)
+    scores = [r.value(metric) for r in study.ranked() if r.number == winner.number]
+    if not (winner.val and scores):  # a champion that no trial tried to its end has none
+        return []
+    (score,), (fresh, _, count) = scores, mean_sd(winner.val)
     return [f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"]
 
 
@@ -97,6 +102,10 @@ def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
         "study": str(study.path),
         "progress": asdict(content.progress),
         "leaderboard": study.leaderboard().to_table().to_pylist(),
+        "lead": asdict(lead) if (lead := study.leaderboard().lead) else None,
+        "validation_differences": {
+            name: asdict(found) for name, found in content.validation_differences.items()
+        },
         "differences": {name: asdict(found) for name, found in content.differences.items()},
         "best": _best(content),
         "pareto_front": study.pareto().to_table().to_pylist() if content.config.objectives else [],
@@ -156,10 +165,7 @@ def _search_table(content: Content) -> Table:
 
 def _importance(content: Content) -> Table:
     rows = content.importance.to_pylist()
-    title = (
-        f"importance for {rows[0]['metric']} after epoch {rows[0]['epoch']} "
-        f"({rows[0]['trials']} trials)"
-    )
+    title = f"importance for {rows[0]['metric']} ({rows[0]['trials']} trials of full length)"
     table = plain_table("parameter", "fANOVA", "PED-ANOVA", title=title)
     for row in rows:
         shares = (row["fanova"], row["ped_anova"])

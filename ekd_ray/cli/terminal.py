@@ -20,9 +20,17 @@ from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.targets import total_violation
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.results.leaderboard import Row, mean_sd
-from ekd_ray.results.paired import Paired
 from ekd_ray.results.records import RunRecord
-from ekd_ray.results.words import countdown, exact_figure, label, short_spread, value_text
+from ekd_ray.results.study import Study
+from ekd_ray.results.words import (
+    countdown,
+    describe_lead,
+    difference_text,
+    exact_figure,
+    label,
+    short_spread,
+    value_text,
+)
 
 LIVE_ROWS = 16
 # Stages whose runs read the test split when their epochs are done.
@@ -324,7 +332,7 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
 
 
 def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
-    """The closing table: the winner, the baselines, the other finalists.
+    """The closing table: the winner, champions and baselines, the other finalists.
 
     One column for each objective and bounded metric, then the test split's.
     """
@@ -367,21 +375,21 @@ def winner_settings(board: list[Row], config: StudyConfig) -> str:
     text = f"winner: {_assignments(board[0].config.to_dict(), config.space or {})}"
     if total_violation(config.bounds, board[0].means()) > 0:
         text += (
-            f"\nno finalist keeps {', '.join(config.constraints)} in the mean over its seeds: "
+            f"\nnone that ran keeps {', '.join(config.constraints)} in the mean over its seeds: "
             "the winner is the nearest"
         )
     return text
 
 
-def difference_lines(differences: Mapping[str, Paired]) -> list[str]:
-    """The winner against each baseline, a line each, in points of top-1."""
-    lines = []
-    for name, found in differences.items():
-        line = f"winner - {label(name)}: {100 * found.mean:+.2f} points of test_top1"
-        if found.low is not None and found.high is not None:
-            line += f", 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
-        lines.append(f"{line} (paired, {found.n} seed{'s' if found.n > 1 else ''})")
-    return lines
+def difference_lines(study: Study) -> list[str]:
+    """The winner against champions and baselines, a line each; then how sure its place is."""
+    board = study.leaderboard()
+    found = [
+        *((name, f, board.config.metric) for name, f in study.validation_differences().items()),
+        *((name, f, "test_top1") for name, f in study.differences().items()),
+    ]
+    lines = [difference_text(*difference) for difference in found]
+    return [*lines, *filter(None, [describe_lead(board)])]
 
 
 def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:

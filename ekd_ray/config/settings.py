@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from ekd_ray.config.yaml_files import YamlFile, dump_yaml
 from ekd_ray.errors import Keys, UserError, error_context, unknown_name
@@ -69,11 +69,17 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def value_type(cls: type, name: str) -> type:
-    """The type of a setting's value, of one item where it is a list, None left out."""
-    hint = _not_none(hints_of(cls)[name])
+    """The type of a setting's value, of one item where it is a list; without None and words."""
+    hint = _without_words(hints_of(cls)[name])
     if typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
     return typing.get_origin(hint) or hint
+
+
+def words_of(hint: Any) -> tuple[str, ...]:
+    """The texts that may stand for a number: `auto` of `int | Literal["auto"]`."""
+    literals = (arg for arg in typing.get_args(hint) if typing.get_origin(arg) is Literal)
+    return tuple(word for literal in literals for word in typing.get_args(literal))
 
 
 def limits_in_words(field: dataclasses.Field[Any]) -> list[str]:
@@ -232,11 +238,15 @@ def _is_optional(hint: Any) -> bool:
     return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 
-def _not_none(hint: Any) -> Any:
-    """`hint` without its `| None`."""
-    if not _is_optional(hint):
+def _without_words(hint: Any) -> Any:
+    """`hint` without its `| None` and its `| Literal[...]`."""
+    if not (_is_optional(hint) or words_of(hint)):
         return hint
-    (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    (inner,) = (
+        arg
+        for arg in typing.get_args(hint)
+        if arg is not type(None) and typing.get_origin(arg) is not Literal
+    )
     return inner
 
 
@@ -250,7 +260,10 @@ def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
     """`value` as the type that `hint` names, or a `UserError` with the type and the value got."""
     if value is None and _is_optional(hint):
         return None
-    hint = _not_none(hint)
+    words = words_of(hint)
+    if isinstance(value, str) and value in words:
+        return value
+    hint = _without_words(hint)
     origin = typing.get_origin(hint) or hint
     if origin in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
         number = _finite(keys, value)
@@ -268,7 +281,8 @@ def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
             return origin.from_dict(value, where=_name(keys))
     if issubclass(origin, bool | str | Settings) and isinstance(value, origin):
         return value
-    raise UserError(f"{_name(keys)} must be {_type_name(hint)}, got {value!r}.", keys=keys)
+    kinds = " or ".join((_type_name(hint), *words))
+    raise UserError(f"{_name(keys)} must be {kinds}, got {value!r}.", keys=keys)
 
 
 def _type_name(hint: Any) -> str:
@@ -311,14 +325,18 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
             raise UserError(f"{name} must be one of {legal}, got {item!r}.", keys=(name,))
         for kind, (sign, is_within, _) in _BOUNDS.items():
             bound = limits[kind]
-            if bound is not None and not is_within(item, bound):
+            if bound is not None and not isinstance(item, str) and not is_within(item, bound):
                 raise UserError(f"{name} must be {sign} {bound}, got {item}.", keys=(name,))
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:
     if _is_optional(hint):
-        entry = _schema_of(_not_none(hint))
+        entry = _schema_of(_without_words(hint))
         return {**entry, "type": [entry["type"], "null"]}
+    if words := words_of(hint):  # `pattern` limits texts only, as `minimum` does numbers
+        entry = _schema_of(_without_words(hint))
+        pattern = f"^({'|'.join(words)})$"
+        return {**entry, "type": [entry["type"], "string"], "pattern": pattern}
     origin = typing.get_origin(hint) or hint
     if origin is tuple:
         return {"type": "array", "items": _schema_of(typing.get_args(hint)[0])}

@@ -5,15 +5,18 @@ It is frozen, keyword-only and checked when built, as `DistillConfig` is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 from ekd_ray.config.distill_config import DistillConfig
 from ekd_ray.config.settings import Settings, setting
 from ekd_ray.config.targets import COSTS, DIRECTIONS, METRICS, Constraint
 from ekd_ray.errors import UserError, error_context
 
-BASELINES = ("none", "kd", "authors")
+BASELINES = ("none", "kd")
+CHAMPIONS = ("authors", "warm-start", "defaults")
+FIRST_SEEDS = 2  # of every champion and finalist: one seed shows no spread
 # Which of them go together: `ekd_ray.scale.samplers`.
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
@@ -35,11 +38,17 @@ class StudyConfig(Settings):
     )
     space: dict[str, Any] | None = setting(None, "searched settings: name -> range (see README)")
     first_points: tuple[dict[str, Any], ...] = setting((), "configurations tried first")
+    warm_points: dict[str, Any] | None = setting(
+        None, "first points that --warm-start brought: name -> point", neutral=None
+    )
+    champions: tuple[str, ...] = setting(
+        CHAMPIONS, "known configurations that finalists have to beat", choices=CHAMPIONS
+    )
     baselines: tuple[str, ...] = setting(
         BASELINES, "rows the winner is compared with", choices=BASELINES
     )
     authors: dict[str, Any] | None = setting(
-        None, "the authors' values for this pair: first point and baseline"
+        None, "the authors' values for this pair: first point and champion"
     )
 
     trials: int = setting(16, "configurations to try", low=1, identity=False)
@@ -77,7 +86,13 @@ class StudyConfig(Settings):
     seed: int = setting(0, "seed of the sampler", low=0)
 
     confirm_top_k: int = setting(3, "finalists that are run over several seeds", low=1)
-    confirm_seeds: int = setting(3, "seeds per finalist and baseline", low=1)
+    confirm_seeds: int | Literal["auto"] = setting(
+        3, "seeds of the winner, champions and baselines; auto: until the two best are told apart",
+        low=1,
+    )  # fmt: skip
+    confirm_seeds_cap: int = setting(
+        10, "most seeds under confirm_seeds: auto", low=FIRST_SEEDS, neutral=10
+    )
     confirm_elimination: bool = setting(
         True, "give no further seeds to a finalist that is clearly worse than the best"
     )
@@ -117,6 +132,19 @@ class StudyConfig(Settings):
         for index, text in enumerate(self.constraints):
             with error_context("constraints", index):
                 Constraint.parse(text)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
+        """As of all settings; `authors`, a baseline before it was a champion, is read as that."""
+        listed = values.get("baselines") if isinstance(values, Mapping) else None
+        if isinstance(listed, list | tuple) and "authors" in listed:
+            values = {**values, "baselines": [name for name in listed if name != "authors"]}
+        return super().from_dict(values, where=where)
+
+    @property
+    def most_seeds(self) -> int:
+        """Seeds of the confirm stage, at most."""
+        return self.confirm_seeds_cap if self.confirm_seeds == "auto" else self.confirm_seeds
 
     @property
     def mode(self) -> str:

@@ -33,7 +33,7 @@ from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_meta
 from ekd_ray.results.card import model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify, input_size
-from ekd_ray.results.leaderboard import Row, mean_sd, select_metrics
+from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd, select_metrics
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
 from ekd_ray.results.study import Study
 
@@ -273,7 +273,7 @@ def _swap(new: Path, out: Path) -> None:
 
 
 def bundle_metrics(
-    study: Study, board: Sequence[Row], run: RunRecord, *, seeds: Sequence[int]
+    study: Study, board: Leaderboard, run: RunRecord, *, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """The content of `metrics.json`.
 
@@ -283,7 +283,7 @@ def bundle_metrics(
     """
     winner, config = board[0], study.config
     arrays = load_dataset(winner.config.dataset, "train", data_root=config.data_root)
-    searched = next((t for t in study.records() if t.number == winner.number), None)
+    searched = next((t for t in study.ranked() if t.number == winner.number), None)
     front = study.pareto() if config.objectives else []
     return {
         "format_version": FORMAT_VERSION,
@@ -306,7 +306,12 @@ def bundle_metrics(
             {"trial": t.number, **{n: t.last[n] for n in config.watched}, "params": t.params}
             for t in front
         ],
-        # The winner's test top-1 minus each baseline's.
+        # The winner's lead on validation; its metric there minus each champion's; its test top-1
+        # minus each champion's and baseline's.
+        "lead": asdict(board.lead) if board.lead else None,
+        "validation_differences": {
+            name: asdict(found) for name, found in study.validation_differences().items()
+        },
         "differences": {name: asdict(found) for name, found in study.differences().items()},
     }
 
@@ -326,7 +331,8 @@ def _board_entry(row: Row, config: StudyConfig) -> dict[str, Any]:
     further = {name: row.figures(name) for name in config.watched if name != config.metric}
     figures = {"val": row.val, **further, "test_top1": row.test}
     spreads = {name: {**_spread(v), "values": list(v)} for name, v in figures.items() if v}
-    return {"name": row.name, "winner": row.winner, **spreads}
+    names = {"name": row.name, "role": row.role, "equals": row.equals, "winner": row.winner}
+    return {**names, **spreads}
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import yaml
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import short_name
 from ekd_ray.models import WeightsMetadata
-from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.templating import render
+from ekd_ray.results.words import describe_lead
 
 # Names on the hub, where `datasets:` of a card must be found.
 HUB = {
@@ -29,7 +30,7 @@ FIGURES = {
 
 
 def model_card(
-    config: DistillConfig, weights: WeightsMetadata, metrics: dict[str, Any], board: list[Row]
+    config: DistillConfig, weights: WeightsMetadata, metrics: dict[str, Any], board: Leaderboard
 ) -> str:
     """README.md of a bundle: YAML front matter, the figures, how to use it.
 
@@ -50,7 +51,8 @@ def model_card(
         class_names=metrics["class_names"],
         top1=metrics["model"]["test_top1"],
         spread=mean_sd(board[0].test),
-        rows=[(row.name, *mean_sd(row.test)) for row in board if row.test],
+        rows=[(row.name, row.role, *mean_sd(row.test)) for row in board if row.test],
+        lead=describe_lead(board),
         log_prior=metrics["log_prior"],
         exports=metrics.get("exports") or {},
     )

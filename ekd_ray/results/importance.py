@@ -16,10 +16,9 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import COSTS, DIRECTIONS
 from ekd_ray.errors import UserError
 from ekd_ray.results.optuna_study import evaluate_importance
-from ekd_ray.results.records import RunRecord, milestone_epochs
+from ekd_ray.results.records import RunRecord
 
-# Fewer say little: of ten, PED-ANOVA's best tenth is a single trial.
-LEAST_TRIALS = 20
+LEAST_TRIALS = 8  # fewer rank nothing
 SCHEMA = pa.schema(
     {
         "parameter": pa.string(), "fanova": pa.float64(), "ped_anova": pa.float64(),
@@ -36,26 +35,20 @@ def score_at(record: RunRecord, metric: str, epoch: int) -> float | None:
     return row.get(metric)
 
 
-def judged_epoch(records: Sequence[RunRecord], config: StudyConfig, metric: str) -> int:
-    """The last rung that `LEAST_TRIALS` trials reached, or the first one if none did.
-
-    Trials of full length alone would be few, and chosen: they are what the rungs let through.
-    """
-    rungs = milestone_epochs(config)
-    reached = [
-        epoch
-        for epoch in rungs
-        if sum(score_at(record, metric, epoch) is not None for record in records) >= LEAST_TRIALS
-    ]
-    return reached[-1] if reached else rungs[0]
-
-
 def judged_trials(
-    records: Sequence[RunRecord], metric: str, epoch: int
+    records: Sequence[RunRecord], metric: str, epoch: int | None = None
 ) -> list[tuple[RunRecord, float]]:
-    """The trials that parameters are judged by, each with its metric after an epoch."""
-    scores = [(record, score_at(record, metric, epoch)) for record in records if record.params]
-    return [(record, score) for record, score in scores if score is not None]
+    """The trials that parameters are judged by, each with its metric.
+
+    Args:
+        epoch: after which the metric is taken; without it those of full length, at their end: a
+            score of few epochs says little of that of many.
+    """
+    if epoch is None:
+        found = [(r, r.value(metric)) for r in records if r.status == "complete" and r.params]
+    else:
+        found = [(r, score_at(r, metric, epoch)) for r in records if r.params]
+    return [(record, score) for record, score in found if score is not None]
 
 
 def parameter_importance(
@@ -69,12 +62,14 @@ def parameter_importance(
 
     Args:
         metric: an objective or another metric of the trials (the study's metric).
-        epoch: trials are judged by the metric after this epoch (see `judged_epoch`).
+        epoch: trials are judged by the metric after this epoch; without it those of full length
+            by their last, of which the rungs let through the better ones only.
 
     Returns:
         Columns `parameter`, `fanova`, `ped_anova` (each sums to 1; fanova is null for a
-        parameter that not every trial has), `metric`, `epoch` and `trials` (how many were
-        judged). Empty with fewer than two trials, or where all scored the same.
+        parameter that not every trial has), `metric`, `epoch` (null without one) and
+        `trials` (how many were judged). Empty with fewer than `LEAST_TRIALS` trials, or where all
+        scored the same.
 
     Raises:
         UserError: an unknown metric.
@@ -84,9 +79,8 @@ def parameter_importance(
         raise UserError(
             f"metric of the importance must be one of {', '.join(DIRECTIONS)}, got {metric!r}."
         )
-    epoch = judged_epoch(records, config, metric) if epoch is None else epoch
     scored = judged_trials(records, metric, epoch)
-    if len(scored) < 2 or statistics.pstdev(score for _, score in scored) == 0:
+    if len(scored) < LEAST_TRIALS or statistics.pstdev(score for _, score in scored) == 0:
         return SCHEMA.empty_table()
     fanova, ped = evaluate_importance(scored, config.space or {}, DIRECTIONS[metric])
     order = sorted(ped, key=lambda name: (-fanova.get(name, -1.0), -ped[name], name))

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import COSTS, DIRECTIONS, total_violation
 from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.results.paired import SETTLED_LEVEL, Paired, paired_difference
 from ekd_ray.results.records import RunRecord, table_of_rows
 
 TESTED = ("test_top1", "test_nll", "test_ece")
@@ -21,14 +22,18 @@ TESTED = ("test_top1", "test_nll", "test_ece")
 class Row:
     """One line of the leaderboard: a configuration and its confirmed figures.
 
-    `number` is that of its trial, None of a baseline. `val` and `test` hold the metric's values
-    over seeds, `val_metrics` and `test_metrics` all figures of each seed; empty where that stage
-    did not run it. `costs` is the student's, where the study asked for it; `failed` the reason.
+    `number` is that of the trial that has this configuration, if one has. `entered_as` is champion,
+    finalist or baseline; `equals` names other champions with the same configuration. `val` and
+    `test` hold the metric's values over seeds, `val_metrics` and `test_metrics` all figures of each
+    seed; empty where that stage did not run it. `costs` is the student's, where the study asked for
+    it; `failed` the reason.
     """
 
     name: str
     config: DistillConfig
     number: int | None = None
+    entered_as: str = "finalist"
+    equals: tuple[str, ...] = ()
     val: tuple[float, ...] = ()
     val_metrics: tuple[dict[str, float], ...] = ()
     test: tuple[float, ...] = ()
@@ -36,6 +41,11 @@ class Row:
     costs: dict[str, float] = field(default_factory=dict)
     winner: bool = False
     failed: str | None = None
+
+    @property
+    def role(self) -> str:
+        """winner, champion, finalist or baseline."""
+        return "winner" if self.winner else self.entered_as
 
     def figures(self, name: str) -> tuple[float, ...]:
         """The values of a metric over the seeds, on the split that its name says, or of a cost."""
@@ -61,19 +71,25 @@ class Leaderboard(list[Row]):
         """One row per configuration, the winner first.
 
         Returns:
-            Columns `name` (of the row: `trial 7`, `none`, ...), `winner`, `failed` (the reason or
-            null), for each watched metric and for `test_top1`, `test_nll`, `test_ece` the columns
+            Columns `name` (of the row: `trial 7`, `defaults`, `none`, ...), `role` (winner,
+            champion, finalist or baseline), `winner`, `failed` (the reason or null), for each
+            watched metric and for `test_top1`, `test_nll`, `test_ece` the columns
             `<metric>_mean`, `<metric>_sd` and `<metric>_n` (null, null and 0 where it was not
             measured), and the searched settings as `param_<name>`.
         """
         return table_of_rows([self._plain_row(row) for row in self])
+
+    @property
+    def lead(self) -> Lead | None:
+        """The winner's lead over the next best on the validation split: see `find_lead`."""
+        return find_lead(self, self.config)
 
     def to_pandas(self) -> Any:
         """`to_table` as a `pandas.DataFrame`."""
         return self.to_table().to_pandas()  # pyarrow imports pandas, which nothing else here needs
 
     def _plain_row(self, row: Row) -> dict[str, Any]:
-        plain = {"name": row.name, "winner": row.winner, "failed": row.failed}
+        plain = {"name": row.name, "role": row.role, "winner": row.winner, "failed": row.failed}
         for name in dict.fromkeys((*self.config.watched, *TESTED)):
             values = row.val if name == self.config.metric else row.figures(name)
             mean, deviation, count = mean_sd(values) if values else (None, None, 0)
@@ -95,11 +111,16 @@ def mean_sd(values: Iterable[float]) -> tuple[float, float, int]:
 def leaderboard_rows(runs: Sequence[RunRecord], config: StudyConfig) -> list[Row]:
     """The rows of runs of the confirm stage, in the order of each name's first run."""
     rows: dict[str, Row] = {}
-    # A finalist that failed under one seed has no mean over the seeds, and cannot win.
+    # What failed under one seed has no mean over the seeds, and cannot win.
     failed = {run.name for run in runs if run.stage is RunStage.SELECT and run.reason}
     for run in runs:
         row = rows.get(run.name) or Row(
-            name=run.name, number=run.number, config=DistillConfig.from_dict(run.config)
+            name=run.name,
+            number=run.number,
+            # FORMAT_VERSION 2 was at first without roles.
+            entered_as=run.role or ("finalist" if run.stage is RunStage.SELECT else "baseline"),
+            equals=tuple(run.equals),
+            config=DistillConfig.from_dict(run.config),
         )
         metrics = run.metrics
         costs = {name: metrics[name] for name in COSTS if name in metrics}
@@ -124,27 +145,51 @@ def select_metrics(metrics: dict[str, Any], *prefixes: str) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name.startswith(prefixes)}
 
 
-def winner_of(rows: Sequence[Row], config: StudyConfig) -> Row | None:
-    """The finalist with the best mean of the metric over the confirm seeds; None without one.
+def rank_contenders(rows: Sequence[Row], config: StudyConfig) -> list[Row]:
+    """The champions and finalists that were given all seeds, the best mean of the metric first.
 
-    Those that were given fewer seeds than others were out of the race. One that keeps the
-    constraints goes before any that does not; if none does, the nearest.
+    Those that were given fewer were out of the race. One that keeps the constraints goes before
+    any that does not, the nearest before the others. Of equals the first of `rows`.
     """
     seeds = max((len(row.val) for row in rows), default=0)
     sign = -1 if config.mode == "max" else 1
-    return min(
-        (row for row in rows if seeds and len(row.val) == seeds),
-        key=lambda row: (
-            total_violation(config.bounds, row.means()), sign * statistics.fmean(row.val)
-        ),
-        default=None,
-    )  # fmt: skip
+
+    def rank(row: Row) -> tuple[float, float]:
+        return total_violation(config.bounds, row.means()), sign * statistics.fmean(row.val)
+
+    return sorted((row for row in rows if seeds and len(row.val) == seeds), key=rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """The best contender's metric minus that of the second, `over`, on the validation split;
+    `settled` if the interval at `SETTLED_LEVEL` is beside zero."""
+
+    over: str
+    difference: Paired
+    settled: bool
+
+
+def find_lead(rows: Sequence[Row], config: StudyConfig) -> Lead | None:
+    """How sure the winner's place is, paired over the seeds; None if no other could have it.
+
+    A second that keeps the constraints less than the first is no rival, whatever its metric.
+    """
+    ranked = rank_contenders(rows, config)
+    if len(ranked) < 2:
+        return None
+    first, second = ranked[:2]
+    broken = [total_violation(config.bounds, row.means()) for row in (first, second)]
+    if broken[0] < broken[1]:
+        return None
+    found = paired_difference(first.val, second.val, level=SETTLED_LEVEL)
+    return Lead(over=second.name, difference=found, settled=bool(found.sign))
 
 
 def make_leaderboard(runs: Sequence[RunRecord], config: StudyConfig) -> Leaderboard:
     """The winner first and marked, then what has test figures by these, then the finalists."""
     rows = leaderboard_rows(runs, config)
-    best = winner_of(rows, config)
+    best = next(iter(rank_contenders(rows, config)), None)
     sign = -1 if config.mode == "max" else 1
 
     def rank(row: Row) -> tuple[bool, bool, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
+SETTLED_LEVEL = 0.9  # at which the winner is told apart from the next best
 # Two differences of a split of a few hundred images are often equal to the last digit: their
 # interval would have no width.
 LEAST_SEEDS = 3
@@ -16,16 +17,27 @@ LEAST_SEEDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """Mean difference over `n` seeds with its 95 % interval, None where n < LEAST_SEEDS."""
+    """Mean difference over `n` seeds with its interval, None where n < LEAST_SEEDS."""
 
     mean: float
     low: float | None
     high: float | None
     n: int
+    level: float = LEVEL
+
+    @property
+    def sign(self) -> int | None:
+        """1 or -1 where the whole interval is on that side of zero, 0 where it is not; None
+        without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        return (self.low > 0) - (self.high < 0)
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """`first - second`, seed by seed: mean and Student's t interval.
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], *, level: float = LEVEL
+) -> Paired:
+    """`first - second`, seed by seed: mean and Student's t interval (two-sided).
 
     A seed decides the weights, the order and the views of both runs, so what they share drops
     out of the difference. The interval takes the differences to be normal; with few seeds it is
@@ -37,17 +49,18 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     if len(first) != len(second) or not first:
         raise ValueError(f"need as many values on both sides, got {len(first)} and {len(second)}")
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    low, high = mean_interval(differences) or (None, None)
-    return Paired(mean=statistics.fmean(differences), low=low, high=high, n=len(differences))
+    low, high = mean_interval(differences, level=level) or (None, None)
+    mean = statistics.fmean(differences)
+    return Paired(mean=mean, low=low, high=high, n=len(differences), level=level)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean by Student's t, None with fewer values than LEAST_SEEDS."""
+def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> tuple[float, float] | None:
+    """The interval of the mean by Student's t, None with fewer values than LEAST_SEEDS."""
     n = len(values)
     if n < LEAST_SEEDS:
         return None
     mean = statistics.fmean(values)
-    reach = _quantile((1 + LEVEL) / 2, n - 1) * statistics.stdev(values) / n**0.5
+    reach = _quantile((1 + level) / 2, n - 1) * statistics.stdev(values) / n**0.5
     return mean - reach, mean + reach
 
 

@@ -28,7 +28,7 @@ SEARCH_STAGES = {
     "running": "search: running",
 }
 CONFIRM_STAGES = {
-    RunStage.SELECT: "confirm: finalists",
+    RunStage.SELECT: "confirm: fresh seeds",
     RunStage.FINAL: "confirm: final runs",
 }
 

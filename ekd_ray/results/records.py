@@ -71,6 +71,8 @@ class RunRecord:
         folder: where its files lie; not part of the file.
         name: of its configuration: `trial 7`, a baseline's, the student's of a single run.
         number: of the trial that has this configuration; None for all others.
+        role: champion, finalist or baseline, of a run of the confirm stage.
+        equals: other champions that have the same configuration.
         config: its resolved settings; empty where they are illegal or not known.
         params: the searched values of a trial.
         status: running, complete (all epochs), pruned (stopped early) or failed, with a `reason`.
@@ -83,6 +85,8 @@ class RunRecord:
     stage: RunStage
     name: str
     number: int | None = None
+    role: str | None = None
+    equals: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
     status: str = "running"
@@ -166,8 +170,8 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
     """The record of the run in a folder, ended or running; None if it has not begun.
 
     Args:
-        known: what else is known of the run: its name (runs of equal configurations share a
-            folder) and, for a file of the first format, its settings.
+        known: what else is known of the run: its name and role (runs of equal configurations
+            share a folder) and, for a file of the first format, its settings.
     """
     path, found = folder / RESULT, known or _from_path(folder)
     content: dict[str, Any] = {}
@@ -186,7 +190,7 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
             content.setdefault("status", "failed" if content.get("reason") else "complete")
             content.setdefault("metrics", history[-1] if history else {})
     if known:
-        content |= {"name": known.name, "number": known.number}
+        content |= {name: getattr(known, name) for name in ("name", "number", "role", "equals")}
     return RunRecord.from_dict({**found.to_dict(), **content})
 
 
@@ -211,7 +215,9 @@ def confirm_table(runs: Iterable[RunRecord], study: Path) -> pa.Table:
             {
                 "stage": str(run.stage),
                 "name": run.name,
+                "role": run.role,
                 "trial": run.number,
+                "equals": json.dumps(run.equals),
                 "seed": run.seed,
                 # The settings that the runs of a name share are those under its first seed.
                 "config": json.dumps({**run.config, "seed": first_seeds[run.name]}),
@@ -231,13 +237,16 @@ def confirm_table(runs: Iterable[RunRecord], study: Path) -> pa.Table:
 
 def confirmed_runs(table: pa.Table, study: Path) -> list[RunRecord]:
     """The runs of a table that `confirm_table` made, in its order, without their histories."""
-    shown = ("stage", "name", "trial", "seed", "config", "folder", "reason", "seconds")
+    shown = ("stage", "name", "role", "trial", "equals", "seed", "config", "folder", "reason",
+             "seconds")  # fmt: skip
     return [
         RunRecord(
             folder=study / row["folder"],
             stage=RunStage(row["stage"]),
             name=row["name"],
             number=row["trial"] if "trial" in row else _number_in(row["name"]),
+            role=row.get("role"),
+            equals=json.loads(row.get("equals") or "[]"),
             config={**json.loads(row["config"]), "seed": row["seed"]},
             status="failed" if row.get("reason") else "complete",
             reason=row.get("reason"),

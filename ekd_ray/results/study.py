@@ -189,23 +189,33 @@ class Study:
         return [] if table is None else confirmed_runs(table, self.path)
 
     def leaderboard(self) -> Leaderboard:
-        """Confirmed configurations, the winner first, baselines and finalists after it.
+        """Confirmed configurations, the winner first, then champions and baselines, then finalists.
 
-        The winner is the finalist with the best mean validation score over the confirm
-        seeds; its test figures played no part. Before confirm: empty.
+        The winner is the champion or finalist with the best mean validation score over the
+        confirm seeds; its test figures played no part. Before confirm: empty.
         """
         return make_leaderboard(self.confirm_runs, self.config)
 
     def differences(self) -> dict[str, Paired]:
-        """The winner's test top-1 minus that of each baseline, paired over the final seeds.
+        """The winner's test top-1 minus that of each champion and baseline, paired over the seeds.
 
-        A baseline that failed under a seed is left out. Before confirm: empty.
+        What failed under a seed is left out. Before confirm: empty.
         """
         board = self.leaderboard()
         return {
             row.name: paired_difference(board[0].test, row.test)
             for row in board[1:]
             if board[0].test and row.test and not (row.failed or board[0].failed)
+        }
+
+    def validation_differences(self) -> dict[str, Paired]:
+        """The winner's metric on the validation split minus that of each champion, paired over the
+        confirm seeds. What failed under a seed is left out. Before confirm: empty."""
+        board = self.leaderboard()
+        return {
+            row.name: paired_difference(board[0].val, row.val)
+            for row in board[1:]
+            if row.entered_as == "champion" and len(row.val) == len(board[0].val) > 0
         }
 
     def importance(self, metric: str | None = None, *, epoch: int | None = None) -> pa.Table:

@@ -1,18 +1,19 @@
-"""The confirm stage: finalists over several seeds, then the winner and the baselines on
-all training data, with one reading of the test split.
+"""The confirm stage: champions and finalists over fresh seeds, then the winner, the champions and
+the baselines on all training data, with one reading of the test split.
 
-1. *select*: the best `confirm_top_k` trials run again over up to `confirm_seeds` fresh seeds
-   on the training split; a finalist that is clearly worse than the best gets no further
-   ones. The best mean validation score is the winner.
-2. *final*: the winner and the baselines train on train + validation over the same seeds;
-   each final model reads the test split once. No decision follows from it.
+1. *select*: the champions and the best `confirm_top_k` trials run again under fresh seeds on the
+   training split; `wanted_seeds` says who is given how many. The best mean validation score is the
+   winner, so that it is never worse there than a champion.
+2. *final*: the winner, the champions and the baselines train on train + validation over the same
+   seeds; each final model reads the test split once. No decision follows from it.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import deque
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session
 from ekd_ray.errors import Interrupted, UserError
 from ekd_ray.files import file_name, write_json
-from ekd_ray.losses.methods import with_method
-from ekd_ray.results.leaderboard import leaderboard_rows, winner_of
-from ekd_ray.results.paired import clearly_worse
+from ekd_ray.losses.methods import method_of, with_method
+from ekd_ray.results.leaderboard import Row, leaderboard_rows, rank_contenders
 from ekd_ray.results.records import (
     CONFIRMED,
     FAILURE,
@@ -42,98 +42,162 @@ from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.samplers import NoStopping
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import death_reason
+from ekd_ray.scale.selection import wanted_seeds
 from ekd_ray.scale.space import point_config
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.worker import RUN, TrainOptions, check_disk, train_run
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A configuration of the confirm stage; `role`, `number` and `equals` as of `RunRecord`."""
+
+    name: str
+    config: DistillConfig
+    role: str
+    number: int | None = None
+    equals: tuple[str, ...] = ()
+
+
 def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
     """Run (or continue) both steps; writes `confirm.parquet`.
 
-    A finalist that fails under one of the seeds cannot win; a baseline that fails is
-    reported as failed.
+    What fails under one of the seeds cannot win; a baseline that fails is reported as failed.
 
     Raises:
-        UserError: every finalist failed, or a run's process died twice.
+        UserError: everything failed, or a run's process died twice.
         Interrupted: stopped by the user.
     """
-    seeds = fresh_seeds(config, base)
-    trials = {trial.name: trial for trial in Study.load(run).finalists()}
-    finalists = {name: DistillConfig.from_dict(trial.config) for name, trial in trials.items()}
-    for name, finalist in finalists.items():
-        if finalist.teacher_weights is not None:  # the study may come from another machine
-            finalists[name] = finalist.replace(teacher_weights=base.teacher_weights)
-    if not (run / CONFIRMED).exists():
-        # The views of a sample do not depend on the split: those of all images serve both steps.
-        everything = base.replace(validation_fraction=0.0)
-        fill_cache(config, everything, seeds, observer, run=run)
-    select = _select(run, config, finalists, seeds, observer)
-    winner = _winner(run, select, config)
-    # Compared with others of its own architecture, where that was searched.
-    compared = base.replace(student=finalists[winner].student)
-    final = plan_runs(
-        run,
-        RunStage.FINAL,
-        {
-            name: resolve(entry.replace(validation_fraction=0.0), data_root=config.data_root)
-            for name, entry in {winner: finalists[winner], **baselines(config, compared)}.items()
-        },
-        seeds,
-    )
-    ended = [*select, *_run_all(run, config, final, observer)]
-    numbered = [
-        replace(record, number=trials[record.name].number) if record.name in trials else record
-        for record in ended
+    entries = list_entries(config, base, Study.load(run))
+    select = _select(run, config, base, entries, observer)
+    rows = {row.name: row for row in leaderboard_rows(select, config)}
+    ranked = rank_contenders(list(rows.values()), config)
+    if not ranked:
+        failed = {name: row.failed for name, row in rows.items()}
+        raise UserError(f"every configuration of {run} failed under a fresh seed: {failed}.")
+    winner = ranked[0]
+    finals = [
+        entry
+        for entry in entries
+        if entry.name == winner.name or (entry.role == "champion" and not rows[entry.name].failed)
     ]
-    write_parquet(run / CONFIRMED, confirm_table(numbered, run))
+    finals.sort(key=lambda entry: entry.name != winner.name)
+    # Compared with others of its own architecture, where that was searched.
+    compared = base.replace(student=winner.config.student)
+    finals += [
+        Entry(name=name, config=baseline, role="baseline")
+        for name, baseline in baselines(config, compared).items()
+    ]
+    whole = [
+        replace(
+            entry,
+            config=resolve(
+                entry.config.replace(validation_fraction=0.0), data_root=config.data_root
+            ),
+        )
+        for entry in finals
+    ]
+    seeds = fresh_seeds(config, base)[: len(winner.val)]
+    planned = plan_runs(run, RunStage.FINAL, whole, seeds)
+    ended = [*select, *_run_all(run, config, planned, observer)]
+    write_parquet(run / CONFIRMED, confirm_table(ended, run))
 
 
 def fresh_seeds(config: StudyConfig, base: DistillConfig) -> list[int]:
-    """The seeds of the confirm stage: none of them is the one that all trials had."""
-    return [base.seed + 1 + index for index in range(config.confirm_seeds)]
+    """The seeds of the confirm stage, in order: none of them is the one that all trials had."""
+    return [base.seed + 1 + index for index in range(config.most_seeds)]
+
+
+def list_entries(config: StudyConfig, base: DistillConfig, study: Study) -> list[Entry]:
+    """The champions, then the finalists; equal configurations once, under the first one's name.
+
+    A champion that is a trial's configuration, confirmed or not, has its number.
+    """
+    known = {
+        name: resolve(champion, data_root=config.data_root)
+        for name, champion in champions(config, base).items()
+    }
+    found = [Entry(name=n, config=c, role="champion") for n, c in known.items()]
+    for trial in study.finalists():
+        settings = DistillConfig.from_dict(trial.config)
+        if settings.teacher_weights is not None:  # the study may come from another machine
+            settings = settings.replace(teacher_weights=base.teacher_weights)
+        found.append(Entry(name=trial.name, config=settings, role="finalist", number=trial.number))
+    numbers: dict[str, int | None] = {}
+    for trial in study.records():
+        if trial.config:
+            key = DistillConfig.from_dict(trial.config).fingerprint()
+            numbers.setdefault(key, trial.number)
+    entries: dict[str, Entry] = {}
+    for entry in found:
+        key = entry.config.fingerprint()
+        if key not in entries:
+            entries[key] = replace(entry, number=numbers.get(key, entry.number))
+        elif entry.role == "champion":
+            equals = (*entries[key].equals, entry.name)
+            entries[key] = replace(entries[key], equals=equals)
+    return list(entries.values())
 
 
 def _select(
     run: Path,
     config: StudyConfig,
-    finalists: dict[str, DistillConfig],
-    seeds: list[int],
+    base: DistillConfig,
+    entries: list[Entry],
     observer: Observer,
 ) -> list[RunRecord]:
-    """The runs of the finalists, seed by seed where some may be left out of the later ones."""
-    races = config.confirm_elimination and not (config.objectives or config.constraints)
-    # One seed shows no spread, so that nothing can be said after it.
-    rounds = [seeds[:2], *([seed] for seed in seeds[2:])] if races else [seeds]
+    """The runs of champions and finalists, round by round as `wanted_seeds` asks for them."""
+    seeds = fresh_seeds(config, base)
+    # The views of a sample do not depend on the split: those of all images serve both steps.
+    everything = base.replace(validation_fraction=0.0)
+    filled = 0 if not (run / CONFIRMED).exists() else len(seeds)
     ended: list[RunRecord] = []
-    for batch in rounds:
-        planned = plan_runs(run, RunStage.SELECT, finalists, batch)
+    rows = [Row(name=e.name, config=e.config, entered_as=e.role) for e in entries]
+    while wanted := wanted_seeds(rows, config):
+        most = max(wanted.values()) if config.confirm_seeds == "auto" else len(seeds)
+        if filled < most:
+            fill_cache(config, everything, seeds[filled:most], observer, run=run)
+            filled = most
+        done = {row.name: len(row.val) for row in rows}
+        planned = [
+            planned
+            for entry in entries
+            if entry.name in wanted
+            for planned in plan_runs(
+                run, RunStage.SELECT, [entry], seeds[done[entry.name] : wanted[entry.name]]
+            )
+        ]
         ended += _run_all(run, config, planned, observer)
         rows = leaderboard_rows(ended, config)
-        # What failed under a seed cannot win.
-        scores = {row.name: row.val for row in rows if row.name in finalists and not row.failed}
-        sign = 1 if config.mode == "max" else -1
-        worse = clearly_worse({n: [sign * v for v in found] for n, found in scores.items()})
-        left = {name: finalists[name] for name in scores if name not in worse}
-        if len(finalists) > 1 >= len(left):
-            break
-        finalists = left
     return ended
 
 
-def _winner(run: Path, ended: list[RunRecord], config: StudyConfig) -> str:
-    """The name of the finalist that has won."""
-    rows = leaderboard_rows(ended, config)
-    if (winner := winner_of(rows, config)) is None:
-        failed = {row.name: row.failed for row in rows}
-        raise UserError(f"every finalist of {run} failed under a fresh seed: {failed}.")
-    return winner.name
+def champions(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConfig]:
+    """The known configurations that finalists have to beat, by their names for people.
+
+    `authors' values` for the pair, where the recipe knows them; the points of a warm start by
+    their studies; `defaults`, those of the base's method. What needs a teacher is left out where
+    there is none.
+    """
+    kinds = {
+        "authors": {"authors' values": config.authors} if config.authors else {},
+        "warm-start": config.warm_points or {},
+    }
+    found = {
+        name: point_config(base, point)
+        for kind, points in kinds.items()
+        if kind in config.champions
+        for name, point in points.items()
+    }
+    if "defaults" in config.champions:
+        found["defaults"] = with_method(base, base.method)
+    return {n: c for n, c in found.items() if base.teacher or not method_of(c).needs_teacher}
 
 
 def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConfig]:
     """The rows that a winner is compared with, under the same budget and solver.
 
-    `none`: the student alone; `kd`: KD with its defaults; `authors`: the authors' values
-    for the pair, where the recipe knows them. The latter two need the study's teacher.
+    `none`: the student alone; `kd`: KD with its defaults, where the study has a teacher.
     """
     rows = {}
     for name in config.baselines:
@@ -141,15 +205,13 @@ def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConf
             rows["none"] = without_teacher(with_method(base, "none"))
         elif name == "kd" and base.teacher:
             rows["kd"] = with_method(base, "kd")
-        elif name == "authors" and config.authors and base.teacher:
-            rows["authors"] = point_config(base, config.authors)
     return rows
 
 
 def plan_runs(
-    study: Path, stage: RunStage, entries: dict[str, DistillConfig], seeds: list[int]
+    study: Path, stage: RunStage, entries: Iterable[Entry], seeds: Sequence[int]
 ) -> list[RunRecord]:
-    """A run for each configuration and seed.
+    """A run for each entry and seed.
 
     Equal configurations share a folder, and so are run once. It is known by the fingerprint at
     the end of its name; what stands before is for people, and may be of another row, or of an
@@ -157,16 +219,24 @@ def plan_runs(
     """
     folders: dict[str, Path] = {}
     runs = []
-    for name, entry in entries.items():
+    for entry in entries:
         for seed in seeds:
-            config = entry.replace(seed=seed)
+            config = entry.config.replace(seed=seed)
             key = config.fingerprint()
             if key not in folders:
                 there = sorted((study / "confirm").glob(f"{stage}-*{key}"))
-                label = f"{stage}-{file_name(name)}-seed-{seed}-{key}"
+                label = f"{stage}-{file_name(entry.name)}-seed-{seed}-{key}"
                 folders[key] = there[0] if there else study / "confirm" / label
             runs.append(
-                RunRecord(folder=folders[key], stage=stage, name=name, config=config.to_dict())
+                RunRecord(
+                    folder=folders[key],
+                    stage=stage,
+                    name=entry.name,
+                    number=entry.number,
+                    role=entry.role,
+                    equals=list(entry.equals),
+                    config=config.to_dict(),
+                )
             )
     return runs
 

@@ -151,9 +151,10 @@ def point_config(base: DistillConfig, point: Mapping[str, Any]) -> DistillConfig
 
 
 def first_points(config: StudyConfig) -> tuple[dict[str, Any], ...]:
-    """The points that a study tries first: the authors' values, then the recipe's others."""
+    """The points that a study tries first: the authors' values, the recipe's others, then those
+    that a warm start brought."""
     authors = (config.authors,) if config.authors else ()
-    return (*authors, *config.first_points)
+    return (*authors, *config.first_points, *(config.warm_points or {}).values())
 
 
 def check_space(config: StudyConfig) -> Space:
@@ -169,6 +170,7 @@ def check_space(config: StudyConfig) -> Space:
             point_config(config.distill, point)
     point_keys: list[Keys] = [("authors",)] if config.authors else []
     point_keys += [("first_points", index) for index in range(len(config.first_points))]
+    point_keys += [("warm_points", name) for name in config.warm_points or {}]
     for keys, point in zip(point_keys, first_points(config), strict=True):
         with _point_context(*keys, point=point):
             space.searched_part(point)

@@ -67,17 +67,21 @@ def collect_cells(out: Path, names: list[str], failures: dict[str, str]) -> list
         for entry in Study.load(out / name).leaderboard():
             if not (entry.test or entry.failed):
                 continue
-            row = searched if entry.winner else f"{method}, authors' values"
+            rows = [searched] * entry.winner
             if entry.name in _SHARED:
                 # Baselines of a pair are the same runs in each of its studies, unless the
                 # method brings a schedule of its own.
                 row, run = _SHARED[entry.name], entry.config.fingerprint()
                 if shared.setdefault((pair, row), run) != run:
                     row = f"{row} ({method}'s schedule)"
+                rows.append(row)
+            elif entry.entered_as != "finalist":
+                rows.append(f"{method}, {entry.name}")
             found = mean_sd(entry.test) if entry.test else (None, None, 0)
-            cells[pair, row] = Cell(
-                pair=pair, row=row, mean=found[0], sd=found[1], n=found[2], failed=entry.failed
-            )
+            for row in rows:
+                cells[pair, row] = Cell(
+                    pair=pair, row=row, mean=found[0], sd=found[1], n=found[2], failed=entry.failed
+                )
     return list(cells.values())
 
 
@@ -119,7 +123,7 @@ def write_comparison(out: Path, cells: list[Cell]) -> None:
 def compare_studies(this: Study, other: Study) -> pa.Table:
     """One table of three kinds of rows.
 
-    `result`: a leaderboard row of both (`name` winner, none, kd or authors) and a `figure`: the
+    `result`: a leaderboard row of both (winner, champion or baseline) and a `figure`: the
     means over the seeds, their `difference` (this minus other) and its 95 % interval by Welch's
     t (null with fewer than three seeds on a side). `cost`: trials, epochs and hours of the
     searches. `setting`: a setting that differs, in `this_value` and `other_value` as JSON.
@@ -151,14 +155,14 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float | None
 def _named(study: Study) -> dict[str, Row]:
     """Rows of the leaderboard by what they are: the trial's number says nothing elsewhere."""
     board = study.leaderboard()
-    named = {row.name: row for row in board if row.name in study.config.baselines}
+    named = {row.name: row for row in board if row.entered_as in ("champion", "baseline")}
     return {"winner": board[0], **named} if board and board[0].winner else named
 
 
 def _results(this: Study, other: Study) -> list[dict[str, Any]]:
     ours, theirs = _named(this), _named(other)
     found = []
-    for name in ours.keys() & theirs.keys():
+    for name in (name for name in ours if name in theirs):
         for figure in (*dict.fromkeys((*this.config.watched, "val_top1")), *TEST_FIGURES):
             first, second = (list(rows[name].figures(figure)) for rows in (ours, theirs))
             if first and second:
@@ -166,8 +170,7 @@ def _results(this: Study, other: Study) -> list[dict[str, Any]]:
                 low, high = welch(first, second)
                 counts = {"this_n": len(first), "other_n": len(second)}
                 found.append({**row, "low": low, "high": high, **counts})
-    order = ("winner", *this.config.baselines)
-    return sorted(found, key=lambda row: order.index(row["name"]))
+    return found
 
 
 def _figure_row(kind: str, name: str, figure: str, this: float, other: float) -> dict[str, Any]:

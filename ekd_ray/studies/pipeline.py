@@ -39,7 +39,7 @@ from ekd_ray.scale.cluster import (
     local_cpus,
     on_cluster,
 )
-from ekd_ray.scale.confirm import baselines, confirm
+from ekd_ray.scale.confirm import baselines, champions, confirm
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
 from ekd_ray.scale.space import check_space
@@ -89,8 +89,8 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         return config.replace(distill=resolve_method(base))
     with error_context("distill"):
         base = resolve(base, data_root=config.data_root, download=download)
-    for baseline in baselines(config, base).values():
-        resolve(baseline, data_root=config.data_root, download=download)
+    for known in (*champions(config, base).values(), *baselines(config, base).values()):
+        resolve(known, data_root=config.data_root, download=download)
     return config.replace(distill=base)
 
 

@@ -1,34 +1,36 @@
-"""Knowledge carried over: the best points of finished studies as first points of a new one."""
+"""Knowledge carried over: the best points of finished studies as champions of a new one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import Study
-from ekd_ray.scale.space import Space, check_space, first_points, point_config
+from ekd_ray.scale.space import Space, check_space, point_config
 
 POINTS = 3  # of each study
 
 
 def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig:
-    """The study with the best points of other studies after its own first points.
+    """The study with the best points of other studies as `warm_points`.
 
     Of each study in `runs` the best trials of full length, at most `POINTS`, are mapped onto
     the space of `config`: what that does not search is left out, a number beyond a range
-    becomes its end. They are tried, and judged, like any other point; nothing else of the
-    other studies is believed.
+    becomes its end. They are tried like any other point and are champions, by the name of their
+    study (`from cifar10`, its second one `from cifar10 (2)`); nothing else of the other studies
+    is believed.
 
     Raises:
         UserError: an illegal space, a folder without a study, or a study none of whose trials
             has finished or fits.
     """
     space = check_space(config)
-    known = [space.searched_part(point) for point in first_points(config)]
-    added: list[dict[str, Any]] = []
+    authors = space.searched_part(config.authors or {})
+    added = dict(config.warm_points or {})
     for run in runs:
         study = Study.load(run)
         ranked = study.ranked()
@@ -41,8 +43,17 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
                 f"nothing that {run} searched is searched here ({', '.join(space.parameters)}): "
                 "drop it from --warm-start."
             )
-        added += [point for point in fitting if point not in [*known, *added]]
-    return config.replace(first_points=[*config.first_points, *added])
+        for point in fitting:
+            if point not in [authors, *added.values()]:
+                added[_free_name(f"from {Path(run).absolute().name}", added)] = point
+    own = [p for p in config.first_points if space.searched_part(p) not in added.values()]
+    return config.replace(first_points=own, warm_points=added or None)
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    """`name`, or with the first number that makes it another: `name (2)`."""
+    names = itertools.chain([name], (f"{name} ({count})" for count in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _mapped(

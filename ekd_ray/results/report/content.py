@@ -19,14 +19,16 @@ from ekd_ray.data import short_name
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.results.importance import parameter_importance
-from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.importance import LEAST_TRIALS, judged_trials, parameter_importance
+from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.progress import Progress, Savings, progress, savings, time_table
-from ekd_ray.results.records import RunRecord
+from ekd_ray.results.records import RunRecord, trial_name
 from ekd_ray.results.report.measures import correlation_gap
 from ekd_ray.results.study import Study
 from ekd_ray.results.words import (
+    describe_lead,
+    describe_win,
     duration,
     figure_text,
     joined,
@@ -50,8 +52,9 @@ class Content:
     running: list[RunRecord]
     ranked: list[RunRecord]
     front: list[RunRecord]
-    board: list[Row]
+    board: Leaderboard
     differences: dict[str, Paired]
+    validation_differences: dict[str, Paired]
     importance: pa.Table
     predictions: dict[str, list[Predictions]]
     progress: Progress
@@ -83,6 +86,7 @@ def gather(study: Study) -> Content:
         front=study.pareto(),
         board=study.leaderboard(),
         differences=study.differences(),
+        validation_differences=study.validation_differences(),
         importance=parameter_importance(ended, study.config),
         predictions=_read_predictions(study),
         progress=progress(study),
@@ -131,7 +135,7 @@ def write_headline(content: Content) -> tuple[str, str]:
         )
     mean, deviation, n = mean_sd(winner.test)
     accuracy = f"{100 * mean:.1f}\N{NO-BREAK SPACE}%"
-    parts = [f"{winner.name.capitalize()} wins with {accuracy} test accuracy"]
+    parts = [f"{describe_win(winner.name)} with {accuracy} test accuracy"]
     parts += filter(None, [_describe_verdict(content)])
     spread_text = f", standard deviation {100 * deviation:.2f} points." if n > 1 else "."
     lead = (
@@ -154,7 +158,7 @@ def _write_unfinished_headline(content: Content) -> str:
 
 
 def _describe_verdict(content: Content) -> str:
-    """How the winner compares with its baselines, as a clause; empty without any."""
+    """How the winner compares with champions and baselines, as a clause; empty without any."""
     groups: dict[str, list[str]] = {}
     for name, found in content.differences.items():
         groups.setdefault(_judge(found), []).append(label(name))
@@ -169,17 +173,13 @@ def _describe_verdict(content: Content) -> str:
 
 
 def _judge(found: Paired) -> str:
-    if found.low is None or found.high is None:
-        return "few"
-    if found.low > 0:
-        return "better"
-    return "worse" if found.high < 0 else "open"
+    return {None: "few", 1: "better", -1: "worse", 0: "open"}[found.sign]
 
 
 def _describe_winners_curse(content: Content) -> str:
     """The winner's score in the search, the best of many, against that under fresh seeds."""
     metric, winner = content.config.metric, content.winner
-    record = next((r for r in content.ended if r.number == content.winner_number), None)
+    record = next((r for r in content.ranked if r.number == content.winner_number), None)
     if record is None or winner is None or not winner.val or record.value(metric) is None:
         return ""
     fresh, _, n = mean_sd(winner.val)
@@ -228,7 +228,7 @@ def list_sections(content: Content, drawn: Container[str]) -> list[Section]:
         ("certainty", "How sure", _describe_certainty),
         ("leaderboard", "Leaderboard", _describe_leaderboard),
         ("curves-section", "Learning curves", _describe_curves),
-        ("parameters", "Parameters", _describe_parameters),
+        ("parameters", "Parameters", describe_parameters),
         ("trade-off", front, _describe_trade_off),
         ("calibration", "Calibration", _describe_calibration),
         ("teacher", "Teacher", _describe_teacher),
@@ -254,13 +254,14 @@ def _describe_certainty(content: Content) -> str:
         end = "an interval needs three seeds"
     elif crossing == len(found):
         end = f"{'every' if crossing > 1 else 'its'} interval crosses zero"
-    return f"The winner has {joined(parts)}; {end}."
+    against = f"On the test split the winner has {joined(parts)}; {end}." if found else ""
+    return f"{describe_lead(content.board)} {against}".strip()
 
 
 def _describe_leaderboard(content: Content) -> str:
     tested = [row for row in content.board if row.test]
     if not tested or not content.winner:
-        return "Finalists by validation; the final runs have not ended yet."
+        return "Champions and finalists by validation; the final runs have not ended yet."
     best = max(tested, key=lambda row: mean_sd(row.test)[0])
     if best.winner or not content.winner.test:
         return "The winner has the best mean on the test split too."
@@ -272,8 +273,11 @@ def _describe_leaderboard(content: Content) -> str:
 
 
 def row_label(row: Row) -> str:
-    """A leaderboard row in words, the winner marked."""
-    return f"{label(row.name)} (winner)" if row.winner else label(row.name)
+    """A leaderboard row in words: the winner marked, and what else has its configuration."""
+    number = [] if row.number is None else [trial_name(row.number)]
+    same = [name for name in (*row.equals, *number) if name != row.name]
+    marks = [*["winner"] * row.winner, *([f"also {joined(same)}"] if same else [])]
+    return f"{label(row.name)} ({', '.join(marks)})" if marks else label(row.name)
 
 
 def _describe_curves(content: Content) -> str:
@@ -285,10 +289,17 @@ def _describe_curves(content: Content) -> str:
     return f"Early stopping ended {stopped.total()} of {total} trials: {where}."
 
 
-def _describe_parameters(content: Content) -> str:
+def describe_parameters(content: Content) -> str:
+    """The parameter that mattered most, or why none is named."""
     rows = content.importance.to_pylist()
     if not rows:
-        return "Too few trials to say which parameter mattered."
+        count = len(judged_trials(content.ended, content.config.metric))
+        if count >= LEAST_TRIALS:
+            return "All trials of full length scored the same: none of the parameters mattered."
+        return (
+            f"{several(count, 'trial')} of full length so far; which parameter mattered is said "
+            f"from {LEAST_TRIALS} on."
+        )
     top, ped = rows[0], max(rows, key=lambda row: row["ped_anova"])
     same = ped["parameter"] == top["parameter"]
     other = "PED-ANOVA agrees" if same else f"by PED-ANOVA it is {ped['parameter']}"

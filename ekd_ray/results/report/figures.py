@@ -15,10 +15,10 @@ import torch
 from ekd_ray.config.targets import DIRECTIONS, evenly_spaced, pareto_front, total_violation
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import reliability_bins
-from ekd_ray.results.importance import judged_epoch, judged_trials
+from ekd_ray.results.importance import LEAST_TRIALS, judged_trials
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
-from ekd_ray.results.paired import mean_interval
+from ekd_ray.results.paired import Paired, mean_interval
 from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.results.report.content import (
     Content,
@@ -40,8 +40,9 @@ from ekd_ray.results.words import (
 )
 
 # One colour per role on the whole page, readable on white and on near-black.
-WINNER, KD, AUTHORS, ALONE = "#2f6bde", "#d9820f", "#8a63c9", "#7d8a99"
-ROLE_COLORS = {"kd": KD, "authors": AUTHORS, "none": ALONE}
+WINNER, KD, ALONE = "#2f6bde", "#d9820f", "#7d8a99"
+AUTHORS, DEFAULTS, BROUGHT = "#8a63c9", "#2a9d6f", "#d46aa7"
+NAME_COLORS = {"kd": KD, "authors' values": AUTHORS, "defaults": DEFAULTS, "none": ALONE}
 FINALIST, FAILED = "#86a9ea", "#c8452d"
 FAINT, LINE = "rgba(125,138,153,.38)", "rgba(125,138,153,.8)"
 SEQUENTIAL = [[0, "#e8eefa"], [0.35, "#a9c3f2"], [0.7, "#4a7fe0"], [1, "#153a86"]]
@@ -120,45 +121,59 @@ def _axis(name: str, **more: Any) -> dict[str, Any]:
 
 
 def _color_of(row: Row) -> str:
-    return WINNER if row.winner else ROLE_COLORS.get(row.name, FINALIST)
+    other = BROUGHT if row.entered_as == "champion" else FINALIST
+    return WINNER if row.winner else NAME_COLORS.get(row.name, other)
 
 
 # The final models
 
 
 def draw_differences(content: Content) -> Iterator[Chart]:
-    """Winner minus each baseline with its interval, against zero."""
-    found = content.differences
-    if not found:
-        return
+    """The winner on validation, by which it was chosen, and on the test split."""
+    metric = content.config.metric
+    if found := content.validation_differences:
+        yield _draw_paired(found, metric, "validation-differences", "Winner minus champion")
+    if found := content.differences:
+        yield _draw_paired(
+            found, "test_top1", "differences", "Winner minus champions and baselines"
+        )
+
+
+def _draw_paired(found: Mapping[str, Paired], metric: str, name: str, subject: str) -> Chart:
+    """Mean differences of a metric with their intervals, against zero."""
+    scale, unit = (100, "points of ") if is_share(metric) else (1, "")
+    sides = ["worse", "better"] if DIRECTIONS.get(metric, "max") == "max" else ["better", "worse"]
+
+    def text(value: float | None) -> str:
+        if value is None:
+            return DASH
+        return points(value) if is_share(metric) else f"{value:+.4f}"
+
     figure = go.Figure(
         [
             go.Scatter(
-                x=[100 * paired.mean], y=[label(name)], mode="markers",
-                marker={"size": 11, "color": ROLE_COLORS.get(name, ALONE)},
-                error_x={"array": [100 * ((paired.high or paired.mean) - paired.mean)],
+                x=[scale * paired.mean], y=[label(other)], mode="markers",
+                marker={"size": 11, "color": NAME_COLORS.get(other, BROUGHT)},
+                error_x={"array": [0 if paired.high is None else
+                                   scale * (paired.high - paired.mean)],
                          "thickness": 2, "width": 6, "visible": paired.high is not None},
-                hovertemplate="%{y}: %{x:+.2f} points<extra></extra>",
+                hovertemplate=f"%{{y}}: %{{x:+.4~f}} {unit}<extra></extra>",
             )
-            for name, paired in reversed(found.items())
+            for other, paired in reversed([*found.items()])
         ],
         {
             "showlegend": False,
-            "xaxis": {"title": {"text": "worse  ←  points of top-1  →  better"}, "zeroline": False},
+            "xaxis": {"zeroline": False, "title": {
+                "text": f"{sides[0]}  ←  {unit}{metric_name(metric)}  →  {sides[1]}"}},
             "yaxis": {"type": "category", "range": [-0.6, len(found) - 0.4]},
         },
     )  # fmt: skip
     figure.add_vline(0, line={"color": LINE, "width": 1.5})
-    rows = [
-        [label(name), points(d.mean), *(DASH if v is None else points(v) for v in (d.low, d.high)),
-         d.n]
-        for name, d in found.items()
-    ]  # fmt: skip
+    rows = [[label(other), *map(text, (d.mean, d.low, d.high)), d.n] for other, d in found.items()]
     bounded = any(d.low is not None for d in found.values())
-    yield Chart(
-        name="differences",
-        title="Winner minus baseline, test accuracy in points"
-        + (", with 95 % interval" if bounded else ""),
+    return Chart(
+        name=name,
+        title=f"{subject}: {metric_name(metric)}" + (", with 95 % interval" if bounded else ""),
         summary="; ".join(f"{row[0]} {row[1]} ({row[2]} to {row[3]})" for row in rows),
         figure=figure, height=110 + 46 * len(found),
         columns=("winner minus", "mean", "low", "high", "seeds"), rows=rows,
@@ -427,8 +442,8 @@ def draw_importance(content: Content) -> Iterator[Chart]:
         )  # fmt: skip
     yield Chart(
         name="importance",
-        title=f"Importance for {metric_name(content.config.metric)} after epoch "
-        f"{rows[0]['epoch']}, which {rows[0]['trials']} trials reached",
+        title=f"Importance for {metric_name(content.config.metric)}, "
+        f"{rows[0]['trials']} trials of full length",
         summary="; ".join(f"{r['parameter']} {percent(r['fanova'])} by fANOVA" for r in rows),
         figure=figure,
         height=130 + 44 * len(rows),
@@ -437,11 +452,9 @@ def draw_importance(content: Content) -> Iterator[Chart]:
     )
 
 
-def _judge_trials(content: Content, most: int = MOST_POINTS) -> tuple[int, list[Any]]:
-    """(the epoch, at most so many trials with their metric after it): see `judged_trials`."""
-    metric = content.config.metric
-    epoch = judged_epoch(content.ended, content.config, metric)
-    return epoch, evenly_spaced(judged_trials(content.ended, metric, epoch), most)
+def _judge_trials(content: Content, most: int = MOST_POINTS) -> list[Any]:
+    """At most so many trials of full length, with their metric: see `judged_trials`."""
+    return evenly_spaced(judged_trials(content.ended, content.config.metric), most)
 
 
 def _ordered_parameters(content: Content, scored: Sequence[Any]) -> list[str]:
@@ -453,9 +466,9 @@ def _ordered_parameters(content: Content, scored: Sequence[Any]) -> list[str]:
 
 def draw_parallel(content: Content) -> Iterator[Chart]:
     """A line through all parameters for each trial, the better the stronger."""
-    metric, (epoch, scored) = content.config.metric, _judge_trials(content, MOST_LINES)
+    metric, scored = content.config.metric, _judge_trials(content, MOST_LINES)
     names = _ordered_parameters(content, scored)
-    if len(names) < 2 or len(scored) < 2:
+    if len(names) < 2 or len(scored) < LEAST_TRIALS:
         return
     study = build_study(scored, content.config.space or {}, DIRECTIONS[metric])
     figure = draw_plot("parallel_coordinate", study, names, metric_name(metric))
@@ -470,7 +483,7 @@ def draw_parallel(content: Content) -> Iterator[Chart]:
     ranked = sorted(scored, key=lambda pair: -sign * pair[1])
     yield Chart(
         name="parallel",
-        title=f"Every trial through all parameters, the better its score after epoch {epoch} the "
+        title="Every trial of full length through all parameters, the better its score the "
         "stronger",
         summary=f"{len(scored)} trials, {len(names)} parameters.",
         figure=figure,
@@ -487,14 +500,14 @@ def draw_contour(content: Content) -> Iterator[Chart]:
 
     Optuna's plot draws straight lines between the trials: it shows what the others did, too.
     """
-    space, (_, scored) = content.config.space or {}, _judge_trials(content)
+    space, scored = content.config.space or {}, _judge_trials(content)
     names = [
         name
         for name in _ordered_parameters(content, scored)
         if "choices" not in space[name] and space[name]["low"] < space[name]["high"]
     ][:2]
     known = [(r, s) for r, s in scored if all(n in r.params for n in names)]
-    if len(names) < 2 or len(known) < 6:
+    if len(names) < 2 or len(known) < LEAST_TRIALS:
         return
     fitted = evenly_spaced(known, MOST_FITTED)
     ends = np.array([[coordinate(space[n][end], space[n]) for n in names]
@@ -538,7 +551,7 @@ def draw_contour(content: Content) -> Iterator[Chart]:
 def draw_slices(content: Content) -> Iterator[Chart]:
     """The metric over each parameter."""
     metric, best = content.config.metric, content.winner_number
-    space, (epoch, scored) = content.config.space or {}, _judge_trials(content)
+    space, scored = content.config.space or {}, _judge_trials(content)
     study = build_study(scored, space, DIRECTIONS[metric])
     for index, name in enumerate(_ordered_parameters(content, scored)):
         figure = draw_plot("slice", study, [name], metric_name(metric))
@@ -556,8 +569,8 @@ def draw_slices(content: Content) -> Iterator[Chart]:
         figure.update_yaxes(**_axis(metric, title=None))
         yield Chart(
             name=f"slice-{index}", title=name, figure=figure,
-            summary=f"{metric_name(metric)} after epoch {epoch} over {name}, "
-            f"{len(numbers)} trials.", height=230, small=True,
+            summary=f"{metric_name(metric)} over {name}, {len(numbers)} trials of full length.",
+            height=230, small=True,
         )  # fmt: skip
 
 
