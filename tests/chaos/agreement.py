@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,22 @@ def check_search(study: Study) -> None:
 
 
 def check_confirm(study: Study) -> None:
-    """One row for each finalist, the winner and the baselines under each seed."""
+    """A row for each champion and the winner under each seed of both steps, for each finalist
+    under two at least, for each baseline under each seed of the last."""
     config, table = study.config, study.confirmed()
     assert table is not None
     rows = table.to_pylist()
-    select = {(r["name"], r["seed"]) for r in rows if r["stage"] == "select"}
-    final = {(r["name"], r["seed"]) for r in rows if r["stage"] == "final"}
-    finalists = min(config.confirm_top_k, len(study.ranked()))
-    assert len(select) == finalists * config.confirm_seeds
-    assert len(final) == (1 + len(config.baselines)) * config.confirm_seeds
-    assert len(rows) == len(select) + len(final)
+    select, final = (
+        Counter(r["name"] for r in rows if r["stage"] == stage) for stage in ("select", "final")
+    )
+    seeds = config.most_seeds
+    champions = {r["name"] for r in rows if r["role"] == "champion"}
+    winner = study.best().name
+    assert {trial.number for trial in study.finalists()} <= {r["trial"] for r in rows}
+    assert all(select[name] == seeds for name in {*champions, winner})
+    assert min(select.values()) >= min(2, seeds)
+    assert final == dict.fromkeys((winner, *champions, *config.baselines), seeds)
+    assert len({(r["stage"], r["name"], r["seed"]) for r in rows}) == len(rows)
     for row in rows:
         result = json.loads((study.path / row["folder"] / "result.json").read_text())
         metric = "val_top1" if row["stage"] == "select" else "test_top1"

@@ -11,10 +11,12 @@ from ekd_ray.results.leaderboard import Row
 
 def test_the_winners_score_in_the_search_comes_before_that_over_fresh_seeds():
     search = SimpleNamespace(number=3, value=lambda metric: 0.9)
-    study = SimpleNamespace(config=StudyConfig(), records=lambda: [search])
+    study = SimpleNamespace(config=StudyConfig(), ranked=lambda: [search])
     winner = Row(name="trial 3", number=3, config=DistillConfig(), val=(0.6, 0.8), winner=True)
     (line,) = study_text._selection_gap(study, winner)
     assert line == "winner's val_top1: 0.9000 in the search, 0.7000 over 2 fresh seed(s)"
+    champion = Row(name="defaults", config=DistillConfig(), val=(0.6, 0.8), winner=True)
+    assert study_text._selection_gap(study, champion) == []
 
 
 def test_the_estimate_of_a_trial_is_what_halving_leaves_of_it():

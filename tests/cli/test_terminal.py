@@ -152,7 +152,7 @@ def rows() -> list[Row]:
     return [
         Row(name="trial 12", config=config, val=(0.5, 0.52), test=(0.6, 0.62),
             test_metrics=metrics, winner=True),
-        Row(name="authors", config=config, test=(0.5, 0.5), test_metrics=metrics),
+        Row(name="authors' values", config=config, test=(0.5, 0.5), test_metrics=metrics),
         Row(name="kd", config=config, failed="train_loss became nan"),
         Row(name="trial 3", config=config, val=(0.4, 0.4)),
     ]  # fmt: skip

@@ -64,12 +64,14 @@ STUDY = {
     "reduction_factor": ([1, 0], [2, INF]),
     "seed": ([-1], [0, INF]),
     "confirm_top_k": ([0], [1, INF]),
-    "confirm_seeds": ([0], [1, INF]),
+    "confirm_seeds": ([0, "all", 2.5], [1, INF, "auto"]),
+    "confirm_seeds_cap": ([1], [2, INF]),
     "max_concurrent": ([0], [1, INF]),
     "workers_per_trial": ([0], [1, INF]),
     "cpus_per_trial": ([0], [1, INF]),
     "gpus_per_trial": ([-0.001], [0, 0.25, INF]),
-    "baselines": ([["ekd"]], [["none"], ["kd", "authors"], []]),
+    "baselines": ([["ekd"]], [["none"], ["kd", "none"], []]),
+    "champions": ([["kd"]], [["authors"], ["warm-start", "defaults"], []]),
     "metric": (["test_top1", "flops"], METRICS),
     "objectives": (
         [["test_top1"]], [[name] for name in (*METRICS[1:], "parameters", "flops", "latency_ms")]

@@ -50,6 +50,12 @@ def test_settings_that_contradict_each_other(values):
 # Settings that there were
 
 
+def test_the_authors_values_among_the_baselines_of_an_old_study_are_read_as_champions():
+    old = StudyConfig.from_dict({"baselines": ["none", "kd", "authors"]})
+    assert old == StudyConfig() and "authors" in old.champions
+    assert StudyConfig.from_dict({"baselines": ["authors"]}).baselines == ()
+
+
 def test_a_retired_setting_is_read_at_its_neutral_value_only():
     """Files of earlier states have them."""
     old = {**DistillConfig(lr=0.1).to_dict(), "changes": [], "parallel": "ddp"}

@@ -15,7 +15,6 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.results import Study
-from ekd_ray.results.importance import judged_epoch
 from ekd_ray.results.progress import _drawn_views, progress, savings, time_table
 from ekd_ray.studies.comparison import compare_studies
 
@@ -66,16 +65,16 @@ def test_less_is_better_where_the_metric_says_so(maker):
     assert max(found, key=found.get) == "optimizer"
 
 
-def test_trials_are_judged_where_enough_of_them_are(maker):
+def test_trials_of_full_length_judge_and_an_epoch_is_asked_for(maker):
     study = maker.study(space=SPACE, rungs=[1, 3])
     for number in range(30):
-        epochs = 9 if number < 5 else 3 if number < 22 else 1
+        epochs = 9 if number < 8 else 3 if number < 22 else 1
         status = "complete" if epochs == 9 else "pruned"
         maker.trial(number, [0.1 * number / 30] * epochs, status=status, lr=0.01 + number / 99,
                     momentum=number / 30)  # fmt: skip
-    assert judged_epoch(study.records(), study.config, "val_top1") == 3
-    assert set(study.importance()["trials"].to_pylist()) == {22}
-    assert set(study.importance(epoch=9)["trials"].to_pylist()) == {5}
+    assert set(study.importance()["trials"].to_pylist()) == {8}
+    assert set(study.importance(epoch=3)["trials"].to_pylist()) == {22}
+    assert study.importance(epoch=3)["epoch"].to_pylist() == [3, 3]
     assert study.importance("parameters").num_rows == 0
 
 
@@ -91,9 +90,11 @@ def test_a_parameter_that_only_some_trials_have_is_left_to_ped_anova(maker):
 def test_too_little_is_no_importance_and_an_unknown_metric_is_named(maker):
     study = maker.study(space=SPACE)
     assert study.importance().num_rows == 0
-    for number in range(3):
-        maker.trial(number, [0.5] * 9, lr=0.1, momentum=0.5)
-    assert study.importance().num_rows == 0
+    for number in range(7):
+        maker.trial(number, [number / 9] * 9, lr=0.1, momentum=number / 7)
+    assert Study.load(study.path).importance().num_rows == 0
+    maker.trial(7, [0.9] * 9, lr=0.1, momentum=0.99)
+    assert Study.load(study.path).importance().num_rows == 2
     with pytest.raises(UserError, match=r"must be one of .* got 'top1'"):
         study.importance("top1")
 
@@ -118,6 +119,7 @@ def test_the_leaderboard_as_a_table_has_mean_sd_and_n(maker, tmp_path):
     table = study.leaderboard().to_table()
     first = table.to_pylist()[0]
     assert table["name"].to_pylist() == ["trial 4", "none"]
+    assert table["role"].to_pylist() == ["winner", "baseline"]
     assert (first["winner"], first["failed"], first["param_lr"]) == (True, None, 0.05)
     assert first["test_top1_mean"] == pytest.approx(np.mean([0.5, 0.6, 0.8]))
     assert first["test_top1_sd"] == pytest.approx(np.std([0.5, 0.6, 0.8], ddof=1))

@@ -4,7 +4,7 @@ import pytest
 from report_studies import final, select
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.results.leaderboard import Row, winner_of
+from ekd_ray.results.leaderboard import Row, rank_contenders
 
 
 @pytest.fixture
@@ -66,17 +66,17 @@ def test_the_winner_keeps_the_constraints_over_the_seeds_if_any_does():
         row("kept too", [0.6, 0.6], [0.01, 0.01]),
         Row(name="none", config=None, test=(0.99,)),
     ]
-    assert winner_of(rows, StudyConfig()).name == "best"
-    assert winner_of(rows, StudyConfig(constraints=["val_ece<=0.1"])).name == "kept"
+    assert rank_contenders(rows, StudyConfig())[0].name == "best"
+    assert rank_contenders(rows, StudyConfig(constraints=["val_ece<=0.1"]))[0].name == "kept"
     # None keeps it: the nearest.
-    assert winner_of(rows, StudyConfig(constraints=["val_ece<=0.001"])).name == "kept too"
-    assert winner_of(rows[3:], StudyConfig()) is None
+    assert rank_contenders(rows, StudyConfig(constraints=["val_ece<=0.001"]))[0].name == "kept too"
+    assert rank_contenders(rows[3:], StudyConfig()) == []
 
 
 def test_who_was_given_fewer_seeds_is_out_of_the_race():
     rows = [row("lucky", [0.9, 0.9], [0, 0]), row("stayed", [0.8, 0.8, 0.8], [0, 0, 0])]
-    assert winner_of(rows, StudyConfig()).name == "stayed"
-    assert winner_of(rows, StudyConfig(metric="val_nll")).name == "stayed"
+    assert rank_contenders(rows, StudyConfig())[0].name == "stayed"
+    assert rank_contenders(rows, StudyConfig(metric="val_nll"))[0].name == "stayed"
 
 
 def test_costs_and_metrics_over_seeds_reach_the_leaderboard(maker):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,7 +18,7 @@ from ekd_ray.models import build_model, load_weights
 from ekd_ray.results import finish
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import RunRecord, read_record
-from ekd_ray.scale.confirm import plan_runs
+from ekd_ray.scale.confirm import Entry, plan_runs
 from ekd_ray.scale.worker import TrainOptions, train_run
 
 
@@ -135,17 +137,22 @@ def test_a_final_step_without_held_out_images_is_no_reason_to_read_the_test_spli
 
 
 def test_confirm_folders_are_readable_and_shared_by_equal_configurations(winner_config, tmp_path):
-    entries = {"trial 3": winner_config, "authors": winner_config,
-               "kd": winner_config.replace(kd_weight=9.0)}  # fmt: skip
+    entries = [
+        Entry(name=name, config=config, role="champion")
+        for name, config in (
+            ("trial 3", winner_config), ("authors' values", winner_config),
+            ("kd", winner_config.replace(kd_weight=9.0)),
+        )
+    ]  # fmt: skip
     runs = plan_runs(tmp_path, RunStage.FINAL, entries, [1, 2])
     names = {(run.name, run.seed): run.folder.name for run in runs}
     assert names["trial 3", 2].startswith("final-trial-3-seed-2-")
-    assert names["trial 3", 2] == names["authors", 2] != names["trial 3", 1]
+    assert names["trial 3", 2] == names["authors' values", 2] != names["trial 3", 1]
     assert names["kd", 1].startswith("final-kd-seed-1-")
     # The same run under another name, later, and a run of an earlier version, are found again.
     runs[0].folder.mkdir(parents=True)
-    (later,) = plan_runs(tmp_path, RunStage.FINAL, {"trial 9": winner_config}, [1])
+    (later,) = plan_runs(tmp_path, RunStage.FINAL, [replace(entries[0], name="trial 9")], [1])
     assert later.folder == runs[0].folder
-    old = tmp_path / "confirm" / f"final-{entries['kd'].replace(seed=1).fingerprint()}"
+    old = tmp_path / "confirm" / f"final-{entries[2].config.replace(seed=1).fingerprint()}"
     old.mkdir()
     assert plan_runs(tmp_path, RunStage.FINAL, entries, [1])[2].folder == old

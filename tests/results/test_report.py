@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
-from report_studies import EVIL, final, finished, predictions, searched, select
+from report_studies import EVIL, SPACE, final, finished, predictions, searched, select
 
 from ekd_ray.data import datasets
 from ekd_ray.engine import rundata
@@ -19,13 +19,13 @@ from ekd_ray.engine.measure.uncertainty import aurc
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.results import Study
 from ekd_ray.results.report import figures, script_json, write_report
-from ekd_ray.results.report.content import gather, write_headline
+from ekd_ray.results.report.content import describe_parameters, gather, write_headline
 from ekd_ray.results.report.measures import correlation_gap, risk_over_coverage
 from ekd_ray.studies import pipeline
 
 SECTIONS = ("certainty", "leaderboard", "curves-section", "parameters", "trade-off",
             "calibration", "teacher", "time-section", "failures", "reproduce")  # fmt: skip
-CHARTS = ("differences", "board", "curves", "importance", "parallel", "contour", "slice-0",
+CHARTS = ("validation-differences", "differences", "board", "curves", "importance", "parallel", "contour", "slice-0",
           "slice-2", "front", "reliability", "risk", "correlation-0", "tsne-0", "tsne-1",
           "time")  # fmt: skip
 
@@ -78,8 +78,7 @@ def test_no_figure_is_empty(page):
 def test_optunas_plots_show_our_trials(reported):
     """Their order in Optuna's figures is read from what its plots happen to hold."""
     content = gather(reported[0])
-    last = content.importance["epoch"][0].as_py() - 1
-    scores = {r.number: r.history[last]["val_top1"] for r in content.ended if r.history[last:]}
+    scores = {r.number: r.last["val_top1"] for r in content.ended if r.status == "complete"}
     for chart in figures.draw_slices(content):
         name, trace = chart.title, chart.figure.data[0]
         shown = repr if name == "optimizer" else float
@@ -128,7 +127,7 @@ def test_the_headline_says_who_is_beaten_and_who_is_not(reported):
     content = gather(reported[0])
     sentence, lead = write_headline(content)
     assert sentence.startswith(f"{content.winner.name.capitalize()} wins with 61.2")
-    assert "better than student alone and not told apart from KD" in sentence
+    assert "better than authors' values and student alone and not told apart from KD" in sentence
     assert "3 seeds" in lead and "3 fresh seeds" in lead
 
 
@@ -144,6 +143,44 @@ def test_a_winner_that_loses_is_not_praised(maker):
     assert "worse than KD" in sentence
     text = write_report(study).read_text(encoding="utf-8")
     assert "not the best by test: KD is 10.07 points above" in text
+
+
+def test_a_champion_that_wins_is_named_and_what_is_not_settled_is_said(maker):
+    study = maker.study()
+    confirm = [
+        select(name, seed, 0.5 + better + 0.01 * seed * (-1) ** (seed + n), role="champion")
+        for n, (name, better) in enumerate({"authors' values": 0.01, "defaults": 0.0}.items())
+        for seed in (1, 2, 3)
+    ]
+    confirm += [final("authors' values", seed, 0.6, role="champion") for seed in (1, 2, 3)]
+    confirm += [final("defaults", seed, 0.5, role="champion") for seed in (1, 2, 3)]
+    for row in confirm:  # as confirm leaves them
+        row |= {"trial": 0, "equals": json.dumps(["from other"])} if "auth" in row["name"] else {}
+    maker.confirm(confirm)
+    content = gather(study)
+    assert write_headline(content)[0].startswith("The authors' values win with 60.0")
+    assert (content.board[0].role, content.board[1].role) == ("winner", "champion")
+    text = " ".join(Elements(write_report(study).read_text(encoding="utf-8")).text)
+    assert "Not settled: winner - defaults: +" in text
+    assert "authors' values (winner, also from other and trial 0)" in text
+
+
+def test_few_trials_of_full_length_rank_no_parameter(maker):
+    """Seven are too few, however many were stopped early; eight are not."""
+    study = maker.study(space=SPACE, rungs=[1])
+    for number in range(30):
+        whole, score = number < 7, 0.5 + number / 100
+        maker.trial(number, [score] * (9 if whole else 1), status="complete" if whole else "pruned",
+                    lr=0.001 * (number + 1), momentum=number / 40, optimizer="sgd")  # fmt: skip
+    charts = charts_of(write_report(study).read_text(encoding="utf-8"))
+    assert not {"importance", "parallel", "contour"} & set(charts) and "slice-0" in charts
+    found = describe_parameters(gather(study))
+    assert found.startswith("7 trials of full length so far")
+    maker.trial(30, [0.4] * 9, lr=0.05, momentum=0.9, optimizer="adamw")
+    content = gather(Study.load(study.path))
+    assert "mattered most" in describe_parameters(content)
+    (parallel,) = figures.draw_parallel(content)
+    assert {row[0] for row in parallel.rows} == {*range(7), 30}
 
 
 def test_a_running_study_has_a_report_without_test_figures(maker):

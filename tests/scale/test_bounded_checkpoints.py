@@ -13,7 +13,7 @@ from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.results.records import RunRecord
-from ekd_ray.scale.confirm import plan_runs
+from ekd_ray.scale.confirm import Entry, plan_runs
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
@@ -52,7 +52,7 @@ def test_checkpoints_are_those_of_running_trials(tmp_path):
 def test_confirm_keeps_the_weights_of_final_runs_only(tmp_path):
     config, seen = resolve(SHARED), []
     for stage in (RunStage.SELECT, RunStage.FINAL):
-        (run,) = plan_runs(tmp_path, stage, {"x": config}, [1])
+        (run,) = plan_runs(tmp_path, stage, [Entry(name="x", config=config, role="champion")], [1])
         train_run(run, lambda row: seen.append(large_files(tmp_path)), options=OPTIONS)
         assert large_files(tmp_path) == ({} if stage is RunStage.SELECT else {WEIGHTS: 1})
     assert max(files.total() for files in seen) <= 1

@@ -25,10 +25,11 @@ def play(scores, **config):
     while wanted := wanted_seeds(rows, study):
         rounds += 1
         for index, row in enumerate(rows):
-            values = scores[row.name][: wanted.get(row.name, len(row.val))]
-            assert row.name not in wanted or len(values) > len(row.val), "a round without a run"
-            failed = "diverged" if None in values else None
-            rows[index] = replace(row, failed=failed, val=() if failed else tuple(values))
+            if row.name in wanted:
+                assert wanted[row.name] > len(row.val), "a round without a run"
+                values = scores[row.name][: wanted[row.name]]
+                failed = "diverged" if None in values else None
+                rows[index] = replace(row, failed=failed, val=() if failed else tuple(values))
     return rows, study, rounds
 
 

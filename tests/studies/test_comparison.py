@@ -111,7 +111,8 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
     kd, ekd = with_method(BASE, "kd"), with_method(BASE, "ekd")
     alone, longer = BASE, BASE.replace(epochs=480)
     write_study(tmp_path / "a-b" / "ekd", [
-        ("trial 3", ekd, (0.62, 0.60)), ("none", alone, (0.5, 0.54)), ("authors", ekd, (0.6, 0.6)),
+        ("trial 3", ekd, (0.62, 0.60)), ("none", alone, (0.5, 0.54)),
+        ("authors' values", ekd, (0.6, 0.6)),
     ])  # fmt: skip
     write_study(tmp_path / "a-b" / "mlkd", [
         ("trial 3", kd, (0.66, 0.68)), ("none", longer, (0.55, 0.55)),

@@ -7,6 +7,7 @@ import pytest
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import RESULT, STUDY_FILE, trial_folder
+from ekd_ray.scale.space import first_points
 from ekd_ray.studies.warm_start import POINTS, warm_started
 
 SPACE = {
@@ -49,19 +50,30 @@ def config():
     )  # fmt: skip
 
 
-def test_the_best_of_full_length_come_after_the_studys_own(finished, config):
+def test_the_best_of_full_length_come_after_the_studys_own_under_their_studys_name(
+    finished, config
+):
     trials = [(point(1), 0.3), (point(2), 0.5), (point(3), None), (point(4), 0.4), (point(5), 0.1)]
     result = warm_started(config, [finished("a", trials)])
-    assert list(result.first_points) == [point(9.0), point(2), point(4), point(1)]
-    assert result.replace(first_points=config.first_points) == config
+    assert result.warm_points == {
+        "from a": point(2),
+        "from a (2)": point(4),
+        "from a (3)": point(1),
+    }
+    assert result.replace(warm_points=None) == config
+    assert list(first_points(result)) == [point(9.0), point(2), point(4), point(1)]
 
 
 def test_each_study_adds_its_own_and_no_point_comes_twice(finished, config):
     first = finished("a", [(point(w), 1 - w / 100) for w in range(1, 9)])
     second = finished("b", [(point(1), 0.9), (point(9.0), 0.8), (point(12), 0.7)])
     result = warm_started(config, [first, second])
-    weights = [p["kd_weight"] for p in result.first_points]
-    assert weights == [9.0, *range(1, POINTS + 1), 12]
+    weights = {name: p["kd_weight"] for name, p in result.warm_points.items()}
+    assert list(weights.values()) == [*range(1, POINTS + 1), 9.0, 12]
+    assert weights["from b"] == 9.0 and result.first_points == (), "by hand and brought: brought"
+    assert warm_started(result, [first, second]) == result
+    known = config.replace(authors={**point(12), "lr": 0.1}, first_points=[])
+    assert list(warm_started(known, [second]).warm_points) == ["from b", "from b (2)"]
 
 
 def test_points_are_mapped_onto_the_space(finished, config):
@@ -70,7 +82,7 @@ def test_points_are_mapped_onto_the_space(finished, config):
         "a", [({"kd_weight": 90.0, "lr": 0.1}, 0.5)],
         space={"kd_weight": {"low": 0.5, "high": 99.0}, "lr": {"low": 0.01, "high": 0.2}},
     )  # fmt: skip
-    assert list(warm_started(config, [run]).first_points) == [point(9.0), {"kd_weight": 20.0}]
+    assert warm_started(config, [run]).warm_points == {"from a": {"kd_weight": 20.0}}
 
 
 def test_a_searched_method_takes_the_method_of_the_other_study(finished):
@@ -85,9 +97,9 @@ def test_a_searched_method_takes_the_method_of_the_other_study(finished):
     run = finished("a", [({"temperature": 3.0, "dkd_beta": 2.0}, 0.5)], method="dkd",
                    space={"temperature": {"low": 1.0, "high": 4.0},
                           "dkd_beta": {"low": 1.0, "high": 9.0}})  # fmt: skip
-    assert list(warm_started(config, [run]).first_points) == [
-        {"method": "dkd", "temperature": 3.0, "dkd_beta": 2.0}
-    ]
+    assert warm_started(config, [run]).warm_points == {
+        "from a": {"method": "dkd", "temperature": 3.0, "dkd_beta": 2.0}
+    }
 
 
 @pytest.mark.parametrize(
