@@ -50,16 +50,11 @@ def config():
     )  # fmt: skip
 
 
-def test_the_best_of_full_length_come_after_the_studys_own_under_their_studys_name(
-    finished, config
-):
+def test_the_best_of_full_length_come_after_the_studys_own_by_its_name(finished, config):
     trials = [(point(1), 0.3), (point(2), 0.5), (point(3), None), (point(4), 0.4), (point(5), 0.1)]
     result = warm_started(config, [finished("a", trials)])
-    assert result.warm_points == {
-        "from a": point(2),
-        "from a (2)": point(4),
-        "from a (3)": point(1),
-    }
+    found = [(name, brought["kd_weight"]) for name, brought in result.warm_points.items()]
+    assert found == [("from a", 2), ("from a (2)", 4), ("from a (3)", 1)]
     assert result.replace(warm_points=None) == config
     assert list(first_points(result)) == [point(9.0), point(2), point(4), point(1)]
 
