@@ -25,10 +25,18 @@ from ekd_ray.results.report.content import (
     Content,
     describe_parameters,
     gather,
+    list_other_names,
     write_headline,
 )
 from ekd_ray.results.study import Study
-from ekd_ray.results.words import duration, figure_text, label, metric_name, value_text
+from ekd_ray.results.words import (
+    duration,
+    figure_text,
+    joined,
+    label,
+    metric_name,
+    value_text,
+)
 
 MOST_FAILURES = 10
 STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",
@@ -44,6 +52,7 @@ def print_progress(study: Study, other: pa.Table | None, other_name: str) -> Non
     if content.board:
         parts += [
             leaderboard_table(content.board, content.config),
+            *_other_names(content.board),
             _intervals(content.board),
             winner_settings(content.board, content.config),
             *difference_lines(study),
@@ -65,6 +74,7 @@ def print_study(study: Study, bundle: Bundle) -> None:
     parts: list[str | Table] = [
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
+        *_other_names(board),
         winner_settings(board, config),
         *(f"{row.name} failed: {row.failed}" for row in board if row.failed),
         *difference_lines(study),
@@ -83,6 +93,14 @@ def _print(parts: list[str | Table], config: StudyConfig, *, least_width: int) -
     console = Console(highlight=False, soft_wrap=True, width=width)
     for part in parts:
         console.print(part, markup=False)
+
+
+def _other_names(board: list[Row]) -> list[str]:
+    return [
+        f"{label(row.name)}: the same configuration as {joined(names)}"
+        for row in board
+        if (names := list_other_names(row))
+    ]
 
 
 def _selection_gap(study: Study, winner: Row) -> list[str]:

@@ -102,13 +102,10 @@ def describe_win(name: str) -> str:
 
 def difference_text(name: str, found: Paired, metric: str) -> str:
     """`winner - KD: +1.40 points of test_top1, 95 % interval -1.38 to +4.17 (paired, 5 seeds)`."""
-    scale, digits, unit = (100, 2, "points of ") if is_share(metric) else (1, 4, "")
+    scale, digits, unit = _scale_of(metric)
     text = f"winner - {label(name)}: {scale * found.mean:+.{digits}f} {unit}{metric}"
-    if found.low is not None and found.high is not None:
-        text += (
-            f", {100 * found.level:g} % interval {scale * found.low:+.{digits}f} to "
-            f"{scale * found.high:+.{digits}f}"
-        )
+    if interval := _interval_text(found, metric):
+        text += f", {100 * found.level:g} % interval {interval}"
     return f"{text} (paired, {several(found.n, 'seed')})"
 
 
@@ -118,8 +115,25 @@ def describe_lead(board: Leaderboard) -> str:
         return ""
     if (lead := board.lead) is None:
         return "Settled: the others were clearly worse after fewer seeds, or break a constraint."
-    verdict = "Settled" if lead.settled else "Not settled"
-    return f"{verdict}: {difference_text(lead.over, lead.difference, board.config.metric)}."
+    found, metric = lead.difference, board.config.metric
+    verdict, tell = ("Settled", "tell") if lead.settled else ("Not settled", "do not tell")
+    text = f"{verdict}: {several(found.n, 'seed')} {tell} the winner from the next best"
+    if interval := _interval_text(found, metric):
+        subject = f"{_scale_of(metric)[2]}{metric_name(metric)}"
+        interval = f" ({100 * found.level:g} % interval {interval} {subject})"
+    return f"{text}, {label(lead.over)}{interval}."
+
+
+def _scale_of(metric: str) -> tuple[int, int, str]:
+    """Of a difference as it is shown: what it is multiplied with, its digits and its unit."""
+    return (100, 2, "points of ") if is_share(metric) else (1, 4, "")
+
+
+def _interval_text(found: Paired, metric: str) -> str:
+    if found.low is None or found.high is None:
+        return ""
+    scale, digits, _ = _scale_of(metric)
+    return f"{scale * found.low:+.{digits}f} to {scale * found.high:+.{digits}f}"
 
 
 def percent(value: float | None) -> str:

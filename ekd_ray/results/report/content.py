@@ -272,10 +272,15 @@ def _describe_leaderboard(content: Content) -> str:
     )
 
 
+def list_other_names(row: Row) -> list[str]:
+    """Other champions, and the trial, that have the row's configuration."""
+    number = [] if row.number is None else [trial_name(row.number)]
+    return [name for name in (*row.equals, *number) if name != row.name]
+
+
 def row_label(row: Row) -> str:
     """A leaderboard row in words: the winner marked, and what else has its configuration."""
-    number = [] if row.number is None else [trial_name(row.number)]
-    same = [name for name in (*row.equals, *number) if name != row.name]
+    same = list_other_names(row)
     marks = [*["winner"] * row.winner, *([f"also {joined(same)}"] if same else [])]
     return f"{label(row.name)} ({', '.join(marks)})" if marks else label(row.name)
 
