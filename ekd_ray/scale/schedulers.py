@@ -91,7 +91,7 @@ def falls_behind(
     index, rest = divmod((len(earlier) - 1) * (reduction_factor - 1), reduction_factor)
     bar = earlier[index]
     if rest:
-        bar += (earlier[index + 1] - bar) * rest / reduction_factor
+        bar = (bar * (reduction_factor - rest) + earlier[index + 1] * rest) / reduction_factor
     return own < bar
 
 
