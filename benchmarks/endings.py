@@ -1,127 +1,197 @@
-"""How studies end on recorded learning curves, under several rules of early stopping.
+"""How studies end under several rules of early stopping, on recorded learning curves alone.
 
-    python -m benchmarks.endings benchmarks/curves/NAME.parquet --trials 12 --seeds 40
+    python -m benchmarks.endings benchmarks/curves/NAME.parquet --trials 12 --draws 1000
 
-A study of so many trials is searched on the curves as `benchmarks.simulate` does it, and its best
-`--top-k` trials of full length are scored under three fresh seeds: the best mean wins. Printed
-are medians over studies, with the quartiles: the trials of full length, the finalists, the epochs
-of the search, what the winner lacks of the best there is (regret, in points, noise left out), and
-the regret of the best configuration that the study tried at all.
+A study draws so many of the recorded configurations, runs them in that order on four workers, an
+epoch of each in about the same time, and stops them by a rule. Of its trials of full length the
+best `--top-k` are finalists, and the one with the best mean over the recorded seeds that the
+search did not see wins (where one seed is recorded, the best wins). Printed are medians over
+draws, with quartiles and means: trials of full length, epochs trained, and the regret, in points:
+what the winner's final score, its mean over all seeds, lacks of the best of the drawn ones.
+
+`--correlations` prints instead how the score at each epoch ranks the configurations, against
+their final score.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import tempfile
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from scipy.stats import spearmanr
 
-from benchmarks.curves import recorded_study
-from benchmarks.landscape import Landscape
-from benchmarks.simulate import CHANCE, Epoch, Ours, play, stand_in
-from ekd_ray.config import StudyConfig
-from ekd_ray.files import write_json
-from ekd_ray.scale.full_runs import FullRuns
-from ekd_ray.scale.samplers import SAMPLERS
-from ekd_ray.scale.schedulers import NoStopping, make_scheduler
-from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.space import Space
+from benchmarks.landscape import METRIC, Point
+from benchmarks.simulate import CHANCE, Epoch, play
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.results.records import RunRecord
+from ekd_ray.scale.full_runs import promise
+from ekd_ray.scale.schedulers import make_scheduler, rung_score
 
-SEEDS = 3  # fresh ones of each finalist
 # What is changed of a study, whether chance is looked at, and whether stopped trials run in full.
 RULES: dict[str, tuple[dict[str, Any], bool, bool]] = {
     "all compared, no full runs": ({}, False, False),
     "chance rule": ({}, True, False),
     "full runs": ({}, False, True),
-    "both (default)": ({}, True, True),
+    "both": ({}, True, True),
     "nothing stopped": ({"scheduler": "none"}, False, False),
-    **{f"first rung at {n}": ({"grace_epochs": n}, True, True) for n in (1, 2, 3, 4, 6)},
+    **{f"both, first rung {n}": ({"grace_epochs": n}, True, True) for n in range(1, 7)},
 }
-FIGURES = ("full length", "finalists", "epochs", "regret", "best tried")
+FIGURES = ("full length", "epochs", "regret")
 
 
-def end_study(
-    job: tuple[int, str, int], landscape: Landscape, base: StudyConfig
-) -> dict[str, float]:
-    """The figures of one study of so many trials, under a rule and a seed: see the module."""
-    trials, name, seed = job
-    changes, by_chance, in_full = RULES[name]
-    config = base.replace(trials=trials, seed=seed, **changes)
-    rng = np.random.default_rng(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        epochs = list(_search(landscape, config, Path(folder), rng, by_chance, in_full))
-    ends = [done for done in epochs if done.epoch == landscape.epochs]
-    ranked = sorted(ends, key=lambda done: -done.seen)[: config.confirm_top_k]
-    means = [np.mean(landscape.fresh_scores(done.true, SEEDS, rng)) for done in ranked]
-    winner = ranked[int(np.argmax(means))]
-    found = (
-        len(ends), len(ranked), len(epochs), 100 * (landscape.best - winner.true),
-        100 * (landscape.best - max(done.true for done in epochs)),
-    )  # fmt: skip
-    return dict(zip(FIGURES, map(float, found), strict=True))
+@dataclass(frozen=True)
+class Recorded:
+    """Recorded curves [seeds][epochs] by the number of their configuration, of one length."""
+
+    distill: DistillConfig
+    curves: dict[int, np.ndarray]
+
+    @classmethod
+    def read(cls, table: Path) -> Recorded:
+        """Those of a table that were trained to the end under all of its seeds."""
+        found: dict[int, dict[int, list[float]]] = {}
+        for row in pq.read_table(table).to_pylist():
+            by_seed = found.setdefault(row["number"], {})
+            by_seed.setdefault(row.get("seed") or 0, []).append(row[METRIC])
+        base = json.loads(pq.read_schema(table).metadata[b"ekd_ray"])["base"]
+        names = ("epochs", "schedule", "lr", "lr_milestones")
+        distill = DistillConfig(**{name: base[name] for name in names})
+        most = max(map(len, found.values()))
+        shapes = {(most, distill.epochs)}
+        whole = {n: [own[s] for s in sorted(own)] for n, own in found.items() if len(own) == most}
+        return cls(
+            distill,
+            {
+                number: np.array(own)
+                for number, own in whole.items()
+                if {(len(own), len(curve)) for curve in own} == shapes
+            },
+        )
+
+    @property
+    def epochs(self) -> int:
+        return self.distill.epochs
 
 
-def _search(
-    landscape: Landscape, config: StudyConfig, folder: Path, rng: np.random.Generator,
-    by_chance: bool, in_full: bool,
-) -> Iterator[Epoch]:  # fmt: skip
-    searcher = OptunaSearcher(folder, config, config.distill)
+@dataclass
+class _Draw:
+    """A player of `simulate.play` and its landscape: given configurations under one seed."""
+
+    recorded: Recorded
+    numbers: list[int]
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.epochs, self._asked = self.recorded.epochs, 0
+
+    def ask(self, trial_id: str) -> Point | None:
+        self._asked += 1
+        if self._asked > len(self.numbers):
+            return None
+        return {"number": self.numbers[self._asked - 1]}
+
+    def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> None:
+        pass
+
+    def curve(self, point: Point) -> tuple[list[float], float]:
+        curves = self.recorded.curves[point["number"]]
+        return curves[self.seed].tolist(), float(curves[:, -1].mean())
+
+
+def end_study(recorded: Recorded, config: StudyConfig, rule: str, seed: int) -> list[float]:
+    """The `FIGURES` of one study under a rule; its seed decides which configurations it draws."""
+    changes, by_chance, in_full = RULES[rule]
+    config, rng = config.replace(**changes), np.random.default_rng(seed)
+    numbers = rng.permutation(list(recorded.curves))[: config.trials].tolist()
+    seeds = len(recorded.curves[numbers[0]])
+    draw = _Draw(recorded, numbers, seed % seeds)
     scheduler = make_scheduler(config, chance=CHANCE if by_chance else None)
-    yield from play(landscape, Ours(searcher), scheduler, rng)
+    epochs = list(play(draw, draw, scheduler, rng))
+    ends = {numbers[done.trial] for done in epochs if done.epoch == recorded.epochs}
+    spent = len(epochs)
     if in_full:
-        full_runs = FullRuns(folder, config, config.distill, budget=searcher.budget, chance=CHANCE)
-        yield from play(landscape, Ours(full_runs), NoStopping(), rng)
+        for trial in sorted(
+            _stopped(epochs, ends, numbers), key=lambda t: promise(t, config, CHANCE)
+        ):
+            if len(ends) < config.confirm_top_k:
+                ends.add(numbers[int(trial.name)])
+                spent += recorded.epochs
+    found = len(ends)
+    score = {number: recorded.curves[number][:, -1] for number in numbers}
+    finalists = sorted(ends, key=lambda n: -score[n][draw.seed])[: config.confirm_top_k]
+    fresh = [seed for seed in range(seeds) if seed != draw.seed] or [0]
+    winner = max(finalists, key=lambda n: score[n][fresh].mean())
+    best = max(values.mean() for values in score.values())
+    return [found, spent, 100 * (best - score[winner].mean())]
+
+
+def _stopped(epochs: list[Epoch], ends: set[int], numbers: list[int]) -> Iterator[RunRecord]:
+    for trial, number in enumerate(numbers):
+        rows = [{"epoch": e.epoch, METRIC: e.seen} for e in epochs if e.trial == trial]
+        if number not in ends:
+            yield RunRecord(
+                folder=Path(), stage=RunStage.SEARCH, name=str(trial), number=trial, history=rows
+            )
+
+
+def correlations(recorded: Recorded) -> dict[str, list[float]]:
+    """Rank correlation (Spearman) of the score after each epoch with that after the last."""
+    scores = {
+        number: [
+            rung_score(
+                {e: {METRIC: value} for e, value in enumerate(curves[0], start=1)},
+                METRIC, epoch, recorded.distill, mean=True,
+            )
+            for epoch in range(1, recorded.epochs)
+        ]
+        for number, curves in recorded.curves.items()
+    }  # fmt: skip
+    table = np.array(list(scores.values()))
+    ends = np.array([curves[0, -1] for curves in recorded.curves.values()])
+    found = {}
+    for name, share in (("all", 0.0), ("better half", 1 / 2), ("upper third", 2 / 3)):
+        kept = ends >= np.quantile(ends, share)
+        found[f"{name} (n = {kept.sum()})"] = [
+            float(spearmanr(column[kept], ends[kept])[0]) for column in table.T
+        ]
+    guessing = [np.mean([CHANCE.explains(score) for score in column]) for column in table.T]
+    return {**found, "at chance (share)": [float(share) for share in guessing]}
 
 
 def main() -> None:
-    """Let studies end under all rules."""
+    """Let studies end under all rules, or rank."""
     parser = argparse.ArgumentParser(description="How studies end on recorded curves.")
     parser.add_argument("table", type=Path)
     parser.add_argument("--trials", type=int, nargs="+", default=[12, 32], metavar="N")
     parser.add_argument("--top-k", type=int, default=3, metavar="K")
-    parser.add_argument("--seeds", type=int, default=40, metavar="N")
-    parser.add_argument("--first-seed", type=int, default=0, metavar="N")
-    parser.add_argument("--sampler", default="tpe", choices=tuple(SAMPLERS))
-    parser.add_argument(
-        "--only", nargs="+", default=[""], metavar="TEXT", help="rules with this in the name"
-    )
-    parser.add_argument("--processes", type=int, default=1, metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--draws", type=int, default=1000, metavar="N")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rules with this in the name")
+    parser.add_argument("--correlations", action="store_true")
     args = parser.parse_args()
-    recorded = json.loads(pq.read_schema(args.table).metadata[b"ekd_ray"])["base"]
-    study = recorded_study()
-    landscape = Landscape(args.table, Space(study.space))
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    results: dict[str, dict[str, list[float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        schedule = {"epochs": recorded["epochs"], "schedule": recorded["schedule"]}
-        distill = stand_in(Path(folder), **schedule)
-        base = study.replace(distill=distill, confirm_top_k=args.top_k, sampler=args.sampler)
-        names = [name for name in RULES if any(text in name for text in args.only)]
-        jobs = [(n, name, seed) for n in args.trials for name in names for seed in seeds]
-        end = partial(end_study, landscape=landscape, base=base)
-        with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-            for (n, name, _), one in zip(jobs, pool.imap(end, jobs), strict=True):
-                figures = results.setdefault(f"{n} trials, {name}", {f: [] for f in FIGURES})
-                for figure, value in one.items():
-                    figures[figure].append(value)
-                if len(figures["regret"]) == args.seeds:
-                    cells = " | ".join(map(_spread, figures.values()))
-                    print(f"| {n} | {name} | {cells} |", flush=True)
-    if args.json:
-        write_json(args.json, {"n": args.seeds, "schedule": schedule, "endings": results})
+    recorded = Recorded.read(args.table)
+    if args.correlations:
+        for name, values in correlations(recorded).items():
+            print(f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} |")
+        return
+    print(f"{len(recorded.curves)} configurations, {recorded.distill.schedule}")
+    for trials in args.trials:
+        config = StudyConfig(distill=recorded.distill, trials=trials, confirm_top_k=args.top_k)
+        for rule in (rule for rule in RULES if args.only in rule):
+            ends = [end_study(recorded, config, rule, seed) for seed in range(args.draws)]
+            cells = " | ".join(map(_spread, np.array(ends).T))
+            print(f"| {trials} | {rule} | {cells} |", flush=True)
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: np.ndarray) -> str:
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return f"{median:.2f} [{low:.2f}, {high:.2f}] mean {np.mean(values):.2f}"
+    return f"{median:.2f} [{low:.2f}, {high:.2f}], mean {values.mean():.2f}"
 
 
 if __name__ == "__main__":

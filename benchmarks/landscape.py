@@ -73,17 +73,10 @@ class Landscape:
         unit = unit_coordinates(self.space, point)
         digest = hashlib.sha256(np.round(unit, 9).tobytes()).digest()
         true = self._forest.predict([unit])[0]
-        lent = self._lent_noise(true[-1])
+        near = np.argsort(np.abs(self._levels - true[-1]))[:NEAR]
+        lent = self._noise[near].reshape(-1, self.epochs)
         noise = lent[int.from_bytes(digest[:8], "little") % len(lent)]
         return (true + noise).tolist(), float(true[-1])
-
-    def fresh_scores(self, value: float, seeds: int, rng: np.random.Generator) -> list[float]:
-        """Final scores, under further seeds, of a configuration whose true final one is `value`."""
-        return [value + float(noise) for noise in rng.choice(self._lent_noise(value)[:, -1], seeds)]
-
-    def _lent_noise(self, value: float) -> np.ndarray:
-        near = np.argsort(np.abs(self._levels - value))[:NEAR]
-        return self._noise[near].reshape(-1, self.epochs)
 
 
 def unit_coordinates(space: Space, point: Point) -> list[float]:

@@ -68,6 +68,14 @@ class Player(Protocol):
     def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> None: ...
 
 
+class Curves(Protocol):
+    """What stands for training: a `Landscape`, or recorded curves themselves."""
+
+    epochs: int
+
+    def curve(self, point: Point) -> tuple[list[float], float]: ...
+
+
 class Ours:
     """The searcher that studies run, with its journal and its trial folders."""
 
@@ -194,7 +202,7 @@ def race(
 
 
 def play(
-    landscape: Landscape, player: Player, scheduler: Any, rng: np.random.Generator
+    landscape: Curves, player: Player, scheduler: Any, rng: np.random.Generator
 ) -> Iterator[Epoch]:
     """Epochs of a search by the clock, until its player suggests nothing more."""
     clock: list[tuple[float, int, int]] = []  # when, trial, epoch that it will have done
@@ -278,19 +286,19 @@ def main() -> None:
     study = study.replace(first_points=found)
     landscape = Landscape(args.table, space)
     with tempfile.TemporaryDirectory() as folder:
-        base = study.replace(distill=stand_in(Path(folder)))
+        base = study.replace(distill=_stand_in(Path(folder)))
         regrets = _race_all(landscape, base, args)
     _report(landscape, regrets, args)
 
 
-def stand_in(folder: Path, **schedule: Any) -> DistillConfig:
+def _stand_in(folder: Path) -> DistillConfig:
     """Shared settings that are legal anywhere: points are checked against them, not trained."""
     weights = folder / "teacher.safetensors"
     random_teacher("resnet8", "synthetic", weights)
     return resolve(
         DistillConfig(
-            dataset="synthetic", teacher="resnet8", student="resnet8",
-            teacher_weights=str(weights), **({"epochs": EPOCHS} | schedule),
+            dataset="synthetic", teacher="resnet8", student="resnet8", epochs=EPOCHS,
+            teacher_weights=str(weights),
         )
     )  # fmt: skip
 

@@ -23,7 +23,14 @@ from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import REPORT
 from ekd_ray.results.report.content import Content, gather, write_headline
 from ekd_ray.results.study import Study
-from ekd_ray.results.words import duration, figure_text, label, metric_name, value_text
+from ekd_ray.results.words import (
+    duration,
+    figure_text,
+    label,
+    metric_name,
+    several,
+    value_text,
+)
 
 MOST_FAILURES = 10
 STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",
@@ -124,6 +131,9 @@ def _status(content: Content) -> str:
     counts = content.progress.trials
     parts = [f"{counts[name]} {text}" for name, text in STATUSES.items() if counts.get(name)]
     text = f"stage: {content.progress.stage}; trials: {', '.join(parts) or 'none yet'}"
+    in_full = sum(run.full_run_of is not None for run in content.ended)
+    if in_full:
+        text += f"; {several(in_full, 'full run')} of stopped trials among them"
     quiet = content.progress.quiet_seconds
     if content.progress.stage != "finished" and quiet is not None:
         text += f"; last epoch recorded {duration(quiet / 3600)} ago"
@@ -150,7 +160,8 @@ def _search_table(content: Content) -> Table:
     )
     for record in content.ranked[:MOST_FAILURES]:
         values = (value_text(record.params.get(name)) for name in space)
-        table.add_row(str(record.number), figure_text(metric, record.value(metric)), *values)
+        name = record.name.removeprefix("trial ")
+        table.add_row(name, figure_text(metric, record.value(metric)), *values)
     return table
 
 
