@@ -37,11 +37,11 @@ EPOCHS, IMAGES, VALIDATION = 9, 2000, 0.5
 METRICS = ("val_top1", "val_nll", "val_ece")
 
 
-def recorded_study(**distill_values: Any) -> StudyConfig:
+def recorded_study(epochs: int = EPOCHS, **distill_values: Any) -> StudyConfig:
     """The study whose space and budget are recorded: CIFAR-10, resnet56a -> resnet8.
 
     Args:
-        distill_values: what else all runs share, such as another teacher or student.
+        distill_values: what else all runs share, such as another teacher, student or schedule.
     """
     recipe = load_recipe(SEARCH_SPACES / "cifar10" / "resnet56a-resnet8.yaml")
     shared = {
@@ -50,7 +50,7 @@ def recorded_study(**distill_values: Any) -> StudyConfig:
         "teacher_cache": "on",
         **{name: value for name, value in distill_values.items() if value is not None},
     }
-    values = merge(with_epochs(recipe, EPOCHS), {"distill": shared})
+    values = merge(with_epochs(recipe, epochs), {"distill": shared})
     return StudyConfig.from_dict(values)
 
 
@@ -159,10 +159,14 @@ def main() -> None:
     parser.add_argument("--data-root", default=os.environ.get("EKD_DATA_ROOT"), metavar="DIR")
     parser.add_argument("--teacher", metavar="NAME", help="instead of resnet56a")
     parser.add_argument("--student", metavar="NAME", help="instead of resnet8")
+    parser.add_argument("--schedule", metavar="NAME", help="of the learning rate, instead of step")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N")
     parser.add_argument("--teacher-weights", required=True, metavar="FILE")
     parser.add_argument("--teacher-normalization", metavar="NAME")
     args = parser.parse_args()
     study = recorded_study(
+        args.epochs,
+        schedule=args.schedule,
         teacher_weights=str(Path(args.teacher_weights).absolute()),
         teacher_normalization=args.teacher_normalization,
         teacher=args.teacher,

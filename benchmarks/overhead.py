@@ -62,7 +62,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     from ekd_ray.results.records import milestone_epochs
     from ekd_ray.results.study import Study
     from ekd_ray.scale.cluster import connected
-    from ekd_ray.scale.samplers import make_scheduler
+    from ekd_ray.scale.schedulers import make_scheduler
     from ekd_ray.scale.search import run_tuner
     from ekd_ray.scale.searcher import OptunaSearcher
     from ekd_ray.studies.pipeline import check_study, open_run

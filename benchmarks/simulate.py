@@ -25,7 +25,7 @@ import itertools
 import json
 import multiprocessing
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.curves import EPOCHS, recorded_study
+from benchmarks.curves import EPOCHS, IMAGES, VALIDATION, recorded_study
 from benchmarks.landscape import METRIC, Landscape, Point
 from benchmarks.reference import random_teacher
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -43,13 +43,14 @@ from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.files import write_json
 from ekd_ray.results.records import RunRecord
 from ekd_ray.scale.cluster import local_cpus
-from ekd_ray.scale.samplers import make_scheduler
+from ekd_ray.scale.schedulers import Chance, make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
-from ekd_ray.scale.worker import RUN, RUNG_SCORE, rung_score
+from ekd_ray.scale.worker import RUN
 from ekd_ray.studies.warm_start import POINTS
 
 WORKERS = 4
+CHANCE = Chance(classes=10, images=round(IMAGES * VALIDATION))
 
 
 def best_points(table: Path, space: Space) -> list[dict[str, Any]]:
@@ -67,11 +68,19 @@ class Player(Protocol):
     def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> None: ...
 
 
+class Curves(Protocol):
+    """What stands for training: a `Landscape`, or recorded curves themselves."""
+
+    epochs: int
+
+    def curve(self, point: Point) -> tuple[list[float], float]: ...
+
+
 class Ours:
     """The searcher that studies run, with its journal and its trial folders."""
 
-    def __init__(self, config: StudyConfig, folder: Path) -> None:
-        self.searcher = OptunaSearcher(folder, config, config.distill)
+    def __init__(self, searcher: OptunaSearcher) -> None:
+        self.searcher = searcher
         self._folders: dict[str, Path] = {}
 
     def ask(self, trial_id: str) -> Point | None:
@@ -157,11 +166,22 @@ CONTESTANTS = {
 }
 
 
+@dataclass(frozen=True)
 class _Trial:
     """All that a scheduler asks of a trial."""
 
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """An epoch of a simulated trial: its score, and what the configuration is worth at its end."""
+
+    trial: int
+    epoch: int
+    seen: float
+    point: Point
+    true: float
 
 
 def race(
@@ -169,61 +189,57 @@ def race(
 ) -> list[float]:
     """Regret after 1, 2, ... `budget` epochs of one search (infinite before the first)."""
     config = contestant.config(base, seed=seed, trials=budget)
-    scheduler: Any = make_scheduler(config)
-    rng = np.random.default_rng(seed)
+    scheduler = make_scheduler(config, chance=CHANCE)
     np.random.seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         player: Player = (
-            RaysAdapter(config, seed) if contestant.rays_adapter else Ours(config, Path(folder))
+            RaysAdapter(config, seed)
+            if contestant.rays_adapter
+            else Ours(OptunaSearcher(Path(folder), config, config.distill))
         )
-        return _race(landscape, player, scheduler, rng, budget, config.distill)
+        epochs = play(landscape, player, scheduler, np.random.default_rng(seed))
+        return _regrets(itertools.islice(epochs, budget), landscape.best, budget)
 
 
-def _race(
-    landscape: Landscape,
-    player: Player,
-    scheduler: Any,
-    rng: np.random.Generator,
-    budget: int,
-    schedule: DistillConfig,
-) -> list[float]:
-    clock: list[tuple[float, int, str, int]] = []  # when, order, trial, epoch it will have done
-    curves: dict[str, tuple[list[float], float]] = {}
-    trials: dict[str, _Trial] = {}
-    order = itertools.count()
+def play(
+    landscape: Curves, player: Player, scheduler: Any, rng: np.random.Generator
+) -> Iterator[Epoch]:
+    """Epochs of a search by the clock, until its player suggests nothing more."""
+    clock: list[tuple[float, int, int]] = []  # when, trial, epoch that it will have done
+    begun: list[tuple[Point, list[float], float]] = []
 
     def begin(now: float) -> None:
-        trial_id = f"t{len(trials)}"
-        point = player.ask(trial_id)
+        point = player.ask(f"t{len(begun)}")
         if point is None:
             return
-        trials[trial_id] = _Trial(trial_id)
-        curves[trial_id] = landscape.curve(point)
-        scheduler.on_trial_add(None, trials[trial_id])
-        heapq.heappush(clock, (now + rng.uniform(0.9, 1.1), next(order), trial_id, 1))
+        begun.append((point, *landscape.curve(point)))
+        heapq.heappush(clock, (now + rng.uniform(0.9, 1.1), len(begun) - 1, 1))
 
     for _ in range(WORKERS):
         begin(0.0)
-    regrets: list[float] = []
-    held = (0, -np.inf, np.inf)  # epochs, value seen, regret of the best so far
-    while clock and len(regrets) < budget:
-        now, _, trial_id, epoch = heapq.heappop(clock)
-        seen, true = curves[trial_id][0][epoch - 1], curves[trial_id][1]
-        row = {"epoch": epoch, "training_iteration": epoch, METRIC: seen, "seconds": 1.0}
-        row[RUNG_SCORE] = rung_score(curves[trial_id][0][:epoch], schedule)
-        # What has trained longest is trusted most, then what has scored best.
-        held = max(held, (epoch, seen, landscape.best - true), key=lambda item: item[:2])
-        regrets.append(held[2])
-        stops = epoch == EPOCHS
+    while clock:
+        now, number, epoch = heapq.heappop(clock)
+        point, curve, true = begun[number]
+        row = {"epoch": epoch, "training_iteration": epoch, METRIC: curve[epoch - 1]}
+        stops = epoch == landscape.epochs
         if not stops:
-            stops = scheduler.on_trial_result(None, trials[trial_id], row) == "STOP"
-        else:
-            scheduler.on_trial_complete(None, trials[trial_id], row)
-        player.tell(trial_id, row, last=stops)
+            trial = _Trial({RUN: {"number": number}})
+            stops = scheduler.on_trial_result(None, trial, row) == "STOP"
+        player.tell(f"t{number}", {**row, "seconds": 1.0}, last=stops)
+        yield Epoch(trial=number, epoch=epoch, seen=curve[epoch - 1], point=point, true=true)
         if stops:
             begin(now)
         else:
-            heapq.heappush(clock, (now + rng.uniform(0.9, 1.1), next(order), trial_id, epoch + 1))
+            heapq.heappush(clock, (now + rng.uniform(0.9, 1.1), number, epoch + 1))
+
+
+def _regrets(epochs: Iterable[Epoch], best: float, budget: int) -> list[float]:
+    regrets: list[float] = []
+    held = (0, -np.inf, np.inf)  # epochs, value seen, regret of the best so far
+    for done in epochs:
+        # What has trained longest is trusted most, then what has scored best.
+        held = max(held, (done.epoch, done.seen, best - done.true), key=lambda item: item[:2])
+        regrets.append(held[2])
     return [*regrets, *[regrets[-1]] * (budget - len(regrets))]
 
 

@@ -106,7 +106,8 @@ def _stopping(config: StudyConfig) -> str:
     if config.scheduler == "median":
         return f"median rule from epoch {config.grace} on"
     if epochs := ", ".join(map(str, milestone_epochs(config)[:-1])):
-        return f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
+        kept = f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
+        return f"{kept}; at least {config.confirm_top_k} run in full"
     return "none"
 
 

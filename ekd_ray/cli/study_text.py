@@ -35,6 +35,7 @@ from ekd_ray.results.words import (
     joined,
     label,
     metric_name,
+    several,
     value_text,
 )
 
@@ -151,6 +152,9 @@ def _status(content: Content) -> str:
     counts = content.progress.trials
     parts = [f"{counts[name]} {text}" for name, text in STATUSES.items() if counts.get(name)]
     text = f"stage: {content.progress.stage}; trials: {', '.join(parts) or 'none yet'}"
+    in_full = sum(run.full_run_of is not None for run in content.ended)
+    if in_full:
+        text += f"; {several(in_full, 'full run')} of stopped trials among them"
     quiet = content.progress.quiet_seconds
     if content.progress.stage != "finished" and quiet is not None:
         text += f"; last epoch recorded {duration(quiet / 3600)} ago"
@@ -177,7 +181,8 @@ def _search_table(content: Content) -> Table:
     )
     for record in content.ranked[:MOST_FAILURES]:
         values = (value_text(record.params.get(name)) for name in space)
-        table.add_row(str(record.number), figure_text(metric, record.value(metric)), *values)
+        name = record.name.removeprefix("trial ")
+        table.add_row(name, figure_text(metric, record.value(metric)), *values)
     return table
 
 

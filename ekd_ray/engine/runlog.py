@@ -38,7 +38,11 @@ def metric_tag(name: str) -> str:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The epochs recorded in a run's folder, oldest first; a torn last line is left out."""
-    path = folder / HISTORY
+    return read_rows(folder / HISTORY)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that is appended to; without a torn last one, none without a file."""
     if not path.exists():
         return []
     rows = []

@@ -96,6 +96,8 @@ def time_table(study: Study) -> pa.Table:
 class Savings:
     """Work that early stops and the teacher's cache spared.
 
+    A trial that was stopped early and then run in full spared nothing.
+
     `stopped_epochs` and `stopped_hours`: the rest of the trials that were stopped early, at their
     own pace. `views`: how often a run needed the teacher's answer; `asked`: how often the
     network was asked instead of the table; `cache_hours`: the rest at the pace at which the table
@@ -112,7 +114,12 @@ class Savings:
 def savings(study: Study) -> Savings:
     """See `Savings`."""
     total = study.config.distill.epochs
-    stopped = [t for t in study.records() if t.status == "pruned" and t.history]
+    in_full = {trial.full_run_of for trial in study.records()}
+    stopped = [
+        trial
+        for trial in study.records()
+        if trial.status == "pruned" and trial.history and trial.number not in in_full
+    ]
     left = [total - len(trial.history) for trial in stopped]
     seconds = [n * t.seconds / len(t.history) for n, t in zip(left, stopped, strict=True)]
     fill = _read_fill(study)

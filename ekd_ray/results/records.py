@@ -40,9 +40,11 @@ def trial_folder(run: Path, number: int) -> Path:
     return run / "trials" / f"{number:04d}"
 
 
-def trial_name(number: int) -> str:
-    """The name of a trial, and of its configuration once it is confirmed: `trial 7`."""
-    return f"trial {number}"
+def trial_name(number: int, full_run_of: int | None = None) -> str:
+    """The name of a trial, and of its configuration once it is confirmed: `trial 7`, or `trial 23
+    (full run of trial 7)`."""
+    name = f"trial {number}"
+    return name if full_run_of is None else f"{name} (full run of {trial_name(full_run_of)})"
 
 
 def milestone_epochs(config: StudyConfig) -> list[int]:
@@ -73,6 +75,7 @@ class RunRecord:
         number: of the trial that has this configuration; None for all others.
         role: champion, finalist or baseline, of a run of the confirm stage.
         equals: other champions that have the same configuration.
+        full_run_of: the number of the trial, stopped early, that this one runs in full.
         config: its resolved settings; empty where they are illegal or not known.
         params: the searched values of a trial.
         status: running, complete (all epochs), pruned (stopped early) or failed, with a `reason`.
@@ -87,6 +90,7 @@ class RunRecord:
     number: int | None = None
     role: str | None = None
     equals: list[str] = field(default_factory=list)
+    full_run_of: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
     status: str = "running"

@@ -39,7 +39,7 @@ from ekd_ray.results.records import (
 )
 from ekd_ray.results.study import Study, write_parquet
 from ekd_ray.scale.fill_tasks import fill_cache
-from ekd_ray.scale.samplers import NoStopping
+from ekd_ray.scale.schedulers import NoStopping
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import death_reason
 from ekd_ray.scale.selection import wanted_seeds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,3 @@ def last_failure(trial: Any) -> str:
     if path is None or not Path(path).exists():
         return ""
     return Path(path).read_text(encoding="utf-8").rpartition(FAILURE_MARK)[2]
-
-
-def set_rungs(scheduler: Any, rungs: Sequence[int]) -> None:
-    """Give an `ASHAScheduler` rungs (epochs, ascending) that need not be a geometric series.
-
-    Bracket k begins at the k-th.
-    """
-    for index, bracket in enumerate(scheduler._brackets):
-        bracket._rungs = [(epoch, {}) for epoch in reversed(rungs[index:])]

@@ -1,4 +1,4 @@
-"""Samplers and schedulers by name, and which of them go together.
+"""Samplers by name, and which schedulers they go with.
 
 A sampler proposes configurations, a scheduler stops trials early. They go together if the
 sampler can use, or has no need of, the trials that the scheduler stops:
@@ -11,10 +11,6 @@ sampler can use, or has no need of, the trials that the scheduler stops:
 | `qmc`, `grid` | QMCSampler, BruteForceSampler | nothing | stopping ones |
 | `gp` | GPSampler | trials of full length | `none` |
 | `nsga2`, `nsga3` | NSGAIISampler, NSGAIIISampler | trials of full length | `none` |
-
-Schedulers: `asha` keeps the best 1 / reduction_factor at every rung; `hyperband` is its form
-with several brackets, which begin to stop at later and later rungs; `median` stops what is
-worse than the median of the others at the same epoch; `none` stops nothing.
 """
 
 from __future__ import annotations
@@ -36,17 +32,12 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError, check_installed
-from ekd_ray.results.records import milestone_epochs
-from ekd_ray.scale.ray_private import set_rungs
 from ekd_ray.scale.space import Space
-from ekd_ray.scale.worker import RUNG_SCORE
 
 STARTUP_TRIALS = 8  # drawn at random before a model of the objective is asked
-BRACKETS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,74 +119,6 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return kind.make(seed=seed % 2**32, **options)  # NumPy takes 32 bits
-
-
-class _KeepsProcesses:
-    """Lets a trial whose process is starting have that one, and no other.
-
-    A process that has ended its trial goes by Tune's default to the trial that waits longest,
-    and the one that was being started for it is ended. Where trials are shorter than the start
-    of a process, few processes then do all the work and the others never come up: 5 of 32 did
-    in a search of trials of 3 s. Without a choice of the scheduler's, Tune gives the process to
-    the trial that is drawn in its place. (Not for schedulers that pause trials.)
-    """
-
-    def choose_trial_to_run(self, tune_controller: object) -> None:
-        return None
-
-
-class NoStopping(_KeepsProcesses, FIFOScheduler):
-    """Every trial runs to its end."""
-
-
-class _Halving(_KeepsProcesses, ASHAScheduler):
-    pass
-
-
-class _Median(_KeepsProcesses, MedianStoppingRule):
-    pass
-
-
-def _make_halving(config: StudyConfig, most_brackets: int) -> TrialScheduler:
-    rungs = milestone_epochs(config)[:-1]
-    scheduler = _Halving(
-        time_attr="epoch",
-        metric=RUNG_SCORE if config.rung_score == "mean" else config.metric,
-        mode=config.mode,
-        # Above the budget, so that a trial of full length returns by itself.
-        max_t=config.distill.epochs + 1,
-        reduction_factor=config.reduction_factor,
-        # As many as have a rung of their own.
-        brackets=max(1, min(most_brackets, len(rungs))),
-        stop_last_trials=False,
-    )
-    set_rungs(scheduler, rungs)
-    return scheduler
-
-
-def _make_median(config: StudyConfig) -> TrialScheduler:
-    return _Median(
-        time_attr="epoch",
-        metric=config.metric,
-        mode=config.mode,
-        grace_period=min(config.grace, config.distill.epochs),
-        min_samples_required=3,
-        # It would pause a trial to let others catch up, which costs a restart.
-        min_time_slice=float("inf"),
-    )
-
-
-SCHEDULERS: dict[str, Callable[[StudyConfig], TrialScheduler]] = {
-    "asha": lambda config: _make_halving(config, 1),
-    "hyperband": lambda config: _make_halving(config, BRACKETS),
-    "median": _make_median,
-    "none": lambda config: NoStopping(),
-}
-
-
-def make_scheduler(config: StudyConfig) -> TrialScheduler:
-    """The scheduler that `config.scheduler` names, by our own epoch counter."""
-    return SCHEDULERS[config.scheduler](config)
 
 
 def check_sampler(config: StudyConfig, space: Space) -> None:

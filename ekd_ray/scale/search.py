@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
 from ray import tune
-from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -21,16 +20,20 @@ from ekd_ray.errors import Interrupted, UserError, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.results.study import Study
 from ekd_ray.scale.fill_tasks import fill_cache
-from ekd_ray.scale.samplers import NoStopping, make_scheduler
+from ekd_ray.scale.full_runs import FullRuns
+from ekd_ray.scale.schedulers import ARRIVALS, Chance, NoStopping, make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.tracking import Observer, Tracker
 from ekd_ray.scale.trainer import SCRATCH, make_trainable
 from ekd_ray.scale.trial_slots import ProcessDeaths, TrialSlots
-from ekd_ray.scale.worker import RUN, RUNG_SCORE, Train, TrainOptions, rung_score, train_run
+from ekd_ray.scale.worker import RUN, Train, TrainOptions, train_run
 
 
 def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
     """Run (or continue) the search of a study until all of its trials have ended.
+
+    Where early stops left fewer than `confirm_top_k` trials of full length, the most promising
+    of those that were stopped then run in full.
 
     Args:
         run: the study's folder; base: `config.distill` resolved.
@@ -39,25 +42,30 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         UserError: every trial failed. NoSpace: the disk is full. Interrupted: stopped by
             the user. After both of these the study can be resumed.
     """
+    train = functools.partial(train_run, options=TrainOptions.of_study(config))
+    chance = Chance.of_study(base, config.data_root)
     searcher = OptunaSearcher(run, config, base)
-    if searcher.remaining:
+    scheduler = make_scheduler(
+        config, chance=chance, records=searcher.records(), log=run / ARRIVALS
+    )
+    searcher.end_stopped(scheduler.stopped)
+
+    def run_all(title: str, searcher: OptunaSearcher, scheduler: TrialScheduler) -> None:
+        if not searcher.remaining:
+            return
         fill_cache(config, base, [base.seed], observer, run=run)
-        observer.stage("search", searcher.remaining, config.distill.epochs)
-        scheduler = make_scheduler(config)
-        replay_trials(scheduler, searcher.finished(), base)
-        rung_metric = config.metric if config.rung_score == "mean" else None
-        options = TrainOptions.of_study(config, rung_metric=rung_metric)
-        run_tuner(
-            run,
-            config,
-            functools.partial(train_run, options=options),
-            searcher=searcher,
-            scheduler=scheduler,
-            observer=observer,
-        )
+        observer.stage(title, searcher.remaining, base.epochs)
+        run_tuner(run, config, train, searcher=searcher, scheduler=scheduler, observer=observer)
+
+    run_all("search", searcher, scheduler)
+    unfinished = searcher.unfinished
+    if not unfinished:
+        full_runs = FullRuns(run, config, base, budget=searcher.budget, chance=chance)
+        run_all("full runs of stopped trials", full_runs, NoStopping())
+        unfinished = full_runs.unfinished
     study = Study.load(run)
     study.write_tables()
-    if searcher.unfinished:
+    if unfinished:
         raise Interrupted
     if not study.feasible():
         nearest = study.ranked()[:1]
@@ -73,34 +81,6 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
             f"no trial of {run} finished its {config.distill.epochs} epochs; "
             f"reasons: {'; '.join(sorted(reasons)) or 'all were stopped early'}."
         )
-
-
-class _StandIn:
-    """A trial that ended before this process began, as far as schedulers look at it."""
-
-    def __init__(self, number: int) -> None:
-        self.trial_id = f"replayed-{number}"
-
-
-def replay_trials(
-    scheduler: TrialScheduler, finished: list[FrozenTrial], base: DistillConfig
-) -> None:
-    """Tell a new scheduler what ended trials scored, so that a resumed study's rungs
-    know them; `base` has the schedule that they share."""
-    if isinstance(scheduler, NoStopping):
-        return
-    # The median rule takes complete curves, and asks a live controller about running trials.
-    median = isinstance(scheduler, MedianStoppingRule)
-    tell = scheduler.on_trial_complete if median else scheduler.on_trial_result
-    for trial in finished:
-        stand_in = _StandIn(trial.number)
-        scheduler.on_trial_add(None, stand_in)
-        values: list[float] = []
-        for epoch, value in sorted(trial.intermediate_values.items()):
-            values.append(value)
-            score = rung_score(values, base) if scheduler.metric == RUNG_SCORE else value
-            result = {"epoch": epoch, "training_iteration": epoch, scheduler.metric: score}
-            tell(None, stand_in, result)
 
 
 class ObserverCallback(tune.Callback):

@@ -11,6 +11,8 @@ are the truth of a study; Tune's own snapshots are not needed to resume.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ from ekd_ray.scale.worker import RUN, check_disk
 
 REPEATS = 64  # points in a row that were tried before: then the space holds no new one
 _EXHAUSTED = "exhausted"
-_REPEATED = "repeats trial"
+REPEATED = "repeats trial"
+FULL_RUN = "full run of trial"  # with the number of the trial that was stopped early
 _STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -53,19 +56,22 @@ class OptunaSearcher(Searcher):
         run: the study's folder.
         config: the study.
         base: `config.distill` resolved, so that trials share the teacher's hash and prior.
+        budget: what the study has used of its budget, where that is counted already.
 
     On construction it settles what a killed run left: a trial whose `result.json` is
     there is told to Optuna, and one that had not ended is continued under its number.
     """
 
-    def __init__(self, run: Path, config: StudyConfig, base: DistillConfig) -> None:
+    def __init__(
+        self, run: Path, config: StudyConfig, base: DistillConfig, budget: Budget | None = None
+    ) -> None:
         super().__init__(metric=config.metric, mode=config.mode)
         self.run = run
         self.config = config
         self.base = base
         self.space = Space(config.space)
         self.study = open_study(run, config)
-        self._budget = Budget(config)
+        self.budget = budget or Budget(config)
         self._running: dict[str, tuple[Trial, RunRecord]] = {}
         self._interrupted: deque[int] = deque()
         self._begun_again: set[int] = set()
@@ -75,37 +81,53 @@ class OptunaSearcher(Searcher):
 
     def _settle_trials(self) -> None:
         for frozen in self.study.get_trials(deepcopy=False):
-            self._budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
+            self.budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
             record = read_record(trial_folder(self.run, frozen.number))
             if record is not None and record.status != "running":
                 forget_checkpoint(record.folder)
                 self._end_trial(record)
-            else:
+            elif self._runs(frozen):
                 self._interrupted.append(frozen.number)
+
+    def _runs(self, trial: FrozenTrial) -> bool:
+        """Whether a trial is one of this searcher's."""
+        return FULL_RUN not in trial.user_attrs
 
     @property
     def remaining(self) -> int:
         """Trials that this run still has to start: interrupted ones and new ones."""
         known = self._own_trials()
         begun = sum(trial.state != TrialState.WAITING for trial in known)
-        over = _EXHAUSTED in self.study.user_attrs or self._budget.is_spent()
+        over = _EXHAUSTED in self.study.user_attrs or self.budget.is_spent()
         return len(self._interrupted) + (0 if over else max(0, self.config.trials - begun))
 
     def _own_trials(self) -> list[FrozenTrial]:
-        """All trials but those that repeat another one's point."""
+        """The trials of this searcher, but those that repeat another one's point."""
         known = self.study.get_trials(deepcopy=False)
-        return [trial for trial in known if _REPEATED not in trial.user_attrs]
+        return [t for t in known if self._runs(t) and REPEATED not in t.user_attrs]
 
     @property
     def unfinished(self) -> bool:
         """Whether a trial was begun and has not ended, or has still to begin."""
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return bool(running) or self.remaining > 0
+        running = [trial.state == TrialState.RUNNING for trial in self._own_trials()]
+        return any(running) or self.remaining > 0
 
-    def finished(self) -> list[FrozenTrial]:
-        """Ended trials that were run, for the scheduler to learn its rungs from."""
-        return [trial for trial in self._own_trials() if trial.state.is_finished()]
+    def records(self) -> list[RunRecord]:
+        """The trials that have begun, ended or not, by number, as they lie on disk."""
+        folders = [trial_folder(self.run, trial.number) for trial in self._own_trials()]
+        return [record for folder in folders if (record := read_record(folder)) is not None]
+
+    def end_stopped(self, numbers: Collection[int]) -> None:
+        """End the interrupted trials that the scheduler had stopped before they were ended."""
+        for number in [number for number in self._interrupted if number in numbers]:
+            self._interrupted.remove(number)
+            record = read_record(trial_folder(self.run, number))
+            assert record is not None
+            params = self.study.get_trials(deepcopy=False)[number].params
+            ended = replace(record, params=params).close("pruned")
+            forget_checkpoint(ended.folder)
+            self._end_trial(ended)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with write_together(self.study):
@@ -126,10 +148,11 @@ class OptunaSearcher(Searcher):
         return {RUN: record.to_dict()}
 
     def _record(self, trial: Trial, config: dict[str, Any]) -> RunRecord:
-        number = trial.number
+        number, stopped = trial.number, trial.user_attrs.get(FULL_RUN)
         return RunRecord(
-            folder=trial_folder(self.run, number), stage=RunStage.SEARCH, name=trial_name(number),
-            number=number, config=config, params=trial.params,
+            folder=trial_folder(self.run, number), stage=RunStage.SEARCH,
+            name=trial_name(number, stopped), number=number, full_run_of=stopped, config=config,
+            params=trial.params,
         )  # fmt: skip
 
     def _draw_point(self) -> tuple[Trial, dict[str, Any]] | None:
@@ -160,7 +183,7 @@ class OptunaSearcher(Searcher):
         return None
 
     def _end_repetition(self, trial: Trial, first: FrozenTrial) -> None:
-        trial.set_user_attr(_REPEATED, first.number)
+        trial.set_user_attr(REPEATED, first.number)
         self._report_epochs(trial, read_history(trial_folder(self.run, first.number)))
         for name, violation in first.constraints.items():
             trial.set_constraint(name, violation)
@@ -171,7 +194,7 @@ class OptunaSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self._running:
-            self._budget.add(self._running[trial_id][0].number, result)
+            self.budget.add(self._running[trial_id][0].number, result)
 
     def _report_epochs(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
         if self.config.objectives:  # Optuna keeps the epochs of one objective only
@@ -209,7 +232,7 @@ class OptunaSearcher(Searcher):
     def _end_trial(self, record: RunRecord) -> None:
         """End a trial in Optuna, as its record says."""
         assert record.number is not None
-        self._budget.record(record.number, record.history)
+        self.budget.record(record.number, record.history)
         state = _STATES[record.status]
         stored = self.study.get_trials(deepcopy=False)[record.number]
         trial = reopen_trial(self.study, record.number)

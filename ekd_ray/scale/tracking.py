@@ -16,12 +16,12 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import COSTS
 from ekd_ray.errors import UserError, check_installed, unknown_name
 from ekd_ray.results.records import RunRecord
-from ekd_ray.scale.worker import RUN, RUNG_SCORE
+from ekd_ray.scale.worker import RUN
 
 SERVICE = "mlflow"
 _LOG = logging.getLogger("ekd_ray")
 _PREFIXES = ("train_", "val_", "loss_")
-_FIGURES = {"lr", "log_prior", "temperature", "seconds", RUNG_SCORE, *COSTS}
+_FIGURES = {"lr", "log_prior", "temperature", "seconds", *COSTS}
 
 
 class Observer(Protocol):

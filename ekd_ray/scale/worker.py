@@ -6,8 +6,7 @@ import contextlib
 import errno
 import json
 import shutil
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import Session, read_history
-from ekd_ray.engine.schedule import settled_since
+from ekd_ray.engine.runlog import Session
 from ekd_ray.errors import NoSpace, UserError, disk_full_error
 from ekd_ray.files import write_json
 from ekd_ray.results.finish import finish_run
@@ -31,7 +29,6 @@ Report = Callable[[dict[str, Any]], None]
 # What a Ray process does for a run: `train_run` with its options, or a test's own.
 Train = Callable[[RunRecord, Report], object]
 RUN = "run"  # the key of the run, as `RunRecord.to_dict` gives it, in a Tune trial's config
-RUNG_SCORE = "rung_score"
 # Left by a trial that found the disk full: it has not failed, and is continued once there is room.
 FULL = "disk_full.json"
 # torch on CPUs has no exception of its own for it.
@@ -44,24 +41,22 @@ _LEAST_FREE = 16 * 2**20
 class TrainOptions:
     """How runs are trained, whichever they are.
 
-    `costs` names what is to be known of the student besides its metrics; the mean over the
-    epochs of `rung_metric` is reported as `RUNG_SCORE`; `shown` names the settings that
-    TensorBoard's HParams tab shows; `test`: a single run reads the test split.
+    `costs` names what is to be known of the student besides its metrics; `shown` names the
+    settings that TensorBoard's HParams tab shows; `test`: a single run reads the test split.
     """
 
     data_root: str | None
     threads: int
     costs: tuple[str, ...] = ()
-    rung_metric: str | None = None
     shown: tuple[str, ...] = ()
     test: bool = False
 
     @classmethod
-    def of_study(cls, config: StudyConfig, *, rung_metric: str | None = None) -> TrainOptions:
+    def of_study(cls, config: StudyConfig) -> TrainOptions:
         """Those of the runs of a study."""
         return cls(
             data_root=config.data_root, threads=config.cpus_per_trial, costs=config.costs,
-            rung_metric=rung_metric, shown=tuple(config.space or {}),
+            shown=tuple(config.space or {}),
         )  # fmt: skip
 
 
@@ -131,7 +126,7 @@ def _distill(
             config,
             data_root=options.data_root,
             out=run.folder,
-            on_epoch=add_rung_score(report, run.folder, options.rung_metric, config),
+            on_epoch=report,
             threads=options.threads,
             constants=student_costs(config, options.costs),
             session=Session(settings=options.shown, group=group),
@@ -179,26 +174,3 @@ def out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or refused or _REFUSED in line:
         return f"out of memory: {line.rpartition(_REFUSED)[2].strip(' .:') or 'refused'}"
     return None
-
-
-def rung_score(values: Sequence[float], config: DistillConfig) -> float:
-    """The score of a run after epochs of these values: their mean since the learning rate fell.
-
-    A single epoch at a high rate says little: what a run will be worth shows better in the mean.
-    """
-    return statistics.fmean(values[settled_since(config, len(values)) - 1 :])
-
-
-def add_rung_score(
-    report: Report, folder: Path, metric: str | None, config: DistillConfig
-) -> Report:
-    """`report` with the run's `rung_score` in each row, over the epochs before a resume too."""
-    if metric is None:
-        return report
-
-    def report_with_score(row: dict[str, Any]) -> None:
-        values = [epoch[metric] for epoch in read_history(folder)]
-        # Workers on other nodes do not see the folder; the first one's report counts.
-        report({**row, RUNG_SCORE: rung_score(values, config) if values else row[metric]})
-
-    return report_with_score

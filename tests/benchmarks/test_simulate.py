@@ -11,12 +11,9 @@ from ray.tune.schedulers import FIFOScheduler
 
 from benchmarks.curves import EPOCHS, _known, points, recorded_study, runs
 from benchmarks.landscape import METRIC, Landscape, unit_coordinates
-from benchmarks.simulate import _race, best_points, epochs_to_reach, summary
+from benchmarks.simulate import _regrets, best_points, epochs_to_reach, play, summary
 from benchmarks.transfer import left_out
-from ekd_ray.config import DistillConfig
 from ekd_ray.scale.space import Space
-
-SCHEDULE = DistillConfig(epochs=EPOCHS)
 
 
 def value(point, epoch):
@@ -89,7 +86,8 @@ def test_four_workers_train_side_by_side_and_the_best_is_held(landscape):
     given = landscape.recorded[:6]
     player = Fixed(given)
     budget = 6 * EPOCHS
-    regrets = _race(landscape, player, FIFOScheduler(), np.random.default_rng(0), budget, SCHEDULE)
+    epochs = play(landscape, player, FIFOScheduler(), np.random.default_rng(0))
+    regrets = _regrets(epochs, landscape.best, budget)
     assert len(regrets) == len(player.told) == budget
     for trial in range(6):
         own = [(epoch, last) for name, epoch, last in player.told if name == f"t{trial}"]
@@ -111,7 +109,7 @@ class StopsAtThree(FIFOScheduler):
 
 def test_a_stopped_trial_frees_its_worker(landscape):
     player = Fixed(landscape.recorded[:9])
-    _race(landscape, player, StopsAtThree(), np.random.default_rng(0), 27, SCHEDULE)
+    list(play(landscape, player, StopsAtThree(), np.random.default_rng(0)))
     assert len(player.told) == 27 and not player.given
     assert {epoch for _, epoch, last in player.told if last} == {3}
 

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.scale import cluster, fill_tasks, trial_slots
-from ekd_ray.scale.samplers import make_scheduler
+from ekd_ray.scale.schedulers import make_scheduler
 
 
 @given(

@@ -18,7 +18,6 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler
 
 from ekd_ray.scale import optuna_private, ray_private
 from ekd_ray.scale.cluster import ENVIRONMENT
@@ -28,7 +27,7 @@ PACKAGE = Path(optuna_private.__file__).parents[1]
 
 def test_private_names_stand_in_their_two_modules_alone() -> None:
     private = ("ray._", "ray.train.v2._", "run_metadata", "_trial_id", "._storage", "._study_id",
-               "._brackets", "._rungs", "invalidate_cache", "_sync_with_backend", "optuna._",
+               "invalidate_cache", "_sync_with_backend", "optuna._",
                "__internal_head__")  # fmt: skip
     found = {path.name for path in PACKAGE.rglob("*.py")
              if any(name in path.read_text(encoding="utf-8") for name in private)}  # fmt: skip
@@ -106,18 +105,6 @@ def test_ray_says_in_these_words_why_a_process_died(text: str) -> None:
     core = Path(ray.__file__).parent / "core" / "src" / "ray"
     programs = (core / "gcs" / "gcs_server", core / "raylet" / "raylet")
     assert any(text.encode() in path.read_bytes() for path in programs)
-
-
-def test_asha_keeps_its_rungs_in_brackets() -> None:
-    scheduler = ASHAScheduler(metric="score", mode="max", max_t=9, stop_last_trials=False)
-    ray_private.set_rungs(scheduler, [2])
-    answers = {}
-    for name, values in {"good": (5, 5, 5), "bad": (9, 1, 9)}.items():
-        trial = SimpleNamespace(trial_id=name)
-        scheduler.on_trial_add(None, trial)
-        rows = [{"training_iteration": e, "score": v} for e, v in enumerate(values, start=1)]
-        answers[name] = [scheduler.on_trial_result(None, trial, row) for row in rows]
-    assert answers["good"] == ["CONTINUE"] * 3 and answers["bad"][:2] == ["CONTINUE", "STOP"]
 
 
 READERS = {

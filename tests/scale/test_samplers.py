@@ -1,36 +1,31 @@
-"""Every sampler behind the searcher, the schedulers, and which of them go together."""
+"""Every sampler behind the searcher, and which schedulers they go with."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from types import SimpleNamespace
-from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from optuna.trial import TrialState
-from ray.tune.schedulers import MedianStoppingRule
-from search_runs import COMBINATIONS, EPOCHS, FLOATS, MIXED, points, run, score, study_of
+from search_runs import COMBINATIONS, FLOATS, MIXED, points, run, score, study_of
 
 from ekd_ray.config.study_config import SAMPLERS as NAMES
-from ekd_ray.config.study_config import SCHEDULERS as SCHEDULER_NAMES
+from ekd_ray.config.study_config import SCHEDULERS
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import read_record, trial_folder
-from ekd_ray.scale.samplers import SAMPLERS, SCHEDULERS, make_scheduler
-from ekd_ray.scale.search import replay_trials
+from ekd_ray.scale.samplers import SAMPLERS
+from ekd_ray.scale.schedulers import RULES
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.storage import open_study
-from ekd_ray.scale.worker import RUNG_SCORE
 from ekd_ray.studies.pipeline import check_study
 
 
 def test_the_names_are_those_of_the_configuration():
     assert tuple(SAMPLERS) == NAMES
-    assert tuple(SCHEDULERS) == SCHEDULER_NAMES
+    assert tuple(RULES) == SCHEDULERS
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -101,7 +96,7 @@ def test_a_point_that_comes_again_is_not_run_again(sampler, tmp_path):
     assert repeated
     # A scheduler's rungs must not count a run twice.
     resumed = OptunaSearcher(tmp_path, config, resolve(config.distill))
-    assert len(resumed.finished()) == 3
+    assert len(resumed.records()) == 3
     for trial in repeated:
         first = trials[trial.user_attrs["repeats trial"]]
         assert (trial.params, trial.intermediate_values) == (
@@ -196,109 +191,6 @@ def test_what_does_not_go_together_is_refused(sampler, changes, message):
 def test_how_many_values_a_parameter_has(entry, count):
     assert Space({"batch_size": entry}).parameters["batch_size"].number_of_values() == count
     assert Space(FLOATS).parameters["momentum"].number_of_values() is None
-
-
-# Schedulers
-
-
-def stopped(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, int]:
-    """After which epoch the scheduler stops each trial; one trial after the other."""
-    found = {}
-    for name, values in curves.items():
-        trial = Mock(trial_id=name)
-        scheduler.on_trial_add(None, trial)
-        for epoch, value in enumerate(values, start=1):
-            result = {"epoch": epoch, "training_iteration": epoch, "val_top1": value}
-            result[RUNG_SCORE] = sum(values[:epoch]) / epoch
-            if epoch == len(values):
-                scheduler.on_trial_complete(None, trial, result)
-            elif scheduler.on_trial_result(None, trial, result) == "STOP":
-                found[name] = epoch
-                break
-    return found
-
-
-CURVES = {f"t{i}": [i / 10 + e / 100 for e in range(EPOCHS)] for i in (5, 6, 7, 8)}
-
-
-def test_the_median_rule_stops_what_is_worse_than_the_median():
-    scheduler = make_scheduler(study_of("tpe", scheduler="median"))
-    assert isinstance(scheduler, MedianStoppingRule)
-    assert not stopped(scheduler, CURVES)
-    later = {"bad": [0.1] * EPOCHS, "good": [0.9] * EPOCHS}
-    assert stopped(scheduler, later) == {"bad": 1}
-
-
-def test_a_resumed_median_rule_knows_the_curves_before():
-    finished = [
-        SimpleNamespace(number=n, intermediate_values=dict(enumerate(values, start=1)))
-        for n, values in enumerate(CURVES.values())
-    ]
-    scheduler = make_scheduler(study_of("tpe", scheduler="median"))
-    replay_trials(scheduler, finished, study_of("tpe").distill)
-    later = {"bad": [0.1] * EPOCHS, "good": [0.9] * EPOCHS}
-    assert stopped(scheduler, later) == {"bad": 1}
-
-
-def of_schedule(scheduler, epochs, schedule):
-    config = study_of("tpe", scheduler=scheduler, grace_epochs=1, reduction_factor=3)
-    return config.replace(distill=config.distill.replace(epochs=epochs, schedule=schedule))
-
-
-# (epochs, schedule, the rungs below full length): a stepped rate falls after 5 / 8 of the epochs.
-LADDERS = [
-    (9, "step", [1, 7]),
-    (240, "step", [1, 151]),
-    (9, "cosine", [1, 3]),
-    (27, "cosine", [1, 3, 9]),
-]
-
-
-@pytest.mark.parametrize(("epochs", "schedule", "rungs"), LADDERS)
-def test_trials_are_still_compared_at_the_last_rung_below_full_length(epochs, schedule, rungs):
-    """docs/search.md: all but the best are stopped *at each rung*; nowhere else is anything."""
-    last, good = rungs[-1], [0.5] * epochs
-    worse_late = [0.6] * (last - 1) + [0.0] * (epochs - last + 1)
-    config = of_schedule("asha", epochs, schedule).replace(rung_score="last")
-    found = stopped(make_scheduler(config), {"good": good, "late": worse_late})
-    assert found == {"late": last}
-    after = [0.6] * last + [0.0] * (epochs - last)
-    assert not stopped(make_scheduler(config), {"good": good, "after": after})
-
-
-@pytest.mark.parametrize(("epochs", "schedule", "rungs"), LADDERS)
-def test_brackets_of_hyperband_begin_at_later_and_later_rungs(epochs, schedule, rungs):
-    """A trial that is bad from the beginning is stopped at the first rung of its bracket."""
-    np.random.seed(0)  # Ray draws the brackets
-    scheduler = make_scheduler(of_schedule("hyperband", epochs, schedule))
-    good = {f"good{i}": [0.9] * epochs for i in range(20)}
-    bad = {f"bad{i}": [0.1] * epochs for i in range(20)}
-    assert not stopped(scheduler, good)
-    assert sorted(set(stopped(scheduler, bad).values())) == rungs
-
-
-def test_asha_compares_at_its_rungs_and_nowhere_else():
-    """Four trials that are equally good until they differ; the rungs are no geometric series."""
-    config = study_of("tpe", rungs=[2, 7], rung_score="last")
-    scheduler = make_scheduler(config)
-    first = [0.5] * EPOCHS
-    late = [*[0.4] * 6, 0.3, 0.9, 0.9]  # worse at 7
-    early = [0.9, 0.3, *[0.9] * 7]  # worse at 2
-    middle = [0.5, 0.6, 0.1, 0.1, 0.1, 0.1, 0.6, 0.1, 0.6]  # worse at others
-    curves = {"first": first, "late": [0.5, 0.5, *late[2:]], "early": early, "middle": middle}
-    assert stopped(scheduler, curves) == {"late": 7, "early": 2}
-
-
-@pytest.mark.parametrize(("epochs", "schedule"), [(9, "step"), (9, "cosine"), (27, "cosine")])
-def test_every_bracket_of_hyperband_stops_bad_trials_early(epochs, schedule):
-    """None begins at full length, where every trial is over anyway."""
-    np.random.seed(0)  # Ray draws the brackets
-    distill = study_of("tpe").distill.replace(epochs=epochs, schedule=schedule)
-    config = study_of("tpe", scheduler="hyperband", grace_epochs=1, reduction_factor=3)
-    scheduler = make_scheduler(config.replace(distill=distill))
-    assert not stopped(scheduler, {f"good{i}": [0.9] * epochs for i in range(20)})
-    bad = {f"bad{i}": [0.1] * epochs for i in range(20)}
-    assert stopped(scheduler, bad).keys() == bad.keys()
 
 
 def test_a_resumed_sampler_repeats_none_of_its_draws(tmp_path):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -16,14 +14,12 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, read_record, trial_folder
 from ekd_ray.scale import search
-from ekd_ray.scale.samplers import make_scheduler
-from ekd_ray.scale.search import replay_trials
+from ekd_ray.scale.schedulers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import open_study
-from ekd_ray.scale.worker import RUN, RUNG_SCORE, add_rung_score, rung_score
+from ekd_ray.scale.worker import RUN
 
 EPOCHS = 9
-SCHEDULE = DistillConfig(method="none", epochs=EPOCHS)
 
 
 @pytest.fixture
@@ -186,72 +182,6 @@ def test_an_illegal_point_is_a_failed_trial_and_the_next_one_is_asked(
     assert record is not None
     assert record.status == "failed"
     assert "lr_min" in str(record.reason)
-
-
-def decisions(scheduler: Any, curves: dict[str, list[float]]) -> dict[str, list[str]]:
-    """The scheduler's answers to each trial's epochs, one trial after the other."""
-    answers: dict[str, list[str]] = {}
-    for name, values in curves.items():
-        trial = SimpleNamespace(trial_id=name)
-        scheduler.on_trial_add(None, trial)
-        for epoch, value in enumerate(values, start=1):
-            result = {"epoch": epoch, "training_iteration": epoch, "val_top1": value}
-            result[RUNG_SCORE] = rung_score(values[:epoch], SCHEDULE)
-            answers.setdefault(name, []).append(scheduler.on_trial_result(None, trial, result))
-    return answers
-
-
-def ended(number: int, values: list[float]) -> Any:
-    """A trial of Optuna's, as far as `replay_trials` looks at it."""
-    return SimpleNamespace(number=number, intermediate_values=dict(enumerate(values, start=1)))
-
-
-@pytest.mark.parametrize("rung_score", ["mean", "last"])
-def test_a_resumed_scheduler_decides_as_the_uninterrupted_one(
-    config: StudyConfig, rung_score: str
-) -> None:
-    config = config.replace(rung_score=rung_score)
-    curves = {f"t{i}": [i / 10 + e / 100 for e in range(EPOCHS)] for i in (5, 3, 4, 8, 1)}
-    later = {f"t{i}": [i / 10 + e / 100 for e in range(EPOCHS)] for i in (2, 9, 6)}
-    whole = make_scheduler(config)
-    decisions(whole, curves)
-    resumed = make_scheduler(config)
-    replay_trials(resumed, [ended(n, values) for n, values in enumerate(curves.values())], SCHEDULE)
-    expected = decisions(whole, later)
-    assert decisions(resumed, later) == expected
-    assert "STOP" in expected["t2"]
-    assert "STOP" not in expected["t9"]
-
-
-def test_a_replayed_rung_is_scored_by_the_mean_as_it_was_when_it_ran(config: StudyConfig) -> None:
-    """A resumed study promises the decisions of an uninterrupted one: by the last value, `late`
-    would have set a rung that `steady` does not reach."""
-    scheduler = make_scheduler(config.replace(rungs=[1, 3], rung_score="mean"))
-    replay_trials(scheduler, [ended(0, [0.1, 0.1, 0.9])], SCHEDULE)
-    assert "STOP" not in decisions(scheduler, {"steady": [0.5] * 3})["steady"]
-
-
-@pytest.mark.parametrize(("rung_score", "better"), [("mean", "steady"), ("last", "late")])
-def test_rungs_compare_the_mean_of_the_epochs_or_the_last(
-    config: StudyConfig, rung_score: str, better: str
-) -> None:
-    """At the rung one is better in the mean, the other in its last epoch."""
-    config = config.replace(rungs=[3], rung_score=rung_score)
-    curves = {"steady": [0.9, 0.5, 0.5], "late": [0.5, 0.5, 0.6]}
-    for first, second in (("steady", "late"), ("late", "steady")):
-        found = decisions(make_scheduler(config), {n: curves[n] for n in (first, second)})
-        assert ("STOP" in found[second]) == (second != better)
-
-
-def test_a_trial_reports_the_mean_of_all_of_its_epochs(tmp_path: Path) -> None:
-    """Also of those from before it was interrupted."""
-    reported: list[dict[str, Any]] = []
-    rows = [{"epoch": 1, "val_top1": 0.2}, {"epoch": 2, "val_top1": 0.4}]
-    (tmp_path / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    add_rung_score(reported.append, tmp_path, "val_top1", SCHEDULE)(rows[-1])
-    add_rung_score(reported.append, tmp_path / "elsewhere", "val_top1", SCHEDULE)(rows[-1])
-    add_rung_score(reported.append, tmp_path, None, SCHEDULE)(rows[-1])
-    assert [row.get(RUNG_SCORE) for row in reported] == [pytest.approx(0.3), 0.4, None]
 
 
 def test_a_trial_whose_process_died_before_its_first_epoch_is_tried_once_more(

@@ -152,7 +152,7 @@ def _write_unfinished_headline(content: Content) -> str:
         return f"The study is in its {stage} stage; no trial is complete."
     top = content.ranked[0]
     return (
-        f"The study is in its {stage} stage: trial {top.number} leads with "
+        f"The study is in its {stage} stage: {top.name} leads with "
         f"{figure_text(metric, top.value(metric))} {metric_name(metric)}."
     )
 
