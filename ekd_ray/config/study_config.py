@@ -13,7 +13,7 @@ from ekd_ray.config.settings import Settings, setting
 from ekd_ray.config.targets import COSTS, DIRECTIONS, METRICS, Constraint
 from ekd_ray.errors import UserError, error_context
 
-BASELINES = ("none", "kd", "authors")
+BASELINES = ("none", "kd", "authors")  # those that a study has unless told otherwise
 # Which of them go together: `ekd_ray.scale.samplers`.
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
@@ -36,8 +36,12 @@ class StudyConfig(Settings):
     space: dict[str, Any] | None = setting(None, "searched settings: name -> range (see README)")
     first_points: tuple[dict[str, Any], ...] = setting((), "configurations tried first")
     baselines: tuple[str, ...] = setting(
-        BASELINES, "rows the winner is compared with", choices=BASELINES
+        BASELINES, "rows the winner is compared with", choices=(*BASELINES, "ekd-softmax")
     )
+    softmax_teacher_weights: str | None = setting(
+        None, "checkpoint of a teacher trained by plain cross-entropy, for baseline ekd-softmax",
+        identity=False,
+    )  # fmt: skip
     authors: dict[str, Any] | None = setting(
         None, "the authors' values for this pair: first point and baseline"
     )

@@ -9,7 +9,10 @@ from ekd_ray.config.targets import COSTS
 from ekd_ray.results.leaderboard import mean_sd
 
 DASH = "\N{EN DASH}"  # where there is no value
-LABELS = {"none": "student alone", "kd": "KD", "authors": "authors' values"}
+LABELS = {
+    "none": "student alone", "kd": "KD", "authors": "authors' values",
+    "ekd-softmax": "EKD, softmax teacher",
+}
 METRIC_NAMES = {
     "top1": "accuracy",
     "nll": "negative log-likelihood",

@@ -20,12 +20,12 @@ from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.checkpoint import forget_checkpoint
-from ekd_ray.engine.resolve import resolve, without_teacher
+from ekd_ray.engine.resolve import resolve, with_teacher, without_teacher
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session
 from ekd_ray.errors import Interrupted, UserError
 from ekd_ray.files import file_name, write_json
-from ekd_ray.losses.methods import with_method
+from ekd_ray.losses.methods import method_of, with_method
 from ekd_ray.results.leaderboard import leaderboard_rows, winner_of
 from ekd_ray.results.paired import clearly_worse
 from ekd_ray.results.records import (
@@ -133,7 +133,8 @@ def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConf
     """The rows that a winner is compared with, under the same budget and solver.
 
     `none`: the student alone; `kd`: KD with its defaults; `authors`: the authors' values
-    for the pair, where the recipe knows them. The latter two need the study's teacher.
+    for the pair, where the recipe knows them; `ekd-softmax`, of an evidential method: these, or
+    else the study's shared settings, under the softmax teacher. All but `none` need a teacher.
     """
     rows = {}
     for name in config.baselines:
@@ -143,6 +144,9 @@ def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConf
             rows["kd"] = with_method(base, "kd")
         elif name == "authors" and config.authors and base.teacher:
             rows["authors"] = point_config(base, config.authors)
+        elif name == "ekd-softmax" and base.teacher and method_of(base).evidential:
+            entry = point_config(base, config.authors or {})
+            rows["ekd-softmax"] = with_teacher(entry, config.softmax_teacher_weights)
     return rows
 
 

@@ -18,8 +18,8 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
     """The study with the best points of other studies after its own first points.
 
     Of each study in `runs` the best trials of full length, at most `POINTS`, are mapped onto
-    the space of `config`: what that does not search is left out, a number beyond a range
-    becomes its end. They are tried, and judged, like any other point; nothing else of the
+    the space of `config`: what that does not search is left out, a number becomes the nearest
+    one of the range. They are tried, and judged, like any other point; nothing else of the
     other studies is believed.
 
     Raises:
@@ -58,7 +58,7 @@ def _mapped(
         if value is None or not parameter.applies(point):
             continue
         if parameter.choices is None:
-            value = min(max(value, parameter.low), parameter.high)
+            value = parameter.nearest(value)
         if parameter.contains(value):
             point[name] = value
     if "method" in space.parameters and "method" not in point:

@@ -47,6 +47,7 @@ RUN = {
     "lr_warmup": ([-1], [0, INF]),
     "seed": ([-1], [0, INF]),
     "teacher_cache": (["yes"], ["auto", "on", "off"]),
+    "ekd_temperature": ([0, -1, 101], [0.1, 100, None]),
     "evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),
     "prior_kl_evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),
     "optimizer": (["adam"], ["sgd", "adamw"]),
