@@ -31,8 +31,7 @@ from ekd_ray.losses.methods import (
 LOG_PRIOR = MethodSetting(
     name="log_prior", kind=float | None, low=-20, high=20, neutral=False,
     doc="log of the prior mass per class (the teacher's learned one)",
-    # Around the teacher's own, or the pair's, where one is known: `ekd_ray.scale.space`.
-    search={"low": -3.0, "high": 1.0, "around_prior": 1.0},
+    search={"low": -3.0, "high": 1.0},
 )  # fmt: skip
 EKD_WEIGHT = MethodSetting(
     name="ekd_weight", kind=float | None, default=4.5, low=0, neutral=False,
@@ -117,6 +116,7 @@ _PRIOR_KL = Term(
 # The defaults and ranges of EKD, whatever those of the softmax method are. The first order's
 # weights have a step, because no continuous range gives a 0, which leaves that term out.
 _EKD: dict[str, dict[str, Any]] = {
+    "log_prior": {"search": {"low": -3.0, "high": 1.0, "around_prior": 1.0}},
     "ce_weight": {"default": 1.0, "search": log_range(0.1, 5.0)},
     "kd_weight": {"default": 4.5, "search": {"low": 0.0, "high": 9.0, "step": 0.5}},
     "temperature": {"default": 1.0, "search": log_range(1.0, 4.0)},

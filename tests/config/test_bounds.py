@@ -70,7 +70,7 @@ STUDY = {
     "workers_per_trial": ([0], [1, INF]),
     "cpus_per_trial": ([0], [1, INF]),
     "gpus_per_trial": ([-0.001], [0, 0.25, INF]),
-    "baselines": ([["ekd"]], [["none"], ["kd", "authors"], []]),
+    "baselines": ([["ekd"]], [["none"], ["kd", "ekd-softmax"], []]),
     "metric": (["test_top1", "flops"], METRICS),
     "objectives": (
         [["test_top1"]], [[name] for name in (*METRICS[1:], "parameters", "flops", "latency_ms")]
