@@ -152,7 +152,8 @@ def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
 
 def _priors(config: StudyConfig) -> list[str]:
     """Where the log prior of an evidential study comes from, and its softmax teacher, if any."""
-    base, lines = config.distill, []
+    base = config.distill
+    lines: list[str] = []
     settings: Any = base  # the settings of methods are found by name
     if not (method_of(base).evidential and method_of(base).needs_teacher):
         return lines

@@ -45,7 +45,9 @@ def find_teacher(
         return teachers[model_name]
     usual = f"{model_name.replace(':', '_')}{_VANILLA}/ckpt_epoch_240.pth"
     if evidential:
-        published = [f"{name}/{file}" for name, (key, file) in _EVIDENTIAL.items() if key == model_name]
+        published = [
+            f"{name}/{file}" for name, (key, file) in _EVIDENTIAL.items() if key == model_name
+        ]
         usual = " or ".join([*published, usual])
     raise UserError(
         f"the folder {str(folder)!r} has no weights of {model_name!r}."
@@ -60,9 +62,7 @@ def find_softmax_teacher(folder: str | os.PathLike[str], model_name: str) -> Pat
     return found if found.parent.name.endswith(_VANILLA) else None
 
 
-def list_teachers(
-    folder: str | os.PathLike[str], *, evidential: bool = False
-) -> dict[str, Path]:
+def list_teachers(folder: str | os.PathLike[str], *, evidential: bool = False) -> dict[str, Path]:
     """Every model with weights in `folder`, by name in alphabetical order, as `find_teacher` finds.
 
     A name is what the folder or file is called; whether the zoo knows it is not checked. Raises

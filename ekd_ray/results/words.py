@@ -10,7 +10,9 @@ from ekd_ray.results.leaderboard import mean_sd
 
 DASH = "\N{EN DASH}"  # where there is no value
 LABELS = {
-    "none": "student alone", "kd": "KD", "authors": "authors' values",
+    "none": "student alone",
+    "kd": "KD",
+    "authors": "authors' values",
     "ekd-softmax": "EKD, softmax teacher",
 }
 METRIC_NAMES = {

@@ -310,7 +310,11 @@ def _parse_range(
         (log and step is not None, "step", ": step cannot be combined with log: true; drop one"),
         (integer and not float(low).is_integer(), "low", must_be_whole),
         (integer and not float(high).is_integer(), "high", must_be_whole),
-        (width is not None and width <= 0, "around_prior", f".around_prior must be > 0, got {width}"),
+        (
+            width is not None and width <= 0,
+            "around_prior",
+            f".around_prior must be > 0, got {width}",
+        ),
         (bad_step, "step", f".step must be {'a whole number ' * integer}> 0, got {step}"),
     )
     for found, key, problem in problems:

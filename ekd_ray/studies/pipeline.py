@@ -302,9 +302,7 @@ def _softmax_teacher_stage(
     return config.replace(softmax_teacher_weights=str(path))
 
 
-def _train(
-    path: Path, config: StudyConfig, settings: dict[str, Any], observer: Observer
-) -> None:
+def _train(path: Path, config: StudyConfig, settings: dict[str, Any], observer: Observer) -> None:
     """Train the study's teacher architecture to `path`, unless that is there already."""
     base = config.distill
     if not path.exists():

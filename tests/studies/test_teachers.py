@@ -44,7 +44,9 @@ def save(tmp_path: Path) -> Any:
     return write
 
 
-def study(weights: str | None, authors: dict[str, Any] | None = None, **changes: Any) -> StudyConfig:
+def study(
+    weights: str | None, authors: dict[str, Any] | None = None, **changes: Any
+) -> StudyConfig:
     shared = DistillConfig(
         dataset="digits", student="resnet8", teacher="resnet8", teacher_weights=weights,
         teacher_normalization="half",
@@ -102,9 +104,7 @@ def test_a_prior_that_is_given_stays(save: Any) -> None:
 def test_ekd_under_a_softmax_teacher_is_a_row_where_it_is_asked_for(save: Any) -> None:
     given, softmax = save("t", -0.5), save("s", seed=1)
     authors = {"log_prior": -1.25, "kd_weight": 3.0}
-    config = check_study(
-        study(given, authors, baselines=SOFTMAX, softmax_teacher_weights=softmax)
-    )
+    config = check_study(study(given, authors, baselines=SOFTMAX, softmax_teacher_weights=softmax))
     row = baselines(config, config.distill)["ekd-softmax"]
     assert (row.method, row.log_prior, row.kd_weight) == ("ekd", -1.25, 3.0)
     assert (row.teacher_weights, row.teacher_sha256) == (softmax, None)
@@ -155,11 +155,11 @@ def tuned(*flags: str) -> StudyConfig:
 
 
 def test_a_zoo_of_both_kinds_serves_the_study_and_its_baseline(tmp_path: Path) -> None:
-    for model, name in (("resnet56", "ResNet56/student_200"), ("resnet56", "resnet56_vanilla/a.pth")):
+    for name in ("ResNet56/student_200", "resnet56_vanilla/a.pth"):
         path = tmp_path / name
         path.parent.mkdir()
         torch.manual_seed(len(name))
-        torch.save({"model": build_model(model, 100).state_dict()}, path)
+        torch.save({"model": build_model("resnet56", 100).state_dict()}, path)
     flags = ["--pair", "resnet56-resnet20", "--teacher-zoo", str(tmp_path)]
     config = tuned(*flags, "--baselines", "none", "kd", "ekd-softmax")
     assert config.distill.teacher_weights == str(tmp_path / "ResNet56/student_200")
