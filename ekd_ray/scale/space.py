@@ -216,7 +216,7 @@ def around_prior(config: StudyConfig, base: DistillConfig) -> StudyConfig:
     ask for. Without a known one (`known_prior`) nothing changes. Args as `known_prior`.
     """
     space = dict(config.space or {})
-    relative = {name: entry for name, entry in space.items() if "around_prior" in entry}
+    relative = {name: entry for name, entry in space.items() if entry.get("around_prior")}
     known = known_prior(config, base) if relative else None
     if known is None:
         return config

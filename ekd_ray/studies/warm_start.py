@@ -49,12 +49,15 @@ def _mapped(
     params: dict[str, Any], study: Study, config: StudyConfig, space: Space
 ) -> dict[str, Any]:
     """A point of another study in this space; empty if nothing of it is searched here."""
-    method = params.get("method", study.config.distill.method)
+    shared = study.config.distill.to_dict()
+    method = params.get("method", shared["method"])
+    # What was found under one evidence function does not carry over to another.
+    given = {"evidence": shared["evidence"], **params, "method": method}
     if "method" not in space.parameters and method != config.distill.method:
         return {}
     point: dict[str, Any] = {}
     for name, parameter in space.parameters.items():
-        value = method if name == "method" else params.get(name)
+        value = given.get(name)
         if value is None or not parameter.applies(point):
             continue
         if parameter.choices is None:
