@@ -4,7 +4,7 @@
         --repeats 30 --seeds 3 \
         --data-root DIR --teacher-weights FILE --teacher-normalization imagenet
 
-Every configuration is drawn from the default EKD space and trained for all epochs on the same
+Every configuration is drawn from an EKD space (`SPACE`) and trained for all epochs on the same
 training images, validated on the same others; the test split is never opened. The first
 `--repeats` of them are trained under `--seeds` seeds, which shows what a single score is worth.
 What has been trained is kept in NAME.*.jsonl beside the table: an interrupted recording goes on,
@@ -35,6 +35,16 @@ from ekd_ray.studies.recipes import SEARCH_SPACES, load_recipe, merge, with_epoc
 
 EPOCHS, IMAGES, VALIDATION = 9, 2000, 0.5
 METRICS = ("val_top1", "val_nll", "val_ece")
+# The EKD space of the tables that there are. They are of the authors' first release: its evidence
+# function, and the temperature in the second order too.
+SPACE = {
+    "log_prior": {"low": -3.0, "high": 1.0},
+    "ce_weight": {"low": 0.1, "high": 5.0, "log": True},
+    "kd_weight": {"low": 0.1, "high": 20.0, "log": True},
+    "ekd_weight": {"low": 0.05, "high": 20.0, "log": True},
+    "temperature": {"low": 1.0, "high": 4.0, "log": True},
+}
+EVIDENCE = "log1p_softplus"
 
 
 def recorded_study(epochs: int = EPOCHS, **distill_values: Any) -> StudyConfig:
@@ -48,10 +58,12 @@ def recorded_study(epochs: int = EPOCHS, **distill_values: Any) -> StudyConfig:
         "train_subset": IMAGES,
         "validation_fraction": VALIDATION,
         "teacher_cache": "on",
+        "evidence": EVIDENCE,
         **{name: value for name, value in distill_values.items() if value is not None},
     }
     values = merge(with_epochs(recipe, epochs), {"distill": shared})
-    return StudyConfig.from_dict(values)
+    authors = {**values["authors"], "evidence": EVIDENCE}
+    return StudyConfig.from_dict({**values, "space": SPACE, "authors": authors})
 
 
 def points(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -74,7 +86,8 @@ def _record(
     run: Run, given: list[dict[str, Any]], base: Mapping[str, Any], data_root: str | None
 ) -> dict[str, Any]:
     number, seed = run
-    config = point_config(DistillConfig.from_dict(dict(base)), given[number]).replace(seed=seed)
+    config = point_config(DistillConfig.from_dict(dict(base)), given[number])
+    config = config.replace(seed=seed, ekd_temperature=config.to_dict()["temperature"])
     rows: list[dict[str, Any]] = []
     failed = None
     try:

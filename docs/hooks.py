@@ -104,7 +104,12 @@ def ranges_table() -> str:
     """The ranges that a search tries, a method a row."""
 
     def text(spec: dict[str, Any]) -> str:
-        return f"{spec['low']:g} to {spec['high']:g}{' (log)' if spec.get('log') else ''}"
+        if "choices" in spec:
+            return " or ".join(f"`{choice}`" for choice in spec["choices"])
+        notes = ["log"] if spec.get("log") else []
+        notes += [f"step {spec['step']:g}"] if "step" in spec else []
+        notes += ["or around the known prior"] if "around_prior" in spec else []
+        return f"{spec['low']:g} to {spec['high']:g}" + (f" ({', '.join(notes)})" if notes else "")
 
     return _table(
         ("method", "searched"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.study_config import FIRST_SEEDS
@@ -18,7 +19,7 @@ from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import milestone_epochs
 from ekd_ray.scale.cluster import ADDRESS, count_trials, local_cpus, local_nodes, on_cluster
 from ekd_ray.scale.confirm import baselines, champions
-from ekd_ray.scale.space import Space, first_points
+from ekd_ray.scale.space import Space, first_points, known_prior
 from ekd_ray.scale.trainer import Workers
 
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
@@ -87,6 +88,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
     lines = [
         *_setup(base, config.data_root),
+        *_priors(config),
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
         f"search     {config.trials} trials by {_aims(config)} on the validation split; "
@@ -153,6 +155,30 @@ def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
     return [*lines, f"method     {config.method} ({values})"]
 
 
+def _priors(config: StudyConfig) -> list[str]:
+    """Where the log prior of an evidential study comes from, and its softmax teacher, if any."""
+    base = config.distill
+    lines: list[str] = []
+    settings: Any = base  # the settings of methods are found by name
+    if not (method_of(base).evidential and method_of(base).needs_teacher):
+        return lines
+    known = known_prior(config, base)
+    value = settings.teacher_log_prior if settings.learn_log_prior else settings.log_prior
+    if value is None:
+        lines.append("prior      the one that the teacher will have learned")
+    else:
+        source = "as given, or 0 where neither the teacher nor the pair has one"
+        if known and value == known.value:
+            source = "the teacher has learned it"
+            if known.is_pairs:
+                source = "the pair's, because the teacher's file has none"
+        lines.append(f"prior      log_prior {value:g}: {source}")
+    if "ekd-softmax" in baselines(config, base):
+        weights = config.softmax_teacher_weights or "to be trained too"
+        lines.append(f"           softmax teacher of ekd-softmax: {weights}")
+    return lines
+
+
 def _cache(config: DistillConfig, data_root: str | None) -> str:
     """Where the teacher's logits are kept and how large that can grow, known before it does."""
     if not uses_cache(config, data_root):
@@ -186,7 +212,11 @@ def _study_flops(config: StudyConfig) -> float:
         flops += (config.trials * trial_share + select) * teacher_flops(base, root)
         flops += seeds * sum(teacher_flops(entry, root, final=True) for entry in finals)
     if base.teacher_weights is None and config.teacher_training and base.teacher:
-        flops += run_flops(teacher_config(base, base.teacher, config.teacher_training), root)
+        teachers = 1
+        if "ekd-softmax" in baselines(config, base) and config.softmax_teacher_weights is None:
+            teachers = 2
+        training = teacher_config(base, base.teacher, config.teacher_training)
+        flops += teachers * run_flops(training, root)
     return flops
 
 

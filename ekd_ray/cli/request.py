@@ -159,7 +159,10 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         values["trials"] = _extended_trials(values, args)
     for text in args.set:
         values = _with_set(values, text)
-    values["distill"] = _absolute_paths(_from_zoo(values["distill"], args))
+    values = _from_zoo(values, args)
+    values["distill"] = _absolute_paths(values["distill"])
+    if isinstance(softmax := values.get("softmax_teacher_weights"), str):
+        values["softmax_teacher_weights"] = _absolute(softmax)
     return replace(recipe, values=values)
 
 
@@ -233,16 +236,28 @@ def _extended_trials(values: Mapping[str, Any], args: argparse.Namespace) -> int
     return int(there.get("trials", StudyConfig().trials)) + args.extend
 
 
-def _from_zoo(distill: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """The teacher's checkpoint out of --teacher-zoo, unless a file is named already."""
-    if args.teacher_zoo is None or distill.get("teacher_weights") is not None:
-        return distill
-    from ekd_ray.models import find_teacher  # loads torch
+def _from_zoo(values: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The teachers' checkpoints out of --teacher-zoo, unless a file is named already."""
+    distill = values["distill"]
+    wants_softmax = "ekd-softmax" in (values.get("baselines") or ())
+    missing = [distill.get("teacher_weights") is None]
+    missing += [wants_softmax and values.get("softmax_teacher_weights") is None]
+    if args.teacher_zoo is None or not any(missing):
+        return values
+    # These load torch.
+    from ekd_ray.losses.methods import METHODS
+    from ekd_ray.models import find_softmax_teacher, find_teacher
 
-    if not isinstance(distill.get("teacher"), str):
+    model, folder = distill.get("teacher"), Path(args.teacher_zoo).expanduser()
+    if not isinstance(model, str):
         raise UserError("--teacher-zoo needs to know the teacher: give --teacher NAME or --pair.")
-    path = find_teacher(Path(args.teacher_zoo).expanduser(), distill["teacher"])
-    return {**distill, "teacher_weights": str(path)}
+    if missing[0]:
+        method = METHODS.get(distill.get("method", DistillConfig().method))
+        found = find_teacher(folder, model, evidential=method is not None and method.evidential)
+        values = {**values, "distill": {**distill, "teacher_weights": str(found)}}
+    if missing[1] and (softmax := find_softmax_teacher(folder, model)):
+        values = {**values, "softmax_teacher_weights": str(softmax)}
+    return values
 
 
 def _recipe_path(args: argparse.Namespace) -> Path:

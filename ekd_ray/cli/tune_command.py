@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_setting(group, "constraints", "--constraint", metavar="BOUND")
     flags.add_setting(group, "optuna_storage", metavar="URL")
     flags.add_setting(group, "track", metavar="mlflow[:URI]")
+    group.add_argument(
+        "--baselines",
+        nargs="*",
+        metavar="NAME",
+        help="rows the winner is compared with: none, kd, authors, ekd-softmax (the first three)",
+    )
+    flags.add_setting(group, "softmax_teacher_weights", metavar="FILE")
     flags.add_setting(group, "confirm_seeds", "--seeds")
     flags.add_setting(group, "confirm_top_k", "--top-k")
     for name in ("max_concurrent", "workers_per_trial"):

@@ -6,13 +6,13 @@ command line (`--set name=value`), in recipes, in TensorBoard and in the documen
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ekd_ray.config import method_settings
-from ekd_ray.config.method_settings import MethodSetting
-from ekd_ray.config.settings import Settings, setting
+from ekd_ray.config.method_settings import REGISTRY, MethodSetting
+from ekd_ray.config.settings import COUNTS, Settings, setting
 from ekd_ray.errors import UserError
 
 # The data sets that are known by name (`ekd_ray.data`, which loads torch, has the rest of them).
@@ -147,6 +147,22 @@ class DistillConfig(Settings):
                 if name in type(self).__dataclass_fields__:
                     return getattr(self, name)
             raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
+        """As `Settings.from_dict`; a complete file from before `ekd_temperature` keeps its meaning.
+
+        Its second order had the `temperature` of the first, and a run without a second order has
+        the former default of `evidence`, which it does not use.
+        """
+        if isinstance(values, Mapping) and "ekd_temperature" not in values:
+            counted = {field.name for field in cls.fields() if field.metadata["neutral"] is COUNTS}
+            if counted - {*REGISTRY} <= values.keys():  # every release wrote all of these
+                changes = {"evidence": REGISTRY["evidence"].unset}
+                if values.get("ekd_weight") is not None:
+                    changes = {"ekd_temperature": values.get("temperature") or 1.0}
+                values = {**values, **changes}
+        return super().from_dict(values, where=where)
 
     @classmethod
     def fields(cls) -> tuple[Field[Any], ...]:

@@ -14,7 +14,7 @@ from ekd_ray.config.settings import Settings, setting
 from ekd_ray.config.targets import COSTS, DIRECTIONS, METRICS, Constraint
 from ekd_ray.errors import UserError, error_context
 
-BASELINES = ("none", "kd")
+BASELINES = ("none", "kd")  # those that a study has unless told otherwise
 CHAMPIONS = ("authors", "warm-start", "defaults")
 FIRST_SEEDS = 2  # of every champion and finalist: one seed shows no spread
 # Which of them go together: `ekd_ray.scale.samplers`.
@@ -45,8 +45,12 @@ class StudyConfig(Settings):
         CHAMPIONS, "known configurations that finalists have to beat", choices=CHAMPIONS
     )
     baselines: tuple[str, ...] = setting(
-        BASELINES, "rows the winner is compared with", choices=BASELINES
+        BASELINES, "rows the winner is compared with", choices=(*BASELINES, "ekd-softmax")
     )
+    softmax_teacher_weights: str | None = setting(
+        None, "checkpoint of a teacher trained by plain cross-entropy, for baseline ekd-softmax",
+        identity=False,
+    )  # fmt: skip
     authors: dict[str, Any] | None = setting(
         None, "the authors' values for this pair: first point and champion"
     )

@@ -155,6 +155,17 @@ def without_teacher(config: DistillConfig) -> DistillConfig:
     return config.replace(**dict.fromkeys(names))
 
 
+def with_teacher(config: DistillConfig, weights: str | None) -> DistillConfig:
+    """The configuration with other weights of its teacher (None: they are still to be trained).
+
+    The images are normalised as that file says, or as before where it does not say.
+    """
+    config = config.replace(teacher_weights=weights, teacher_sha256=None)
+    if weights is None or _stated_normalization(read_metadata(weights)) is None:
+        return config
+    return config.replace(teacher_normalization=None)
+
+
 def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
     if config.teacher is None:
         raise UserError(
@@ -199,11 +210,16 @@ def _resolve_priors(settings: Any, teacher_prior: float | None) -> dict[str, obj
     return {"log_prior": 0.0 if teacher_prior is None else teacher_prior}
 
 
-def _own_normalization(config: DistillConfig, weights: WeightsMetadata) -> Normalization:
+def _stated_normalization(weights: WeightsMetadata) -> Normalization | None:
+    """The normalisation that a file names, or that all of its layout have."""
     if weights.mean is not None and weights.std is not None:
         return Normalization(mean=weights.mean, std=weights.std)  # type: ignore[arg-type]
-    if weights.layout == "akamaster":
-        return parse_normalization("imagenet")
+    return parse_normalization("imagenet") if weights.layout == "akamaster" else None
+
+
+def _own_normalization(config: DistillConfig, weights: WeightsMetadata) -> Normalization:
+    if stated := _stated_normalization(weights):
+        return stated
     raise UserError(
         f"{config.teacher_weights} does not say how its images were normalised: give "
         f"--teacher-normalization ({', '.join(NORMALIZATIONS)} or 'm,m,m/s,s,s')."
@@ -221,6 +237,10 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
         raise UserError(
             f"{path} holds a {weights.model!r}, not a {config.teacher!r}: "
             f"give --teacher {weights.model}."
+        )
+    if weights.model is None and config.teacher in model_names():
+        raise UserError(
+            f"{path} holds no {config.teacher!r}, nor any other model of the zoo: give its weights."
         )
     if config.teacher_sha256 not in (None, weights.sha256):
         raise UserError(

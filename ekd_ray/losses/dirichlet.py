@@ -34,8 +34,8 @@ EXP_EVIDENCE_LIMIT = 20.0
 _SERIES_FROM = 10.0
 
 EVIDENCE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "log1p_softplus": lambda logits: functional.softplus(logits).log1p(),
-    "softplus": functional.softplus,
+    "softplus": functional.softplus,  # EKD, current release
+    "log1p_softplus": lambda logits: functional.softplus(logits).log1p(),  # EKD, first release
     "exp": lambda logits: logits.clamp(max=EXP_EVIDENCE_LIMIT).exp(),
     "relu": functional.relu,
 }
@@ -65,7 +65,8 @@ def evidence(logits: Tensor, kind: str) -> Tensor:
     `kind` is a name of `EVIDENCE_FUNCTIONS`, else `UserError` is raised; `exp` saturates at
     z = 20, with zero gradient beyond. Returns float32 (float64 for float64).
 
-    EKD (ICCV 2025), second order: `log1p(softplus(z))`.
+    EKD (ICCV 2025), second order: `softplus(z)` in the authors' current release,
+    `log1p(softplus(z))` in their first one. Which of them gave a published figure is not known.
     """
     if kind not in EVIDENCE_FUNCTIONS:
         raise unknown_name("evidence function", kind, EVIDENCE_FUNCTIONS)
@@ -190,7 +191,7 @@ def distribution_kd_loss(
     *,
     log_prior: Scalar,
     teacher_log_prior: Scalar | None = None,
-    evidence: str = "log1p_softplus",
+    evidence: str = "softplus",
 ) -> Tensor:
     """`T^2 * KL(Dir(a_t) || Dir(a_s))`, teacher first, mean over the batch (second order).
 
@@ -198,7 +199,8 @@ def distribution_kd_loss(
     `EVIDENCE_FUNCTIONS`: 0-d, nats, computed in float64, returned in float32 unless an input is
     float64. Inputs and what is raised: `ekd_ray.losses`.
 
-    EKD (ICCV 2025), second order.
+    EKD (ICCV 2025), second order: in the authors' current release T = 1 and `softplus`, in their
+    first one the T of the first order and `log1p_softplus`.
     """
     dtype = torch.promote_types(
         at_least_float32(student_logits).dtype, at_least_float32(teacher_logits).dtype

@@ -150,5 +150,6 @@ DKD = register_method(
     ),
 )  # fmt: skip
 register_method(
-    "dkd+ekd", evidential(DKD, kd_weight={"default": 0.5, "search": log_range(0.05, 5.0)})
+    "dkd+ekd",
+    evidential(DKD, kd_weight={"default": 0.5, "search": {"low": 0.0, "high": 3.0, "step": 0.1}}),
 )

@@ -204,5 +204,6 @@ MLKD = register_method(
 # No results are published for it: the softmax method's weight, whose five temperatures already
 # sum to many times a single KD term, with EKD's others.
 register_method(
-    "mlkd+ekd", evidential(MLKD, kd_weight={"default": 0.9, "search": log_range(0.05, 10.0)})
+    "mlkd+ekd",
+    evidential(MLKD, kd_weight={"default": 0.9, "search": {"low": 0.0, "high": 3.0, "step": 0.1}}),
 )

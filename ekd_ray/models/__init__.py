@@ -5,7 +5,7 @@ Papers: He et al. 2016 (ResNet), Zagoruyko & Komodakis 2016 (Wide ResNet), Simon
 Wang et al. 2021 (PVT), Yuan et al. 2021 (T2T-ViT).
 """
 
-from ekd_ray.models.teacher_zoo import find_teacher, list_teachers
+from ekd_ray.models.teacher_zoo import find_softmax_teacher, find_teacher, list_teachers
 from ekd_ray.models.weights import WeightsMetadata, load_weights, read_metadata, save_weights
 from ekd_ray.models.zoo import ALIASES, build_model, model_names
 
@@ -17,6 +17,7 @@ __all__ = [
     "save_weights",
     "read_metadata",
     "WeightsMetadata",
+    "find_softmax_teacher",
     "find_teacher",
     "list_teachers",
 ]

@@ -10,7 +10,7 @@ from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.paired import Paired
 
 DASH = "\N{EN DASH}"  # where there is no value
-LABELS = {"none": "student alone", "kd": "KD"}
+LABELS = {"none": "student alone", "kd": "KD", "ekd-softmax": "EKD, softmax teacher"}
 METRIC_NAMES = {
     "top1": "accuracy",
     "nll": "negative log-likelihood",

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.checkpoint import forget_checkpoint
-from ekd_ray.engine.resolve import resolve, without_teacher
+from ekd_ray.engine.resolve import resolve, with_teacher, without_teacher
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session
 from ekd_ray.errors import Interrupted, UserError
@@ -43,7 +43,7 @@ from ekd_ray.scale.schedulers import NoStopping
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import death_reason
 from ekd_ray.scale.selection import wanted_seeds
-from ekd_ray.scale.space import point_config
+from ekd_ray.scale.space import point_config, with_pairs_prior
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.worker import RUN, TrainOptions, check_disk, train_run
 
@@ -190,14 +190,16 @@ def champions(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConf
         for name, point in points.items()
     }
     if "defaults" in config.champions:
-        found["defaults"] = with_method(base, base.method)
+        found["defaults"] = with_pairs_prior(config, with_method(base, base.method))
     return {n: c for n, c in found.items() if base.teacher or not method_of(c).needs_teacher}
 
 
 def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConfig]:
     """The rows that a winner is compared with, under the same budget and solver.
 
-    `none`: the student alone; `kd`: KD with its defaults, where the study has a teacher.
+    `none`: the student alone; `kd`: KD with its defaults; `ekd-softmax`, of an evidential method:
+    the authors' values, or else the study's shared settings, under the softmax teacher. All but
+    `none` need a teacher.
     """
     rows = {}
     for name in config.baselines:
@@ -205,6 +207,9 @@ def baselines(config: StudyConfig, base: DistillConfig) -> dict[str, DistillConf
             rows["none"] = without_teacher(with_method(base, "none"))
         elif name == "kd" and base.teacher:
             rows["kd"] = with_method(base, "kd")
+        elif name == "ekd-softmax" and base.teacher and method_of(base).evidential:
+            entry = point_config(base, config.authors or {})
+            rows["ekd-softmax"] = with_teacher(entry, config.softmax_teacher_weights)
     return rows
 
 

@@ -6,16 +6,17 @@ import contextlib
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.settings import hints_of
 from ekd_ray.errors import Keys, UserError, error_context, unknown_name
-from ekd_ray.losses.methods import resolve_method, with_method
+from ekd_ray.losses.methods import method_of, resolve_method, with_method
+from ekd_ray.models import read_metadata
 
-_KEYS = ("low", "high", "log", "step", "choices", "when")
+_KEYS = ("low", "high", "log", "step", "around_prior", "choices", "when")
 
 
 def silence_optuna() -> None:
@@ -27,7 +28,9 @@ def silence_optuna() -> None:
 class Parameter:
     """One searched setting: a range (`low`, `high`, `log`, `step`) or `choices`.
 
-    `when` maps another parameter to the values for which this one exists.
+    `around_prior` is half the width of a range whose middle is a log prior that `around_prior`
+    (the function) looks up; `low` and `high` serve where none is known. `when` maps another
+    parameter to the values for which this one exists.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Parameter:
     high: float = 0.0
     log: bool = False
     step: float | None = None
+    around_prior: float | None = None
     choices: tuple[Any, ...] | None = None
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
@@ -61,6 +65,13 @@ class Parameter:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and self.low <= value <= self.high
 
+    def nearest(self, value: float) -> float:
+        """The value of a range that is nearest to a number."""
+        if self.step or self.integer:
+            step = self.step or 1
+            value = self.low + round((value - self.low) / step) * step
+        return min(max(value, self.low), self.high)
+
     def number_of_values(self) -> int | None:
         """How many values it can take, None if endlessly many."""
         if self.choices is not None:
@@ -82,6 +93,8 @@ class Parameter:
         else:
             text = f"{self.low:g} .. {self.high:g}" + (" (log)" if self.log else "")
             text += f" step {self.step:g}" if self.step else ""
+            if self.around_prior:
+                text += f", or within {self.around_prior:g} of the teacher's or the pair's"
         conditions = [f"{k} in {{{', '.join(map(str, v))}}}" for k, v in self.when.items()]
         return text + (f" when {' and '.join(conditions)}" if conditions else "")
 
@@ -157,6 +170,65 @@ def first_points(config: StudyConfig) -> tuple[dict[str, Any], ...]:
     return (*authors, *config.first_points, *(config.warm_points or {}).values())
 
 
+class KnownPrior(NamedTuple):
+    """A log prior, and whether it is the pair's and not the one that the teacher has learned."""
+
+    value: float
+    is_pairs: bool
+
+
+def known_prior(config: StudyConfig, base: DistillConfig) -> KnownPrior | None:
+    """The log prior that a search starts from; None where none is known.
+
+    The one that the teacher has learned; else, of a teacher whose file has none (a softmax
+    teacher, or weights of the EKD authors), the pair's: that of the authors' values.
+
+    Args:
+        base: the shared settings, with `teacher_weights` once the teacher is there.
+    """
+    if base.teacher_weights is None:
+        return None
+    learned = read_metadata(base.teacher_weights).log_prior
+    if learned is not None:
+        return KnownPrior(value=learned, is_pairs=False)
+    pair = (config.authors or {}).get("log_prior")
+    return None if pair is None else KnownPrior(value=float(pair), is_pairs=True)
+
+
+def with_pairs_prior(config: StudyConfig, base: DistillConfig) -> DistillConfig:
+    """The shared settings, where the teacher's file has no log prior with the pair's.
+
+    A prior that is given stays, and so does the one that a teacher has learned. Args as
+    `known_prior`.
+    """
+    if not method_of(base).evidential:
+        return base
+    settings: Any = base  # the settings of methods are found by name
+    name = "teacher_log_prior" if settings.learn_log_prior else "log_prior"
+    if getattr(settings, name) is not None or (known := known_prior(config, base)) is None:
+        return base
+    return base.replace(**{name: known.value}) if known.is_pairs else base
+
+
+def around_prior(config: StudyConfig, base: DistillConfig) -> StudyConfig:
+    """The study with a range for every entry of its space that is relative to a log prior.
+
+    The range is `around_prior` to both sides of the known one, and as wide as the first points
+    ask for. Without a known one (`known_prior`) nothing changes. Args as `known_prior`.
+    """
+    space = dict(config.space or {})
+    relative = {name: entry for name, entry in space.items() if entry.get("around_prior")}
+    known = known_prior(config, base) if relative else None
+    if known is None:
+        return config
+    for name, entry in relative.items():
+        rest = {key: value for key, value in entry.items() if key != "around_prior"}
+        ends = [known.value - entry["around_prior"], known.value + entry["around_prior"]]
+        ends += [point[name] for point in first_points(config) if name in point]
+        space[name] = {**rest, "low": min(ends), "high": max(ends)}
+    return config.replace(space=space)
+
+
 def check_space(config: StudyConfig) -> Space:
     """The parsed space of a study, after sampling it to see that its points are legal."""
     space = Space(config.space)
@@ -222,13 +294,14 @@ def _parse_range(
     kinds = set(typing.get_args(kind)) or {kind}
     if not kinds & {int, float}:
         raise UserError(f"space.{name} is no number: give choices: instead of a range.", keys=())
-    for key in ("low", "high", "step"):
+    for key in ("low", "high", "step", "around_prior"):
         value = entry.get(key)
-        if key == "step" and value is None:
+        if key in ("step", "around_prior") and value is None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise UserError(f"space.{name}.{key} must be a number, got {value!r}.", keys=(key,))
     low, high, log, step = entry["low"], entry["high"], entry.get("log", False), entry.get("step")
+    width = entry.get("around_prior")
     integer = float not in kinds
     must_be_whole = f": low and high must be whole, got {low} and {high}"
     bad_step = step is not None and (step <= 0 or (integer and not float(step).is_integer()))
@@ -239,12 +312,20 @@ def _parse_range(
         (log and step is not None, "step", ": step cannot be combined with log: true; drop one"),
         (integer and not float(low).is_integer(), "low", must_be_whole),
         (integer and not float(high).is_integer(), "high", must_be_whole),
+        (
+            width is not None and width <= 0,
+            "around_prior",
+            f".around_prior must be > 0, got {width}",
+        ),
         (bad_step, "step", f".step must be {'a whole number ' * integer}> 0, got {step}"),
     )
     for found, key, problem in problems:
         if found:
             raise UserError(f"space.{name}{problem}.", keys=(key,))
-    return Parameter(name=name, integer=integer, low=low, high=high, log=log, step=step, when=when)
+    return Parameter(
+        name=name, integer=integer, low=low, high=high, log=log, step=step, around_prior=width,
+        when=when,
+    )  # fmt: skip
 
 
 def _parse_when(

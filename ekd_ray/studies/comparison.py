@@ -19,6 +19,7 @@ from ekd_ray.files import write_json, write_text
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import LEAST_SEEDS, LEVEL
 from ekd_ray.results.study import Study
+from ekd_ray.results.words import label
 
 COMPARISON = "comparison"
 SCHEMA = pa.schema(
@@ -29,7 +30,7 @@ SCHEMA = pa.schema(
 )
 TEST_FIGURES = ("test_top1", "test_nll", "test_ece")
 # Rows that every study of a pair has in common, in the order of the table.
-_SHARED = {"none": "student alone", "kd": "KD"}
+_SHARED = {name: label(name) for name in ("none", "kd")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def collect_cells(out: Path, names: list[str], failures: dict[str, str]) -> list
                     row = f"{row} ({method}'s schedule)"
                 rows.append(row)
             elif entry.entered_as != "finalist":
-                rows.append(f"{method}, {entry.name}")
+                rows.append(f"{method}, {label(entry.name)}")
             found = mean_sd(entry.test) if entry.test else (None, None, 0)
             for row in rows:
                 cells[pair, row] = Cell(

@@ -12,11 +12,13 @@ import shutil
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.precision import environment
@@ -25,7 +27,8 @@ from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError, error_context
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
-from ekd_ray.losses.methods import method_of, resolve_method, with_method
+from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
+from ekd_ray.models import read_metadata
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
@@ -42,12 +45,13 @@ from ekd_ray.scale.cluster import (
 from ekd_ray.scale.confirm import baselines, champions, confirm
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
-from ekd_ray.scale.space import check_space
+from ekd_ray.scale.space import around_prior, check_space, with_pairs_prior
 from ekd_ray.scale.storage import check_storage
 from ekd_ray.scale.tracking import Observer, check_tracking
 from ekd_ray.scale.trainer import SCRATCH
 
 TEACHER = Path("teacher") / "teacher.safetensors"
+SOFTMAX_TEACHER = Path("teacher-softmax") / TEACHER.name
 LEAST_FREE_BYTES = 200 * 2**20
 
 
@@ -86,12 +90,43 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         resolve(teacher, data_root=config.data_root, download=download)
         with error_context("distill"):
             resolve(with_method(base, "none"), data_root=config.data_root, download=download)
-        return config.replace(distill=resolve_method(base))
-    with error_context("distill"):
-        base = resolve(base, data_root=config.data_root, download=download)
-    for known in (*champions(config, base).values(), *baselines(config, base).values()):
-        resolve(known, data_root=config.data_root, download=download)
+        base = resolve_method(base)
+    else:
+        with error_context("distill"):
+            base = with_pairs_prior(config, resolve_method(base))
+            base = resolve(base, data_root=config.data_root, download=download)
+        config = around_prior(config, base)
+    rows = baselines(config, base)
+    if "ekd-softmax" in rows:
+        _check_softmax_teacher(config, base)
+    for row in (*champions(config, base).values(), *rows.values()):
+        if row.teacher_weights is not None or not method_of(row).needs_teacher:
+            resolve(row, data_root=config.data_root, download=download)
     return config.replace(distill=base)
+
+
+def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> None:
+    """Refuse the baseline ekd-softmax unless the study's teacher is evidential and another."""
+    given, softmax = base.teacher_weights, config.softmax_teacher_weights
+    teacher = read_metadata(given) if given else None
+    trained = (config.teacher_training or {}).get("method") if teacher is None else None
+    is_softmax = teacher and teacher.layout == "ekd_ray" and teacher.log_prior is None
+    if softmax and (found := read_metadata(softmax)).log_prior is not None:
+        raise UserError(
+            f"baseline ekd-softmax needs a teacher trained by plain cross-entropy, got {softmax} "
+            f"with a learned prior of {found.log_prior:.3g}: name another softmax_teacher_weights."
+        )
+    if trained == "none" or is_softmax or (teacher and softmax and found.sha256 == teacher.sha256):
+        raise UserError(
+            f"baseline ekd-softmax is what this study does already, because its teacher "
+            f"({given or 'to be trained by method none'}) is a softmax one: drop the baseline, or "
+            "give an evidential teacher."
+        )
+    if teacher and not softmax:
+        raise UserError(
+            f"baseline ekd-softmax needs a softmax {base.teacher}: give --softmax-teacher-weights "
+            f"FILE, or a --teacher-zoo with a folder {base.teacher}_vanilla."
+        )
 
 
 def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
@@ -105,6 +140,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         _check_same(study, config)
+        _check_continues(study)
     elif out.exists() and (out.is_file() or not all(map(_is_left_over, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
@@ -137,6 +173,18 @@ def _check_same(study: Study, config: StudyConfig) -> None:
         f"{new.get(key)} here ({len(changed)} setting(s) differ): resume it with its own "
         "settings, or choose another --out."
     )
+
+
+def _check_continues(study: Study) -> None:
+    """Refuse an older study whose further trials would not be of the kind that it has."""
+    written = YamlFile.read(study.path / STUDY_FILE).values["study"]["distill"]
+    searched = {"method", "temperature"} & {*(study.config.space or {})}
+    second_order = study.config.distill.to_dict()["ekd_temperature"] is not None
+    if "ekd_temperature" not in written and second_order and searched:
+        raise UserError(
+            f"{study.path} was begun by a release whose second order had the {searched.pop()} that "
+            "it searches: finish it with that release, or choose another --out."
+        )
 
 
 def _flat(config: StudyConfig) -> dict[str, object]:
@@ -202,8 +250,10 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         # Decode once here: every trial of this node then maps the same pages.
         load_dataset(config.distill.dataset, "train", data_root=config.data_root)
         base = _teacher_stage(out, config, observer)
+        config = _softmax_teacher_stage(out, config, base, observer)
         with connected(config):
             check_visible(out)
+            config = around_prior(config, base)
             search(out, config, base, observer)
             confirm(out, config, base, observer)
     observer.stage("export", 1, 0)
@@ -232,9 +282,32 @@ def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> Distil
     if not method_of(base).needs_teacher or base.teacher_weights is not None:
         return resolve(base, data_root=config.data_root)
     path = out / TEACHER
+    _train(path, config, config.teacher_training or {}, observer)
+    base = with_pairs_prior(config, base.replace(teacher_weights=str(path)))
+    return resolve(base, data_root=config.data_root)
+
+
+def _softmax_teacher_stage(
+    out: Path, config: StudyConfig, base: DistillConfig, observer: Observer
+) -> StudyConfig:
+    """The study with the softmax teacher of its baseline, given or trained beside its own."""
+    if config.softmax_teacher_weights or "ekd-softmax" not in baselines(config, base):
+        return config
+    # The settings of evidential training do not carry over.
+    unused = {*REGISTRY} - {*METHODS["none"].setting_names}
+    given = config.teacher_training or {}
+    settings = {name: value for name, value in given.items() if name not in unused}
+    path = out / SOFTMAX_TEACHER
+    _train(path, config, {**settings, "method": "none"}, observer)
+    return config.replace(softmax_teacher_weights=str(path))
+
+
+def _train(path: Path, config: StudyConfig, settings: dict[str, Any], observer: Observer) -> None:
+    """Train the study's teacher architecture to `path`, unless that is there already."""
+    base = config.distill
     if not path.exists():
-        training = teacher_config(base, str(base.teacher), config.teacher_training or {})
-        observer.stage("teacher", 1, training.epochs)
+        training = teacher_config(base, str(base.teacher), settings)
+        observer.stage(path.parent.name, 1, training.epochs)
         observer.started(str(base.teacher), 0, training.to_dict())
         train_teacher(
             training,
@@ -246,4 +319,3 @@ def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> Distil
         )
         observer.ended(0, failed=False)
     forget_checkpoint(path.parent)  # a kill may have come before the training did
-    return resolve(base.replace(teacher_weights=str(path)), data_root=config.data_root)

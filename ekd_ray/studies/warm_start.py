@@ -19,8 +19,8 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
     """The study with the best points of other studies as `warm_points`.
 
     Of each study in `runs` the best trials of full length, at most `POINTS`, are mapped onto
-    the space of `config`: what that does not search is left out, a number beyond a range
-    becomes its end. They are tried like any other point and are champions, by the name of their
+    the space of `config`: what that does not search is left out, a number becomes the nearest
+    one of the range. They are tried like any other point and are champions, by the name of their
     study (`from cifar10`, its second one `from cifar10 (2)`); nothing else of the other studies
     is believed.
 
@@ -60,16 +60,19 @@ def _mapped(
     params: dict[str, Any], study: Study, config: StudyConfig, space: Space
 ) -> dict[str, Any]:
     """A point of another study in this space; empty if nothing of it is searched here."""
-    method = params.get("method", study.config.distill.method)
+    shared = study.config.distill.to_dict()
+    method = params.get("method", shared["method"])
+    # What was found under one evidence function does not carry over to another.
+    given = {"evidence": shared["evidence"], **params, "method": method}
     if "method" not in space.parameters and method != config.distill.method:
         return {}
     point: dict[str, Any] = {}
     for name, parameter in space.parameters.items():
-        value = method if name == "method" else params.get(name)
+        value = given.get(name)
         if value is None or not parameter.applies(point):
             continue
         if parameter.choices is None:
-            value = min(max(value, parameter.low), parameter.high)
+            value = parameter.nearest(value)
         if parameter.contains(value):
             point[name] = value
     if "method" in space.parameters and "method" not in point:

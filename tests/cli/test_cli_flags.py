@@ -47,7 +47,7 @@ def test_flags_override_the_recipe():
 def test_set_fixes_a_setting_which_is_then_not_searched():
     config = study(*DIGITS, "--set", "kd_weight=2", "--set", "lr=5e-4", "--set", "trials=7")
     assert (config.distill.kd_weight, config.distill.lr, config.trials) == (2.0, 5e-4, 7)
-    assert set(config.space) == {"ce_weight", "ekd_weight", "temperature"}
+    assert set(config.space) == {"ce_weight", "ekd_weight", "evidence", "temperature"}
 
 
 @pytest.mark.parametrize(

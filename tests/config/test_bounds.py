@@ -47,6 +47,7 @@ RUN = {
     "lr_warmup": ([-1], [0, INF]),
     "seed": ([-1], [0, INF]),
     "teacher_cache": (["yes"], ["auto", "on", "off"]),
+    "ekd_temperature": ([0, -1, 101], [0.1, 100, None]),
     "evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),
     "prior_kl_evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),
     "optimizer": (["adam"], ["sgd", "adamw"]),
@@ -70,7 +71,7 @@ STUDY = {
     "workers_per_trial": ([0], [1, INF]),
     "cpus_per_trial": ([0], [1, INF]),
     "gpus_per_trial": ([-0.001], [0, 0.25, INF]),
-    "baselines": ([["ekd"]], [["none"], ["kd", "none"], []]),
+    "baselines": ([["ekd"]], [["none"], ["kd", "ekd-softmax"], []]),
     "champions": ([["kd"]], [["authors"], ["warm-start", "defaults"], []]),
     "metric": (["test_top1", "flops"], METRICS),
     "objectives": (

@@ -59,7 +59,7 @@ PLACES = {
     DistillConfig: {"teacher_weights", "teacher_cache"},
     StudyConfig: {
         *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours"),
-        *("data_root", "teacher_fill", "optuna_storage", "track"),
+        *("data_root", "teacher_fill", "optuna_storage", "track", "softmax_teacher_weights"),
         *("max_concurrent", "cpus_per_trial", "gpus_per_trial"),
     },
 }

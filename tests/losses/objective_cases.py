@@ -115,6 +115,7 @@ def _options():
     yield {"learn_log_prior": True, "log_prior": -1.2}
     yield {"log_prior": -1.2, "teacher_log_prior": 0.4}
     yield {"temperature": 3.0}
+    yield {"ekd_temperature": 2.0}
     yield {"dkd_alpha": 0.5, "dkd_beta": 2.0}
     yield {"ctkd_t_start": 0.5, "ctkd_t_end": 5.0}
 

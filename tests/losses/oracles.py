@@ -198,7 +198,7 @@ def terms(config, batch):
     if base == "mlkd":
         found |= mlkd_alignments(weak, strong, at, predict, predict_standardized)
     if config.method.endswith("ekd"):
-        second_at = 1.0 if base == "ctkd" else at
+        second_at = config.ekd_temperature
         found["ekd"] = sum(
             distribution_kd(s, t, second_at, prior, own, config.evidence) for s, t in views
         )

@@ -168,7 +168,7 @@ def test_the_table_is_consistent(method):
 _SOFTMAX = {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9, "standardize": False}
 _EKD = {
     "temperature": 1.0, "ce_weight": 1.0, "kd_weight": 4.5, "ekd_weight": 4.5,
-    "ekd_warmup": 30, "evidence": "log1p_softplus", "prior_kl_weight": 0.0,
+    "ekd_warmup": 30, "evidence": "softplus", "ekd_temperature": 1.0, "prior_kl_weight": 0.0,
     "prior_kl_warmup": 10, "prior_kl_evidence": "softplus", "learn_log_prior": False,
     "log_prior": None, "teacher_log_prior": None,
 }  # fmt: skip

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ekd_ray.errors import UserError
-from ekd_ray.models import find_teacher, list_teachers
+from ekd_ray.models import find_softmax_teacher, find_teacher, list_teachers
 
 MDISTILLER = ["resnet32x4", "wrn_40_2", "vgg13", "ResNet50", "resnet56", "resnet110"]
 
@@ -27,6 +27,36 @@ def test_the_published_layout(tmp_path):
         assert find_teacher(tmp_path, name) == wanted
         assert find_teacher(str(tmp_path), name) == wanted
     assert list(list_teachers(tmp_path)) == sorted(MDISTILLER)
+
+
+EVIDENTIAL = {
+    "resnet56": "ResNet56/student_200",
+    "resnet110": "ResNet110/student_best",
+    "resnet32x4": "ResNet32x4/student_best",
+    "ResNet50": "ResNet50/student_best",
+    "wrn_40_2": "WRN_40_2/student_best",
+    "vgg13": "VGG13/student_240",
+}
+
+
+@pytest.mark.parametrize("model", EVIDENTIAL)
+def test_the_evidential_teachers_of_the_authors(tmp_path, model):
+    """Alone they serve every method; beside mdistiller's, evidential methods."""
+    put(tmp_path, *EVIDENTIAL.values(), "ResNet56/student_best", "resnet20/student_best")
+    theirs = tmp_path / EVIDENTIAL[model]
+    assert find_teacher(tmp_path, model) == theirs
+    assert find_softmax_teacher(tmp_path, model) is None
+    assert set(list_teachers(tmp_path)) == set(EVIDENTIAL)
+    put(tmp_path, f"{model}_vanilla/ckpt_epoch_240.pth")
+    plain = tmp_path / f"{model}_vanilla" / "ckpt_epoch_240.pth"
+    assert find_teacher(tmp_path, model, evidential=True) == theirs
+    assert find_teacher(tmp_path, model) == find_softmax_teacher(tmp_path, model) == plain
+
+
+def test_a_missing_evidential_teacher_is_named_as_it_unpacks(tmp_path):
+    put(tmp_path, "VGG13/student_best")
+    with pytest.raises(UserError, match="Put them at VGG13/student_240 or vgg13_vanilla/ckpt_epo"):
+        find_teacher(tmp_path, "vgg13", evidential=True)
 
 
 def test_the_highest_epoch_counts_as_a_number(tmp_path):

@@ -212,3 +212,25 @@ def test_another_method_resets_the_method_settings_and_nothing_else(method):
 def test_a_point_under_another_method_keeps_its_own_values():
     config = point_config(DistillConfig(method="ekd"), {"method": "kd", "temperature": 3.0})
     assert (config.temperature, config.kd_weight) == (3.0, 0.9)
+
+
+def test_a_width_around_the_prior_is_positive():
+    with pytest.raises(UserError, match=r"space\.log_prior\.around_prior must be > 0, got 0"):
+        Space({"log_prior": {"low": -1, "high": 1, "around_prior": 0}})
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "nearest"),
+    [
+        ({"low": 0.0, "high": 9.0, "step": 0.5}, 3.2, 3.0),
+        ({"low": 0.0, "high": 9.0, "step": 0.5}, 20.0, 9.0),
+        ({"low": 0.1, "high": 9.0, "log": True}, 3.2, 3.2),
+        ({"low": 0.1, "high": 9.0, "log": True}, 0.01, 0.1),
+    ],
+)
+def test_the_nearest_value_of_a_range(entry, value, nearest):
+    assert Space({"kd_weight": entry}).parameters["kd_weight"].nearest(value) == nearest
+
+
+def test_a_first_order_weight_of_zero_is_drawn():
+    assert 0.0 in column({"kd_weight": METHODS["ekd"].space["kd_weight"]}, n=400)

@@ -80,6 +80,19 @@ def test_points_are_mapped_onto_the_space(finished, config):
     assert warm_started(config, [run]).warm_points == {"from a": {"kd_weight": 20.0}}
 
 
+def test_points_keep_the_evidence_function_that_they_were_found_under(finished):
+    space = {"kd_weight": {"low": 0.0, "high": 9.0, "step": 0.5},
+             "evidence": {"choices": ["softplus", "log1p_softplus"]}}  # fmt: skip
+    config = StudyConfig(distill=DistillConfig(method="ekd"), space=space)
+    run = finished(
+        "a", [({"kd_weight": 3.2}, 0.5)], method="ekd", evidence="log1p_softplus",
+        space={"kd_weight": {"low": 0.5, "high": 9.0}},
+    )  # fmt: skip
+    assert list(warm_started(config, [run]).first_points) == [
+        {"kd_weight": 3.0, "evidence": "log1p_softplus"}
+    ]
+
+
 def test_a_searched_method_takes_the_method_of_the_other_study(finished):
     config = StudyConfig(
         distill=DistillConfig(method="kd"),
