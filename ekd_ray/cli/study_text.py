@@ -23,7 +23,14 @@ from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import REPORT
 from ekd_ray.results.report.content import Content, gather, write_headline
 from ekd_ray.results.study import Study
-from ekd_ray.results.words import duration, figure_text, label, metric_name, value_text
+from ekd_ray.results.words import (
+    describe_teacher,
+    duration,
+    figure_text,
+    label,
+    metric_name,
+    value_text,
+)
 
 MOST_FAILURES = 10
 STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",
@@ -33,7 +40,7 @@ STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "
 def print_progress(study: Study, other: pa.Table | None, other_name: str) -> None:
     """Print a study, running or finished, and what differs from another one."""
     content = gather(study)
-    parts: list[str | Table] = [*write_headline(content), _status(content)]
+    parts: list[str | Table] = [*write_headline(content), _status(content), *_teacher(study)]
     if content.config.objectives:
         parts.append(front_table(study.pareto(), content.config))
     if content.board:
@@ -64,6 +71,7 @@ def print_study(study: Study, bundle: Bundle) -> None:
         *(f"{row.name} failed: {row.failed}" for row in board if row.failed),
         *difference_lines(study.differences()),
         *_selection_gap(study, board[0]),
+        *_teacher(study),
         "The winner was chosen on validation; the test split was read once, after.",
         f"bundle: {bundle.path}",
         *([f"report: {report}"] if report.is_file() else []),
@@ -78,6 +86,11 @@ def _print(parts: list[str | Table], config: StudyConfig, *, least_width: int) -
     console = Console(highlight=False, soft_wrap=True, width=width)
     for part in parts:
         console.print(part, markup=False)
+
+
+def _teacher(study: Study) -> list[str]:
+    found = study.teacher()
+    return [describe_teacher(found)] if found else []
 
 
 def _selection_gap(study: Study, winner: Row) -> list[str]:
@@ -96,6 +109,7 @@ def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
     return {
         "study": str(study.path),
         "progress": asdict(content.progress),
+        "teacher": asdict(content.teacher) if content.teacher else None,
         "leaderboard": study.leaderboard().to_table().to_pylist(),
         "differences": {name: asdict(found) for name, found in content.differences.items()},
         "best": _best(content),

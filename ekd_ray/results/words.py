@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ekd_ray.config.targets import COSTS
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.results.leaderboard import mean_sd
 
 DASH = "\N{EN DASH}"  # where there is no value
@@ -89,6 +90,22 @@ def short_spread(values: Sequence[float], name: str) -> str:
 def points(value: float) -> str:
     """A difference of accuracies in points, with its sign."""
     return f"{100 * value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def describe_teacher(found: TeacherFigures) -> str:
+    """The teacher's own figures in one sentence."""
+    origin = "trained by the study"
+    if not found.candidates:
+        origin = "given; it may know these images"
+    elif found.candidates > 1:
+        origin = f"the best of {found.candidates} that the study trained"
+    names = ("val_top1", "val_nll", "val_ece")
+    figures = [f"{metric_name(n)} {figure_text(n, found.metrics.get(n))}" for n in names]
+    prior = "no learned prior" if found.log_prior is None else f"log prior {found.log_prior:.4g}"
+    return (
+        f"Teacher {found.model} ({origin}): {', '.join(figures)} on "
+        f"{several(found.images, 'image')}; {prior}."
+    )
 
 
 def percent(value: float | None) -> str:

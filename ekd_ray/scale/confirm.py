@@ -80,7 +80,7 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
         },
         seeds,
     )
-    ended = [*select, *_run_all(run, config, final, observer)]
+    ended = [*select, *run_all(run, config, final, observer)]
     numbered = [
         replace(record, number=trials[record.name].number) if record.name in trials else record
         for record in ended
@@ -107,7 +107,7 @@ def _select(
     ended: list[RunRecord] = []
     for batch in rounds:
         planned = plan_runs(run, RunStage.SELECT, finalists, batch)
-        ended += _run_all(run, config, planned, observer)
+        ended += run_all(run, config, planned, observer)
         rows = leaderboard_rows(ended, config)
         # What failed under a seed cannot win.
         scores = {row.name: row.val for row in rows if row.name in finalists and not row.failed}
@@ -195,7 +195,7 @@ class RunList(Searcher):
             write_json(folder / FAILURE, {"reason": reason})
 
 
-def _run_all(
+def run_all(
     study: Path, config: StudyConfig, runs: list[RunRecord], observer: Observer
 ) -> list[RunRecord]:
     """The records of these runs, once those without one have run; equal configurations once.
@@ -212,7 +212,9 @@ def _run_all(
             run.write_config()
             waiting[run.folder] = run
     if waiting:
-        observer.stage(f"confirm: {runs[0].stage}", len(waiting), config.distill.epochs)
+        stage = runs[0].stage
+        title = "teacher" if stage is RunStage.TEACHER else f"confirm: {stage}"
+        observer.stage(title, len(waiting), config.distill.epochs)
         run_tuner(
             study,
             config,
