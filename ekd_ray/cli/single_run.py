@@ -27,15 +27,18 @@ from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import (
-    CANDIDATES,
     RESULT,
     candidate_folder,
     read_record,
     single_run,
 )
-from ekd_ray.scale.candidates import candidate_study, check_candidate_folder, train_candidates
 from ekd_ray.scale.cluster import check_fits, check_visible, connected, local_cpus
 from ekd_ray.scale.one_run import parse_workers, run_on_workers
+from ekd_ray.scale.teacher_candidates import (
+    candidate_study,
+    check_candidate_folder,
+    train_candidates,
+)
 from ekd_ray.scale.trainer import Workers
 from ekd_ray.studies.pipeline import check_writable
 
@@ -115,10 +118,14 @@ def _train_candidates(
             terminal.console.print(plan, markup=False)
         with contextlib.nullcontext() if (out / WEIGHTS).exists() else connected(study):
             check_visible(out)
-            chosen = train_candidates(out / WEIGHTS, candidates, study, terminal)
-    _print_run(candidate_folder(out, chosen), as_json=request.json, weights=out / WEIGHTS)
+            found = train_candidates(out / WEIGHTS, candidates, study, terminal)
+    chosen = found["chosen"]
     if not request.json:
-        print(f"seed {chosen} is chosen; the figures of all candidates: {out / CANDIDATES}")
+        for entry in found["candidates"]:
+            figure = entry["reason"] or f"{metric} {entry['metrics'][metric]:.4f}"
+            mark = ", chosen" if entry["seed"] == chosen else ""
+            print(f"seed {entry['seed']}: {entry['status']}, {figure}{mark}")
+    _print_run(candidate_folder(out, chosen), as_json=request.json, weights=out / WEIGHTS)
     return 0
 
 

@@ -99,12 +99,18 @@ def describe_teacher(found: TeacherFigures) -> str:
         origin = "given; it may know these images"
     elif found.candidates > 1:
         origin = f"the best of {found.candidates} that the study trained"
-    names = ("val_top1", "val_nll", "val_ece")
-    figures = [f"{metric_name(n)} {figure_text(n, found.metrics.get(n))}" for n in names]
-    prior = "no learned prior" if found.log_prior is None else f"log prior {found.log_prior:.4g}"
+    figures = [
+        f"{metric_name(name)} {figure_text(name, found.metrics.get(f'val_{name}'))}"
+        for name in ("top1", "nll", "ece")
+    ]
+    prior = (
+        "no learned prior"
+        if found.log_prior is None
+        else f"learned log prior {found.log_prior:.4g}"
+    )
     return (
-        f"Teacher {found.model} ({origin}): {', '.join(figures)} on "
-        f"{several(found.images, 'image')}; {prior}."
+        f"Teacher {found.model} ({origin}) on {several(found.images, 'validation image')}, as "
+        f"students hear it: {', '.join(figures)}, {prior}."
     )
 
 

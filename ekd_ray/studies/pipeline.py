@@ -33,7 +33,6 @@ from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
 from ekd_ray.results.study import Study
 from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.budget import check_budget
-from ekd_ray.scale.candidates import candidate_study, train_candidates
 from ekd_ray.scale.cluster import (
     check_address,
     check_fits,
@@ -47,6 +46,7 @@ from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
 from ekd_ray.scale.space import check_space
 from ekd_ray.scale.storage import check_storage
+from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer, check_tracking
 from ekd_ray.scale.trainer import SCRATCH
 

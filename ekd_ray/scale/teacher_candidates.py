@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
@@ -42,7 +43,7 @@ def candidate_study(
 
 def train_candidates(
     path: Path, candidates: Candidates, study: StudyConfig, observer: Observer
-) -> int:
+) -> dict[str, Any]:
     """Train those candidates of a teacher that have not ended, and write the best to `path`.
 
     Each trains in a folder of its own beside `path`. `candidates.json` there has the figures
@@ -52,7 +53,7 @@ def train_candidates(
         study: of `candidate_study`; Ray must be connected unless `path` is there already.
 
     Returns:
-        The seed of the one that was chosen.
+        The content of `candidates.json`.
 
     Raises:
         UserError: the folder belongs to other candidates, all failed, or a process died twice.
@@ -89,7 +90,7 @@ def train_candidates(
             shutil.copyfile(chosen.folder / WEIGHTS, temporary)
     for run in runs:
         (run.folder / WEIGHTS).unlink(missing_ok=True)
-    return json.loads((folder / CANDIDATES).read_text(encoding="utf-8"))["chosen"]
+    return json.loads((folder / CANDIDATES).read_text(encoding="utf-8"))
 
 
 def choose_candidate(runs: Sequence[RunRecord], metric: str) -> RunRecord | None:
