@@ -28,15 +28,14 @@ def teacher_config(base: DistillConfig, model: str, settings: dict[str, Any]) ->
     Raises:
         UserError: candidates that are illegal.
     """
-    candidates = teacher_candidates(base, settings)
     values = {name: value for name, value in settings.items() if name not in SETTINGS}
-    values["seed"] = candidates.seeds[0]
     method = values.pop("method", "evidential")
     if method == "evidential":
         values.setdefault("learn_log_prior", True)
     config = without_teacher(with_method(base, method, student=model, **values))
+    candidates = teacher_candidates(config, settings)
     check_candidates(config, candidates)
-    return config
+    return config.replace(seed=candidates.seeds[0])
 
 
 def teacher_candidates(base: DistillConfig, settings: dict[str, Any]) -> Candidates:

@@ -103,14 +103,10 @@ def describe_teacher(found: TeacherFigures) -> str:
         f"{metric_name(name)} {figure_text(name, found.metrics.get(f'val_{name}'))}"
         for name in ("top1", "nll", "ece")
     ]
-    prior = (
-        "no learned prior"
-        if found.log_prior is None
-        else f"learned log prior {found.log_prior:.4g}"
-    )
+    prior = "none" if found.log_prior is None else f"{found.log_prior:.4g}"
     return (
         f"Teacher {found.model} ({origin}) on {several(found.images, 'validation image')}, as "
-        f"students hear it: {', '.join(figures)}, {prior}."
+        f"students hear it: {', '.join(figures)}, learned log prior {prior}."
     )
 
 
