@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from ekd_ray.cli.output import RUNS, join_cluster, print_json, print_plan
@@ -59,7 +60,10 @@ def train(request: Request) -> int:
     out = (request.out or default).absolute()
     if request.dry_run:
         plan = run_plan(config, out, request.data_root, workers, request.candidates)
-        print_plan(plan, config.to_dict(), as_json=request.json)
+        values = config.to_dict()
+        if request.candidates:
+            values["candidates"] = asdict(request.candidates)
+        print_plan(plan, values, as_json=request.json)
         return 0
     with mirrored(request.location, out, resume=request.resume):
         if request.candidates:
@@ -101,12 +105,11 @@ def _train_candidates(
     """Train the candidates of a teacher below `out`, and write the best of them to it."""
     check_run_folder(out, config, resume=request.resume)
     check_candidate_folder(out, candidates)
-    resources = StudyConfig(
-        data_root=request.data_root,
-        cpus_per_trial=request.cpus_per_trial or 1,
-        gpus_per_trial=request.gpus_per_trial or 0.0,
-    )
+    gpus = request.gpus_per_trial or 0.0
+    resources = StudyConfig(data_root=request.data_root, gpus_per_trial=gpus)
     study = candidate_study(config, candidates, resources)
+    if request.cpus_per_trial:
+        study = study.replace(cpus_per_trial=request.cpus_per_trial)
     check_fits(study)
     if request.download:
         load_dataset(config.dataset, "train", data_root=request.data_root, download=True)

@@ -147,6 +147,18 @@ def test_a_killed_choice_goes_on_and_gives_the_file_of_one_training(
         check_candidate_folder(tmp_path, None)
 
 
+def test_a_candidate_that_lost_its_weights_is_trained_again(
+    trainings: Trainings, tmp_path: Path
+) -> None:
+    trainings.kill_after = (1, 1)
+    with pytest.raises(Killed):
+        train(tmp_path)
+    (tmp_path / "seed-0" / "model.safetensors").unlink()
+    trainings.rows.clear()
+    train(tmp_path)
+    assert trainings.rows == [(0, 1), (0, 2), (1, 2), (2, 1), (2, 2)]
+
+
 @pytest.mark.parametrize("failing", [{1}, {0, 1, 2}])
 def test_one_that_failed_is_recorded_and_not_chosen(
     trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: set[int]
