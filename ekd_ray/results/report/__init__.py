@@ -35,16 +35,8 @@ from ekd_ray.results.words import (
 )
 
 REPORT = Path("report") / "index.html"
-FILTERS = (
-    describe_teacher,
-    duration,
-    metric_name,
-    row_label,
-    several,
-    short_name,
-    spread,
-    value_text,
-)
+FILTERS = (describe_teacher, duration, metric_name, row_label, several, short_name, spread,
+           value_text)  # fmt: skip
 
 
 def write_report(study: Study, out: Path | None = None) -> Path:
