@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.study_config import FIRST_SEEDS
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
 from ekd_ray.engine.measure.cost import model_cost
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.resolve import split_sizes, student_size
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
-from ekd_ray.engine.train_teacher import teacher_config
+from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import milestone_epochs
+from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.cluster import ADDRESS, count_trials, local_cpus, local_nodes, on_cluster
 from ekd_ray.scale.confirm import baselines, champions
 from ekd_ray.scale.space import Space, first_points, known_prior
@@ -58,9 +62,13 @@ def _views(config: DistillConfig, data_root: str | None, *, final: bool) -> int:
 
 
 def run_plan(
-    config: DistillConfig, out: Path, data_root: str | None, workers: Workers | None = None
+    config: DistillConfig,
+    out: Path,
+    data_root: str | None,
+    workers: Workers | None = None,
+    candidates: Candidates | None = None,
 ) -> str:
-    """The plan of one run, in this process or on `workers`."""
+    """The plan of one run, in this process or on `workers`, or of several candidates."""
     lines = [*_setup(config, data_root), f"out        {out} ({_free(out)})"]
     flops = run_flops(config, data_root) + teacher_flops(config, data_root)
     cpus, gpus = local_cpus(), 0.0
@@ -68,6 +76,9 @@ def run_plan(
         count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
         lines.append(f"resources  {count} worker(s) x {workers.cpus} CPU, {workers.gpus:g} GPU")
         cpus, gpus = workers.most * workers.cpus, workers.most * workers.gpus
+    if candidates:
+        lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
+        flops *= len(candidates.seeds)
     lines.append(f"estimate   {_duration(flops, cpus, gpus)}")
     return "\n".join(lines)
 
@@ -87,7 +98,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         at_once = f"as many trials at once as fit on {os.environ[ADDRESS]}"
     cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
     lines = [
-        *_setup(base, config.data_root),
+        *_setup(base, config.data_root, _teacher_lines(config, out)),
         *_priors(config),
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
@@ -130,7 +141,27 @@ def _aims(config: StudyConfig) -> str:
     return text + (f" with {', '.join(config.constraints)}" if config.constraints else "")
 
 
-def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
+def _teacher_lines(config: StudyConfig, out: Path) -> list[str]:
+    """Of a study with a teacher: the trainings that it costs, and its figures."""
+    base, settings = config.distill, config.teacher_training or {}
+    if not method_of(base).needs_teacher:
+        return []
+    lines = []
+    if base.teacher_weights is None and base.teacher:
+        epochs = teacher_config(base, base.teacher, settings).epochs
+        candidates = teacher_candidates(base, settings)
+        text = f"1 training of {epochs} epochs"
+        lines.append(candidates.describe_cost(epochs) if len(candidates.seeds) > 1 else text)
+    found = TeacherFigures.read(out)
+    known = found and base.teacher_sha256 in (None, found.sha256)
+    text = "its own validation figures are measured at the start"
+    lines.append(describe_teacher(found) if found and known else text)
+    return [f"           {line}" for line in lines]
+
+
+def _setup(
+    config: DistillConfig, data_root: str | None, teacher_lines: Iterable[str] = ()
+) -> list[str]:
     info = dataset_info(config.dataset)
     kept, held = split_sizes(config, data_root)
     views = view_count(config.augment or info.view_scheme, config.view_pool)
@@ -143,6 +174,7 @@ def _setup(config: DistillConfig, data_root: str | None) -> list[str]:
     if method_of(config).needs_teacher:
         source = config.teacher_weights or "to be trained first"
         lines.append(f"teacher    {_model(str(config.teacher), config, size)}, {source}")
+        lines += teacher_lines
         lines.append(f"cache      {_cache(config, data_root)}")
     if config.ood_dataset:
         lines.append(f"unknown    {config.ood_dataset}, for ood_auroc")
@@ -212,11 +244,11 @@ def _study_flops(config: StudyConfig) -> float:
         flops += (config.trials * trial_share + select) * teacher_flops(base, root)
         flops += seeds * sum(teacher_flops(entry, root, final=True) for entry in finals)
     if base.teacher_weights is None and config.teacher_training and base.teacher:
-        teachers = 1
+        trainings = len(teacher_candidates(base, config.teacher_training).seeds)
         if "ekd-softmax" in baselines(config, base) and config.softmax_teacher_weights is None:
-            teachers = 2
+            trainings *= 2
         training = teacher_config(base, base.teacher, config.teacher_training)
-        flops += teachers * run_flops(training, root)
+        flops += trainings * run_flops(training, root)
     return flops
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile, parse_yaml
+from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.settings import Settings
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
@@ -31,6 +32,7 @@ class Request:
         studies: by their folder below `out`, a single one under the name ""; the recipe also
             locates a mistake that is only found later.
         run: the configuration to train, of a command that searches nothing.
+        candidates: several trainings of it, one of which is chosen.
         out: folder of the results; None for the command's own choice.
         location: the URI that `out` is this machine's copy of.
         workers: `N` or `MIN:MAX`.
@@ -40,6 +42,7 @@ class Request:
 
     studies: Mapping[str, Recipe] = field(default_factory=dict)
     run: DistillConfig | None = None
+    candidates: Candidates | None = None
     out: Path | None = None
     location: Location | None = None
     data_root: str | None = None
@@ -114,11 +117,32 @@ def run_request(args: argparse.Namespace) -> Request:
 
 
 def teacher_request(args: argparse.Namespace) -> Request:
-    """A network trained alone: `--model`, evidential with a learned prior, or plain."""
+    """A network trained alone: `--model`, evidential with a learned prior, or plain.
+
+    Raises:
+        UserError: as `study_request`, and for candidates that are illegal or that go together
+            with flags of a single training.
+    """
     base = DistillConfig(student=args.model, method="none")
     if args.evidential:
         base = base.replace(method="evidential", learn_log_prior=True)
-    return _request(args, run=_run(args, base, where="flags"))
+    run = _run(args, base, where="flags")
+    if args.seeds and args.seed is not None:
+        raise UserError("give --seed for one training or --seeds for several, not both.")
+    wanted = {
+        "candidates": args.candidate_count, "seeds": args.seeds, "choose_by": args.choose_by
+    }  # fmt: skip
+    candidates = Candidates.parse(wanted, seed=run.seed)
+    run = run.replace(seed=candidates.seeds[0])
+    if len(candidates.seeds) == 1:
+        return _request(args, run=run)
+    for flag, given in (("--test", args.test), ("--workers", args.workers != "1")):
+        if given:
+            raise UserError(
+                f"{flag} is for one training, got {len(candidates.seeds)} candidates: drop one of "
+                "the two flags."
+            )
+    return _request(args, run=run, candidates=candidates)
 
 
 def _request(args: argparse.Namespace, **found: Any) -> Request:

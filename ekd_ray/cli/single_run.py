@@ -5,27 +5,41 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from ekd_ray.cli.output import RUNS, join_cluster, print_json, print_plan
 from ekd_ray.cli.plan_text import run_plan
 from ekd_ray.cli.request import Request
 from ekd_ray.cli.terminal import Terminal
-from ekd_ray.config import DistillConfig
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.candidates import Candidates
+from ekd_ray.config.targets import DIRECTIONS
 from ekd_ray.data import load_dataset, short_name
 from ekd_ray.engine.checkpoint import CHECKPOINT, forget_checkpoint
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.engine.resolve import check_workers, resolve
+from ekd_ray.engine.train_teacher import check_candidates
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.finish import finish_run
-from ekd_ray.results.records import RESULT, read_record, single_run
-from ekd_ray.scale.cluster import local_cpus
+from ekd_ray.results.records import (
+    RESULT,
+    candidate_folder,
+    read_record,
+    single_run,
+)
+from ekd_ray.scale.cluster import check_fits, check_visible, connected, local_cpus
 from ekd_ray.scale.one_run import parse_workers, run_on_workers
+from ekd_ray.scale.teacher_candidates import (
+    candidate_study,
+    check_candidate_folder,
+    train_candidates,
+)
 from ekd_ray.scale.trainer import Workers
 from ekd_ray.studies.pipeline import check_writable
 
@@ -39,19 +53,27 @@ def train(request: Request) -> int:
     )
     config = resolve(request.run, data_root=request.data_root, download=request.download)
     check_workers(config, workers.most)
+    if request.candidates:
+        check_candidates(config, request.candidates)
     data = short_name(config.dataset)
     default = RUNS / f"{data}-{file_name(config.student)}-{config.method}-seed{config.seed}"
     out = (request.out or default).absolute()
     if request.dry_run:
-        plan = run_plan(config, out, request.data_root, workers)
-        print_plan(plan, config.to_dict(), as_json=request.json)
+        plan = run_plan(config, out, request.data_root, workers, request.candidates)
+        values = config.to_dict()
+        if request.candidates:
+            values["candidates"] = asdict(request.candidates)
+        print_plan(plan, values, as_json=request.json)
         return 0
     with mirrored(request.location, out, resume=request.resume):
+        if request.candidates:
+            return _train_candidates(config, out, request, request.candidates)
         return _train_here(config, out, request, workers)
 
 
 def _train_here(config: DistillConfig, out: Path, request: Request, workers: Workers) -> int:
     check_run_folder(out, config, resume=request.resume)
+    check_candidate_folder(out, None)
     if (out / RESULT).exists():  # finished before: nothing is left to do
         _print_run(out, as_json=request.json)
         return 0
@@ -77,6 +99,39 @@ def _train_here(config: DistillConfig, out: Path, request: Request, workers: Wor
     return 0
 
 
+def _train_candidates(
+    config: DistillConfig, out: Path, request: Request, candidates: Candidates
+) -> int:
+    """Train the candidates of a teacher below `out`, and write the best of them to it."""
+    check_run_folder(out, config, resume=request.resume)
+    check_candidate_folder(out, candidates)
+    gpus = request.gpus_per_trial or 0.0
+    resources = StudyConfig(data_root=request.data_root, gpus_per_trial=gpus)
+    study = candidate_study(config, candidates, resources)
+    if request.cpus_per_trial:
+        study = study.replace(cpus_per_trial=request.cpus_per_trial)
+    check_fits(study)
+    if request.download:
+        load_dataset(config.dataset, "train", data_root=request.data_root, download=True)
+    single_run(config, out).write_config()
+    metric, mode = candidates.choose_by, DIRECTIONS[candidates.choose_by]
+    with contextlib.closing(Terminal(metric=metric, mode=mode, quiet=request.quiet)) as terminal:
+        if not request.quiet:
+            plan = run_plan(config, out, request.data_root, candidates=candidates)
+            terminal.console.print(plan, markup=False)
+        with contextlib.nullcontext() if (out / WEIGHTS).exists() else connected(study):
+            check_visible(out)
+            found = train_candidates(out / WEIGHTS, candidates, study, terminal)
+    chosen = found["chosen"]
+    if not request.json:
+        for entry in found["candidates"]:
+            figure = entry["reason"] or f"{metric} {entry['metrics'][metric]:.4f}"
+            mark = ", chosen" if entry["seed"] == chosen else ""
+            print(f"seed {entry['seed']}: {entry['status']}, {figure}{mark}")
+    _print_run(candidate_folder(out, chosen), as_json=request.json, weights=out / WEIGHTS)
+    return 0
+
+
 @contextlib.contextmanager
 def show_run(
     title: str, config: DistillConfig, *, quiet: bool, plan: str = ""
@@ -93,17 +148,17 @@ def show_run(
             raise UserError(str(error)) from None
 
 
-def _print_run(out: Path, *, as_json: bool) -> None:
-    record = read_record(out)
+def _print_run(out: Path, *, as_json: bool, weights: Path | None = None) -> None:
+    record, weights = read_record(out), weights or out / WEIGHTS
     assert record is not None
     if as_json:
         inputs = ("folder", "config", "params", "history")  # they stand in other files
         found = {name: v for name, v in record.to_dict().items() if name not in inputs}
-        print_json({**found, "weights": str(out / WEIGHTS)})
+        print_json({**found, "weights": str(weights)})
         return
     figures = {k: v for k, v in record.metrics.items() if k.startswith(("val_", "test_"))}
     print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-    print(f"weights: {out / WEIGHTS}")
+    print(f"weights: {weights}")
 
 
 def check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:

@@ -30,6 +30,7 @@ from ekd_ray.results.report.content import (
 )
 from ekd_ray.results.study import Study
 from ekd_ray.results.words import (
+    describe_teacher,
     duration,
     figure_text,
     joined,
@@ -47,7 +48,7 @@ STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "
 def print_progress(study: Study, other: pa.Table | None, other_name: str) -> None:
     """Print a study, running or finished, and what differs from another one."""
     content = gather(study)
-    parts: list[str | Table] = [*write_headline(content), _status(content)]
+    parts: list[str | Table] = [*write_headline(content), _status(content), *_teacher(study)]
     if content.config.objectives:
         parts.append(front_table(study.pareto(), content.config))
     if content.board:
@@ -80,6 +81,7 @@ def print_study(study: Study, bundle: Bundle) -> None:
         *(f"{row.name} failed: {row.failed}" for row in board if row.failed),
         *difference_lines(study),
         *_selection_gap(study, board[0]),
+        *_teacher(study),
         "The winner was chosen on validation; the test split was read once, after.",
         f"bundle: {bundle.path}",
         *([f"report: {report}"] if report.is_file() else []),
@@ -104,6 +106,11 @@ def _other_names(board: list[Row]) -> list[str]:
     ]
 
 
+def _teacher(study: Study) -> list[str]:
+    found = study.teacher()
+    return [describe_teacher(found)] if found else []
+
+
 def _selection_gap(study: Study, winner: Row) -> list[str]:
     """The winner's curse in one line: its search score against its score under fresh seeds."""
     metric = study.config.metric
@@ -120,6 +127,7 @@ def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
     return {
         "study": str(study.path),
         "progress": asdict(content.progress),
+        "teacher": asdict(content.teacher) if content.teacher else None,
         "leaderboard": study.leaderboard().to_table().to_pylist(),
         "lead": asdict(lead) if (lead := study.leaderboard().lead) else None,
         "validation_differences": {

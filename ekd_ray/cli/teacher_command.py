@@ -6,6 +6,7 @@ import argparse
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.request import teacher_request
+from ekd_ray.config.candidates import CHOOSE_BY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evidential", action="store_true", help="evidential cross-entropy with a learned prior"
     )
     flags.add_common(parser, "--test")
+    group = parser.add_argument_group("several candidates, one of which is chosen")
+    group.add_argument(
+        "--candidates",
+        dest="candidate_count",
+        type=int,
+        metavar="K",
+        help="train K teachers that differ by seed, and keep the best (1)",
+    )
+    group.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="their seeds (--seed and those after it)"
+    )
+    group.add_argument(
+        "--choose-by",
+        metavar="METRIC",
+        help=f"{', '.join(CHOOSE_BY[:-1])} or {CHOOSE_BY[-1]} ({CHOOSE_BY[0]})",
+    )
     flags.add_workers(parser)
     flags.add_output(parser)
 

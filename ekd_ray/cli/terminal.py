@@ -114,6 +114,11 @@ class Terminal:
         if self.console.is_terminal:
             self._show(self._table())
 
+    def note(self, text: str) -> None:
+        """A line between two stages."""
+        self.close()
+        self._line(text)
+
     def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
         """A run begins, or goes on after a pause."""
         before = self.runs.get(number, _Progress(name, settings))

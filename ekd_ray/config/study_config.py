@@ -34,7 +34,9 @@ class StudyConfig(Settings):
 
     distill: DistillConfig = setting(DistillConfig(), "settings that every trial shares")
     teacher_training: dict[str, Any] | None = setting(
-        None, "settings to train the teacher with when no teacher_weights are given"
+        None,
+        "settings to train the teacher with when no teacher_weights are given; of several "
+        "candidates (their number, or seeds) the best is kept, by choose_by",
     )
     space: dict[str, Any] | None = setting(None, "searched settings: name -> range (see README)")
     first_points: tuple[dict[str, Any], ...] = setting((), "configurations tried first")

@@ -6,27 +6,51 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.candidates import SETTINGS, Candidates
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.distill import OnEpoch, RunResult, distill
 from ekd_ray.engine.final import save_student
 from ekd_ray.engine.resolve import without_teacher
 from ekd_ray.engine.runlog import Session
+from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import with_method
 
 
 def teacher_config(base: DistillConfig, model: str, settings: dict[str, Any]) -> DistillConfig:
-    """The training run of a teacher on the student's data and split.
+    """The training run of a teacher, of its first candidate, on the student's data and split.
 
     Args:
         base: data, split, seed and numerics; model: the teacher's architecture.
         settings: what differs, for example `epochs` and `lr`; the method is `evidential`
-            with a learned prior unless `method` says `none` (plain cross-entropy).
+            with a learned prior unless `method` says `none` (plain cross-entropy). Those of
+            `Candidates` may be among them.
+
+    Raises:
+        UserError: candidates that are illegal.
     """
-    values = dict(settings)
+    values = {name: value for name, value in settings.items() if name not in SETTINGS}
     method = values.pop("method", "evidential")
     if method == "evidential":
         values.setdefault("learn_log_prior", True)
-    return without_teacher(with_method(base, method, student=model, **values))
+    config = without_teacher(with_method(base, method, student=model, **values))
+    candidates = teacher_candidates(config, settings)
+    check_candidates(config, candidates)
+    return config.replace(seed=candidates.seeds[0])
+
+
+def teacher_candidates(base: DistillConfig, settings: dict[str, Any]) -> Candidates:
+    """The candidates of a teacher that `settings` ask for; one, unless they say otherwise."""
+    return Candidates.parse(settings, seed=settings.get("seed", base.seed))
+
+
+def check_candidates(config: DistillConfig, candidates: Candidates) -> None:
+    """Raise `UserError` where there is nothing to choose among several candidates by."""
+    if len(candidates.seeds) > 1 and config.validation_fraction == 0:
+        raise UserError(
+            f"{len(candidates.seeds)} candidates are compared on validation images: set "
+            "validation_fraction > 0, or train one candidate.",
+            keys=("validation_fraction",),
+        )
 
 
 def train_teacher(

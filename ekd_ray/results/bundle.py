@@ -281,7 +281,7 @@ def bundle_metrics(
         board: the leaderboard, the winner first; run: the run that made the weights; seeds: of
             all final runs of the winner.
     """
-    winner, config = board[0], study.config
+    winner, config, teacher = board[0], study.config, study.teacher()
     arrays = load_dataset(winner.config.dataset, "train", data_root=config.data_root)
     searched = next((t for t in study.ranked() if t.number == winner.number), None)
     front = study.pareto() if config.objectives else []
@@ -294,6 +294,7 @@ def bundle_metrics(
         "seeds": list(seeds),
         "workers": config.workers_per_trial,
         "seconds": run.seconds,
+        "teacher": asdict(teacher) if teacher else None,  # on the validation split
         # These weights; then the winner in the search (one seed, the validation split), over
         # fresh seeds on the same split, and over these seeds on the test split, read once each.
         "model": select_metrics(run.metrics, "test_", "train_"),

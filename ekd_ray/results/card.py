@@ -8,10 +8,11 @@ import yaml
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import short_name
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.models import WeightsMetadata
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.templating import render
-from ekd_ray.results.words import describe_lead
+from ekd_ray.results.words import describe_lead, describe_teacher
 
 # Names on the hub, where `datasets:` of a card must be found.
 HUB = {
@@ -38,7 +39,7 @@ def model_card(
         metrics: the content of `metrics.json`; board: the leaderboard, the winner first.
     """
     title = f"{config.student} distilled from {config.teacher or 'no teacher'}"
-    front = _front_matter(config, metrics, title)
+    front, teacher = _front_matter(config, metrics, title), metrics.get("teacher")
     return render(
         "card.md.jinja",
         autoescape=False,  # Markdown
@@ -53,6 +54,7 @@ def model_card(
         spread=mean_sd(board[0].test),
         rows=[(row.name, row.role, *mean_sd(row.test)) for row in board if row.test],
         lead=describe_lead(board),
+        teacher=describe_teacher(TeacherFigures(**teacher)) if teacher else None,
         log_prior=metrics["log_prior"],
         exports=metrics.get("exports") or {},
     )

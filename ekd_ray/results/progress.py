@@ -70,8 +70,8 @@ def time_table(study: Study) -> pa.Table:
     stages: dict[str, list[RunRecord]] = {
         name: [] for name in ("teacher", *SEARCH_STAGES.values(), *CONFIRM_STAGES.values())
     }
-    teacher = read_record(study.path / "teacher")
-    for run in (*study.runs, *([teacher] if teacher else [])):
+    teachers = map(read_record, (study.path / "teacher", *study.path.glob("teacher/seed-*")))
+    for run in (*study.runs, *filter(None, teachers)):
         name = CONFIRM_STAGES.get(run.stage, str(run.stage))
         stages[SEARCH_STAGES[run.status] if run.stage is RunStage.SEARCH else name].append(run)
     rows = [

@@ -33,11 +33,17 @@ FAILURE = "failure.json"
 RESULT = "result.json"
 CONFIRMED = "confirm.parquet"
 CACHE_COST = "cache.json"
+CANDIDATES = "candidates.json"
 
 
 def trial_folder(run: Path, number: int) -> Path:
     """`<run>/trials/<number, 4 digits>`."""
     return run / "trials" / f"{number:04d}"
+
+
+def candidate_folder(teacher: Path, seed: int) -> Path:
+    """The folder of one of several trainings of a teacher, `<teacher>/seed-<seed>`."""
+    return teacher / f"seed-{seed}"
 
 
 def trial_name(number: int, full_run_of: int | None = None) -> str:
@@ -201,7 +207,7 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
 def _from_path(folder: Path) -> RunRecord:
     """The record of a run of which only the folder is known."""
     name, number, kind = folder.name, None, folder.parent.name
-    stage = RunStage.TEACHER if name == "teacher" else RunStage.SINGLE
+    stage = RunStage.TEACHER if "teacher" in (name, kind) else RunStage.SINGLE
     if kind == "trials":
         stage, number = RunStage.SEARCH, int(name)
         name = trial_name(number)

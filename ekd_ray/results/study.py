@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.targets import evenly_spaced, pareto_front, total_violation
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
@@ -172,6 +173,10 @@ class Study:
                 if row["epoch"] in milestones or count == len(trial.history)
             ]
         )
+
+    def teacher(self) -> TeacherFigures | None:
+        """The teacher's own validation figures; None before they are measured, and without one."""
+        return TeacherFigures.read(self.path)
 
     def write_tables(self) -> None:
         """Write `trials.parquet` (one row per trial and rung) atomically."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ekd_ray.config.targets import COSTS
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.paired import Paired
 
@@ -134,6 +135,24 @@ def _interval_text(found: Paired, metric: str) -> str:
         return ""
     scale, digits, _ = _scale_of(metric)
     return f"{scale * found.low:+.{digits}f} to {scale * found.high:+.{digits}f}"
+
+
+def describe_teacher(found: TeacherFigures) -> str:
+    """The teacher's own figures in one sentence."""
+    origin = "trained by the study"
+    if not found.candidates:
+        origin = "given; it may know these images"
+    elif found.candidates > 1:
+        origin = f"the best of {found.candidates} that the study trained"
+    figures = [
+        f"{metric_name(name)} {figure_text(name, found.metrics.get(f'val_{name}'))}"
+        for name in ("top1", "nll", "ece")
+    ]
+    prior = "none" if found.log_prior is None else f"{found.log_prior:.4g}"
+    return (
+        f"Teacher {found.model} ({origin}) on {several(found.images, 'validation image')}, as "
+        f"students hear it: {', '.join(figures)}, learned log prior {prior}."
+    )
 
 
 def percent(value: float | None) -> str:

@@ -99,7 +99,7 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
     ]
     seeds = fresh_seeds(config, base)[: len(winner.val)]
     planned = plan_runs(run, RunStage.FINAL, whole, seeds)
-    ended = [*select, *_run_all(run, config, planned, observer)]
+    ended = [*select, *run_all(run, config, planned, observer)]
     write_parquet(run / CONFIRMED, confirm_table(ended, run))
 
 
@@ -167,7 +167,7 @@ def _select(
                 run, RunStage.SELECT, [entry], seeds[done[entry.name] : wanted[entry.name]]
             )
         ]
-        ended += _run_all(run, config, planned, observer)
+        ended += run_all(run, config, planned, observer)
         rows = leaderboard_rows(ended, config)
     return ended
 
@@ -270,7 +270,7 @@ class RunList(Searcher):
             write_json(folder / FAILURE, {"reason": reason})
 
 
-def _run_all(
+def run_all(
     study: Path, config: StudyConfig, runs: list[RunRecord], observer: Observer
 ) -> list[RunRecord]:
     """The records of these runs, once those without one have run; equal configurations once.
@@ -287,7 +287,9 @@ def _run_all(
             run.write_config()
             waiting[run.folder] = run
     if waiting:
-        observer.stage(f"confirm: {runs[0].stage}", len(waiting), config.distill.epochs)
+        stage = runs[0].stage
+        title = "teacher" if stage is RunStage.TEACHER else f"confirm: {stage}"
+        observer.stage(title, len(waiting), config.distill.epochs)
         run_tuner(
             study,
             config,

@@ -33,6 +33,9 @@ class Observer(Protocol):
     def stage(self, title: str, total: int, epochs: int) -> None:
         """A stage of `total` runs of at most `epochs` epochs begins; 0: it is a single step."""
 
+    def note(self, text: str) -> None:
+        """Something became known that the plan could not say."""
+
     def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
         """A run begins."""
 

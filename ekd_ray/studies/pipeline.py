@@ -21,10 +21,11 @@ from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures, measure_teacher
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
-from ekd_ray.engine.train_teacher import teacher_config, train_teacher
+from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import UserError, error_context
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
@@ -33,6 +34,7 @@ from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
 from ekd_ray.results.study import Study
+from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import (
     check_address,
@@ -47,6 +49,7 @@ from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
 from ekd_ray.scale.space import around_prior, check_space, with_pairs_prior
 from ekd_ray.scale.storage import check_storage
+from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer, check_tracking
 from ekd_ray.scale.trainer import SCRATCH
 
@@ -245,12 +248,16 @@ def _sweep(out: Path) -> None:
 def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
     tags = [metric_tag(name) for name in (*config.watched, "val_top1", "test_top1")]
     write_experiment(out, config.space or {}, dict.fromkeys(tags))
-    # A cluster is joined before anything is computed; a Ray of our own would only be in the way.
-    with connected(config) if on_cluster() else contextlib.nullcontext():
+    # A cluster is joined before anything is computed; a Ray of our own would only be in the way,
+    # but of several trainings of a teacher.
+    early = on_cluster() or _count_candidates(config) > 1
+    with connected(config) if early else contextlib.nullcontext():
         # Decode once here: every trial of this node then maps the same pages.
         load_dataset(config.distill.dataset, "train", data_root=config.data_root)
         base = _teacher_stage(out, config, observer)
         config = _softmax_teacher_stage(out, config, base, observer)
+        if base.teacher_weights is not None:
+            _measure_teacher(out, config, base, observer)
         with connected(config):
             check_visible(out)
             config = around_prior(config, base)
@@ -305,8 +312,14 @@ def _softmax_teacher_stage(
 def _train(path: Path, config: StudyConfig, settings: dict[str, Any], observer: Observer) -> None:
     """Train the study's teacher architecture to `path`, unless that is there already."""
     base = config.distill
-    if not path.exists():
-        training = teacher_config(base, str(base.teacher), settings)
+    training = teacher_config(base, str(base.teacher), settings)
+    candidates = teacher_candidates(base, settings)
+    if len(candidates.seeds) > 1:
+        check_visible(path.parent.parent)
+        training = resolve(training, data_root=config.data_root)
+        study = candidate_study(training, candidates, config)
+        train_candidates(path, candidates, study, observer)
+    elif not path.exists():
         observer.stage(path.parent.name, 1, training.epochs)
         observer.started(str(base.teacher), 0, training.to_dict())
         train_teacher(
@@ -319,3 +332,27 @@ def _train(path: Path, config: StudyConfig, settings: dict[str, Any], observer: 
         )
         observer.ended(0, failed=False)
     forget_checkpoint(path.parent)  # a kill may have come before the training did
+
+
+def _count_candidates(config: StudyConfig) -> int:
+    """How many trainings of a teacher the study asks for; 0 for a given one, or none."""
+    base = config.distill
+    if not method_of(base).needs_teacher or base.teacher_weights is not None:
+        return 0
+    return len(teacher_candidates(base, config.teacher_training or {}).seeds)
+
+
+def _measure_teacher(
+    out: Path, config: StudyConfig, base: DistillConfig, observer: Observer
+) -> None:
+    """Write the teacher's own figures to `teacher.json`, once, and say them."""
+    found = TeacherFigures.read(out)
+    if found is None or found.sha256 != base.teacher_sha256:
+        found = measure_teacher(
+            base,
+            candidates=_count_candidates(config),
+            data_root=config.data_root,
+            threads=local_cpus(),
+        )
+        found.write(out)
+    observer.note(describe_teacher(found))

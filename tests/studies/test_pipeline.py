@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock
 
+from ekd_ray.cli.plan_text import study_plan
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError
+from ekd_ray.files import sha256_file
+from ekd_ray.results import Study
+from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.confirm import baselines
+from ekd_ray.studies import pipeline
 from ekd_ray.studies.pipeline import check_study, open_run, run_study
 
 SPACE = {"lr": {"low": 0.01, "high": 0.1}}
@@ -89,3 +97,70 @@ def test_two_drivers_do_not_run_one_study(tmp_path: Path) -> None:
     opened = open_run(tmp_path / "run", check_study(study()), resume=False)
     with FileLock(opened.path / ".lock"), pytest.raises(UserError, match="another process"):
         run_study(opened, observer=None)  # type: ignore[arg-type]
+
+
+TAUGHT = DistillConfig(
+    dataset="synthetic", student="resnet8", teacher="resnet8", train_subset=80, batch_size=16,
+    validation_fraction=0.4, epochs=2, precision="float32", teacher_cache="off",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"candidates": 0}, "candidates must be a whole number >= 1, got 0"),
+        ({"candidates": 2, "seeds": [1, 1]}, "2 candidate.* different seeds"),
+        ({"candidates": 2, "choose_by": "val_ece"}, "unknown metric in choose_by: 'val_ece'"),
+        ({"candidates": 2, "validation_fraction": 0.0}, "set validation_fraction > 0"),
+    ],
+)
+def test_candidates_that_cannot_be_chosen_from_are_refused(
+    training: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as refused:
+        check_study(study(distill=TAUGHT, teacher_training={"epochs": 1, **training}))
+    assert refused.value.keys and refused.value.keys[0] == "teacher_training"
+
+
+def test_the_plan_counts_the_candidates_and_knows_a_measured_teacher(tmp_path: Path) -> None:
+    training = {"epochs": 5, "candidates": 3, "choose_by": "val_aurc"}
+    config = check_study(study(distill=TAUGHT, teacher_training=training))
+    plan = study_plan(config, tmp_path)
+    assert "3 candidates (seeds 0, 1, 2) of 5 epochs, 15 epochs in all" in plan
+    assert "the best by val_aurc" in plan and "measured at the start" in plan
+    TeacherFigures(
+        model="resnet8", sha256="0", candidates=3, images=32, metrics={"val_top1": 0.5},
+        log_prior=None,
+    ).write(tmp_path)  # fmt: skip
+    assert "accuracy 50.00 %" in study_plan(config, tmp_path)
+
+
+class Ended(Exception):
+    """The stages that the test is about are over."""
+
+
+def test_one_candidate_needs_no_ray_and_is_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "connected", Mock(side_effect=Ended))
+    observer = Mock()
+    opened = open_run(
+        tmp_path / "run",
+        check_study(study(distill=TAUGHT, teacher_training={"epochs": 1, "candidates": 1})),
+        resume=False,
+    )
+    with pytest.raises(Ended):
+        run_study(opened, observer)
+    weights = tmp_path / "run" / "teacher" / "teacher.safetensors"
+    found = Study.load(opened.path).teacher()
+    assert found and found.sha256 == sha256_file(weights) and found.candidates == 1
+    ((note,), _) = observer.note.call_args
+    assert "(trained by the study)" in note
+    alone = teacher_config(TAUGHT, "resnet8", {"epochs": 1})
+    train_teacher(alone, tmp_path / "alone.safetensors", threads=local_cpus())
+    assert (tmp_path / "alone.safetensors").read_bytes() == weights.read_bytes()
+
+    monkeypatch.setattr(pipeline, "measure_teacher", Mock(side_effect=AssertionError))
+    with pytest.raises(Ended):
+        run_study(opened, observer)
+    assert observer.note.call_count == 2

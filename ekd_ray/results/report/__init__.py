@@ -25,10 +25,18 @@ from ekd_ray.results.report.content import (
 )
 from ekd_ray.results.study import Study
 from ekd_ray.results.templating import render
-from ekd_ray.results.words import duration, metric_name, several, spread, value_text
+from ekd_ray.results.words import (
+    describe_teacher,
+    duration,
+    metric_name,
+    several,
+    spread,
+    value_text,
+)
 
 REPORT = Path("report") / "index.html"
-FILTERS = (duration, metric_name, row_label, several, short_name, spread, value_text)
+FILTERS = (describe_teacher, duration, metric_name, row_label, several, short_name, spread,
+           value_text)  # fmt: skip
 
 
 def write_report(study: Study, out: Path | None = None) -> Path:

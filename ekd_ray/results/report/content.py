@@ -18,6 +18,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.data import short_name
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.results.importance import LEAST_TRIALS, judged_trials, parameter_importance
 from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd
@@ -60,6 +61,7 @@ class Content:
     progress: Progress
     time: pa.Table
     saved: Savings
+    teacher: TeacherFigures | None
 
     @property
     def winner(self) -> Row | None:
@@ -92,6 +94,7 @@ def gather(study: Study) -> Content:
         progress=progress(study),
         time=time_table(study),
         saved=savings(study),
+        teacher=study.teacher(),
     )
 
 
