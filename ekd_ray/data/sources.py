@@ -14,6 +14,7 @@ import json
 import os
 import re
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from ekd_ray.data.counter import Int64Array
-from ekd_ray.data.decode import decode_fixed, read_picture
+from ekd_ray.data.decode import decode_fixed, read_picture, readable
 from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo, FileLayouts
 from ekd_ray.errors import UserError
 
@@ -39,6 +40,9 @@ _ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file name, class, corn
 _ANNOTATED = "images"
 
 
+DecodedBatch = tuple[npt.NDArray[np.uint8], Int64Array]
+
+
 class EncodedBatch(NamedTuple):
     """Images as they are in their files, how messages call them, and labels int64 [b]."""
 
@@ -47,7 +51,7 @@ class EncodedBatch(NamedTuple):
     labels: Int64Array
 
 
-class Source:
+class Source(ABC):
     """One split of one data set, not yet decoded; each layout of files is a subclass.
 
     `files` are those that hold images (empty for class folders and generated data); `folders`,
@@ -69,17 +73,26 @@ class Source:
 
     def check(self) -> None:
         """Look at the files without decoding. Raises UserError."""
+        self.identity()
 
     def count(self) -> int:
         """Number of images, without decoding any. Raises UserError."""
         return self.info.num_train if self.split == "train" else self.info.num_test
 
+    @abstractmethod
+    def batches(self) -> Iterator[DecodedBatch]:
+        """Yield (images uint8 [b, 3, H, W], labels int64 [b]) in order. Raises UserError."""
+
+
+class EncodedSource(Source):
+    """A split whose images can be had as they are in their files."""
+
+    @abstractmethod
     def encoded_batches(self, rows: int) -> Iterator[EncodedBatch]:
         """Yield all images in order, `rows` at once. Raises UserError."""
-        raise NotImplementedError
 
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], Int64Array]]:
-        """Yield (images uint8 [b, 3, H, W], labels int64 [b]) in order. Raises UserError."""
+    def batches(self) -> Iterator[DecodedBatch]:
+        """As `Source.batches`; raises UserError for an image of another size, too."""
         size = self.info.image_size
         for names, images, labels in self.encoded_batches(_DECODED_ROWS):
             pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
@@ -91,7 +104,7 @@ class Source:
 class GeneratedSource(Source):
     """A split that a function makes."""
 
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], Int64Array]]:
+    def batches(self) -> Iterator[DecodedBatch]:
         """Yield the whole split at once."""
         assert self.info.generate is not None
         yield self.info.generate(self.split)
@@ -118,7 +131,7 @@ class ArchiveSource(Source):
         for path, md5 in self._md5.items():
             _check_md5(*_file_identity(path), md5)
 
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], Int64Array]]:
+    def batches(self) -> Iterator[DecodedBatch]:
         """Yield the whole split at once. Raises UserError."""
         self.check()  # a pickle can run code: torchvision, too, loads none of another md5
         loaded = self._original(self._root, train=self.split == "train")
@@ -163,7 +176,7 @@ def _download(info: DatasetInfo, root: Path) -> None:
 # ---- Parquet files, as on the Hugging Face hub
 
 
-class ParquetSource(Source):
+class ParquetSource(EncodedSource):
     """The shards of one split, read in order; `check` sets `rows_per_file`."""
 
     def __init__(self, info: DatasetInfo, split: str, files: tuple[Path, ...]) -> None:
@@ -351,7 +364,7 @@ class FolderIndex:
     sizes: Int64Array
 
 
-class FolderSource(Source):
+class FolderSource(EncodedSource):
     """One split in class folders, with the classes of the training side.
 
     Also reads the validation side of the original Tiny ImageNet, whose pictures lie in one
@@ -410,7 +423,10 @@ class FolderSource(Source):
         self._check_filled([name for name, pictures in pairs if not pictures])
         labels = np.repeat(np.arange(len(classes)), [len(pictures) for pictures in classes])
         pictures = [picture for part in classes for picture in sorted(part, key=itemgetter(0))]
-        sizes = np.array([_read_size(entry) for _, entry in pictures], np.int64)
+        sizes = np.empty(len(pictures), np.int64)
+        for row, (_, entry) in enumerate(pictures):
+            with readable(entry.path):  # a link to nowhere is not
+                sizes[row] = entry.stat().st_size
         return FolderIndex([os.fsencode(path) for path, _ in pictures], labels, sizes)
 
     def encoded_batches(self, rows: int) -> Iterator[EncodedBatch]:
@@ -458,7 +474,7 @@ class FolderSource(Source):
                 f"{folder} lies {depth} folders below its class; remove the link that leads "
                 "back to a parent."
             )
-        with _readable(folder):
+        with readable(folder):
             if depth:  # noted before the look inside, so that no change goes unseen
                 self.folders[os.path.abspath(folder)] = os.stat(folder).st_mtime_ns
             with os.scandir(folder) as entries:
@@ -501,29 +517,13 @@ def _list_classes(side: Path) -> dict[str, int]:
 
     Hidden folders are none. Raises UserError.
     """
-    with _readable(side), os.scandir(side) as entries:
+    with readable(side), os.scandir(side) as entries:
         found = {
             entry.name: entry.stat().st_mtime_ns
             for entry in entries
             if not entry.name.startswith(".") and entry.is_dir()
         }
     return dict(sorted(found.items()))
-
-
-def _read_size(entry: os.DirEntry[str]) -> int:
-    with _readable(entry.path):  # a link to nowhere is not
-        return entry.stat().st_size
-
-
-@contextlib.contextmanager
-def _readable(path: str | Path) -> Iterator[None]:
-    """Errors of the system inside become a UserError about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({error.strerror}); make it readable or remove it."
-        ) from error
 
 
 def _class_mismatch(
@@ -667,13 +667,9 @@ def _search_shards(base: Path, name: str, prefixes: tuple[str, ...]) -> dict[str
 
 def _file_identity(path: Path) -> list[Any]:
     """[absolute path, size in bytes, modification time in ns]; raises UserError if missing."""
-    try:
+    cure = "give the complete folder with --data-root or fetch it with --download"
+    with readable(path, cure):
         status = path.stat()
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({error.strerror}); give the complete folder with --data-root or "
-            "fetch it with --download."
-        ) from error
     return [str(path.absolute()), status.st_size, status.st_mtime_ns]
 
 
