@@ -254,11 +254,7 @@ def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
 
 def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:
     """(training, validation) images of a configuration, as `stratified_split` rounds them."""
-    return _split_sizes(config, num_train(config.dataset, data_root=data_root))
-
-
-def _split_sizes(config: DistillConfig, there: int) -> tuple[int, int]:
-    drawn = config.train_subset or there
+    drawn = config.train_subset or num_train(config.dataset, data_root=data_root)
     held = held_out_size(drawn, config.validation_fraction)
     return drawn - held, held
 
@@ -266,7 +262,7 @@ def _split_sizes(config: DistillConfig, there: int) -> tuple[int, int]:
 def _check_sizes(config: DistillConfig, info: DatasetInfo, data_root: str | None) -> None:
     """Enough images for every class on both sides of the split, and for one batch."""
     there = num_train(config.dataset, data_root=data_root)
-    kept, held = _split_sizes(config, there)
+    kept, held = split_sizes(config, data_root)
     drawn = kept + held
     if not info.num_classes <= drawn <= there:
         raise UserError(

@@ -66,14 +66,6 @@ def test_the_metrics_of_a_student(log_prior, more):
     assert with_ood.items() - found.items() == {("ood_auroc", with_ood["ood_auroc"])}
 
 
-@pytest.mark.parametrize("log_prior", [None, -1.22])
-def test_a_perfect_student_has_no_error_auroc(log_prior):
-    logits, _ = sample()
-    found = classification_metrics(logits, logits.argmax(1), log_prior=log_prior)
-    assert found["top1"] == 1 and found["aurc"] == 0
-    assert "error_auroc" not in found
-
-
 def test_logits_of_a_diverged_student_give_nan_and_no_error():
     found = classification_metrics(torch.full((4, 10), math.nan), torch.arange(4), log_prior=0.0)
     assert {name for name, value in found.items() if not math.isnan(value)} == {"top1", "top5"}
