@@ -90,6 +90,13 @@ def test_confidence_one_shares_the_last_bin():
     assert float(found) == pytest.approx(abs(1.95 - 1) / 2)
 
 
+def test_a_confidence_on_an_edge_is_in_the_bin_below():
+    """Guo et al. close bins above: 0.2 = 3 / 15 lies in one bin with 0.19."""
+    confidence, ones = torch.tensor([0.2, 0.19]), torch.tensor([1, 1])
+    found = expected_calibration_error(confidence, ones, torch.tensor([1, 0]))
+    assert float(found) == pytest.approx((0.8 - 0.19) / 2)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     pairs=st.lists(
