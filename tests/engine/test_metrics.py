@@ -91,8 +91,9 @@ def test_confidence_one_shares_the_last_bin():
 
 
 def test_a_confidence_on_an_edge_is_in_the_bin_below():
-    """Guo et al. close bins above: 0.2 = 3 / 15 lies in one bin with 0.19."""
-    confidence, ones = torch.tensor([0.2, 0.19]), torch.tensor([1, 1])
+    """Guo et al. close bins above: 3 / 15, as it is rounded, lies in one bin with 0.19."""
+    edge = torch.linspace(0, 1, CALIBRATION_BINS + 1)[3]
+    confidence, ones = torch.stack([edge, torch.tensor(0.19)]), torch.tensor([1, 1])
     found = expected_calibration_error(confidence, ones, torch.tensor([1, 0]))
     assert float(found) == pytest.approx((0.8 - 0.19) / 2)
 
