@@ -27,7 +27,7 @@ from filelock import FileLock
 
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import decode_fixed, read_picture, readable
-from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo, FileLayouts
+from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo
 from ekd_ray.errors import UserError
 
 SPLITS = ("train", "test")
@@ -143,7 +143,7 @@ def _torchvision_class(info: DatasetInfo) -> Any:
     """torchvision's class for the data set."""
     import torchvision.datasets  # takes a second
 
-    assert info.files is not None and info.files.torchvision_class is not None
+    assert info.files.torchvision_class is not None
     return getattr(torchvision.datasets, info.files.torchvision_class)
 
 
@@ -240,7 +240,6 @@ class ParquetSource(EncodedSource):
         """Names of the image and the label column; sets `class_names`. Raises UserError."""
         import pyarrow as pa  # takes a while, and folders and generated data need none
 
-        assert self.info.files is not None
         wanted = (_IMAGE_COLUMNS, self.info.files.label_columns)
         image, label = (next((n for n in names if n in schema.names), None) for names in wanted)
         if image is None or label is None:
@@ -383,7 +382,7 @@ class FolderSource(EncodedSource):
                 f"{info.num_classes} classes; put the folders of {info.name} there."
             )
         self.annotations: Path | None = None
-        archive = info.files is not None and info.files.unpacked_folder is not None
+        archive = info.files.unpacked_folder is not None
         if split == "train":
             return
         self._class_times = _list_classes(held_out)
@@ -573,41 +572,41 @@ def find_source(info: DatasetInfo, split: str, root: Path, *, download: bool) ->
     only in PATH. Both splits must be in the same place, so that training and test images never
     differ in their compression. Raises UserError.
     """
-    if info.files is None:
+    if info.generate is not None:
         return GeneratedSource(info, split)
-    found = _search(info, info.files, split, root)
+    found = _search(info, split, root)
     if download and info.files.torchvision_class and (found is None or _is_damaged(found)):
         _download(info, root / info.name)
-        found = _search(info, info.files, split, root)
+        found = _search(info, split, root)
     if found is None:
-        raise _no_files(info.name, info.files, root)
+        raise _no_files(info, root)
     return found
 
 
 def check_source(info: DatasetInfo, root: Path, *, download: bool) -> None:
     """Both splits are there and look sound, or `download` will bring them. Raises UserError."""
-    if info.files is None:
+    if info.generate is not None:
         return
     fetched = download and info.files.torchvision_class is not None
     for split in SPLITS:
-        found = _search(info, info.files, split, root)
+        found = _search(info, split, root)
         if found is None and not fetched:
-            raise _no_files(info.name, info.files, root)
+            raise _no_files(info, root)
         if found is not None and not (fetched and isinstance(found, ArchiveSource)):
             found.check()
 
 
 def _is_damaged(source: Source) -> bool:
     """Whether a download would mend it."""
-    try:
+    with contextlib.suppress(UserError):
         if isinstance(source, ArchiveSource):
             source.check()
-    except UserError:
-        return True
-    return False
+        return False
+    return True
 
 
-def _no_files(name: str, files: FileLayouts, root: Path) -> UserError:
+def _no_files(info: DatasetInfo, root: Path) -> UserError:
+    name, files = info.name, info.files
     folders, cure = f"{files.pickled_folder}/", ", or fetch them with --download"
     if files.pickled_folder is None:
         folders, cure = f"train/ and {files.held_out[0]}/", ""
@@ -617,16 +616,16 @@ def _no_files(name: str, files: FileLayouts, root: Path) -> UserError:
     )
 
 
-def _search(info: DatasetInfo, files: FileLayouts, split: str, root: Path) -> Source | None:
+def _search(info: DatasetInfo, split: str, root: Path) -> Source | None:
     """The source in the first folder that has one, or None. Raises UserError."""
     if info.name.startswith(FOLDER_PREFIX):
         bases = [_folder_path(info.name)]
     else:
         bases = [root / info.name, root]
-        if files.unpacked_folder is not None:
-            bases = [base / part for base in bases for part in (files.unpacked_folder, "")]
+        if info.files.unpacked_folder is not None:
+            bases = [base / part for base in bases for part in (info.files.unpacked_folder, "")]
     try:
-        found = (_search_folder(base, info, files, split) for base in bases)
+        found = (_search_folder(base, info, split) for base in bases)
         return next((source for source in found if source is not None), None)
     except OSError as error:  # a folder that may not be entered, an overlong name
         raise UserError(
@@ -635,7 +634,8 @@ def _search(info: DatasetInfo, files: FileLayouts, split: str, root: Path) -> So
         ) from error
 
 
-def _search_folder(base: Path, info: DatasetInfo, files: FileLayouts, split: str) -> Source | None:
+def _search_folder(base: Path, info: DatasetInfo, split: str) -> Source | None:
+    files = info.files
     if files.pickled_folder is not None and (base / files.pickled_folder).is_dir():
         return ArchiveSource(info, split, base / files.pickled_folder)
     if files.held_out and (base / "train").is_dir():
