@@ -167,10 +167,6 @@ class Settings:
         """YAML text in order of declaration; `from_yaml` reads it back equal."""
         return dump_yaml(self.to_dict())
 
-    def to_json(self) -> str:
-        """JSON text; `from_dict(json.loads(text))` reads it back equal."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
-
     def replace(self, **changes: Any) -> Self:
         """A copy with some settings changed, checked like a new one."""
         values = {field.name: getattr(self, field.name) for field in self.fields()}

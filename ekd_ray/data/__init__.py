@@ -26,13 +26,10 @@ from ekd_ray.data.staging import (
 )
 from ekd_ray.data.store import EncodedImages, ImageArrays
 from ekd_ray.data.views import (
-    DEFAULT_POOL,
     RESIZED_CROP,
-    VIEW_SCHEMES,
     apply_views,
     normalize,
     view_count,
-    view_scheme,
 )
 from ekd_ray.files import default_cache_dir
 
@@ -53,13 +50,10 @@ __all__ = [
     "stratified_split",
     "stratified_subset",
     # views
-    "DEFAULT_POOL",
     "RESIZED_CROP",
-    "VIEW_SCHEMES",
     "apply_views",
     "normalize",
     "view_count",
-    "view_scheme",
     # draws and batches
     "Batch",
     "Stage",

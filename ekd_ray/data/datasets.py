@@ -44,7 +44,7 @@ def num_train(name: str, *, data_root: str | os.PathLike[str] | None = None) -> 
     Raises UserError for files that are missing or unsuitable.
     """
     info = _uncounted_info(name)
-    if info.files is None or not info.files.held_out:
+    if not info.files.held_out:
         return info.num_train
     source = find_source(info, "train", _data_root(data_root), download=False)
     if info.encoded and isinstance(source, FolderSource):

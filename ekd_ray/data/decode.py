@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,19 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _GAP = 2.0
 
 
+@contextmanager
+def readable(path: str | Path, cure: str = "make it readable or remove it") -> Iterator[None]:
+    """Errors of the system inside become a UserError about `path`, with its cure."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); {cure}.") from error
+
+
 def read_picture(path: str) -> bytes:
     """The bytes of an image file; raises UserError if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(
-            f"cannot read the image {path} ({error.strerror}); restore the file."
-        ) from error
+    with readable(f"the image {path}", "restore the file"), open(path, "rb") as file:
+        return file.read()
 
 
 def decode_fixed(data: bytes, name: str, size: int, dataset: str) -> UInt8Array:

@@ -46,8 +46,8 @@ class DatasetInfo:
     per channel on the [0, 1] scale; `view_scheme` is the augmentation used when none is asked
     for; `class_names` is () where the files tell. Images of an `encoded` data set vary in size
     and are decoded on demand, to `image_size` unless another is asked for; all others have
-    exactly `image_size` pixels a side and are decoded once. Exactly one of `files` and
-    `generate` is set.
+    exactly `image_size` pixels a side and are decoded once. Data that a function makes
+    (`generate`) has no `files`.
     """
 
     name: str
@@ -60,7 +60,7 @@ class DatasetInfo:
     view_scheme: str
     class_names: tuple[str, ...] = ()
     encoded: bool = False
-    files: FileLayouts | None = None
+    files: FileLayouts = FileLayouts()
     generate: Generator | None = None
     generator_version: int = 1  # part of the cache key of generated data
 

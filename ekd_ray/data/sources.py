@@ -14,6 +14,7 @@ import json
 import os
 import re
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
@@ -25,8 +26,8 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from ekd_ray.data.counter import Int64Array
-from ekd_ray.data.decode import decode_fixed, read_picture
-from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo, FileLayouts
+from ekd_ray.data.decode import decode_fixed, read_picture, readable
+from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo
 from ekd_ray.errors import UserError
 
 SPLITS = ("train", "test")
@@ -39,6 +40,9 @@ _ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file name, class, corn
 _ANNOTATED = "images"
 
 
+DecodedBatch = tuple[npt.NDArray[np.uint8], Int64Array]
+
+
 class EncodedBatch(NamedTuple):
     """Images as they are in their files, how messages call them, and labels int64 [b]."""
 
@@ -47,7 +51,7 @@ class EncodedBatch(NamedTuple):
     labels: Int64Array
 
 
-class Source:
+class Source(ABC):
     """One split of one data set, not yet decoded; each layout of files is a subclass.
 
     `files` are those that hold images (empty for class folders and generated data); `folders`,
@@ -69,17 +73,26 @@ class Source:
 
     def check(self) -> None:
         """Look at the files without decoding. Raises UserError."""
+        self.identity()
 
     def count(self) -> int:
         """Number of images, without decoding any. Raises UserError."""
         return self.info.num_train if self.split == "train" else self.info.num_test
 
+    @abstractmethod
+    def batches(self) -> Iterator[DecodedBatch]:
+        """Yield (images uint8 [b, 3, H, W], labels int64 [b]) in order. Raises UserError."""
+
+
+class EncodedSource(Source):
+    """A split whose images can be had as they are in their files."""
+
+    @abstractmethod
     def encoded_batches(self, rows: int) -> Iterator[EncodedBatch]:
         """Yield all images in order, `rows` at once. Raises UserError."""
-        raise NotImplementedError
 
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], Int64Array]]:
-        """Yield (images uint8 [b, 3, H, W], labels int64 [b]) in order. Raises UserError."""
+    def batches(self) -> Iterator[DecodedBatch]:
+        """As `Source.batches`; raises UserError for an image of another size, too."""
         size = self.info.image_size
         for names, images, labels in self.encoded_batches(_DECODED_ROWS):
             pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
@@ -91,7 +104,7 @@ class Source:
 class GeneratedSource(Source):
     """A split that a function makes."""
 
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], Int64Array]]:
+    def batches(self) -> Iterator[DecodedBatch]:
         """Yield the whole split at once."""
         assert self.info.generate is not None
         yield self.info.generate(self.split)
@@ -118,7 +131,7 @@ class ArchiveSource(Source):
         for path, md5 in self._md5.items():
             _check_md5(*_file_identity(path), md5)
 
-    def batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], Int64Array]]:
+    def batches(self) -> Iterator[DecodedBatch]:
         """Yield the whole split at once. Raises UserError."""
         self.check()  # a pickle can run code: torchvision, too, loads none of another md5
         loaded = self._original(self._root, train=self.split == "train")
@@ -130,7 +143,7 @@ def _torchvision_class(info: DatasetInfo) -> Any:
     """torchvision's class for the data set."""
     import torchvision.datasets  # takes a second
 
-    assert info.files is not None and info.files.torchvision_class is not None
+    assert info.files.torchvision_class is not None
     return getattr(torchvision.datasets, info.files.torchvision_class)
 
 
@@ -163,7 +176,7 @@ def _download(info: DatasetInfo, root: Path) -> None:
 # ---- Parquet files, as on the Hugging Face hub
 
 
-class ParquetSource(Source):
+class ParquetSource(EncodedSource):
     """The shards of one split, read in order; `check` sets `rows_per_file`."""
 
     def __init__(self, info: DatasetInfo, split: str, files: tuple[Path, ...]) -> None:
@@ -227,7 +240,6 @@ class ParquetSource(Source):
         """Names of the image and the label column; sets `class_names`. Raises UserError."""
         import pyarrow as pa  # takes a while, and folders and generated data need none
 
-        assert self.info.files is not None
         wanted = (_IMAGE_COLUMNS, self.info.files.label_columns)
         image, label = (next((n for n in names if n in schema.names), None) for names in wanted)
         if image is None or label is None:
@@ -351,7 +363,7 @@ class FolderIndex:
     sizes: Int64Array
 
 
-class FolderSource(Source):
+class FolderSource(EncodedSource):
     """One split in class folders, with the classes of the training side.
 
     Also reads the validation side of the original Tiny ImageNet, whose pictures lie in one
@@ -370,7 +382,7 @@ class FolderSource(Source):
                 f"{info.num_classes} classes; put the folders of {info.name} there."
             )
         self.annotations: Path | None = None
-        archive = info.files is not None and info.files.unpacked_folder is not None
+        archive = info.files.unpacked_folder is not None
         if split == "train":
             return
         self._class_times = _list_classes(held_out)
@@ -410,7 +422,10 @@ class FolderSource(Source):
         self._check_filled([name for name, pictures in pairs if not pictures])
         labels = np.repeat(np.arange(len(classes)), [len(pictures) for pictures in classes])
         pictures = [picture for part in classes for picture in sorted(part, key=itemgetter(0))]
-        sizes = np.array([_read_size(entry) for _, entry in pictures], np.int64)
+        sizes = np.empty(len(pictures), np.int64)
+        for row, (_, entry) in enumerate(pictures):
+            with readable(entry.path):  # a link to nowhere is not
+                sizes[row] = entry.stat().st_size
         return FolderIndex([os.fsencode(path) for path, _ in pictures], labels, sizes)
 
     def encoded_batches(self, rows: int) -> Iterator[EncodedBatch]:
@@ -458,7 +473,7 @@ class FolderSource(Source):
                 f"{folder} lies {depth} folders below its class; remove the link that leads "
                 "back to a parent."
             )
-        with _readable(folder):
+        with readable(folder):
             if depth:  # noted before the look inside, so that no change goes unseen
                 self.folders[os.path.abspath(folder)] = os.stat(folder).st_mtime_ns
             with os.scandir(folder) as entries:
@@ -501,29 +516,13 @@ def _list_classes(side: Path) -> dict[str, int]:
 
     Hidden folders are none. Raises UserError.
     """
-    with _readable(side), os.scandir(side) as entries:
+    with readable(side), os.scandir(side) as entries:
         found = {
             entry.name: entry.stat().st_mtime_ns
             for entry in entries
             if not entry.name.startswith(".") and entry.is_dir()
         }
     return dict(sorted(found.items()))
-
-
-def _read_size(entry: os.DirEntry[str]) -> int:
-    with _readable(entry.path):  # a link to nowhere is not
-        return entry.stat().st_size
-
-
-@contextlib.contextmanager
-def _readable(path: str | Path) -> Iterator[None]:
-    """Errors of the system inside become a UserError about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({error.strerror}); make it readable or remove it."
-        ) from error
 
 
 def _class_mismatch(
@@ -573,41 +572,41 @@ def find_source(info: DatasetInfo, split: str, root: Path, *, download: bool) ->
     only in PATH. Both splits must be in the same place, so that training and test images never
     differ in their compression. Raises UserError.
     """
-    if info.files is None:
+    if info.generate is not None:
         return GeneratedSource(info, split)
-    found = _search(info, info.files, split, root)
+    found = _search(info, split, root)
     if download and info.files.torchvision_class and (found is None or _is_damaged(found)):
         _download(info, root / info.name)
-        found = _search(info, info.files, split, root)
+        found = _search(info, split, root)
     if found is None:
-        raise _no_files(info.name, info.files, root)
+        raise _no_files(info, root)
     return found
 
 
 def check_source(info: DatasetInfo, root: Path, *, download: bool) -> None:
     """Both splits are there and look sound, or `download` will bring them. Raises UserError."""
-    if info.files is None:
+    if info.generate is not None:
         return
     fetched = download and info.files.torchvision_class is not None
     for split in SPLITS:
-        found = _search(info, info.files, split, root)
+        found = _search(info, split, root)
         if found is None and not fetched:
-            raise _no_files(info.name, info.files, root)
+            raise _no_files(info, root)
         if found is not None and not (fetched and isinstance(found, ArchiveSource)):
             found.check()
 
 
 def _is_damaged(source: Source) -> bool:
     """Whether a download would mend it."""
-    try:
+    with contextlib.suppress(UserError):
         if isinstance(source, ArchiveSource):
             source.check()
-    except UserError:
-        return True
-    return False
+        return False
+    return True
 
 
-def _no_files(name: str, files: FileLayouts, root: Path) -> UserError:
+def _no_files(info: DatasetInfo, root: Path) -> UserError:
+    name, files = info.name, info.files
     folders, cure = f"{files.pickled_folder}/", ", or fetch them with --download"
     if files.pickled_folder is None:
         folders, cure = f"train/ and {files.held_out[0]}/", ""
@@ -617,16 +616,16 @@ def _no_files(name: str, files: FileLayouts, root: Path) -> UserError:
     )
 
 
-def _search(info: DatasetInfo, files: FileLayouts, split: str, root: Path) -> Source | None:
+def _search(info: DatasetInfo, split: str, root: Path) -> Source | None:
     """The source in the first folder that has one, or None. Raises UserError."""
     if info.name.startswith(FOLDER_PREFIX):
         bases = [_folder_path(info.name)]
     else:
         bases = [root / info.name, root]
-        if files.unpacked_folder is not None:
-            bases = [base / part for base in bases for part in (files.unpacked_folder, "")]
+        if info.files.unpacked_folder is not None:
+            bases = [base / part for base in bases for part in (info.files.unpacked_folder, "")]
     try:
-        found = (_search_folder(base, info, files, split) for base in bases)
+        found = (_search_folder(base, info, split) for base in bases)
         return next((source for source in found if source is not None), None)
     except OSError as error:  # a folder that may not be entered, an overlong name
         raise UserError(
@@ -635,7 +634,8 @@ def _search(info: DatasetInfo, files: FileLayouts, split: str, root: Path) -> So
         ) from error
 
 
-def _search_folder(base: Path, info: DatasetInfo, files: FileLayouts, split: str) -> Source | None:
+def _search_folder(base: Path, info: DatasetInfo, split: str) -> Source | None:
+    files = info.files
     if files.pickled_folder is not None and (base / files.pickled_folder).is_dir():
         return ArchiveSource(info, split, base / files.pickled_folder)
     if files.held_out and (base / "train").is_dir():
@@ -667,13 +667,9 @@ def _search_shards(base: Path, name: str, prefixes: tuple[str, ...]) -> dict[str
 
 def _file_identity(path: Path) -> list[Any]:
     """[absolute path, size in bytes, modification time in ns]; raises UserError if missing."""
-    try:
+    cure = "give the complete folder with --data-root or fetch it with --download"
+    with readable(path, cure):
         status = path.stat()
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path} ({error.strerror}); give the complete folder with --data-root or "
-            "fetch it with --download."
-        ) from error
     return [str(path.absolute()), status.st_size, status.st_mtime_ns]
 
 

@@ -33,6 +33,7 @@ from ekd_ray.errors import UserError
 ENCODED_SCHEMES = (RESIZED_CROP, "none")
 IMAGE_SIZES = (8, 1024)  # bounds of what encoded images are decoded to
 
+Views = tuple[torch.Tensor, torch.Tensor]  # images uint8 [B, 3, S, S] and labels int64 [B]
 _Job = tuple[Any, npt.ArrayLike, npt.ArrayLike | None]  # (key, sample ids, view ids)
 # Sample ids, images (uint8 [B, 3, S, S], on the host) that are being filled in, and by whom.
 _Decoding = tuple[Int64Array, torch.Tensor, list[Future[None]]]
@@ -61,9 +62,7 @@ class Stage(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def views(
-        self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None) -> Views:
         """(images uint8 [B, 3, S, S], labels int64 [B]) on the device.
 
         Ids are int64 [B] on the host, `view_ids` in [0, num_views); None stands for the
@@ -84,7 +83,7 @@ class Stage(ABC):
 
     def evaluation(
         self, sample_ids: npt.ArrayLike, batch_size: int
-    ) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    ) -> Generator[Views, None, None]:
         """Yield (images, labels) of evaluation views in order; the last part may be smaller."""
         ids = np.asarray(sample_ids, dtype=np.int64)
         parts = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
@@ -122,9 +121,7 @@ class StagedImages(Stage):
             arrays.images.reshape(-1)[::4096].max(initial=0)
         self.images = _wrap_read_only(arrays.images).to(self.device)
 
-    def views(
-        self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None) -> Views:
         """As `Stage.views`; the images are copies."""
         index = self.to_device(sample_ids)
         images, labels = self.images.index_select(0, index), self.labels.index_select(0, index)
@@ -153,9 +150,7 @@ class StagedEncodedImages(Stage):
         super().__init__(arrays, device, view_count(scheme, pool=pool), image_size)
         self._pictures, self._scheme, self._seed = arrays.pictures, scheme, seed
 
-    def views(
-        self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None) -> Views:
         """As `Stage.views`."""
         with _decoding_threads() as threads:
             return self._collect(self._submit(threads, sample_ids, view_ids))
@@ -169,7 +164,7 @@ class StagedEncodedImages(Stage):
                 if len(waiting) > 1:
                     done, decoding = waiting.popleft()
                     yield done, *self._collect(decoding)
-            for done, decoding in waiting:
+            for done, decoding in waiting:  # the last one
                 yield done, *self._collect(decoding)
 
     def _submit(
@@ -195,7 +190,7 @@ class StagedEncodedImages(Stage):
         ]
         return ids, images, futures
 
-    def _collect(self, decoding: _Decoding) -> tuple[torch.Tensor, torch.Tensor]:
+    def _collect(self, decoding: _Decoding) -> Views:
         ids, images, futures = decoding
         for future in futures:
             future.result()

@@ -35,36 +35,6 @@ _BASE_VIEW = 7
 _DRAWS = 8
 
 
-class StrongOp(NamedTuple):
-    """An operation of RandAugment and the range of its value."""
-
-    name: str
-    low: float
-    high: float
-
-
-# In the published order. Factors of a blend with the original (1 changes nothing); bits;
-# degrees, counter-clockwise; source columns per row; a grey level; fractions of the side.
-STRONG_OPS: tuple[StrongOp, ...] = (
-    StrongOp("AutoContrast", 0.0, 1.0),  # value unused
-    StrongOp("Brightness", 0.05, 0.95),
-    StrongOp("Color", 0.05, 0.95),
-    StrongOp("Contrast", 0.05, 0.95),
-    StrongOp("Equalize", 0.0, 1.0),  # value unused
-    StrongOp("Identity", 0.0, 1.0),  # value unused
-    StrongOp("Posterize", 4.0, 8.0),
-    StrongOp("Rotate", -30.0, 30.0),
-    StrongOp("Sharpness", 0.05, 0.95),
-    StrongOp("ShearX", -0.3, 0.3),
-    StrongOp("ShearY", -0.3, 0.3),
-    StrongOp("Solarize", 0.0, 256.0),
-    StrongOp("TranslateX", -0.3, 0.3),
-    StrongOp("TranslateY", -0.3, 0.3),
-)
-_LOW = np.array([op.low for op in STRONG_OPS])
-_SPAN = np.array([op.high - op.low for op in STRONG_OPS])
-
-
 @dataclass(frozen=True, eq=False)
 class StrongDraw:
     """The operations drawn for each of B images, on the host.
@@ -181,9 +151,11 @@ def _kernel_numbers(ops: Int64Array, values: Float32Array, height: int, width: i
     """The numbers of each kernel: a value in column 0, or six coefficients; float64 [2, B, 6]."""
     numbers = np.zeros((*ops.shape, 6))
     numbers[..., 0] = values
-    for name, matrix in _MATRICES.items():
-        here = ops == _POSITION[name]
-        numbers[here] = _fixed_point(matrix(values[here].astype(np.float64), height, width))
+    for position, op in enumerate(STRONG_OPS):
+        if op.matrix is not None:
+            here = ops == position
+            matrix = op.matrix(values[here].astype(np.float64), height, width)
+            numbers[here] = _fixed_point(matrix)
     return numbers
 
 
@@ -207,16 +179,6 @@ def _rotation(degrees: Float64Array, height: int, width: int) -> Float64Array:
     return _matrix(
         degrees, a=cos, b=-sin, c=x - cos * x + sin * y, d=sin, e=cos, f=y - sin * x - cos * y
     )
-
-
-# PIL translates without its fixed point, to the whole pixel that the exact shift falls on.
-_MATRICES: dict[str, Callable[[Float64Array, int, int], Float64Array]] = {
-    "Rotate": _rotation,
-    "ShearX": lambda v, height, width: _matrix(v, b=v),
-    "ShearY": lambda v, height, width: _matrix(v, d=v),
-    "TranslateX": lambda v, height, width: _matrix(v, c=np.floor(v * width + 0.5)),
-    "TranslateY": lambda v, height, width: _matrix(v, f=np.floor(v * height + 0.5)),
-}
 
 
 def _fixed_point(matrix: Float64Array) -> Float64Array:
@@ -336,30 +298,51 @@ def solarize(images: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
 
 # ---- all operations, and Cutout
 
-# (uint8 [n, 3, H, W], float64 [n, 6]) -> uint8 [n, 3, H, W]
 _Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def _scalar(operation: _Kernel) -> _Kernel:
+class StrongOp(NamedTuple):
+    """An operation of RandAugment, the range of its value, and how it is computed.
+
+    `kernel` makes uint8 [n, 3, H, W] from such images and float64 [n, 6]: the values in column 0,
+    or the coefficients that `matrix` makes from values, height and width. None changes nothing.
+    """
+
+    name: str
+    low: float
+    high: float
+    kernel: _Kernel | None
+    matrix: Callable[[Float64Array, int, int], Float64Array] | None = None
+
+
+def _of_value(operation: _Kernel) -> _Kernel:
     return lambda images, numbers: operation(images, numbers[:, 0])
 
 
-_BY_NAME: dict[str, _Kernel | None] = {
-    "AutoContrast": lambda images, _: autocontrast(images),
-    "Brightness": _scalar(brightness),
-    "Color": _scalar(color),
-    "Contrast": _scalar(contrast),
-    "Equalize": lambda images, _: equalize(images),
-    "Identity": None,
-    "Posterize": _scalar(posterize),
-    "Sharpness": _scalar(sharpness),
-    "Solarize": _scalar(solarize),
-    **dict.fromkeys(_MATRICES, _affine),
-}
+# In the published order. Values are factors of a blend with the original (1 changes nothing); bits;
+# degrees, counter-clockwise; source columns per row; a grey level; fractions of the side.
+# PIL translates without its fixed point, to the whole pixel that the exact shift falls on.
+STRONG_OPS: tuple[StrongOp, ...] = (
+    StrongOp("AutoContrast", 0.0, 1.0, lambda images, _: autocontrast(images)),  # value unused
+    StrongOp("Brightness", 0.05, 0.95, _of_value(brightness)),
+    StrongOp("Color", 0.05, 0.95, _of_value(color)),
+    StrongOp("Contrast", 0.05, 0.95, _of_value(contrast)),
+    StrongOp("Equalize", 0.0, 1.0, lambda images, _: equalize(images)),  # value unused
+    StrongOp("Identity", 0.0, 1.0, None),  # value unused
+    StrongOp("Posterize", 4.0, 8.0, _of_value(posterize)),
+    StrongOp("Rotate", -30.0, 30.0, _affine, _rotation),
+    StrongOp("Sharpness", 0.05, 0.95, _of_value(sharpness)),
+    StrongOp("ShearX", -0.3, 0.3, _affine, lambda v, h, w: _matrix(v, b=v)),
+    StrongOp("ShearY", -0.3, 0.3, _affine, lambda v, h, w: _matrix(v, d=v)),
+    StrongOp("Solarize", 0.0, 256.0, _of_value(solarize)),
+    StrongOp("TranslateX", -0.3, 0.3, _affine, lambda v, h, w: _matrix(v, c=np.floor(v * w + 0.5))),
+    StrongOp("TranslateY", -0.3, 0.3, _affine, lambda v, h, w: _matrix(v, f=np.floor(v * h + 0.5))),
+)
+_LOW = np.array([op.low for op in STRONG_OPS])
+_SPAN = np.array([op.high - op.low for op in STRONG_OPS])
 # The five affine operations are one kernel.
-_KERNELS: tuple[_Kernel | None, ...] = tuple(dict.fromkeys(_BY_NAME.values()))
-_KERNEL_OF_OP = np.array([_KERNELS.index(_BY_NAME[op.name]) for op in STRONG_OPS])
-_POSITION = {op.name: position for position, op in enumerate(STRONG_OPS)}
+_KERNELS: tuple[_Kernel | None, ...] = tuple(dict.fromkeys(op.kernel for op in STRONG_OPS))
+_KERNEL_OF_OP = np.array([_KERNELS.index(op.kernel) for op in STRONG_OPS])
 
 
 def _cutout_boxes(cutout: Float32Array, height: int, width: int) -> Int64Array:

@@ -124,16 +124,15 @@ def normalize(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> torch.Tensor:
     """(images / 255 - mean) / std per channel.
 
-    `images` is uint8 [B, 3, H, W]; `mean` and `std` are on the [0, 1] scale. Computed in
-    float32 and returned as `dtype` [B, 3, H, W], in channels_last memory format if asked for.
+    `images` is uint8 [B, 3, H, W]; `mean` and `std` are on the [0, 1] scale. Returns float32
+    [B, 3, H, W], in channels_last memory format if asked for.
     """
     scale, shift = _affine(tuple(mean), tuple(std), images.device)
-    pixels = images.float().mul_(scale).add_(shift).to(dtype)
+    pixels = images.float().mul_(scale).add_(shift)
     # Reordered last: arithmetic whose innermost axis is three channels is four times slower.
     return pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels
 

@@ -88,15 +88,17 @@ class EpochSums:
 
 @dataclass(kw_only=True)
 class _Run:
-    """Everything that one run holds while it trains; `epoch` counts from 1, `step` from 0."""
+    """Everything that one run holds while it trains; `epoch` counts from 1, `step` from 0.
+
+    `teachers` are none, that of the weak views, or it and that of the strong ones.
+    """
 
     config: DistillConfig
     data: RunData
     learner: Learner
     forward: nn.Module
     optimizer: torch.optim.Optimizer
-    teacher: Teacher | None
-    strong_teacher: Teacher | None
+    teachers: list[Teacher]
     device: torch.device
     precision: str
     steps_per_epoch: int
@@ -206,21 +208,18 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
     learner = Learner(student, objective, compiled=config.compile).to(device)
     if config.channels_last:
         learner = learner.to(memory_format=torch.channels_last)
-    teacher = strong_teacher = None
-    if objective.method.needs_teacher:
-        teacher = load_teacher(config, data, precision=precision, device=device)
-        if objective.method.strong_view:
-            strong_teacher = load_teacher(
-                config, data, precision=precision, device=device, strong=True
-            )
+    teachers = [
+        load_teacher(config, data, precision=precision, device=device, strong=strong)
+        for strong in (False, True)[: 1 + objective.method.strong_view]
+        if objective.method.needs_teacher
+    ]
     return _Run(
         config=config,
         data=data,
         learner=learner,
         forward=ranks.parallelize(learner, device),
         optimizer=make_optimizer(config, learner),
-        teacher=teacher,
-        strong_teacher=strong_teacher,
+        teachers=teachers,
         device=device,
         precision=precision,
         steps_per_epoch=count_steps(len(data.train_ids), config.batch_size),
@@ -262,34 +261,27 @@ def _train_step(run: _Run, batch: Batch, images: Tensor, target: Tensor) -> None
     last = _is_last_part(config, batch)
     if batch.step % parts == 0:
         _begin_step(run)
-    inputs = student_inputs(images, run.data, config)
-    strong = strong_inputs = None
+    views = [(images, batch.view_ids)]
     if batch.strong_ids is not None:
         strong = strong_images(config, run.data, batch.sample_ids, batch.strong_ids)
-        strong_inputs = student_inputs(strong, run.data, config)
-    teacher = _teacher_logits(run, batch, images, strong, rows)
+        views.append((strong, batch.strong_ids))
+    inputs, *strong_inputs = [student_inputs(view, run.data, config) for view, _ in views]
+    logits_of_views = [
+        teacher.logits(view, batch.sample_ids, view_ids)
+        for teacher, (view, view_ids) in zip(run.teachers, views, strict=False)
+    ]
+    teacher = None  # its logits of the rows that all ranks have
+    if logits_of_views:
+        teacher = TeacherLogits(*ranks.gather_columns(logits_of_views, rows))
     target = ranks.gather_rows(target, rows)
     with ranks.exchange_gradients(run.forward, last=last):
         with autocast(run.precision, run.device):
-            loss, logits, terms = run.forward(inputs, teacher, target, run.epoch, strong_inputs)
+            loss, logits, terms = run.forward(inputs, teacher, target, run.epoch, *strong_inputs)
         (loss / parts).backward()
     run.sums.add(loss, logits, target, terms, parts)
     if last:
         run.optimizer.step()
         run.step += 1
-
-
-def _teacher_logits(
-    run: _Run, batch: Batch, images: Tensor, strong: Tensor | None, rows: int
-) -> TeacherLogits | None:
-    """The teacher's logits of the `rows` that all ranks have; None without a teacher."""
-    if run.teacher is None:
-        return None
-    views = [run.teacher.logits(images, batch.sample_ids, batch.view_ids)]
-    if strong is not None and batch.strong_ids is not None:
-        assert run.strong_teacher
-        views.append(run.strong_teacher.logits(strong, batch.sample_ids, batch.strong_ids))
-    return TeacherLogits(*ranks.gather_columns(views, rows))
 
 
 def _begin_step(run: _Run) -> None:
@@ -329,17 +321,14 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
 
 
 def _check_finite(row: dict[str, Any], run: _Run) -> None:
-    for name, value in row.items():
-        if not abs(value) < float("inf"):
-            raise Diverged(
-                f"{name} became {value} in epoch {run.epoch} of {run.config.epochs} "
-                f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
-            )
+    fault = next((f"{k} became {v}" for k, v in row.items() if not abs(v) < float("inf")), None)
     # The loss does not see what the last step did to the weights.
-    if not ranks.all_finite(run.learner):
+    if fault is None and not ranks.all_finite(run.learner):
+        fault = "a weight became infinite or nan"
+    if fault:
         raise Diverged(
-            f"a weight became infinite or nan in epoch {run.epoch} of {run.config.epochs} "
-            f"(lr {run.config.lr}): lower lr or the weights of the loss terms."
+            f"{fault} in epoch {run.epoch} of {run.config.epochs} (lr {run.config.lr}): lower lr "
+            "or the weights of the loss terms."
         )
 
 

@@ -89,7 +89,11 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """(logits float32 [N, C], labels int64 [N]) of a stage's images, from all ranks; the model is
     in evaluation mode."""
-    total, sample_ids = len(sample_ids), _own_share(sample_ids)
+    total = len(sample_ids)
+    # This rank's share: as many on every rank, because they are gathered together.
+    own = sample_ids[ranks.rank() :: ranks.world_size()]
+    lacks = -(-total // ranks.world_size()) - len(own)
+    sample_ids = np.concatenate([own, sample_ids[:lacks]])
     # Written into place: small results kept from every batch would lie between its large
     # buffers, and the allocator could never give these back (24 MB a batch at 224 x 224).
     device = stage.device
@@ -105,25 +109,18 @@ def predict(
     return ranks.gather_rows(logits, total), ranks.gather_rows(targets, total)
 
 
-def _own_share(sample_ids: np.ndarray) -> np.ndarray:
-    """This rank's ids: as many on every rank, because they are gathered together."""
-    own = sample_ids[ranks.rank() :: ranks.world_size()]
-    lacks = -(-len(sample_ids) // ranks.world_size()) - len(own)
-    return np.concatenate([own, sample_ids[:lacks]])
-
-
 def _batches(
     data: RunData, stage: Stage, sample_ids: np.ndarray, config: DistillConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    side = max(data.images.image_size, config.student_image_size or 0)
+    native = data.images.image_size
+    side = max(native, config.student_image_size or 0)
     count = max(1, min(EVAL_BATCH, EVAL_PIXELS // side**2))
     with contextlib.closing(stage.evaluation(sample_ids, count)) as batches:
         for images, target in batches:
-            if images.shape[-1] != data.images.image_size:  # another data set's images
-                images = _resized(images, data.images.image_size)
+            if images.shape[-1] != native:  # another data set's images
+                size = (native, native)
+                images = functional.interpolate(
+                    images.float(), size, mode="bilinear", antialias=True
+                )
+                images = images.round().clamp(0, 255).to(torch.uint8)
             yield student_inputs(images, data, config), target
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    resized = functional.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)

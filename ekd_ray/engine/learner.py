@@ -71,14 +71,8 @@ class Learner(nn.Module):
 
 def make_optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optimizer:
     """The optimizer that the configuration names, over student and objective."""
-    parameters = list(learner.parameters())
+    shared = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "adamw":
-        return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+        return AdamW(learner.parameters(), **shared)
+    momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
+    return SGD(learner.parameters(), **shared, **momentum)

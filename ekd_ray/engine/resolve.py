@@ -26,13 +26,6 @@ from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method
 from ekd_ray.models import WeightsMetadata, build_model, model_names, read_metadata
 
-NORMALIZATIONS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-
 Triple = tuple[float, float, float]
 
 
@@ -48,11 +41,18 @@ class Normalization:
         return "/".join(",".join(str(value) for value in part) for part in (self.mean, self.std))
 
 
+NORMALIZATIONS = {
+    "imagenet": Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "cifar10": Normalization(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    "cifar100": Normalization(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
+    "half": Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+}
+
+
 def parse_normalization(text: str) -> Normalization:
     """A named normalisation or 'm,m,m/s,s,s'; raises `UserError` naming the legal forms."""
     if text in NORMALIZATIONS:
-        mean, std = NORMALIZATIONS[text]
-        return Normalization(mean=mean, std=std)
+        return NORMALIZATIONS[text]
     try:
         parts = [tuple(float(v) for v in part.split(",")) for part in text.split("/")]
     except ValueError:
@@ -274,11 +274,7 @@ def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
 
 def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:
     """(training, validation) images of a configuration, as `stratified_split` rounds them."""
-    return _split_sizes(config, num_train(config.dataset, data_root=data_root))
-
-
-def _split_sizes(config: DistillConfig, there: int) -> tuple[int, int]:
-    drawn = config.train_subset or there
+    drawn = config.train_subset or num_train(config.dataset, data_root=data_root)
     held = held_out_size(drawn, config.validation_fraction)
     return drawn - held, held
 
@@ -286,7 +282,7 @@ def _split_sizes(config: DistillConfig, there: int) -> tuple[int, int]:
 def _check_sizes(config: DistillConfig, info: DatasetInfo, data_root: str | None) -> None:
     """Enough images for every class on both sides of the split, and for one batch."""
     there = num_train(config.dataset, data_root=data_root)
-    kept, held = _split_sizes(config, there)
+    kept, held = split_sizes(config, data_root)
     drawn = kept + held
     if not info.num_classes <= drawn <= there:
         raise UserError(

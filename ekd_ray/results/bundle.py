@@ -24,6 +24,7 @@ from ekd_ray.data import load_dataset
 from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import environment, pick_device
+from ekd_ray.engine.resolve import student_size
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.engine.runlog import HISTORY, read_history
@@ -32,7 +33,7 @@ from ekd_ray.files import sha256_file, write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.results.card import model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
-from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify, input_size
+from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
 from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd, select_metrics
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
 from ekd_ray.results.study import Study
@@ -99,7 +100,7 @@ class Bundle:
         """Images `[B, 3, H, W]` in [0, 1] -> what `model` takes."""
         if self.weights.mean is None or self.weights.std is None:
             raise UserError(f"{self.path / WEIGHTS} says no normalisation: export it again.")
-        size = input_size(self.config)
+        size = student_size(self.config)
         return Preprocessing(self.weights.mean, self.weights.std, size=size)
 
     def classifier(self) -> Classifier:

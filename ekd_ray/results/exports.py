@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.engine.resolve import student_size
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.files import atomic_path
-from ekd_ray.results.inference import Classifier, input_size
+from ekd_ray.results.inference import Classifier
 
 EXPORTS = {"pt2": "model.pt2", "onnx": "model.onnx"}
 OUTPUTS = ("logits", "probabilities", "uncertainty")
@@ -61,7 +62,7 @@ def export_programs(
     """
     side = config.image_size
     if normalized_input:
-        side = input_size(config)
+        side = student_size(config)
         classifier = Classifier(
             classifier.student, nn.Identity(), log_prior=classifier.log_prior
         ).eval()

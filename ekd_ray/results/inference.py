@@ -128,13 +128,6 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     return found
 
 
-def input_size(config: DistillConfig) -> int:
-    """Side of the images that the student of a resolved configuration sees, in pixels."""
-    size = config.student_image_size or config.image_size
-    assert size is not None
-    return size
-
-
 @torch.no_grad()
 def classify(
     classifier: nn.Module, images: Any, config: DistillConfig, class_names: Sequence[str]

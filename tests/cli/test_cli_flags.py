@@ -161,7 +161,8 @@ def test_the_last_set_of_a_setting_stands():
 
 
 def test_extend_adds_to_the_trials_of_the_study(tmp_path):
-    (tmp_path / "study.yaml").write_text(f"study: {study(*DIGITS, '--trials', 5).to_json()}")
+    told = study(*DIGITS, "--trials", 5).to_dict()
+    (tmp_path / "study.yaml").write_text(json.dumps({"study": told}))
     flags = ("--resume", "--out", tmp_path, "--extend", 3)
     assert study(*flags).trials == study(*DIGITS, *flags).trials == 8
 

@@ -270,7 +270,7 @@ def test_draws_look_random():
     draw = strong_draws(samples, strong, seed=11)
     both = draw.ops[:, 0] * 14 + draw.ops[:, 1]
     assert stats.chisquare(np.bincount(both, minlength=196)).pvalue > 1e-4
-    for op, (_, low, high) in enumerate(STRONG_OPS):
+    for op, (_, low, high, *_) in enumerate(STRONG_OPS):
         values = draw.values[draw.ops == op].astype(float)
         assert values.min() >= np.float32(low)
         assert values.max() <= np.float32(high)

@@ -1,11 +1,13 @@
 """The costs of a student, which rows carry where a study asks."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.measure.cost import model_cost, student_costs
+from ekd_ray.engine.measure.cost import latency_ms, model_cost, student_costs
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.models import build_model
 from ekd_ray.results.records import single_run
@@ -36,6 +38,13 @@ def test_parameters_and_flops_against_a_plain_count():
         module.register_forward_hook(count)
     model.eval()(torch.zeros(1, 3, 32, 32))
     assert flops == sum(counted)
+
+
+def test_latency_is_the_median_of_the_passes_after_the_warm_up(monkeypatch):
+    """Pass i takes i seconds; the first five warm up, and 19.5 lies amid those from 5 to 34."""
+    readings = iter([sum(range(i)) for i in range(36) for _ in (0, 1)][1:])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(readings))
+    assert latency_ms.__wrapped__("resnet8", 10, 32, 1) == 19_500
 
 
 def test_only_what_is_asked_for_is_measured(monkeypatch):

@@ -33,7 +33,7 @@ def plain_run(tiny):
 @pytest.fixture(scope="module")
 def kd_config(tiny, with_teacher):
     return tiny(method="kd", epochs=1, lr_milestones=(), kd_weight=2.0, ce_weight=0.5,
-                temperature=3.0, **with_teacher)  # fmt: skip
+                temperature=3.0, seed=3, **with_teacher)  # fmt: skip
 
 
 def plain_training(config):
@@ -160,6 +160,28 @@ def test_the_callers_random_state_and_threads_are_left_as_they_were(tiny):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_every_step_has_a_dropout_of_its_own(tiny, monkeypatch):
+    """Its mask is a function of seed and step: a resumed run repeats it, and no step another's."""
+    masks = []
+
+    class Dropping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(3 * 32 * 32, 10)
+
+        def forward(self, images):
+            drop = functional.dropout(torch.ones(64), training=self.training)
+            masks.append(tuple(drop.tolist()))
+            return self.head(images.flatten(1))
+
+    monkeypatch.setattr(engine, "build_model", lambda name, classes: Dropping())
+    for seed in (0, 0, 1):
+        distill(tiny(seed=seed, validation_fraction=0.0, lr=1e-4), threads=1)
+    first, again, other = masks[:10], masks[10:20], masks[20:]
+    assert first == again
+    assert len({*first, *other}) == 20
 
 
 # What it reads

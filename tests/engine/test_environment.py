@@ -26,9 +26,7 @@ def git(*arguments: str) -> str:
 
 def test_it_names_packages_processor_threads_and_revision() -> None:
     found = environment()
-    assert found["packages"]["torch"] == torch.__version__.partition("+")[0] or found["packages"][
-        "torch"
-    ].startswith(torch.__version__.partition("+")[0])
+    assert found["packages"]["torch"].startswith(torch.__version__.partition("+")[0])
     assert found["threads"] == torch.get_num_threads()
     assert found["processor"]
     assert json.loads(json.dumps(found)) == found

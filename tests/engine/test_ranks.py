@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -110,24 +109,9 @@ def test_one_process_needs_no_group():
     assert ranks.parallelize(learner, torch.device("cpu")) is learner
 
 
-def test_both_ranks_end_with_the_same_weights(two_ranks):
-    first, second = (record["weights"] for record in two_ranks[0])
-    assert first.keys() == second.keys()
-    assert [key for key in first if not torch.equal(first[key], second[key])] == []
-    assert two_ranks[0][0]["log_prior"] == two_ranks[0][1]["log_prior"] != 1.0
-
-
-def test_both_ranks_report_the_same_rows(two_ranks):
-    first, second = two_ranks[0]
-    assert untimed(first["history"]) == untimed(second["history"])
-    assert first["reported"] == first["history"]
-    assert second["reported"] == second["history"]
-    assert [row["epoch"] for row in first["history"]] == [1, 2]
-    assert all(np.isfinite(value) for row in first["history"] for value in row.values())
-
-
 def test_only_the_first_rank_writes(two_ranks):
     records, folder = two_ranks
+    assert [record["reported"] == record["history"] for record in records] == [True, True]
     assert len(records[0]["saves"]) == 1
     assert records[1]["saves"] == []
     assert untimed(read_history(folder / "straight")) == untimed(records[0]["history"])

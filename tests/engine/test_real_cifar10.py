@@ -64,10 +64,3 @@ def test_a_run_from_the_real_teachers_table_is_the_live_run(
     assert table.filled >= 160
     assert untimed(cached.history) == untimed(live.history)
     assert same_weights(state(cached), state(live))
-
-
-def test_one_epoch_of_ekd_from_the_real_teacher() -> None:
-    result = distill(configuration(), data_root=ROOT, threads=1)
-    assert result.config.teacher_normalization == "0.485,0.456,0.406/0.229,0.224,0.225"
-    assert {"loss_ce", "loss_kd", "loss_ekd", "val_top1", "val_vacuity"} <= set(result.metrics)
-    assert len(result.data_fingerprint) >= 16

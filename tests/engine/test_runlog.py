@@ -6,6 +6,7 @@ import json
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ekd_ray.engine.distill import distill
@@ -91,6 +92,21 @@ def test_an_interrupted_run_has_each_epoch_once(tiny, tmp_path):
     hparams = HParamsPluginData.FromString(start).session_start_info.hparams
     assert hparams["method"].string_value == "evidential"
     assert hparams["lr"].number_value == 0.05
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (None, api_pb2.STATUS_SUCCESS),
+        (ValueError("diverged"), api_pb2.STATUS_FAILURE),
+        (SystemExit(), api_pb2.STATUS_SUCCESS),  # stopped early by the search
+    ],
+)
+def test_the_session_says_how_the_run_ended(tmp_path, error, status):
+    log = RunLog(tmp_path, hyperparameters={"lr": 0.1}, history=[])
+    log.close_after(type(error), error, None)
+    content = events(tmp_path).PluginTagToContent("hparams")["_hparams_/session_end_info"]
+    assert HParamsPluginData.FromString(content).session_end_info.status == status
 
 
 @pytest.mark.parametrize("tail", ['{"epoch": 2, "lr"', "\n", "", "\x00\x00\x00"])

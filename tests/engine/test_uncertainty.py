@@ -293,10 +293,12 @@ def test_metrics_are_the_functions_above(log_prior):
 
 
 @pytest.mark.parametrize("log_prior", [None, -1.22])
-def test_one_image_has_no_error_auroc(log_prior):
-    found = uncertainty_metrics(torch.tensor([[1.0, 2.0]]), torch.tensor([0]), log_prior=log_prior)
+@pytest.mark.parametrize(("label", "risk"), [(0, 1.0), (1, 0.0)])
+def test_where_all_are_right_or_all_wrong_there_is_no_error_auroc(log_prior, label, risk):
+    logits, target = torch.tensor([[1.0, 2.0]]), torch.tensor([label])
+    found = uncertainty_metrics(logits, target, log_prior=log_prior)
     assert set(found) == {"aurc"} | (EVIDENTIAL if log_prior is not None else set())
-    assert found["aurc"] == 1.0
+    assert found["aurc"] == risk
 
 
 def test_dissonance_of_many_classes_is_that_of_evenly_spaced_rows(monkeypatch):

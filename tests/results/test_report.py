@@ -222,6 +222,20 @@ def test_several_objectives_show_their_front(maker):
     assert set(zip(line.x, line.y, strict=True)) == expected
 
 
+def test_trials_that_break_a_constraint_are_crosses(maker):
+    study = searched(maker, constraints=("parameters<=2500",))
+    (front,) = figures.draw_trade_off(gather(study))
+    for trace in front.figure.data[1:]:
+        broken = [int(text.split()[1]) % 3 == 2 for text in trace.text]  # 3,000 parameters
+        assert [symbol == "x" for symbol in trace.marker.symbol] == broken
+
+
+def test_bins_of_few_predictions_are_in_the_table_only(reported):
+    (chart,) = figures.draw_reliability(gather(reported[0]))
+    drawn = [int(text.split()[0]) for trace in chart.figure.data[1:] for text in trace.text]
+    assert min(drawn) >= figures.LEAST_IN_BIN > min(row[-1] for row in chart.rows)
+
+
 def test_a_report_that_fails_is_no_failure_of_the_study(maker, monkeypatch):
     def broken(study):
         raise ValueError("no luck")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from ekd_ray.errors import UserError
 from ekd_ray.results import Bundle
 from ekd_ray.results.bundle import FILES, WEIGHTS, write_manifest
-from ekd_ray.results.reproduce import first_difference, prepare, reproduce
+from ekd_ray.results.reproduce import default_tolerance, first_difference, prepare, reproduce
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,13 @@ def test_the_same_machine_gives_the_same_bits(exported, teacher, tmp_path):
         assert all(torch.equal(own.get_tensor(k), there.get_tensor(k)) for k in there.keys())  # noqa: SIM118
     assert [row["epoch"] for row in seen] == [1]
     assert not [line for line in found.elsewhere if not line.startswith("git")]
+
+
+@pytest.mark.parametrize(("deviation", "tolerance"), [(0.0, 0.005), (0.001, 0.005), (0.01, 0.0277)])
+def test_two_runs_may_differ_by_what_two_seeds_do(deviation, tolerance):
+    """1.96 standard deviations of a difference, and half a point where seeds differ by less."""
+    bundle = SimpleNamespace(metrics={"test": {"test_top1": {"sd": deviation}}})
+    assert default_tolerance(bundle) == pytest.approx(tolerance, abs=1e-4)
 
 
 def test_the_recorded_threads_and_seed_are_used(bundle, teacher, tmp_path, monkeypatch):

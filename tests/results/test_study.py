@@ -231,6 +231,7 @@ def test_a_failed_finalist_cannot_win_and_a_failed_baseline_is_told(maker):
     )  # fmt: skip
     board = {row.name: row for row in study.leaderboard()}
     assert study.best().name == "trial 2"
+    assert [run.name for run in study.confirm_runs if run.status == "failed"] == ["trial 1", "kd"]
     assert board["trial 2"].failed is None
     assert (board["trial 1"].failed, board["trial 1"].winner) == ("diverged", False)
     assert board["kd"].failed == "out of memory"

@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import math
+import statistics
 
 import pyarrow as pa
 import pytest
 import yaml
+from scipy import stats
 
 from ekd_ray.cli import request, tune_command
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -163,3 +166,12 @@ def test_two_seeds_on_a_side_give_no_interval():
     few, enough = (0.5, 0.6), (0.5, 0.52, 0.55)
     assert welch(few, enough) == welch(enough, few) == (None, None)
     assert None not in welch(enough, (0.6, 0.61, 0.63))
+
+
+def test_the_interval_is_welchs():
+    """By hand (Welch 1947): degrees of freedom that follow from both variances."""
+    first, second = (1.0, 2.0, 3.0), (4.0, 4.0, 8.0, 8.0, 6.0)
+    parts = [statistics.variance(values) / len(values) for values in (first, second)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 4)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(sum(parts))
+    assert welch(first, second) == pytest.approx((-4 - half, -4 + half))

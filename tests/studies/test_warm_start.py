@@ -24,7 +24,7 @@ def finished(tmp_path):
         run = tmp_path / name
         config = StudyConfig(distill=DistillConfig(**{"method": "kd", **distill}), space=space)
         run.mkdir()
-        (run / STUDY_FILE).write_text(f"study: {config.to_json()}")
+        (run / STUDY_FILE).write_text(f"study: {json.dumps(config.to_dict())}")
         for number, (params, score) in enumerate(trials):
             folder = trial_folder(run, number)
             folder.mkdir(parents=True)

@@ -74,10 +74,7 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Write to a safetensors file, atomically."""
-        names = ("labels", "predicted", "confidence", "uncertainty", "kept", "logits")
-        tensors = {name: getattr(self, name).contiguous() for name in names}
-        if self.teacher_logits is not None:
-            tensors["teacher_logits"] = self.teacher_logits.contiguous()
+        tensors = {k: v.contiguous() for k, v in vars(self).items() if isinstance(v, Tensor)}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, {"class_names": json.dumps(list(self.class_names))})
 
@@ -87,8 +84,7 @@ class Predictions:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             names = tuple(json.loads(file.metadata()["class_names"]))
-        teacher = tensors.pop("teacher_logits", None)
-        return cls(**tensors, teacher_logits=teacher, class_names=names)
+        return cls(**{"teacher_logits": None, **tensors}, class_names=names)
 
 
 def kept_images(count: int, classes: int) -> Tensor:
