@@ -152,7 +152,7 @@ def test_final_runs_train_on_the_validation_images_too(monkeypatch, tmp_path):
 
     monkeypatch.setattr(confirm.Study, "load", lambda run: study)
     monkeypatch.setattr(confirm, "fill_cache", lambda *_, **__: None)
-    monkeypatch.setattr(confirm, "_run_all", run_all)
+    monkeypatch.setattr(confirm, "run_all", run_all)
     confirm.confirm(tmp_path, StudyConfig(distill=base), base, observer=None)
     held_out = {(run.stage, run.config["validation_fraction"]) for run in planned}
     assert held_out == {(RunStage.SELECT, 0.1), (RunStage.FINAL, 0.0)}
