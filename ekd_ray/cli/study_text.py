@@ -88,11 +88,6 @@ def _print(parts: list[str | Table], config: StudyConfig, *, least_width: int) -
         console.print(part, markup=False)
 
 
-def _teacher(study: Study) -> list[str]:
-    found = study.teacher()
-    return [describe_teacher(found)] if found else []
-
-
 def _selection_gap(study: Study, winner: Row) -> list[str]:
     """The winner's curse in one line: its search score against its score under fresh seeds."""
     if not winner.val:
@@ -179,6 +174,11 @@ def _importance(content: Content) -> Table:
         shares = (row["fanova"], row["ped_anova"])
         table.add_row(row["parameter"], *("" if s is None else f"{s:.0%}" for s in shares))
     return table
+
+
+def _teacher(study: Study) -> list[str]:
+    found = study.teacher()
+    return [describe_teacher(found)] if found else []
 
 
 def _time(content: Content) -> Table:
