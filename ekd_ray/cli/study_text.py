@@ -106,11 +106,6 @@ def _other_names(board: list[Row]) -> list[str]:
     ]
 
 
-def _teacher(study: Study) -> list[str]:
-    found = study.teacher()
-    return [describe_teacher(found)] if found else []
-
-
 def _selection_gap(study: Study, winner: Row) -> list[str]:
     """The winner's curse in one line: its search score against its score under fresh seeds."""
     metric = study.config.metric
@@ -202,6 +197,11 @@ def _importance(content: Content) -> Table:
         shares = (row["fanova"], row["ped_anova"])
         table.add_row(row["parameter"], *("" if s is None else f"{s:.0%}" for s in shares))
     return table
+
+
+def _teacher(study: Study) -> list[str]:
+    found = study.teacher()
+    return [describe_teacher(found)] if found else []
 
 
 def _time(content: Content) -> Table:

@@ -137,24 +137,6 @@ def _interval_text(found: Paired, metric: str) -> str:
     return f"{scale * found.low:+.{digits}f} to {scale * found.high:+.{digits}f}"
 
 
-def describe_teacher(found: TeacherFigures) -> str:
-    """The teacher's own figures in one sentence."""
-    origin = "trained by the study"
-    if not found.candidates:
-        origin = "given; it may know these images"
-    elif found.candidates > 1:
-        origin = f"the best of {found.candidates} that the study trained"
-    figures = [
-        f"{metric_name(name)} {figure_text(name, found.metrics.get(f'val_{name}'))}"
-        for name in ("top1", "nll", "ece")
-    ]
-    prior = "none" if found.log_prior is None else f"{found.log_prior:.4g}"
-    return (
-        f"Teacher {found.model} ({origin}) on {several(found.images, 'validation image')}, as "
-        f"students hear it: {', '.join(figures)}, learned log prior {prior}."
-    )
-
-
 def percent(value: float | None) -> str:
     """A share: `78 %`."""
     return DASH if value is None else f"{100 * value:.0f} %"
@@ -193,3 +175,21 @@ def joined(parts: Sequence[str]) -> str:
 def several(count: int, noun: str) -> str:
     """`1 trial`, `2 trials`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def describe_teacher(found: TeacherFigures) -> str:
+    """The teacher's own figures in one sentence."""
+    origin = "trained by the study"
+    if not found.candidates:
+        origin = "given; it may know these images"
+    elif found.candidates > 1:
+        origin = f"the best of {found.candidates} that the study trained"
+    figures = [
+        f"{metric_name(name)} {figure_text(name, found.metrics.get(f'val_{name}'))}"
+        for name in ("top1", "nll", "ece")
+    ]
+    prior = "none" if found.log_prior is None else f"{found.log_prior:.4g}"
+    return (
+        f"Teacher {found.model} ({origin}) on {several(found.images, 'validation image')}, as "
+        f"students hear it: {', '.join(figures)}, learned log prior {prior}."
+    )

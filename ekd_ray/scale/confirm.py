@@ -10,42 +10,28 @@ the baselines on all training data, with one reading of the test split.
 
 from __future__ import annotations
 
-import functools
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.resolve import resolve, with_teacher, without_teacher
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import end_session
-from ekd_ray.errors import Interrupted, UserError
-from ekd_ray.files import file_name, write_json
+from ekd_ray.errors import UserError
+from ekd_ray.files import file_name
 from ekd_ray.losses.methods import method_of, with_method
 from ekd_ray.results.leaderboard import Row, leaderboard_rows, rank_contenders
 from ekd_ray.results.records import (
     CONFIRMED,
-    FAILURE,
-    RESULT,
     RunRecord,
     confirm_table,
-    failure_reason,
-    read_record,
 )
 from ekd_ray.results.study import Study, write_parquet
 from ekd_ray.scale.fill_tasks import fill_cache
-from ekd_ray.scale.schedulers import NoStopping
-from ekd_ray.scale.search import run_tuner
-from ekd_ray.scale.searcher import death_reason
+from ekd_ray.scale.run_list import run_all
 from ekd_ray.scale.selection import wanted_seeds
 from ekd_ray.scale.space import point_config, with_pairs_prior
 from ekd_ray.scale.tracking import Observer
-from ekd_ray.scale.worker import RUN, TrainOptions, check_disk, train_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,67 +230,3 @@ def plan_runs(
                 )
             )
     return runs
-
-
-class RunList(Searcher):
-    """Hands Tune a fixed list of runs, in order."""
-
-    def __init__(self, runs: list[RunRecord]) -> None:
-        super().__init__(metric="train_loss", mode="min")
-        self._waiting = deque(runs)
-        self._begun: dict[str, RunRecord] = {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        if not self._waiting:
-            return Searcher.FINISHED
-        self._begun[trial_id] = self._waiting.popleft()
-        return {RUN: self._begun[trial_id].to_dict()}
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Leave word of a run whose process died, retries included."""
-        if error:
-            folder = self._begun[trial_id].folder
-            check_disk(folder)
-            end_session(folder, failed=True)
-            reason = death_reason(folder, result) or failure_reason(folder)
-            write_json(folder / FAILURE, {"reason": reason})
-
-
-def run_all(
-    study: Path, config: StudyConfig, runs: list[RunRecord], observer: Observer
-) -> list[RunRecord]:
-    """The records of these runs, once those without one have run; equal configurations once.
-
-    Raises:
-        UserError: a run's process died twice. Interrupted: stopped by the user.
-    """
-    waiting: dict[Path, RunRecord] = {}
-    for run in runs:
-        if (run.folder / RESULT).exists():
-            forget_checkpoint(run.folder)  # a kill may have come between the result and this
-        elif run.folder not in waiting:
-            (run.folder / FAILURE).unlink(missing_ok=True)
-            run.write_config()
-            waiting[run.folder] = run
-    if waiting:
-        stage = runs[0].stage
-        title = "teacher" if stage is RunStage.TEACHER else f"confirm: {stage}"
-        observer.stage(title, len(waiting), config.distill.epochs)
-        run_tuner(
-            study,
-            config,
-            functools.partial(train_run, options=TrainOptions.of_study(config)),
-            searcher=RunList(list(waiting.values())),
-            scheduler=NoStopping(),
-            observer=observer,
-        )
-    missing = [run for run in waiting.values() if not (run.folder / RESULT).exists()]
-    for run in missing:
-        if (run.folder / FAILURE).exists():
-            raise UserError(
-                f"{run.name} (seed {run.seed}) did not finish the {run.stage} step: "
-                f"{failure_reason(run.folder)}; continue with --resume."
-            )
-    if missing:
-        raise Interrupted
-    return [record for run in runs if (record := read_record(run.folder, run))]

@@ -18,7 +18,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, write_json
 from ekd_ray.results.records import CANDIDATES, RESULT, RunRecord, candidate_folder, read_record
 from ekd_ray.scale.cluster import local_cpus, on_cluster
-from ekd_ray.scale.confirm import run_all
+from ekd_ray.scale.run_list import run_all
 from ekd_ray.scale.tracking import Observer
 
 

@@ -12,7 +12,7 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import RunRecord, read_record
 from ekd_ray.results.study import Study
-from ekd_ray.scale import confirm
+from ekd_ray.scale import confirm, run_list
 from ekd_ray.scale.confirm import Entry
 from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
@@ -36,7 +36,7 @@ def made_up(monkeypatch):
                 metrics = {} if value is None else {"val_top1": value, "test_top1": value}
                 replace(run, metrics=metrics, reason="diverged" if value is None else None).write()
 
-        monkeypatch.setattr(confirm, "run_tuner", run_tuner)
+        monkeypatch.setattr(run_list, "run_tuner", run_tuner)
         monkeypatch.setattr(confirm, "fill_cache", lambda *_, **__: None)
 
     return use

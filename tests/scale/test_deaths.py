@@ -32,7 +32,7 @@ from ekd_ray.results.records import (
 )
 from ekd_ray.scale import worker
 from ekd_ray.scale.cluster import connected
-from ekd_ray.scale.confirm import RunList
+from ekd_ray.scale.run_list import RunList
 from ekd_ray.scale.schedulers import NoStopping
 from ekd_ray.scale.search import ObserverCallback, run_tuner, search
 from ekd_ray.scale.searcher import OptunaSearcher

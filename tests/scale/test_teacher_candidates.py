@@ -23,7 +23,7 @@ from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError
 from ekd_ray.models import read_metadata
 from ekd_ray.results.records import RunRecord
-from ekd_ray.scale import confirm, worker
+from ekd_ray.scale import run_list, worker
 from ekd_ray.scale import teacher_candidates as candidates_module
 from ekd_ray.scale.teacher_candidates import (
     candidate_study,
@@ -94,7 +94,7 @@ class Trainings:
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     found = Trainings()
-    monkeypatch.setattr(confirm, "run_tuner", found.run)
+    monkeypatch.setattr(run_list, "run_tuner", found.run)
     return found
 
 

@@ -16,6 +16,7 @@ from ekd_ray.engine.measure.predictions import teacher_predictions
 from ekd_ray.engine.precision import cpu_threads, pick_device, resolve_precision
 from ekd_ray.engine.rundata import load_run_data
 from ekd_ray.files import write_json
+from ekd_ray.losses.methods import method_of
 from ekd_ray.models import read_metadata
 
 FILE = "teacher.json"
@@ -28,8 +29,9 @@ class TeacherFigures:
     """A teacher in figures, as students hear it: unaugmented images, the study's precision.
 
     `metrics` as `val_<name>`, see `classification_metrics`, from `images` validation images.
-    `log_prior` is the one in the teacher's file, and makes its class probabilities; None for
-    a softmax teacher. `candidates` of it were trained by the study, 0 if it was given.
+    `log_prior` is the one in the teacher's file, and makes its class probabilities. Where the file
+    has none, students who read it as a Dirichlet take theirs, and others the softmax.
+    `candidates` of it were trained by the study, 0 if it was given.
     """
 
     model: str
@@ -69,9 +71,13 @@ def measure_teacher(
         precision = resolve_precision(config.precision, device)
         logits = teacher_predictions(config, data, ids, precision=precision)
     assert logits is not None
-    log_prior = read_metadata(config.teacher_weights).log_prior
+    learned = prior = read_metadata(config.teacher_weights).log_prior
+    if learned is None and method_of(config).evidential:
+        settings: Any = config  # the settings of methods are found by name
+        own = settings.teacher_log_prior
+        prior = settings.log_prior if own is None else own
     labels = data.images.labels.cpu()[ids]
-    found: dict[str, Any] = classification_metrics(logits, labels, log_prior=log_prior)
+    found: dict[str, Any] = classification_metrics(logits, labels, log_prior=prior)
     del data
     if device.type == "cuda":  # whose memory is the trials' from here on
         torch.cuda.empty_cache()
@@ -82,5 +88,5 @@ def measure_teacher(
         images=count,
         # A damaged teacher's may be NaN, which JSON does not have.
         metrics={f"val_{name}": value for name, value in found.items() if math.isfinite(value)},
-        log_prior=log_prior,
+        log_prior=learned,
     )
