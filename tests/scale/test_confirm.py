@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import Diverged
@@ -116,7 +117,8 @@ def searched(tmp_path):
                 status="pruned" if number in stopped else "complete",
                 history=[{"epoch": 1, "val_top1": 0.9 - number / 10}],
             ).write()  # fmt: skip
-        (tmp_path / "study.yaml").write_text(f"format_version: 2\nstudy: {config.to_json()}")
+        header = {"format_version": 2, "study": config.to_dict()}
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(header))
         return config
 
     return write
