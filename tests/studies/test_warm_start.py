@@ -88,9 +88,8 @@ def test_points_keep_the_evidence_function_that_they_were_found_under(finished):
         "a", [({"kd_weight": 3.2}, 0.5)], method="ekd", evidence="log1p_softplus",
         space={"kd_weight": {"low": 0.5, "high": 9.0}},
     )  # fmt: skip
-    assert list(warm_started(config, [run]).first_points) == [
-        {"kd_weight": 3.0, "evidence": "log1p_softplus"}
-    ]
+    points = warm_started(config, [run]).warm_points
+    assert points == {"from a": {"kd_weight": 3.0, "evidence": "log1p_softplus"}}
 
 
 def test_a_searched_method_takes_the_method_of_the_other_study(finished):
