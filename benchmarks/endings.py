@@ -36,12 +36,17 @@ from ekd_ray.scale.schedulers import make_scheduler, rung_score
 
 # What is changed of a study, whether chance is looked at, and whether stopped trials run in full.
 RULES: dict[str, tuple[dict[str, Any], bool, bool]] = {
-    "all compared, no full runs": ({}, False, False),
-    "chance rule": ({}, True, False),
-    "full runs": ({}, False, True),
-    "both": ({}, True, True),
     "nothing stopped": ({"scheduler": "none"}, False, False),
-    **{f"both, first rung {n}": ({"grace_epochs": n}, True, True) for n in range(1, 7)},
+    **{
+        f"first rung {n}, {name}": ({"grace_epochs": n}, by_chance, in_full)
+        for n in (1, 2, 3, 4, 6)
+        for name, by_chance, in_full in (
+            ("all compared", False, False),
+            ("chance rule", True, False),
+            ("full runs", False, True),
+            ("both", True, True),
+        )
+    },
 }
 FIGURES = ("full length", "epochs", "regret")
 

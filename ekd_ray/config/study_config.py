@@ -84,7 +84,9 @@ class StudyConfig(Settings):
         "what trials are compared by at a rung: the mean since the learning rate fell, or the last",
         choices=("mean", "last"),
     )
-    grace_epochs: int | None = setting(None, "first rung of ASHA (epochs / 8, at least 1)", low=1)
+    grace_epochs: int | None = setting(
+        None, "first rung of ASHA (epochs / 8 under a step schedule, else / 4; at least 1)", low=1
+    )
     rungs: tuple[int, ...] = setting(
         (), "epochs after which ASHA compares (grace, and once the learning rate has fallen)", low=1
     )
@@ -184,5 +186,6 @@ class StudyConfig(Settings):
 
     @property
     def grace(self) -> int:
-        """Epochs of the first rung."""
-        return self.grace_epochs or max(1, self.distill.epochs // 8)
+        """Epochs of the first rung; the default shares are measured (docs/search.md)."""
+        share = 8 if self.distill.schedule == "step" else 4
+        return self.grace_epochs or max(1, self.distill.epochs // share)

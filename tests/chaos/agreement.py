@@ -23,7 +23,7 @@ STATES = {
 }
 # Everything that an ended study holds; whatever else is there, a killed writer has left.
 BELONGS = {
-    "study.yaml", ".lock", "optuna.journal", "trials.parquet", "confirm.parquet",
+    "study.yaml", ".lock", "optuna.journal", "arrivals.jsonl", "trials.parquet", "confirm.parquet",
     "config.yaml", "history.jsonl", "result.json", "teacher.safetensors", *FILES, MANIFEST,
     "cache.json", "predictions.safetensors", "index.html",
 }  # fmt: skip
@@ -58,10 +58,14 @@ def check_ended(run: Path) -> None:
 def check_search(study: Study) -> None:
     """Every number once, in the records as in the journal and in the table."""
     records, trials = study.records(), journal(study.path)
-    numbers = list(range(study.config.trials))
+    in_full = [record for record in records if record.full_run_of is not None]
+    numbers = list(range(study.config.trials + len(in_full)))
+    assert len({record.full_run_of for record in in_full}) == len(in_full)
+    if any(record.status == "pruned" for record in records) and not in_full:
+        assert len(study.ranked()) >= study.config.confirm_top_k
     assert [record.number for record in records] == numbers
     assert [trial.number for trial in trials] == numbers
-    assert len({json.dumps(record.params) for record in records}) == len(records)
+    assert len({json.dumps(record.params) for record in records}) == study.config.trials
     rows: dict[int, list[dict[str, Any]]] = {}
     for row in pq.read_table(study.path / "trials.parquet").to_pylist():
         rows.setdefault(row["trial"], []).append(row)

@@ -235,6 +235,7 @@ def test_mode_and_grace():
     assert StudyConfig().mode == "max"
     assert {StudyConfig(metric=name).mode for name in ("val_nll", "val_ece")} == {"min"}
     assert StudyConfig(distill=DistillConfig(epochs=240)).grace == 30
+    assert StudyConfig(distill=DistillConfig(epochs=240, schedule="cosine")).grace == 60
     assert StudyConfig(distill=DistillConfig(epochs=3)).grace == 1
     assert StudyConfig(grace_epochs=5).grace == 5
 

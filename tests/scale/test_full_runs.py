@@ -8,10 +8,13 @@ import pytest
 from optuna.trial import TrialState
 from test_settling import train
 
+from ekd_ray.cli.study_text import print_progress
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.results.progress import savings
 from ekd_ray.results.records import RunRecord, read_record, trial_folder
+from ekd_ray.results.study import Study
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.full_runs import FullRuns, promise
 from ekd_ray.scale.schedulers import Chance
@@ -89,6 +92,20 @@ def test_the_number_of_trials_is_that_of_the_search(tmp_path: Path, config: Stud
     longer = OptunaSearcher(tmp_path, config.replace(trials=6), resolve(config.distill))
     assert longer.remaining == 2
     assert [record.number for record in longer.records()] == [0, 1, 2, 3]
+
+
+def test_show_knows_full_runs_and_that_their_stops_saved_nothing(
+    tmp_path: Path, config: StudyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searched(tmp_path, config, [1, EPOCHS, 2, 1])
+    study = Study(path=tmp_path, config=config, header={})
+    assert savings(study).stopped_epochs == 3 + 2 + 3
+    run_all(make(tmp_path, config), [EPOCHS, EPOCHS])
+    study = Study(path=tmp_path, config=config, header={})
+    assert savings(study).stopped_epochs == 3
+    print_progress(study, None, "")
+    shown = capsys.readouterr().out
+    assert "4 (full run of trial 2)" in shown and "2 full runs of stopped trials" in shown
 
 
 @pytest.mark.parametrize("lengths", [[EPOCHS, EPOCHS, EPOCHS, 1], [EPOCHS] * 4])

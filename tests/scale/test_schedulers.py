@@ -322,6 +322,11 @@ def test_three_standard_errors(classes: int, images: int, accuracy: float, expec
     assert Chance(classes=classes, images=images).explains(accuracy) == expected
 
 
+def test_chance_is_that_of_the_validation_split() -> None:
+    base = DistillConfig(dataset="digits", train_subset=560, validation_fraction=0.25)
+    assert Chance.of_study(base, None) == Chance(classes=10, images=140)
+
+
 # Cost
 
 
