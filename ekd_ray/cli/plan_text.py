@@ -197,13 +197,15 @@ def _priors(config: StudyConfig) -> list[str]:
     known = known_prior(config, base)
     value = settings.teacher_log_prior if settings.learn_log_prior else settings.log_prior
     if value is None:
-        lines.append("prior      the one that the teacher will have learned")
+        lines.append("prior      the one that the teacher will have learned, else the pair's")
     else:
-        source = "as given, or 0 where neither the teacher nor the pair has one"
+        source = "as given"
         if known and value == known.value:
             source = "the teacher has learned it"
             if known.is_pairs:
                 source = "the pair's, because the teacher's file has none"
+        elif known is None and value == 0.0:
+            source = "neither the teacher nor the pair has one"
         lines.append(f"prior      log_prior {value:g}: {source}")
     if "ekd-softmax" in baselines(config, base):
         weights = config.softmax_teacher_weights or "to be trained too"

@@ -185,8 +185,9 @@ def _check_continues(study: Study) -> None:
     second_order = study.config.distill.to_dict()["ekd_temperature"] is not None
     if "ekd_temperature" not in written and second_order and searched:
         raise UserError(
-            f"{study.path} was begun by a release whose second order had the {searched.pop()} that "
-            "it searches: finish it with that release, or choose another --out."
+            f"{study.path} searches {' and '.join(sorted(searched))} and was begun by a release "
+            "with another second order of EKD, so that further trials would not compare with its "
+            "own: finish it with that release, or choose another --out."
         )
 
 

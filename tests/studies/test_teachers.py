@@ -65,7 +65,7 @@ def study(
         (-0.5, -1.0, -1.5, 0.5, -0.5, "the teacher has learned it"),
         (-0.5, -2.25, -2.25, 0.5, -0.5, "the teacher has learned it"),  # holds the pair's point
         (None, -1.0, -2.0, 0.0, -1.0, "the pair's, because the teacher's file has none"),
-        (None, None, -3.0, 1.0, 0.0, "0 where neither the teacher nor the pair has one"),
+        (None, None, -3.0, 1.0, 0.0, "log_prior 0: neither the teacher nor the pair has one"),
     ],
 )
 def test_priors_are_searched_around_the_known_one(
@@ -222,5 +222,5 @@ def test_an_older_study_is_continued_only_where_its_trials_stay_alike(
     if not refused:
         assert open_run(out, config, resume=True).config == config
         return
-    with pytest.raises(UserError, match="was begun by a release whose second order had the temp"):
+    with pytest.raises(UserError, match="searches temperature and was begun by a release"):
         open_run(out, config, resume=True)
