@@ -11,7 +11,7 @@ from typing import Any
 from ekd_ray import config as configs
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY
-from ekd_ray.config.settings import Settings, limits_in_words
+from ekd_ray.config.settings import Settings, limits_in_words, words_of
 from ekd_ray.losses import METHODS, resolve_method
 
 _MARK = re.compile(r"<!-- (settings|methods): (\w+) -->")
@@ -41,6 +41,8 @@ def settings_table(kind: type[Settings]) -> str:
 
 
 def _kind(hint: Any) -> str:
+    if words_of(hint):  # `int | Literal["auto"]`
+        return " or ".join([typing.get_args(hint)[0].__name__, *words_of(hint)])
     name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
     short = name.replace(" | None", "").replace("typing.", "")
     return short.replace("|", "\\|")

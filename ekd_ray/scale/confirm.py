@@ -74,19 +74,15 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
         Entry(name=name, config=baseline, role="baseline")
         for name, baseline in baselines(config, compared).items()
     ]
-    whole = [
-        replace(
-            entry,
-            config=resolve(
-                entry.config.replace(validation_fraction=0.0), data_root=config.data_root
-            ),
-        )
-        for entry in finals
-    ]
     seeds = fresh_seeds(config, base)[: len(winner.val)]
-    planned = plan_runs(run, RunStage.FINAL, whole, seeds)
+    planned = plan_runs(run, RunStage.FINAL, [_on_all_images(e, config) for e in finals], seeds)
     ended = [*select, *run_all(run, config, planned, observer)]
     write_parquet(run / CONFIRMED, confirm_table(ended, run))
+
+
+def _on_all_images(entry: Entry, config: StudyConfig) -> Entry:
+    settings = entry.config.replace(validation_fraction=0.0)
+    return replace(entry, config=resolve(settings, data_root=config.data_root))
 
 
 def fresh_seeds(config: StudyConfig, base: DistillConfig) -> list[int]:

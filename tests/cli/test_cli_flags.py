@@ -44,6 +44,13 @@ def test_flags_override_the_recipe():
     assert (run.batch_size, run.schedule) == (16, "cosine"), "the rest is the recipe's"
 
 
+def test_a_number_of_seeds_or_auto():
+    config = study(*DIGITS, "--seeds", "auto", "--set", "confirm_seeds_cap=6")
+    assert (config.confirm_seeds, config.most_seeds) == ("auto", 6)
+    with pytest.raises(UserError, match="must be a whole number or auto, got 'many'"):
+        study(*DIGITS, "--seeds", "many")
+
+
 def test_set_fixes_a_setting_which_is_then_not_searched():
     config = study(*DIGITS, "--set", "kd_weight=2", "--set", "lr=5e-4", "--set", "trials=7")
     assert (config.distill.kd_weight, config.distill.lr, config.trials) == (2.0, 5e-4, 7)

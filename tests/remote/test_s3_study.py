@@ -23,6 +23,7 @@ LOCATION = parse_location("s3://studies/runs/whole")
 STUDY = (
     *DIGITS, "--method", "none", "--train-subset", "120", "--epochs", "1", "--trials", "1",
     "--seeds", "1", "--top-k", "1", "--max-concurrent", "1", "--set", "baselines=[]",
+    "--set", "champions=[]",
 )  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def test_few_trials_of_full_length_rank_no_parameter(maker):
     charts = charts_of(write_report(study).read_text(encoding="utf-8"))
     assert not {"importance", "parallel", "contour"} & set(charts) and "slice-0" in charts
     found = describe_parameters(gather(study))
-    assert found.startswith("7 trials of full length so far")
+    assert found.startswith("7 trials of full length: too few")
     maker.trial(30, [0.4] * 9, lr=0.05, momentum=0.9, optimizer="adamw")
     content = gather(Study.load(study.path))
     assert "mattered most" in describe_parameters(content)

@@ -30,7 +30,7 @@ def flags(out: Path, *extra: str) -> list[str]:
         "--dataset", "digits", "--pair", "resnet20-resnet8", "--train-subset", "120",
         "--epochs", "3", "--trials", str(TRIALS), "--seeds", "1", "--top-k", "1",
         "--max-concurrent", "2",
-        "--set", "baselines=[none]", "--set", "teacher=resnet8",
+        "--set", "baselines=[none]", "--set", "champions=[authors]", "--set", "teacher=resnet8",
         "--set", "teacher_training={epochs: 1}", "--out", str(out), *extra,
     ]  # fmt: skip
 
@@ -106,9 +106,9 @@ def test_the_bundle_gives_the_reported_accuracy(killed_and_resumed: dict[str, An
     found = bundle.verify(evaluate=True)
     assert found.ok, found.problems
     assert found.metrics["test_top1"] == report["model"]["test_top1"]
-    names = [entry["name"] for entry in report["leaderboard"]]
-    assert names[0].startswith("trial ")
-    assert names[1] == "none"
+    roles = {entry["name"]: entry["role"] for entry in report["leaderboard"]}
+    assert next(iter(roles.values())) == "winner" and roles["none"] == "baseline"
+    assert roles["authors' values"] in ("winner", "champion")
 
 
 def test_the_winner_trains_again_to_the_same_bits(
@@ -130,7 +130,9 @@ def test_the_search_never_read_the_test_split(killed_and_resumed: dict[str, Any]
     for path in (*out.glob("trials/*/result.json"), *out.glob("confirm/select-*/result.json")):
         assert "test_" not in path.read_text()
     finals = list(out.glob("confirm/final-*/result.json"))
-    assert len(finals) == 2, "the winner and the student alone"
+    tested = [row.name for row in Study.load(out).leaderboard() if row.test]
+    assert {"authors' values", "none"} <= {*tested}
+    assert len(finals) == len(tested), "the winner, the champion and the student alone"
     assert all("test_top1" in path.read_text() for path in finals)
 
 
