@@ -99,6 +99,30 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextlib.contextmanager
+def memory_kills_are_deaths() -> Iterator[None]:
+    """Let Tune take it for the death of a trial's process that Ray ended it for memory.
+
+    Ray raises an `OutOfMemoryError` for what the process was doing, which is none of the errors
+    that Tune knows: it would end the whole search.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    original = RayActorManager._actor_task_failed
+
+    def fail_task(manager: Any, task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        original(manager, task, exception)
+
+    RayActorManager._actor_task_failed = fail_task
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = original
+
+
 def forgive_failure(trial: Any) -> None:
     """Take back that Tune counted the latest failure of a trial."""
     trial.run_metadata.num_failures -= 1

@@ -21,6 +21,7 @@ from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.results.study import Study
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.full_runs import FullRuns
+from ekd_ray.scale.ray_private import memory_kills_are_deaths
 from ekd_ray.scale.schedulers import ARRIVALS, Chance, NoStopping, make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.tracking import Observer, Tracker
@@ -161,7 +162,7 @@ def run_tuner(
     try:
         # Tune prints of a trial that ends without a report, which a resumed one may, also at
         # verbose=0: standard output is for results.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), memory_kills_are_deaths():
             tuner.fit()
     except Exception as error:
         full = disk_full_error(error)  # Tune wraps what its searchers raise

@@ -73,6 +73,23 @@ def test_ray_knows_the_processes_that_it_started() -> None:
     assert not ray.is_initialized() and ray_private.dead_vital_processes() == []
 
 
+def test_a_process_that_ray_ends_for_memory_has_died_for_tune() -> None:
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    heard: list[Exception] = []
+    actor = SimpleNamespace(actor_id=1, _on_error=None)
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda actor, error: heard.append(error))
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+    low = OutOfMemoryError("a node running low on memory")
+    with ray_private.memory_kills_are_deaths():
+        RayActorManager._actor_task_failed(manager, task, low)  # type: ignore[arg-type]
+    assert isinstance(heard[0], RayActorError) and ray_private.LOW_ON_MEMORY in str(heard[0])
+    # Otherwise it ends the search: once it does not, ray_private can forget about it.
+    with pytest.raises(RuntimeError):
+        RayActorManager._actor_task_failed(manager, task, low)  # type: ignore[arg-type]
+
+
 def test_ray_train_hands_variables_to_its_workers() -> None:
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
