@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ekd_ray.results import Study
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.worker import TrainOptions, train_run
 from ekd_ray.studies.pipeline import open_run
 
 OTHER = """
@@ -55,9 +57,10 @@ def test_a_group_that_was_stopped_leaves_its_room_to_the_next(tmp_path: Path) ->
         open_run(tmp_path / "run", config, resume=False)
         with connected(config):
             run_tuner(
-                tmp_path / "run", config, scheduler=StopsAtOnce(),
+                tmp_path / "run", config,
+                functools.partial(train_run, options=TrainOptions.of_study(config)),
                 searcher=OptunaSearcher(tmp_path / "run", config, resolve(shared)),
-                observer=Mock(),
+                scheduler=StopsAtOnce(), observer=Mock(),
             )  # fmt: skip
     finally:
         other.communicate("", timeout=60)
