@@ -63,7 +63,7 @@ def milestone_epochs(config: StudyConfig) -> list[int]:
     if config.scheduler not in ("asha", "hyperband"):
         return [full]
     decayed = first_decayed_epoch(config.distill)
-    epochs = list(config.rungs)
+    epochs = sorted({*config.rungs})
     if not epochs:
         epochs = [config.grace] if decayed is None else sorted({config.grace, decayed})
         while decayed is None and epochs[-1] < full:

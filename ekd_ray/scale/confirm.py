@@ -93,7 +93,8 @@ def fresh_seeds(config: StudyConfig, base: DistillConfig) -> list[int]:
 def list_entries(config: StudyConfig, base: DistillConfig, study: Study) -> list[Entry]:
     """The champions, then the finalists; equal configurations once, under the first one's name.
 
-    A champion that is a trial's configuration, confirmed or not, has its number.
+    A champion that is a trial's configuration, confirmed or not, has its number; that of the full
+    run, where a trial was stopped and run again.
     """
     known = {
         name: resolve(champion, data_root=config.data_root)
@@ -106,7 +107,7 @@ def list_entries(config: StudyConfig, base: DistillConfig, study: Study) -> list
             settings = settings.replace(teacher_weights=base.teacher_weights)
         found.append(Entry(name=trial.name, config=settings, role="finalist", number=trial.number))
     numbers: dict[str, int | None] = {}
-    for trial in study.records():
+    for trial in sorted(study.records(), key=lambda trial: trial.status != "complete"):
         if trial.config:
             key = DistillConfig.from_dict(trial.config).fingerprint()
             numbers.setdefault(key, trial.number)
