@@ -21,11 +21,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import file_name
 from ekd_ray.losses.methods import method_of, with_method
 from ekd_ray.results.leaderboard import Row, leaderboard_rows, rank_contenders
-from ekd_ray.results.records import (
-    CONFIRMED,
-    RunRecord,
-    confirm_table,
-)
+from ekd_ray.results.records import CONFIRMED, RunRecord, confirm_table
 from ekd_ray.results.study import Study, write_parquet
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.run_list import run_all
@@ -123,11 +119,7 @@ def list_entries(config: StudyConfig, base: DistillConfig, study: Study) -> list
 
 
 def _select(
-    run: Path,
-    config: StudyConfig,
-    base: DistillConfig,
-    entries: list[Entry],
-    observer: Observer,
+    run: Path, config: StudyConfig, base: DistillConfig, entries: list[Entry], observer: Observer
 ) -> list[RunRecord]:
     """The runs of champions and finalists, round by round as `wanted_seeds` asks for them."""
     seeds = fresh_seeds(config, base)
@@ -217,13 +209,8 @@ def plan_runs(
                 folders[key] = there[0] if there else study / "confirm" / label
             runs.append(
                 RunRecord(
-                    folder=folders[key],
-                    stage=stage,
-                    name=entry.name,
-                    number=entry.number,
-                    role=entry.role,
-                    equals=list(entry.equals),
-                    config=config.to_dict(),
+                    folder=folders[key], stage=stage, name=entry.name, number=entry.number,
+                    role=entry.role, equals=list(entry.equals), config=config.to_dict(),
                 )
-            )
+            )  # fmt: skip
     return runs

@@ -160,6 +160,17 @@ def test_a_configuration_that_was_stopped_and_run_in_full_has_the_number_of_the_
         assert numbers == {name: 2, "trial 0": 0, "none": None}
 
 
+def test_a_baseline_that_runs_as_a_champion_did_has_a_row_of_its_own(searched, made_up, tmp_path):
+    """The authors' values, the defaults and the student alone are one configuration."""
+    made_up(lambda name, seed: 0.7 if name == "authors' values" else 0.5)
+    board = confirmed(tmp_path, searched([0.1], authors={"lr": BASE.lr}))
+    assert [(row.name, row.role, row.equals, len(row.test)) for row in board] == [
+        ("authors' values", "winner", ("defaults",), 3), ("none", "baseline", (), 3),
+        ("trial 0", "finalist", (), 0),
+    ]  # fmt: skip
+    assert len([*tmp_path.glob("confirm/final-*")]) == 3
+
+
 def test_a_champion_that_fails_cannot_win_and_is_told(searched, made_up, tmp_path):
     made_up(lambda name, seed: None if name == "defaults" and seed == 2 else 0.5)
     config = searched([0.1], champions=["defaults"])
