@@ -120,7 +120,7 @@ def _stopping(config: StudyConfig) -> str:
         return f"median rule from epoch {config.grace} on"
     if epochs := ", ".join(map(str, milestone_epochs(config)[:-1])):
         kept = f"{config.scheduler} keeps 1 in {config.reduction_factor} after epoch {epochs}"
-        return f"{kept}; at least {config.confirm_top_k} run in full"
+        return f"{kept}; at least {min(config.confirm_top_k, config.trials)} run in full"
     return "none"
 
 

@@ -78,7 +78,7 @@ def print_study(study: Study, bundle: Bundle) -> None:
         leaderboard_table(board, config),
         *_other_names(board),
         winner_settings(board, config),
-        *(f"{row.name} failed: {row.failed}" for row in board if row.failed),
+        *_failed_rows(board),
         *difference_lines(study),
         *_selection_gap(study, board[0]),
         *_teacher(study),
@@ -228,10 +228,14 @@ def _savings(content: Content) -> list[str]:
 def _failures(content: Content) -> list[str]:
     failed = [record for record in content.ended if record.status == "failed"]
     lines = [f"trial {r.number} failed: {r.reason}" for r in failed[:MOST_FAILURES]]
-    lines += [f"{label(row.name)} failed: {row.failed}" for row in content.board if row.failed]
+    lines += _failed_rows(content.board)
     if len(failed) > MOST_FAILURES:
         lines.append(f"... and {len(failed) - MOST_FAILURES} more failed trials")
     return lines
+
+
+def _failed_rows(board: list[Row]) -> list[str]:
+    return [f"{label(row.name)} failed: {row.failed}" for row in board if row.failed]
 
 
 def _comparison(found: pa.Table, other: str) -> list[Table]:

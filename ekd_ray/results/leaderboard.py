@@ -187,14 +187,15 @@ def find_lead(rows: Sequence[Row], config: StudyConfig) -> Lead | None:
 
 
 def make_leaderboard(runs: Sequence[RunRecord], config: StudyConfig) -> Leaderboard:
-    """The winner first and marked, then what has test figures by these, then the finalists."""
+    """The winner first and marked, then what has test figures by these, then the finalists; of
+    both kinds what failed comes last."""
     rows = leaderboard_rows(runs, config)
     best = next(iter(rank_contenders(rows, config)), None)
     sign = -1 if config.mode == "max" else 1
 
-    def rank(row: Row) -> tuple[bool, bool, float]:
+    def rank(row: Row) -> tuple[bool, bool, bool, float]:
         score = -statistics.fmean(row.test) if row.test else sign * statistics.fmean(row.val or [0])
-        return not row.winner, not row.test, score
+        return not row.winner, not row.test, bool(row.failed), score
 
     marked = [replace(row, winner=row is best) for row in rows]
     return Leaderboard(sorted(marked, key=rank), config)

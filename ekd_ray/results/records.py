@@ -63,7 +63,7 @@ def milestone_epochs(config: StudyConfig) -> list[int]:
     if config.scheduler not in ("asha", "hyperband"):
         return [full]
     decayed = first_decayed_epoch(config.distill)
-    epochs = list(config.rungs)
+    epochs = sorted({*config.rungs})
     if not epochs:
         epochs = [config.grace] if decayed is None else sorted({config.grace, decayed})
         while decayed is None and epochs[-1] < full:
@@ -253,7 +253,8 @@ def confirmed_runs(table: pa.Table, study: Path) -> list[RunRecord]:
         RunRecord(
             folder=study / row["folder"],
             stage=RunStage(row["stage"]),
-            name=row["name"],
+            # Older studies had them as a baseline, `authors`.
+            name="authors' values" if row["name"] == "authors" else row["name"],
             number=row["trial"] if "trial" in row else _number_in(row["name"]),
             role=row.get("role"),
             equals=json.loads(row.get("equals") or "[]"),

@@ -21,11 +21,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import file_name
 from ekd_ray.losses.methods import method_of, with_method
 from ekd_ray.results.leaderboard import Row, leaderboard_rows, rank_contenders
-from ekd_ray.results.records import (
-    CONFIRMED,
-    RunRecord,
-    confirm_table,
-)
+from ekd_ray.results.records import CONFIRMED, RunRecord, confirm_table
 from ekd_ray.results.study import Study, write_parquet
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.run_list import run_all
@@ -93,7 +89,8 @@ def fresh_seeds(config: StudyConfig, base: DistillConfig) -> list[int]:
 def list_entries(config: StudyConfig, base: DistillConfig, study: Study) -> list[Entry]:
     """The champions, then the finalists; equal configurations once, under the first one's name.
 
-    A champion that is a trial's configuration, confirmed or not, has its number.
+    A champion that is a trial's configuration, confirmed or not, has its number; that of the full
+    run, where a trial was stopped and run again.
     """
     known = {
         name: resolve(champion, data_root=config.data_root)
@@ -106,7 +103,7 @@ def list_entries(config: StudyConfig, base: DistillConfig, study: Study) -> list
             settings = settings.replace(teacher_weights=base.teacher_weights)
         found.append(Entry(name=trial.name, config=settings, role="finalist", number=trial.number))
     numbers: dict[str, int | None] = {}
-    for trial in study.records():
+    for trial in sorted(study.records(), key=lambda trial: trial.status != "complete"):
         if trial.config:
             key = DistillConfig.from_dict(trial.config).fingerprint()
             numbers.setdefault(key, trial.number)
@@ -122,11 +119,7 @@ def list_entries(config: StudyConfig, base: DistillConfig, study: Study) -> list
 
 
 def _select(
-    run: Path,
-    config: StudyConfig,
-    base: DistillConfig,
-    entries: list[Entry],
-    observer: Observer,
+    run: Path, config: StudyConfig, base: DistillConfig, entries: list[Entry], observer: Observer
 ) -> list[RunRecord]:
     """The runs of champions and finalists, round by round as `wanted_seeds` asks for them."""
     seeds = fresh_seeds(config, base)
@@ -216,13 +209,8 @@ def plan_runs(
                 folders[key] = there[0] if there else study / "confirm" / label
             runs.append(
                 RunRecord(
-                    folder=folders[key],
-                    stage=stage,
-                    name=entry.name,
-                    number=entry.number,
-                    role=entry.role,
-                    equals=list(entry.equals),
-                    config=config.to_dict(),
+                    folder=folders[key], stage=stage, name=entry.name, number=entry.number,
+                    role=entry.role, equals=list(entry.equals), config=config.to_dict(),
                 )
-            )
+            )  # fmt: skip
     return runs

@@ -48,7 +48,7 @@ class FullRuns(OptunaSearcher):
         ]
         self._stopped = deque(sorted(stopped, key=lambda trial: promise(trial, config, chance)))
 
-    def _runs(self, trial: FrozenTrial) -> bool:
+    def _is_own(self, trial: FrozenTrial) -> bool:
         return FULL_RUN in trial.user_attrs
 
     @property

@@ -87,10 +87,10 @@ class OptunaSearcher(Searcher):
             if record is not None and record.status != "running":
                 forget_checkpoint(record.folder)
                 self._end_trial(record)
-            elif self._runs(frozen):
+            elif self._is_own(frozen):
                 self._interrupted.append(frozen.number)
 
-    def _runs(self, trial: FrozenTrial) -> bool:
+    def _is_own(self, trial: FrozenTrial) -> bool:
         """Whether a trial is one of this searcher's."""
         return FULL_RUN not in trial.user_attrs
 
@@ -105,7 +105,7 @@ class OptunaSearcher(Searcher):
     def _own_trials(self) -> list[FrozenTrial]:
         """The trials of this searcher, but those that repeat another one's point."""
         known = self.study.get_trials(deepcopy=False)
-        return [t for t in known if self._runs(t) and REPEATED not in t.user_attrs]
+        return [t for t in known if self._is_own(t) and REPEATED not in t.user_attrs]
 
     @property
     def unfinished(self) -> bool:

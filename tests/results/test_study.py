@@ -85,6 +85,7 @@ def test_columns_of_searched_values_have_one_type(maker, values, expected, kind)
         ({"grace_epochs": 20}, 9, [7, 9]),
         ({"rungs": [1, 3]}, 9, [1, 3, 9]),
         ({"rungs": [3, 9, 27]}, 9, [3, 9]),
+        ({"rungs": [3, 1, 3]}, 9, [1, 3, 9]),
         ({"grace_epochs": 1, "scheduler": "none"}, 9, [9]),
         # Where the rate falls smoothly, a geometric series.
         ({"reduction_factor": 3, "schedule": "cosine"}, 10, [2, 6, 10]),
@@ -209,6 +210,24 @@ def test_with_a_loss_as_metric_the_least_wins(maker):
     board = study.leaderboard()
     assert board[0].winner and [row.name for row in board][3:] == ["trial 2", "trial 7"]
     assert board[0].name == study.best().name == "trial 5"
+
+
+def test_what_failed_comes_last(maker):
+    study = maker.study(metric="val_nll")
+    maker.confirm(
+        [
+            {**select("trial 3", 0, None, metric="val_nll"), "reason": "diverged"},
+            *(select(f"trial {n}", 0, 0.5 + n / 10, metric="val_nll") for n in (1, 2)),
+        ]
+    )
+    assert [row.name for row in study.leaderboard()] == ["trial 1", "trial 2", "trial 3"]
+
+
+def test_the_authors_values_of_an_older_study_have_the_name_of_a_newer_ones(maker):
+    """Then they were a baseline by another name; `kd` had its name."""
+    study = maker.study()
+    maker.confirm([select("trial 1", 0, 0.5), *(final(n, 0, 0.4) for n in ("authors", "kd"))])
+    assert [row.name for row in study.leaderboard()] == ["trial 1", "authors' values", "kd"]
 
 
 def test_a_tie_goes_to_the_finalist_named_first(maker):

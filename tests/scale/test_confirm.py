@@ -149,6 +149,28 @@ def test_a_champion_is_confirmed_by_its_name_where_a_trial_has_its_configuration
     assert Study.load(tmp_path).best().config.lr == 0.05
 
 
+def test_a_configuration_that_was_stopped_and_run_in_full_has_the_number_of_the_full_run(
+    searched, made_up, tmp_path
+):
+    """The other one has no score of full length; trial 1 and 2 have the authors' values."""
+    made_up(lambda name, seed: 0.5)
+    for champions, name in ((["authors"], "authors' values"), ([], "trial 2")):
+        config = searched([0.1, 0.05, 0.05], stopped=[1], authors={"lr": 0.05}, champions=champions)
+        numbers = {row.name: row.number for row in confirmed(tmp_path, config)}
+        assert numbers == {name: 2, "trial 0": 0, "none": None}
+
+
+def test_a_baseline_that_runs_as_a_champion_did_has_a_row_of_its_own(searched, made_up, tmp_path):
+    """The authors' values, the defaults and the student alone are one configuration."""
+    made_up(lambda name, seed: 0.7 if name == "authors' values" else 0.5)
+    board = confirmed(tmp_path, searched([0.1], authors={"lr": BASE.lr}))
+    assert [(row.name, row.role, row.equals, len(row.test)) for row in board] == [
+        ("authors' values", "winner", ("defaults",), 3), ("none", "baseline", (), 3),
+        ("trial 0", "finalist", (), 0),
+    ]  # fmt: skip
+    assert len([*tmp_path.glob("confirm/final-*")]) == 3
+
+
 def test_a_champion_that_fails_cannot_win_and_is_told(searched, made_up, tmp_path):
     made_up(lambda name, seed: None if name == "defaults" and seed == 2 else 0.5)
     config = searched([0.1], champions=["defaults"])

@@ -106,6 +106,7 @@ def test_show_knows_full_runs_and_that_their_stops_saved_nothing(
     print_progress(study, None, "")
     shown = capsys.readouterr().out
     assert "4 (full run of trial 2)" in shown and "2 full runs of stopped trials" in shown
+    assert "4 of 4 trials have ended" in shown
 
 
 @pytest.mark.parametrize("lengths", [[EPOCHS, EPOCHS, EPOCHS, 1], [EPOCHS] * 4])

@@ -131,8 +131,9 @@ def write_headline(content: Content) -> tuple[str, str]:
     subject = f"{shared.teacher or 'no teacher'} on {short_name(shared.dataset)}."
     winner = content.winner
     if winner is None or not winner.test:
+        searched = sum(run.full_run_of is None for run in content.ended)
         return _write_unfinished_headline(content), (
-            f"{shared.student} distilled from {subject} {len(content.ended)} of "
+            f"{shared.student} distilled from {subject} {searched} of "
             f"{content.progress.asked} trials have ended. Test figures come with the final runs; "
             "make the report again then."
         )
