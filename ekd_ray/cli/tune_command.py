@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baselines",
         nargs="*",
         metavar="NAME",
-        help="rows the winner is compared with: none, kd, authors, ekd-softmax (the first three)",
+        help="rows the winner is compared with: none, kd, ekd-softmax (the first two)",
     )
     flags.add_setting(group, "softmax_teacher_weights", metavar="FILE")
     flags.add_setting(group, "confirm_seeds", "--seeds")
