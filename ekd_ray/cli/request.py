@@ -84,7 +84,7 @@ def study_request(args: argparse.Namespace) -> Request:
     for pair in pairs:
         for method in methods:
             one = argparse.Namespace(**{**vars(args), "pair": pair, "method": method})
-            recipe = _recipe(one)
+            recipe = _without_softmax_row(_recipe(one))
             shared = recipe.config.distill
             name = pair or f"{shared.teacher or 'none'}-{shared.student}"
             studies[f"{name}/{method or shared.method}"] = recipe
@@ -282,6 +282,21 @@ def _from_zoo(values: dict[str, Any], args: argparse.Namespace) -> dict[str, Any
     if missing[1] and (softmax := find_softmax_teacher(folder, model)):
         values = {**values, "softmax_teacher_weights": str(softmax)}
     return values
+
+
+def _without_softmax_row(recipe: Recipe) -> Recipe:
+    """A recipe, one of several, without the baseline ekd-softmax where its method has no such."""
+    config = recipe.config
+    if "ekd-softmax" not in config.baselines:
+        return recipe
+    from ekd_ray.losses.methods import method_of  # loads torch
+
+    if method_of(config.distill).evidential:
+        return recipe
+    rows = [name for name in config.baselines if name != "ekd-softmax"]
+    return replace(
+        recipe, values={**recipe.values, "baselines": rows, "softmax_teacher_weights": None}
+    )
 
 
 def _recipe_path(args: argparse.Namespace) -> Path:

@@ -24,7 +24,6 @@ from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.engine.train_teacher import check_candidates
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name
-from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import (
@@ -41,7 +40,7 @@ from ekd_ray.scale.teacher_candidates import (
     train_candidates,
 )
 from ekd_ray.scale.trainer import Workers
-from ekd_ray.studies.pipeline import check_writable
+from ekd_ray.studies.pipeline import check_writable, is_left_over, lock_folder
 
 
 def train(request: Request) -> int:
@@ -65,7 +64,7 @@ def train(request: Request) -> int:
             values["candidates"] = asdict(request.candidates)
         print_plan(plan, values, as_json=request.json)
         return 0
-    with mirrored(request.location, out, resume=request.resume):
+    with mirrored(request.location, out, resume=request.resume), lock_folder(out):
         if request.candidates:
             return _train_candidates(config, out, request, request.candidates)
         return _train_here(config, out, request, workers)
@@ -170,7 +169,7 @@ def check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:
             raise UserError(f"{out} belongs to another configuration: choose another --out.")
         if not resume:
             raise UserError(f"{out} holds this run already: add --resume, or choose another --out.")
-    elif any(path.name != MIRROR_STATE for path in out.iterdir()):
+    elif not all(map(is_left_over, out.iterdir())):
         raise UserError(f"{out} holds something else: choose another --out.")
     elif resume and not (out / CHECKPOINT).exists():
         raise UserError(f"{out} holds no run to resume: check --out, or drop --resume.")

@@ -10,6 +10,7 @@ from ekd_ray.errors import UserError, unknown_name
 
 CHOOSE_BY = ("val_nll", "val_top1", "val_aurc")  # directions stand in `targets.DIRECTIONS`
 SETTINGS = ("candidates", "seeds", "choose_by")
+MOST = 100  # far beyond use: a number that is a slip must not cost days, or all memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +28,18 @@ class Candidates:
             seed: of the first candidate, the next ones count from it, unless `seeds` are given.
 
         Raises:
-            UserError: a number < 1, seeds that are no different numbers >= 0 or are not as many
-                as the candidates, or an unknown metric.
+            UserError: a number that is not 1 to `MOST`, seeds that are not as many different
+                numbers >= 0, or an unknown metric.
         """
         seeds = settings.get("seeds")
         count = settings.get("candidates")
         if count is None:
             count = len(seeds) if isinstance(seeds, list | tuple) else 1
-        if not _is_whole(count) or count < 1:
+        if not _is_whole(count) or not 1 <= count <= MOST:
             raise UserError(
-                f"candidates must be a whole number >= 1, got {count!r}: it says how many teachers "
-                "are trained.",
-                keys=("candidates",),
+                f"candidates must be a whole number, 1 to {MOST}, got {count!r}: it says how many "
+                "teachers are trained.",
+                keys=("candidates",) if settings.get("candidates") is not None else ("seeds",),
             )
         if seeds is None:
             seeds = range(seed, seed + count)
@@ -50,22 +51,23 @@ class Candidates:
             )
         if len(seeds) != count or len(set(seeds)) != count:
             raise UserError(
-                f"{count} candidate(s) need as many different seeds, got {list(seeds)}: name "
-                f"{count}, or leave them out for {seed} and the numbers after it.",
+                f"{count} candidate(s) need {count} different seeds, got {list(seeds)}: name so "
+                f"many, or leave them out for {seed} and the numbers after it.",
                 keys=("seeds",),
             )
-        chosen = settings.get("choose_by") or CHOOSE_BY[0]
+        chosen = settings.get("choose_by")
+        chosen = CHOOSE_BY[0] if chosen is None else chosen
         if chosen not in CHOOSE_BY:
             raise unknown_name("metric in choose_by:", chosen, CHOOSE_BY, keys=("choose_by",))
         return cls(seeds=tuple(seeds), choose_by=chosen)
 
     def describe_cost(self, epochs: int) -> str:
-        """How many trainings and epochs they take, in words."""
+        """The number of trainings and epochs that they take, in words."""
         count = len(self.seeds)
         return (
             f"{count} candidates (seeds {', '.join(map(str, self.seeds))}) of {epochs} epochs, "
-            f"{count * epochs} epochs in all; the best by {self.choose_by} is kept, of "
-            "the others their figures"
+            f"{count * epochs} epochs in all; the best by {self.choose_by} is kept, the others "
+            "leave their figures"
         )
 
 

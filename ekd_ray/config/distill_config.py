@@ -109,7 +109,9 @@ class DistillConfig(Settings):
     compile: bool = setting(
         False, "torch.compile the student's training step: a start-up of up to minutes"
     )
-    seed: int = setting(0, "one seed for the weights, the order and the views", low=0)
+    seed: int = setting(
+        0, "one seed for the weights, the order and the views", low=0, high=2**63 - 1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

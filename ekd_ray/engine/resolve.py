@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.data import (
     DatasetInfo,
     check_dataset,
@@ -204,6 +205,12 @@ def _resolve_priors(settings: Any, teacher_prior: float | None) -> dict[str, obj
     """
     if settings.log_prior is not None:
         return {}
+    low, high = REGISTRY["log_prior"].low, REGISTRY["log_prior"].high
+    if teacher_prior is not None and not low <= teacher_prior <= high:  # type: ignore[operator]
+        raise UserError(
+            f"the log prior that {settings.teacher_weights} has learned must be {low} to {high}, "
+            f"got {teacher_prior:g}: give a log_prior, or train the teacher again."
+        )
     if settings.learn_log_prior:
         own = teacher_prior if settings.teacher_log_prior is None else settings.teacher_log_prior
         return {"log_prior": 1.0, "teacher_log_prior": own}

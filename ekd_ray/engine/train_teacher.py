@@ -44,7 +44,9 @@ def teacher_candidates(base: DistillConfig, settings: dict[str, Any]) -> Candida
 
 
 def check_candidates(config: DistillConfig, candidates: Candidates) -> None:
-    """Raise `UserError` where there is nothing to choose among several candidates by."""
+    """Raise `UserError` if a seed is too large, or several candidates cannot be compared."""
+    for seed in candidates.seeds:
+        config.replace(seed=seed)
     if len(candidates.seeds) > 1 and config.validation_fraction == 0:
         raise UserError(
             f"{len(candidates.seeds)} candidates are compared on validation images: set "

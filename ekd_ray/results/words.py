@@ -181,7 +181,7 @@ def describe_teacher(found: TeacherFigures) -> str:
     """The teacher's own figures in one sentence."""
     origin = "trained by the study"
     if not found.candidates:
-        origin = "given; it may know these images"
+        origin = "given; it may have been trained on these images"
     elif found.candidates > 1:
         origin = f"the best of {found.candidates} that the study trained"
     figures = [
@@ -190,6 +190,6 @@ def describe_teacher(found: TeacherFigures) -> str:
     ]
     prior = "none" if found.log_prior is None else f"{found.log_prior:.4g}"
     return (
-        f"Teacher {found.model} ({origin}) on {several(found.images, 'validation image')}, as "
-        f"students hear it: {', '.join(figures)}, learned log prior {prior}."
+        f"Teacher {found.model} ({origin}) on {several(found.images, 'validation image')} without "
+        f"augmentation: {', '.join(figures)}, learned log prior {prior}."
     )

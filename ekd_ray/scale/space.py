@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import optuna
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.settings import hints_of
 from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
 
 _KEYS = ("low", "high", "log", "step", "around_prior", "choices", "when")
+_LOG_PRIORS = ("log_prior", "teacher_log_prior")
 
 
 def silence_optuna() -> None:
@@ -213,8 +215,9 @@ def with_pairs_prior(config: StudyConfig, base: DistillConfig) -> DistillConfig:
 def around_prior(config: StudyConfig, base: DistillConfig) -> StudyConfig:
     """The study with a range for every entry of its space that is relative to a log prior.
 
-    The range is `around_prior` to both sides of the known one, and as wide as the first points
-    ask for. Without a known one (`known_prior`) nothing changes. Args as `known_prior`.
+    The range is `around_prior` to both sides of the known one, as far as the setting allows, and
+    as wide as the first points ask for. Without a known one (`known_prior`) nothing changes.
+    Args as `known_prior`.
     """
     space = dict(config.space or {})
     relative = {name: entry for name, entry in space.items() if entry.get("around_prior")}
@@ -223,7 +226,12 @@ def around_prior(config: StudyConfig, base: DistillConfig) -> StudyConfig:
         return config
     for name, entry in relative.items():
         rest = {key: value for key, value in entry.items() if key != "around_prior"}
-        ends = [known.value - entry["around_prior"], known.value + entry["around_prior"]]
+        least, most = REGISTRY[name].low, REGISTRY[name].high
+        assert least is not None and most is not None
+        ends = [
+            max(least, known.value - entry["around_prior"]),
+            min(most, known.value + entry["around_prior"]),
+        ]
         ends += [point[name] for point in first_points(config) if name in point]
         space[name] = {**rest, "low": min(ends), "high": max(ends)}
     return config.replace(space=space)
@@ -316,6 +324,11 @@ def _parse_range(
             width is not None and width <= 0,
             "around_prior",
             f".around_prior must be > 0, got {width}",
+        ),
+        (
+            width is not None and (name not in _LOG_PRIORS or log),
+            "around_prior",
+            f".around_prior is for {' and '.join(_LOG_PRIORS)} without log: true; drop it",
         ),
         (bad_step, "step", f".step must be {'a whole number ' * integer}> 0, got {step}"),
     )

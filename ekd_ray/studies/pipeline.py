@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ from ekd_ray.scale.trainer import SCRATCH
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 SOFTMAX_TEACHER = Path("teacher-softmax") / TEACHER.name
+LOCK = ".lock"
 LEAST_FREE_BYTES = 200 * 2**20
 
 
@@ -102,6 +104,18 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     rows = baselines(config, base)
     if "ekd-softmax" in rows:
         _check_softmax_teacher(config, base)
+    elif "ekd-softmax" in config.baselines:
+        raise UserError(
+            f"baseline ekd-softmax needs an evidential method with a teacher, got {base.method!r}: "
+            "drop the baseline, or choose another --method.",
+            keys=("baselines",),
+        )
+    elif config.softmax_teacher_weights:
+        raise UserError(
+            "softmax_teacher_weights serves the baseline ekd-softmax only: add that to "
+            "--baselines, or drop the file.",
+            keys=("softmax_teacher_weights",),
+        )
     for row in (*champions(config, base).values(), *rows.values()):
         if row.teacher_weights is not None or not method_of(row).needs_teacher:
             resolve(row, data_root=config.data_root, download=download)
@@ -144,7 +158,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         _check_same(study, config)
         _check_continues(study)
-    elif out.exists() and (out.is_file() or not all(map(_is_left_over, out.iterdir()))):
+    elif out.exists() and (out.is_file() or not all(map(is_left_over, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
         raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
@@ -160,9 +174,9 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     return Study.load(out)
 
 
-def _is_left_over(path: Path) -> bool:
+def is_left_over(path: Path) -> bool:
     """Left by a start that was killed, or made for a copy at a URI."""
-    return is_temporary(path) or path.name == MIRROR_STATE
+    return is_temporary(path) or path.name in (MIRROR_STATE, LOCK)
 
 
 def _check_same(study: Study, config: StudyConfig) -> None:
@@ -226,18 +240,32 @@ def run_study(study: Study, observer: Observer) -> Bundle:
         UserError: refused before compute, or nothing came of it. Interrupted: stopped
             by the user; `resume=True` continues.
     """
-    lock = FileLock(study.path / ".lock")  # released however this process ends
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{study.path} is being run by another process: wait for it or end it."
-        ) from None
-    with lock:
+    with lock_folder(study.path):
         _sweep(study.path)
         bundle = _run_stages(study.config, study.path, observer)
         _sweep(study.path)
     return bundle
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Create a folder and keep other processes out of it.
+
+    Raises:
+        UserError: another process is at work there, or it cannot be written.
+    """
+    check_writable(folder)
+    lock = FileLock(folder / LOCK)  # released however this process ends
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder} is being run by another process: wait for it or end it."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sweep(out: Path) -> None:

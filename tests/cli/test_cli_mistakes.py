@@ -1,9 +1,12 @@
 """The user's mistakes end with code 2 and one sentence, before any compute is spent."""
 
 import pytest
+from filelock import FileLock
 from launchers_run import DIGITS, command
 
 from ekd_ray.cli.main import run
+from ekd_ray.cli.single_run import check_run_folder
+from ekd_ray.config import DistillConfig
 from ekd_ray.errors import unknown_name
 
 ALONE = (*DIGITS, "--method", "none", "--set", "batch_size=16")
@@ -103,3 +106,14 @@ def test_nothing_but_the_sentence_in_a_process_of_its_own(argv):
     """No warning of any library beside it."""
     done = command("tune_cifar", "--dry-run", *argv)
     assert_one_sentence(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("several", [(), ("--candidates", 2)])
+def test_a_run_that_another_process_trains_is_left_alone(several, launch, tmp_path):
+    (tmp_path / ".result.json.tmp").touch()  # of a start that was killed
+    flags = ("--dataset", "synthetic", "--model", "resnet8", "--out", tmp_path)
+    with FileLock(tmp_path / ".lock"):
+        code, out, err = launch("train_teacher", *flags, *several)
+        assert_one_sentence(code, out, err)
+        assert "is being run by another process" in err
+        check_run_folder(tmp_path, DistillConfig(), resume=False)

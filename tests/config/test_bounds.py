@@ -45,7 +45,7 @@ RUN = {
     "lr_decay": ([0, 1.001], [1e-6, 1]),
     "lr_min": ([-1e-6], [0, 0.05]),  # at most lr
     "lr_warmup": ([-1], [0, INF]),
-    "seed": ([-1], [0, INF]),
+    "seed": ([-1, 2**63], [0, 2**63 - 1]),
     "teacher_cache": (["yes"], ["auto", "on", "off"]),
     "ekd_temperature": ([0, -1, 101], [0.1, 100, None]),
     "evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),

@@ -29,14 +29,16 @@ def test_seeds_count_from_the_first_unless_they_are_named(settings, seeds):
         ({"candidates": -2}, "candidates"),
         ({"candidates": 1.5}, "candidates"),
         ({"candidates": True}, "candidates"),
+        ({"candidates": 10**9}, "candidates"),
         ({"candidates": 3, "seeds": [0, 1]}, "seeds"),
         ({"candidates": 2, "seeds": [0, 1, 2]}, "seeds"),
         ({"candidates": 2, "seeds": [1, 1]}, "seeds"),
-        ({"seeds": []}, "candidates"),
+        ({"seeds": []}, "seeds"),
         ({"seeds": [0, -1]}, "seeds"),
         ({"seeds": "01"}, "seeds"),
         ({"candidates": 2, "choose_by": "val_nl"}, "choose_by"),
         ({"candidates": 2, "choose_by": "test_top1"}, "choose_by"),
+        ({"candidates": 2, "choose_by": ""}, "choose_by"),
     ],
 )
 def test_others_are_refused_in_one_sentence(settings, key):

@@ -13,8 +13,8 @@ FIGURES = TeacherFigures(
     metrics={"val_top1": 0.98761, "val_nll": 0.04321, "val_ece": 0.01234, "val_aurc": 0.001},
     log_prior=-0.6012,
 )  # fmt: skip
-TOLD = ("Teacher vgg13 (the best of 3 ", "1,234 validation images", "accuracy 98.76 %",
-        "likelihood 0.043", "(ECE) 0.012", "log prior -0.6012")  # fmt: skip
+PARTS = ("Teacher vgg13 (the best of 3 ", "1,234 validation images", "accuracy 98.76 %",
+         "likelihood 0.043", "(ECE) 0.012", "log prior -0.6012")  # fmt: skip
 
 
 def test_they_stand_in_show_and_in_the_reports_head(maker, launch):
@@ -27,7 +27,7 @@ def test_they_stand_in_show_and_in_the_reports_head(maker, launch):
     found = json.loads(launch("show", study.path, "--json")[1])["teacher"]
     assert TeacherFigures(**found) == FIGURES
     head = write_report(study).read_text(encoding="utf-8").partition("</header>")[0]
-    for words in TOLD:
+    for words in PARTS:
         assert words in shown and words in head, words
 
 
@@ -40,4 +40,4 @@ def test_they_stand_in_the_bundle_and_its_card(copied_study, tmp_path):
     assert bundle.verify().ok
     assert TeacherFigures(**bundle.metrics["teacher"]) == FIGURES
     card = (bundle.path / "README.md").read_text()
-    assert all(words in card for words in TOLD)
+    assert all(words in card for words in PARTS)

@@ -220,6 +220,18 @@ def test_a_width_around_the_prior_is_positive():
 
 
 @pytest.mark.parametrize(
+    "space",
+    [
+        {"temperature": {"low": 1, "high": 4, "around_prior": 1}},
+        {"log_prior": {"low": 0.1, "high": 1, "log": True, "around_prior": 1}},
+    ],
+)
+def test_only_a_log_prior_has_a_range_around_one(space):
+    with pytest.raises(UserError, match="around_prior is for log_prior and teacher_log_prior"):
+        Space(space)
+
+
+@pytest.mark.parametrize(
     ("entry", "value", "nearest"),
     [
         ({"low": 0.0, "high": 9.0, "step": 0.5}, 3.2, 3.0),

@@ -108,10 +108,11 @@ TAUGHT = DistillConfig(
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"candidates": 0}, "candidates must be a whole number >= 1, got 0"),
-        ({"candidates": 2, "seeds": [1, 1]}, "2 candidate.* different seeds"),
+        ({"candidates": 0}, "candidates must be a whole number, 1 to 100, got 0"),
+        ({"candidates": 2, "seeds": [1, 1]}, "need 2 different seeds"),
         ({"candidates": 2, "choose_by": "val_ece"}, "unknown metric in choose_by: 'val_ece'"),
         ({"candidates": 2, "validation_fraction": 0.0}, "set validation_fraction > 0"),
+        ({"seeds": [0, 2**63]}, "seed must be <= 9223372036854775807"),
     ],
 )
 def test_candidates_that_cannot_be_chosen_from_are_refused(

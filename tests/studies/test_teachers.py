@@ -20,8 +20,10 @@ from ekd_ray.results.records import STUDY_FILE
 from ekd_ray.scale.confirm import baselines
 from ekd_ray.scale.space import around_prior
 from ekd_ray.studies.pipeline import check_study, open_run
+from ekd_ray.studies.recipes import Recipe
 
 RANGE = {"low": -3.0, "high": 1.0, "around_prior": 1.0}
+LRS = {"low": 0.01, "high": 0.1}
 SOFTMAX = ("none", "kd", "ekd-softmax")
 
 
@@ -98,6 +100,13 @@ def test_a_prior_that_is_given_stays(save: Any) -> None:
     assert (found.log_prior, found.teacher_log_prior) == (1.0, -1.0)
 
 
+def test_a_range_around_a_prior_stays_within_the_bounds_of_the_setting(save: Any) -> None:
+    found = check_study(study(save("t", 19.5))).space["log_prior"]
+    assert (found["low"], found["high"]) == (pytest.approx(18.5), 20)
+    with pytest.raises(UserError, match="has learned must be -20 to 20, got 25: give a log_prior"):
+        check_study(study(save("t", 25.0)))
+
+
 # The baseline ekd-softmax
 
 
@@ -128,6 +137,8 @@ def test_a_study_that_trains_its_teacher_trains_the_softmax_one_too(tmp_path: Pa
         ({"teacher": None, "softmax": (None, 1)}, "what this study does already"),
         ({"teacher": "foreign", "softmax": "same"}, "what this study does already"),
         ({"teacher": "none", "teacher_training": {"method": "none"}}, "does already, because"),
+        ({"method": "kd"}, "ekd-softmax needs an evidential method with a teacher, got 'kd'"),
+        ({"softmax": (None, 1), "baselines": ("none",)}, "serves the baseline ekd-softmax only"),
     ],
     ids=str,
 )
@@ -140,18 +151,24 @@ def test_a_softmax_baseline_that_says_nothing_is_refused(save: Any, changes, mes
             changes["softmax_teacher_weights"] = given
         case (prior, seed):
             changes["softmax_teacher_weights"] = save("s", prior, seed=seed)
+    if method := changes.pop("method", None):
+        changes |= {"distill": study(given).distill.replace(method=method), "space": {"lr": LRS}}
     with pytest.raises(UserError, match=message) as refused:
-        check_study(study(given, baselines=SOFTMAX, **changes))
+        check_study(study(given, **{"baselines": SOFTMAX, **changes}))
     assert "\n" not in str(refused.value)
 
 
 # A folder of teachers
 
 
-def tuned(*flags: str) -> StudyConfig:
+def studies(*flags: str) -> dict[str, Recipe]:
     parser = argparse.ArgumentParser()
     tune_command.add_arguments(parser)
-    return study_request(parser.parse_args(flags)).studies[""].config
+    return dict(study_request(parser.parse_args(flags)).studies)
+
+
+def tuned(*flags: str) -> StudyConfig:
+    return studies(*flags)[""].config
 
 
 def test_a_zoo_of_both_kinds_serves_the_study_and_its_baseline(tmp_path: Path) -> None:
@@ -165,6 +182,9 @@ def test_a_zoo_of_both_kinds_serves_the_study_and_its_baseline(tmp_path: Path) -
     assert config.distill.teacher_weights == str(tmp_path / "ResNet56/student_200")
     assert config.softmax_teacher_weights == str(tmp_path / "resnet56_vanilla/a.pth")
     assert config.baselines == SOFTMAX
+    both = studies(*flags, "--methods", "ekd,kd", "--baselines", *SOFTMAX)
+    assert [recipe.config.baselines for recipe in both.values()] == [SOFTMAX, SOFTMAX[:2]]
+    assert [bool(r.config.softmax_teacher_weights) for r in both.values()] == [True, False]
     softmax = tuned(*flags, "--method", "kd")
     assert softmax.distill.teacher_weights == str(tmp_path / "resnet56_vanilla/a.pth")
     assert softmax.softmax_teacher_weights is None

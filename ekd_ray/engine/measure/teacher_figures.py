@@ -20,17 +20,17 @@ from ekd_ray.losses.methods import method_of
 from ekd_ray.models import read_metadata
 
 FILE = "teacher.json"
-# Of ImageNet's 128,000 held-out images: an accuracy of 10,000 is known to half a point.
+# ImageNet's split holds out 128,000; from 10,000 an accuracy is known to half a point.
 MOST_IMAGES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFigures:
-    """A teacher in figures, as students hear it: unaugmented images, the study's precision.
+    """The figures of a teacher on images without augmentation, in the study's precision.
 
     `metrics` as `val_<name>`, see `classification_metrics`, from `images` validation images.
     `log_prior` is the one in the teacher's file, and makes its class probabilities. Where the file
-    has none, students who read it as a Dirichlet take theirs, and others the softmax.
+    has none, they are made by the study's prior under an evidential method, else by the softmax.
     `candidates` of it were trained by the study, 0 if it was given.
     """
 
