@@ -207,6 +207,11 @@ def test_a_number_that_is_given_again_does_not_inherit_a_score(tmp_path: Path) -
     assert log.read_text() == ""
 
 
+def test_the_median_rule_stops_nothing_that_is_at_its_end() -> None:
+    config = study_of("tpe", scheduler="median", grace_epochs=EPOCHS)
+    assert stopped(make_scheduler(config), {**CURVES, 9: [0.1] * EPOCHS}) == {}
+
+
 # The rungs
 
 

@@ -136,6 +136,12 @@ def test_the_plan_counts_the_candidates_and_knows_a_measured_teacher(tmp_path: P
     assert "accuracy 50.00 %" in study_plan(config, tmp_path)
 
 
+def test_the_plan_promises_no_more_full_runs_than_trials(tmp_path: Path) -> None:
+    asked = study(distill=TAUGHT, teacher_training={"epochs": 1}, trials=2, confirm_top_k=9)
+    config = check_study(asked)
+    assert "at least 2 run in full" in study_plan(config, tmp_path)
+
+
 class Ended(Exception):
     """The stages that the test is about are over."""
 
