@@ -21,8 +21,11 @@ def student(tiny, with_teacher):
     return resolve(with_method(tiny(teacher_cache="off"), "ekd", **with_teacher))
 
 
-def figures(path, config):
-    """Accuracy, NLL and ECE of the validation images, in float64 and NumPy."""
+def figures(path, config, prior=None):
+    """Accuracy, NLL and ECE of the validation images, in float64 and NumPy.
+
+    `prior`: of a file without one.
+    """
     arrays = load_dataset("synthetic", "train")
     ids = split_ids(config, arrays.labels)[1]
     model = build_model("resnet8", arrays.num_classes).eval()
@@ -34,7 +37,8 @@ def figures(path, config):
     with torch.no_grad():
         z = model((images - mean) / std).double().numpy()
     # The mean of a Dirichlet with the concentrations exp(z) + exp(prior), or a softmax.
-    mass = np.exp(z) + (0.0 if known.log_prior is None else np.exp(known.log_prior))
+    prior = prior if known.log_prior is None else known.log_prior
+    mass = np.exp(z) + (0.0 if prior is None else np.exp(prior))
     p, labels = mass / mass.sum(1, keepdims=True), arrays.labels[ids]
     right, confidence = p.argmax(1) == labels, p.max(1)
     bins = np.minimum((confidence * 15).astype(int), 14)
@@ -64,17 +68,28 @@ def test_they_are_those_of_its_logits(student, with_teacher, tmp_path, monkeypat
     assert TeacherFigures.read(tmp_path / "older") is None
 
 
-def test_a_teacher_without_a_prior_is_a_softmax(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "priors", "prior"),
+    [
+        ("kd", {}, None),
+        ("ekd", {"log_prior": 0.75}, 0.75),
+        ("ekd", {"log_prior": 0.75, "teacher_log_prior": -0.5}, -0.5),
+    ],
+)
+def test_a_teacher_without_a_prior_is_read_as_the_method_reads_it(
+    tiny, tmp_path, method, priors, prior
+):
     path = tmp_path / "plain.safetensors"
     torch.manual_seed(1)
     save_weights(
         build_model("resnet8", 10), path, model_name="resnet8", num_classes=10,
         mean=(0.5,) * 3, std=(0.25,) * 3,
     )  # fmt: skip
-    shared = with_method(tiny(), "kd", teacher="resnet8", teacher_weights=str(path))
+    shared = with_method(tiny(), method, teacher="resnet8", teacher_weights=str(path), **priors)
     found = measure_teacher(resolve(shared), candidates=0, data_root=None, threads=1)
     assert found.log_prior is None
-    assert found.metrics["val_nll"] == pytest.approx(figures(path, shared)[1]["val_nll"], abs=1e-5)
+    expected = figures(path, shared, prior)[1]["val_nll"]
+    assert found.metrics["val_nll"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_of_many_images_evenly_spaced_ones_are_taken(student, monkeypatch):

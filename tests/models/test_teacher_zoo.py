@@ -55,6 +55,7 @@ def test_the_evidential_teachers_of_the_authors(tmp_path, model):
 
 def test_a_missing_evidential_teacher_is_named_as_it_unpacks(tmp_path):
     put(tmp_path, "VGG13/student_best")
+    (tmp_path / "VGG13" / "student_240").mkdir()  # a folder of that name is not the file
     with pytest.raises(UserError, match="Put them at VGG13/student_240 or vgg13_vanilla/ckpt_epo"):
         find_teacher(tmp_path, "vgg13", evidential=True)
 

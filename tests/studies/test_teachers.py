@@ -117,6 +117,7 @@ def test_ekd_under_a_softmax_teacher_is_a_row_where_it_is_asked_for(save: Any) -
     row = baselines(config, config.distill)["ekd-softmax"]
     assert (row.method, row.log_prior, row.kd_weight) == ("ekd", -1.25, 3.0)
     assert (row.teacher_weights, row.teacher_sha256) == (softmax, None)
+    assert row.teacher_normalization is None, "that of its own file"
     assert config.distill.teacher_weights == given
     assert "ekd-softmax" not in baselines(config.replace(baselines=("kd",)), config.distill)
     without = check_study(study(given, baselines=SOFTMAX, softmax_teacher_weights=softmax))
