@@ -239,6 +239,10 @@ def _header(args: argparse.Namespace, name: str) -> Path:
         from ekd_ray.remote.session import header_folder  # loads pyarrow
 
         folder = header_folder(location)
+    if not (folder / name).is_file():
+        raise UserError(
+            f"{folder} holds nothing to resume (no {name}): check --out, or drop --resume."
+        )
     return folder / name
 
 

@@ -156,7 +156,11 @@ def _print_run(out: Path, *, as_json: bool, weights: Path | None = None) -> None
         print_json({**found, "weights": str(weights)})
         return
     figures = {k: v for k, v in record.metrics.items() if k.startswith(("val_", "test_"))}
-    print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    if record.log_prior is not None:
+        figures["log_prior"] = record.log_prior
+    # The accuracy first: it is what one looks for.
+    names = sorted(figures, key=lambda name: not name.endswith("_top1"))
+    print("  ".join(f"{name} {figures[name]:.4f}" for name in names))
     print(f"weights: {weights}")
 
 

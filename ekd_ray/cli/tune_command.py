@@ -95,6 +95,7 @@ def _run_one(recipe: Recipe, request: Request) -> int:
     from ekd_ray.cli.plan_text import study_plan
     from ekd_ray.cli.study_text import print_study
     from ekd_ray.data import short_name
+    from ekd_ray.studies.pipeline import check_folder
 
     shared = recipe.config.distill
     names = (
@@ -104,6 +105,8 @@ def _run_one(recipe: Recipe, request: Request) -> int:
     out = (request.out or RUNS / "-".join(names)).absolute()
     config = _checked(recipe, request)
     if request.dry_run:
+        if request.location is None:
+            check_folder(out, config, resume=request.resume)
         print_plan(study_plan(config, out), config.to_dict(), as_json=request.json)
         return 0
     done, bundle = _run_study(config, out, request, request.location, resume=request.resume)

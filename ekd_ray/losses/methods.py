@@ -139,8 +139,8 @@ def log_range(low: float, high: float) -> dict[str, Any]:
 
 
 def share_of_epochs(epochs: int, *, of: int = 240) -> Callable[[DistillConfig], int]:
-    """A default that the authors gave in epochs of 240, in proportion to the budget."""
-    return lambda config: round(config.epochs * (epochs / of))
+    """A default that the authors gave in epochs of 240, in proportion to the budget, at least 1."""
+    return lambda config: max(1, round(config.epochs * (epochs / of)))
 
 
 def ramp(epoch: int, warmup: int) -> float:

@@ -13,11 +13,13 @@ SETTLED_LEVEL = 0.9  # at which the winner is told apart from the next best
 # Two differences of a split of a few hundred images are often equal to the last digit: their
 # interval would have no width.
 LEAST_SEEDS = 3
+EQUAL = 1e-12  # of the largest value: a spread below this is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """Mean difference over `n` seeds with its interval, None where n < LEAST_SEEDS."""
+    """Mean difference over `n` seeds with its interval, None where there is none
+    (`mean_interval`)."""
 
     mean: float
     low: float | None
@@ -55,12 +57,15 @@ def paired_difference(
 
 
 def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> tuple[float, float] | None:
-    """The interval of the mean by Student's t, None with fewer values than LEAST_SEEDS."""
+    """The interval of the mean by Student's t, None with fewer values than LEAST_SEEDS.
+
+    None also where all values are equal: on a small split they often are, which shows nothing.
+    """
     n = len(values)
-    if n < LEAST_SEEDS:
+    if n < LEAST_SEEDS or (deviation := statistics.stdev(values)) <= EQUAL * max(map(abs, values)):
         return None
     mean = statistics.fmean(values)
-    reach = _quantile((1 + level) / 2, n - 1) * statistics.stdev(values) / n**0.5
+    reach = _quantile((1 + level) / 2, n - 1) * deviation / n**0.5
     return mean - reach, mean + reach
 
 

@@ -152,16 +152,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     Raises:
         UserError: the folder holds another study, or something else, or cannot be written.
     """
-    if (out / STUDY_FILE).exists():
-        study = Study.load(out)
-        if not resume:
-            raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
-        _check_same(study, config)
-        _check_continues(study)
-    elif out.exists() and (out.is_file() or not all(map(is_left_over, out.iterdir()))):
-        raise UserError(f"{out} exists and holds no study: choose another --out.")
-    elif resume:
-        raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
+    check_folder(out, config, resume=resume)
     check_writable(out)
     header = {
         "format_version": FORMAT_VERSION,
@@ -172,6 +163,20 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     }
     write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False))
     return Study.load(out)
+
+
+def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
+    """Raise `UserError` if a folder holds another study, or something else; writes nothing."""
+    if (out / STUDY_FILE).exists():
+        study = Study.load(out)
+        if not resume:
+            raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
+        _check_same(study, config)
+        _check_continues(study)
+    elif out.exists() and (out.is_file() or not all(map(is_left_over, out.iterdir()))):
+        raise UserError(f"{out} exists and holds no study: choose another --out.")
+    elif resume:
+        raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
 
 
 def is_left_over(path: Path) -> bool:

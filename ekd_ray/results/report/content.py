@@ -306,8 +306,8 @@ def describe_parameters(content: Content) -> str:
         if count >= LEAST_TRIALS:
             return "All trials of full length scored the same: none of the parameters mattered."
         return (
-            f"{several(count, 'trial')} of full length: too few to say which parameter mattered, "
-            f"which takes {LEAST_TRIALS}."
+            f"{several(count, 'trial')} of full length: too few to say which parameter mattered "
+            f"(at least {LEAST_TRIALS} are needed)."
         )
     top, ped = rows[0], max(rows, key=lambda row: row["ped_anova"])
     same = ped["parameter"] == top["parameter"]
