@@ -57,10 +57,18 @@ class FullRuns(OptunaSearcher):
         interrupted = len(self._interrupted)
         if self.budget.is_spent():
             return interrupted
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        there = sum(REPEATED not in trial.user_attrs for trial in complete)
-        missing = self.config.confirm_top_k - there - len(self._running) - interrupted
-        return interrupted + max(0, min(missing, len(self._stopped)))
+        complete = [
+            trial
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if REPEATED not in trial.user_attrs
+        ]
+        kept = sum(all(v <= 0 for v in trial.constraints.values()) for trial in complete)
+        bounds = self.config.bounds
+        keeping = sum(not total_violation(bounds, trial.last) for trial in self._stopped)
+        wanted = self.config.confirm_top_k - len(self._running) - interrupted
+        # Those that break a constraint make up for no trial that may yet keep them all.
+        new = max(min(wanted - len(complete), len(self._stopped)), min(wanted - kept, keeping))
+        return interrupted + max(0, new)
 
     def _draw_point(self) -> tuple[Trial, dict[str, Any]] | None:
         if not self.remaining:

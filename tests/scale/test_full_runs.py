@@ -158,6 +158,16 @@ def test_the_budget_holds_for_full_runs_too(tmp_path: Path, config: StudyConfig)
     assert searcher.remaining == 0, "12 epochs are over 9"
 
 
+def test_a_stopped_trial_that_keeps_the_constraints_runs_beside_complete_ones_that_break_them(
+    tmp_path: Path, config: StudyConfig
+) -> None:
+    config = config.replace(constraints=["val_top1<=0.3"], confirm_top_k=1, trials=2)
+    searched(tmp_path, config, [2, EPOCHS])
+    (job,) = run_all(make(tmp_path, config), [3])
+    assert job.full_run_of == 0
+    assert make(tmp_path, config.replace(constraints=["val_top1<=0.1"])).remaining == 0
+
+
 def trial(number: int, values: list[float], ece: float = 0.0) -> RunRecord:
     history = [{"epoch": e, "val_top1": v, "val_ece": ece} for e, v in enumerate(values, start=1)]
     return RunRecord(folder=Path(), stage=RunStage.SEARCH, name="", number=number, history=history)
