@@ -111,10 +111,10 @@ def memory_kills_are_deaths() -> Iterator[None]:
 
     original = RayActorManager._actor_task_failed
 
-    def fail_task(manager: Any, task: Any, exception: Exception) -> None:
+    def fail_task(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
             exception = RayActorError(error_msg=str(exception))
-        original(manager, task, exception)
+        original(manager, tracked_actor_task=tracked_actor_task, exception=exception)
 
     RayActorManager._actor_task_failed = fail_task
     try:

@@ -50,7 +50,7 @@ from ekd_ray.results import finish as finish_module
 from ekd_ray.results import report as report_module
 from ekd_ray.results.records import JOURNAL, STUDY_FILE, RunRecord
 from ekd_ray.results.study import Study
-from ekd_ray.scale import confirm as confirm_module
+from ekd_ray.scale import run_list
 from ekd_ray.scale import search as search_module
 from ekd_ray.scale import worker as worker_module
 from ekd_ray.scale.worker import RUN, Train
@@ -115,7 +115,7 @@ def tune(
         if not begun:
             return
         name, job = take()
-        trial = SimpleNamespace(trial_id=name)
+        trial = SimpleNamespace(trial_id=name, config={RUN: job.to_dict()})
         scheduler.on_trial_add(None, trial)
 
         def report(row: dict[str, Any], name: str = name, trial: Any = trial) -> None:
@@ -140,7 +140,7 @@ def study(out: Path) -> None:
             (worker_module, "distill", pretend),
             (teacher_module, "distill", pretend),
             (search_module, "run_tuner", tune),
-            (confirm_module, "run_tuner", tune),
+            (run_list, "run_tuner", tune),
             (finish_module, "evaluate_test", lambda *_, **__: {"test_top1": 0.5}),
             (finish_module, "_draw", lambda *_: None),
             (report_module, "write_report", write_page),

@@ -206,7 +206,7 @@ def test_defaults_are_the_published_ones(method):
 
 @pytest.mark.parametrize(
     ("epochs", "ekd", "dkd", "ctkd"),
-    [(240, 30, 20, 10), (8, 1, 1, 0), (480, 60, 40, 20), (1, 0, 0, 0)],
+    [(240, 30, 20, 10), (8, 1, 1, 1), (480, 60, 40, 20), (1, 1, 1, 1)],
 )
 def test_the_default_warm_ups_are_in_proportion(epochs, ekd, dkd, ctkd):
     expected = {"ekd_warmup": ekd, "kd_warmup": dkd, "ctkd_warmup": ctkd}

@@ -19,7 +19,7 @@ def test_the_interval_is_that_of_the_paired_t_test(pairs):
     assert found.n == len(pairs)
     differences = [a - b for a, b in pairs]
     if max(differences) - min(differences) < 1e-9:  # scipy divides by their spread
-        assert found.low == pytest.approx(found.mean, abs=1e-9)
+        assert found.low is None or found.low == pytest.approx(found.mean, abs=1e-9)
         return
     interval = stats.ttest_rel(first, second).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
@@ -31,6 +31,11 @@ def test_few_seeds_have_no_interval(n):
     found = paired_difference([0.6] * n, [0.5] * n)
     assert (found.n, found.low, found.high) == (n, None, None)
     assert found.mean == pytest.approx(0.1)
+
+
+def test_equal_differences_show_nothing():
+    found = paired_difference([0.75, 0.5, 0.25], [0.5, 0.25, 0.0])
+    assert (found.mean, found.low, found.sign) == (0.25, None, None)
 
 
 @pytest.mark.parametrize(("first", "second"), [([0.1], []), ([], []), ([0.1, 0.2], [0.1])])

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,6 @@ from optuna.trial import TrialState
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results import Study
 from ekd_ray.results.records import (
     FAILURE,
@@ -136,43 +134,6 @@ def test_a_trial_of_two_workers_runs_nested(one_ray: None, tmp_path: Path) -> No
     assert [row["epoch"] for row in record.history] == [1, 2]
     reported = [row["val_top1"] for _, row in (call.args for call in observer.epoch.mock_calls)]
     assert reported == [row["val_top1"] for row in record.history]
-
-
-def lives_long(job: RunRecord, report: Report) -> None:
-    """A run that trains nothing, and would go on for a minute."""
-    for epoch in range(1, 601):
-        row = {"epoch": epoch, "val_top1": 0.5, "seconds": 0.1}
-        with open(job.folder / HISTORY, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        report(row)
-        time.sleep(0.1)
-
-
-@pytest.mark.ray
-@pytest.mark.slow  # test_private_api.py has the error, test_placement.py the reason
-def test_trials_that_ray_ends_for_memory_fail_and_say_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To Ray's memory monitor one percent of this machine's memory is all that there is."""
-    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "500")
-    run, config = tmp_path / "run", STUDY.replace(trials=2)
-    open_run(run, config, resume=False)
-    searcher = OptunaSearcher(run, config, resolve(config.distill))
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        with connected():
-            run_tuner(
-                run, config, lives_long, searcher=searcher, scheduler=NoStopping(), observer=Mock()
-            )
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    for number in range(2):
-        record = read_record(trial_folder(run, number))
-        assert record is not None and record.status == "failed"
-        assert "by Ray because its node ran low on memory: lower --max-concurrent" in str(
-            record.reason
-        )
 
 
 def test_a_run_of_the_confirm_stage_has_the_reason_too(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import importlib
 import inspect
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -83,11 +84,13 @@ def test_a_process_that_ray_ends_for_memory_has_died_for_tune() -> None:
     manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
     low = OutOfMemoryError("a node running low on memory")
     with ray_private.memory_kills_are_deaths():
-        RayActorManager._actor_task_failed(manager, task, low)  # type: ignore[arg-type]
+        fail: Any = RayActorManager._actor_task_failed
+        fail(manager, tracked_actor_task=task, exception=low)
     assert isinstance(heard[0], RayActorError) and ray_private.LOW_ON_MEMORY in str(heard[0])
     # Otherwise it ends the search: once it does not, ray_private can forget about it.
+    fail = RayActorManager._actor_task_failed
     with pytest.raises(RuntimeError):
-        RayActorManager._actor_task_failed(manager, task, low)  # type: ignore[arg-type]
+        fail(manager, tracked_actor_task=task, exception=low)
 
 
 def test_ray_train_hands_variables_to_its_workers() -> None:
