@@ -36,7 +36,7 @@ class Node:
     cache: Path
 
     def kill(self) -> None:
-        """What the loss of a machine is to the others: nothing of it says good-bye."""
+        """Lose a machine as the others see it: nothing of it says good-bye."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -67,7 +67,7 @@ class Cluster:
         return "127.0.0.1"
 
     def inside(self, number: int) -> list[str]:
-        """What a command begins with that is to run on a node."""
+        """The beginning of a command that is to run on a node."""
         return []
 
     @property
@@ -79,7 +79,7 @@ class Cluster:
         return f"http://127.0.0.1:{self.dashboard}"
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Of somebody who has the token; `python` is this one."""
+        """The environment of somebody who has the token; `python` is this one."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "EKD_"))}
         kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
@@ -126,7 +126,7 @@ class Cluster:
         raise AssertionError(f"node {count - 1} did not come up: {logs}")
 
     def get(self, path: str, *, token: str | None = None) -> Any:
-        """What the head's dashboard answers."""
+        """The answer of the head's dashboard."""
         request = urllib.request.Request(self.url + path)
         request.add_header("Authorization", f"Bearer {token or self.token}")
         with urllib.request.urlopen(request, timeout=10) as answer:

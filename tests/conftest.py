@@ -1,4 +1,4 @@
-"""What every test shares: one cache of decoded images per session, one torch thread."""
+"""Shared by every test: one cache of decoded images per session, one torch thread."""
 
 from __future__ import annotations
 

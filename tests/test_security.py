@@ -1,4 +1,4 @@
-"""What is never done: code run from a file, and who else must not read or reach a study."""
+"""Code of a file is never run, and nobody else reads or reaches a study."""
 
 from __future__ import annotations
 

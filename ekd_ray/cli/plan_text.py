@@ -142,7 +142,7 @@ def _aims(config: StudyConfig) -> str:
 
 
 def _teacher_lines(config: StudyConfig, out: Path) -> list[str]:
-    """Of a study with a teacher: the trainings that it costs, and its figures."""
+    """The trainings that a study's teacher costs, and its figures; empty without a teacher."""
     base, settings = config.distill, config.teacher_training or {}
     if not method_of(base).needs_teacher:
         return []

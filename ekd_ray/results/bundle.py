@@ -120,7 +120,7 @@ class Bundle:
                 the latter two; any size, cut and resized as for the test split.
 
         Raises:
-            UserError: something else, or a file that is no picture.
+            UserError: something else, or a file that is not a picture.
         """
         return classify(self._classifier, images, self.config, self.class_names)
 
@@ -200,7 +200,7 @@ def export_bundle(
     if winner.failed:
         raise UserError(f"the winner of {study.path}, {winner.name}, failed: {winner.failed}")
     if out.exists() and not (out / MANIFEST).exists() and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is no bundle: choose another --out.")
+        raise UserError(f"{out} exists and is not a bundle: choose another --out.")
     final = [
         run for run in study.confirm_runs if run.stage is RunStage.FINAL and run.name == winner.name
     ]
@@ -407,7 +407,7 @@ def manifest_problems(folder: Path) -> list[str]:
     for line in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         if name not in known:
-            problems.append(f"{MANIFEST} lists {name!r}, which is no file of a bundle.")
+            problems.append(f"{MANIFEST} lists {name!r}, which does not belong to a bundle.")
             continue
         listed.add(name)
         problems += _file_problems(folder, name, digest)

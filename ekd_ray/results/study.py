@@ -84,7 +84,9 @@ class Study:
         file = YamlFile.read(folder / STUDY_FILE)
         version = file.values.get("format_version", 0)
         if not isinstance(version, int):
-            raise UserError(f"{folder / STUDY_FILE} is damaged: its format_version is no number.")
+            raise UserError(
+                f"{folder / STUDY_FILE} is damaged: its format_version is not a number."
+            )
         if version > FORMAT_VERSION:
             raise UserError(
                 f"{folder / STUDY_FILE} has format version {version}, this ekd_ray reads <= "

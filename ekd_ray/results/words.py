@@ -12,6 +12,7 @@ from ekd_ray.results.paired import Paired
 
 DASH = "\N{EN DASH}"  # where there is no value
 LABELS = {"none": "student alone", "kd": "KD", "ekd-softmax": "EKD, softmax teacher"}
+_PLURALS = ("authors' values", "defaults")
 METRIC_NAMES = {
     "top1": "accuracy",
     "nll": "negative log-likelihood",
@@ -28,6 +29,13 @@ METRIC_NAMES = {
 def label(name: str) -> str:
     """A leaderboard row in words: a baseline's, or `trial 7`."""
     return LABELS.get(name, name)
+
+
+def noun_of(name: str) -> str:
+    """A leaderboard row as a sentence has it: `the student alone`, `the point from runs/a`."""
+    if name.startswith("from "):
+        return f"the point {name}"
+    return f"the {label(name)}" if name in ("none", *_PLURALS) else label(name)
 
 
 def metric_name(name: str) -> str:
@@ -95,10 +103,8 @@ def points(value: float) -> str:
 
 def describe_win(name: str) -> str:
     """A champion or trial that has won, as a clause: `The authors' values win`."""
-    if name.startswith("from "):
-        return f"The point {name} wins"
-    several_values = name in ("authors' values", "defaults")
-    return f"The {name} win" if several_values else f"{name.capitalize()} wins"
+    noun = noun_of(name)
+    return f"{noun[0].upper()}{noun[1:]} {'win' if name in _PLURALS else 'wins'}"
 
 
 def difference_text(name: str, found: Paired, metric: str) -> str:

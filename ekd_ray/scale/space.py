@@ -301,7 +301,7 @@ def _parse_range(
     kind = hints_of(DistillConfig)[name]
     kinds = set(typing.get_args(kind)) or {kind}
     if not kinds & {int, float}:
-        raise UserError(f"space.{name} is no number: give choices: instead of a range.", keys=())
+        raise UserError(f"space.{name} is not a number: give choices: instead of a range.", keys=())
     for key in ("low", "high", "step", "around_prior"):
         value = entry.get(key)
         if key in ("step", "around_prior") and value is None:

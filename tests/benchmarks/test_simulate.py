@@ -52,7 +52,7 @@ def test_a_configuration_has_one_curve(landscape):
 
 
 def test_the_noise_is_that_of_runs_that_do_about_as_well(tmp_path):
-    """What works is exact, what fails is off by .1: a good configuration must not be."""
+    """Good configurations are exact and bad ones off by .1: a good one must not be."""
     rng = np.random.default_rng(0)
     rows = []
     for number, point in enumerate(points(150)):

@@ -1,4 +1,4 @@
-"""What must hold of a study's folder once it has ended, however often it was killed."""
+"""Checks of a study's folder once it has ended, however often it was killed."""
 
 from __future__ import annotations
 

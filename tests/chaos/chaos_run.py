@@ -77,7 +77,7 @@ class Run:
         return "confirm" if at_work else "tables"
 
     def signs(self, stage: str) -> tuple[Callable[[], bool], Callable[[], bool]]:
-        """That a stage has begun in this run, and that it has got on in it."""
+        """Whether a stage has begun in this run, and whether it has got on in it."""
         out = self.out
         return {
             "import": (lambda: True, lambda: True),

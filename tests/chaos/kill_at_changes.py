@@ -134,7 +134,7 @@ def write_page(study: Study) -> None:
 
 
 def study(out: Path) -> None:
-    """What a launcher does, in this process."""
+    """Run or continue the study as a launcher does, in this process."""
     with contextlib.ExitStack() as stack:
         for module, name, stand_in in (
             (worker_module, "distill", pretend),

@@ -1,4 +1,4 @@
-"""What a study says of itself in the terminal: its plan, its figures."""
+"""A study in the terminal: its plan, its figures."""
 
 from types import SimpleNamespace
 

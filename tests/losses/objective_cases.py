@@ -1,4 +1,4 @@
-"""What the tests of the objective share: configurations of every method, and batches."""
+"""Configurations of every method, and batches, for the tests of the objective."""
 
 from __future__ import annotations
 

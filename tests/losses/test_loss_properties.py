@@ -1,4 +1,4 @@
-"""What every distillation term must have: finite, exact, undisturbed, invariant."""
+"""Properties of every distillation term: finite, exact, undisturbed, invariant."""
 
 import pytest
 import torch

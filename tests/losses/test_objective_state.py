@@ -1,4 +1,4 @@
-"""What a method learns beside the student: the log prior, the temperature, and their state."""
+"""Values that a method learns beside the student: the log prior and the temperature."""
 
 import io
 

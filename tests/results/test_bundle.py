@@ -120,7 +120,7 @@ def test_export_refuses_a_folder_that_is_no_bundle(real_study, tmp_path, make):
     if out.is_dir():
         (out / "thesis.tex").write_text("years of work")
     before = [(p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()]
-    with pytest.raises(UserError, match="mine exists and is no bundle: choose another --out"):
+    with pytest.raises(UserError, match="mine exists and is not a bundle: choose another --out"):
         export_bundle(real_study[0], out)
     assert [(p, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()] == before
 

@@ -53,7 +53,9 @@ def test_a_file_too_many_is_noticed(bundle):
     assert complaints(bundle.path) == ["setup.py is there, but MANIFEST does not list it."]
     with open(bundle.path / MANIFEST, "a") as file:
         file.write(f"{'0' * 64}  setup.py\n")
-    assert "MANIFEST lists 'setup.py', which is no file of a bundle." in complaints(bundle.path)
+    assert "MANIFEST lists 'setup.py', which does not belong to a bundle." in complaints(
+        bundle.path
+    )
 
 
 def test_a_clone_of_a_repository_is_sound(bundle):
@@ -139,7 +141,7 @@ def test_a_manifest_that_names_foreign_files_is_a_problem(bundle, name):
     with open(bundle.path / MANIFEST, "a") as file:
         file.write(f"{'0' * 64}  {name}\n")
     found = bundle.verify(evaluate=True)
-    assert found.problems == (f"{MANIFEST} lists {name!r}, which is no file of a bundle.",)
+    assert found.problems == (f"{MANIFEST} lists {name!r}, which does not belong to a bundle.",)
 
 
 def test_a_manifest_that_leaves_a_file_out_is_a_problem(bundle):

@@ -127,7 +127,10 @@ def test_the_headline_says_who_is_beaten_and_who_is_not(reported):
     content = gather(reported[0])
     sentence, lead = write_headline(content)
     assert sentence.startswith(f"{content.winner.name.capitalize()} wins with 61.2")
-    assert "better than authors' values and student alone and not told apart from KD" in sentence
+    assert (
+        "better than the authors' values and the student alone and not told apart from KD"
+        in sentence
+    )
     assert "3 seeds" in lead and "3 fresh seeds" in lead
 
 

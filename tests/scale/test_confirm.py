@@ -1,4 +1,4 @@
-"""What is confirmed under which seeds; runs are made up, files are real."""
+"""The confirm stage: who runs under which seeds; runs are made up, files are real."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ def selected(made_up, tmp_path):
 
 
 def noise(name, seed):
-    """What a seed does to all, and a little of each entry's own."""
+    """A seed's effect on all entries, and a little of each one's own."""
     return 0.05 * seed + 0.002 * ((int(name[-1]) * 7 + seed * 5) % 3)
 
 

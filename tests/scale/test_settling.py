@@ -1,4 +1,4 @@
-"""What a continued study makes of each state that a kill can leave, one by one."""
+"""Each state that a kill can leave, and how a continued study settles it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config() -> StudyConfig:
 
 
 def train(searcher: OptunaSearcher, name: str, job: RunRecord, epochs: int) -> None:
-    """What a worker leaves after so many epochs; Tune passes on all but the last."""
+    """Leave what a worker does after so many epochs; Tune passes on all but the last."""
     rows = [{"epoch": e, "val_top1": e / 10, "seconds": 1.0} for e in range(1, epochs + 1)]
     (job.folder / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for row in rows[:-1]:

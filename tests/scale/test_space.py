@@ -121,7 +121,7 @@ def test_conditional_methods_are_a_legal_study():
         ({"ekd_warmup": {"low": 1, "high": 9, "step": 0.5}}, r"space\.ekd_warmup.*step"),
         ({"lr": {"low": 1, "high": 2, "log": "no"}}, r"space\.lr.*log"),
         ({"ekd_warmup": {"low": 0.5, "high": 9}}, r"space\.ekd_warmup.*whole"),
-        ({"evidence": {"low": 1, "high": 2}}, r"space\.evidence is no number"),
+        ({"evidence": {"low": 1, "high": 2}}, r"space\.evidence is not a number"),
         ({"lr": {"choices": []}}, r"space\.lr\.choices must be a list"),
         ({"lr": {"choices": [1], "low": 1, "high": 2}}, r"space\.lr.*choices"),
         ({"lr": {"low": 0, "high": 1}}, r"lr must be > 0"),

@@ -35,6 +35,7 @@ from ekd_ray.results.words import (
     joined,
     label,
     metric_name,
+    noun_of,
     percent,
     points,
     several,
@@ -165,7 +166,7 @@ def _describe_verdict(content: Content) -> str:
     """How the winner compares with champions and baselines, as a clause; empty without any."""
     groups: dict[str, list[str]] = {}
     for name, found in content.differences.items():
-        groups.setdefault(_judge(found), []).append(label(name))
+        groups.setdefault(_judge(found), []).append(noun_of(name))
     patterns = {"better": "better than {}", "worse": "worse than {}",
                 "open": "not told apart from {} by these seeds"}  # fmt: skip
     clauses = [text.format(joined(groups[k])) for k, text in patterns.items() if k in groups]
@@ -250,7 +251,7 @@ def list_sections(content: Content, drawn: Container[str]) -> list[Section]:
 
 def _describe_certainty(content: Content) -> str:
     found = content.differences
-    parts = [f"{points(d.mean)} points against {label(name)}" for name, d in found.items()]
+    parts = [f"{points(d.mean)} points against {noun_of(name)}" for name, d in found.items()]
     judged = [_judge(difference) for difference in found.values()]
     crossing = judged.count("open")
     end = f"{crossing or 'none'} of the intervals {'crosses' if crossing == 1 else 'cross'} zero"
@@ -271,7 +272,7 @@ def _describe_leaderboard(content: Content) -> str:
         return "The winner has the best mean on the test split too."
     above = mean_sd(best.test)[0] - mean_sd(content.winner.test)[0]
     return (
-        f"The winner by validation is not the best by test: {label(best.name)} is "
+        f"The winner by validation is not the best by test: {noun_of(best.name)} is "
         f"{100 * above:.2f} points above."
     )
 
@@ -355,7 +356,7 @@ def _describe_calibration(content: Content) -> str:
     if not winner or winner.name not in errors:
         return "What the final models claim to know, against what they know."
     best = min(errors, key=lambda name: errors[name])
-    rest = f"; {label(best)} has the least with {errors[best]:.3f}."
+    rest = f"; {noun_of(best)} has the least with {errors[best]:.3f}."
     return (
         f"The winner's calibration error on the test split is {errors[winner.name]:.3f}"
         f"{', the least of all.' if best == winner.name else rest}"
