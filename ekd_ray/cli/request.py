@@ -135,6 +135,11 @@ def teacher_request(args: argparse.Namespace) -> Request:
     candidates = Candidates.parse(wanted, seed=run.seed)
     run = run.replace(seed=candidates.seeds[0])
     if len(candidates.seeds) == 1:
+        if args.choose_by:
+            raise UserError(
+                "--choose-by chooses among several candidates, got 1: add --candidates K, or drop "
+                "it."
+            )
         return _request(args, run=run)
     for flag, given in (("--test", args.test), ("--workers", args.workers != "1")):
         if given:

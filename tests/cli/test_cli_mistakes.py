@@ -108,6 +108,21 @@ def test_nothing_but_the_sentence_in_a_process_of_its_own(argv):
     assert_one_sentence(done.returncode, done.stdout, done.stderr)
 
 
+def test_a_choice_among_one_candidate_is_refused(launch, tmp_path):
+    flags = ("--dataset", "synthetic", "--model", "resnet8", "--out", tmp_path / "run")
+    code, out, err = launch("train_teacher", *flags, "--choose-by", "val_top1")
+    assert_one_sentence(code, out, err)
+    assert "--choose-by" in err and not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_the_folder_that_the_study_would_refuse(launch, tmp_path):
+    (tmp_path / "else.txt").touch()
+    for more in ((), ("--resume",)):
+        code, out, err = launch("tune_cifar", *DIGITS, "--dry-run", "--out", tmp_path, *more)
+        assert_one_sentence(code, out, err)
+        assert "holds no study" in err
+
+
 @pytest.mark.parametrize("several", [(), ("--candidates", 2)])
 def test_a_run_that_another_process_trains_is_left_alone(several, launch, tmp_path):
     (tmp_path / ".result.json.tmp").touch()  # of a start that was killed
