@@ -39,7 +39,7 @@ test-lowest: .venv-lowest/.installed
 		tests/results/test_report.py tests/results/test_importance.py \
 		tests/results/test_tensorboard.py tests/results/test_paired.py \
 		tests/scale/test_private_api.py tests/scale/test_searcher.py \
-		tests/scale/test_samplers.py tests/scale/test_storage.py tests/scale/test_study_run.py
+		tests/scale/test_samplers.py tests/scale/test_schedulers.py tests/scale/test_storage.py tests/scale/test_study_run.py
 
 .venv-lowest/.installed: pyproject.toml tests/lowest_versions.py
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
