@@ -329,10 +329,10 @@ def _figures(row: dict[str, Any]) -> str:
 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:
-    """An empty table; its columns are never cut, and all but the first hold figures."""
+    """An empty table; names in the first column are broken before figures are cut."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        table.add_column(column, justify="right" if index else "left", no_wrap=bool(index))
     return table
 
 
@@ -353,8 +353,8 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
         # A finalist that was clearly worse was given fewer seeds.
         fewer = f" (n={len(row.val)})" if 0 < len(row.val) < longest else ""
         table.add_row(
-            f"{row.name} (winner)" if row.winner else label(row.name),
-            short_spread(row.val, config.metric) + fewer,
+            f"{row.name} (winner)" if row.winner else label(row.name) + fewer,
+            short_spread(row.val, config.metric),
             *(short_spread(row.figures(name), name) for name in config.watched[1:]),
             short_spread(row.test, "test_top1") if not row.failed else "failed",
             difference if not row.winner else "",
