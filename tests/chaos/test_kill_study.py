@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not KILLS, reason="minutes: make chaos"),
 ]
 SEED = int(os.environ.get("EKD_CHAOS_SEED", "0"))
-TRIALS = max(6, KILLS - 4)
+TRIALS = max(6, 2 * KILLS)  # so that the search outlasts its kills on an idle machine, too
 # Stages in the order of a study, and how often each has its turn in 20 kills.
 TURNS = {"import": 2, "teacher": 2, "ray": 2, "search": 8, "tables": 2, "confirm": 3, "export": 1}
 # Seconds from the sign that a stage has begun, or has got on, within which the kill comes.
@@ -68,7 +68,9 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     while True:
         run = Run(out, environment, folder / f"driver-{count:02d}.log", TRIALS)
         landed = True
-        if count < KILLS:
+        if run.searched:  # a kill in the search will not come any more
+            targets[count:] = [stage for stage in targets[count:] if stage != "search"]
+        if count < len(targets):
             kind = draw.randrange(2)
             delay = draw.uniform(0, WITHIN[targets[count]][kind])
             landed = run.wait_for(run.signs(targets[count])[kind])
@@ -81,7 +83,7 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         status = run.driver.wait()
         records = check_records(run, records)
         states = [trial.state.name.lower() for trial in journal(out)]
-        if status == 0 and count >= KILLS:
+        if status == 0 and count >= len(targets):
             print(
                 f"ended by itself after {run.age():.1f} s, at work after {run.working or 0:.1f} s"
             )
@@ -101,7 +103,8 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 
 
 def test_everything_agrees_after_the_kills(killed: Path) -> None:
-    assert len(Study.load(killed).records()) == TRIALS
+    drawn = [trial for trial in Study.load(killed).records() if trial.full_run_of is None]
+    assert len(drawn) == TRIALS
     check_ended(killed)
     assert all(record.status in ("complete", "pruned") for record in Study.load(killed).records())
 
