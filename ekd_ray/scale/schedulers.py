@@ -2,7 +2,7 @@
 
 A rule compares a trial, at certain epochs, with the trials that came to the same epoch before it.
 Whether it stops is a function of their recorded histories and of the order in which they came:
-`Halving.compare` or `Median.compare` gives its score, `falls_behind` the answer.
+`SuccessiveHalving.compare` or `Median.compare` gives its score, `falls_behind` the answer.
 
 `StoppingScheduler` tells Tune. It writes each comparison into `arrivals.jsonl` before it answers:
 that is the order, and a resumed study decides as an uninterrupted one. Trials are stopped, never
@@ -96,7 +96,7 @@ def falls_behind(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halving:
+class SuccessiveHalving:
     """Successive halving, asynchronous and without pauses (Li et al., A System for Massively
     Parallel Hyperparameter Tuning, 2020), in one bracket or in those of Hyperband.
 
@@ -190,7 +190,7 @@ class Median:
         return Comparison(own=max(values.values()), score=mean)
 
 
-Rule = Halving | Median
+Rule = SuccessiveHalving | Median
 
 
 class NoStopping(FIFOScheduler):
@@ -299,9 +299,9 @@ class StoppingScheduler(NoStopping):
         self._rows.pop(trial.config[RUN]["number"], None)
 
 
-def _halving(config: StudyConfig, chance: Chance | None, brackets: int) -> Halving:
+def _halving(config: StudyConfig, chance: Chance | None, brackets: int) -> SuccessiveHalving:
     rungs = tuple(milestone_epochs(config)[:-1])
-    return Halving(
+    return SuccessiveHalving(
         distill=config.distill,
         metric=config.metric,
         sign=_sign(config),
