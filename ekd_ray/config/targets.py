@@ -77,7 +77,7 @@ def pareto_front(
     Rows that lack an objective are on no front. Equal rows are on it together.
     """
     points = {
-        index: [_loss(row[name], name) for name in objectives]  # type: ignore[arg-type]
+        index: [as_loss(row[name], name) for name in objectives]  # type: ignore[arg-type]
         for index, row in enumerate(rows)
         if all(row.get(name) is not None for name in objectives)
     }
@@ -88,7 +88,8 @@ def pareto_front(
     ]
 
 
-def _loss(value: float, name: str) -> float:
+def as_loss(value: float, name: str) -> float:
+    """A metric's value, or its negative where larger is better: the smaller the better."""
     return -value if DIRECTIONS[name] == "max" else value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.config.targets import COSTS, DIRECTIONS, total_violation
+from ekd_ray.config.targets import COSTS, DIRECTIONS, as_loss, total_violation
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.results.paired import SETTLED_LEVEL, Paired, paired_difference
 from ekd_ray.results.records import RunRecord, table_of_rows
@@ -152,10 +152,10 @@ def rank_contenders(rows: Sequence[Row], config: StudyConfig) -> list[Row]:
     any that does not, the nearest before the others. Of equals the first of `rows`.
     """
     seeds = max((len(row.val) for row in rows), default=0)
-    sign = -1 if config.mode == "max" else 1
 
     def rank(row: Row) -> tuple[float, float]:
-        return total_violation(config.bounds, row.means()), sign * statistics.fmean(row.val)
+        score = as_loss(statistics.fmean(row.val), config.metric)
+        return total_violation(config.bounds, row.means()), score
 
     return sorted((row for row in rows if seeds and len(row.val) == seeds), key=rank)
 
@@ -191,10 +191,10 @@ def make_leaderboard(runs: Sequence[RunRecord], config: StudyConfig) -> Leaderbo
     both kinds what failed comes last."""
     rows = leaderboard_rows(runs, config)
     best = next(iter(rank_contenders(rows, config)), None)
-    sign = -1 if config.mode == "max" else 1
 
     def rank(row: Row) -> tuple[bool, bool, bool, float]:
-        score = -statistics.fmean(row.test) if row.test else sign * statistics.fmean(row.val or [0])
+        mean = statistics.fmean(row.test or row.val or [0])
+        score = -mean if row.test else as_loss(mean, config.metric)
         return not row.winner, not row.test, bool(row.failed), score
 
     marked = [replace(row, winner=row is best) for row in rows]

@@ -103,7 +103,7 @@ def clearly_worse(scores: Mapping[str, Sequence[float]]) -> set[str]:
     residuals = table - means[:, None] - table.mean(axis=0) + table.mean()
     deviation = float(np.sqrt((residuals**2).sum() / freedom))
     # A split of a few hundred images often gives equal scores, which show nothing.
-    if deviation <= 1e-12 * max(1.0, float(np.abs(table).max())):
+    if deviation <= EQUAL * max(1.0, float(np.abs(table).max())):
         return set()
     reach = _quantile(LEVEL, freedom) * deviation * np.sqrt(2 / seeds)
     return {name for name, mean in zip(scores, means, strict=True) if means.max() - mean > reach}

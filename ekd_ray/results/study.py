@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
-from ekd_ray.config.targets import evenly_spaced, pareto_front, total_violation
+from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_violation
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
@@ -128,12 +128,12 @@ class Study:
 
         Those that break a constraint come after all that keep them, the nearest first.
         """
-        metric, sign = self.config.metric, -1 if self.config.mode == "max" else 1
+        metric = self.config.metric
 
         def key(trial: RunRecord) -> tuple[float, float, int]:
             value = trial.value(metric)
             violation = total_violation(self.config.bounds, trial.last)
-            score = float("inf") if value is None else sign * value
+            score = float("inf") if value is None else as_loss(value, metric)
             return violation, score, trial.number or 0
 
         complete = (trial for trial in self.records() if trial.status == "complete")

@@ -132,7 +132,7 @@ def describe_lead(board: Leaderboard) -> str:
 
 
 def _scale_of(metric: str) -> tuple[int, int, str]:
-    """Of a difference as it is shown: what it is multiplied with, its digits and its unit."""
+    """The factor, the digits and the unit with which a difference of a metric is shown."""
     return (100, 2, "points of ") if is_share(metric) else (1, 4, "")
 
 

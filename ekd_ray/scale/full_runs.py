@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.config.targets import total_violation
+from ekd_ray.config.targets import as_loss, total_violation
 from ekd_ray.results.records import RunRecord, milestone_epochs, read_record, trial_folder
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.optuna_private import reopen_trial
@@ -105,11 +105,10 @@ def promise(
     epoch, mean = max(rungs or rows), config.rung_score == "mean"
     score = rung_score(rows, config.metric, epoch, config.distill, mean=mean)
     guesses = chance.explains(rung_score(rows, ACCURACY, epoch, config.distill, mean=mean))
-    sign = -1 if config.mode == "max" else 1
     return (
         total_violation(config.bounds, trial.last),
         guesses,
         -epoch,
-        sign * score,
+        as_loss(score, config.metric),
         trial.number or 0,
     )

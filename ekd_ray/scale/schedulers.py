@@ -25,6 +25,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.targets import as_loss
 from ekd_ray.data import dataset_info
 from ekd_ray.engine.resolve import split_sizes
 from ekd_ray.engine.runlog import read_rows
@@ -114,7 +115,6 @@ class SuccessiveHalving:
 
     distill: DistillConfig
     metric: str
-    sign: int
     mean: bool
     rungs: tuple[int, ...]
     reduction_factor: int
@@ -134,7 +134,8 @@ class SuccessiveHalving:
             accuracy = rung_score(rows, ACCURACY, epoch, self.distill, mean=self.mean)
             if self.chance.explains(accuracy):
                 return None
-        score = self.sign * rung_score(rows, self.metric, epoch, self.distill, mean=self.mean)
+        found = rung_score(rows, self.metric, epoch, self.distill, mean=self.mean)
+        score = -as_loss(found, self.metric)
         return Comparison(own=score, score=score)
 
 
@@ -171,7 +172,6 @@ class Median:
     """
 
     metric: str
-    sign: int
     grace: int
     full: int
     reduction_factor: int = 2
@@ -185,7 +185,9 @@ class Median:
         """The comparison of a trial after an epoch of its `rows`, None if there is none."""
         if not self.grace <= epoch < self.full or self.metric not in rows[epoch]:
             return None
-        values = {e: self.sign * row[self.metric] for e, row in rows.items() if e <= epoch}
+        values = {
+            e: -as_loss(row[self.metric], self.metric) for e, row in rows.items() if e <= epoch
+        }
         mean = statistics.fmean(value for e, value in values.items() if e >= self.grace)
         return Comparison(own=max(values.values()), score=mean)
 
@@ -304,7 +306,6 @@ def _halving(config: StudyConfig, chance: Chance | None, brackets: int) -> Succe
     return SuccessiveHalving(
         distill=config.distill,
         metric=config.metric,
-        sign=_sign(config),
         mean=config.rung_score == "mean",
         rungs=rungs,
         reduction_factor=config.reduction_factor,
@@ -315,13 +316,7 @@ def _halving(config: StudyConfig, chance: Chance | None, brackets: int) -> Succe
 
 
 def _median(config: StudyConfig, chance: Chance | None) -> Median:
-    return Median(
-        metric=config.metric, sign=_sign(config), grace=config.grace, full=config.distill.epochs
-    )
-
-
-def _sign(config: StudyConfig) -> int:
-    return 1 if config.mode == "max" else -1
+    return Median(metric=config.metric, grace=config.grace, full=config.distill.epochs)
 
 
 RULES: dict[str, Callable[[StudyConfig, Chance | None], Rule] | None] = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.study_config import FIRST_SEEDS
+from ekd_ray.config.targets import as_loss
 from ekd_ray.results.leaderboard import Row, find_lead
 from ekd_ray.results.paired import clearly_worse
 
@@ -34,8 +35,8 @@ def wanted_seeds(rows: Sequence[Row], config: StudyConfig) -> dict[str, int]:
         return {}
     if not config.confirm_elimination or config.objectives or config.constraints:
         return dict.fromkeys((row.name for row in racing), done + 1 if auto else config.most_seeds)
-    sign = 1 if config.mode == "max" else -1
-    worse = clearly_worse({row.name: [sign * value for value in row.val] for row in racing})
+    scores = {row.name: [-as_loss(value, config.metric) for value in row.val] for row in racing}
+    worse = clearly_worse(scores)
     return {
         row.name: done + 1
         for row in racing

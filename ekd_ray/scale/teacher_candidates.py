@@ -10,7 +10,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
-from ekd_ray.config.targets import DIRECTIONS
+from ekd_ray.config.targets import as_loss
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import HISTORY
@@ -95,9 +95,8 @@ def train_candidates(
 
 def choose_candidate(runs: Sequence[RunRecord], metric: str) -> RunRecord | None:
     """The complete run that is best by a metric, the first of equals; None if all failed."""
-    sign = -1 if DIRECTIONS[metric] == "max" else 1
     complete = [run for run in runs if run.status == "complete"]
-    return min(complete, key=lambda run: sign * run.metrics[metric], default=None)
+    return min(complete, key=lambda run: as_loss(run.metrics[metric], metric), default=None)
 
 
 def check_candidate_folder(folder: Path, candidates: Candidates | None) -> None:

@@ -121,12 +121,15 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("form", WHOLE)
-@settings(
+forty_examples = settings(
     max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+@pytest.mark.parametrize("form", WHOLE)
+@forty_examples
 @given(data=st.data())
 def test_truncated_at_any_length(refused, tmp_path, form, data):
     whole = WHOLE[form]
@@ -141,11 +144,7 @@ def test_truncated_at_any_length(refused, tmp_path, form, data):
 
 
 @pytest.mark.parametrize("form", WHOLE)
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@forty_examples
 @given(data=st.data())
 def test_flipped_bytes_never_give_another_error(tmp_path, form, data):
     """Damage may go unnoticed inside the numbers; it must never be anything but a UserError."""

@@ -12,7 +12,13 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from ekd_ray.config.targets import DIRECTIONS, evenly_spaced, pareto_front, total_violation
+from ekd_ray.config.targets import (
+    DIRECTIONS,
+    as_loss,
+    evenly_spaced,
+    pareto_front,
+    total_violation,
+)
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.results.importance import LEAST_TRIALS, judged_trials
@@ -472,15 +478,14 @@ def draw_parallel(content: Content) -> Iterator[Chart]:
         return
     study = build_study(scored, content.config.space or {}, DIRECTIONS[metric])
     figure = draw_plot("parallel_coordinate", study, names, metric_name(metric))
-    sign = 1 if DIRECTIONS[metric] == "max" else -1
     lines = [trace for trace in figure.data if trace.mode == "lines"]
     # The first axis is the metric's. One colour, so that the best are strong on black too.
-    for rank, line in enumerate(sorted(lines, key=lambda line: sign * line.y[0])):
+    for rank, line in enumerate(sorted(lines, key=lambda line: -as_loss(line.y[0], metric))):
         share = rank / max(1, len(lines) - 1)
         line.update(opacity=0.15 + 0.85 * share**3, line={"color": WINNER, "width": 1 + share**3})
     figure.data = sorted(lines, key=lambda line: line.opacity)
     figure.update_annotations(font={"color": None, "size": 11})
-    ranked = sorted(scored, key=lambda pair: -sign * pair[1])
+    ranked = sorted(scored, key=lambda pair: as_loss(pair[1], metric))
     yield Chart(
         name="parallel",
         title="Every trial of full length through all parameters, the better its score the "
