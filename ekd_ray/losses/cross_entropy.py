@@ -20,8 +20,8 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _losses(out: Outputs) -> dict[str, Tensor]:
-    first, *strong = (cross_entropy(student, out.target) for student, _ in out.views)
-    return {"ce": sum(strong, first)}
+    student, _, target = out.views
+    return {"ce": out.sum_over_views(cross_entropy(student, target))}
 
 
 CE_WEIGHT = MethodSetting(

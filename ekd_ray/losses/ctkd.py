@@ -15,6 +15,7 @@ from torch import Tensor
 from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.losses.cross_entropy import CROSS_ENTROPY
 from ekd_ray.losses.evidential import evidential
+from ekd_ray.losses.inputs import Scalar, scalar_like
 from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_TERM, KD_WEIGHT, STANDARDIZE
 from ekd_ray.losses.methods import Method, log_range, register_method, share_of_epochs
 
@@ -22,32 +23,32 @@ from ekd_ray.losses.methods import Method, log_range, register_method, share_of_
 INITIAL_LOGIT = 1.0
 
 
-def reversal_strength(epoch: int, warmup: int) -> float:
+def reversal_strength(epoch: Tensor, warmup: int) -> Tensor:
     """Factor on the temperature's gradient in an epoch (from 1): a half cosine from 0 to -1.
 
-    It stays at -1 once `warmup` epochs have passed, and is -1 at once for `warmup = 0`.
-    Li et al. 2023, eq. 11: the cosine schedule of the curriculum.
+    It stays at -1 once `warmup` epochs have passed, and is -1 at once for `warmup = 0`. 0-d, as
+    `epoch`. Li et al. 2023, eq. 11: the cosine schedule of the curriculum.
     """
-    if epoch >= warmup:
-        return -1.0
-    return (math.cos(math.pi * epoch / warmup) - 1.0) / 2.0
+    share = (epoch / max(warmup, 1)).clamp(max=1.0)
+    return (torch.cos(math.pi * share) - 1.0) / 2.0
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a number."""
+    """The identity, whose gradient is multiplied by a factor, 0-d."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
+    def forward(ctx: Any, value: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.factor, None
+        (factor,) = ctx.saved_tensors
+        return gradients[0] * factor, None
 
 
 def adversarial_temperature(
-    logit: Tensor, epoch: int, *, t_start: float, t_end: float, warmup: int
+    logit: Tensor, epoch: Scalar, *, t_start: Scalar, t_end: Scalar, warmup: int
 ) -> Tensor:
     """`T = t_start + t_end * sigmoid(g)`, with g's gradient reversed.
 
@@ -61,11 +62,12 @@ def adversarial_temperature(
     Li et al. 2023, the global temperature of the released code.
     """
     with torch.autocast(logit.device.type, enabled=False):
-        reversed_logit: Tensor = _ScaledGradient.apply(logit, reversal_strength(epoch, warmup))
+        strength = reversal_strength(scalar_like(epoch, logit.float()), warmup)
+        reversed_logit: Tensor = _ScaledGradient.apply(logit, strength)
         return t_start + t_end * torch.sigmoid(reversed_logit.float())
 
 
-def _temperature(logit: Tensor, epoch: int, settings: Any) -> Tensor:
+def _temperature(logit: Tensor, epoch: Tensor, settings: Any) -> Tensor:
     t_start, t_end, warmup = settings.ctkd_t_start, settings.ctkd_t_end, settings.ctkd_warmup
     return adversarial_temperature(logit, epoch, t_start=t_start, t_end=t_end, warmup=warmup)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from ekd_ray.losses.inputs import (
     categorical_kl,
     check_temperature,
     checked,
+    scalar_like,
+    soften,
+    times_square,
     without_autocast,
 )
 
@@ -30,8 +34,8 @@ from ekd_ray.losses.inputs import (
 # of 1,000 saturated classes is below 0.01, on values of 1e9 and more; gradients fit float32.
 EXP_EVIDENCE_LIMIT = 20.0
 
-# Above e^10 the two-term series of digamma is exact in float64 (next term 3e-20).
-_SERIES_FROM = 10.0
+# From e^40 on digamma is the logarithm to the last bit of float64 (the next term is 2e-18).
+_LOGARITHM_FROM = 40.0
 
 EVIDENCE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": functional.softplus,  # EKD, current release
@@ -47,15 +51,14 @@ def teacher_prior(log_prior: Scalar, teacher_log_prior: Scalar | None) -> Scalar
     return prior.detach() if isinstance(prior, Tensor) else prior
 
 
-def _prior_like(log_prior: Scalar, like: Tensor) -> Tensor:
-    """`log_prior` as a 0-d tensor of the dtype and device of `like`."""
+def prior_like(log_prior: Scalar, like: Tensor) -> Tensor:
+    """`log_prior` as a 0-d tensor of the dtype and device of `like`; raises `ValueError`."""
     if isinstance(log_prior, Tensor):
         if log_prior.dim():
             raise ValueError(f"log_prior must be 0-d, got shape {tuple(log_prior.shape)}")
-        return log_prior.to(like)
-    if not math.isfinite(log_prior):
+    elif not math.isfinite(log_prior):
         raise ValueError(f"log_prior must be finite, got {log_prior}")
-    return like.new_full((), log_prior)
+    return scalar_like(log_prior, like)
 
 
 @without_autocast
@@ -68,9 +71,19 @@ def evidence(logits: Tensor, kind: str) -> Tensor:
     EKD (ICCV 2025), second order: `softplus(z)` in the authors' current release,
     `log1p(softplus(z))` in their first one. Which of them gave a published figure is not known.
     """
+    return _evidence(at_least_float32(logits), kind)
+
+
+def _evidence(logits: Tensor, kind: str) -> Tensor:
     if kind not in EVIDENCE_FUNCTIONS:
         raise unknown_name("evidence function", kind, EVIDENCE_FUNCTIONS)
-    return EVIDENCE_FUNCTIONS[kind](at_least_float32(logits))
+    return EVIDENCE_FUNCTIONS[kind](logits)
+
+
+def _float_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if one of them is, else float32."""
+    doubles = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if doubles else torch.float32
 
 
 @without_autocast
@@ -81,8 +94,8 @@ def log_concentration(logits: Tensor, log_prior: Scalar, temperature: Scalar = 1
     float64). Raises `ValueError` for T <= 0 and a prior that is not finite or not 0-d.
     """
     check_temperature(temperature)
-    scaled = at_least_float32(logits) / temperature
-    return torch.logaddexp(scaled, _prior_like(log_prior, scaled))
+    scaled = soften(logits, temperature)
+    return torch.logaddexp(scaled, prior_like(log_prior, scaled))
 
 
 @without_autocast
@@ -102,19 +115,34 @@ def vacuity(logits: Tensor, log_prior: Scalar) -> Tensor:
     Sensoy et al. 2018, eq. 1 (there with a prior mass of 1).
     """
     log_a = log_concentration(logits, log_prior)
-    log_prior_mass = _prior_like(log_prior, log_a) + math.log(log_a.shape[1])
+    log_prior_mass = prior_like(log_prior, log_a) + math.log(log_a.shape[1])
     return (log_prior_mass - log_a.logsumexp(dim=1)).exp().clamp(max=1.0)
 
 
-def _digamma_exp(log_x: Tensor) -> Tensor:
-    """`psi(exp(l))` of a float64 tensor, finite in value and gradient for large l.
+class _ExpectedCrossEntropy(torch.autograd.Function):
+    """`psi(S) - psi(a_y)` of `log a` [B, C], mean over the batch, finite for every finite log.
 
-    Each branch is clamped to its own side: `where` passes a zero gradient to the side not
-    taken, and zero times an infinite derivative would be NaN.
+    Only [B, 2] values reach digamma, in float64 because trigamma, its derivative, is 1 / x^2 near
+    zero, which a small prior takes out of float32's range.
     """
-    small, large = log_x.clamp(max=_SERIES_FROM), log_x.clamp(min=_SERIES_FROM)
-    series = large - (-large).exp() / 2 - (-2 * large).exp() / 12
-    return torch.where(log_x < _SERIES_FROM, torch.digamma(small.exp()), series)
+
+    @staticmethod
+    def forward(ctx: Any, log_a: Tensor, target: Tensor) -> Tensor:
+        log_total = log_a.logsumexp(dim=1, keepdim=True)
+        logs = torch.cat([log_a.gather(1, target[:, None]), log_total], dim=1).double()
+        near = logs.clamp(max=_LOGARITHM_FROM)
+        x = near.exp()
+        ctx.save_for_backward(log_a, target, log_total, x)
+        digamma = torch.digamma(x) + (logs - near)
+        return (digamma[:, 1] - digamma[:, 0]).mean().to(log_a.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        log_a, target, log_total, x = ctx.saved_tensors
+        # By the logs: x psi'(x), which is 1 where the logarithm has taken over.
+        slopes = (x * torch.polygamma(1, x)).to(log_a.dtype) * (gradients[0] / len(x))
+        of_total = (log_a - log_total).exp() * slopes[:, 1:]
+        return of_total.scatter_add(1, target[:, None], -slopes[:, :1]), None
 
 
 @checked
@@ -126,12 +154,12 @@ def evidential_cross_entropy(logits: Tensor, target: Tensor, log_prior: Scalar) 
 
     EKD (ICCV 2025), evidential cross-entropy; Sensoy et al. 2018, eq. 4.
     """
-    log_a = log_concentration(logits, log_prior)
-    # Only [B] values reach digamma. In float64 because trigamma, its derivative, is 1 / x^2
-    # near zero, which a small prior takes out of float32's range.
-    log_target = log_a.gather(1, target[:, None]).squeeze(1).double()
-    log_total = log_a.logsumexp(dim=1).double()
-    return (_digamma_exp(log_total) - _digamma_exp(log_target)).mean().to(log_a.dtype)
+    return expected_cross_entropy(log_concentration(logits, log_prior), target)
+
+
+def expected_cross_entropy(log_a: Tensor, target: Tensor) -> Tensor:
+    """`evidential_cross_entropy` of the log of a concentration [B, C], unchecked."""
+    return cast(Tensor, _ExpectedCrossEntropy.apply(log_a, target))
 
 
 @checked
@@ -151,9 +179,48 @@ def expectation_kd_loss(
     EKD (ICCV 2025), first order.
     """
     prior = teacher_prior(log_prior, teacher_log_prior)
-    log_p_teacher = log_expectation(teacher_logits.detach(), temperature, prior)
-    log_p_student = log_expectation(student_logits, temperature, log_prior)
-    return temperature**2 * categorical_kl(log_p_teacher, log_p_student).mean()
+    teacher = log_concentration(teacher_logits.detach(), prior, temperature)
+    return expectation_kd(
+        log_concentration(student_logits, log_prior, temperature), teacher, temperature
+    )
+
+
+def expectation_kd(student: Tensor, teacher: Tensor, temperature: Scalar) -> Tensor:
+    """`expectation_kd_loss` of the logs of two concentrations [B, C], unchecked."""
+    log_p_teacher, log_p_student = (
+        functional.log_softmax(log_a, dim=1) for log_a in (teacher, student)
+    )
+    return times_square(categorical_kl(log_p_teacher, log_p_student).mean(), temperature)
+
+
+class _DirichletKL(torch.autograd.Function):
+    """`KL(Dir(p) || Dir(q))` [B] of float64 [B, C], as a sum of Bregman divergences of lgamma.
+
+    The row's total is one more column, so that every special function is called once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, q: Tensor) -> Tensor:
+        p, q = (torch.cat([a, a.sum(dim=1, keepdim=True)], dim=1) for a in (p, q))
+        digamma = torch.digamma(p)
+        ctx.save_for_backward(p, q, digamma)
+        columns = torch.lgamma(p) - torch.lgamma(q) - (p - q) * digamma
+        return columns[:, -1] - columns[:, :-1].sum(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        p, q, digamma = ctx.saved_tensors
+        by_p, by_q = ctx.needs_input_grad
+        gradient = gradients[0][:, None]
+        return (
+            gradient * _less_the_total((p - q) * torch.polygamma(1, p)) if by_p else None,
+            gradient * _less_the_total(torch.digamma(q) - digamma) if by_q else None,
+        )
+
+
+def _less_the_total(columns: Tensor) -> Tensor:
+    """Each of C columns minus the last one: [B, C + 1] -> [B, C]."""
+    return columns[:, :-1] - columns[:, -1:]
 
 
 @checked
@@ -171,16 +238,10 @@ def dirichlet_kl(concentration_p: Tensor, concentration_q: Tensor) -> Tensor:
     Raises:
         ValueError: shapes that differ or are not a floating [B, C] with B >= 1, C >= 2.
     """
-    dtype = torch.promote_types(
-        at_least_float32(concentration_p).dtype, at_least_float32(concentration_q).dtype
-    )
+    dtype = _float_dtype(concentration_p, concentration_q)
     # lnG(S) reaches 1e8 where the divergence itself may be 1: float32 keeps no digit of it.
-    p, q = concentration_p.double(), concentration_q.double()
-    p_total, q_total = p.sum(dim=1, keepdim=True), q.sum(dim=1, keepdim=True)
-    totals = torch.lgamma(p_total) - torch.lgamma(q_total)
-    expected_log = torch.digamma(p) - torch.digamma(p_total)
-    classes = (p - q) * expected_log - (torch.lgamma(p) - torch.lgamma(q))
-    return (totals.squeeze(1) + classes.sum(dim=1)).to(dtype)
+    kl: Tensor = _DirichletKL.apply(concentration_p.double(), concentration_q.double())
+    return kl.to(dtype)
 
 
 @checked
@@ -202,13 +263,17 @@ def distribution_kd_loss(
     EKD (ICCV 2025), second order: in the authors' current release T = 1 and `softplus`, in their
     first one the T of the first order and `log1p_softplus`.
     """
-    dtype = torch.promote_types(
-        at_least_float32(student_logits).dtype, at_least_float32(teacher_logits).dtype
+    student, teacher = (
+        soften(logits.double(), temperature) for logits in (student_logits, teacher_logits.detach())
     )
-    prior = teacher_prior(log_prior, teacher_log_prior)
-    teacher = _concentration(teacher_logits.detach().double() / temperature, prior, evidence)
-    student = _concentration(student_logits.double() / temperature, log_prior, evidence)
-    return (temperature**2 * dirichlet_kl(teacher, student).mean()).to(dtype)
+    prior = prior_like(log_prior, student).exp()
+    teacher_prior = prior.detach()
+    if teacher_log_prior is not None:
+        teacher_prior = prior_like(teacher_log_prior, teacher).exp().detach()
+    kl: Tensor = _DirichletKL.apply(
+        _evidence(teacher, evidence) + teacher_prior, _evidence(student, evidence) + prior
+    )
+    return times_square(kl.mean(), temperature).to(_float_dtype(student_logits, teacher_logits))
 
 
 @checked
@@ -225,17 +290,7 @@ def prior_kl_loss(
     Sensoy et al. 2018, section 4 (there with a prior mass of 1).
     """
     z = logits.double()
-    wrong = torch.ones_like(z).scatter(1, target[:, None], 0.0)
-    concentration = _concentration(z, log_prior, evidence, keep=wrong)
-    prior = _prior_like(log_prior, z).exp().expand_as(z)
-    return dirichlet_kl(concentration, prior).mean().to(at_least_float32(logits).dtype)
-
-
-def _concentration(
-    logits: Tensor, log_prior: Scalar, kind: str, keep: Tensor | None = None
-) -> Tensor:
-    """`evidence(z) * keep + e^lambda`, [B, C]."""
-    amount = evidence(logits, kind)
-    if keep is not None:
-        amount = amount * keep
-    return amount + _prior_like(log_prior, logits).exp()
+    prior = prior_like(log_prior, z).exp()
+    wrong = _evidence(z, evidence).scatter(1, target[:, None], 0.0)
+    kl: Tensor = _DirichletKL.apply(wrong + prior, prior.expand_as(z))
+    return kl.mean().to(_float_dtype(logits))

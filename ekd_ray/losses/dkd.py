@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.losses.cross_entropy import CE_WEIGHT, CROSS_ENTROPY
@@ -19,8 +18,17 @@ from ekd_ray.losses.inputs import (
     Scalar,
     categorical_kl,
     checked,
+    is_one,
+    soften,
+    times_square,
 )
-from ekd_ray.losses.kd import KD_WEIGHT, STANDARDIZE, TEMPERATURE, softmax_inputs
+from ekd_ray.losses.kd import (
+    KD_WEIGHT,
+    STANDARDIZE,
+    TEMPERATURE,
+    log_concentrations,
+    softmax_inputs,
+)
 from ekd_ray.losses.methods import (
     Method,
     Outputs,
@@ -31,29 +39,23 @@ from ekd_ray.losses.methods import (
 )
 
 
-def _split(log_mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [B, 2] of (target, rest), and [B, C - 1] among the rest.
-
-    The published code keeps the target's column and subtracts 1000 from it before the
-    softmax, which fails once logits differ by 1000. Leaving the column out is what that
-    approximates, and is exact; indices instead of a mask keep the shape known (no sync).
-    """
-    columns = torch.arange(log_mass.shape[1] - 1, device=log_mass.device)
-    columns = columns + (columns >= target[:, None]).long()
-    rest = log_mass.gather(1, columns)
-    pair = torch.cat([log_mass.gather(1, target[:, None]), rest.logsumexp(1, keepdim=True)], 1)
-    return functional.log_softmax(pair, dim=1), functional.log_softmax(rest, dim=1)
-
-
 def _decoupled_kl(
-    student: Tensor, teacher: Tensor, target: Tensor, alpha: float, beta: float
+    student: Tensor, teacher: Tensor, target: Tensor, alpha: Scalar, beta: Scalar
 ) -> Tensor:
-    """`alpha * TCKD + beta * NCKD` of two unnormalised log distributions [B, C], batch mean."""
-    student_pair, student_rest = _split(student, target)
-    teacher_pair, teacher_rest = _split(teacher, target)
-    tckd = categorical_kl(teacher_pair, student_pair)
-    nckd = categorical_kl(teacher_rest, student_rest)
-    return (alpha * tckd + beta * nckd).mean()
+    """`alpha * TCKD + beta * NCKD` of two unnormalised log distributions [B, C], batch mean.
+
+    The published code subtracts 1000 from the target's column before the softmax over the rest,
+    which fails once logits differ by 1000. Here it gets the lowest number whose differences are
+    finite: its probability is 0 and it adds nothing.
+    """
+    logs = torch.stack([teacher, student])
+    column = target[None, :, None].expand(2, -1, -1)
+    rest = logs.scatter(2, column, torch.finfo(logs.dtype).min / 2)
+    log_rest = rest.logsumexp(dim=2, keepdim=True)
+    pair = torch.cat([logs.gather(2, column), log_rest], dim=2)
+    tckd = categorical_kl(*pair.log_softmax(dim=2))
+    nckd = categorical_kl(*(rest - log_rest))
+    return ((tckd if is_one(alpha) else alpha * tckd) + beta * nckd).mean()
 
 
 @checked
@@ -63,8 +65,8 @@ def dkd_loss(
     target: Tensor,
     temperature: Scalar,
     *,
-    alpha: float = 1.0,
-    beta: float = 8.0,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 8.0,
     standardize: bool = False,
 ) -> Tensor:
     """`T^2 * (alpha * TCKD + beta * NCKD)`, mean over the batch.
@@ -78,8 +80,8 @@ def dkd_loss(
     Zhao et al. 2022, eq. 7.
     """
     student, teacher = softmax_inputs(student_logits, teacher_logits, standardize)
-    kl = _decoupled_kl(student / temperature, teacher / temperature, target, alpha, beta)
-    return temperature**2 * kl
+    student, teacher = soften(student, temperature), soften(teacher, temperature)
+    return times_square(_decoupled_kl(student, teacher, target, alpha, beta), temperature)
 
 
 @checked
@@ -91,8 +93,8 @@ def expectation_dkd_loss(
     *,
     log_prior: Scalar,
     teacher_log_prior: Scalar | None = None,
-    alpha: float = 1.0,
-    beta: float = 8.0,
+    alpha: Scalar = 1.0,
+    beta: Scalar = 8.0,
 ) -> Tensor:
     """`dkd_loss` on the Dirichlet expectations `a / S`, `a = exp(z / T) + e^lambda` (DKD+EKD).
 
@@ -104,21 +106,16 @@ def expectation_dkd_loss(
     prior = teacher_prior(log_prior, teacher_log_prior)
     student = log_concentration(student_logits, log_prior, temperature)
     teacher = log_concentration(teacher_logits.detach(), prior, temperature)
-    return temperature**2 * _decoupled_kl(student, teacher, target, alpha, beta)
+    return times_square(_decoupled_kl(student, teacher, target, alpha, beta), temperature)
 
 
 def _losses(out: Outputs) -> dict[str, Tensor]:
-    loss = expectation_dkd_loss if out.method.evidential else dkd_loss
-    value = loss(
-        out.student,
-        out.teacher,
-        out.target,
-        out.temperature,
-        alpha=out.settings.dkd_alpha,
-        beta=out.settings.dkd_beta,
-        **out.statistics,
-    )
-    return {"kd": value}
+    alpha, beta = out.settings.dkd_alpha, out.settings.dkd_beta
+    if not out.method.evidential:
+        logits = out.student, out.teacher, out.target
+        return {"kd": dkd_loss(*logits, out.temperature, alpha=alpha, beta=beta, **out.statistics)}
+    kl = _decoupled_kl(*log_concentrations(out), out.target, alpha, beta)
+    return {"kd": times_square(kl, out.temperature)}
 
 
 DKD = register_method(

@@ -16,7 +16,7 @@ from ekd_ray.losses.cross_entropy import NONE
 from ekd_ray.losses.dirichlet import (
     EVIDENCE_FUNCTIONS,
     distribution_kd_loss,
-    evidential_cross_entropy,
+    expected_cross_entropy,
     prior_kl_loss,
 )
 from ekd_ray.losses.methods import (
@@ -80,29 +80,24 @@ _PRIOR = (
 )  # fmt: skip
 
 
-def _sum(name: str, values: list[Tensor]) -> dict[str, Tensor]:
-    first, *strong = values
-    return {name: sum(strong, first)}
-
-
 def _cross_entropy(out: Outputs) -> dict[str, Tensor]:
-    prior = out.statistics["log_prior"]
-    return _sum("ce", [evidential_cross_entropy(s, out.target, prior) for s, _ in out.views])
+    value = expected_cross_entropy(out.log_concentration, out.views[2])
+    return {"ce": out.sum_over_views(value)}
 
 
 def _second_order(out: Outputs) -> dict[str, Tensor]:
+    student, teacher, _ = out.views
     # The temperature, learned or not, enters the first order only (EKD, current release).
     temperature, evidence = out.settings.ekd_temperature, out.settings.evidence
-    return _sum("ekd", [
-        distribution_kd_loss(s, t, temperature, evidence=evidence, **out.statistics)
-        for s, t in out.views
-    ])  # fmt: skip
+    value = distribution_kd_loss(student, teacher, temperature, evidence=evidence, **out.statistics)
+    return {"ekd": out.sum_over_views(value)}
 
 
 def _prior_kl(out: Outputs) -> dict[str, Tensor]:
+    student, _, target = out.views
     prior, evidence = out.statistics["log_prior"], out.settings.prior_kl_evidence
-    values = [prior_kl_loss(s, out.target, prior, evidence=evidence) for s, _ in out.views]
-    return _sum("prior_kl", values)
+    value = prior_kl_loss(student, target, prior, evidence=evidence)
+    return {"prior_kl": out.sum_over_views(value)}
 
 
 _CROSS_ENTROPY = Term(names=("ce",), weight="ce_weight", loss=_cross_entropy)

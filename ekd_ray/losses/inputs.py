@@ -42,16 +42,19 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     Logits are all parameters that are annotated `Tensor` but `target`: floating [B, C] of one
     shape, as the functions below ask for them.
     """
-    signature = inspect.signature(function)
+    parameters = inspect.signature(function).parameters
     names = [
         name
-        for name, parameter in signature.parameters.items()
+        for name, parameter in parameters.items()
         if parameter.annotation in ("Tensor", Tensor) and name != "target"
     ]
+    positions = tuple(parameters)
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = signature.bind(*args, **kwargs).arguments
+        given = {**dict(zip(positions, args, strict=False)), **kwargs}
+        if not given.keys() >= {*names}:
+            return function(*args, **kwargs)  # which says what is missing
         logits = {name: given[name] for name in names}
         check_logits(**logits)
         if "target" in given:
@@ -95,6 +98,27 @@ def check_temperature(temperature: Scalar) -> None:
         raise ValueError(f"temperature must be finite and > 0, got {temperature}")
 
 
+def scalar_like(value: Scalar, like: Tensor) -> Tensor:
+    """A scalar as a 0-d tensor of the dtype and device of `like`; a number is not copied there."""
+    return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
+
+
+def soften(logits: Tensor, temperature: Scalar) -> Tensor:
+    """`z / T`, in at least float32; without the division, a launch, for the number 1."""
+    logits = at_least_float32(logits)
+    return logits if is_one(temperature) else logits / temperature
+
+
+def times_square(loss: Tensor, temperature: Scalar) -> Tensor:
+    """`T^2 * loss`; as `soften`, the loss itself for the number 1."""
+    return loss if is_one(temperature) else temperature**2 * loss
+
+
+def is_one(temperature: Scalar) -> bool:
+    """Whether it is the number 1; a tensor's value is not read."""
+    return not isinstance(temperature, Tensor) and temperature == 1
+
+
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """`KL(p || q)` of each row, from normalised log-probabilities [B, C]; returns [B], nats."""
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+    """`KL(p || q)` of normalised log-probabilities [..., C]; returns [...], nats."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)

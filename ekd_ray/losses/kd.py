@@ -13,13 +13,16 @@ from torch.nn import functional
 
 from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.losses.cross_entropy import CE_WEIGHT, CROSS_ENTROPY
-from ekd_ray.losses.dirichlet import expectation_kd_loss
+from ekd_ray.losses.dirichlet import expectation_kd, log_concentration, teacher_prior
 from ekd_ray.losses.evidential import evidential
 from ekd_ray.losses.inputs import (
     Scalar,
     at_least_float32,
     categorical_kl,
     checked,
+    is_one,
+    soften,
+    times_square,
 )
 from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
 
@@ -58,9 +61,10 @@ def kd_loss(
     Hinton et al. 2015, section 2: T^2 keeps the gradients' size independent of T.
     """
     student, teacher = softmax_inputs(student_logits, teacher_logits, standardize)
-    log_p_teacher = functional.log_softmax(teacher / temperature, dim=1)
-    log_p_student = functional.log_softmax(student / temperature, dim=1)
-    return temperature**2 * categorical_kl(log_p_teacher, log_p_student).mean()
+    log_p_teacher, log_p_student = (
+        functional.log_softmax(soften(logits, temperature), dim=1) for logits in (teacher, student)
+    )
+    return times_square(categorical_kl(log_p_teacher, log_p_student).mean(), temperature)
 
 
 def softmax_inputs(
@@ -74,8 +78,20 @@ def softmax_inputs(
 
 
 def _losses(out: Outputs) -> dict[str, Tensor]:
-    loss = expectation_kd_loss if out.method.evidential else kd_loss
-    return {"kd": loss(out.student, out.teacher, out.temperature, **out.statistics)}
+    if not out.method.evidential:
+        return {"kd": kd_loss(out.student, out.teacher, out.temperature, **out.statistics)}
+    student, teacher = log_concentrations(out)
+    return {"kd": expectation_kd(student, teacher, out.temperature)}
+
+
+def log_concentrations(out: Outputs) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's [B, C], at the method's temperature, of the weak view."""
+    prior, temperature = out.statistics["log_prior"], out.temperature
+    teacher_log_prior = teacher_prior(prior, out.statistics["teacher_log_prior"])
+    teacher = log_concentration(out.teacher.detach(), teacher_log_prior, temperature)
+    if is_one(temperature) and not out.method.strong_view:
+        return out.log_concentration, teacher
+    return log_concentration(out.student, prior, temperature), teacher
 
 
 TEMPERATURE = MethodSetting(

@@ -16,46 +16,46 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ekd_ray.losses.cross_entropy import CROSS_ENTROPY, cross_entropy
-from ekd_ray.losses.dirichlet import evidential_cross_entropy, log_expectation, teacher_prior
+from ekd_ray.losses.dirichlet import evidential_cross_entropy, prior_like, teacher_prior
 from ekd_ray.losses.evidential import evidential
 from ekd_ray.losses.inputs import (
     Scalar,
     categorical_kl,
     checked,
+    scalar_like,
 )
 from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_WEIGHT, STANDARDIZE, TEMPERATURE, softmax_inputs
 from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
 
-# The temperatures that go with T in every sum of the released code, and the ones of the
-# instance terms that it calls strong: T, 3 and 5 on the strong view, 2 and 6 on the weak.
+# The temperatures that go with T in every sum of the released code. The instance terms that it
+# calls strong take the first three, T, 3 and 5, on the strong view, and 2 and 6 on the weak one.
 TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
-STRONG_TEMPERATURES = (3.0, 5.0)
-WEAK_AGAIN = (2.0, 6.0)
+_STRONG = 3
 
-# Log-probabilities [B, C] of (student, teacher) at a temperature.
-_Predictions = Callable[[Scalar], tuple[Tensor, Tensor]]
-
-
-def _softmaxes(student: Tensor, teacher: Tensor, standardize: bool) -> _Predictions:
-    s, t = softmax_inputs(student, teacher, standardize)
-    return lambda temperature: (
-        functional.log_softmax(s / temperature, dim=1),
-        functional.log_softmax(t / temperature, dim=1),
-    )
+# Log-probabilities [2, K, B, C] of (teacher, student) at K temperatures, from logits [B, C].
+_Predictions = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _expectations(
-    student: Tensor, teacher: Tensor, log_prior: Scalar, teacher_log_prior: Scalar | None
-) -> _Predictions:
-    prior = teacher_prior(log_prior, teacher_log_prior)
-    return lambda temperature: (
-        log_expectation(student, temperature, log_prior),
-        log_expectation(teacher.detach(), temperature, prior),
-    )
+def _softmaxes(student: Tensor, teacher: Tensor, temperatures: Tensor) -> Tensor:
+    logits = torch.stack([teacher, student])[:, None]
+    return functional.log_softmax(logits / temperatures[:, None, None], dim=3)
+
+
+def _expectations(log_prior: Scalar, teacher_log_prior: Scalar | None) -> _Predictions:
+    priors = teacher_prior(log_prior, teacher_log_prior), log_prior
+
+    def predictions(student: Tensor, teacher: Tensor, temperatures: Tensor) -> Tensor:
+        logits = torch.stack([teacher, student])[:, None] / temperatures[:, None, None]
+        log_priors = torch.stack([prior_like(prior, logits) for prior in priors])
+        log_a = torch.logaddexp(logits, log_priors[:, None, None, None])
+        return functional.log_softmax(log_a, dim=3)
+
+    return predictions
 
 
 def _confident_share(confidence: Tensor) -> Tensor:
@@ -76,27 +76,53 @@ def class_share(probabilities: Tensor) -> Tensor:
     return _confident_share(probabilities.sum(dim=0))
 
 
-def _kd(predictions: _Predictions, temperature: Scalar) -> Tensor:
-    student, teacher = predictions(temperature)
-    return temperature**2 * categorical_kl(teacher, student).mean()
-
-
 def _instance_alignment(
-    weak: _Predictions, strong: _Predictions, temperature: Scalar, share: Tensor
+    weak: Tensor, strong: Tensor, temperatures: Tensor, share: Tensor
 ) -> Tensor:
     """`m * sum_T kd(weak, T) + kd(strong, {T0, 3, 5}) + kd(weak, {2, 6})`, 0-d, nats.
 
-    `share` is `m`, of the teacher's logits as they are. Jin et al. 2023, eq. 3, as released.
+    Predictions are [2, 5, B, C] of the weak view and [2, 3, B, C] of the strong one, and `share`
+    is `m`, of the teacher's logits as they are. Jin et al. 2023, eq. 3, as released.
     """
-    fixed = {t: _kd(weak, t) for t in TEMPERATURES}
-    masked = _kd(weak, temperature) + sum(fixed.values())
-    on_strong = sum(_kd(strong, t) for t in (temperature, *STRONG_TEMPERATURES))
-    return share * masked + on_strong + sum(fixed[t] for t in WEAK_AGAIN)
+    squares = temperatures.square()
+    on_weak = squares * categorical_kl(*weak).mean(dim=1)
+    on_strong = squares[:_STRONG] * categorical_kl(*strong).mean(dim=1)
+    return share * on_weak.sum() + on_weak[_STRONG:].sum() + on_strong.sum()
 
 
-def _gram_gap(student: Tensor, teacher: Tensor) -> Tensor:
-    """`||X_t X_t' - X_s X_s'||^2 / K` of two [K, L], 0-d."""
-    return (teacher @ teacher.T - student @ student.T).square().sum() / len(student)
+def _gram_gaps(rows: Tensor) -> Tensor:
+    """`sum_T ||X_t X_t' - X_s X_s'||^2 / K` of [2, T, K, L], 0-d."""
+    teacher, student = (rows @ rows.mT).unbind()
+    return (teacher - student).square().sum() / rows.shape[2]
+
+
+def _alignments(
+    student_weak: Tensor,
+    teacher_weak: Tensor,
+    student_strong: Tensor,
+    teacher_strong: Tensor,
+    temperature: Scalar,
+    standardize: bool,
+    predictions: _Predictions,
+) -> dict[str, Tensor]:
+    """The alignments of `mlkd_terms` without their weight."""
+    weak = softmax_inputs(student_weak, teacher_weak, standardize=False)
+    strong = softmax_inputs(student_strong, teacher_strong, standardize)
+    values = (temperature, *TEMPERATURES)
+    temperatures = torch.stack([scalar_like(value, weak[0]) for value in values])
+    on_weak = aligned = predictions(*weak, temperatures)
+    if standardize:
+        standardized = softmax_inputs(student_weak, teacher_weak, standardize)
+        aligned = predictions(*standardized, temperatures)
+    on_strong = predictions(*strong, temperatures[:_STRONG])
+    confidence = predictions(*weak, torch.ones_like(temperatures[:1]))[0, 0].exp()
+    m, c = sample_share(confidence), class_share(confidence)
+    probabilities = on_weak.exp()
+    return {
+        "instance": _instance_alignment(aligned, on_strong, temperatures, m),
+        "class": c * _gram_gaps(probabilities.mT),
+        "batch": m * _gram_gaps(probabilities),
+    }
 
 
 @checked
@@ -160,29 +186,20 @@ def mlkd_terms(
         )
         terms["ce"] = ce_weight * (on_weak + on_strong)
     if kd_weight:
-
-        def predictions(student: Tensor, teacher: Tensor, standardize: bool) -> _Predictions:
-            if log_prior is None:
-                return _softmaxes(student, teacher, standardize)
-            return _expectations(student, teacher, log_prior, teacher_log_prior)
-
-        weak = predictions(student_weak, teacher_weak, False)
-        aligned = predictions(student_weak, teacher_weak, True) if standardize else weak
-        strong = predictions(student_strong, teacher_strong, standardize)
-        temperatures = (temperature, *TEMPERATURES)
-        confidence = weak(1.0)[1].exp()
-        m, c = sample_share(confidence), class_share(confidence)
-        terms["instance"] = kd_weight * _instance_alignment(aligned, strong, temperature, m)
-        gaps = sum(_gram_gap(s.exp().T, t.exp().T) for s, t in map(weak, temperatures))
-        terms["class"] = kd_weight * (c * gaps)
-        gaps = sum(_gram_gap(s.exp(), t.exp()) for s, t in map(weak, temperatures))
-        terms["batch"] = kd_weight * (m * gaps)
+        alignments = _alignments(
+            student_weak, teacher_weak, student_strong, teacher_strong, temperature, standardize,
+            _softmaxes if log_prior is None else _expectations(log_prior, teacher_log_prior),
+        )  # fmt: skip
+        terms |= {name: kd_weight * value for name, value in alignments.items()}
     return terms
 
 
 def _losses(out: Outputs) -> dict[str, Tensor]:
-    logits = (out.student, out.teacher, out.student_strong, out.teacher_strong, out.target)
-    return mlkd_terms(*logits, out.temperature, ce_weight=0.0, kd_weight=1.0, **out.statistics)
+    values = dict(out.statistics)
+    standardize = values.pop("standardize", False)
+    predictions = _expectations(**values) if out.method.evidential else _softmaxes
+    logits = (out.student, out.teacher, out.student_strong, out.teacher_strong)
+    return _alignments(*logits, out.temperature, standardize, predictions)
 
 
 MLKD = register_method(

@@ -5,6 +5,8 @@ Every weight is multiplied in exactly one place, `Objective.forward`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.losses.ctkd import INITIAL_LOGIT
-from ekd_ray.losses.inputs import Scalar
+from ekd_ray.losses.inputs import Scalar, at_least_float32, without_autocast
 from ekd_ray.losses.methods import Outputs, Term, method_of, ramp
 
 
@@ -37,6 +39,12 @@ class Objective(nn.Module):
         # The settings of methods are found by name: no type checker knows them.
         self.settings = cast(Any, config)
         self.method = method_of(config)
+        self._terms = [term for term in self.method.terms if getattr(config, term.weight)]
+        values = {name: getattr(config, name) for name in self.method.setting_names}
+        numbers = {k: v for k, v in values.items() if isinstance(v, float) and v != 1}
+        self._number_names = tuple(numbers)
+        self._plain = {k: v for k, v in values.items() if k not in numbers}
+        self.register_buffer("_numbers", torch.tensor([*numbers.values()]), persistent=False)
         if self.method.evidential:
             learned, start = self.settings.learn_log_prior, self.settings.log_prior
             prior = torch.tensor((1.0 if learned else 0.0) if start is None else start)
@@ -54,11 +62,24 @@ class Objective(nn.Module):
         """The student's log prior as a number (waits for the device), None for softmax methods."""
         return float(self.log_prior.detach()) if self.method.evidential else None
 
-    def temperature(self, epoch: int) -> Scalar:
+    def factors(self, epoch: int) -> Tensor:
+        """What a step takes from the host, float32 [F] on the objective's device.
+
+        The epoch (from 1), the weight of each term in it, ramps included, and the method's real
+        settings: tensors, so that a step that is compiled once serves all epochs and trials.
+        """
+        found = torch.tensor([epoch, *self.weights(epoch).values()], dtype=self._numbers.dtype)
+        return torch.cat([found.to(self._numbers.device), self._numbers])
+
+    def _read_settings(self, numbers: Iterable[Tensor]) -> SimpleNamespace:
+        """The method's settings, as `Outputs` has them."""
+        return SimpleNamespace(**self._plain, **dict(zip(self._number_names, numbers, strict=True)))
+
+    def _temperature(self, epoch: Tensor, settings: SimpleNamespace) -> Scalar:
         """The temperature: a setting, or the learned one (0-d)."""
         if self.method.learned_temperature:
-            return self.method.learned_temperature(self.temperature_logit, epoch, self.settings)
-        return cast(float, self.settings.temperature)
+            return self.method.learned_temperature(self.temperature_logit, epoch, settings)
+        return cast(Scalar, getattr(settings, "temperature", 1.0))
 
     def state(self, epoch: int) -> dict[str, float]:
         """Learned values for the log: `log_prior`, `temperature` (waits for the device).
@@ -69,7 +90,8 @@ class Objective(nn.Module):
         values = {} if prior is None else {"log_prior": prior}
         if self.method.learned_temperature:
             with torch.no_grad():
-                values["temperature"] = float(self.temperature(epoch))
+                settings = self._read_settings(self._numbers.unbind())
+                values["temperature"] = float(self._temperature(self.factors(epoch)[0], settings))
         return values
 
     @property
@@ -89,17 +111,15 @@ class Objective(nn.Module):
 
         Terms of weight 0 are left out: they are not computed.
         """
-        found = {
-            name: self._weight(term, epoch) for term in self.method.terms for name in term.names
-        }
-        return {name: weight for name, weight in found.items() if weight}
+        return {name: self._weight(term, epoch) for term in self._terms for name in term.names}
 
+    @without_autocast
     def forward(
         self,
         student_logits: Tensor,
         teacher_logits: Tensor | None,
         target: Tensor,
-        epoch: int,
+        epoch: int | Tensor,
         *,
         student_strong: Tensor | None = None,
         teacher_strong: Tensor | None = None,
@@ -110,7 +130,8 @@ class Objective(nn.Module):
             student_logits: [B, C], any float dtype; the losses are computed in float32.
             teacher_logits: [B, C], or None for a method without a teacher.
             target: [B] int64 class indices.
-            epoch: counted from 1, for the ramps.
+            epoch: counted from 1, for the ramps; or its `factors`, which a loop over steps makes
+                once an epoch.
             student_strong, teacher_strong: [B, C], the strong view's, for methods that
                 look at one.
 
@@ -121,26 +142,27 @@ class Objective(nn.Module):
             raise ValueError(f"method {self.config.method!r} needs teacher_logits, got None")
         if self.method.strong_view and (student_strong is None or teacher_strong is None):
             raise ValueError(f"method {self.config.method!r} needs the strong view, got None")
+        factors = epoch if isinstance(epoch, Tensor) else self.factors(epoch)
+        names = [name for term in self._terms for name in term.names]
+        weights, numbers = factors[1 : 1 + len(names)], factors[1 + len(names) :]
+        settings = self._read_settings(numbers.unbind())
         out = Outputs(
-            student=student_logits,
+            student=at_least_float32(student_logits),
             teacher=cast(Tensor, teacher_logits),
             target=target,
             student_strong=cast(Tensor, student_strong),
             teacher_strong=cast(Tensor, teacher_strong),
-            temperature=self.temperature(epoch),
+            temperature=self._temperature(factors[0], settings),
             statistics=self.statistics,
-            settings=self.settings,
+            settings=settings,
             method=self.method,
         )
-        total = torch.zeros((), device=student_logits.device)
-        values = {}
-        for term in self.method.terms:
-            weight = self._weight(term, epoch)
-            if weight:
-                for name, value in term.loss(out).items():
-                    total = total + weight * value
-                    values[name] = value.detach()
+        found: dict[str, Tensor] = {}
+        for term in self._terms:
+            found |= term.loss(out)
+        values = torch.stack([found[name] for name in names])
+        total = (values * weights).sum()
         # Every parameter takes part, also when its term's weight is 0: DDP waits for all.
         for parameter in self.parameters():
             total = total + 0.0 * parameter
-        return total, values
+        return total, dict(zip(names, values.detach().unbind(), strict=True))

@@ -41,7 +41,8 @@ def test_the_reversal_is_the_published_half_cosine(loops):
     for epoch in range(1, 2 * loops + 2):
         share = (math.cos(min(epoch, loops) * math.pi / loops) + 1.0) * 0.5
         published = share * (0.0 - -1.0) + -1.0
-        assert reversal_strength(epoch, loops) == pytest.approx(published, abs=1e-12)
+        strength = reversal_strength(torch.tensor(float(epoch), dtype=torch.float64), loops)
+        assert float(strength) == pytest.approx(published, abs=1e-12)
 
 
 # ---------------------------------------------------------------- the temperature
