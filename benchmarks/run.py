@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import memory, step, study
+from benchmarks import launches, memory, step, study
 from benchmarks.measure import machine
 from ekd_ray.engine.resolve import check_compiler
 from ekd_ray.errors import UserError
@@ -25,7 +25,7 @@ from ekd_ray.models import model_names
 from ekd_ray.scale.cluster import local_cpus
 
 STEPS = ("step", "peer", "compile")  # parts of one measurement, taking turns
-THEMES = (*STEPS, "study", "memory")
+THEMES = (*STEPS, "launches", "study", "memory")
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,8 +34,8 @@ def parse() -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="peer adds torchdistill to step, compile our own step under compile=true; study "
-        "reports the overhead share as well.",
+        epilog="peer adds torchdistill to step, compile our own step under compile=true; launches "
+        "counts operations; study reports the overhead share as well.",
     )
     parser.add_argument("themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
@@ -107,6 +107,11 @@ def main() -> None:
             }  # fmt: skip
             result["step"], ratios = step.summary(found)
             result["ratios"] |= ratios
+        if "launches" in args.themes:
+            result["launches"] = launches.measure()
+            for part, counts in result["launches"].items():
+                for name, count in counts.items():
+                    print(f"{'operations of the ' + part + ' ' + name:50s} {count}")
         if "memory" in args.themes:
             result["memory"], ratios = memory.measure(Path(folder), _note)
             result["ratios"] |= ratios

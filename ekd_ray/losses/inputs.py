@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = {**dict(zip(positions, args, strict=False)), **kwargs}
+        given: dict[str, Any] = {**dict(zip(positions, args, strict=False)), **kwargs}
         if not given.keys() >= {*names}:
             return function(*args, **kwargs)  # which says what is missing
         logits = {name: given[name] for name in names}

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
 from ekd_ray.errors import UserError, unknown_name
-from ekd_ray.losses.dirichlet import log_concentration
 from ekd_ray.losses.inputs import Scalar
+
+
+class MethodValues:
+    """A method's settings as attributes, of a kind that `torch.compile` traces."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        return self._values[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,10 @@ class Outputs:
         student, teacher: logits [B, C]; the teacher's are None for a method without one.
         target: [B] int64 class indices.
         student_strong, teacher_strong: [B, C], or None for a method of one view.
+        views: student, teacher and target of all views as one batch, [B, C] or [2 B, C]: one
+            large operation costs a GPU less than two small ones.
+        log_concentration: the student's on `views` at T = 1, which several terms of an
+            evidential method read; None for a softmax method.
         temperature: the setting, or the learned one (0-d).
         statistics: keyword arguments of the losses: `standardize` of a softmax method,
             `log_prior` and `teacher_log_prior` (0-d, log of the prior mass per class) of an
@@ -43,33 +54,16 @@ class Outputs:
     target: Tensor
     student_strong: Tensor
     teacher_strong: Tensor
+    views: tuple[Tensor, Tensor, Tensor]
+    log_concentration: Tensor
     temperature: Scalar
     statistics: Mapping[str, Any]
-    settings: Any
+    settings: MethodValues
     method: Method
-
-    @cached_property
-    def views(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Student, teacher and target of all views as one batch, [B, C] or [2 B, C].
-
-        One large operation costs a GPU less than two small ones.
-        """
-        if not self.method.strong_view:
-            return self.student, self.teacher, self.target
-        return (
-            torch.cat([self.student, self.student_strong]),
-            torch.cat([self.teacher, self.teacher_strong]),
-            torch.cat([self.target, self.target]),
-        )
 
     def sum_over_views(self, mean: Tensor) -> Tensor:
         """What the means of the views sum to, from the mean over the batch of all of them."""
         return 2 * mean if self.method.strong_view else mean
-
-    @cached_property
-    def log_concentration(self) -> Tensor:
-        """Of the student on all views, at T = 1: several terms of an evidential method ask."""
-        return log_concentration(self.views[0], self.statistics["log_prior"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ Every weight is multiplied in exactly one place, `Objective.forward`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.losses.ctkd import INITIAL_LOGIT
+from ekd_ray.losses.dirichlet import log_concentration
 from ekd_ray.losses.inputs import Scalar, at_least_float32, without_autocast
-from ekd_ray.losses.methods import Outputs, Term, method_of, ramp
+from ekd_ray.losses.methods import MethodValues, Outputs, Term, method_of, ramp
 
 
 class Objective(nn.Module):
@@ -32,6 +32,7 @@ class Objective(nn.Module):
 
     log_prior: Tensor
     teacher_log_prior: Tensor | None
+    _numbers: Tensor
 
     def __init__(self, config: DistillConfig) -> None:
         super().__init__()
@@ -71,15 +72,17 @@ class Objective(nn.Module):
         found = torch.tensor([epoch, *self.weights(epoch).values()], dtype=self._numbers.dtype)
         return torch.cat([found.to(self._numbers.device), self._numbers])
 
-    def _read_settings(self, numbers: Iterable[Tensor]) -> SimpleNamespace:
+    def _read_settings(self, numbers: Iterable[Tensor]) -> MethodValues:
         """The method's settings, as `Outputs` has them."""
-        return SimpleNamespace(**self._plain, **dict(zip(self._number_names, numbers, strict=True)))
+        return MethodValues({**self._plain, **dict(zip(self._number_names, numbers, strict=True))})
 
-    def _temperature(self, epoch: Tensor, settings: SimpleNamespace) -> Scalar:
-        """The temperature: a setting, or the learned one (0-d)."""
+    def _temperature(self, epoch: Tensor, settings: MethodValues) -> Scalar:
+        """The temperature: a setting, or the learned one (0-d); 1 where the method has none."""
         if self.method.learned_temperature:
-            return self.method.learned_temperature(self.temperature_logit, epoch, settings)
-        return cast(Scalar, getattr(settings, "temperature", 1.0))
+            logit = cast(Tensor, self.temperature_logit)
+            return self.method.learned_temperature(logit, epoch, settings)
+        has_one = "temperature" in self.method.setting_names
+        return cast(Scalar, settings.temperature) if has_one else 1.0
 
     def state(self, epoch: int) -> dict[str, float]:
         """Learned values for the log: `log_prior`, `temperature` (waits for the device).
@@ -146,12 +149,26 @@ class Objective(nn.Module):
         names = [name for term in self._terms for name in term.names]
         weights, numbers = factors[1 : 1 + len(names)], factors[1 + len(names) :]
         settings = self._read_settings(numbers.unbind())
+        student = at_least_float32(student_logits)
+        # What a method does not need is None, which its terms never look at.
+        teacher, teacher_strong = cast(Tensor, teacher_logits), cast(Tensor, teacher_strong)
+        views = student, teacher, target
+        if student_strong is not None and self.method.strong_view:
+            student_strong = at_least_float32(student_strong)
+            views = (
+                torch.cat([student, student_strong]),
+                torch.cat([teacher, teacher_strong]),
+                torch.cat([target, target]),
+            )
+        log_a = log_concentration(views[0], self.log_prior) if self.method.evidential else None
         out = Outputs(
-            student=at_least_float32(student_logits),
-            teacher=cast(Tensor, teacher_logits),
+            student=student,
+            teacher=teacher,
             target=target,
             student_strong=cast(Tensor, student_strong),
-            teacher_strong=cast(Tensor, teacher_strong),
+            teacher_strong=teacher_strong,
+            views=views,
+            log_concentration=cast(Tensor, log_a),
             temperature=self._temperature(factors[0], settings),
             statistics=self.statistics,
             settings=settings,

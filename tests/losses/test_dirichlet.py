@@ -56,8 +56,9 @@ def test_evidential_cross_entropy_is_a_difference_of_digammas(log_prior, scale):
     np.testing.assert_allclose(got, np.mean(rows), rtol=1e-12, atol=1e-9)
 
 
-def test_evidential_cross_entropy_is_continuous_where_the_series_takes_over():
-    z = torch.linspace(9.99, 10.01, 401, dtype=torch.float64).requires_grad_()
+@pytest.mark.parametrize("at", [10.0, 40.0])
+def test_evidential_cross_entropy_is_continuous_where_the_logarithm_takes_over(at):
+    z = torch.linspace(at - 0.01, at + 0.01, 401, dtype=torch.float64).requires_grad_()
     logits = torch.stack([z, torch.zeros_like(z)], 1)
     for row in (0, 1):
         loss = evidential_cross_entropy(logits, torch.full((401,), row), -20.0)
@@ -236,3 +237,34 @@ def test_dirichlet_kl_is_per_row_and_checks_shapes():
     assert dirichlet_kl(p, p).tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match="concentration_q"):
         dirichlet_kl(p, torch.ones(1, 2))
+
+
+# ---------------------------------------------------------------- closed gradients
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 50.0])
+def test_the_divergence_has_the_derivative_of_both_sides(scale):
+    generator = torch.Generator().manual_seed(3)
+    pair = scale * torch.rand(2, 3, 4, generator=generator, dtype=torch.float64) + 0.05
+    p, q = (side.clone().requires_grad_() for side in pair)
+    assert torch.autograd.gradcheck(dirichlet_kl, (p, q))
+    alone = torch.autograd.grad(dirichlet_kl(p.detach(), q).sum(), q)[0]
+    torch.testing.assert_close(torch.autograd.grad(dirichlet_kl(p, q).sum(), q)[0], alone)
+
+
+def x_times_trigamma(log_x):
+    """Its series beyond e^300, where x^2 leaves float64."""
+    return special.polygamma(1, np.exp(log_x)) * np.exp(log_x) if log_x < 300 else 1.0
+
+
+@pytest.mark.parametrize("at", [-300.0, -5.0, 0.0, 9.9, 10.1, 39.9, 40.1, 300.0, 5e3])
+def test_the_gradient_of_the_cross_entropy_is_exact_at_every_size(at):
+    """By the target's logit z: `(S psi'(S) p - a psi'(a)) * exp(z) / a` of that class."""
+    z = torch.tensor([[at, 1.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    evidential_cross_entropy(z, torch.tensor([0]), -1.2).backward()
+    log_a = np.logaddexp(z.detach().numpy()[0], -1.2)
+    log_total = np.logaddexp.reduce(log_a)
+    p = np.exp(log_a[0] - log_total)
+    slope = x_times_trigamma(log_total) * p - x_times_trigamma(log_a[0])
+    expected = slope * np.exp(at - log_a[0])
+    np.testing.assert_allclose(float(z.grad[0, 0]), expected, rtol=1e-9, atol=1e-13)
