@@ -22,12 +22,14 @@ from ekd_ray.losses.methods import Method, log_range, register_method, share_of_
 INITIAL_LOGIT = 1.0
 
 
-def reversal_strength(epoch: int, warmup: int) -> float:
+def reversal_strength(epoch: int | Tensor, warmup: int) -> float | Tensor:
     """Factor on the temperature's gradient in an epoch (from 1): a half cosine from 0 to -1.
 
     It stays at -1 once `warmup` epochs have passed, and is -1 at once for `warmup = 0`.
     Li et al. 2023, eq. 11: the cosine schedule of the curriculum.
     """
+    if isinstance(epoch, Tensor):  # computed by the host already (`Objective.factors`)
+        return epoch
     if epoch >= warmup:
         return -1.0
     return (math.cos(math.pi * epoch / warmup) - 1.0) / 2.0
@@ -37,7 +39,7 @@ class _ScaledGradient(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a number."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, value: Tensor, factor: float | Tensor) -> Tensor:
         ctx.factor = factor
         return value.view_as(value)
 
@@ -47,7 +49,7 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def adversarial_temperature(
-    logit: Tensor, epoch: int, *, t_start: float, t_end: float, warmup: int
+    logit: Tensor, epoch: int | Tensor, *, t_start: float, t_end: float, warmup: int
 ) -> Tensor:
     """`T = t_start + t_end * sigmoid(g)`, with g's gradient reversed.
 
@@ -65,7 +67,7 @@ def adversarial_temperature(
         return t_start + t_end * torch.sigmoid(reversed_logit.float())
 
 
-def _temperature(logit: Tensor, epoch: int, settings: Any) -> Tensor:
+def _temperature(logit: Tensor, epoch: int | Tensor, settings: Any) -> Tensor:
     t_start, t_end, warmup = settings.ctkd_t_start, settings.ctkd_t_end, settings.ctkd_warmup
     return adversarial_temperature(logit, epoch, t_start=t_start, t_end=t_end, warmup=warmup)
 

@@ -86,7 +86,7 @@ class Method:
     needs_teacher: bool = True
     strong_view: bool = False
     evidential: bool = False
-    learned_temperature: Callable[[Tensor, int, Any], Tensor] | None = None
+    learned_temperature: Callable[[Tensor, int | Tensor, Any], Tensor] | None = None
 
     @property
     def setting_names(self) -> tuple[str, ...]:

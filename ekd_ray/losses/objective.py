@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.losses.ctkd import INITIAL_LOGIT
+from ekd_ray.losses.ctkd import INITIAL_LOGIT, reversal_strength
 from ekd_ray.losses.inputs import Scalar
 from ekd_ray.losses.methods import Outputs, Term, method_of, ramp
 
@@ -54,7 +54,17 @@ class Objective(nn.Module):
         """The student's log prior as a number (waits for the device), None for softmax methods."""
         return float(self.log_prior.detach()) if self.method.evidential else None
 
-    def temperature(self, epoch: int) -> Scalar:
+    def factors(self, epoch: int) -> Tensor:
+        """What an epoch (from 1) decides, float32 [F]: the ramped weights, the reversal strength.
+
+        `forward` takes it in the place of the epoch, so that no epoch compiles anew.
+        """
+        numbers: list[float | Tensor] = [*self.weights(epoch).values()]
+        if self.method.learned_temperature:
+            numbers.append(reversal_strength(epoch, self.settings.ctkd_warmup))
+        return torch.tensor(numbers, device=next(self.buffers(), torch.empty(0)).device)
+
+    def temperature(self, epoch: int | Tensor) -> Scalar:
         """The temperature: a setting, or the learned one (0-d)."""
         if self.method.learned_temperature:
             return self.method.learned_temperature(self.temperature_logit, epoch, self.settings)
@@ -99,7 +109,7 @@ class Objective(nn.Module):
         student_logits: Tensor,
         teacher_logits: Tensor | None,
         target: Tensor,
-        epoch: int,
+        epoch: int | Tensor,
         *,
         student_strong: Tensor | None = None,
         teacher_strong: Tensor | None = None,
@@ -110,7 +120,7 @@ class Objective(nn.Module):
             student_logits: [B, C], any float dtype; the losses are computed in float32.
             teacher_logits: [B, C], or None for a method without a teacher.
             target: [B] int64 class indices.
-            epoch: counted from 1, for the ramps.
+            epoch: counted from 1, for the ramps; or its `factors`.
             student_strong, teacher_strong: [B, C], the strong view's, for methods that
                 look at one.
 
@@ -127,18 +137,20 @@ class Objective(nn.Module):
             target=target,
             student_strong=cast(Tensor, student_strong),
             teacher_strong=cast(Tensor, teacher_strong),
-            temperature=self.temperature(epoch),
+            temperature=self.temperature(epoch[-1] if isinstance(epoch, Tensor) else epoch),
             statistics=self.statistics,
             settings=self.settings,
             method=self.method,
         )
         total = torch.zeros((), device=student_logits.device)
         values = {}
+        names = self.weights(1)
+        factors = epoch if isinstance(epoch, Tensor) else [*self.weights(epoch).values()]
+        weights = dict(zip(names, factors, strict=False))
         for term in self.method.terms:
-            weight = self._weight(term, epoch)
-            if weight:
+            if term.names[0] in names:
                 for name, value in term.loss(out).items():
-                    total = total + weight * value
+                    total = total + weights[name] * value
                     values[name] = value.detach()
         # Every parameter takes part, also when its term's weight is 0: DDP waits for all.
         for parameter in self.parameters():
