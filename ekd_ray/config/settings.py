@@ -103,7 +103,10 @@ class Settings:
     def __post_init__(self) -> None:
         hints = hints_of(type(self))
         for field in dataclasses.fields(self):
-            value = _coerce((field.name,), hints[field.name], getattr(self, field.name))
+            value = getattr(self, field.name)
+            if isinstance(value, bool) and "on" in (field.metadata["choices"] or ()):
+                value = "on" if value else "off"  # as YAML reads these words
+            value = _coerce((field.name,), hints[field.name], value)
             _check_limits(field.name, value, field.metadata)
             object.__setattr__(self, field.name, value)
 
