@@ -44,8 +44,8 @@ def wants_compilation(config: DistillConfig, device: torch.device, steps: int) -
 class CompiledForward:
     """`learner.forward` as one program, which is compiled when it is called first.
 
-    `graphs` says whether it replays CUDA graphs. Gradients then lie in the graph's own memory, where
-    those of the next part of a batch would overwrite them: not with several parts.
+    `graphs` says whether it replays CUDA graphs. Gradients then lie in the graph's own memory,
+    where those of the next part of a batch would overwrite them: not with several parts.
     """
 
     def __init__(self, learner: nn.Module, *, graphs: bool) -> None:

@@ -131,8 +131,8 @@ def check_workers(config: DistillConfig, workers: int) -> None:
     """
     if workers > 1 and config.compile == "on":
         raise UserError(
-            f"compile=on is for one worker, got {workers}, whose batch norms exchange values in the "
-            "midst of a step: set compile=auto.",
+            f"compile=on is for one worker, got {workers}, whose batch norms exchange values in "
+            "the midst of a step: set compile=auto.",
             keys=("compile",),
         )
     rows = config.batch_size // config.accumulation_steps

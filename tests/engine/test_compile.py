@@ -1,60 +1,68 @@
-"""`compile`: the same training by a compiled program."""
+"""`compile`: the same training by a compiled program, when that pays, and what if it fails."""
 
+import functools
 import shutil
+import warnings
 
 import pytest
 import torch
-from engine_runs import same_weights, state
+from engine_runs import CPU, kill_at_step, Killed, same_weights, state, untimed
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from ekd_ray.engine.distill import distill
-from ekd_ray.engine.resolve import resolve
+import ekd_ray.engine.compiling as compiling
+import ekd_ray.engine.distill as engine
+from ekd_ray.config import DistillConfig
+from ekd_ray.engine.compiling import compilation_pays, wants_compilation
+from ekd_ray.engine.distill import distill, start_run, train_epoch
+from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.errors import UserError
-from ekd_ray.losses.methods import with_method
+from ekd_ray.losses.methods import METHODS, with_method
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 
 
-@pytest.fixture(scope="module")
-def config(tiny, with_teacher):
-    """One epoch of 3 steps with two passes of the student in each."""
-    return with_method(tiny(epochs=1, view_pool=4, lr=1e-3), "mlkd", **with_teacher)
-
-
-@needs_compiler
-@pytest.mark.timeout(600)
-def test_a_compiled_run_is_the_run(config, monkeypatch):
-    plain, calls = distill(config, threads=1), []
+@pytest.fixture
+def backend(monkeypatch):
+    """Lets torch.compile trace with a backend of torch's, or with a function in its place."""
     compile_ = torch.compile
 
-    def counted(function, **options):
-        program = compile_(function, **options)
+    def choose(kind):
+        chosen = CompileCounterWithBackend(kind) if isinstance(kind, str) else kind
+        monkeypatch.setattr(torch, "compile", functools.partial(compile_, backend=chosen))
+        return chosen
 
-        def run(*args):
-            calls.append(args)
-            return program(*args)
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", counted)
-    torch._dynamo.utils.counters.clear()
-    compiled = distill(config.replace(compile=True), threads=1)
-    counters = torch._dynamo.utils.counters
-    assert len(calls) == 6
-    assert counters["frames"]["ok"] >= 1
-    assert not counters["graph_break"], "the student is one program"
-    for name, value in plain.model.state_dict().items():
-        torch.testing.assert_close(
-            compiled.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name
-        )
-    assert compiled.metrics["train_loss"] == pytest.approx(plain.metrics["train_loss"], rel=1e-4)
-    assert set(compiled.model.state_dict()) == set(plain.model.state_dict())
-    # A second run in this process compiles its own student, and gives the same bits.
-    again = distill(config.replace(compile=True), threads=1)
-    assert same_weights(state(again), state(compiled))
+    return choose
 
 
-def test_without_a_compiler_it_is_refused(config, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"compile needs a C\+\+ compiler .* set compile=false"):
-        resolve(config.replace(compile=True))
+# Settings that make a method's every factor change from one epoch to the next.
+RAMPS = {
+    "ekd": {"ekd_warmup": 3, "prior_kl_weight": 0.1, "prior_kl_warmup": 3, "learn_log_prior": True},
+    "dkd": {"kd_warmup": 3},
+    "ctkd": {"ctkd_warmup": 3},
+}
+
+
+def ramped(tiny, with_teacher, method, **values):
+    """A run of `method` over three epochs in which everything that can ramp does."""
+    for name in [*method.split("+"), *(["ekd"] if METHODS[method].evidential else [])]:
+        values |= RAMPS.get(name, {})
+    values = {k: v for k, v in values.items() if k in METHODS[method].setting_names or k == "epochs"}
+    teacher = with_teacher if METHODS[method].needs_teacher else {}
+    return with_method(tiny(epochs=3, view_pool=4, lr=1e-3), method, **values, **teacher)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_one_graph_over_all_epochs(method, tiny, with_teacher, backend):
+    config = ramped(tiny, with_teacher, method)
+    expected = distill(config, threads=1)
+    weights = state(expected)
+    counter = backend("eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a fall-back is a warning
+        found = distill(config.replace(compile="on"), threads=1)
+    assert found.compiled and not expected.compiled
+    assert counter.frame_count == 1, "graphs, of which breaks and recompilations make several"
+    for name, value in state(found).items():
+        torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5, msg=name)
+    for mine, other in zip(found.history, expected.history, strict=True):
+        assert mine == pytest.approx(other | {"seconds": mine["seconds"]}, rel=1e-3, abs=1e-5)
