@@ -49,8 +49,8 @@ class Learner(nn.Module):
             epoch: counted from 1, or `Objective.factors` of it.
 
         Returns:
-            The 0-d total (see `Objective.forward`), the student's logits [B, C] and the 0-d
-            unweighted terms by name.
+            The 0-d total (see `Objective.forward`), and without gradient the student's logits
+            [B, C] and the 0-d unweighted terms by name.
         """
         views = [self.student(inputs)]
         if strong_inputs is not None:
@@ -69,7 +69,7 @@ class Learner(nn.Module):
             correct = (views[0].argmax(dim=1) == target).double().mean()
             found = torch.stack([total, correct, *(terms[name] for name in self.terms)]).double()
             self.sums.add_(found / self.parts if self.parts > 1 else found)
-        return total, views[0], terms
+        return total, views[0].detach(), terms
 
     def means(self, steps: int) -> dict[str, float]:
         """`train_loss`, `train_top1` and `loss_<term>`, the same on every rank (waits for the
