@@ -82,6 +82,11 @@ def words_of(hint: Any) -> tuple[str, ...]:
     return tuple(word for literal in literals for word in typing.get_args(literal))
 
 
+def _has_switch(field: dataclasses.Field[Any]) -> bool:
+    """Whether `on` and `off` are among the choices: in YAML these words are true and false."""
+    return "on" in (field.metadata["choices"] or ())
+
+
 def limits_in_words(field: dataclasses.Field[Any]) -> list[str]:
     """The limits of a setting for help and documents: `["> 0", "<= 1"]`, `["one of a, b"]`."""
     limits = field.metadata
@@ -104,8 +109,8 @@ class Settings:
         hints = hints_of(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) and "on" in (field.metadata["choices"] or ()):
-                value = "on" if value else "off"  # as YAML reads these words
+            if isinstance(value, bool) and _has_switch(field):
+                value = "on" if value else "off"
             value = _coerce((field.name,), hints[field.name], value)
             _check_limits(field.name, value, field.metadata)
             object.__setattr__(self, field.name, value)
@@ -200,6 +205,11 @@ def json_schema(cls: type[Settings]) -> dict[str, Any]:
         limited = entry["items"] if entry["type"] == "array" else entry
         if limits["choices"]:
             limited["enum"] = [*limits["choices"], *([None] if _is_optional(hint) else [])]
+            if _has_switch(field):
+                limited["type"], limited["enum"] = (
+                    ["string", "boolean"],
+                    [*limited["enum"], True, False],
+                )
         for kind, (*_, key) in _BOUNDS.items():
             if limits[kind] is not None:
                 limited[key] = limits[kind]

@@ -59,7 +59,9 @@ def ramped(tiny, with_teacher):
         known = METHODS[method].setting_names
         ramps = {name: value for name, value in RAMPS.items() if name in known}
         teacher = with_teacher if METHODS[method].needs_teacher else {}
-        return with_method(tiny(epochs=3, view_pool=4, lr=1e-3, **values), method, **ramps, **teacher)
+        return with_method(
+            tiny(epochs=3, view_pool=4, lr=1e-3, **values), method, **ramps, **teacher
+        )
 
     return config
 
@@ -254,7 +256,9 @@ def test_the_rate_of_a_graph_is_a_tensor(tiny, monkeypatch):
 def test_several_workers_do_not_compile(tiny):
     check_workers(tiny(compile="on"), 1)
     check_workers(tiny(compile="auto"), 2)
-    with pytest.raises(UserError, match=r"^compile=on is for one worker, got 2, .* compile=auto\.$"):
+    with pytest.raises(
+        UserError, match=r"^compile=on is for one worker, got 2, .* compile=auto\.$"
+    ):
         check_workers(tiny(compile="on"), 2)
 
 
