@@ -1,8 +1,8 @@
 """Items made ahead in a second stream: what a GPU would do, acted out by streams that wait.
 
-A fake stream is a list of operations that are done later, in any order that the waits allow. Memory
-is as in torch's allocator: an item's place is free when nobody holds the item any more, and the next
-item that the same stream makes takes it.
+A fake stream is a list of operations that are done later, in any order that the waits allow.
+Memory is as in torch's allocator: an item's place is free when nobody holds the item any more, and
+the next item that the same stream makes takes it.
 """
 
 from __future__ import annotations
@@ -147,11 +147,11 @@ def test_errors_come_in_their_turn_and_the_source_is_closed(device, gpu):
         finally:
             closed.append(True)
 
-    seen = []
+    source = make_ahead(items(), device)
+    assert [next(source), next(source), *closed] == [1, 2]
     with pytest.raises(KeyError, match="third"):
-        for item in make_ahead(items(), device):
-            seen.append(item)
-    assert seen == [1, 2] and closed == [True]
+        next(source)
+    assert closed == [True]
     with contextlib.closing(make_ahead(items(), device)) as source:
         next(source)
     assert closed == [True, True]
