@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None,
-        epilog="peer adds torchdistill to step, compile our own step under compile=true; launches "
+        epilog="peer adds torchdistill to step, compile our own step under compile=on; launches "
         "counts operations; study reports the overhead share as well.",
     )
     parser.add_argument("themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all)")

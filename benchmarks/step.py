@@ -82,7 +82,7 @@ def ours(
             validation_fraction=0.0,
             epochs=2,
             lr_warmup=0,
-            compile=compiled,
+            compile="on" if compiled else "off",
             seed=seed,
         )
         return float(distill(config, threads=threads).history[-1]["seconds"]) / steps
@@ -138,7 +138,7 @@ def measure_pair(
     """Seconds per step of every variant, one figure a round; the variants take turns.
 
     Args:
-        peer, compiled: with torchdistill's step; with our own under `compile=true`.
+        peer, compiled: with torchdistill's step; with our own under `compile=on`.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -106,9 +106,10 @@ class DistillConfig(Settings):
         choices=("auto", "float32", "bfloat16"),
     )  # fmt: skip
     channels_last: bool = setting(True, "channels_last memory format")
-    compile: bool = setting(
-        False, "torch.compile the student's training step: a start-up of up to minutes"
-    )
+    compile: str = setting(
+        "auto", "torch.compile the training step, with one worker; auto: on GPUs, where it pays",
+        choices=("auto", "on", "off"),
+    )  # fmt: skip
     seed: int = setting(
         0, "one seed for the weights, the order and the views", low=0, high=2**63 - 1
     )
@@ -165,6 +166,10 @@ class DistillConfig(Settings):
                     changes = {"ekd_temperature": values.get("temperature") or 1.0}
                 values = {**values, **changes}
         return super().from_dict(values, where=where)
+
+    def identity(self) -> dict[str, Any]:
+        """As `Settings.identity`; `compile` counts as it did when it was true or false."""
+        return {**super().identity(), "compile": self.compile == "on"}
 
     @classmethod
     def fields(cls) -> tuple[Field[Any], ...]:

@@ -82,6 +82,11 @@ def words_of(hint: Any) -> tuple[str, ...]:
     return tuple(word for literal in literals for word in typing.get_args(literal))
 
 
+def _has_switch(field: dataclasses.Field[Any]) -> bool:
+    """Whether `on` and `off` are among the choices: in YAML these words are true and false."""
+    return "on" in (field.metadata["choices"] or ())
+
+
 def limits_in_words(field: dataclasses.Field[Any]) -> list[str]:
     """The limits of a setting for help and documents: `["> 0", "<= 1"]`, `["one of a, b"]`."""
     limits = field.metadata
@@ -103,7 +108,10 @@ class Settings:
     def __post_init__(self) -> None:
         hints = hints_of(type(self))
         for field in dataclasses.fields(self):
-            value = _coerce((field.name,), hints[field.name], getattr(self, field.name))
+            value = getattr(self, field.name)
+            if isinstance(value, bool) and _has_switch(field):
+                value = "on" if value else "off"
+            value = _coerce((field.name,), hints[field.name], value)
             _check_limits(field.name, value, field.metadata)
             object.__setattr__(self, field.name, value)
 
@@ -197,6 +205,11 @@ def json_schema(cls: type[Settings]) -> dict[str, Any]:
         limited = entry["items"] if entry["type"] == "array" else entry
         if limits["choices"]:
             limited["enum"] = [*limits["choices"], *([None] if _is_optional(hint) else [])]
+            if _has_switch(field):
+                limited["type"], limited["enum"] = (
+                    ["string", "boolean"],
+                    [*limited["enum"], True, False],
+                )
         for kind, (*_, key) in _BOUNDS.items():
             if limits[kind] is not None:
                 limited[key] = limits[kind]

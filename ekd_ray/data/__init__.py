@@ -25,6 +25,7 @@ from ekd_ray.data.staging import (
     stage_images,
 )
 from ekd_ray.data.store import EncodedImages, ImageArrays
+from ekd_ray.data.transfer import HostCopy, make_ahead, to_device
 from ekd_ray.data.views import (
     RESIZED_CROP,
     apply_views,
@@ -54,6 +55,10 @@ __all__ = [
     "apply_views",
     "normalize",
     "view_count",
+    # between host and device
+    "HostCopy",
+    "make_ahead",
+    "to_device",
     # draws and batches
     "Batch",
     "Stage",

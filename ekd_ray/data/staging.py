@@ -19,6 +19,7 @@ from ekd_ray.data.counter import Int64Array, UInt64Array
 from ekd_ray.data.decode import decode_view
 from ekd_ray.data.registry import DatasetInfo
 from ekd_ray.data.store import EncodedImages, ImageArrays
+from ekd_ray.data.transfer import to_device
 from ekd_ray.data.views import (
     DEFAULT_POOL,
     RESIZED_CROP,
@@ -94,10 +95,7 @@ class Stage(ABC):
     def to_device(self, values: npt.ArrayLike) -> torch.Tensor:
         """Host integers (sample or view ids, [B]) as an int64 tensor; a GPU is not waited for."""
         # A writable, contiguous copy: a worker's rows are a strided slice of the order.
-        tensor = torch.from_numpy(np.array(values, dtype=np.int64))
-        if self.device.type == "cuda":  # only from pinned memory does the copy not block
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return to_device(torch.from_numpy(np.array(values, dtype=np.int64)), self.device)
 
     def _run(self, jobs: Iterable[_Job]) -> _Done:
         for key, sample_ids, view_ids in jobs:

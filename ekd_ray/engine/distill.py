@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import Batch, counter_hash, epoch_batches
+from ekd_ray.data import Batch, counter_hash, epoch_batches, make_ahead
 from ekd_ray.data import steps_per_epoch as count_steps
 from ekd_ray.data.counter import STREAM_STEP
 from ekd_ray.engine import ranks
@@ -25,9 +25,11 @@ from ekd_ray.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from ekd_ray.engine.compiling import CompiledForward, wants_compilation
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.learner import Learner, make_optimizer
 from ekd_ray.engine.precision import autocast, cpu_threads, pick_device, resolve_precision
+from ekd_ray.engine.random_state import random_state, restore_random_state, seed_generator
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.runlog import RunLog, Session
@@ -48,7 +50,8 @@ class RunResult:
     """A finished run, in memory.
 
     `metrics` is the last epoch's row (see `distill`), `history` all rows, `model` the
-    student with its trained weights, `log_prior` its prior if it is evidential.
+    student with its trained weights, `log_prior` its prior if it is evidential; `precision` and
+    `compiled` tell what an `auto` among the settings became.
     """
 
     config: DistillConfig
@@ -57,61 +60,67 @@ class RunResult:
     model: nn.Module
     log_prior: float | None
     precision: str
+    compiled: bool = False
     data_fingerprint: str
     seconds: float
 
 
-class EpochSums:
-    """Running sums over the steps of an epoch, in one tensor on the device.
-
-    `values`, float64 [2 + T]: the loss, the share of correct answers, and the T unweighted terms.
-    """
-
-    def __init__(self, terms: Iterable[str], device: torch.device) -> None:
-        self.terms = tuple(terms)
-        self.values = torch.zeros(2 + len(self.terms), dtype=torch.float64, device=device)
-
-    def add(
-        self, loss: Tensor, logits: Tensor, target: Tensor, terms: Mapping[str, Tensor], parts: int
-    ) -> None:
-        """Add what `Learner.forward` gave for one of the `parts` of a batch."""
-        correct = (logits.detach().argmax(dim=1) == target).double().mean()
-        named = [terms[name] for name in self.terms]
-        self.values += torch.stack([loss.detach(), correct, *named]).double() / parts
-
-    def means(self, steps: int) -> dict[str, float]:
-        """`train_loss`, `train_top1` and `loss_<term>`, the same on every rank (waits for the
-        device)."""
-        names = ("train_loss", "train_top1", *(f"loss_{name}" for name in self.terms))
-        return dict(zip(names, ranks.from_first((self.values / steps).tolist()), strict=True))
-
-
 @dataclass(kw_only=True)
-class _Run:
+class Run:
     """Everything that one run holds while it trains; `epoch` counts from 1, `step` from 0.
 
-    `teachers` are none, that of the weak views, or it and that of the strong ones.
+    `teachers` are none, that of the weak views, or it and that of the strong ones. `forward` is
+    the learner as a step calls it. `draws` tells whether a layer of the student draws random
+    numbers, None until a step of the epoch has shown it; `seeded` is the state that it begins with.
     """
 
     config: DistillConfig
     data: RunData
     learner: Learner
-    forward: nn.Module
+    forward: nn.Module | CompiledForward
     optimizer: torch.optim.Optimizer
     teachers: list[Teacher]
     device: torch.device
     precision: str
     steps_per_epoch: int
-    sums: EpochSums
     epoch: int = 1
     step: int = 0
+    draws: bool | None = None
+    seeded: Tensor | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the steps run as a compiled program."""
+        return isinstance(self.forward, CompiledForward)
+
+    def compile(self) -> None:
+        """Let the steps run as a compiled program, on a GPU as CUDA graphs where that is right."""
+        graphs = self.device.type == "cuda" and self.config.accumulation_steps == 1
+        self.forward = CompiledForward(self.learner, graphs=graphs)
+        if graphs:  # no value of the step is then one of the host
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.tensor(self.config.lr, device=self.device)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Keep the epoch's row and go on to the next one."""
         self.history.append(row)
         self.epoch, self.step = self.epoch + 1, 0
-        self.sums = EpochSums(self.learner.objective.weights(self.epoch), self.device)
+        self.learner.sums.zero_()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A batch, or a part of one, as the learner takes it: this rank's rows, on the device.
+
+    `inputs` are what the student sees, and `logits` the teacher's: of the weak view, and of the
+    strong one where the method looks at it.
+    """
+
+    batch: Batch
+    target: Tensor
+    inputs: list[Tensor]
+    logits: list[Tensor]
 
 
 def distill(
@@ -150,10 +159,9 @@ def distill(
             infinity.
     """
     with contextlib.ExitStack() as stack:
-        # Every step seeds torch's generators: the caller gets the state back that it had.
-        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        stack.enter_context(restore_random_state(pick_device()))  # steps seed the generators
         stack.enter_context(cpu_threads(threads))
-        run = _start(resolve(config, data_root=data_root), data_root)
+        run = start_run(config, data_root)
         checkpoint = out / CHECKPOINT if out else None
         if checkpoint and checkpoint.exists():
             try:
@@ -165,16 +173,16 @@ def distill(
             shown = {k: v for k, v in run.config.to_dict().items() if v is not None}
             log = RunLog(out, hyperparameters=shown, history=run.history, session=session)
             stack.push(log.close_after)
+        if run.compiled:
+            stack.callback(torch.compiler.reset)  # gives back the memory of CUDA graphs
         stack.enter_context(ranks.synchronized_batch_norm(run.learner.student))
         saved_at = started = time.monotonic()
         while run.epoch <= run.config.epochs:
             epoch_started = time.monotonic()
-            with contextlib.closing(_batches(run)) as batches:
-                for batch, images, target in batches:
-                    _train_step(run, batch, images, target)
-                    due = checkpoint_steps and run.step % checkpoint_steps == 0
-                    if checkpoint and due and _is_last_part(run.config, batch):
-                        _save(run, checkpoint)
+            if checkpoint and checkpoint_steps:
+                train_epoch(run, checkpoint=checkpoint, checkpoint_steps=checkpoint_steps)
+            else:
+                train_epoch(run)
             row = _epoch_row(run) | dict(constants or {})
             row["seconds"] = time.monotonic() - epoch_started
             run.end_epoch(row)
@@ -193,19 +201,26 @@ def distill(
         model=run.learner.student.eval(),
         log_prior=run.learner.objective.log_prior_value,
         precision=run.precision,
+        compiled=run.compiled,
         data_fingerprint=run.data.fingerprint,
         seconds=time.monotonic() - started,
     )
 
 
-def _start(config: DistillConfig, data_root: str | None) -> _Run:
+def start_run(config: DistillConfig, data_root: str | None) -> Run:
+    """A run before its first step: data, student, objective, teachers and optimizer in memory.
+
+    Raises:
+        UserError: bad configuration or data.
+    """
+    config = resolve(config, data_root=data_root)
     device = pick_device()
     precision = resolve_precision(config.precision, device)
     data = load_run_data(config, data_root=data_root, device=device)
     objective = Objective(config)
-    torch.manual_seed(config.seed)
+    seed_generator(torch.device("cpu"), config.seed)
     student = build_model(config.student, data.num_classes)
-    learner = Learner(student, objective, compiled=config.compile).to(device)
+    learner = Learner(student, objective).to(device)
     if config.channels_last:
         learner = learner.to(memory_format=torch.channels_last)
     teachers = [
@@ -213,7 +228,7 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
         for strong in (False, True)[: 1 + objective.method.strong_view]
         if objective.method.needs_teacher
     ]
-    return _Run(
+    run = Run(
         config=config,
         data=data,
         learner=learner,
@@ -223,86 +238,128 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
         device=device,
         precision=precision,
         steps_per_epoch=count_steps(len(data.train_ids), config.batch_size),
-        sums=EpochSums(objective.weights(1), device),
     )
+    if wants_compilation(config, device, config.epochs * run.steps_per_epoch):
+        run.compile()
+    return run
 
 
-def _batches(run: _Run) -> Generator[tuple[Batch, Tensor, Tensor], None, None]:
-    """The epoch's batches from `run.step` on, each in `accumulation_steps` parts."""
+def train_epoch(
+    run: Run, *, checkpoint: Path | None = None, checkpoint_steps: int | None = None
+) -> None:
+    """All steps of the epoch from `run.step` on; where the table is full, the host reads no value.
+
+    Args:
+        checkpoint: file of a checkpoint every `checkpoint_steps` steps.
+    """
     run.learner.train()
-    config = run.config
+    run.draws = run.draws or None
+    factors = run.learner.objective.factors(run.epoch).to(run.device) if run.compiled else run.epoch
+    with contextlib.closing(make_ahead(_parts(run), run.device)) as parts:
+        for part in parts:
+            _train_step(run, part, factors)
+            due = checkpoint_steps and run.step % checkpoint_steps == 0
+            if checkpoint and due and _is_last_part(run.config, part.batch):
+                _save(run, checkpoint)
+    for teacher in run.teachers:
+        teacher.flush()
+
+
+def _parts(run: Run) -> Generator[Part, None, None]:
+    """The epoch's batches from `run.step` on, each in `accumulation_steps` parts."""
+    config, data = run.config, run.data
     parts = config.accumulation_steps
     batches = epoch_batches(
-        run.data.train_ids,
+        data.train_ids,
         batch_size=config.batch_size // parts,
         seed=config.seed,
         epoch=run.epoch,
-        num_views=run.data.images.num_views,
+        num_views=data.images.num_views,
         rank=ranks.rank(),
         world_size=ranks.world_size(),
         start_step=run.step * parts,
         strong_pool=config.view_pool if run.learner.objective.method.strong_view else None,
     )
     # What fills no whole batch may still fill a part of one.
-    return run.data.images.stream(
-        itertools.islice(batches, (run.steps_per_epoch - run.step) * parts)
-    )
+    wanted = itertools.islice(batches, (run.steps_per_epoch - run.step) * parts)
+    with contextlib.closing(data.images.stream(wanted)) as stream:
+        for batch, images, target in stream:
+            views = [(images, batch.view_ids)]
+            if batch.strong_ids is not None:
+                strong = strong_images(config, data, batch.sample_ids, batch.strong_ids)
+                views.append((strong, batch.strong_ids))
+            yield Part(
+                batch=batch,
+                target=target,
+                inputs=[student_inputs(view, data, config) for view, _ in views],
+                logits=[
+                    teacher.logits(view, batch.sample_ids, view_ids)
+                    for teacher, (view, view_ids) in zip(run.teachers, views, strict=False)
+                ],
+            )
 
 
 def _is_last_part(config: DistillConfig, batch: Batch) -> bool:
     return (batch.step + 1) % config.accumulation_steps == 0
 
 
-def _train_step(run: _Run, batch: Batch, images: Tensor, target: Tensor) -> None:
+def _train_step(run: Run, part: Part, factors: int | Tensor) -> None:
     """Forward and backward of a batch, or of a part of one; the last part moves the weights."""
-    config = run.config
-    parts = config.accumulation_steps
-    rows = config.batch_size // parts
-    last = _is_last_part(config, batch)
-    if batch.step % parts == 0:
+    last = _is_last_part(run.config, part.batch)
+    if part.batch.step % run.config.accumulation_steps == 0:
         _begin_step(run)
-    views = [(images, batch.view_ids)]
-    if batch.strong_ids is not None:
-        strong = strong_images(config, run.data, batch.sample_ids, batch.strong_ids)
-        views.append((strong, batch.strong_ids))
-    inputs, *strong_inputs = [student_inputs(view, run.data, config) for view, _ in views]
-    logits_of_views = [
-        teacher.logits(view, batch.sample_ids, view_ids)
-        for teacher, (view, view_ids) in zip(run.teachers, views, strict=False)
-    ]
-    teacher = None  # its logits of the rows that all ranks have
-    if logits_of_views:
-        teacher = TeacherLogits(*ranks.gather_columns(logits_of_views, rows))
-    target = ranks.gather_rows(target, rows)
-    with ranks.exchange_gradients(run.forward, last=last):
-        with autocast(run.precision, run.device):
-            loss, logits, terms = run.forward(inputs, teacher, target, run.epoch, *strong_inputs)
-        (loss / parts).backward()
-    run.sums.add(loss, logits, target, terms, parts)
+    if not isinstance(run.forward, CompiledForward):
+        _add_gradients(run, part, factors)
+    elif not run.forward.survives(lambda: _add_gradients(run, part, factors)):
+        run.forward = run.learner
+        _begin_step(run)
+        _add_gradients(run, part, factors)
     if last:
         run.optimizer.step()
         run.step += 1
+        if run.draws is None:
+            assert run.seeded is not None
+            run.draws = not torch.equal(random_state(run.device), run.seeded)
 
 
-def _begin_step(run: _Run) -> None:
+def _add_gradients(run: Run, part: Part, factors: int | Tensor) -> None:
+    """Forward and backward pass of a part of a batch."""
+    parts = run.config.accumulation_steps
+    rows = run.config.batch_size // parts
+    # The teacher's logits and the targets are those of the rows that all ranks have.
+    logits, target = ranks.gather_columns(part.logits, rows), ranks.gather_rows(part.target, rows)
+    teacher = TeacherLogits(*logits) if logits else None
+    inputs, *strong_inputs = part.inputs
+    with ranks.exchange_gradients(run.forward, last=_is_last_part(run.config, part.batch)):
+        with autocast(run.precision, run.device):
+            loss, _, _ = run.forward(inputs, teacher, target, factors, *strong_inputs)
+        (loss / parts if parts > 1 else loss).backward()
+
+
+def _begin_step(run: Run) -> None:
     global_step = (run.epoch - 1) * run.steps_per_epoch + run.step
     lr = learning_rate(run.config, global_step, run.steps_per_epoch)
     for group in run.optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
     run.optimizer.zero_grad(set_to_none=True)
-    # Dropout, where a student has it, draws from the step, so that a resumed run repeats it.
-    key = counter_hash(run.config.seed, STREAM_STEP, global_step, ranks.rank())
-    torch.manual_seed(int(key) >> 1)
+    if run.draws is not False:
+        # Dropout, where a student has it, draws from the step, so that a resumed run repeats it.
+        key = counter_hash(run.config.seed, STREAM_STEP, global_step, ranks.rank())
+        seed_generator(run.device, int(key) >> 1)
+        run.seeded = random_state(run.device)
 
 
-def _epoch_row(run: _Run) -> dict[str, Any]:
+def _epoch_row(run: Run) -> dict[str, Any]:
     """The epoch's metrics; the only place where the host waits for the device."""
     objective = run.learner.objective
     last_step = run.epoch * run.steps_per_epoch - 1
     row: dict[str, Any] = {
         "epoch": run.epoch,
         "lr": learning_rate(run.config, last_step, run.steps_per_epoch),
-        **run.sums.means(run.steps_per_epoch),
+        **run.learner.means(run.steps_per_epoch),
         **objective.state(run.epoch),
     }
     _check_finite(row, run)
@@ -320,7 +377,7 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
     return row
 
 
-def _check_finite(row: dict[str, Any], run: _Run) -> None:
+def _check_finite(row: dict[str, Any], run: Run) -> None:
     fault = next((f"{k} became {v}" for k, v in row.items() if not abs(v) < float("inf")), None)
     # The loss does not see what the last step did to the weights.
     if fault is None and not ranks.all_finite(run.learner):
@@ -332,24 +389,29 @@ def _check_finite(row: dict[str, Any], run: _Run) -> None:
         )
 
 
-def _save(run: _Run, path: Path) -> None:
+def _save(run: Run, path: Path) -> None:
     """Write the run's checkpoint, which is the same on every rank, from the first one."""
     if ranks.is_first():
         progress = {
             "epoch": run.epoch,
             "step": run.step,
             "history": run.history,
-            "sums": run.sums.values,
+            "sums": run.learner.sums,
+            "compiled": run.compiled,
             "fingerprint": run.config.fingerprint(),
         }
         save_checkpoint(path, learner=run.learner, optimizer=run.optimizer, progress=progress)
 
 
-def _restore(run: _Run, path: Path) -> None:
+def _restore(run: Run, path: Path) -> None:
     fingerprint = run.config.fingerprint()
     progress = load_checkpoint(
         path, fingerprint=fingerprint, learner=run.learner, optimizer=run.optimizer
     )
     run.epoch, run.step, run.history = progress["epoch"], progress["step"], progress["history"]
-    run.sums = EpochSums(run.learner.objective.weights(run.epoch), run.device)
-    run.sums.values.copy_(progress["sums"])
+    run.learner.sums.copy_(progress["sums"])
+    compiled = progress.get("compiled", run.compiled) and ranks.world_size() == 1
+    if compiled and not run.compiled:
+        run.compile()
+    elif run.compiled and not compiled:
+        run.forward = run.learner

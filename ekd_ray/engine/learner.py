@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -19,44 +17,45 @@ SGD, AdamW = untraced_optimizer(torch.optim.SGD), untraced_optimizer(torch.optim
 class Learner(nn.Module):
     """Student and objective as one module, so that DDP and checkpoints see all parameters.
 
-    With `compiled` the student trains as one compiled program. It is evaluated as it is: other
-    batch sizes and batch norm's other mode would each cost a compilation.
+    `sums`, float64 [2 + T], has the running sums of an epoch: the loss, the share of correct
+    answers and the T unweighted terms.
     """
 
-    def __init__(self, student: nn.Module, objective: Objective, *, compiled: bool = False) -> None:
+    sums: Tensor
+
+    def __init__(self, student: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
-        self._student: Callable[[Tensor], Tensor] = student.__call__
-        if compiled:
-            # Trials that follow each other in a process are other modules: without this the
-            # ninth would silently run uncompiled. What they compiled is kept on disk.
-            torch.compiler.reset()
-            self._student = torch.compile(student.forward, dynamic=False)
+        self.terms = tuple(objective.weights(1))  # those of any other epoch
+        self.parts = objective.config.accumulation_steps
+        sums = torch.zeros(2 + len(self.terms), dtype=torch.float64)
+        self.register_buffer("sums", sums, persistent=False)
 
     def forward(
         self,
         inputs: Tensor,
         teacher: TeacherLogits | None,
         target: Tensor,
-        epoch: int,
+        epoch: int | Tensor,
         strong_inputs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Loss, logits and terms of the batch of all ranks, on each of them.
+        """Loss, logits and terms of the batch of all ranks, on each of them; adds to `sums`.
 
         Args:
             inputs, strong_inputs: this rank's rows, as the student sees them.
             teacher, target: of the rows of all ranks, because losses couple the samples of a
                 batch (medians, Gram matrices).
+            epoch: counted from 1, or `Objective.factors` of it.
 
         Returns:
-            The 0-d total (see `Objective.forward`), the student's logits [B, C] and the 0-d
-            unweighted terms by name.
+            The 0-d total (see `Objective.forward`), and without gradient the student's logits
+            [B, C] and the 0-d unweighted terms by name.
         """
-        views = [self._student(inputs)]
+        views = [self.student(inputs)]
         if strong_inputs is not None:
             # A pass of its own, as published: each view has its own batch statistics.
-            views.append(self._student(strong_inputs))
+            views.append(self.student(strong_inputs))
         views = ranks.gather_columns(views, len(target))
         total, terms = self.objective(
             views[0],
@@ -66,7 +65,17 @@ class Learner(nn.Module):
             student_strong=views[1] if len(views) > 1 else None,
             teacher_strong=teacher.strong if teacher else None,
         )
-        return total, views[0], terms
+        with torch.no_grad():
+            correct = (views[0].argmax(dim=1) == target).double().mean()
+            found = torch.stack([total, correct, *(terms[name] for name in self.terms)]).double()
+            self.sums.add_(found / self.parts if self.parts > 1 else found)
+        return total, views[0].detach(), terms
+
+    def means(self, steps: int) -> dict[str, float]:
+        """`train_loss`, `train_top1` and `loss_<term>`, the same on every rank (waits for the
+        device)."""
+        names = ("train_loss", "train_top1", *(f"loss_{name}" for name in self.terms))
+        return dict(zip(names, ranks.from_first((self.sums / steps).tolist()), strict=True))
 
 
 def make_optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optimizer:

@@ -105,7 +105,9 @@ def parallelize(learner: nn.Module, device: torch.device) -> nn.Module:
     )
 
 
-def exchange_gradients(module: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+def exchange_gradients(
+    module: Callable[..., Any], *, last: bool
+) -> contextlib.AbstractContextManager[None]:
     """Around forward and backward of a part of a batch: ranks exchange gradients in the last."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()

@@ -92,7 +92,7 @@ def resolve(
     assert config.augment and config.image_size
     with error_context("augment"):
         check_view_scheme(info, config.augment, config.image_size)
-    if config.compile:
+    if config.compile == "on":
         check_compiler()
     with error_context("student"):
         check_model(config.student, info.num_classes, student_size(config), "student_image_size")
@@ -120,12 +120,21 @@ def check_compiler() -> None:
     if not torch.cuda.is_available() and not any(map(shutil.which, names)):
         raise UserError(
             f"compile needs a C++ compiler ({', '.join(names)}) and none is installed: install "
-            "one, or set compile=false."
+            "one, or set compile=off."
         )
 
 
 def check_workers(config: DistillConfig, workers: int) -> None:
-    """Raise `UserError` unless every worker gets a row of every batch, or of its every part."""
+    """Raise `UserError` unless every worker gets a row of every batch, or of its every part.
+
+    And for `compile=on`, which would do nothing (`wants_compilation`).
+    """
+    if workers > 1 and config.compile == "on":
+        raise UserError(
+            f"compile=on is for one worker, got {workers}, whose batch norms exchange values in "
+            "the midst of a step: set compile=auto.",
+            keys=("compile",),
+        )
     rows = config.batch_size // config.accumulation_steps
     if rows < workers:
         raise UserError(

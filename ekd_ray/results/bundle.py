@@ -248,7 +248,9 @@ def _write_run(folder: Path, run: RunRecord) -> DistillConfig:
     for name in (WEIGHTS, HISTORY):
         shutil.copyfile(run.folder / name, folder / name)
     config = DistillConfig.from_dict(run.config).replace(
-        precision=run.precision, data_fingerprint=run.data_fingerprint
+        precision=run.precision,
+        compile="on" if run.compiled else "off",
+        data_fingerprint=run.data_fingerprint,
     )
     # The teacher is named by its hash: a path of this machine says nothing on another.
     write_text(folder / "distill.yaml", config.replace(teacher_weights=None).to_yaml())

@@ -48,6 +48,7 @@ def finish_run(
         seconds=result.seconds,
         log_prior=result.log_prior,
         precision=result.precision,
+        compiled=result.compiled,
         fingerprint=result.config.fingerprint(),
         data_fingerprint=result.data_fingerprint,
         environment=environment(),

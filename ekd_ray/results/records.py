@@ -106,6 +106,7 @@ class RunRecord:
     seconds: float = 0.0
     log_prior: float | None = None
     precision: str | None = None
+    compiled: bool = False
     fingerprint: str | None = None
     data_fingerprint: str | None = None
     environment: dict[str, Any] | None = None

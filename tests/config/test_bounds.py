@@ -46,12 +46,13 @@ RUN = {
     "lr_min": ([-1e-6], [0, 0.05]),  # at most lr
     "lr_warmup": ([-1], [0, INF]),
     "seed": ([-1, 2**63], [0, 2**63 - 1]),
-    "teacher_cache": (["yes"], ["auto", "on", "off"]),
+    "teacher_cache": (["yes"], ["auto", "on", "off", True, False]),
     "ekd_temperature": ([0, -1, 101], [0.1, 100, None]),
     "evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),
     "prior_kl_evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),
     "optimizer": (["adam"], ["sgd", "adamw"]),
     "schedule": (["linear"], ["step", "cosine"]),
+    "compile": (["yes", 1], ["auto", "on", "off", True, False]),
     "precision": (["float16"], ["auto", "float32", "bfloat16"]),
 }
 METRICS = ["val_top1", "val_nll", "val_ece", "val_aurc", "val_ood_auroc"]

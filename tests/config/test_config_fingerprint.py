@@ -93,3 +93,13 @@ def test_equal_settings_have_equal_fingerprints_minus_zero_included():
     plus, minus = DistillConfig(weight_decay=0.0), DistillConfig(weight_decay=-0.0)
     assert plus == minus
     assert plus.fingerprint() == minus.fingerprint()
+
+
+def test_compile_counts_as_when_it_was_true_or_false():
+    """The fingerprints of older runs are those that they were."""
+    counted = {value: DistillConfig(compile=value).identity()["compile"]
+               for value in ("auto", "off", "on", False, True)}  # fmt: skip
+    assert counted == {"auto": False, "off": False, "on": True, False: False, True: True}
+    assert (DistillConfig(compile=True).compile, DistillConfig(compile=False).compile) == (
+        "on", "off",
+    )  # fmt: skip

@@ -46,10 +46,10 @@ def watch_steps(monkeypatch, before: Callable[[int, Any, Any], None]) -> None:
     """`before(count, run, batch)` is called ahead of each training step, count from 1."""
     step, count = engine._train_step, [0]
 
-    def watched(run, batch, images, target):
+    def watched(run, part, factors):
         count[0] += 1
-        before(count[0], run, batch)
-        step(run, batch, images, target)
+        before(count[0], run, part.batch)
+        step(run, part, factors)
 
     monkeypatch.setattr(engine, "_train_step", watched)
 
@@ -67,7 +67,7 @@ def kill_at_step(monkeypatch, last: int) -> None:
 def watch_student(monkeypatch) -> list[Tensor]:
     """The inputs of every forward of the student, as they come."""
     seen: list[Tensor] = []
-    start = engine._start
+    start = engine.start_run
 
     def started(*args):
         run = start(*args)
@@ -76,7 +76,7 @@ def watch_student(monkeypatch) -> list[Tensor]:
         )
         return run
 
-    monkeypatch.setattr(engine, "_start", started)
+    monkeypatch.setattr(engine, "start_run", started)
     return seen
 
 

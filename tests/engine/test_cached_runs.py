@@ -14,7 +14,7 @@ from engine_runs import CPU, assert_same_run, state
 
 import ekd_ray.engine.distill as engine
 import ekd_ray.engine.teacher.source as teachers
-from ekd_ray.data import epoch_batches, load_dataset
+from ekd_ray.data import HostCopy, epoch_batches, load_dataset
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import split_ids
@@ -127,6 +127,47 @@ def test_damaged_rows_are_computed_again(live, own_cache, asked):
     np.memmap(table.folder / "rows.bin", np.uint16, "r+").reshape(2000, 10)[written[:20], 3] ^= 1
     assert_same_run(run(live[0], "on"), *live[1:])
     assert [teacher.computed for teacher in asked] == [48, 20]
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Copies to the host arrive when they are waited for; returns those that were."""
+    waited = []
+
+    class Late(HostCopy):
+        arrived = False
+
+        def values(self):
+            waited.append(self)
+            return super().values()
+
+    monkeypatch.setattr(teachers, "HostCopy", Late)
+    return waited
+
+
+def test_rows_are_written_one_batch_behind_the_device(live, own_cache, late, run_data):
+    config = resolve(live[0].replace(teacher_cache="on"))
+    data = run_data(config)
+    teacher = load_teacher(config, data, precision="float32", device=CPU)
+    filled = []
+    for ids in np.arange(48).reshape(3, 16):
+        images, _ = data.images.views(ids, ids * 0)
+        teacher.logits(images, ids, ids * 0)
+        filled.append((teacher.table.filled(), len(late)))
+    teacher.flush()
+    assert [*filled, (teacher.table.filled(), len(late))] == [(0, 0), (16, 1), (32, 2), (48, 3)]
+    teacher.flush()
+    assert len(late) == 3
+
+
+def test_a_late_device_changes_no_run_and_leaves_no_row_out(live, own_cache, late, asked):
+    config = live[0].replace(teacher_cache="on")
+    half = FillPart(index=0, count=2)
+    held = fill_tables(config, data_root=None, seeds=[0], part=half, threads=1)
+    (table,) = list_tables()
+    assert 0 < held == table.filled
+    assert_same_run(run(config, "on"), *live[1:])
+    assert [teacher.computed for teacher in asked] == [48 - held]  # epoch 2 repeats epoch 1
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import torch
 from engine_runs import by_hand, same_weights, slow_view, untimed
 from engine_runs import state as weights
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ekd_ray.engine.distill as engine
 import ekd_ray.engine.rundata as rundata
 from ekd_ray.data import dataset_info, epoch_batches, load_dataset
-from ekd_ray.engine.distill import Diverged, distill
+from ekd_ray.engine.distill import Diverged, distill, start_run, train_epoch
+from ekd_ray.engine.random_state import seed_generator
 from ekd_ray.engine.rundata import load_run_data, split_ids
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import METHODS, with_method
@@ -184,6 +186,25 @@ def test_every_step_has_a_dropout_of_its_own(tiny, monkeypatch):
     assert len({*first, *other}) == 20
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_student_that_draws_nothing_is_not_seeded_in_every_step(rate, tiny, monkeypatch):
+    """Whether it does, the first step of an epoch tells."""
+    seeded = []
+
+    def counted(device, seed):
+        seeded.append(device)
+        seed_generator(device, seed)
+
+    def student(name, classes):
+        head = torch.nn.Linear(3 * 32 * 32, classes)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(rate), head)
+
+    monkeypatch.setattr(engine, "build_model", student)
+    monkeypatch.setattr(engine, "seed_generator", counted)
+    distill(tiny(lr=1e-4), threads=1)  # 2 epochs of 3 steps
+    assert len(seeded) == 1 + (6 if rate else 2)
+
+
 # What it reads
 
 
@@ -198,6 +219,27 @@ def test_training_never_opens_the_test_split(tiny, monkeypatch):
     monkeypatch.setattr(rundata, "load_dataset", guarded)
     distill(tiny(epochs=1), threads=1)
     assert opened == ["train"]
+
+
+class NoReads(TorchDispatchMode):
+    """Raises where the host reads a value of a tensor."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert operation.overloadpacket not in (
+            torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.is_nonzero
+        )  # fmt: skip
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["none", "ctkd+ekd", "mlkd+ekd", "dkd"])
+def test_the_host_reads_no_value_within_an_epoch(method, tiny, with_teacher):
+    teacher = with_teacher if METHODS[method].needs_teacher else {}
+    config = with_method(tiny(optimizer="adamw", lr=1e-3, view_pool=2), method, **teacher)
+    run = start_run(config, None)
+    with NoReads():
+        train_epoch(run)
+    assert run.step == run.steps_per_epoch == 3
+    assert run.learner.sums.isfinite().all()
 
 
 def test_no_validation_image_is_trained_on(tiny):

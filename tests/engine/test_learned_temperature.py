@@ -52,7 +52,7 @@ def test_weight_decay_holds_the_temperature_too(ctkd):
 def test_the_whole_way_is_momentum_ascent_on_what_the_student_said(ctkd, warmup, monkeypatch):
     """Its path from the logits of every step, under a half cosine over the warm-up's epochs."""
     config = ctkd.replace(ctkd_warmup=warmup, kd_weight=20.0, weight_decay=0.0, lr_milestones=())
-    said, start = [], engine._start
+    said, start = [], engine.start_run
 
     def started(*args):
         run = start(*args)
@@ -61,7 +61,7 @@ def test_the_whole_way_is_momentum_ascent_on_what_the_student_said(ctkd, warmup,
         )
         return run
 
-    monkeypatch.setattr(engine, "_start", started)
+    monkeypatch.setattr(engine, "start_run", started)
     result = distill(config, threads=1)
     assert len(said) == 9
     g, momentum, expected = torch.tensor(1.0), 0.0, []

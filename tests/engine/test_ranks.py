@@ -15,7 +15,6 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import epoch_batches, load_dataset
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.learner import Learner
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.losses.methods import with_method
@@ -39,12 +38,13 @@ def records(rank: int, settings: dict, out: Path) -> dict:
     steps, saves, kill_at = [], [], [0]
     step, write = engine._train_step, engine.save_checkpoint
 
-    def recorded(run, batch, images, target):
+    def recorded(run, part, factors):
+        batch = part.batch
         ids = (batch.sample_ids, batch.view_ids, batch.strong_ids)
         steps.append((run.epoch, batch.step, ids))
         if len(steps) == kill_at[0]:
             raise Killed
-        step(run, batch, images, target)
+        step(run, part, factors)
 
     def counted(path, **kwargs):
         saves.append(path.name)
@@ -105,8 +105,8 @@ def test_one_process_needs_no_group():
     assert (ranks.rank(), ranks.world_size(), ranks.is_first()) == (0, 1, True)
     assert ranks.gather_rows(value, 1) is value
     assert ranks.gather_columns([value], 1) == [value]
-    learner = Learner(torch.nn.Linear(1, 1), torch.nn.Identity())
-    assert ranks.parallelize(learner, torch.device("cpu")) is learner
+    module = torch.nn.Linear(1, 1)
+    assert ranks.parallelize(module, torch.device("cpu")) is module
 
 
 def test_only_the_first_rank_writes(two_ranks):

@@ -71,6 +71,7 @@ def fill_tables(
                 done += len(ids[0])
                 if on_progress:
                     on_progress(done, total)
+            teacher.flush()
         return done
 
 

@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import dataset_info, normalize, num_train, view_count
+from ekd_ray.data import HostCopy, dataset_info, normalize, num_train, to_device, view_count
 from ekd_ray.engine.precision import autocast, float32_head
 from ekd_ray.engine.resolve import parse_normalization
 from ekd_ray.engine.rundata import RunData
@@ -89,6 +90,7 @@ class Teacher:
     ) -> None:
         self._network, self._format, self.table = network, row_format, table
         self.computed = 0
+        self._unwritten: deque[tuple[HostCopy, Ids, Ids]] = deque()
 
     def logits(self, images: Tensor, sample_ids: Ids, view_ids: Ids) -> Tensor:
         """Logits float32 [B, C], on the images' device, without gradient.
@@ -100,12 +102,21 @@ class Teacher:
         if self.table is None:
             return self._format.rounded(self._asked(images))
         rows, found = self.table.read(sample_ids, view_ids)
+        bits = to_device(torch.from_numpy(rows.view(np.int16)), images.device)
         if not found.all():
-            self._fill(images, sample_ids, view_ids, rows, np.flatnonzero(~found))
-        bits = torch.from_numpy(rows.view(np.int16))
-        if images.device.type == "cuda":
-            bits = bits.pin_memory()
-        return self._format.decode(bits.to(images.device, non_blocking=True))
+            missing = np.flatnonzero(~found)
+            index = to_device(torch.from_numpy(missing), images.device)
+            computed = self._format.encode(self._asked(images.index_select(0, index)))
+            bits = bits.index_copy(0, index, computed)
+            if self.table.writable:
+                copy = HostCopy(computed)
+                self._unwritten.append((copy, sample_ids[missing], view_ids[missing]))
+                self._write(waiting=1)
+        return self._format.decode(bits)
+
+    def flush(self) -> None:
+        """Write to the table what was computed and is not there yet (waits for the device)."""
+        self._write(waiting=0)
 
     def _asked(self, images: Tensor) -> Tensor:
         count = len(images)
@@ -115,25 +126,26 @@ class Teacher:
             images = torch.cat([images, images[-1:].expand(lacking, -1, -1, -1)])
         return self._network()(images)[:count]
 
-    def _fill(
-        self, images: Tensor, sample_ids: Ids, view_ids: Ids, rows: np.ndarray, missing: np.ndarray
-    ) -> None:
-        """Compute the missing rows into `rows`, and into the table if it may be written."""
-        assert self.table is not None
-        index = torch.from_numpy(missing).to(images.device)
-        bits = self._format.encode(self._asked(images.index_select(0, index)))
-        rows[missing] = bits.cpu().numpy().view(np.uint16)
-        if not self.table.writable:
-            return
-        try:
-            self.table.write(sample_ids[missing], view_ids[missing], rows[missing])
-        except OSError as error:
-            warnings.warn(
-                f"the teacher cache {self.table.folder} cannot be written ({error.strerror}): "
-                "going on with the live teacher.",
-                stacklevel=2,
-            )
-            self.table = None
+    def _write(self, *, waiting: int) -> None:
+        """Write computed rows to the table: those that the host has, and all but `waiting`.
+
+        One batch behind, so that a GPU goes on while its last rows are on their way.
+        """
+        while self.table and self._unwritten:
+            copy, sample_ids, view_ids = self._unwritten[0]
+            if not copy.arrived and len(self._unwritten) <= waiting:
+                return
+            self._unwritten.popleft()
+            try:
+                self.table.write(sample_ids, view_ids, copy.values().numpy().view(np.uint16))
+            except OSError as error:
+                warnings.warn(
+                    f"the teacher cache {self.table.folder} cannot be written ({error.strerror}): "
+                    "going on with the live teacher.",
+                    stacklevel=2,
+                )
+                self.table = None
+                self._unwritten.clear()
 
 
 @functools.lru_cache(maxsize=2)
