@@ -86,6 +86,14 @@ def test_expectation_dkd_against_the_slow_split(alpha_beta):
     )
 
 
+def test_dkd_does_not_depend_on_where_the_logits_lie():
+    """Far below what a mask of 1000 takes away, the rest is still the rest."""
+    student, teacher, target = draw()
+    low = (logits - 5e4 for logits in (student, teacher))
+    got, expected = dkd_loss(*low, target, 4.0), dkd_loss(student, teacher, target, 4.0)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
+
+
 def test_dkd_is_exact_where_the_published_mask_has_lost():
     """A target far above the rest shows through a mask of 1000: log(0) of the rest is NaN there."""
     student, teacher, target = draw(classes=10)
