@@ -79,7 +79,8 @@ class CompiledForward:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            # torch's errors say on the first line that, and on the second one what.
+            reason = " ".join(str(error).splitlines()[:2]) or type(error).__name__
             warnings.warn(
                 f"the training step could not be compiled ({reason}): going on as with "
                 "compile=off.",

@@ -254,7 +254,7 @@ def train_epoch(
     """
     run.learner.train()
     run.draws = run.draws or None
-    factors = run.learner.objective.factors(run.epoch).to(run.device) if run.compiled else run.epoch
+    factors = run.learner.objective.factors(run.epoch)
     with contextlib.closing(make_ahead(_parts(run), run.device)) as parts:
         for part in parts:
             _train_step(run, part, factors)
@@ -303,7 +303,7 @@ def _is_last_part(config: DistillConfig, batch: Batch) -> bool:
     return (batch.step + 1) % config.accumulation_steps == 0
 
 
-def _train_step(run: Run, part: Part, factors: int | Tensor) -> None:
+def _train_step(run: Run, part: Part, factors: Tensor) -> None:
     """Forward and backward of a batch, or of a part of one; the last part moves the weights."""
     last = _is_last_part(run.config, part.batch)
     if part.batch.step % run.config.accumulation_steps == 0:
@@ -322,7 +322,7 @@ def _train_step(run: Run, part: Part, factors: int | Tensor) -> None:
             run.draws = not torch.equal(random_state(run.device), run.seeded)
 
 
-def _add_gradients(run: Run, part: Part, factors: int | Tensor) -> None:
+def _add_gradients(run: Run, part: Part, factors: Tensor) -> None:
     """Forward and backward pass of a part of a batch."""
     parts = run.config.accumulation_steps
     rows = run.config.batch_size // parts
