@@ -110,6 +110,7 @@ def _print(found: Reproduction, *, quiet: bool) -> None:
     print(found.verdict)
     if quiet:
         return
+    print(f"promised here: {found.promised}")
     if found.first:
         print(f"first difference: {found.first}")
         print(

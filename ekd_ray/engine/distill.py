@@ -25,9 +25,16 @@ from ekd_ray.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.learner import Learner, make_optimizer
-from ekd_ray.engine.precision import autocast, cpu_threads, pick_device, resolve_precision
+from ekd_ray.engine.precision import (
+    autocast,
+    cpu_threads,
+    make_scaler,
+    pick_device,
+    resolve_precision,
+)
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.runlog import RunLog, Session
@@ -37,10 +44,18 @@ from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model
 
 OnEpoch = Callable[[dict[str, Any]], None]
+# Smallest scale of the loss under float16. It falls by one half in every step that is skipped:
+# 26 in a row from its start mean that no scale is small enough.
+LEAST_LOSS_SCALE = 2.0**-10
 
 
 class Diverged(Exception):
-    """A run whose loss or weights stopped being finite; the message says where."""
+    """A run whose loss or weights stopped being finite; the message says where.
+
+    Under float16 a step whose gradients overflow is skipped, which is no divergence, unless steps
+    are skipped until the scale of the loss is nothing. The loss is computed in float32: one that
+    is not finite means that the network overflows, which no scale mends.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +113,7 @@ class _Run:
     learner: Learner
     forward: nn.Module
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     teachers: list[Teacher]
     device: torch.device
     precision: str
@@ -136,8 +152,8 @@ def distill(
             that is damaged nothing can continue: the run begins again, with a warning.
         on_epoch: called (on every rank) with each epoch's row: `epoch` (from 1), `lr`,
             `train_loss`, `train_top1`, `loss_<term>` (unweighted), `log_prior` if
-            evidential, `temperature` if learned, `val_*` (see `classification_metrics`) if
-            there is a validation split, and `seconds`.
+            evidential, `temperature` if learned, `loss_scale` under float16, `val_*` (see
+            `classification_metrics`) if there is a validation split, and `seconds`.
         threads: CPU threads; part of what bitwise reproduction needs. The number that was set
             before is set again afterwards, as torch's random state is.
         checkpoint_seconds: least time between two checkpoints at epoch ends.
@@ -146,13 +162,14 @@ def distill(
         session: the part of the run that TensorBoard's HParams tab shows (all settings).
 
     Raises:
-        UserError: bad configuration or data, or another run's checkpoint. Diverged: NaN or
-            infinity.
+        UserError: bad configuration or data, another run's checkpoint, or with `deterministic` an
+            operation that has no such algorithm. Diverged: NaN or infinity.
     """
     with contextlib.ExitStack() as stack:
         # Every step seeds torch's generators: the caller gets the state back that it had.
         stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
         stack.enter_context(cpu_threads(threads))
+        stack.enter_context(arithmetic(deterministic=bool(config.deterministic)))
         run = _start(resolve(config, data_root=data_root), data_root)
         checkpoint = out / CHECKPOINT if out else None
         if checkpoint and checkpoint.exists():
@@ -219,6 +236,7 @@ def _start(config: DistillConfig, data_root: str | None) -> _Run:
         learner=learner,
         forward=ranks.parallelize(learner, device),
         optimizer=make_optimizer(config, learner),
+        scaler=make_scaler(precision, device),
         teachers=teachers,
         device=device,
         precision=precision,
@@ -277,10 +295,11 @@ def _train_step(run: _Run, batch: Batch, images: Tensor, target: Tensor) -> None
     with ranks.exchange_gradients(run.forward, last=last):
         with autocast(run.precision, run.device):
             loss, logits, terms = run.forward(inputs, teacher, target, run.epoch, *strong_inputs)
-        (loss / parts).backward()
+        run.scaler.scale(loss / parts).backward()
     run.sums.add(loss, logits, target, terms, parts)
     if last:
-        run.optimizer.step()
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
         run.step += 1
 
 
@@ -305,6 +324,8 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
         **run.sums.means(run.steps_per_epoch),
         **objective.state(run.epoch),
     }
+    if run.scaler.is_enabled():
+        row["loss_scale"] = run.scaler.get_scale()
     _check_finite(row, run)
     if len(run.data.validation_ids):
         evaluation = evaluate_model(
@@ -322,13 +343,17 @@ def _epoch_row(run: _Run) -> dict[str, Any]:
 
 def _check_finite(row: dict[str, Any], run: _Run) -> None:
     fault = next((f"{k} became {v}" for k, v in row.items() if not abs(v) < float("inf")), None)
+    if fault is None and row.get("loss_scale", 1.0) < LEAST_LOSS_SCALE:
+        fault = f"the scale of the loss fell to {row['loss_scale']:g}, gradients overflow at any,"
     # The loss does not see what the last step did to the weights.
     if fault is None and not ranks.all_finite(run.learner):
         fault = "a weight became infinite or nan"
     if fault:
+        remedy = "lower lr or the weights of the loss terms"
+        if run.precision == "float16":
+            remedy += ", or set precision to float32"
         raise Diverged(
-            f"{fault} in epoch {run.epoch} of {run.config.epochs} (lr {run.config.lr}): lower lr "
-            "or the weights of the loss terms."
+            f"{fault} in epoch {run.epoch} of {run.config.epochs} (lr {run.config.lr}): {remedy}."
         )
 
 
@@ -340,6 +365,7 @@ def _save(run: _Run, path: Path) -> None:
             "step": run.step,
             "history": run.history,
             "sums": run.sums.values,
+            "scaler": run.scaler.state_dict(),
             "fingerprint": run.config.fingerprint(),
         }
         save_checkpoint(path, learner=run.learner, optimizer=run.optimizer, progress=progress)
@@ -353,3 +379,6 @@ def _restore(run: _Run, path: Path) -> None:
     run.epoch, run.step, run.history = progress["epoch"], progress["step"], progress["history"]
     run.sums = EpochSums(run.learner.objective.weights(run.epoch), run.device)
     run.sums.values.copy_(progress["sums"])
+    # Under `auto`, a run may go on where another precision is fast.
+    if progress.get("scaler"):
+        run.scaler.load_state_dict(progress["scaler"])

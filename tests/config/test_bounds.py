@@ -52,7 +52,7 @@ RUN = {
     "prior_kl_evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),
     "optimizer": (["adam"], ["sgd", "adamw"]),
     "schedule": (["linear"], ["step", "cosine"]),
-    "precision": (["float16"], ["auto", "float32", "bfloat16"]),
+    "precision": (["float64"], ["auto", "float32", "bfloat16", "float16"]),
 }
 METRICS = ["val_top1", "val_nll", "val_ece", "val_aurc", "val_ood_auroc"]
 STUDY = {

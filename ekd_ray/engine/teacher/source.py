@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info, normalize, num_train, view_count
+from ekd_ray.engine.determinism import FLOAT32, fixed_convolutions
 from ekd_ray.engine.precision import autocast, float32_head
 from ekd_ray.engine.resolve import parse_normalization
 from ekd_ray.engine.rundata import RunData
@@ -70,7 +71,8 @@ class LiveTeacher:
         """Logits [B, C] float32 of uint8 images [B, 3, H, W], already augmented."""
         mean, std = self.normalization.mean, self.normalization.std
         inputs = normalize(images, mean, std, channels_last=self.channels_last)
-        with autocast(self.precision, images.device):
+        # The bits of a row are not to depend on the run that happens to ask for it.
+        with fixed_convolutions(), autocast(self.precision, images.device):
             return self.model(inputs).float()
 
 
@@ -207,6 +209,8 @@ def table_spec(
         "strong": strong,
         "view_seed": config.view_seed if drawn else None,
     }
+    if data.images.device.type != "cpu":  # a CPU has always computed it so
+        facts["float32"] = FLOAT32
     return TableSpec(
         num_samples=len(data.images),
         num_views=config.view_pool if strong else data.images.num_views,
