@@ -110,7 +110,6 @@ def _print(found: Reproduction, *, quiet: bool) -> None:
     print(found.verdict)
     if quiet:
         return
-    print(f"promised here: {found.promised}")
     if found.first:
         print(f"first difference: {found.first}")
         print(
@@ -119,5 +118,6 @@ def _print(found: Reproduction, *, quiet: bool) -> None:
         )
     else:
         print("every figure of every epoch, every tensor and every test metric are equal")
+    print(f"promised here: {found.promised}")
     for line in found.elsewhere:
         print(f"not as it was: {line}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.engine.torch_private import deterministic_only
 from ekd_ray.errors import UserError
 
 T = TypeVar("T")
@@ -27,8 +27,6 @@ FLOAT32 = "ieee"
 
 # In torch's message where an operation has no deterministic algorithm, or cuBLAS not its workspace.
 _REFUSAL = "torch.use_deterministic_algorithms(True)"
-_COMPILER = "torch._inductor.config"
-_COMPILER_VARIABLE = "TORCHINDUCTOR_DETERMINISTIC"
 
 
 class NotDeterministic(UserError):
@@ -57,13 +55,10 @@ def arithmetic(*, deterministic: bool) -> Iterator[None]:
         (torch.utils.deterministic, "fill_uninitialized_memory", False),
     ]  # fmt: skip
     before = [(part, name, getattr(part, name)) for part, name, _ in settings]
-    mode, variable = torch.get_deterministic_debug_mode(), os.environ.get(_COMPILER_VARIABLE)
     try:
         _assign(settings)
-        if deterministic:
-            os.environ[_COMPILER_VARIABLE] = "1"  # for a compiler that is loaded meanwhile
-            _set_mode(2)
-        yield
+        with deterministic_only() if deterministic else contextlib.nullcontext():
+            yield
     except RuntimeError as error:
         if _REFUSAL not in str(error):
             raise
@@ -72,25 +67,12 @@ def arithmetic(*, deterministic: bool) -> Iterator[None]:
             f"{reason}: set deterministic to false, or choose another network or loss."
         ) from error
     finally:
-        _set_mode(mode)
         _assign(before)
-        if variable is None:
-            os.environ.pop(_COMPILER_VARIABLE, None)
-        else:
-            os.environ[_COMPILER_VARIABLE] = variable
 
 
 def _assign(settings: list[tuple[Any, str, Any]]) -> None:
     for part, name, value in settings:
         setattr(part, name, value)
-
-
-def _set_mode(mode: int) -> None:
-    """0: any algorithm; 1: deterministic ones where there are; 2: no others."""
-    if _COMPILER in sys.modules:
-        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
-    else:  # that function would load the compiler: 2 s and 160 MB
-        torch.set_deterministic_debug_mode(mode)
 
 
 @contextlib.contextmanager

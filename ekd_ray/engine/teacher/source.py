@@ -35,6 +35,9 @@ from ekd_ray.models import build_model, load_weights
 # The network sees a multiple of this many images. On a CPU the last bits of a row depend on how
 # many are computed together: a matrix product of 1 to 3 rows (of a thread) takes another kernel.
 ROWS_AT_ONCE = 16
+# What a GPU computes for a table comes in batches of just this size: there the kernels, and so the
+# last bits of a row, may change with any number of images.
+ROWS_ON_GPU = 128
 
 # `auto` uses no table larger than this, nor one that would take half of the free disk.
 LARGEST_TABLE = 40 * 2**30
@@ -112,10 +115,14 @@ class Teacher:
     def _asked(self, images: Tensor) -> Tensor:
         count = len(images)
         self.computed += count
-        lacking = -count % ROWS_AT_ONCE
+        fixed = self.table is not None and images.device.type != "cpu"
+        lacking = -count % (ROWS_ON_GPU if fixed else ROWS_AT_ONCE)
         if lacking:
             images = torch.cat([images, images[-1:].expand(lacking, -1, -1, -1)])
-        return self._network()(images)[:count]
+        network = self._network()
+        if not fixed:
+            return network(images)[:count]
+        return torch.cat([network(part) for part in images.split(ROWS_ON_GPU)])[:count]
 
     def _fill(
         self, images: Tensor, sample_ids: Ids, view_ids: Ids, rows: np.ndarray, missing: np.ndarray
