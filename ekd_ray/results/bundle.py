@@ -171,11 +171,23 @@ class Bundle:
 
 def same_arithmetic(there: dict[str, Any], here: dict[str, Any]) -> bool:
     """Whether two environments round alike: processor, GPUs and torch are the same."""
-    names = ["processor", "gpus", "cuda", "cudnn"]
-    if there.get("gpus"):  # before it was recorded, GPUs had torch's own
-        names.append("float32")
-    torches = [found.get("packages", {}).get("torch") for found in (there, here)]
-    return torches[0] == torches[1] and all(there.get(n) == here.get(n) for n in names)
+    old, new = (compared(found) for found in (there, here))
+    return all(old[name] == new[name] for name in ("processor", "torch", *GPU_FACTS))
+
+
+# How many GPUs of a kind there are changes no bit. Before `float32` was recorded, a GPU computed it
+# as torch does by itself.
+GPU_FACTS = ("gpus", "cuda", "cudnn", "float32")
+
+
+def compared(environment: dict[str, Any]) -> dict[str, Any]:
+    """An environment with its packages beside the rest, and each kind of GPU once."""
+    found = {**dict.fromkeys(("processor", "torch", *GPU_FACTS)), **environment}
+    found |= found.get("packages", {})
+    found["gpus"] = sorted({*(found["gpus"] or ())})
+    if not found["gpus"]:
+        found["float32"] = None
+    return found
 
 
 def export_bundle(

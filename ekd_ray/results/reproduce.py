@@ -23,7 +23,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
 from ekd_ray.losses.methods import method_of
-from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.bundle import GPU_FACTS, Bundle, compared
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.leaderboard import select_metrics
 from ekd_ray.results.records import single_run
@@ -186,13 +186,9 @@ def first_tensor(there: dict[str, Tensor], here: dict[str, Tensor]) -> str | Non
 
 
 def _elsewhere(bundle: Bundle, recorded: dict[str, Any]) -> tuple[str, ...]:
-    old, new = ({**found, **found["packages"]} for found in (recorded, environment()))
-    names = ["processor", "gpus", "cuda", "cudnn", "driver", "threads", "git_revision",
-             "ekd_ray", "torch", "numpy"]  # fmt: skip
-    for found in (old, new):  # how many of a kind there are changes no bit
-        found["gpus"] = sorted({*(found.get("gpus") or ())})
-    if old["gpus"]:  # before it was recorded, GPUs had torch's own
-        names.append("float32")
+    old, new = (compared(found) for found in (recorded, environment()))
+    names = ("processor", *GPU_FACTS, "driver", "threads", "git_revision", "ekd_ray", "torch",
+             "numpy")  # fmt: skip
     lines = [f"{n}: {old.get(n)}, {new.get(n)}" for n in names if old.get(n) != new.get(n)]
     if new["git_dirty"] and not old.get("git_dirty"):
         lines.append("git_dirty: False, True")

@@ -25,7 +25,8 @@ from ekd_ray.engine.distill import distill
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.train_teacher import train_teacher
 from ekd_ray.losses.methods import METHODS, with_method
-from ekd_ray.results.records import RunRecord
+from ekd_ray.results import finish
+from ekd_ray.results.records import RunRecord, single_run
 
 BACKENDS = torch.backends
 
@@ -163,6 +164,24 @@ def test_a_network_that_cannot_is_refused_or_trained_without(tiny, monkeypatch, 
     assert_same_run(found, expected, state(expected))
     with pytest.raises(RuntimeError, match="mine"), arithmetic(deterministic=True):
         raise RuntimeError("mine")
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_its_end_is_as_its_training_and_recorded(deterministic, tiny, tmp_path, monkeypatch):
+    result = distill(tiny(deterministic=deterministic), threads=1)
+    evaluate, modes = finish.evaluate_test, []
+
+    def watched(*arguments, **options):
+        modes.append(switches()["mode"])
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(finish, "evaluate_test", watched)
+    run = single_run(result.config, tmp_path)
+    record = finish.finish_run(run, result, data_root=None, test=True)
+    assert modes == [2 if deterministic else 0]
+    assert record.environment is not None
+    assert record.environment["deterministic"] is deterministic
+    assert record.environment["float32"] == FLOAT32
 
 
 class Asked(Exception):
