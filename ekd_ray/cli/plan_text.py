@@ -8,12 +8,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.study_config import FIRST_SEEDS
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.engine.precision import emulator_of
 from ekd_ray.engine.resolve import split_sizes, student_size
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
@@ -182,6 +185,11 @@ def _setup(
     if config.accumulation_steps > 1:
         solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
+    if emulator := emulator_of(config.precision, on_gpu=torch.cuda.device_count() > 0):
+        lines.append(
+            f"precision  {config.precision}, which {emulator} has not in hardware: slower than "
+            "precision auto"
+        )
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
     values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
     return [*lines, f"method     {config.method} ({values})"]

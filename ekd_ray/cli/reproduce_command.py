@@ -118,5 +118,6 @@ def _print(found: Reproduction, *, quiet: bool) -> None:
         )
     else:
         print("every figure of every epoch, every tensor and every test metric are equal")
+    print(f"promised here: {found.promised}")
     for line in found.elsewhere:
         print(f"not as it was: {line}")

@@ -17,6 +17,7 @@ from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.targets import DIRECTIONS
 from ekd_ray.data import load_dataset, short_name
 from ekd_ray.engine.checkpoint import CHECKPOINT, forget_checkpoint
+from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import cpu_threads
@@ -88,7 +89,8 @@ def _train_here(config: DistillConfig, out: Path, request: Request, workers: Wor
             terminal.ended(0, failed=False)
         else:
             with cpu_threads(request.cpus_per_trial or local_cpus()):
-                result = distill(config, data_root=data_root, out=out, on_epoch=on_epoch)
+                train = functools.partial(distill, data_root=data_root, out=out, on_epoch=on_epoch)
+                result = decide_determinism(config, train, wanted=run.stage.exports)
                 terminal.ended(0, failed=False)
                 if request.test:
                     terminal.stage("test split", 1, 0)

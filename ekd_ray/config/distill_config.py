@@ -102,13 +102,19 @@ class DistillConfig(Settings):
 
     # Numerics
     precision: str = setting(
-        "auto", "autocast precision; auto is bfloat16 where the hardware has it",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "autocast precision; auto is bfloat16 where the hardware has it, else float16 on "
+        "GPUs that have that",
+        choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
     channels_last: bool = setting(True, "channels_last memory format")
     compile: str = setting(
         "auto", "torch.compile the training step, with one worker; auto: on GPUs, where it pays",
         choices=("auto", "on", "off"),
+    )  # fmt: skip
+    deterministic: bool | None = setting(
+        None, "refuse algorithms whose bits differ from run to run on a GPU; by default no in a "
+        "search, yes in what it exports, in runs of no study and in `reproduce`",
+        identity=False,
     )  # fmt: skip
     seed: int = setting(
         0, "one seed for the weights, the order and the views", low=0, high=2**63 - 1

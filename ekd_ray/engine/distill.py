@@ -26,9 +26,16 @@ from ekd_ray.engine.checkpoint import (
     save_checkpoint,
 )
 from ekd_ray.engine.compiling import CompiledForward, wants_compilation
+from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.learner import Learner, make_optimizer
-from ekd_ray.engine.precision import autocast, cpu_threads, pick_device, resolve_precision
+from ekd_ray.engine.precision import (
+    autocast,
+    cpu_threads,
+    make_scaler,
+    pick_device,
+    resolve_precision,
+)
 from ekd_ray.engine.random_state import random_state, restore_random_state, seed_generator
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
@@ -39,10 +46,18 @@ from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model
 
 OnEpoch = Callable[[dict[str, Any]], None]
+# Smallest scale of the loss under float16. It falls by one half in every step that is skipped:
+# 26 in a row from its start mean that no scale is small enough.
+LEAST_LOSS_SCALE = 2.0**-10
 
 
 class Diverged(Exception):
-    """A run whose loss or weights stopped being finite; the message says where."""
+    """A run whose loss or weights stopped being finite; the message says where.
+
+    Under float16 a step whose gradients overflow is skipped, which is no divergence, unless steps
+    are skipped until the scale of the loss is nothing. The loss is computed in float32: one that
+    is not finite means that the network overflows, which no scale mends.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +94,7 @@ class Run:
     learner: Learner
     forward: nn.Module | CompiledForward
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     teachers: list[Teacher]
     device: torch.device
     precision: str
@@ -145,8 +161,8 @@ def distill(
             that is damaged nothing can continue: the run begins again, with a warning.
         on_epoch: called (on every rank) with each epoch's row: `epoch` (from 1), `lr`,
             `train_loss`, `train_top1`, `loss_<term>` (unweighted), `log_prior` if
-            evidential, `temperature` if learned, `val_*` (see `classification_metrics`) if
-            there is a validation split, and `seconds`.
+            evidential, `temperature` if learned, `loss_scale` under float16, `val_*` (see
+            `classification_metrics`) if there is a validation split, and `seconds`.
         threads: CPU threads; part of what bitwise reproduction needs. The number that was set
             before is set again afterwards, as torch's random state is.
         checkpoint_seconds: least time between two checkpoints at epoch ends.
@@ -155,12 +171,13 @@ def distill(
         session: the part of the run that TensorBoard's HParams tab shows (all settings).
 
     Raises:
-        UserError: bad configuration or data, or another run's checkpoint. Diverged: NaN or
-            infinity.
+        UserError: bad configuration or data, another run's checkpoint, or with `deterministic` an
+            operation that has no such algorithm. Diverged: NaN or infinity.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(restore_random_state(pick_device()))  # steps seed the generators
         stack.enter_context(cpu_threads(threads))
+        stack.enter_context(arithmetic(deterministic=bool(config.deterministic)))
         run = start_run(config, data_root)
         checkpoint = out / CHECKPOINT if out else None
         if checkpoint and checkpoint.exists():
@@ -234,6 +251,7 @@ def start_run(config: DistillConfig, data_root: str | None) -> Run:
         learner=learner,
         forward=ranks.parallelize(learner, device),
         optimizer=make_optimizer(config, learner),
+        scaler=make_scaler(precision, device),
         teachers=teachers,
         device=device,
         precision=precision,
@@ -315,7 +333,8 @@ def _train_step(run: Run, part: Part, factors: Tensor) -> None:
         _begin_step(run)
         _add_gradients(run, part, factors)
     if last:
-        run.optimizer.step()
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
         run.step += 1
         if run.draws is None:
             assert run.seeded is not None
@@ -333,7 +352,7 @@ def _add_gradients(run: Run, part: Part, factors: Tensor) -> None:
     with ranks.exchange_gradients(run.forward, last=_is_last_part(run.config, part.batch)):
         with autocast(run.precision, run.device):
             loss, _, _ = run.forward(inputs, teacher, target, factors, *strong_inputs)
-        (loss / parts if parts > 1 else loss).backward()
+        run.scaler.scale(loss / parts if parts > 1 else loss).backward()
 
 
 def _begin_step(run: Run) -> None:
@@ -362,6 +381,8 @@ def _epoch_row(run: Run) -> dict[str, Any]:
         **run.learner.means(run.steps_per_epoch),
         **objective.state(run.epoch),
     }
+    if run.scaler.is_enabled():
+        row["loss_scale"] = run.scaler.get_scale()
     _check_finite(row, run)
     if len(run.data.validation_ids):
         evaluation = evaluate_model(
@@ -379,13 +400,17 @@ def _epoch_row(run: Run) -> dict[str, Any]:
 
 def _check_finite(row: dict[str, Any], run: Run) -> None:
     fault = next((f"{k} became {v}" for k, v in row.items() if not abs(v) < float("inf")), None)
+    if fault is None and row.get("loss_scale", 1.0) < LEAST_LOSS_SCALE:
+        fault = f"the scale of the loss fell to {row['loss_scale']:g}, gradients overflow at any,"
     # The loss does not see what the last step did to the weights.
     if fault is None and not ranks.all_finite(run.learner):
         fault = "a weight became infinite or nan"
     if fault:
+        remedy = "lower lr or the weights of the loss terms"
+        if run.precision == "float16":
+            remedy += ", or set precision to float32"
         raise Diverged(
-            f"{fault} in epoch {run.epoch} of {run.config.epochs} (lr {run.config.lr}): lower lr "
-            "or the weights of the loss terms."
+            f"{fault} in epoch {run.epoch} of {run.config.epochs} (lr {run.config.lr}): {remedy}."
         )
 
 
@@ -397,6 +422,7 @@ def _save(run: Run, path: Path) -> None:
             "step": run.step,
             "history": run.history,
             "sums": run.learner.sums,
+            "scaler": run.scaler.state_dict(),
             "compiled": run.compiled,
             "fingerprint": run.config.fingerprint(),
         }
@@ -410,6 +436,9 @@ def _restore(run: Run, path: Path) -> None:
     )
     run.epoch, run.step, run.history = progress["epoch"], progress["step"], progress["history"]
     run.learner.sums.copy_(progress["sums"])
+    # Under `auto`, a run may go on where another precision is fast.
+    if progress.get("scaler"):
+        run.scaler.load_state_dict(progress["scaler"])
     compiled = progress.get("compiled", run.compiled) and ranks.world_size() == 1
     if compiled and not run.compiled:
         run.compile()

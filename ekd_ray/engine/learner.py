@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -84,4 +86,10 @@ def make_optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optim
     if config.optimizer == "adamw":
         return AdamW(learner.parameters(), **shared)
     momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
-    return SGD(learner.parameters(), **shared, **momentum)
+    optimizer = SGD(learner.parameters(), **shared, **momentum)
+    if config.momentum:
+        # By itself the fused kernel makes them in its first step, and leaves them as the memory was
+        # if float16 skips that one.
+        for parameter in learner.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return cast(torch.optim.Optimizer, optimizer)

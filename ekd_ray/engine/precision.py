@@ -14,27 +14,73 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ekd_ray.engine.determinism import FLOAT32
+
 PACKAGES = (
     *("ekd_ray", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn"),
     *("pillow", "safetensors", "pyarrow", "ray", "optuna", "cmaes"),
 )
 
 
+# CUDA's compute capabilities from which on a precision is computed in hardware, at a multiple of
+# float32's speed: tensor cores came with 7.0 (V100, T4), their bfloat16 with 8.0 (A100).
+CAPABILITIES = {"float16": (7, 0), "bfloat16": (8, 0)}
+# What a CPU must have one of for the same. In float16 torch trains slowly on any: measured,
+# tens of times more slowly than in float32, with avx512_fp16 and amx_tile.
+CPU_FEATURES = {"float16": (), "bfloat16": ("amx_tile", "avx512_bf16")}
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` becomes bfloat16 where the device has it in hardware, float32 elsewhere."""
+    """`auto` becomes what the device computes fast in hardware.
+
+    On a GPU that is bfloat16, else float16, else float32; on a CPU bfloat16, else float32.
+    """
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16"
+        found = torch.cuda.get_device_capability(device)
+        return "float16" if found >= CAPABILITIES["float16"] else "float32"
+    return "bfloat16" if _cpu_has("bfloat16") else "float32"
+
+
+def _cpu_has(precision: str) -> bool:
     found = torch.cpu.get_capabilities()
-    return "bfloat16" if found.get("amx_tile") or found.get("avx512_bf16") else "float32"
+    return any(found.get(name) for name in CPU_FEATURES[precision])
+
+
+def emulator_of(precision: str, *, on_gpu: bool) -> str | None:
+    """The name of this machine's processor if it has not got a precision in hardware, else None.
+
+    The GPU is asked by way of its driver: this process may be one that is to leave it alone.
+    """
+    if precision not in CAPABILITIES:
+        return None
+    if not on_gpu:
+        return None if _cpu_has(precision) else _processor()
+    query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
+    for line in (_output_of(query) or "").splitlines():
+        capability, _, name = line.partition(", ")
+        if tuple(map(int, capability.split("."))) < CAPABILITIES[precision]:
+            return name
+    return None
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast for `bfloat16`, nothing for `float32`."""
+    """Autocast for `bfloat16` and `float16`, nothing for `float32`."""
     if precision == "float32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """The scale of the loss under `float16`, whose small gradients would vanish; else a no-op.
+
+    A step whose gradients overflow is skipped and halves the scale; many good ones double it. With
+    a fused optimizer the host learns of neither.
+    """
+    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
 @contextlib.contextmanager
@@ -90,6 +136,7 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "driver": _driver() if cuda else None,
+        "float32": FLOAT32,
         **_git(),
     }
 

@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 T = TypeVar("T")
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# Devices on which torch has kernels for a batch norm over several processes.
+_WITH_KERNELS = ("cuda", "xpu")
 
 
 def world_size() -> int:
@@ -127,7 +129,8 @@ def synchronized_batch_norm(model: nn.Module) -> Iterator[None]:
     torch's own `SyncBatchNorm` refuses the CPU, waits for the GPU in every layer, and replaces
     the layers, which loses what a subclass adds (timm's have the activation inside). Here names,
     parameters, buffers and evaluation mode stay those of the layers: only what they compute
-    while training is exchanged. Every rank must have at least one row; shares may differ.
+    while training is exchanged, on a GPU for the kernels of `SyncBatchNorm`. Every rank must have
+    at least one row; shares may differ.
     """
     layers = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
     if world_size() == 1 or not layers:
@@ -176,6 +179,13 @@ def _batch_norm(
         return functional.batch_norm(
             input, running_mean, running_var, weight, bias, False, momentum, eps
         )
+    if input.device.type in _WITH_KERNELS:
+        return cast(
+            Tensor,
+            _NormalizeByKernels.apply(
+                input, weight, bias, running_mean, running_var, momentum, eps
+            ),
+        )
     output, mean, var, count = _Normalize.apply(input, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         # As torch does it: normalised with the biased variance, recorded the unbiased one.
@@ -216,7 +226,7 @@ class _Normalize(torch.autograd.Function):
         wanted, weight = weight is not None, torch.ones_like(var) if weight is None else weight
         # With fixed statistics; the sums over this rank's rows come out of it as well.
         fixed, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], input, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+            gradients[0], input, weight, mean, var, mean, scale, False, ctx.eps, [True, True, True]
         )
         sums = torch.stack([by_weight, by_bias])
         dist.all_reduce(sums)
@@ -230,3 +240,56 @@ class _Normalize(torch.autograd.Function):
             by_bias if wanted else None,
             None,
         )
+
+
+class _NormalizeByKernels(torch.autograd.Function):
+    """The output, by the kernels of `torch.nn.SyncBatchNorm`; no host waits.
+
+    The layer itself looks on the host for processes without a row, which there are none of here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        input, channels = _dense(input), input.shape[1]
+        own_mean, own_scale = torch.batch_norm_stats(input, eps)
+        own_count = own_mean.new_full((1,), input.numel() // channels)
+        parts = torch.stack(gather(torch.cat([own_mean, own_scale, own_count])))
+        means, scales, counts = parts.split([channels, channels, 1], dim=1)
+        counts = counts.flatten()
+        # It also moves the running statistics, in place.
+        mean, scale = torch.batch_norm_gather_stats_with_counts(
+            input, means, scales, running_mean, running_var, momentum, eps, counts
+        )
+        ctx.save_for_backward(input, weight, mean, scale, counts.int())
+        return torch.batch_norm_elemt(input, weight, bias, mean, scale, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mean, scale, counts = ctx.saved_tensors
+        gradient = _dense(gradients[0])
+        *sums, by_weight, by_bias = torch.batch_norm_backward_reduce(
+            gradient, input, mean, scale, weight, True, *ctx.needs_input_grad[1:3]
+        )
+        both = torch.stack(sums)
+        dist.all_reduce(both)
+        by_input = torch.batch_norm_backward_elemt(
+            gradient, input, mean, scale, weight, both[0], both[1], counts
+        )
+        return by_input, by_weight, by_bias, None, None, None, None
+
+
+def _dense(values: Tensor) -> Tensor:
+    """The values in a memory format that the kernels take: channels last, or contiguous."""
+    for layout in (torch.channels_last, torch.channels_last_3d):
+        if values.is_contiguous(memory_format=layout):
+            return values
+    return values.contiguous()

@@ -14,6 +14,11 @@ class RunStage(StrEnum):
     FINAL = "final"  # the winner and the baselines on all training data
     SINGLE = "single"  # a run of no study
 
+    @property
+    def exports(self) -> bool:
+        """Whether the weights are for use, and not only for a comparison."""
+        return self not in (RunStage.SEARCH, RunStage.SELECT)
+
     def check_may_test(self) -> None:
         """Raise `ValueError` unless this stage may open the test split.
 

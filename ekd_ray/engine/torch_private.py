@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,3 +23,31 @@ def untraced_optimizer(optimizer: type[torch.optim.Optimizer]) -> type[Any]:
     plain = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
     step = torch.no_grad()(inspect.unwrap(optimizer.step))
     return type(optimizer.__name__, (optimizer,), {**plain, "step": step})
+
+
+@contextlib.contextmanager
+def deterministic_only() -> Iterator[None]:
+    """Refuse algorithms that are not deterministic, in the compiler too; afterwards as before.
+
+    torch's `use_deterministic_algorithms` loads the compiler to tell it, which takes 2 s and
+    160 MB. Here one that is not loaded yet learns of it from its variable when it is.
+    """
+    variable = "TORCHINDUCTOR_DETERMINISTIC"
+    before, mode = os.environ.get(variable), torch.get_deterministic_debug_mode()
+    os.environ[variable] = "1"
+    _set_determinism(2)
+    try:
+        yield
+    finally:
+        _set_determinism(mode)
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
+
+
+def _set_determinism(mode: int) -> None:
+    """0: any algorithm; 1: deterministic ones where there are; 2: no others."""
+    if "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
+    else:
+        torch.set_deterministic_debug_mode(mode)

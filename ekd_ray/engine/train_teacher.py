@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.candidates import SETTINGS, Candidates
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import OnEpoch, RunResult, distill
 from ekd_ray.engine.final import save_student
 from ekd_ray.engine.resolve import without_teacher
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import Session
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import with_method
@@ -71,10 +74,11 @@ def train_teacher(
     history and events go to the folder of `path`; an interrupted training continues there.
     `session` as in `distill`.
     """
-    result = distill(
-        config, data_root=data_root, out=path.parent, on_epoch=on_epoch, threads=threads,
+    train = functools.partial(
+        distill, data_root=data_root, out=path.parent, on_epoch=on_epoch, threads=threads,
         session=session,
     )  # fmt: skip
+    result = decide_determinism(config, train, wanted=RunStage.TEACHER.exports)
     save_student(result, path)
     forget_checkpoint(path.parent)
     return result

@@ -21,6 +21,7 @@ from torch import nn
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import load_dataset
+from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import environment, pick_device
@@ -138,10 +139,11 @@ class Bundle:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         data = load_test_data(self.config, stage=RunStage.FINAL, data_root=data_root, device=device)
         model = self.model().to(device).to(memory_format=layout)
-        found = evaluate_model(
-            model, data, data.validation_ids, config=self.config,
-            precision=self.config.precision, log_prior=self.weights.log_prior,
-        )  # fmt: skip
+        with arithmetic(deterministic=self.environment().get("deterministic", False)):
+            found = evaluate_model(
+                model, data, data.validation_ids, config=self.config,
+                precision=self.config.precision, log_prior=self.weights.log_prior,
+            )  # fmt: skip
         return {f"test_{name}": value for name, value in found.metrics.items()}
 
     def verify(self, *, evaluate: bool = False, data_root: str | None = None) -> Verification:
@@ -169,9 +171,23 @@ class Bundle:
 
 def same_arithmetic(there: dict[str, Any], here: dict[str, Any]) -> bool:
     """Whether two environments round alike: processor, GPUs and torch are the same."""
-    names = ("processor", "gpus", "cuda", "cudnn")
-    torches = [found.get("packages", {}).get("torch") for found in (there, here)]
-    return torches[0] == torches[1] and all(there.get(n) == here.get(n) for n in names)
+    old, new = (compared(found) for found in (there, here))
+    return all(old[name] == new[name] for name in ("processor", "torch", *GPU_FACTS))
+
+
+# How many GPUs of a kind there are changes no bit. Before `float32` was recorded, a GPU computed it
+# as torch does by itself.
+GPU_FACTS = ("gpus", "cuda", "cudnn", "float32")
+
+
+def compared(environment: dict[str, Any]) -> dict[str, Any]:
+    """An environment with its packages beside the rest, and each kind of GPU once."""
+    found = {**dict.fromkeys(("processor", "torch", *GPU_FACTS)), **environment}
+    found |= found.get("packages", {})
+    found["gpus"] = sorted({*(found["gpus"] or ())})
+    if not found["gpus"]:
+        found["float32"] = None
+    return found
 
 
 def export_bundle(

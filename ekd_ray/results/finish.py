@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ekd_ray.engine import ranks
+from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.distill import RunResult
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
@@ -32,14 +33,16 @@ def finish_run(
         ValueError: a run of this stage must not open the test split.
     """
     final = run.stage is RunStage.FINAL
+    deterministic = bool(result.config.deterministic)
     if ranks.is_first() and run.stage is not RunStage.SELECT:
         save_student(result, run.folder / WEIGHTS)
     tested: dict[str, float] = {}
-    if final or test:  # each rank looks at its share
-        keep = run.folder / PREDICTIONS if final else None
-        tested = evaluate_test(result, stage=run.stage, data_root=data_root, keep=keep)
-    if final or run.stage is RunStage.SELECT:
-        _draw(result, run.folder, tested, data_root)
+    with arithmetic(deterministic=deterministic):
+        if final or test:  # each rank looks at its share
+            keep = run.folder / PREDICTIONS if final else None
+            tested = evaluate_test(result, stage=run.stage, data_root=data_root, keep=keep)
+        if final or run.stage is RunStage.SELECT:
+            _draw(result, run.folder, tested, data_root)
     record = replace(
         run,
         status="complete",
@@ -51,7 +54,7 @@ def finish_run(
         compiled=result.compiled,
         fingerprint=result.config.fingerprint(),
         data_fingerprint=result.data_fingerprint,
-        environment=environment(),
+        environment={**environment(), "deterministic": deterministic},
     )
     if ranks.is_first():
         record.write()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import OnEpoch, distill
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import cpu_threads, environment
@@ -21,7 +23,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
 from ekd_ray.losses.methods import method_of
-from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.bundle import GPU_FACTS, Bundle, compared
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.leaderboard import select_metrics
 from ekd_ray.results.records import single_run
@@ -42,11 +44,13 @@ class Reproduction:
 
     `verdict` is one of bit-identical (every figure of every epoch, every tensor and every
     test metric), within-tolerance (`test_top1` differs from `stated` by no more than
-    `tolerance`) and different. `first` says where the two runs parted first. `elsewhere` lists
-    what of the environment is not as it was, each as "name: there, here".
+    `tolerance`) and different. `promised` is the first or the second of these, see `promise`.
+    `first` says where the two runs parted first. `elsewhere` lists what of the environment is not
+    as it was, each as "name: there, here".
     """
 
     verdict: str
+    promised: str
     first: str | None
     test_top1: float
     stated: float
@@ -106,7 +110,8 @@ def reproduce(
     """
     recorded = bundle.environment()
     with cpu_threads(threads or recorded["threads"]):
-        result = distill(config, data_root=data_root, out=out, on_epoch=on_epoch)
+        train = functools.partial(distill, data_root=data_root, out=out, on_epoch=on_epoch)
+        result = decide_determinism(config, train, wanted=recorded.get("deterministic", True))
         record = finish_run(single_run(config, out), result, data_root=data_root, test=True)
     metrics = record.metrics
     stated = bundle.metrics["model"]
@@ -118,15 +123,30 @@ def reproduce(
     allowed = default_tolerance(bundle) if tolerance is None else tolerance
     close = abs(metrics["test_top1"] - stated["test_top1"]) <= allowed
     verdict = IDENTICAL if first is None else WITHIN if close else DIFFERENT
+    elsewhere = _elsewhere(bundle, recorded)
     return Reproduction(
         verdict=verdict,
+        promised=promise(recorded, elsewhere),
         first=first,
         test_top1=metrics["test_top1"],
         stated=stated["test_top1"],
         tolerance=allowed,
-        elsewhere=_elsewhere(bundle, recorded),
+        elsewhere=elsewhere,
         metrics=metrics,
     )
+
+
+def promise(recorded: Mapping[str, Any], elsewhere: Sequence[str]) -> str:
+    """The least that a second run must be here: bit-identical, or within-tolerance.
+
+    Bits repeat on the same hardware with the same versions, revision, threads and workers: on a
+    CPU always, on a GPU if the run was deterministic. Elsewhere sums are rounded in another order.
+
+    Args:
+        recorded: environment of the bundle; elsewhere: what of it is not so here.
+    """
+    repeats = recorded.get("deterministic", False) or not recorded.get("gpus")
+    return IDENTICAL if repeats and not elsewhere else WITHIN
 
 
 def default_tolerance(bundle: Bundle) -> float:
@@ -166,9 +186,9 @@ def first_tensor(there: dict[str, Tensor], here: dict[str, Tensor]) -> str | Non
 
 
 def _elsewhere(bundle: Bundle, recorded: dict[str, Any]) -> tuple[str, ...]:
-    old, new = ({**found, **found["packages"]} for found in (recorded, environment()))
-    names = ("processor", "gpus", "cuda", "cudnn", "driver", "threads", "git_revision",
-             "ekd_ray", "torch", "numpy")  # fmt: skip
+    old, new = (compared(found) for found in (recorded, environment()))
+    names = ("processor", *GPU_FACTS, "driver", "threads", "git_revision", "ekd_ray", "torch",
+             "numpy")  # fmt: skip
     lines = [f"{n}: {old.get(n)}, {new.get(n)}" for n in names if old.get(n) != new.get(n)]
     if new["git_dirty"] and not old.get("git_dirty"):
         lines.append("git_dirty: False, True")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.run_stage import RunStage
@@ -122,8 +124,8 @@ def _distill(
         torch.set_num_threads(options.threads)  # the latency among the costs is the trial's own
         confirms = run.stage in (RunStage.SELECT, RunStage.FINAL)
         group = f"{run.stage} {run.name}" if confirms else ""
-        return distill(
-            config,
+        train = functools.partial(
+            distill,
             data_root=options.data_root,
             out=run.folder,
             on_epoch=report,
@@ -132,6 +134,7 @@ def _distill(
             session=Session(settings=options.shown, group=group),
             checkpoint_seconds=checkpoint_seconds,
         )
+        return decide_determinism(config, train, wanted=run.stage.exports)
     except (Diverged, UserError) as error:
         if ranks.is_first():
             write_json(run.folder / FAILURE, {"reason": str(error)})

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ekd_ray.cli.plan_text import run_flops
+from ekd_ray.cli import plan_text
+from ekd_ray.cli.plan_text import run_flops, run_plan
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.resolve import resolve
 
@@ -33,3 +34,21 @@ def test_a_run_costs_its_steps_and_its_evaluation(final, forwards):
         )
     )  # fmt: skip
     assert run_flops(config, None, final=final) == RESNET8 * forwards
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_precision_that_is_emulated_is_said(gpus, monkeypatch, tmp_path):
+    """Of a GPU where there is one, else of the CPU."""
+    asked = []
+
+    def emulator(precision, *, on_gpu):
+        asked.append((precision, on_gpu))
+        return "Tesla T4" if precision == "bfloat16" else None
+
+    monkeypatch.setattr(plan_text, "emulator_of", emulator)
+    monkeypatch.setattr(plan_text.torch.cuda, "device_count", lambda: gpus)
+    config = DistillConfig(dataset="synthetic", student="resnet8", method="none", epochs=1)
+    for precision in ("auto", "bfloat16"):
+        plan = run_plan(resolve(config.replace(precision=precision)), tmp_path, None)
+        assert ("bfloat16, which Tesla T4" in plan) == (precision == "bfloat16")
+    assert asked == [("auto", gpus > 0), ("bfloat16", gpus > 0)]

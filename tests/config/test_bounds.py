@@ -53,7 +53,7 @@ RUN = {
     "optimizer": (["adam"], ["sgd", "adamw"]),
     "schedule": (["linear"], ["step", "cosine"]),
     "compile": (["yes", 1], ["auto", "on", "off", True, False]),
-    "precision": (["float16"], ["auto", "float32", "bfloat16"]),
+    "precision": (["float64"], ["auto", "float32", "bfloat16", "float16"]),
 }
 METRICS = ["val_top1", "val_nll", "val_ece", "val_aurc", "val_ood_auroc"]
 STUDY = {

@@ -56,7 +56,7 @@ def another(cls, field):
 
 
 PLACES = {
-    DistillConfig: {"teacher_weights", "teacher_cache"},
+    DistillConfig: {"teacher_weights", "teacher_cache", "deterministic"},
     StudyConfig: {
         *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours"),
         *("data_root", "teacher_fill", "optuna_storage", "track", "softmax_teacher_weights"),

@@ -29,6 +29,7 @@ def test_it_names_packages_processor_threads_and_revision() -> None:
     assert found["packages"]["torch"].startswith(torch.__version__.partition("+")[0])
     assert found["threads"] == torch.get_num_threads()
     assert found["processor"]
+    assert found["float32"] == "ieee"
     assert json.loads(json.dumps(found)) == found
     if (ROOM.parent / ".git").exists():
         assert found["git_revision"] == git("rev-parse", "HEAD")

@@ -76,7 +76,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import distill
 base = dict(dataset="synthetic", student="resnet8", method="none", epochs=1, train_subset=200)
 distill(DistillConfig(**base), threads=1)
-distill(DistillConfig(**base, optimizer="adamw", lr=0.01), threads=1)
+distill(DistillConfig(**base, optimizer="adamw", lr=0.01, deterministic=True), threads=1)
 print(*(name for name in ("torch._dynamo", "sympy", "torchvision", "scipy", "pandas", "optuna")
         if name in sys.modules))
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import batch_norm_kernels
 import pytest
 import torch
 from rank_groups import group, start
@@ -89,6 +90,11 @@ def worker(rank: int, folder: str) -> None:
                 for size, batch in GROUPS:
                     if size == world:
                         record |= {(size, batch, m): together(m, batch) for m in METHODS}
+                with batch_norm_kernels.on_the_cpu():
+                    for size, batch in GROUPS:
+                        if size == world:
+                            record["kernels", size, batch] = together("mlkd+ekd", batch)
+    record["called"] = set(batch_norm_kernels.CALLS)
     torch.save(record, Path(folder) / f"rank{rank}.pt")
 
 
@@ -115,4 +121,19 @@ def test_the_gradients_are_those_of_one_process(method, world, batch, records):
             scale = value.abs().max().item() if value.numel() else 0.0
             torch.testing.assert_close(
                 found[name], value, rtol=near, atol=near * scale, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize(("world", "batch"), GROUPS)
+def test_by_the_kernels_of_a_gpu_they_are_the_same(world, batch, records):
+    """In `batch_norm_kernels`, in the places where a GPU has torch's own."""
+    expected = alone("mlkd+ekd", batch)
+    for rank in range(world):
+        assert records[rank]["called"] == {f.__name__ for f in batch_norm_kernels.KERNELS}
+        found = records[rank]["kernels", world, batch]
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            scale = value.abs().max().item() if value.numel() else 0.0
+            torch.testing.assert_close(
+                found[name], value, rtol=1e-7, atol=1e-7 * scale, msg=lambda m, n=name: f"{n}: {m}"
             )

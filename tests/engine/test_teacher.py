@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from engine_runs import CPU, by_hand
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import ekd_ray.engine.teacher.source as teachers
 from ekd_ray.data import dataset_info
 from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.precision import resolve_precision
 from ekd_ray.engine.resolve import resolve
@@ -143,6 +146,35 @@ def test_the_head_computes_in_float32_under_bfloat16(images, teacher_run):
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_its_convolutions_do_not_depend_on_the_run_that_asks(images, student, load):
+    network = load(student)._network()
+    seen, cudnn = [], torch.backends.cudnn
+    with arithmetic(deterministic=False):
+        hook = network.model.register_forward_pre_hook(
+            lambda *_: seen.append((cudnn.deterministic, cudnn.benchmark))
+        )
+        network(images)
+        hook.remove()
+    assert seen == [(True, False)]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_gpu_computes_rows_of_a_table_in_batches_of_one_size(kept, monkeypatch):
+    """Without a table nobody reads a row again, and a run has batches of one size as it is."""
+    monkeypatch.setattr(teachers, "ROWS_ON_GPU", 32)
+    seen = []
+
+    def network(images):
+        seen.append(len(images))
+        return images.flatten(1)[:, :3].float()
+
+    teacher = teachers.Teacher(lambda: network, None, mock.sentinel.table if kept else None)
+    for count in (1, 32, 33, 70):
+        images = torch.empty(count, 3, 4, 4, dtype=torch.uint8, device="meta")
+        assert teacher._asked(images).shape == (count, 3)
+    assert seen == ([32, 32, 32, 32, 32, 32, 32] if kept else [16, 32, 48, 80])
+
+
 def test_one_copy_serves_all_trials_of_a_process(student, load):
     first = load(student)._network()
     assert load(student.replace(seed=7, lr=0.2, kd_weight=1.0))._network() is first
@@ -160,7 +192,7 @@ def test_a_teacher_file_that_changed_is_loaded_again(tiny, tmp_path, images, loa
     assert not torch.equal(*found)
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_a_named_precision_is_kept_and_auto_is_one_of_them(name):
     assert resolve_precision(name, CPU) == name
     assert resolve_precision("auto", CPU) in ("float32", "bfloat16")

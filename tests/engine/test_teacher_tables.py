@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import pytest
+import torch
 
 import ekd_ray.engine.teacher.source as teachers
 from ekd_ray.data import num_train
@@ -89,6 +91,15 @@ def test_arithmetic_data_and_the_strong_view_have_tables_of_their_own(spec, conf
     }
     assert len(keys) == 5
     assert {found.facts["device"] for found in (spec(), spec(strong=True))} == {"cpu"}
+
+
+def test_only_where_float32_could_be_another_is_it_part_of_the_key(spec, config, run_data):
+    """On CPUs it never was, and tables from before it was set are as good."""
+    assert "float32" not in spec().facts
+    data = run_data(config)
+    stage = mock.Mock(wraps=data.images, device=torch.device("cuda"), image_size=32, num_views=162)
+    stage.__len__ = lambda _: 1
+    assert spec(data=dataclasses.replace(data, images=stage)).facts["float32"] == "ieee"
 
 
 def test_drawn_views_have_a_table_for_each_seed_and_listed_ones_do_not(spec, config):

@@ -14,8 +14,15 @@ from safetensors import safe_open
 
 from ekd_ray.errors import UserError
 from ekd_ray.results import Bundle
-from ekd_ray.results.bundle import FILES, WEIGHTS, write_manifest
-from ekd_ray.results.reproduce import default_tolerance, first_difference, prepare, reproduce
+from ekd_ray.results.bundle import FILES, WEIGHTS, same_arithmetic, write_manifest
+from ekd_ray.results.reproduce import (
+    _elsewhere,
+    default_tolerance,
+    first_difference,
+    prepare,
+    promise,
+    reproduce,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +58,63 @@ def test_the_same_machine_gives_the_same_bits(exported, teacher, tmp_path):
         assert all(torch.equal(own.get_tensor(k), there.get_tensor(k)) for k in there.keys())  # noqa: SIM118
     assert [row["epoch"] for row in seen] == [1]
     assert not [line for line in found.elsewhere if not line.startswith("git")]
+    assert found.promised == ("within-tolerance" if found.elsewhere else "bit-identical")
+
+
+# name: (what the bundle recorded, what is not so here, what is promised)
+PROMISES = {
+    "a CPU": ({"gpus": [], "deterministic": True}, (), "bit-identical"),
+    "a CPU, told not to": ({"gpus": [], "deterministic": False}, (), "bit-identical"),
+    "a CPU, by an earlier release": ({"gpus": []}, (), "bit-identical"),
+    "a GPU": ({"gpus": ["T4"], "deterministic": True}, (), "bit-identical"),
+    "a GPU, told not to": ({"gpus": ["T4"], "deterministic": False}, (), "within-tolerance"),
+    "a GPU, by an earlier release": ({"gpus": ["T4"]}, (), "within-tolerance"),
+    "another machine": ({"gpus": [], "deterministic": True}, ("x: 1, 2",), "within-tolerance"),
+}
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_bits_are_promised_where_they_repeat(name):
+    recorded, elsewhere, expected = PROMISES[name]
+    assert promise(recorded, elsewhere) == expected
+
+
+def test_what_of_a_gpu_is_not_as_it_was(bundle, monkeypatch):
+    """How many of a kind there are changes nothing; how float32 is computed does."""
+    recorded = bundle.environment()
+    gpu = {"gpus": ["T4"], "float32": "ieee"}
+    for there, here, expected in (
+        (gpu, {**gpu, "gpus": ["T4", "T4"]}, set()),
+        (gpu, {**gpu, "gpus": ["A100"]}, {"gpus"}),
+        ({"gpus": ["T4"], "float32": None}, gpu, {"float32"}),  # of an earlier release
+        ({"gpus": [], "float32": None}, {"gpus": [], "float32": "ieee"}, set()),
+    ):
+        old, new = {**recorded, **there}, {**recorded, **here}
+        monkeypatch.setattr("ekd_ray.results.reproduce.environment", lambda new=new: new)
+        found = {line.partition(":")[0] for line in _elsewhere(bundle, old)}
+        assert found == expected
+        assert same_arithmetic(old, new) == (not expected)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_it_is_trained_as_deterministically_as_before(
+    bundle, teacher, tmp_path, monkeypatch, recorded
+):
+    """Where it could not be, it need not be tried again."""
+
+    class Asked(Exception):
+        pass
+
+    def spy(config, **options):
+        raise Asked(config.deterministic)
+
+    monkeypatch.setattr("ekd_ray.results.reproduce.distill", spy)
+    text = json.loads((bundle.path / "environment.json").read_text())
+    changed = json.dumps({**text, "deterministic": recorded})
+    forge(bundle, "environment.json", lambda _: changed)
+    with pytest.raises(Asked) as asked:
+        again(bundle, teacher, tmp_path / "run")
+    assert asked.value.args == (recorded,)
 
 
 @pytest.mark.parametrize(("deviation", "tolerance"), [(0.0, 0.005), (0.001, 0.005), (0.01, 0.0277)])

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.measure.predictions import teacher_predictions
 from ekd_ray.engine.precision import cpu_threads, pick_device, resolve_precision
@@ -67,7 +68,7 @@ def measure_teacher(
     held_out = data.validation_ids
     count = min(len(held_out), MOST_IMAGES)
     ids = held_out[[index * len(held_out) // count for index in range(count)]]
-    with cpu_threads(threads):
+    with cpu_threads(threads), arithmetic(deterministic=False):
         precision = resolve_precision(config.precision, device)
         logits = teacher_predictions(config, data, ids, precision=precision)
     assert logits is not None

@@ -9,6 +9,7 @@ import numpy as np
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import epoch_order, epoch_strong_ids, epoch_views, steps_per_epoch
+from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.precision import cpu_threads, pick_device, resolve_precision
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
@@ -51,7 +52,7 @@ def fill_tables(
         UserError: bad configuration or data.
     """
     part = part or FillPart()
-    with cpu_threads(threads):
+    with cpu_threads(threads), arithmetic(deterministic=False):
         config = resolve(config, data_root=data_root)
         device = pick_device()
         precision = resolve_precision(config.precision, device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import HostCopy, dataset_info, normalize, num_train, to_device, view_count
+from ekd_ray.engine.determinism import FLOAT32, fixed_convolutions
 from ekd_ray.engine.precision import autocast, float32_head
 from ekd_ray.engine.resolve import parse_normalization
 from ekd_ray.engine.rundata import RunData
@@ -35,6 +36,9 @@ from ekd_ray.models import build_model, load_weights
 # The network sees a multiple of this many images. On a CPU the last bits of a row depend on how
 # many are computed together: a matrix product of 1 to 3 rows (of a thread) takes another kernel.
 ROWS_AT_ONCE = 16
+# What a GPU computes for a table comes in batches of just this size: there the kernels, and so the
+# last bits of a row, may change with any number of images.
+ROWS_ON_GPU = 128
 
 # `auto` uses no table larger than this, nor one that would take half of the free disk.
 LARGEST_TABLE = 40 * 2**30
@@ -71,7 +75,8 @@ class LiveTeacher:
         """Logits [B, C] float32 of uint8 images [B, 3, H, W], already augmented."""
         mean, std = self.normalization.mean, self.normalization.std
         inputs = normalize(images, mean, std, channels_last=self.channels_last)
-        with autocast(self.precision, images.device):
+        # The bits of a row are not to depend on the run that happens to ask for it.
+        with fixed_convolutions(), autocast(self.precision, images.device):
             return self.model(inputs).float()
 
 
@@ -121,10 +126,14 @@ class Teacher:
     def _asked(self, images: Tensor) -> Tensor:
         count = len(images)
         self.computed += count
-        lacking = -count % ROWS_AT_ONCE
+        fixed = self.table is not None and images.device.type != "cpu"
+        lacking = -count % (ROWS_ON_GPU if fixed else ROWS_AT_ONCE)
         if lacking:
             images = torch.cat([images, images[-1:].expand(lacking, -1, -1, -1)])
-        return self._network()(images)[:count]
+        network = self._network()
+        if not fixed:
+            return network(images)[:count]
+        return torch.cat([network(part) for part in images.split(ROWS_ON_GPU)])[:count]
 
     def _write(self, *, waiting: int) -> None:
         """Write computed rows to the table: those that the host has, and all but `waiting`.
@@ -219,6 +228,8 @@ def table_spec(
         "strong": strong,
         "view_seed": config.view_seed if drawn else None,
     }
+    if data.images.device.type != "cpu":  # a CPU has always computed it so
+        facts["float32"] = FLOAT32
     return TableSpec(
         num_samples=len(data.images),
         num_views=config.view_pool if strong else data.images.num_views,
