@@ -32,7 +32,7 @@ def out_of_memory(error: BaseException, config: DistillConfig) -> str | None:
     A process that the system kills for its memory has no say: see `ProcessDeaths`.
     """
     for found in error_chain(error):
-        line = (str(found).splitlines() or [""])[0]
+        line = (str(found).splitlines() or [""])[0].rpartition("DefaultCPUAllocator: ")[2]
         of_torch = isinstance(found, torch.OutOfMemoryError)
         of_system = isinstance(found, MemoryError) or getattr(found, "errno", 0) == errno.ENOMEM
         if of_torch or of_system or (isinstance(found, RuntimeError) and _REFUSED.search(line)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ def as_task(function: Callable[..., Any], config: StudyConfig) -> Any:
 
     gpus, limited = config.gpus, config.limit_gpu_memory
 
+    @functools.wraps(function)  # Ray names the process after it
     def compute(*arguments: Any) -> Any:
         with share_of_gpu(gpus, limited=limited):
             return function(*arguments)
