@@ -24,6 +24,7 @@ from ekd_ray.scale.tracking import Observer
 
 # More parts than slots, so that progress is seen and no slot waits long for the last one.
 PARTS_PER_SLOT = 4
+PARTS_PER_GPU_SLOT = 2  # each in a process of its own, which is seconds in coming up
 IDENTITY = "identity"  # in a cache folder: the same for all nodes that see it
 
 
@@ -60,8 +61,9 @@ def fill_cache(
     config = with_gpus(config)
     task = as_task(_fill_part, config)
     pending: dict[Any, str] = {}
+    parts_per_slot = PARTS_PER_GPU_SLOT if config.gpus else PARTS_PER_SLOT
     for slots in _slots_by_disk(config):
-        parts = PARTS_PER_SLOT * len(slots)
+        parts = parts_per_slot * len(slots)
         for index in range(parts):
             node = slots[index % len(slots)]
             reference = task.options(scheduling_strategy=_on(node)).remote(

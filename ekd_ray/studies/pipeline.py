@@ -295,16 +295,16 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         # way, but of several trainings of a teacher, and of those that are to run on a GPU.
         if on_cluster() or _count_candidates(config) > 1 or with_gpus(config).gpus:
             stack.enter_context(connected(config))
-            nodes = known_nodes() or []
+        nodes = known_nodes() or []
+        if on_cluster():  # of which the plan knew nothing
             check_budget(config, nodes)
             slots, gpus = count_trials(config, nodes), describe_gpus(config.gpus_per_trial, nodes)
             observer.note(
                 f"resources  {slots} trial(s) at once on {len(nodes)} node(s), {gpus} each"
             )
         config = with_gpus(config)
-        if config.gpus:
-            check_visible(out)
-        else:
+        check_visible(out)
+        if not config.gpus:
             stack.enter_context(share_of_gpu(0))
         # Decode once here: every trial of this node then maps the same pages.
         load_dataset(config.distill.dataset, "train", data_root=config.data_root)
@@ -313,7 +313,6 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         if base.teacher_weights is not None:
             _measure_teacher(out, config, base, observer)
         with connected(config):
-            check_visible(out)
             config = around_prior(config, base)
             search(out, config, base, observer)
             confirm(out, config, base, observer)

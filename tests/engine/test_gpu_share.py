@@ -68,9 +68,13 @@ def test_a_whole_gpu_has_no_limit_nor_has_a_fraction_without(gpu, gpus, limited)
 
 
 def test_memory_is_given_back_after_a_run_that_was_stopped(gpu):
-    with pytest.raises(SystemExit), share_of_gpu(1.0):
+    @share_of_gpu(1.0)
+    def train():
         gpu.append("run")
         raise SystemExit
+
+    with pytest.raises(SystemExit):
+        train()
     assert gpu == ["empty", "run", "empty"]
 
 

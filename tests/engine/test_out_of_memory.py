@@ -71,12 +71,16 @@ def test_what_this_torch_raises_without_memory():
 
 def test_an_error_that_wraps_it():
     """As a compiler's, which quotes its cause in its own words."""
+
+    @refused_memory_reported(CONFIG)
+    def compile_it():
+        try:
+            raise OF_GPU[0]
+        except RuntimeError as error:
+            raise RuntimeError("backend='inductor' raised:") from error
+
     with pytest.raises(UserError, match=r"out of GPU memory .*\.$") as raised:
-        with refused_memory_reported(CONFIG):
-            try:
-                raise OF_GPU[0]
-            except RuntimeError as error:
-                raise RuntimeError("backend='inductor' raised:") from error
+        compile_it()
     assert raised.value.__cause__ is None
 
 

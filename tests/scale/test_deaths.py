@@ -181,7 +181,7 @@ def test_memory_that_is_refused_ends_the_process_and_then_the_run(
 
     monkeypatch.setattr(worker, "student_costs", lambda *_: {})
     monkeypatch.setattr(worker, "distill", refused)
-    with pytest.raises(MemoryError, match="2.00 GiB"):
+    with pytest.raises(MemoryError, match=r"2\.00 GiB"):
         train_run(run, print, options=OPTIONS)
     assert not (tmp_path / RESULT).exists()
     assert train_run(run, print, options=OPTIONS) is None, "in the process that replaced it"
