@@ -199,12 +199,12 @@ def test_no_device_is_picked_in_a_driver_beside_gpus(
         asked.append(bool(elsewhere) and elsewhere[-1])
         return False
 
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    config = check_study(study(distill=TAUGHT, teacher_training={"epochs": 1}))
+    opened, observer = open_run(tmp_path / "run", config, resume=False), Mock()
+    monkeypatch.setattr("ekd_ray.scale.cluster.local_nodes", lambda: [(2.0, 2.0)])
     monkeypatch.setattr("ekd_ray.engine.precision.uses_gpu", asks)
     monkeypatch.setattr(pipeline, "connected", connect)
     monkeypatch.setattr(pipeline, "compute_off_driver", compute)
-    config = check_study(study(distill=TAUGHT, teacher_training={"epochs": 1}))
-    opened, observer = open_run(tmp_path / "run", config, resume=False), Mock()
     with pytest.raises(Ended):
         run_study(opened, observer)
     assert elsewhere == [True, False] * 2 and asked and all(asked)
@@ -217,17 +217,15 @@ def test_a_study_without_gpus_hides_them_from_its_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(pipeline, "connected", Mock(side_effect=Ended))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(
-        pipeline, "train_teacher", lambda *_, **__: (seen.append(pick_device().type), exit_now())
-    )
+
+    def train(*_: Any, **__: Any) -> None:
+        seen.append(pick_device().type)
+        raise Ended
+
     config = study(distill=TAUGHT, teacher_training={"epochs": 1}, gpus_per_trial=0.0)
     opened = open_run(tmp_path / "run", check_study(config), resume=False)
+    monkeypatch.setattr(pipeline, "train_teacher", train)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(Ended):
         run_study(opened, Mock())
     assert seen == ["cpu"]
-
-
-def exit_now() -> None:
-    raise Ended
