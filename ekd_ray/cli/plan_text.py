@@ -24,7 +24,15 @@ from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import milestone_epochs
 from ekd_ray.results.words import describe_teacher
-from ekd_ray.scale.cluster import ADDRESS, count_trials, local_cpus, local_nodes, on_cluster
+from ekd_ray.scale.cluster import (
+    ADDRESS,
+    count_trials,
+    describe_gpus,
+    gpus_per_worker,
+    known_nodes,
+    local_cpus,
+    local_nodes,
+)
 from ekd_ray.scale.confirm import baselines, champions
 from ekd_ray.scale.space import Space, first_points, known_prior
 from ekd_ray.scale.trainer import Workers
@@ -70,18 +78,29 @@ def run_plan(
     data_root: str | None,
     workers: Workers | None = None,
     candidates: Candidates | None = None,
+    study: StudyConfig | None = None,
 ) -> str:
-    """The plan of one run, in this process or on `workers`, or of several candidates."""
+    """The plan of one run, in this process or on `workers`, or of several candidates.
+
+    Args:
+        study: of `candidate_study`, where there are candidates.
+    """
     lines = [*_setup(config, data_root), f"out        {out} ({_free(out)})"]
     flops = run_flops(config, data_root) + teacher_flops(config, data_root)
-    cpus, gpus = local_cpus(), 0.0
-    if workers and workers.most > 1:
-        count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
-        lines.append(f"resources  {count} worker(s) x {workers.cpus} CPU, {workers.gpus:g} GPU")
-        cpus, gpus = workers.most * workers.cpus, workers.most * workers.gpus
-    if candidates:
+    if candidates and study:
         lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
         flops *= len(candidates.seeds)
+        lines.append(f"resources  {_at_once(study)}")
+        cpus, gpus = _used(study, most=len(candidates.seeds))
+    else:
+        workers = workers or Workers(least=1, most=1, cpus=local_cpus(), gpus="auto")
+        # One worker is this process.
+        nodes = known_nodes() if workers.most > 1 else local_nodes()
+        count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
+        share = describe_gpus(workers.gpus, nodes)
+        lines.append(f"resources  {count} worker(s) x {workers.cpus} CPU, {share}")
+        cpus = workers.most * workers.cpus
+        gpus = workers.most * gpus_per_worker(workers.gpus, nodes or ())
     lines.append(f"estimate   {_duration(flops, cpus, gpus)}")
     return "\n".join(lines)
 
@@ -94,12 +113,6 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     seeds = f"{config.confirm_seeds}"
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {config.most_seeds}"
-    slots = max(1, count_trials(config, local_nodes()))
-    used = slots * config.workers_per_trial
-    at_once = f"{slots} trial(s) at once here"
-    if on_cluster():  # how many, it says when we have joined it
-        at_once = f"as many trials at once as fit on {os.environ[ADDRESS]}"
-    cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
     lines = [
         *_setup(base, config.data_root, _teacher_lines(config, out)),
         *_priors(config),
@@ -110,12 +123,29 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"stopping   {_stopping(config)}",
         f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds} seed(s); "
         f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",
-        f"resources  {at_once}: {config.workers_per_trial} worker(s) x "
-        f"{config.cpus_per_trial} CPU, {config.gpus_per_trial:g} GPU",
+        f"resources  {_at_once(config)}",
         f"out        {out} ({_disk(config)}; {_free(out)})",
-        f"estimate   {_duration(_study_flops(config), cpus, gpus)}",
+        f"estimate   {_duration(_study_flops(config), *_used(config))}",
     ]
     return "\n".join(lines)
+
+
+def _at_once(config: StudyConfig) -> str:
+    """How many trials run at once, and what each is given."""
+    nodes = known_nodes()
+    slots = f"as many trials at once as fit on {os.environ.get(ADDRESS)}"  # it says, once joined
+    if nodes is not None:
+        slots = f"{max(1, count_trials(config, nodes))} trial(s) at once here"
+    share = describe_gpus(config.gpus_per_trial, nodes)
+    return f"{slots}: {config.workers_per_trial} worker(s) x {config.cpus_per_trial} CPU, {share}"
+
+
+def _used(config: StudyConfig, most: int | None = None) -> tuple[int, float]:
+    """CPUs and GPUs of the trials that run at once, of this machine if the cluster is unknown."""
+    nodes = known_nodes() or local_nodes()
+    slots = max(1, count_trials(config, nodes))
+    used = min(slots, most or slots) * config.workers_per_trial
+    return used * config.cpus_per_trial, used * gpus_per_worker(config.gpus_per_trial, nodes)
 
 
 def _stopping(config: StudyConfig) -> str:
