@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
 )
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
@@ -50,6 +50,10 @@ class FakeCuda(TorchDispatchMode):
 
     def __enter__(self) -> FakeCuda:
         self._stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        # Autocast would switch itself off.
+        unavailable = "torch.cuda.amp.common.amp_definitely_not_available"
+        self._stack.enter_context(mock.patch(unavailable, return_value=False))
+        self._stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         self._stack.enter_context(mock.patch.object(nn.Module, "_apply", _replace_tensors))
         super().__enter__()
         return self
@@ -113,7 +117,7 @@ class FakeCuda(TorchDispatchMode):
             self._read(func)
             if target is not None:
                 return target
-            return _zeros(source.shape, kwargs.get("dtype") or source.dtype)
+            return _host_values(source.shape, kwargs.get("dtype") or source.dtype)
         if to_device and self._waits_refused:
             with _disable_current_modes():
                 pinned = source.untyped_storage().data_ptr() in self._pinned
@@ -140,16 +144,15 @@ def _replace_tensors(module, function):
     return module
 
 
-def _zeros(shape, dtype) -> Tensor:
+def _host_values(shape, dtype) -> Tensor:
+    """What the host finds: zeros; of truth values both, so that both are gone into."""
     with _disable_current_modes():
-        return torch.zeros(shape, dtype=dtype)
+        values = torch.zeros(shape, dtype=dtype)
+        if dtype == torch.bool:
+            values.view(-1)[::2] = True
+        return values
 
 
 def _names_device(kwargs) -> bool:
     device = kwargs.get("device")
     return device is not None and torch.device(device).type == "cuda"
-
-
-def to_device(values):
-    """Tensors in nested containers, on the device."""
-    return tree_map_only(Tensor, lambda value: value.to(CUDA), values)
