@@ -12,6 +12,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.study_config import FIRST_SEEDS
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
+from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.resolve import split_sizes, student_size
@@ -21,7 +22,14 @@ from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import milestone_epochs
 from ekd_ray.results.words import describe_teacher
-from ekd_ray.scale.cluster import ADDRESS, count_trials, local_cpus, local_nodes, on_cluster
+from ekd_ray.scale.cluster import (
+    ADDRESS,
+    cores_of_share,
+    count_trials,
+    local_cpus,
+    local_nodes,
+    on_cluster,
+)
 from ekd_ray.scale.confirm import baselines, champions
 from ekd_ray.scale.space import Space, first_points, known_prior
 from ekd_ray.scale.trainer import Workers
@@ -71,11 +79,13 @@ def run_plan(
     """The plan of one run, in this process or on `workers`, or of several candidates."""
     lines = [*_setup(config, data_root), f"out        {out} ({_free(out)})"]
     flops = run_flops(config, data_root) + teacher_flops(config, data_root)
-    cpus, gpus = local_cpus(), 0.0
+    cpus, gpus = each = local_cpus(), 0.0
     if workers and workers.most > 1:
         count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
         lines.append(f"resources  {count} worker(s) x {workers.cpus} CPU, {workers.gpus:g} GPU")
         cpus, gpus = workers.most * workers.cpus, workers.most * workers.gpus
+        each = workers.cpus, workers.gpus
+    lines += _decoding(config, data_root, *each)
     if candidates:
         lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
         flops *= len(candidates.seeds)
@@ -109,6 +119,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",
         f"resources  {at_once}: {config.workers_per_trial} worker(s) x "
         f"{config.cpus_per_trial} CPU, {config.gpus_per_trial:g} GPU",
+        *_decoding(base, config.data_root, config.cpus_per_trial, config.gpus_per_trial),
         f"out        {out} ({_disk(config)}; {_free(out)})",
         f"estimate   {_duration(_study_flops(config), cpus, gpus)}",
     ]
@@ -252,6 +263,29 @@ def _study_flops(config: StudyConfig) -> float:
         training = teacher_config(base, base.teacher, config.teacher_training)
         flops += trainings * run_flops(training, root)
     return flops
+
+
+def _decoding(config: DistillConfig, data_root: str | None, cpus: int, gpus: float) -> list[str]:
+    """Whether a worker's pictures are decoded as fast as its student takes them; empty where all
+    were decoded before."""
+    info = dataset_info(config.dataset)
+    if not info.encoded:
+        return []
+    threads = config.decode_threads
+    if threads == "auto":
+        (node,) = local_nodes()
+        threads = max(cpus, cores_of_share(node, gpus) if gpus and node[1] else 1)
+    here = min(threads, local_cpus())
+    decoded = measure_decoding(config, data_root, here) * threads / here
+    step = 3.0 * model_cost(config.student, info.num_classes, student_size(config))[1]
+    taken = (gpus * GPU_FLOPS or cpus * CPU_FLOPS) / step
+    text = (
+        f"decoding   {threads} thread(s) of a worker give {decoded:,.0f} images/s (measured), its "
+        f"student takes about {taken:,.0f}"
+    )
+    if decoded < taken:
+        text += ": it waits for pictures; raise --decode-threads or give it more cores"
+    return [text]
 
 
 def _duration(flops: float, cpus: int, gpus: float) -> str:

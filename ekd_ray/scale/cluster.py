@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.engine.precision import local_cpus as local_cpus
 from ekd_ray.errors import UserError
 from ekd_ray.scale.ray_private import (
     dead_vital_processes,
@@ -177,11 +178,6 @@ def _unreachable(reason: str) -> UserError:
     )
 
 
-def local_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def count_workers(node: Node, *, cpus: float, gpus: float) -> int:
     """How many workers of so many CPUs and GPUs each fit on a node at once."""
     node_cpus, node_gpus = node
@@ -217,6 +213,23 @@ def live_nodes() -> dict[str, Node]:
         for node in ray.nodes()
         if node["Alive"]
     }
+
+
+def cores_of_share(node: Node, gpus: float) -> int:
+    """The CPUs of a node that go with so many of its GPUs, at least 1."""
+    node_cpus, node_gpus = node
+    return max(1, int(node_cpus * min(1.0, gpus / node_gpus)))
+
+
+def own_cores() -> int | None:
+    """The CPUs that go with the GPUs of this Ray process; None where it has none."""
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    gpus = context.get_assigned_resources().get("GPU", 0.0)
+    return cores_of_share(live_nodes()[context.get_node_id()], gpus) if gpus else None
 
 
 def check_fits(config: StudyConfig) -> None:
