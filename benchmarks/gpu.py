@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -371,36 +372,37 @@ def run_checks(site: Site, note: Progress) -> dict[str, Any]:
 
     The checks come first, then all that needs no compilation, then that, as far as time allows.
     """
-    checks: list[dict[str, Any]] = []
-    for name, check in CHECKS.items():
-        checks.append(_attempt(site, name, lambda check=check: check(site)))
-        note(f"{checks[-1]['state']:8s} {name}: {checks[-1]['found']}")
     times: dict[str, dict[str, list[float]]] = {}
-
-    def measure(name: str, found: dict[str, list[float]]) -> str:
-        times.setdefault(name, {}).update(found)
-        return ", ".join(f"{key} {1e3 * min(v):.2f} ms" for key, v in found.items())
-
-    cases = [(pair, batch) for batch in site.batches for pair in site.pairs]
+    jobs = {name: functools.partial(check, site) for name, check in CHECKS.items()}
     for compiled in (False, True):
-        for pair, batch in cases:
-            case = f"{pair}, batch {batch}"
-
-            def time_case(pair: str = pair, batch: int = batch, case: str = case) -> str:
-                if compiled:  # noqa: B023
-                    found = {"compiled": time_epochs(site, pair, batch, compile="on")}
-                else:
-                    found = dict(time_pair(site, pair, batch))
-                return measure(case, found)
-
-            checks.append(_attempt(site, f"{'compiled ' * compiled}steps of {case}", time_case))
-            note(f"{checks[-1]['state']:8s} {checks[-1]['name']}: {checks[-1]['found']}")
+        for batch in site.batches:
+            for pair in site.pairs:
+                case = f"{pair}, batch {batch}"
+                jobs[f"{'compiled ' * compiled}steps of {case}"] = functools.partial(
+                    _time, site, pair, batch, compiled, times.setdefault(case, {})
+                )
+    checks = []
+    for name, job in jobs.items():
+        checks.append(_attempt(site, name, job))
+        note(f"{checks[-1]['state']:8s} {name}: {checks[-1]['found']}")
     steps, ratios = summary(times)
     states = [entry["state"] for entry in checks]
     return {
         "passed": states.count("passed"), "failed": states.count("failed"), "checks": checks,
         "steps": steps, "ratios": ratios,
     }  # fmt: skip
+
+
+def _time(
+    site: Site, pair: str, batch: int, compiled: bool, times: dict[str, list[float]]
+) -> str:
+    """Add the variants of a pair's step to `times`; returns their fastest rounds."""
+    if compiled:
+        found = {"compiled": time_epochs(site, pair, batch, compile="on")}
+    else:
+        found = dict(time_pair(site, pair, batch))
+    times.update(found)
+    return ", ".join(f"{name} {1e3 * min(v):.2f} ms" for name, v in found.items())
 
 
 def _attempt(site: Site, name: str, check: Callable[[], str]) -> dict[str, Any]:
