@@ -114,14 +114,20 @@ def limit(student: nn.Module, steps: int, batch: int = BATCH) -> Epoch:
 
     def epoch(_: int) -> float:
         step()
+        wait(device)
         started = time.perf_counter()
         for _ in range(steps):
             step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         return (time.perf_counter() - started) / steps
 
     return epoch
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure_pair(
