@@ -31,7 +31,7 @@ def decoding_threads(config: DistillConfig, device: torch.device) -> int:
     computing = torch.get_num_threads()
     if device.type == "cpu":  # which has other work
         return computing
-    return max(computing, _cores or local_cpus() // torch.cuda.device_count())
+    return max(computing, _cores or local_cpus() // max(1, torch.cuda.device_count()))
 
 
 def measure_decoding(

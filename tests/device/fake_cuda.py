@@ -3,8 +3,8 @@
 Tensors of the host are real, those of the device have a shape, a dtype and a device only
 (`FakeTensorMode`). What CUDA would refuse is refused: tensors of both in one operation. What it
 would make the host wait for is refused within `no_waiting`: a value or a tensor that is read, a
-shape that depends on values, and a copy to the device that is not from pinned memory. Forward only:
-torch's autograd starts a thread of the device, which there is not.
+shape that depends on values, and a copy that does not leave or reach pinned memory. Forward only:
+torch's autograd starts a thread of the device, which there is not; `backward` does nothing.
 """
 
 from __future__ import annotations
@@ -39,22 +39,33 @@ class DevicesMixed(AssertionError):
 
 
 class FakeCuda(TorchDispatchMode):
-    """While it is active, `cuda` is a device. `reads` counts what the host read from it."""
+    """While it is active, `cuda` is a device. `waits` counts how often the host waited."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.reads = 0
+        self.waits = 0
         self._waits_refused = False
         self._pinned: dict[int, Tensor] = {}  # by storage; held, so that none is reused
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> FakeCuda:
         self._stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        # Autocast would switch itself off.
-        unavailable = "torch.cuda.amp.common.amp_definitely_not_available"
-        self._stack.enter_context(mock.patch(unavailable, return_value=False))
-        self._stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         self._stack.enter_context(mock.patch.object(nn.Module, "_apply", _replace_tensors))
+        self._stack.enter_context(mock.patch.object(Tensor, "backward"))
+        event = mock.Mock(query=lambda: False, synchronize=lambda: self._wait("an event"))
+        stream = mock.Mock(record_event=lambda: event)
+        for name, replaced in {
+            # Autocast would switch itself off.
+            "amp.common.amp_definitely_not_available": lambda: False,
+            "is_bf16_supported": lambda **_: True,
+            "Stream": lambda device: stream,
+            "current_stream": lambda device: stream,
+            "stream": lambda _: contextlib.nullcontext(),
+            "manual_seed": lambda seed: None,
+            "device_count": lambda: 1,
+            "get_rng_state": lambda: torch.zeros(16, dtype=torch.uint8),
+        }.items():
+            self._stack.enter_context(mock.patch(f"torch.cuda.{name}", replaced))
         super().__enter__()
         return self
 
@@ -77,10 +88,13 @@ class FakeCuda(TorchDispatchMode):
         on_device = [isinstance(tensor, FakeTensor) for tensor in tensors]
         pinned = kwargs.pop("pin_memory", False)
         if any(on_device) or _names_device(kwargs):
-            return self._on_device(func, args, kwargs, tensors, on_device)
+            result = self._on_device(func, args, kwargs, tensors, on_device)
+            if isinstance(result, FakeTensor) and result.device.type == "cpu":
+                result = _host_values(result.shape, result.dtype)
+            return self._pin(result) if pinned else result
         with _disable_current_modes():
             if func is aten.is_pinned.default:
-                return args[0].untyped_storage().data_ptr() in self._pinned
+                return self._is_pinned(args[0])
             if func is aten._pin_memory.default:
                 return self._pin(args[0].clone())
             result = func(*args, **kwargs)
@@ -92,7 +106,7 @@ class FakeCuda(TorchDispatchMode):
 
     def _on_device(self, func, args, kwargs, tensors, on_device):
         if func in READS:
-            self._read(func)
+            self._wait(func)
             return 0.0 if args[0].is_floating_point() else args[0].dtype != torch.bool and 0
         if func in COPIES:
             return self._copy(func, args, kwargs)
@@ -109,26 +123,31 @@ class FakeCuda(TorchDispatchMode):
         source = args[1] if func is aten.copy_.default else args[0]
         target = args[0] if func is aten.copy_.default else None
         to_device = isinstance(target, FakeTensor) or _names_device(kwargs)
-        blocking = kwargs.get("non_blocking", False) is False
+        blocking = not (kwargs.get("non_blocking") or (target is not None and True in args[2:]))
         if isinstance(source, FakeTensor):
             device = target.device if target is not None else kwargs.get("device")
             if device is None or torch.device(device).type == "cuda":
                 return func(*args, **kwargs)
-            self._read(func)
+            if target is not None and not blocking and self._is_pinned(target):
+                return target
+            self._wait(func)
             if target is not None:
                 return target
             return _host_values(source.shape, kwargs.get("dtype") or source.dtype)
         if to_device and self._waits_refused:
-            with _disable_current_modes():
-                pinned = source.untyped_storage().data_ptr() in self._pinned
+            pinned = self._is_pinned(source)
             if blocking or not pinned:
                 raise HostWaits(f"{func} from {'the host' if pinned else 'pageable memory'}")
         return func(*args, **kwargs)
 
-    def _read(self, func) -> None:
+    def _is_pinned(self, tensor: Tensor) -> bool:
+        with _disable_current_modes():
+            return tensor.untyped_storage().data_ptr() in self._pinned
+
+    def _wait(self, reason: object) -> None:
         if self._waits_refused:
-            raise HostWaits(f"{func} reads a value of the device")
-        self.reads += 1
+            raise HostWaits(f"{reason} is waited for")
+        self.waits += 1
 
 
 def _replace_tensors(module, function):

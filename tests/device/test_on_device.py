@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import pytest
@@ -14,15 +13,15 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import epoch_batches
 from ekd_ray.data.strong_views import STRONG_OPS, strong_augment, strong_draws
 from ekd_ray.data.views import VIEW_SCHEMES
-from ekd_ray.engine.distill import EpochSums
-from ekd_ray.engine.evaluate import evaluate_model, predict, student_inputs
+from ekd_ray.engine import distill
+from ekd_ray.engine.evaluate import evaluate_model, predict
 from ekd_ray.engine.learner import Learner
 from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.measure.predictions import Predictions, teacher_predictions
-from ekd_ray.engine.precision import autocast
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.engine.rundata import load_run_data, strong_images
-from ekd_ray.engine.teacher.source import Teacher, TeacherLogits, _network, load_teacher
+from ekd_ray.engine.rundata import load_run_data
+from ekd_ray.engine.teacher import fill
+from ekd_ray.engine.teacher.source import Teacher, _network, load_teacher
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model
@@ -81,51 +80,41 @@ def learner_of(config, data):
 
 
 @pytest.mark.parametrize(("method", "values"), CASES)
-def test_a_step_of_every_method_waits_for_nothing(method, values, made, cuda):
-    config, data = made(method, precision="bfloat16", **values)
-    learner, batch = learner_of(config, data), first_batch(config, data)
-    objective = learner.objective
-    teachers = [
-        load_teacher(config, data, precision=config.precision, device=CUDA, strong=strong)
-        for strong in (False, True)[: 1 + objective.method.strong_view]
-        if objective.method.needs_teacher
-    ]
-    sums = EpochSums(objective.weights(1), CUDA)
-    for step in range(2):  # what is cached on the device is there in the second
-        with cuda.no_waiting() if step else contextlib.nullcontext():
-            images, target = data.images.views(batch.sample_ids, batch.view_ids)
-            views = [(images, batch.view_ids)]
-            if batch.strong_ids is not None:
-                strong = strong_images(config, data, batch.sample_ids, batch.strong_ids)
-                views.append((strong, batch.strong_ids))
-            asked = [
-                teacher.logits(view, batch.sample_ids, ids)
-                for teacher, (view, ids) in zip(teachers, views, strict=False)
-            ]
-            inputs, *others = [student_inputs(view, data, config) for view, _ in views]
-            with autocast(config.precision, CUDA):
-                loss, logits, terms = learner(
-                    inputs, TeacherLogits(*asked) if asked else None, target, 1, *others
-                )
-            sums.add(loss, logits, target, terms, 1)
-    assert loss.device == logits.device == sums.values.device == CUDA
-    assert (loss.dtype, logits.dtype) == (torch.float32, torch.bfloat16)
-    assert cuda.reads == len(teachers), "each teacher's rows, to be stored, in the first step"
-    objective.state(1)
+def test_an_epoch_of_every_method_waits_for_nothing(method, values, made, cuda, monkeypatch):
+    config, _ = made(method, precision="bfloat16", compile="off", teacher_cache="on", **values)
+    for module in (distill, fill):
+        monkeypatch.setattr(module, "pick_device", lambda: CUDA)
+    if METHODS[method].needs_teacher:
+        fill.fill_tables(config, data_root=None, seeds=[config.seed])
+    run, found = distill.start_run(config, None), []
+    run.learner.register_forward_hook(lambda module, given, results: found.extend(results[:2]))
+    distill.train_epoch(run)  # what is cached on the device is there in the second
+    run.end_epoch({})
+    with cuda.no_waiting():
+        distill.train_epoch(run)
+    assert not any(teacher.computed for teacher in run.teachers)
+    assert len(found) == 2 * 2 * run.steps_per_epoch
+    assert {tensor.device for tensor in found} == {CUDA}
+    assert {tensor.dtype for tensor in found[::2]} == {torch.float32}, "losses"
+    assert {tensor.dtype for tensor in found[1::2]} == {torch.bfloat16}, "logits"
+    run.learner.means(run.steps_per_epoch)
+    run.learner.objective.state(2)
 
 
 @pytest.mark.parametrize("top", [None, 3])
 @pytest.mark.parametrize("cache", ["on", "off"])
-def test_a_teacher_without_its_table_copies_its_rows_once(cache, top, made, cuda):
+def test_a_teacher_without_its_table_waits_for_nothing(cache, top, made, cuda):
     config, data = made("kd", teacher_cache=cache, teacher_top=top)
     teacher: Teacher = load_teacher(config, data, precision="float32", device=CUDA)
     batch = first_batch(config, data)
     images, _ = data.images.views(batch.sample_ids, batch.view_ids)
-    logits = teacher.logits(images, batch.sample_ids, batch.view_ids)
-    assert logits.shape == (16, 10) and logits.device == CUDA
-    assert cuda.reads == (cache == "on")
-    with cuda.no_waiting():
-        teacher.logits(images, batch.sample_ids, batch.view_ids)
+    teacher._network()  # its weights are copied at once
+    before = cuda.waits
+    for _ in range(2):  # what is cached on the device is there in the second
+        logits = teacher.logits(images, batch.sample_ids, batch.view_ids)
+        teacher.flush()
+        assert logits.shape == (16, 10) and logits.device == CUDA
+    assert cuda.waits - before == (cache == "on"), "for the rows that are to be written, once"
 
 
 @pytest.mark.parametrize("size", [None, 16, 64])
