@@ -24,6 +24,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.measure import geometric_mean, machine, ratio, spread
 from benchmarks.reference import Reference, random_teacher, training_pictures
@@ -46,7 +47,7 @@ SECONDS = 6 * 60.0  # of the whole; what is not measured by then is left out
 CPU = torch.device("cpu")
 LOADER_WORKERS = 8  # of the published code for CIFAR
 # Graphs and eager, one worker and several: float32, rounded in other orders.
-CLOSE = {"rtol": 1e-3, "atol": 3e-4}
+RTOL, ATOL = 1e-3, 3e-4
 
 
 class LeftOut(Exception):
@@ -151,7 +152,7 @@ def check_workers(site: Site) -> str:
         raise LeftOut("one GPU")
     config = site.config("ekd", learn_log_prior=True, batch_size=30)
     expected = distill(config).model.state_dict()
-    torch.multiprocessing.start_processes(
+    start_processes(
         _work, args=(site.workers, config.to_dict(), str(site.folder)), nprocs=site.workers,
         start_method="spawn",
     )  # fmt: skip
@@ -180,11 +181,12 @@ def _weights(result: RunResult) -> dict[str, Tensor]:
 
 
 def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest difference of two networks' weights, which must be `CLOSE`."""
+    """The largest difference of two networks' weights, which must be close."""
     largest = 0.0
     for name, value in expected.items():
         one, other = found[name].cpu().float(), value.cpu().float()
-        torch.testing.assert_close(one, other, **CLOSE, msg=lambda text, n=name: f"{n}: {text}")
+        say = functools.partial("{}: {}".format, name)
+        torch.testing.assert_close(one, other, rtol=RTOL, atol=ATOL, msg=say)
         largest = max(largest, float((one - other).abs().max()))
     return largest
 

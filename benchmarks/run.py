@@ -103,9 +103,9 @@ def main() -> None:
     """Run the themes asked for, print the ratios, write the result; exit 1 if a check failed."""
     args = parse()
     if GPU in args.themes:
-        result = _check_gpu()
-        _write(args, result)
-        sys.exit(1 if result["failed"] else 0)
+        checked = _check_gpu()
+        _write(args, checked)
+        sys.exit(1 if checked["failed"] else 0)
     result: dict[str, Any] = {"machine": machine(args.threads), "ratios": {}}
     with tempfile.TemporaryDirectory() as folder:
         # Nothing of the user's cache is used or left behind.

@@ -45,11 +45,19 @@ class NoSpace(UserError):
     """A disk that is full: nothing that was finished is lost, and the rest waits."""
 
 
-def disk_full_error(error: BaseException) -> NoSpace | None:
-    """The sentence for an error that comes of a full disk, directly or wrapped; else None."""
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, then those that it comes of."""
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
+        yield found
+        seen.add(id(found))
+        found = found.__cause__ or found.__context__
+
+
+def disk_full_error(error: BaseException) -> NoSpace | None:
+    """The sentence for an error that comes of a full disk, directly or wrapped; else None."""
+    for found in error_chain(error):
         if isinstance(found, NoSpace):
             return found
         # safetensors and pyarrow put the system's number into the text of errors of their own.
@@ -61,8 +69,6 @@ def disk_full_error(error: BaseException) -> NoSpace | None:
                 f"no space is left on the disk{where} ({os.strerror(number)}): free some, "
                 "then run the same command with --resume; what was finished is kept."
             )
-        seen.add(id(found))
-        found = found.__cause__ or found.__context__
     return None
 
 

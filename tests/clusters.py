@@ -86,13 +86,16 @@ class Cluster:
         quiet = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         return {**kept, **token, **quiet, **more}
 
-    def add(self, *, cpus: int, **environment: str) -> Node:
-        """Start the head, or a node that joins it, and wait until it is there."""
+    def add(self, *, cpus: int, gpus: int = 0, **environment: str) -> Node:
+        """Start the head, or a node that joins it, and wait until it is there.
+
+        Ray believes a node its GPUs: there need not be any.
+        """
         number = len(self.nodes)
         cache = self.folder / f"cache{number}"
         command = [
             *self.inside(number), str(Path(sys.executable).parent / "ray"), "start", "--block",
-            f"--node-ip-address={self.host(number)}", f"--num-cpus={cpus}", "--num-gpus=0",
+            f"--node-ip-address={self.host(number)}", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
             "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0",
             f"--dashboard-agent-listen-port={free_port()}",
             # Of its own, too: nodes unpack a job's code there.

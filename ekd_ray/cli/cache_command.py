@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_common(fill, "--data-root")
     fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+    flags.add_setting(fill, "gpus_per_trial", "--gpus-per-worker")
     flags.add_common(fill, "--quiet")
     verify = commands.add_parser("verify", help="compare every check word of a table")
     remove = commands.add_parser("rm", help="remove tables")
@@ -98,9 +99,20 @@ def _plain(table: TableInfo) -> dict[str, Any]:
 def _fill(args: argparse.Namespace) -> int:
     request = run_request(args)
     from ekd_ray.cli.terminal import Terminal
+    from ekd_ray.config import StudyConfig
+    from ekd_ray.config.study_config import Gpus
+    from ekd_ray.engine.gpu_share import share_of_gpu
     from ekd_ray.engine.resolve import resolve
     from ekd_ray.engine.teacher.fill import fill_tables
-    from ekd_ray.scale.cluster import local_cpus
+    from ekd_ray.scale.cluster import (
+        check_fits,
+        connected,
+        count_trials,
+        gpus_per_worker,
+        local_cpus,
+        local_nodes,
+    )
+    from ekd_ray.scale.fill_tasks import fill_cache
 
     try:
         seeds = [int(text) for text in args.run_seeds.split(",")]
@@ -120,15 +132,29 @@ def _fill(args: argparse.Namespace) -> int:
             shown = time.monotonic()
             terminal.filled(done, total)
 
+    # All GPUs of this machine at once, each asked by a process of its own; else this one asks.
+    cpus = local_cpus()
+    gpus: Gpus = "auto" if args.gpus_per_trial is None else args.gpus_per_trial
+    study = StudyConfig(distill=config, data_root=request.data_root, gpus_per_trial=gpus)
+    slots = count_trials(study, local_nodes())
+    check_fits(study)
+    share = gpus_per_worker(study.gpus_per_trial, local_nodes())
+    apart = share > 0 and slots > 1
     quiet = args.json or args.quiet
-    with contextlib.closing(Terminal(quiet=quiet, unit="rows")) as terminal:
-        computed = fill_tables(
-            config,
-            data_root=request.data_root,
-            seeds=seeds,
-            threads=args.threads or local_cpus(),
-            on_progress=progress,
-        )
+    with contextlib.closing(Terminal(quiet=quiet, unit="parts" if apart else "rows")) as terminal:
+        if apart:
+            study = study.replace(cpus_per_trial=max(1, (args.threads or cpus) // slots))
+            with connected(study):
+                computed = int(fill_cache(study, config, seeds, terminal)["rows"])
+        else:
+            with share_of_gpu(share):
+                computed = fill_tables(
+                    config,
+                    data_root=request.data_root,
+                    seeds=seeds,
+                    threads=args.threads or cpus,
+                    on_progress=progress,
+                )
     seconds = time.monotonic() - started
     if args.json:
         print(json.dumps({"computed": computed, "seconds": seconds}))

@@ -7,6 +7,7 @@ and is stored under the setting's name, where `ekd_ray.cli.request` finds it.
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -31,7 +32,7 @@ def add_setting(group: Group, name: str, *flags: str, metavar: str | None = None
     text = field.metadata["doc"] + (f" ({limits})" if limits else "")
     options: dict[str, Any] = {"type": kind} if kind in (int, float) else {}
     if words_of(hints_of(cls)[name]):
-        options = {"type": _number_or_word}
+        options = {"type": functools.partial(_number_or_word, kind)}
     group.add_argument(
         *flags,
         dest=name,
@@ -42,9 +43,12 @@ def add_setting(group: Group, name: str, *flags: str, metavar: str | None = None
     )
 
 
-def _number_or_word(text: str) -> int | str:
-    """A whole number, or the text, which the configuration refuses unless it knows it."""
-    return int(text) if text.lstrip("-").isdecimal() else text
+def _number_or_word(kind: type[float], text: str) -> float | str:
+    """A number, or the text, which the configuration refuses unless it knows it."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def add_run_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
-from ekd_ray.config.study_config import FIRST_SEEDS
+from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
 from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
@@ -24,11 +24,14 @@ from ekd_ray.results.records import milestone_epochs
 from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.cluster import (
     ADDRESS,
+    Node,
     cores_of_share,
     count_trials,
+    describe_gpus,
+    gpus_per_worker,
+    known_nodes,
     local_cpus,
     local_nodes,
-    on_cluster,
 )
 from ekd_ray.scale.confirm import baselines, champions
 from ekd_ray.scale.space import Space, first_points, known_prior
@@ -75,20 +78,33 @@ def run_plan(
     data_root: str | None,
     workers: Workers | None = None,
     candidates: Candidates | None = None,
+    study: StudyConfig | None = None,
 ) -> str:
-    """The plan of one run, in this process or on `workers`, or of several candidates."""
+    """The plan of one run, in this process or on `workers`, or of several candidates.
+
+    Args:
+        study: of `candidate_study`, where there are candidates.
+    """
     lines = [*_setup(config, data_root), f"out        {out} ({_free(out)})"]
     flops = run_flops(config, data_root) + teacher_flops(config, data_root)
-    cpus, gpus = each = local_cpus(), 0.0
-    if workers and workers.most > 1:
-        count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
-        lines.append(f"resources  {count} worker(s) x {workers.cpus} CPU, {workers.gpus:g} GPU")
-        cpus, gpus = workers.most * workers.cpus, workers.most * workers.gpus
-        each = workers.cpus, workers.gpus
-    lines += _decoding(config, data_root, *each)
-    if candidates:
+    if candidates and study:
         lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
         flops *= len(candidates.seeds)
+        lines.append(f"resources  {_at_once(study)}")
+        cpus, gpus = _used(study, most=len(candidates.seeds))
+        each = study.cpus_per_trial, study.gpus_per_trial
+        nodes = known_nodes()
+    else:
+        workers = workers or Workers(least=1, most=1, cpus=local_cpus(), gpus="auto")
+        # One worker is this process.
+        nodes = known_nodes() if workers.most > 1 else local_nodes()
+        count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
+        share = describe_gpus(workers.gpus, nodes)
+        lines.append(f"resources  {count} worker(s) x {workers.cpus} CPU, {share}")
+        cpus = workers.most * workers.cpus
+        gpus = workers.most * gpus_per_worker(workers.gpus, nodes or ())
+        each = workers.cpus, workers.gpus
+    lines += _decoding(config, data_root, *each, nodes)
     lines.append(f"estimate   {_duration(flops, cpus, gpus)}")
     return "\n".join(lines)
 
@@ -101,12 +117,6 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     seeds = f"{config.confirm_seeds}"
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {config.most_seeds}"
-    slots = max(1, count_trials(config, local_nodes()))
-    used = slots * config.workers_per_trial
-    at_once = f"{slots} trial(s) at once here"
-    if on_cluster():  # how many, it says when we have joined it
-        at_once = f"as many trials at once as fit on {os.environ[ADDRESS]}"
-    cpus, gpus = used * config.cpus_per_trial, used * config.gpus_per_trial
     lines = [
         *_setup(base, config.data_root, _teacher_lines(config, out)),
         *_priors(config),
@@ -117,13 +127,32 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"stopping   {_stopping(config)}",
         f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds} seed(s); "
         f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",
-        f"resources  {at_once}: {config.workers_per_trial} worker(s) x "
-        f"{config.cpus_per_trial} CPU, {config.gpus_per_trial:g} GPU",
-        *_decoding(base, config.data_root, config.cpus_per_trial, config.gpus_per_trial),
+        f"resources  {_at_once(config)}",
+        *_decoding(
+            base, config.data_root, config.cpus_per_trial, config.gpus_per_trial, known_nodes()
+        ),
         f"out        {out} ({_disk(config)}; {_free(out)})",
-        f"estimate   {_duration(_study_flops(config), cpus, gpus)}",
+        f"estimate   {_duration(_study_flops(config), *_used(config))}",
     ]
     return "\n".join(lines)
+
+
+def _at_once(config: StudyConfig) -> str:
+    """How many trials run at once, and what each is given."""
+    nodes = known_nodes()
+    slots = f"as many trials at once as fit on {os.environ.get(ADDRESS)}"  # it says, once joined
+    if nodes is not None:
+        slots = f"{max(1, count_trials(config, nodes))} trial(s) at once here"
+    share = describe_gpus(config.gpus_per_trial, nodes)
+    return f"{slots}: {config.workers_per_trial} worker(s) x {config.cpus_per_trial} CPU, {share}"
+
+
+def _used(config: StudyConfig, most: int | None = None) -> tuple[int, float]:
+    """CPUs and GPUs of the trials that run at once, of this machine if the cluster is unknown."""
+    nodes = known_nodes() or local_nodes()
+    slots = max(1, count_trials(config, nodes))
+    used = min(slots, most or slots) * config.workers_per_trial
+    return used * config.cpus_per_trial, used * gpus_per_worker(config.gpus_per_trial, nodes)
 
 
 def _stopping(config: StudyConfig) -> str:
@@ -265,16 +294,19 @@ def _study_flops(config: StudyConfig) -> float:
     return flops
 
 
-def _decoding(config: DistillConfig, data_root: str | None, cpus: int, gpus: float) -> list[str]:
+def _decoding(
+    config: DistillConfig, data_root: str | None, cpus: int, asked: Gpus, nodes: list[Node] | None
+) -> list[str]:
     """Whether a worker's pictures are decoded as fast as its student takes them; empty where all
     were decoded before."""
     info = dataset_info(config.dataset)
     if not info.encoded:
         return []
-    threads = config.decode_threads
-    if threads == "auto":
-        (node,) = local_nodes()
-        threads = max(cpus, cores_of_share(node, gpus) if gpus and node[1] else 1)
+    nodes = nodes or local_nodes()
+    gpus, largest = gpus_per_worker(asked, nodes), max(nodes, key=lambda node: node[1])
+    share = cores_of_share(largest, gpus) if gpus and largest[1] else 1
+    asked_threads = config.decode_threads
+    threads = max(cpus, share) if asked_threads == "auto" else asked_threads
     here = min(threads, local_cpus())
     decoded = measure_decoding(config, data_root, here) * threads / here
     step = 3.0 * model_cost(config.student, info.num_classes, student_size(config))[1]

@@ -12,6 +12,7 @@ from typing import Any
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile, parse_yaml
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.settings import Settings
+from ekd_ray.config.study_config import Gpus
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
 from ekd_ray.studies.recipes import (
@@ -49,7 +50,7 @@ class Request:
     address: str | None = None
     workers: str = "1"
     cpus_per_trial: int | None = None
-    gpus_per_trial: float | None = None
+    gpus_per_trial: Gpus | None = None
     warm_start: tuple[str, ...] = ()
     test: bool = False
     download: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ekd_ray.cli.output import RUNS, join_cluster, print_json, print_plan
@@ -19,6 +19,8 @@ from ekd_ray.data import load_dataset, short_name
 from ekd_ray.engine.checkpoint import CHECKPOINT, forget_checkpoint
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.final import WEIGHTS
+from ekd_ray.engine.gpu_share import share_of_gpu
+from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.engine.train_teacher import check_candidates
@@ -32,8 +34,8 @@ from ekd_ray.results.records import (
     read_record,
     single_run,
 )
-from ekd_ray.scale.cluster import check_fits, check_visible, connected, local_cpus
-from ekd_ray.scale.one_run import parse_workers, run_on_workers
+from ekd_ray.scale.cluster import check_fits, check_visible, connected, local_nodes
+from ekd_ray.scale.one_run import check_workers_fit, parse_workers, run_on_workers
 from ekd_ray.scale.teacher_candidates import (
     candidate_study,
     check_candidate_folder,
@@ -47,26 +49,44 @@ def train(request: Request) -> int:
     """Train `request.run` into its folder: history, events, weights, result.json."""
     assert request.run is not None
     join_cluster(request.address)
+    resources = StudyConfig(
+        data_root=request.data_root, cpus_per_trial=request.cpus_per_trial or 1,
+        gpus_per_trial="auto" if request.gpus_per_trial is None else request.gpus_per_trial,
+    )  # fmt: skip
     workers = parse_workers(
-        request.workers, cpus=request.cpus_per_trial, gpus=request.gpus_per_trial
+        request.workers, cpus=request.cpus_per_trial, gpus=resources.gpus_per_trial
     )
-    config = resolve(request.run, data_root=request.data_root, download=request.download)
+    # Before anything asks for a GPU.
+    with share_of_gpu(0) if workers.gpus == 0 else contextlib.nullcontext():
+        return _train(request, request.run, workers, resources)
+
+
+def _train(request: Request, run: DistillConfig, workers: Workers, resources: StudyConfig) -> int:
+    config = resolve(run, data_root=request.data_root, download=request.download)
     check_workers(config, workers.most)
+    study = None
     if request.candidates:
         check_candidates(config, request.candidates)
+        study = candidate_study(config, request.candidates, resources)
+        if request.cpus_per_trial:
+            study = study.replace(cpus_per_trial=request.cpus_per_trial)
+        check_fits(study)
+    elif workers.most == 1:  # in this process
+        workers = workers.on(local_nodes())
+        check_workers_fit(replace(workers, cpus=1), local_nodes())
     data = short_name(config.dataset)
     default = RUNS / f"{data}-{file_name(config.student)}-{config.method}-seed{config.seed}"
     out = (request.out or default).absolute()
     if request.dry_run:
-        plan = run_plan(config, out, request.data_root, workers, request.candidates)
+        plan = run_plan(config, out, request.data_root, workers, request.candidates, study)
         values = config.to_dict()
         if request.candidates:
             values["candidates"] = asdict(request.candidates)
         print_plan(plan, values, as_json=request.json)
         return 0
     with mirrored(request.location, out, resume=request.resume), lock_folder(out):
-        if request.candidates:
-            return _train_candidates(config, out, request, request.candidates)
+        if request.candidates and study:
+            return _train_candidates(config, out, request, request.candidates, study)
         return _train_here(config, out, request, workers)
 
 
@@ -87,7 +107,7 @@ def _train_here(config: DistillConfig, out: Path, request: Request, workers: Wor
             run_on_workers(run, workers, data_root=data_root, test=request.test, on_epoch=on_epoch)
             terminal.ended(0, failed=False)
         else:
-            with cpu_threads(request.cpus_per_trial or local_cpus()):
+            with cpu_threads(workers.cpus), share_of_gpu(workers.known_gpus):
                 result = distill(config, data_root=data_root, out=out, on_epoch=on_epoch)
                 terminal.ended(0, failed=False)
                 if request.test:
@@ -99,24 +119,18 @@ def _train_here(config: DistillConfig, out: Path, request: Request, workers: Wor
 
 
 def _train_candidates(
-    config: DistillConfig, out: Path, request: Request, candidates: Candidates
+    config: DistillConfig, out: Path, request: Request, candidates: Candidates, study: StudyConfig
 ) -> int:
     """Train the candidates of a teacher below `out`, and write the best of them to it."""
     check_run_folder(out, config, resume=request.resume)
     check_candidate_folder(out, candidates)
-    gpus = request.gpus_per_trial or 0.0
-    resources = StudyConfig(data_root=request.data_root, gpus_per_trial=gpus)
-    study = candidate_study(config, candidates, resources)
-    if request.cpus_per_trial:
-        study = study.replace(cpus_per_trial=request.cpus_per_trial)
-    check_fits(study)
     if request.download:
         load_dataset(config.dataset, "train", data_root=request.data_root, download=True)
     single_run(config, out).write_config()
     metric, mode = candidates.choose_by, DIRECTIONS[candidates.choose_by]
     with contextlib.closing(Terminal(metric=metric, mode=mode, quiet=request.quiet)) as terminal:
         if not request.quiet:
-            plan = run_plan(config, out, request.data_root, candidates=candidates)
+            plan = run_plan(config, out, request.data_root, candidates=candidates, study=study)
             terminal.console.print(plan, markup=False)
         with contextlib.nullcontext() if (out / WEIGHTS).exists() else connected(study):
             check_visible(out)
@@ -135,14 +149,15 @@ def _train_candidates(
 def show_run(
     title: str, config: DistillConfig, *, quiet: bool, plan: str = ""
 ) -> Iterator[Terminal]:
-    """Show one run while it trains; if it diverges, that is a `UserError`."""
+    """Show one run while it trains; if it diverges or gets no memory, that is a `UserError`."""
     with contextlib.closing(Terminal(quiet=quiet)) as terminal:
         if plan:
             terminal.console.print(plan, markup=False)
         terminal.stage(title, 1, config.epochs)
         terminal.started(config.student, 0, config.to_dict())
         try:
-            yield terminal
+            with refused_memory_reported(config):
+                yield terminal
         except Diverged as error:
             raise UserError(str(error)) from None
 

@@ -20,6 +20,8 @@ FIRST_SEEDS = 2  # of every champion and finalist: one seed shows no spread
 # Which of them go together: `ekd_ray.scale.samplers`.
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
+# GPUs per worker of a run.
+Gpus = float | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +125,12 @@ class StudyConfig(Settings):
     )
     workers_per_trial: int = setting(1, "data-parallel workers per trial", low=1)
     cpus_per_trial: int = setting(1, "CPU threads per worker", low=1, identity=False)
-    gpus_per_trial: float = setting(
-        0.0, "GPUs per worker; a fraction shares one", low=0, identity=False
+    gpus_per_trial: Gpus = setting(
+        "auto", "GPUs per worker; a fraction shares one, 0: on CPUs, auto: 1 where there are GPUs",
+        low=0, identity=False,
+    )  # fmt: skip
+    limit_gpu_memory: bool = setting(
+        True, "a trial on a fraction of a GPU gets no more of its memory than that", identity=False
     )
 
     def __post_init__(self) -> None:
@@ -148,6 +154,12 @@ class StudyConfig(Settings):
         if isinstance(listed, list | tuple) and "authors" in listed:
             values = {**values, "baselines": [name for name in listed if name != "authors"]}
         return super().from_dict(values, where=where)
+
+    @property
+    def gpus(self) -> float:
+        """`gpus_per_trial` of a study that knows its cluster, see `scale.cluster.with_gpus`."""
+        assert not isinstance(self.gpus_per_trial, str), "the cluster was not asked"
+        return self.gpus_per_trial
 
     @property
     def most_seeds(self) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ekd_ray.engine.gpu_share import uses_gpu
+
 PACKAGES = (
     *("ekd_ray", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn"),
     *("pillow", "safetensors", "pyarrow", "ray", "optuna", "cmaes"),
@@ -71,8 +73,8 @@ def float32_head(model: nn.Module) -> None:
 
 
 def pick_device() -> torch.device:
-    """The current GPU if there is one, else the CPU."""
-    if torch.cuda.is_available():
+    """The current GPU if there is one and it is not hidden, else the CPU."""
+    if uses_gpu():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
+from ekd_ray.scale.cluster import Node, gpus_per_worker
 
 
 class Budget:
@@ -37,18 +38,22 @@ class Budget:
         config = self._config
         epochs = sum(epochs for epochs, _ in self._used.values())
         hours = sum(seconds for _, seconds in self._used.values()) / 3600
+        gpus = config.gpus * config.workers_per_trial if config.budget_gpu_hours else 0.0
         limits = (
             (config.budget_epochs, epochs),
             (config.budget_hours, (time.monotonic() - self._started) / 3600),
-            (config.budget_gpu_hours, hours * config.gpus_per_trial * config.workers_per_trial),
+            (config.budget_gpu_hours, hours * gpus),
         )
         return any(limit is not None and used >= limit for limit, used in limits)
 
 
-def check_budget(config: StudyConfig) -> None:
-    """Raise `UserError` for a limit that this study cannot have."""
-    if config.budget_gpu_hours is not None and not config.gpus_per_trial:
+def check_budget(config: StudyConfig, nodes: Iterable[Node] | None) -> None:
+    """Raise `UserError` for a limit that this study cannot have on these nodes (None: unknown)."""
+    if config.budget_gpu_hours is None or nodes is None:
+        return
+    if not gpus_per_worker(config.gpus_per_trial, nodes):
         raise UserError(
-            "budget_gpu_hours needs trials with a GPU, got gpus_per_trial 0: give "
+            "budget_gpu_hours needs trials with a GPU, got gpus_per_trial "
+            f"{config.gpus_per_trial}{' without a GPU' if config.gpus_per_trial else ''}: give "
             "--gpus-per-trial, or --budget-hours instead."
         )

@@ -9,13 +9,14 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.precision import local_cpus as local_cpus
 from ekd_ray.errors import UserError
 from ekd_ray.scale.ray_private import (
@@ -82,7 +83,9 @@ def _ray_started() -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if not on_cluster():
         # By itself Ray would join whatever else was last started on this machine.
-        options |= {"address": "local", "num_cpus": local_cpus()}
+        # It may also see GPUs that torch, and so a trial, cannot use.
+        ((cpus, gpus),) = local_nodes()
+        options |= {"address": "local", "num_cpus": cpus, "num_gpus": gpus}
         # Without the dashboard, placement groups of stopped nested trials are never freed.
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     terminated = signal.getsignal(signal.SIGTERM)
@@ -178,6 +181,56 @@ def _unreachable(reason: str) -> UserError:
     )
 
 
+def known_nodes() -> list[Node] | None:
+    """The nodes that trials would run on; None before a connection to a cluster elsewhere."""
+    import ray
+
+    if ray.is_initialized():
+        return list(live_nodes().values())
+    return None if on_cluster() else local_nodes()
+
+
+def gpus_per_worker(asked: Gpus, nodes: Iterable[Node]) -> float:
+    """The GPUs of a worker on these nodes, where `auto` is one if any of them has a GPU."""
+    if isinstance(asked, str):
+        return 1.0 if any(gpus >= 1 for _, gpus in nodes) else 0.0
+    return asked
+
+
+def with_gpus(config: StudyConfig) -> StudyConfig:
+    """The study with a number for `gpus_per_trial`, from the nodes that are there now."""
+    nodes = known_nodes()
+    assert nodes is not None, "join the cluster first"
+    return config.replace(gpus_per_trial=gpus_per_worker(config.gpus_per_trial, nodes))
+
+
+def describe_gpus(asked: Gpus, nodes: Iterable[Node] | None) -> str:
+    """The GPUs of a worker in words."""
+    if asked == 0:
+        return "no GPU (all are hidden, as asked)"
+    if isinstance(asked, str) and nodes is None:
+        return "1 GPU (none if the cluster has none)"
+    gpus = gpus_per_worker(asked, nodes or ())
+    return f"{gpus:g} GPU" if gpus else "no GPU (there is none)"
+
+
+def check_gpus(gpus: Gpus, workers: int) -> None:
+    """Raise `UserError` for GPUs per worker with which that many workers of a run cannot work."""
+    if isinstance(gpus, str):
+        return
+    if workers > 1 and 0 < gpus < 1:
+        raise UserError(
+            f"{workers} workers of a run cannot share GPUs, because NCCL takes no GPU for two of "
+            f"them, got {gpus:g} GPU(s) per worker: give --gpus-per-worker 1 (0: on CPUs), or one "
+            "worker."
+        )
+    if gpus > 1 and not gpus.is_integer():
+        raise UserError(
+            f"GPUs per worker must be a fraction of one or a whole number, got {gpus:g}: change "
+            "--gpus-per-worker."
+        )
+
+
 def count_workers(node: Node, *, cpus: float, gpus: float) -> int:
     """How many workers of so many CPUs and GPUs each fit on a node at once."""
     node_cpus, node_gpus = node
@@ -188,12 +241,12 @@ def count_workers(node: Node, *, cpus: float, gpus: float) -> int:
     return workers
 
 
-def count_trials(config: StudyConfig, nodes: Iterable[Node]) -> int:
+def count_trials(config: StudyConfig, nodes: Collection[Node]) -> int:
     """How many trials run at once on these nodes (0: not one).
 
     The workers of a trial may be on several nodes; a worker is on one.
     """
-    cpus, gpus = config.cpus_per_trial, config.gpus_per_trial
+    cpus, gpus = config.cpus_per_trial, gpus_per_worker(config.gpus_per_trial, nodes)
     workers = sum(count_workers(node, cpus=cpus, gpus=gpus) for node in nodes)
     slots = workers // config.workers_per_trial
     return min(slots, config.max_concurrent or slots)
@@ -235,23 +288,18 @@ def own_cores() -> int | None:
 def check_fits(config: StudyConfig) -> None:
     """Raise `UserError` if not one trial fits: it would wait for ever.
 
-    Before a connection to a cluster elsewhere its size is unknown, and nothing is checked.
+    Before a connection to a cluster elsewhere its size is unknown, and not checked.
     """
-    import ray
-
-    if ray.is_initialized():
-        nodes = list(live_nodes().values())
-    elif on_cluster():
-        return
-    else:
-        nodes = local_nodes()
-    if count_trials(config, nodes) < 1:
+    check_gpus(config.gpus_per_trial, config.workers_per_trial)
+    nodes = known_nodes()
+    if nodes is not None and count_trials(config, nodes) < 1:
         biggest = max(nodes, default=(0.0, 0.0))
         cpus, gpus = (sum(amounts) for amounts in zip(*nodes, strict=True))
         each = f" on {len(nodes)} nodes, {biggest[0]:g} and {biggest[1]:g} on the largest"
         raise UserError(
             f"one trial needs {config.workers_per_trial} worker(s) x {config.cpus_per_trial} "
-            f"CPU(s) and {config.gpus_per_trial:g} GPU(s), there are {cpus:g} CPU(s) and "
+            f"CPU(s) and {gpus_per_worker(config.gpus_per_trial, nodes):g} GPU(s), there are "
+            f"{cpus:g} CPU(s) and "
             f"{gpus:g} GPU(s){each if len(nodes) > 1 else ''}: lower --workers-per-trial, "
             "--cpus-per-trial or --gpus-per-trial."
         )

@@ -19,11 +19,13 @@ from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import uses_cache
 from ekd_ray.files import write_json
 from ekd_ray.results.records import CACHE_COST
-from ekd_ray.scale.cluster import count_workers, live_nodes, own_cores
+from ekd_ray.scale.cluster import count_workers, live_nodes, own_cores, with_gpus
+from ekd_ray.scale.tasks import as_task
 from ekd_ray.scale.tracking import Observer
 
 # More parts than slots, so that progress is seen and no slot waits long for the last one.
 PARTS_PER_SLOT = 4
+PARTS_PER_GPU_SLOT = 2  # each in a process of its own, which is seconds in coming up
 IDENTITY = "identity"  # in a cache folder: the same for all nodes that see it
 
 
@@ -34,7 +36,7 @@ def fill_cache(
     observer: Observer,
     *,
     run: Path | None = None,
-) -> None:
+) -> Counter[str]:
     """Compute the teacher's logits for the runs of `base` under `seeds`, once on each disk.
 
     Runs that draw the same views share them: a search needs those of one seed, whatever the
@@ -46,21 +48,26 @@ def fill_cache(
         run: the study's folder, whose `cache.json` then says what the network was asked, and
             what it took.
 
+    Returns:
+        `rows` computed, those of them that were timed (`timed_rows`), and their `seconds`.
+
     Raises:
         UserError: bad data. ray.exceptions.RayError: a process died on a node that lives.
     """
+    cost: Counter[str] = Counter()
     if config.teacher_fill != "eager" or not uses_cache(base, config.data_root):
-        return
+        return cost
     import ray
 
-    task = ray.remote(max_retries=2)(_fill_part)
-    cost: Counter[str] = Counter()
+    config = with_gpus(config)
+    task = as_task(_fill_part, config)
     pending: dict[Any, str] = {}
+    parts_per_slot = PARTS_PER_GPU_SLOT if config.gpus else PARTS_PER_SLOT
     for slots in _slots_by_disk(config):
-        parts = PARTS_PER_SLOT * len(slots)
+        parts = parts_per_slot * len(slots)
         for index in range(parts):
             node = slots[index % len(slots)]
-            reference = task.options(**_task_options(config, node)).remote(
+            reference = task.options(scheduling_strategy=_on(node)).remote(
                 base.to_dict(), config.data_root, list(seeds), index, parts, config.cpus_per_trial
             )
             pending[reference] = node
@@ -84,17 +91,13 @@ def fill_cache(
         if path.exists():  # what earlier fills of the study took
             cost.update(json.loads(path.read_text()))
         write_json(path, {name: cost[name] for name in ("rows", "timed_rows", "seconds")})
+    return cost
 
 
-def _task_options(config: StudyConfig, node: str) -> dict[str, Any]:
-    """Options of a task that runs on a node with what a worker of a trial has."""
+def _on(node: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return {
-        "num_cpus": config.cpus_per_trial,
-        "num_gpus": config.gpus_per_trial or None,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
-    }
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _slots_by_disk(config: StudyConfig) -> list[list[str]]:
@@ -102,7 +105,7 @@ def _slots_by_disk(config: StudyConfig) -> list[list[str]]:
     each as often as workers fit on the node at once."""
     import ray
 
-    cpus, gpus = config.cpus_per_trial, config.gpus_per_trial
+    cpus, gpus = config.cpus_per_trial, config.gpus
     slots = {
         name: count
         for name, node in live_nodes().items()
@@ -110,8 +113,8 @@ def _slots_by_disk(config: StudyConfig) -> list[list[str]]:
     }
     if len(slots) < 2:
         return [[node] * count for node, count in slots.items()]
-    task = ray.remote(max_retries=2)(name_cache_folder)
-    asked = {node: task.options(**_task_options(config, node)).remote() for node in slots}
+    task = ray.remote(num_cpus=0, max_retries=2)(name_cache_folder)
+    asked = {node: task.options(scheduling_strategy=_on(node)).remote() for node in slots}
     found: dict[str, str] = {}
     for node, reference in asked.items():
         try:

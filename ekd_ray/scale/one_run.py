@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import math
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason
-from ekd_ray.scale.cluster import connected, count_workers, live_nodes, local_cpus
+from ekd_ray.scale.cluster import (
+    Node,
+    check_gpus,
+    connected,
+    count_workers,
+    live_nodes,
+    local_cpus,
+)
 from ekd_ray.scale.trainer import SCRATCH, Workers, fit_group
 from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
@@ -23,8 +31,8 @@ RESTARTS = 3
 PROGRESS_SECONDS = 1.0
 
 
-def parse_workers(text: str, *, cpus: int | None, gpus: float | None) -> Workers:
-    """`N` or `MIN:MAX` workers; raises `UserError` for anything else.
+def parse_workers(text: str, *, cpus: int | None, gpus: Gpus) -> Workers:
+    """`N` or `MIN:MAX` workers; raises `UserError` for anything else, and for what cannot work.
 
     Without `cpus`, they share the CPUs of this machine; on a cluster elsewhere each has one.
     """
@@ -32,20 +40,20 @@ def parse_workers(text: str, *, cpus: int | None, gpus: float | None) -> Workers
     numbers = [least, most] if colon else [least, least]
     if not all(number.isdecimal() for number in numbers) or not 1 <= int(least) <= int(numbers[1]):
         raise UserError(f"--workers takes N or MIN:MAX with 1 <= MIN <= MAX, got {text!r}.")
-    for name, value, low in (("--cpus-per-worker", cpus, 1), ("--gpus-per-worker", gpus, 0)):
-        if value is not None and not low <= value < math.inf:
-            raise UserError(f"{name} must be >= {low}, got {value:g}.")
+    if cpus is not None and cpus < 1:
+        raise UserError(f"--cpus-per-worker must be >= 1, got {cpus}.")
+    check_gpus(gpus, int(numbers[1]))
     here = 1 if os.environ.get("RAY_ADDRESS") else max(1, local_cpus() // int(numbers[1]))
-    return Workers(least=int(least), most=int(numbers[1]), cpus=cpus or here, gpus=gpus or 0.0)
+    return Workers(least=int(least), most=int(numbers[1]), cpus=cpus or here, gpus=gpus)
 
 
-def check_workers_fit(workers: Workers) -> None:
+def check_workers_fit(workers: Workers, nodes: Iterable[Node]) -> None:
     """Raise `UserError` if not even the least number of workers fits: it would wait for ever."""
-    nodes = list(live_nodes().values())
-    room = sum(count_workers(node, cpus=workers.cpus, gpus=workers.gpus) for node in nodes)
+    cpus, gpus = workers.cpus, workers.known_gpus
+    room = sum(count_workers(node, cpus=cpus, gpus=gpus) for node in nodes)
     if room < workers.least:
         raise UserError(
-            f"{workers.least} worker(s) of {workers.cpus} CPU(s) and {workers.gpus:g} GPU(s) each "
+            f"{workers.least} worker(s) of {cpus} CPU(s) and {gpus:g} GPU(s) each "
             f"do not fit: there is room for {room}; lower --workers, --cpus-per-worker or "
             "--gpus-per-worker."
         )
@@ -74,22 +82,19 @@ def run_on_workers(
     (folder / FAILURE).unlink(missing_ok=True)
     options = TrainOptions(data_root=data_root, threads=workers.cpus, test=test)
     with connected():
-        check_workers_fit(workers)
-        ended = threading.Event()
-        known_epoch = max((row["epoch"] for row in read_history(folder)), default=0)
-        reporter = threading.Thread(
-            target=report_epochs, args=(folder, known_epoch, ended, on_epoch), daemon=True
-        )
-        reporter.start()
+        nodes = live_nodes().values()
+        workers = workers.on(nodes)
+        check_workers_fit(workers, nodes)
         try:
-            fit_group(
-                {RUN: run.to_dict()},
-                workers=workers,
-                train=functools.partial(train_run, options=options),
-                callbacks=[],
-                failures=RESTARTS,
-                scratch=folder / SCRATCH,
-            )
+            with epochs_reported(folder, on_epoch):
+                fit_group(
+                    {RUN: run.to_dict()},
+                    workers=workers,
+                    train=functools.partial(train_run, options=options),
+                    callbacks=[],
+                    failures=RESTARTS,
+                    scratch=folder / SCRATCH,
+                )
         except TrainingFailedError as error:
             reason = failure_reason(folder)
             if not (folder / FAILURE).exists():
@@ -99,11 +104,25 @@ def run_on_workers(
                 "--resume."
             ) from error
         finally:
-            ended.set()
-            reporter.join()
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     if not (folder / RESULT).exists():
         raise UserError(failure_reason(folder))
+
+
+@contextlib.contextmanager
+def epochs_reported(folder: Path, on_epoch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Report the new rows of a run's history while another process trains it."""
+    ended = threading.Event()
+    known_epoch = max((row["epoch"] for row in read_history(folder)), default=0)
+    reporter = threading.Thread(
+        target=report_epochs, args=(folder, known_epoch, ended, on_epoch), daemon=True
+    )
+    reporter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reporter.join()
 
 
 def report_epochs(

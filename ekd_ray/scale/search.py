@@ -19,6 +19,7 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Interrupted, UserError, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.results.study import Study
+from ekd_ray.scale.cluster import with_gpus
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.full_runs import FullRuns
 from ekd_ray.scale.ray_private import memory_kills_are_deaths
@@ -43,6 +44,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         UserError: every trial failed. NoSpace: the disk is full. Interrupted: stopped by
             the user. After both of these the study can be resumed.
     """
+    config = with_gpus(config)
     train = functools.partial(train_run, options=TrainOptions.of_study(config))
     chance = Chance.of_study(base, config.data_root)
     searcher = OptunaSearcher(run, config, base)
@@ -138,6 +140,7 @@ def run_tuner(
         run: the study's folder.
         train: trains a run, in the trial's own process or in each of its workers.
     """
+    config = with_gpus(config)
     deaths = ProcessDeaths()
     scratch = (run / SCRATCH).absolute()
     shutil.rmtree(scratch, ignore_errors=True)

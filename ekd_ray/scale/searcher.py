@@ -144,6 +144,7 @@ class OptunaSearcher(Searcher):
             return self.suggest(trial_id) if self.remaining else None
         record = self._record(trial, config.to_dict())
         record.write_config()
+        (record.folder / FAILURE).unlink(missing_ok=True)  # of an earlier try that nobody read
         self._running[trial_id] = trial, record
         return {RUN: record.to_dict()}
 

@@ -6,11 +6,14 @@ import functools
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.study_config import Gpus
+from ekd_ray.scale.cluster import Node, gpus_per_worker
 from ekd_ray.scale.ray_private import HEAD_NODE, address_for_workers
 from ekd_ray.scale.worker import Train, train_as_worker, train_in_process
 
@@ -31,7 +34,17 @@ class Workers:
     least: int
     most: int
     cpus: int
-    gpus: float
+    gpus: Gpus
+
+    def on(self, nodes: Iterable[Node]) -> Workers:
+        """These workers with a number for `gpus`."""
+        return replace(self, gpus=gpus_per_worker(self.gpus, nodes))
+
+    @property
+    def known_gpus(self) -> float:
+        """`gpus` of workers that know their cluster, see `on`."""
+        assert not isinstance(self.gpus, str), "the cluster was not asked"
+        return self.gpus
 
     @property
     def elastic(self) -> bool:
@@ -44,11 +57,11 @@ def scaling_config(workers: Workers) -> Any:
     import ray.train
 
     resources: dict[str, float] = {"CPU": workers.cpus}
-    if workers.gpus:
-        resources["GPU"] = workers.gpus
+    if workers.known_gpus:
+        resources["GPU"] = workers.known_gpus
     return ray.train.ScalingConfig(
         num_workers=(workers.least, workers.most) if workers.elastic else workers.most,
-        use_gpu=workers.gpus > 0,
+        use_gpu="GPU" in resources,
         resources_per_worker=resources,
     )
 
@@ -78,7 +91,7 @@ def fit_group(
     # A reused name would silently resume another trial's run.
     name = uuid.uuid4().hex[:8]
     trainer = TorchTrainer(
-        functools.partial(train_as_worker, train=train),
+        functools.partial(train_as_worker, train=train, gpus=workers.known_gpus),
         train_loop_config=config,
         scaling_config=scaling_config(workers),
         run_config=ray.train.RunConfig(
@@ -118,15 +131,18 @@ def make_trainable(config: StudyConfig, train: Train, scratch: Path) -> Any:
     from ray import tune
 
     if config.workers_per_trial == 1:
-        needs = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
-        return tune.with_resources(functools.partial(train_in_process, train=train), needs)
+        needs = {"cpu": config.cpus_per_trial, "gpu": config.gpus}
+        trial = functools.partial(
+            train_in_process, train=train, gpus=config.gpus, limited=config.limit_gpu_memory
+        )
+        return tune.with_resources(trial, needs)
     driver = functools.partial(
         run_nested_trial,
         workers=Workers(
             least=config.workers_per_trial,
             most=config.workers_per_trial,
             cpus=config.cpus_per_trial,
-            gpus=config.gpus_per_trial,
+            gpus=config.gpus,
         ),
         train=train,
         scratch=scratch / "groups",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -18,7 +17,9 @@ from ekd_ray.engine import ranks
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.decoding import share_cores
 from ekd_ray.engine.distill import Diverged, RunResult, distill
+from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.cost import student_costs
+from ekd_ray.engine.out_of_memory import out_of_memory
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import Session
 from ekd_ray.errors import NoSpace, UserError, disk_full_error
@@ -33,8 +34,6 @@ Train = Callable[[RunRecord, Report], object]
 RUN = "run"  # the key of the run, as `RunRecord.to_dict` gives it, in a Tune trial's config
 # Left by a trial that found the disk full: it has not failed, and is continued once there is room.
 FULL = "disk_full.json"
-# torch on CPUs has no exception of its own for it.
-_REFUSED = "DefaultCPUAllocator: can't allocate memory"
 # Where not even that could be written, a disk with less than this is taken to be full.
 _LEAST_FREE = 16 * 2**20
 
@@ -62,22 +61,28 @@ class TrainOptions:
         )  # fmt: skip
 
 
-def train_in_process(config: dict[str, Any], *, train: Train) -> None:
-    """Train in the Tune trial's own process; every epoch reaches the scheduler."""
+def train_in_process(config: dict[str, Any], *, train: Train, gpus: float, limited: bool) -> None:
+    """Train in the Tune trial's own process; every epoch reaches the scheduler.
+
+    `gpus` and `limited` are of `share_of_gpu`.
+    """
     from ray import tune  # slow to import, and training alone does without
 
-    train(RunRecord.from_dict(config[RUN]), tune.report)
+    with share_of_gpu(gpus, limited=limited):
+        train(RunRecord.from_dict(config[RUN]), tune.report)
 
 
-def train_as_worker(config: dict[str, Any], *, train: Train) -> None:
+def train_as_worker(config: dict[str, Any], *, train: Train, gpus: float) -> None:
     """Train as one worker of several; all ranks report, as Ray Train asks."""
     import ray.train  # slow to import, and training alone does without
     from ray.train.torch import get_device
 
-    device = get_device()
-    if device.type == "cuda":  # a node's workers see all of its GPUs
-        torch.cuda.set_device(device)
-    train(RunRecord.from_dict(config[RUN]), ray.train.report)
+    with share_of_gpu(gpus):
+        if gpus:  # a node's workers see all of its GPUs
+            device = get_device()
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+        train(RunRecord.from_dict(config[RUN]), ray.train.report)
 
 
 def train_run(
@@ -89,15 +94,19 @@ def train_run(
     `failure.json`: that is a result of the search, not an error of it. A full disk is an error:
     see `check_disk`. A run of the search is recorded by its driver, which knows whether it was
     stopped early; any other one here.
+
+    Raises:
+        MemoryError: it ran out of memory. Its process is to be replaced, which alone frees all of
+            it, and the other ranks, which wait for this one; the next one finds the reason.
     """
     folder, first = run.folder, ranks.is_first()
     if ranks.from_first((folder / RESULT).exists()):  # a worker died after all was done
         return None
+    failed = ranks.from_first((folder / FAILURE).exists())  # in another process
     if first:  # of an earlier try, which was killed before anybody read it
-        (folder / FAILURE).unlink(missing_ok=True)
         (folder / FULL).unlink(missing_ok=True)
     try:
-        result = _distill(run, report, options, checkpoint_seconds)
+        result = None if failed else _distill(run, report, options, checkpoint_seconds)
         if run.stage is RunStage.SEARCH:
             return result
         if result is not None:
@@ -112,6 +121,9 @@ def train_run(
         if full is not None and first:
             with contextlib.suppress(OSError):  # what could not be written was removed
                 write_json(folder / FULL, {"reason": str(full)})
+        elif reason := out_of_memory(error, DistillConfig.from_dict(run.config)):
+            write_json(folder / FAILURE, {"reason": reason})
+            raise MemoryError(reason) from None
         raise
 
 
@@ -138,13 +150,6 @@ def _distill(
     except (Diverged, UserError) as error:
         if ranks.is_first():
             write_json(run.folder / FAILURE, {"reason": str(error)})
-    except (MemoryError, RuntimeError, OSError) as error:
-        reason = out_of_memory(error)
-        if reason is None:
-            raise
-        write_json(run.folder / FAILURE, {"reason": reason})
-        if ranks.world_size() > 1:
-            raise  # the other ranks wait in a collective: only a restart frees them
     return None
 
 
@@ -163,17 +168,3 @@ def check_disk(folder: Path) -> None:
                 f"a run failed with {free // 2**20} MiB free on the disk of {folder}: free some, "
                 "then run the same command with --resume; what was finished is kept."
             )
-
-
-def out_of_memory(error: BaseException) -> str | None:
-    """The reason of a run whose memory was refused, by a GPU or by this machine; else None.
-
-    A process that the system kills for its memory has no say: see `ProcessDeaths`.
-    """
-    line = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"out of GPU memory: {line}"
-    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if isinstance(error, MemoryError) or refused or _REFUSED in line:
-        return f"out of memory: {line.rpartition(_REFUSED)[2].strip(' .:') or 'refused'}"
-    return None

@@ -7,7 +7,7 @@ is there already.
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -22,7 +22,9 @@ from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures, measure_teacher
+from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment
 from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
@@ -42,14 +44,20 @@ from ekd_ray.scale.cluster import (
     check_fits,
     check_visible,
     connected,
+    count_trials,
+    describe_gpus,
+    known_nodes,
     local_cpus,
     on_cluster,
+    with_gpus,
 )
 from ekd_ray.scale.confirm import baselines, champions, confirm
+from ekd_ray.scale.one_run import epochs_reported
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
 from ekd_ray.scale.space import around_prior, check_space, with_pairs_prior
 from ekd_ray.scale.storage import check_storage
+from ekd_ray.scale.tasks import compute_off_driver
 from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer, check_tracking
 from ekd_ray.scale.trainer import SCRATCH
@@ -70,7 +78,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         is still to be trained has no hash yet.
     """
     check_sampler(config, check_space(config))
-    check_budget(config)
+    check_budget(config, known_nodes())
     check_fits(config)
     check_address()
     check_storage(config)
@@ -282,10 +290,22 @@ def _sweep(out: Path) -> None:
 def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
     tags = [metric_tag(name) for name in (*config.watched, "val_top1", "test_top1")]
     write_experiment(out, config.space or {}, dict.fromkeys(tags))
-    # A cluster is joined before anything is computed; a Ray of our own would only be in the way,
-    # but of several trainings of a teacher.
-    early = on_cluster() or _count_candidates(config) > 1
-    with connected(config) if early else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        # A cluster is joined before anything is computed; a Ray of our own would only be in the
+        # way, but of several trainings of a teacher, and of those that are to run on a GPU.
+        if on_cluster() or _count_candidates(config) > 1 or with_gpus(config).gpus:
+            stack.enter_context(connected(config))
+        nodes = known_nodes() or []
+        if on_cluster():  # of which the plan knew nothing
+            check_budget(config, nodes)
+            slots, gpus = count_trials(config, nodes), describe_gpus(config.gpus_per_trial, nodes)
+            observer.note(
+                f"resources  {slots} trial(s) at once on {len(nodes)} node(s), {gpus} each"
+            )
+        config = with_gpus(config)
+        check_visible(out)
+        if not config.gpus:
+            stack.enter_context(share_of_gpu(0))
         # Decode once here: every trial of this node then maps the same pages.
         load_dataset(config.distill.dataset, "train", data_root=config.data_root)
         base = _teacher_stage(out, config, observer)
@@ -293,7 +313,6 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         if base.teacher_weights is not None:
             _measure_teacher(out, config, base, observer)
         with connected(config):
-            check_visible(out)
             config = around_prior(config, base)
             search(out, config, base, observer)
             confirm(out, config, base, observer)
@@ -356,16 +375,23 @@ def _train(path: Path, config: StudyConfig, settings: dict[str, Any], observer: 
     elif not path.exists():
         observer.stage(path.parent.name, 1, training.epochs)
         observer.started(str(base.teacher), 0, training.to_dict())
-        train_teacher(
-            training,
-            path,
-            data_root=config.data_root,
-            on_epoch=lambda row: observer.epoch(0, row),
-            threads=min(local_cpus(), os.cpu_count() or 1),
-            session=Session(settings=()),  # the tab of the search is not about it
-        )
+        with epochs_reported(path.parent, functools.partial(observer.epoch, 0)):
+            compute_off_driver(
+                config, _train_alone, training, path, config.data_root, _threads(config)
+            )
         observer.ended(0, failed=False)
     forget_checkpoint(path.parent)  # a kill may have come before the training did
+
+
+def _train_alone(training: DistillConfig, path: Path, data_root: str | None, threads: int) -> None:
+    session = Session(settings=())  # the tab of the search is not about it
+    with refused_memory_reported(training):
+        train_teacher(training, path, data_root=data_root, threads=threads, session=session)
+
+
+def _threads(config: StudyConfig) -> int:
+    """CPU threads of what runs before the trials: beside a GPU those of a trial."""
+    return config.cpus_per_trial if config.gpus else local_cpus()
 
 
 def _count_candidates(config: StudyConfig) -> int:
@@ -382,11 +408,13 @@ def _measure_teacher(
     """Write the teacher's own figures to `teacher.json`, once, and say them."""
     found = TeacherFigures.read(out)
     if found is None or found.sha256 != base.teacher_sha256:
-        found = measure_teacher(
+        measure = functools.partial(
+            measure_teacher,
             base,
             candidates=_count_candidates(config),
             data_root=config.data_root,
-            threads=local_cpus(),
+            threads=_threads(config),
         )
+        found = compute_off_driver(config, measure)
         found.write(out)
     observer.note(describe_teacher(found))

@@ -17,6 +17,7 @@ from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from ekd_ray.cli import plan_text
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.scale import cluster, fill_tasks, trial_slots
@@ -230,3 +231,83 @@ def test_nodes_that_do_not_see_the_folder_are_named_in_one_sentence(tmp_path):
     cluster.check_seen(tmp_path, {"b": "10.0.0.2"}, sees)
     assert list(tmp_path.iterdir()) == [], "the probe is left"
     assert not cluster.file_is_seen(str(tmp_path / "other" / ".probe.tmp"))
+
+
+CPUS, MIXED, GPUS = [(4.0, 0.0)], [(8.0, 0.0), (4.0, 2.0)], [(8.0, 4.0)]
+
+
+def test_auto_is_a_gpu_for_each_trial_where_the_cluster_has_any() -> None:
+    auto = StudyConfig()
+    for nodes, gpus, trials in ((CPUS, 0.0, 4), (MIXED, 1.0, 2), (GPUS, 1.0, 4)):
+        assert cluster.gpus_per_worker(auto.gpus_per_trial, nodes) == gpus
+        assert cluster.count_trials(auto, nodes) == trials
+    for asked, trials in ((0.25, 4), (0.5, 4), (2.0, 1), (0.0, 12)):
+        assert cluster.gpus_per_worker(asked, MIXED) == asked
+        assert cluster.count_trials(auto.replace(gpus_per_trial=asked), MIXED) == trials
+
+
+def test_a_study_file_of_before_auto_means_what_it_meant() -> None:
+    for asked in (0.0, 0.25, 1):
+        config = StudyConfig.from_dict({"gpus_per_trial": asked})
+        assert config.gpus == asked and config.fingerprint() == StudyConfig().fingerprint()
+    assert StudyConfig.from_dict({"gpus_per_trial": "auto"}) == StudyConfig()
+    with pytest.raises(UserError, match="gpus_per_trial must be a number or auto, got 'all'"):
+        StudyConfig.from_dict({"gpus_per_trial": "all"})
+
+
+def test_plan_refusal_and_trials_know_the_same_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the Ray that is connected, of this machine before, of none before it is joined."""
+    import ray
+
+    config, nodes = StudyConfig(), {"a": (8.0, 0.0), "b": (4.0, 2.0)}
+    monkeypatch.delenv(cluster.ADDRESS, raising=False)
+    monkeypatch.setattr(cluster, "local_cpus", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert cluster.known_nodes() == GPUS and cluster.with_gpus(config).gpus == 1.0
+    assert "4 trial(s) at once here: 1 worker(s) x 1 CPU, 1 GPU" in plan_text._at_once(config)
+    assert plan_text._used(config) == (4, 4.0)
+    hidden = config.replace(gpus_per_trial=0.0)
+    assert plan_text._at_once(hidden) == (
+        "8 trial(s) at once here: 1 worker(s) x 1 CPU, no GPU (all are hidden, as asked)"
+    )
+    monkeypatch.setenv(cluster.ADDRESS, "head:1")
+    assert cluster.known_nodes() is None
+    cluster.check_fits(config.replace(gpus_per_trial=64.0))
+    assert plan_text._at_once(config) == (
+        "as many trials at once as fit on head:1: 1 worker(s) x 1 CPU, "
+        "1 GPU (none if the cluster has none)"
+    )
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(cluster, "live_nodes", lambda: nodes)
+    assert cluster.known_nodes() == MIXED and cluster.with_gpus(config).gpus == 1.0
+    assert "2 trial(s) at once here" in plan_text._at_once(config)
+    with pytest.raises(UserError, match=r"2 worker\(s\) x 1 CPU\(s\) and 2 GPU\(s\), there are"):
+        cluster.check_fits(config.replace(gpus_per_trial=2.0, workers_per_trial=2))
+
+
+@pytest.mark.parametrize(("workers", "gpus", "refused"), [
+    (1, 0.25, None), (2, 1.0, None), (2, 0.0, None), (2, "auto", None), (1, 2.0, None),
+    (2, 0.5, "got 0.5 GPU"), (4, 0.25, "NCCL takes no GPU for two"), (1, 1.5, "got 1.5"),
+])  # fmt: skip
+def test_ranks_on_fractions_of_a_gpu_are_refused(
+    workers: int, gpus: Any, refused: str | None
+) -> None:
+    config = StudyConfig(workers_per_trial=workers, gpus_per_trial=gpus)
+    if refused is None:
+        cluster.check_gpus(config.gpus_per_trial, workers)
+        return
+    with pytest.raises(UserError, match=refused) as raised:
+        cluster.check_fits(config)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_ray_of_our_own_has_the_gpus_that_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    seen: list[Any] = []
+    monkeypatch.delenv(cluster.ADDRESS, raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr(ray, "init", lambda **options: seen.append(options["num_gpus"]))
+    with cluster.connected():
+        pass
+    assert seen == [3]

@@ -29,7 +29,7 @@ def test_fingerprint_is_frozen():
 # Further objectives must not repeat the metric; a constraint has a form of its own.
 SPECIAL = {
     "objectives": ["val_ece"], "constraints": ["val_ece<=0.05"], "scheduler": "median",
-    "lr_milestones": [0.25], "rungs": [1, 3],
+    "lr_milestones": [0.25], "rungs": [1, 3], "gpus_per_trial": 0.5,
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ PLACES = {
     StudyConfig: {
         *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours"),
         *("data_root", "teacher_fill", "optuna_storage", "track", "softmax_teacher_weights"),
-        *("max_concurrent", "cpus_per_trial", "gpus_per_trial"),
+        *("max_concurrent", "cpus_per_trial", "gpus_per_trial", "limit_gpu_memory"),
     },
 }
 

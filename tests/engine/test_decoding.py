@@ -73,7 +73,7 @@ def test_the_rate_is_that_of_the_threads(pictures, monkeypatch):
 def test_the_plan_warns_of_a_student_that_waits(rate, pictures, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(plan_text, "local_cpus", lambda: 8)
-    monkeypatch.setattr(plan_text, "local_nodes", lambda: [(8, 2)])
+    monkeypatch.setattr(plan_text, "known_nodes", lambda: [(64, 0), (8, 2)])
     monkeypatch.setattr(
         plan_text, "measure_decoding", lambda c, r, threads: asked.append(threads) or rate
     )

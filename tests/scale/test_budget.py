@@ -5,6 +5,7 @@ import pytest
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.scale.budget import Budget, check_budget
+from ekd_ray.scale.cluster import gpus_per_worker
 
 
 def budget(**settings):
@@ -37,5 +38,25 @@ def test_gpu_hours_are_those_of_all_workers():
 
 
 def test_gpu_hours_need_a_gpu():
-    with pytest.raises(UserError, match=r"budget_gpu_hours needs .* got gpus_per_trial 0"):
-        check_budget(StudyConfig(budget_gpu_hours=1.0))
+    config, gpu_nodes = StudyConfig(budget_gpu_hours=1.0), [(4.0, 0.0), (4.0, 2.0)]
+    with pytest.raises(UserError, match=r"got gpus_per_trial auto without a GPU"):
+        check_budget(config, [(4.0, 0.0)])
+    with pytest.raises(UserError, match=r"budget_gpu_hours needs .* got gpus_per_trial 0.0: "):
+        check_budget(config.replace(gpus_per_trial=0.0), gpu_nodes)
+    check_budget(config, gpu_nodes)
+    check_budget(config, None)  # a cluster that was not joined yet
+    check_budget(StudyConfig(), [(4.0, 0.0)])
+
+
+def test_a_budget_of_gpu_hours_counts_those_that_auto_gave():
+    config = with_gpus_of(StudyConfig(budget_gpu_hours=1.0), [(4.0, 2.0)])
+    found = Budget(config)
+    found.record(0, rows(1, 3599.0))
+    assert not found.is_spent()
+    found.record(1, rows(1, 1.0))
+    assert found.is_spent()
+    assert not Budget(StudyConfig(budget_hours=1.0)).is_spent(), "without it, nobody asks"
+
+
+def with_gpus_of(config, nodes):
+    return config.replace(gpus_per_trial=gpus_per_worker(config.gpus_per_trial, nodes))

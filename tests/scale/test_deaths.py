@@ -37,7 +37,7 @@ from ekd_ray.scale.schedulers import NoStopping
 from ekd_ray.scale.search import ObserverCallback, run_tuner, search
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trial_slots import DEATH_REASON
-from ekd_ray.scale.worker import RUN, Report, TrainOptions, out_of_memory, train_run
+from ekd_ray.scale.worker import RUN, Report, TrainOptions, train_run
 from ekd_ray.studies.pipeline import check_study, open_run
 
 RATES = (0.05, 0.04, 0.03, 1e30, 0.02)
@@ -56,9 +56,14 @@ STUDY = StudyConfig(
 )  # fmt: skip
 
 
+STARTS = "starts"  # trial and process, in order
+
+
 def perilous(job: RunRecord, report: Report) -> object:
     """A run that meets its fate when its first epoch has ended."""
     mark = job.folder.with_suffix(".died")
+    with open(job.folder.parent.parent / STARTS, "a") as file:
+        file.write(f"{job.number} {os.getpid()}\n")
 
     def fate(row: dict[str, Any]) -> None:
         if job.number == DIES_ALWAYS or (job.number == DIES_ONCE and not mark.exists()):
@@ -99,7 +104,12 @@ def ended(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     [
         (DIES_ALWAYS, "failed", "the trial's process died (killed, or out of memory)", 2),
         (DIES_ONCE, "complete", None, 1),
-        (ASKS_TOO_MUCH, "failed", "out of memory: you tried to allocate 4503599627370496 bytes", 0),
+        (
+            ASKS_TOO_MUCH,
+            "failed",
+            "out of memory with batch_size 16 (can't allocate memory: you",
+            0,
+        ),
         (DIVERGES, "failed", "train_loss became", 0),
         (LIVES, "complete", None, 0),
     ],
@@ -143,38 +153,44 @@ def test_a_run_of_the_confirm_stage_has_the_reason_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / worker.FAILURE).read_text()) == {"reason": "ended for memory"}
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore"), "out of GPU memory: CUDA "
-         "out of memory. Tried 2 GiB"),
-        (MemoryError("Unable to allocate 8 TiB"), "out of memory: Unable to allocate 8 TiB"),
-        (MemoryError(), "out of memory: refused"),
-        (OSError(12, "Cannot allocate memory"), "out of memory: [Errno 12] Cannot allocate memory"),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
-        (OSError(28, "No space left on device"), None),
-    ],
-)  # fmt: skip
-def test_refused_memory_is_told_from_other_errors(error: Exception, reason: str | None) -> None:
-    assert out_of_memory(error) == reason
-
-
-def test_a_group_that_is_refused_memory_lets_its_other_ranks_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_process_that_was_refused_memory_trains_no_further_trial(
+    ended: tuple[Path, OptunaSearcher],
 ) -> None:
-    run = single_run(DistillConfig(), tmp_path)
+    starts = [
+        tuple(map(int, line.split())) for line in (ended[0] / STARTS).read_text().splitlines()
+    ]
+    begun = [index for index, (number, _) in enumerate(starts) if number == ASKS_TOO_MUCH]
+    assert len(begun) == 2, "once to meet it, once to say so"
+    first, again = (starts[index][1] for index in begun)
+    assert first not in [process for _, process in starts[begun[0] + 1 :]]
+    assert again != first
+
+
+@pytest.mark.parametrize("stage", [RunStage.SELECT, RunStage.SEARCH, RunStage.SINGLE])
+def test_memory_that_is_refused_ends_the_process_and_then_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: RunStage
+) -> None:
+    run = RunRecord(folder=tmp_path, stage=stage, name="x", config=DistillConfig().to_dict())
+    asked = []
 
     def refused(*_: Any, **__: Any) -> None:
-        raise MemoryError("no")
+        asked.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(worker, "student_costs", lambda *_: {})
     monkeypatch.setattr(worker, "distill", refused)
-    assert train_run(run, print, options=OPTIONS) is None
-    monkeypatch.setattr(worker.ranks, "world_size", lambda: 2)
-    monkeypatch.setattr(worker.ranks, "from_first", lambda value: value)
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError, match=r"2\.00 GiB"):
         train_run(run, print, options=OPTIONS)
-    assert "out of memory" in (tmp_path / worker.FAILURE).read_text()
+    assert not (tmp_path / RESULT).exists()
+    assert train_run(run, print, options=OPTIONS) is None, "in the process that replaced it"
+    reason = json.loads((tmp_path / worker.FAILURE).read_text())["reason"]
+    assert "out of GPU memory with batch_size 64" in reason and asked == [1]
+    # The driver records a trial of the search; a single run may be tried again.
+    record = read_record(tmp_path)
+    assert (record is not None) == (stage is RunStage.SELECT)
+    assert record is None or (record.status, record.reason) == ("failed", reason)
 
 
 @pytest.mark.parametrize("left", [RESULT, FAILURE])

@@ -29,39 +29,45 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(("text", "least", "most"), [("8", 8, 8), ("2:8", 2, 8), ("3:3", 3, 3)])
 def test_counts_of_workers(text, least, most):
-    scaling = scaling_config(parse_workers(text, cpus=2, gpus=0.5))
+    scaling = scaling_config(parse_workers(text, cpus=2, gpus=2.0))
     assert (scaling.min_workers, scaling.max_workers) == (least, most)
     assert scaling.elasticity_enabled == (least < most)
-    assert scaling.use_gpu and scaling.resources_per_worker == {"CPU": 2, "GPU": 0.5}
-    assert not scaling_config(parse_workers(text, cpus=1, gpus=None)).use_gpu
+    assert scaling.use_gpu and scaling.resources_per_worker == {"CPU": 2, "GPU": 2.0}
+    for nodes, gpus in (([(8.0, 0.0)], 0), ([(8.0, 0.0), (8.0, 4.0)], 1)):
+        asked = parse_workers(text, cpus=1, gpus="auto").on(nodes)
+        assert scaling_config(asked).resources_per_worker.get("GPU", 0) == gpus
+        assert scaling_config(asked).use_gpu == (gpus > 0)
+    assert not scaling_config(parse_workers(text, cpus=1, gpus=0.0).on([(8.0, 4.0)])).use_gpu
+    with pytest.raises(UserError, match=r"workers of a run cannot share GPUs.* got 0.5 GPU"):
+        parse_workers(text, cpus=1, gpus=0.5)
 
 
 def test_workers_share_the_cpus_of_this_machine(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(one_run, "local_cpus", lambda: 8)
-    found = [parse_workers(text, cpus=None, gpus=None).cpus for text in ("1", "3", "2:4", "16")]
+    found = [parse_workers(text, cpus=None, gpus="auto").cpus for text in ("1", "3", "2:4", "16")]
     assert found == [8, 2, 2, 1]
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert parse_workers("2", cpus=None, gpus=None).cpus == 1
+    assert parse_workers("2", cpus=None, gpus="auto").cpus == 1
 
 
 @pytest.mark.parametrize("text", ["0", "two", "", "2:", ":2", "4:2", "1:2:3", "1.5"])
 def test_other_counts_are_refused(text):
     with pytest.raises(UserError, match=r"--workers takes N or MIN:MAX .*, got "):
-        parse_workers(text, cpus=None, gpus=None)
+        parse_workers(text, cpus=None, gpus="auto")
 
 
-def test_room_for_the_least_number_is_enough(monkeypatch):
-    monkeypatch.setattr(one_run, "live_nodes", lambda: {"a": (2.5, 1.0), "b": (1.5, 0.0)})
-    check_workers_fit(Workers(least=3, most=64, cpus=1, gpus=0.0))
-    check_workers_fit(Workers(least=2, most=64, cpus=1, gpus=0.5))
+def test_room_for_the_least_number_is_enough():
+    nodes = [(2.5, 1.0), (1.5, 0.0)]
+    check_workers_fit(Workers(least=3, most=64, cpus=1, gpus=0.0), nodes)
+    check_workers_fit(Workers(least=2, most=64, cpus=1, gpus=0.5), nodes)
     with pytest.raises(UserError, match=r"4 worker\(s\) of 1 CPU.* there is room for 3; lower"):
-        check_workers_fit(Workers(least=4, most=64, cpus=1, gpus=0.0))
+        check_workers_fit(Workers(least=4, most=64, cpus=1, gpus=0.0), nodes)
     with pytest.raises(UserError, match=r"2 GPU\(s\) each do not fit: there is room for 0"):
-        check_workers_fit(Workers(least=1, most=1, cpus=1, gpus=2.0))
+        check_workers_fit(Workers(least=1, most=1, cpus=1, gpus=2.0), nodes)
     # There are four CPUs in all, and no node has three of them.
     with pytest.raises(UserError, match="room for 0"):
-        check_workers_fit(Workers(least=1, most=1, cpus=3, gpus=0.0))
+        check_workers_fit(Workers(least=1, most=1, cpus=3, gpus=0.0), nodes)
 
 
 def test_every_worker_needs_a_row():

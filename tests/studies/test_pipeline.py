@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -12,6 +13,7 @@ from filelock import FileLock
 from ekd_ray.cli.plan_text import study_plan
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
@@ -171,3 +173,59 @@ def test_one_candidate_needs_no_ray_and_is_measured_once(
     with pytest.raises(Ended):
         run_study(opened, observer)
     assert observer.note.call_count == 2
+
+
+def test_no_device_is_picked_in_a_driver_beside_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What trains and measures a teacher does so elsewhere, in a Ray that is there for it."""
+    joined, asked, elsewhere = [], [], []
+
+    def connect(config: StudyConfig) -> contextlib.AbstractContextManager[None]:
+        if elsewhere:
+            raise Ended
+        joined.append(config.gpus_per_trial)
+        return contextlib.nullcontext()
+
+    def compute(config: StudyConfig, function: Any, *arguments: Any) -> Any:
+        assert joined and config.gpus == 1.0
+        elsewhere.append(True)
+        try:
+            return function(*arguments)
+        finally:
+            elsewhere.append(False)
+
+    def asks() -> bool:
+        asked.append(bool(elsewhere) and elsewhere[-1])
+        return False
+
+    config = check_study(study(distill=TAUGHT, teacher_training={"epochs": 1}))
+    opened, observer = open_run(tmp_path / "run", config, resume=False), Mock()
+    monkeypatch.setattr("ekd_ray.scale.cluster.local_nodes", lambda: [(2.0, 2.0)])
+    monkeypatch.setattr("ekd_ray.engine.precision.uses_gpu", asks)
+    monkeypatch.setattr(pipeline, "connected", connect)
+    monkeypatch.setattr(pipeline, "compute_off_driver", compute)
+    with pytest.raises(Ended):
+        run_study(opened, observer)
+    assert elsewhere == [True, False] * 2 and asked and all(asked)
+    assert [call.args[1]["epoch"] for call in observer.epoch.call_args_list] == [1]
+    assert Study.load(opened.path).teacher() is not None
+    assert Study.load(opened.path).config.gpus_per_trial == "auto", "it may be resumed elsewhere"
+
+
+def test_a_study_without_gpus_hides_them_from_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def train(*_: Any, **__: Any) -> None:
+        seen.append(pick_device().type)
+        raise Ended
+
+    config = study(distill=TAUGHT, teacher_training={"epochs": 1}, gpus_per_trial=0.0)
+    opened = open_run(tmp_path / "run", check_study(config), resume=False)
+    monkeypatch.setattr(pipeline, "train_teacher", train)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(Ended):
+        run_study(opened, Mock())
+    assert seen == ["cpu"]

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.measure.predictions import teacher_predictions
@@ -78,9 +76,6 @@ def measure_teacher(
         prior = settings.log_prior if own is None else own
     labels = data.images.labels.cpu()[ids]
     found: dict[str, Any] = classification_metrics(logits, labels, log_prior=prior)
-    del data
-    if device.type == "cuda":  # whose memory is the trials' from here on
-        torch.cuda.empty_cache()
     return TeacherFigures(
         model=config.teacher,
         sha256=config.teacher_sha256,

@@ -1,0 +1,51 @@
+"""Functions as Ray tasks, each with what a worker of a trial has."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ekd_ray.config import StudyConfig
+from ekd_ray.engine.gpu_share import share_of_gpu
+
+T = TypeVar("T")
+
+
+def as_task(function: Callable[..., Any], config: StudyConfig) -> Any:
+    """A function as a Ray task on the CPUs and GPUs of a worker of a trial.
+
+    On a GPU its process ends with it: otherwise a process that waits for a next task would keep
+    its part of the memory. (Ray does so by itself, but not for GPUs that `.options` asks for.)
+    """
+    import ray
+
+    gpus, limited = config.gpus, config.limit_gpu_memory
+
+    @functools.wraps(function)  # Ray names the process after it
+    def compute(*arguments: Any) -> Any:
+        with share_of_gpu(gpus, limited=limited):
+            return function(*arguments)
+
+    options: dict[str, Any] = {"num_gpus": gpus, "max_calls": 1} if gpus else {}
+    return ray.remote(num_cpus=config.cpus_per_trial, max_retries=2, **options)(compute)
+
+
+def compute_off_driver(config: StudyConfig, function: Callable[..., T], *arguments: Any) -> T:
+    """`function(*arguments)`, where nothing else runs yet: on a GPU if the trials run on such, else
+    here.
+
+    A driver that had computed on a GPU would keep a part of its memory to the end.
+    """
+    if not config.gpus:
+        return function(*arguments)
+    import ray
+
+    whole = config.replace(gpus_per_trial=max(1.0, config.gpus))
+    reference = as_task(function, whole).remote(*arguments)
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    finally:
+        ray.cancel(reference)  # if this process was asked to stop
