@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test test-slow test-lowest test-all chaos bench docs lint types check clean
+.PHONY: install quickstart test test-slow test-lowest test-all chaos bench gpu docs lint types check clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +63,10 @@ chaos: install
 bench: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks.run --json bench.json
+
+# Whether the GPU paths do what is said of them, and what a step costs there; minutes, no download.
+gpu: install
+	$(BIN)/python -m benchmarks.run gpu --json gpu.json
 
 # The site, in build/site.
 docs: install

@@ -112,13 +112,17 @@ class Reference:
         batch_size: int,
         lr: float = 0.05,
         loss: Loss = kd_loss,
+        device: torch.device | str = "cpu",
+        loader_workers: int = LOADER_WORKERS,
     ) -> None:
-        self.student, self.teacher, self.loss = student, teacher.eval(), loss
+        self.device, self.loss = torch.device(device), loss
+        self.student, self.teacher = student.to(device), teacher.eval().to(device)
         self.loader = DataLoader(
             pictures,
             batch_size=batch_size,
             shuffle=True,
-            num_workers=LOADER_WORKERS,
+            num_workers=loader_workers,
+            pin_memory=self.device.type == "cuda",
             drop_last=True,
         )
         self.optimizer = torch.optim.SGD(
@@ -133,6 +137,8 @@ class Reference:
 
     def step(self, images: Tensor, target: Tensor) -> None:
         """One training step."""
+        images = images.to(self.device, non_blocking=True)
+        target = target.to(self.device, non_blocking=True)
         self.student.train()
         student_logits = self.student(images)
         with torch.no_grad():

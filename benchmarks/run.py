@@ -2,6 +2,7 @@
 
 python -m benchmarks.run --json out.json
 python -m benchmarks.run step --pairs resnet56-resnet20 --json out.json
+python -m benchmarks.run gpu --json out.json
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import launches, memory, step, study
+from rich.console import Console
+
+from benchmarks import gpu, launches, memory, step, study
 from benchmarks.measure import machine
 from ekd_ray.engine.resolve import check_compiler
 from ekd_ray.errors import UserError
@@ -26,6 +29,7 @@ from ekd_ray.scale.cluster import local_cpus
 
 STEPS = ("step", "peer", "compile")  # parts of one measurement, taking turns
 THEMES = (*STEPS, "launches", "study", "memory")
+GPU = "gpu"  # has checks that can fail, and runs alone
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,9 +39,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="peer adds torchdistill to step, compile our own step under compile=on; launches "
-        "counts operations; study reports the overhead share as well.",
+        "counts operations; study reports the overhead share as well; gpu checks the GPU paths and "
+        "times a step there.",
     )
-    parser.add_argument("themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all)")
+    parser.add_argument(
+        "themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all), or {GPU}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument(
         "--save", action="store_true", help=f"also keep the result in benchmarks/{RESULTS.name}/"
@@ -49,6 +56,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=local_cpus(), metavar="N", help="(all)")
     study.flags(parser)
     args = parser.parse_args()
+    if GPU in args.themes:
+        if len(args.themes) > 1:
+            parser.error(f"{GPU} runs alone, got {' '.join(args.themes)}")
+        return args
     unknown = sorted(set(args.themes) - set(THEMES))
     if unknown:
         parser.error(f"unknown theme {unknown[0]!r}: choose of {', '.join(THEMES)}")
@@ -90,8 +101,12 @@ def _lacking(args: argparse.Namespace) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run the themes asked for, print the ratios, write the result."""
+    """Run the themes asked for, print the ratios, write the result; exit 1 if a check failed."""
     args = parse()
+    if GPU in args.themes:
+        checked = _check_gpu()
+        _write(args, checked)
+        sys.exit(1 if checked["failed"] else 0)
     result: dict[str, Any] = {"machine": machine(args.threads), "ratios": {}}
     with tempfile.TemporaryDirectory() as folder:
         # Nothing of the user's cache is used or left behind.
@@ -120,10 +135,25 @@ def main() -> None:
             result["ratios"] |= ratios
     for name, value in result["ratios"].items():
         print(f"{name:50s} {value:.3g}")
+    _write(args, result)
+
+
+def _check_gpu() -> dict[str, Any]:
+    """What the checks of the GPU paths found, which is printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["EKD_CACHE_DIR"] = folder + "/cache"
+        result = gpu.measure(Path(folder), _note)
+    gpu.print_table(result, Console(width=None if sys.stdout.isatty() else 200))
+    return result
+
+
+def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
     if args.json:
         write_json(args.json, result)
-    if args.save:
-        hardware = re.sub(r"\W+", "-", result["machine"]["processor"]).strip("-").lower()
+    if args.save and "machine" in result:
+        found = result["machine"]
+        processor = found["gpus"][0] if GPU in args.themes else found["processor"]
+        hardware = re.sub(r"\W+", "-", processor).strip("-").lower()
         name = f"{'-'.join(args.themes)}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
         write_json(RESULTS / name, result)
 

@@ -90,16 +90,16 @@ def ours(
     return epoch
 
 
-def limit(student: nn.Module, steps: int) -> Epoch:
+def limit(student: nn.Module, steps: int, batch: int = BATCH) -> Epoch:
     """Seconds per step of the student alone, on inputs that are ready: forward, backward, SGD."""
     arrays, info = load_dataset(DATASET, "train"), dataset_info(DATASET)
     assert isinstance(arrays, ImageArrays)
     device = pick_device()
     precision = resolve_precision("auto", device)
     student = student.to(device).to(memory_format=torch.channels_last).train()
-    images = torch.from_numpy(arrays.images[:BATCH].copy()).to(device)
+    images = torch.from_numpy(arrays.images[:batch].copy()).to(device)
     inputs = normalize(images, info.mean, info.std, channels_last=True)
-    target = torch.from_numpy(arrays.labels[:BATCH].copy()).to(device)
+    target = torch.from_numpy(arrays.labels[:batch].copy()).to(device)
     optimizer = torch.optim.SGD(
         student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True
     )
@@ -114,14 +114,20 @@ def limit(student: nn.Module, steps: int) -> Epoch:
 
     def epoch(_: int) -> float:
         step()
+        wait(device)
         started = time.perf_counter()
         for _ in range(steps):
             step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         return (time.perf_counter() - started) / steps
 
     return epoch
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def measure_pair(

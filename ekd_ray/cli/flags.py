@@ -124,6 +124,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     )
     add_common(group, "--data-root", "--download")
     add_setting(group, "cpus_per_trial", "--cpus-per-trial", "--cpus-per-worker")
+    add_setting(group, "decode_threads")
     add_common(group, "--resume", "--dry-run", "--quiet", "--json")
 
 

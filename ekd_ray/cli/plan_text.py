@@ -12,8 +12,9 @@ import torch
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
-from ekd_ray.config.study_config import FIRST_SEEDS
+from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
+from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.precision import emulator_of
@@ -26,6 +27,8 @@ from ekd_ray.results.records import milestone_epochs
 from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.cluster import (
     ADDRESS,
+    Node,
+    cores_of_share,
     count_trials,
     describe_gpus,
     gpus_per_worker,
@@ -92,6 +95,8 @@ def run_plan(
         flops *= len(candidates.seeds)
         lines.append(f"resources  {_at_once(study)}")
         cpus, gpus = _used(study, most=len(candidates.seeds))
+        each = study.cpus_per_trial, study.gpus_per_trial
+        nodes = known_nodes()
     else:
         workers = workers or Workers(least=1, most=1, cpus=local_cpus(), gpus="auto")
         # One worker is this process.
@@ -101,6 +106,8 @@ def run_plan(
         lines.append(f"resources  {count} worker(s) x {workers.cpus} CPU, {share}")
         cpus = workers.most * workers.cpus
         gpus = workers.most * gpus_per_worker(workers.gpus, nodes or ())
+        each = workers.cpus, workers.gpus
+    lines += _decoding(config, data_root, *each, nodes)
     lines.append(f"estimate   {_duration(flops, cpus, gpus)}")
     return "\n".join(lines)
 
@@ -124,6 +131,9 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds} seed(s); "
         f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",
         f"resources  {_at_once(config)}",
+        *_decoding(
+            base, config.data_root, config.cpus_per_trial, config.gpus_per_trial, known_nodes()
+        ),
         f"out        {out} ({_disk(config)}; {_free(out)})",
         f"estimate   {_duration(_study_flops(config), *_used(config))}",
     ]
@@ -290,6 +300,32 @@ def _study_flops(config: StudyConfig) -> float:
         training = teacher_config(base, base.teacher, config.teacher_training)
         flops += trainings * run_flops(training, root)
     return flops
+
+
+def _decoding(
+    config: DistillConfig, data_root: str | None, cpus: int, asked: Gpus, nodes: list[Node] | None
+) -> list[str]:
+    """Whether a worker's pictures are decoded as fast as its student takes them; empty where all
+    were decoded before."""
+    info = dataset_info(config.dataset)
+    if not info.encoded:
+        return []
+    nodes = nodes or local_nodes()
+    gpus, largest = gpus_per_worker(asked, nodes), max(nodes, key=lambda node: node[1])
+    share = cores_of_share(largest, gpus) if gpus and largest[1] else 1
+    asked_threads = config.decode_threads
+    threads = max(cpus, share) if asked_threads == "auto" else asked_threads
+    here = min(threads, local_cpus())
+    decoded = measure_decoding(config, data_root, here) * threads / here
+    step = 3.0 * model_cost(config.student, info.num_classes, student_size(config))[1]
+    taken = (gpus * GPU_FLOPS or cpus * CPU_FLOPS) / step
+    text = (
+        f"decoding   {threads} thread(s) of a worker give {decoded:,.0f} images/s (measured), its "
+        f"student takes about {taken:,.0f}"
+    )
+    if decoded < taken:
+        text += ": it waits for pictures; raise --decode-threads or give it more cores"
+    return [text]
 
 
 def _duration(flops: float, cpus: int, gpus: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ekd_ray.config import method_settings
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
@@ -50,6 +50,12 @@ class DistillConfig(Settings):
     image_size: int | None = setting(
         None, "side of the views in pixels (the data set's own)", low=8, high=1024
     )
+    decode_threads: int | Literal["auto"] = setting(
+        "auto",
+        "threads that decode pictures; auto: the node's cores for each of its GPUs, without a GPU "
+        "as many as compute",
+        low=1, identity=False, neutral="auto",
+    )  # fmt: skip
     ood_dataset: str | None = setting(
         None, "second data set, out of distribution, for ood_auroc (unused by the training)"
     )

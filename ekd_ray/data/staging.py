@@ -129,7 +129,7 @@ class StagedImages(Stage):
 
 
 class StagedEncodedImages(Stage):
-    """An encoded split that is decoded as it is sampled, by as many threads as torch has.
+    """An encoded split that is decoded as it is sampled, by `threads` threads (torch's number).
 
     Views of "resized_crop" are drawn from (seed, sample id, view id); "none" has one view, the
     evaluation view.
@@ -144,18 +144,20 @@ class StagedEncodedImages(Stage):
         image_size: int,
         pool: int,
         seed: int,
+        threads: int | None = None,
     ) -> None:
         super().__init__(arrays, device, view_count(scheme, pool=pool), image_size)
         self._pictures, self._scheme, self._seed = arrays.pictures, scheme, seed
+        self._threads = threads
 
     def views(self, sample_ids: npt.ArrayLike, view_ids: npt.ArrayLike | None) -> Views:
         """As `Stage.views`."""
-        with _decoding_threads() as threads:
+        with _decoding_threads(self._threads) as threads:
             return self._collect(self._submit(threads, sample_ids, view_ids))
 
     def _run(self, jobs: Iterable[_Job]) -> _Done:
         """As of the base, decoding one job ahead."""
-        with _decoding_threads() as threads:
+        with _decoding_threads(self._threads) as threads:
             waiting: deque[tuple[Any, _Decoding]] = deque()
             for key, sample_ids, view_ids in jobs:
                 waiting.append((key, self._submit(threads, sample_ids, view_ids)))
@@ -201,9 +203,9 @@ class StagedEncodedImages(Stage):
 
 
 @contextmanager
-def _decoding_threads() -> Iterator[ThreadPoolExecutor]:
+def _decoding_threads(count: int | None) -> Iterator[ThreadPoolExecutor]:
     """Threads for the body; work that has not started when it ends is dropped."""
-    threads = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="ekd-decode")
+    threads = ThreadPoolExecutor(count or torch.get_num_threads(), thread_name_prefix="ekd-decode")
     try:
         yield threads
     finally:
@@ -225,12 +227,13 @@ def stage_images(
     image_size: int | None = None,
     pool: int = DEFAULT_POOL,
     seed: int = 0,
+    threads: int | None = None,
 ) -> Stage:
     """A split of `load_dataset`, ready to be sampled on `device` under a view scheme.
 
-    `image_size` is free for encoded data sets only. `pool` (views of each sample) and `seed`
-    concern "resized_crop" only. Raises UserError for a scheme that does not serve the data
-    set, and for a size or a pool out of bounds.
+    `image_size` is free for encoded data sets only, which `threads` (as many as torch has)
+    decode. `pool` (views of each sample) and `seed` concern "resized_crop" only. Raises UserError
+    for a scheme that does not serve the data set, and for a size or a pool out of bounds.
     """
     check_view_scheme(arrays, scheme, image_size)
     if pool < 1:
@@ -238,7 +241,7 @@ def stage_images(
     if isinstance(arrays, EncodedImages):
         size = image_size or arrays.image_size
         return StagedEncodedImages(
-            arrays, device, scheme=scheme, image_size=size, pool=pool, seed=seed
+            arrays, device, scheme=scheme, image_size=size, pool=pool, seed=seed, threads=threads
         )
     return StagedImages(arrays, device, scheme=scheme)
 

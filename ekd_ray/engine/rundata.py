@@ -20,6 +20,7 @@ from ekd_ray.data import (
     stratified_subset,
 )
 from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
+from ekd_ray.engine.decoding import decoding_threads
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 
@@ -92,11 +93,12 @@ def _run_data(
 ) -> RunData:
     info = dataset_info(config.dataset)
     outside, outside_ids = None, validation_ids[:0]
+    threads = decoding_threads(config, device)
     if config.ood_dataset is not None and len(validation_ids):
         # Its same split: test images stay unseen until the end there too.
         ood = load_dataset(config.ood_dataset, split, data_root=data_root)
         scheme = dataset_info(ood.name).view_scheme
-        outside = stage_images(ood, device, scheme=scheme)
+        outside = stage_images(ood, device, scheme=scheme, threads=threads)
         count = min(len(ood), len(validation_ids))
         # Not by classes: there may be more of them than images to draw.
         outside_ids = np.sort(epoch_order(len(ood), config.split_seed, 0)[:count])
@@ -108,6 +110,7 @@ def _run_data(
             image_size=config.image_size,
             pool=config.view_pool,
             seed=config.view_seed,
+            threads=threads,
         ),
         train_ids=train_ids,
         validation_ids=validation_ids,

@@ -17,6 +17,7 @@ import torch
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.study_config import Gpus
+from ekd_ray.engine.precision import local_cpus as local_cpus
 from ekd_ray.errors import UserError
 from ekd_ray.scale.ray_private import (
     dead_vital_processes,
@@ -180,11 +181,6 @@ def _unreachable(reason: str) -> UserError:
     )
 
 
-def local_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def known_nodes() -> list[Node] | None:
     """The nodes that trials would run on; None before a connection to a cluster elsewhere."""
     import ray
@@ -270,6 +266,23 @@ def live_nodes() -> dict[str, Node]:
         for node in ray.nodes()
         if node["Alive"]
     }
+
+
+def cores_of_share(node: Node, gpus: float) -> int:
+    """The CPUs of a node that go with so many of its GPUs, at least 1."""
+    node_cpus, node_gpus = node
+    return max(1, int(node_cpus * min(1.0, gpus / node_gpus)))
+
+
+def own_cores() -> int | None:
+    """The CPUs that go with the GPUs of this Ray process; None where it has none."""
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    gpus = context.get_assigned_resources().get("GPU", 0.0)
+    return cores_of_share(live_nodes()[context.get_node_id()], gpus) if gpus else None
 
 
 def check_fits(config: StudyConfig) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import default_cache_dir
+from ekd_ray.engine.decoding import share_cores
 from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import uses_cache
 from ekd_ray.files import write_json
 from ekd_ray.results.records import CACHE_COST
-from ekd_ray.scale.cluster import count_workers, live_nodes, with_gpus
+from ekd_ray.scale.cluster import count_workers, live_nodes, own_cores, with_gpus
 from ekd_ray.scale.tasks import as_task
 from ekd_ray.scale.tracking import Observer
 
@@ -168,6 +169,7 @@ def _fill_part(
 
     The first batch, before which the network is loaded, is not timed.
     """
+    share_cores(own_cores())
     marks: list[tuple[int, float]] = []
     rows = fill_tables(
         DistillConfig.from_dict(settings),

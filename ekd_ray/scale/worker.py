@@ -16,6 +16,7 @@ import torch
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.decoding import share_cores
 from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import Diverged, RunResult, distill
 from ekd_ray.engine.gpu_share import share_of_gpu
@@ -27,6 +28,7 @@ from ekd_ray.errors import NoSpace, UserError, disk_full_error
 from ekd_ray.files import write_json
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
+from ekd_ray.scale.cluster import own_cores
 
 Report = Callable[[dict[str, Any]], None]
 # What a Ray process does for a run: `train_run` with its options, or a test's own.
@@ -133,6 +135,7 @@ def _distill(
     """Train a run; None if it failed of itself, for a reason that is then in its folder."""
     try:
         config = DistillConfig.from_dict(run.config)
+        share_cores(own_cores())
         torch.set_num_threads(options.threads)  # the latency among the costs is the trial's own
         confirms = run.stage in (RunStage.SELECT, RunStage.FINAL)
         group = f"{run.stage} {run.name}" if confirms else ""

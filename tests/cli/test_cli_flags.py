@@ -33,11 +33,13 @@ def test_flags_override_the_recipe():
         *DIGITS, "--student", "resnet14", "--train-subset", 500, "--seed", 3, "--trials", 5,
         "--seeds", 4, "--top-k", 6, "--max-concurrent", 2, "--workers-per-trial", 2,
         "--cpus-per-trial", 3, "--gpus-per-trial", 0.5, "--teacher-normalization", "half",
+        "--decode-threads", 9,
     )  # fmt: skip
     run = config.distill
     assert (run.dataset, run.teacher, run.student) == ("digits", "resnet20", "resnet14")
     assert (run.train_subset, run.seed, config.seed) == (500, 3, 3)
     assert run.teacher_normalization == "half"
+    assert (run.decode_threads, study(*DIGITS).distill.decode_threads) == (9, "auto")
     assert (config.trials, config.confirm_seeds, config.confirm_top_k) == (5, 4, 6)
     assert (config.max_concurrent, config.workers_per_trial) == (2, 2)
     assert (config.cpus_per_trial, config.gpus_per_trial) == (3, 0.5)

@@ -47,6 +47,7 @@ RUN = {
     "lr_warmup": ([-1], [0, INF]),
     "seed": ([-1, 2**63], [0, 2**63 - 1]),
     "teacher_cache": (["yes"], ["auto", "on", "off", True, False]),
+    "decode_threads": ([0, -1, "all", 2.5], [1, INF, "auto"]),
     "ekd_temperature": ([0, -1, 101], [0.1, 100, None]),
     "evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),
     "prior_kl_evidence": (["tanh"], ["log1p_softplus", "softplus", "exp", "relu"]),

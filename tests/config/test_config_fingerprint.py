@@ -51,12 +51,13 @@ def another(cls, field):
         return not field.default
     if kind is str:
         return "another"
-    start = field.default or (limits["low"] if kind is int else 0) or 0
+    known = 0 if isinstance(field.default, str) else field.default
+    start = known or (limits["low"] if kind is int else 0) or 0
     return start + (1 if kind is int else 0.01)
 
 
 PLACES = {
-    DistillConfig: {"teacher_weights", "teacher_cache", "deterministic"},
+    DistillConfig: {"teacher_weights", "teacher_cache", "deterministic", "decode_threads"},
     StudyConfig: {
         *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours"),
         *("data_root", "teacher_fill", "optuna_storage", "track", "softmax_teacher_weights"),

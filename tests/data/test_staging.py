@@ -242,6 +242,20 @@ def test_refused_for_encoded_images(encoded):
     check_view_scheme(info, "resized_crop", 160)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_as_many_threads_decode_as_are_asked_for(count, encoded, monkeypatch):
+    meeting = threading.Barrier(count, timeout=30)  # fewer would never all be there
+
+    def decode(*args):
+        meeting.wait()
+        return decode_view(*args)
+
+    monkeypatch.setattr("ekd_ray.data.staging.decode_view", decode)
+    stage = stage_images(encoded, "cpu", scheme="none", image_size=16, threads=count)
+    stage.views(np.arange(count * 4), None)
+    assert len(encoded.pictures.threads) == count
+
+
 # ---- on a GPU
 
 

@@ -272,9 +272,10 @@ def uncertainty_metrics(
         ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2, or that differ
             in C; a target that is not int64 [N]; a prior that is not finite.
     """
-    scores = uncertainty(logits, log_prior)
+    # Ranked on the host, where shapes may depend on values.
+    scores = uncertainty(logits, log_prior).cpu()
     check_target(target, logits)
-    wrong = logits.argmax(dim=1) != target
+    wrong = (logits.argmax(dim=1) != target).cpu()
     values = {"aurc": aurc(scores, wrong)}
     if wrong.any() and not wrong.all():
         values["error_auroc"] = auroc(scores[~wrong], scores[wrong])
@@ -291,7 +292,7 @@ def uncertainty_metrics(
         expected, got = logits.shape[-1], ood_logits.shape[-1]
         if got != expected:
             raise ValueError(f"ood_logits must have C = {expected} like logits, got {got}")
-        values["ood_auroc"] = auroc(scores, uncertainty(ood_logits, log_prior))
+        values["ood_auroc"] = auroc(scores, uncertainty(ood_logits, log_prior).cpu())
     return values
 
 
