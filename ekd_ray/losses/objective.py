@@ -70,7 +70,10 @@ class Objective(nn.Module):
         settings: tensors, so that a step that is compiled once serves all epochs and trials.
         """
         found = torch.tensor([epoch, *self.weights(epoch).values()], dtype=self._numbers.dtype)
-        return torch.cat([found.to(self._numbers.device), self._numbers])
+        if self._numbers.is_cuda:  # only from pinned memory does the copy not block
+            found = found.pin_memory()
+        found = found.to(self._numbers.device, non_blocking=True)
+        return torch.cat([found, self._numbers])
 
     def _read_settings(self, numbers: Iterable[Tensor]) -> MethodValues:
         """The method's settings, as `Outputs` has them."""

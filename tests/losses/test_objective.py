@@ -4,10 +4,13 @@ Values and gradients; the weights, ramps and settings are in test_objective_weig
 a method learns in test_objective_state.py.
 """
 
+import typing
+
 import oracles
 import pytest
 import torch
 from objective_cases import (
+    HINTS,
     PAIRWISE_TERMS,
     AutocastRecorder,
     Batch,
@@ -166,3 +169,24 @@ def test_methods_without_a_teacher_take_none(method):
     objective = build(method, **everything_on(method))
     without, given = (run(objective, b)[0] for b in (batch.replace(teacher=None), batch))
     assert torch.equal(without, given)
+
+
+@every_method
+def test_one_program_serves_every_value_of_a_setting(method):
+    """What `torch.compile` traces, and keeps on disk, is the same for all trials of a search."""
+    programs = []
+
+    def keep(graph, inputs):
+        programs.append(graph.code)
+        return graph.forward
+
+    numbers = {name for name in settings_of(method) if float in typing.get_args(HINTS[name])}
+    numbers |= {name for name in settings_of(method) if HINTS[name] is float}
+    for factor in (1.25, 1.5):
+        values = {name: factor for name in numbers} | everything_on(method)
+        scaled = {k: factor * v if k in numbers else v for k, v in values.items()}
+        torch.compiler.reset()
+        objective = build(method, **scaled)
+        compiled = torch.compile(objective, backend=keep, fullgraph=True)
+        run(compiled, draw(), objective.factors(1))
+    assert len(programs) == 2 and programs[0] == programs[1]
