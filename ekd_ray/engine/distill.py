@@ -410,8 +410,7 @@ def _restore(run: Run, path: Path) -> None:
     )
     run.epoch, run.step, run.history = progress["epoch"], progress["step"], progress["history"]
     run.learner.sums.copy_(progress["sums"])
-    compiled = progress.get("compiled", run.compiled) and ranks.world_size() == 1
-    if compiled and not run.compiled:
-        run.compile()
-    elif run.compiled and not compiled:
+    if progress.get("compiled", run.compiled) and ranks.world_size() == 1:
+        run.compile()  # also where it is already: the rate has come from the file
+    elif run.compiled:
         run.forward = run.learner

@@ -62,7 +62,8 @@ class Objective(nn.Module):
         numbers: list[float | Tensor] = [*self.weights(epoch).values()]
         if self.method.learned_temperature:
             numbers.append(reversal_strength(epoch, self.settings.ctkd_warmup))
-        return torch.tensor(numbers, device=next(self.buffers(), torch.empty(0)).device)
+        device = next(self.buffers(), torch.empty(0)).device
+        return torch.tensor(numbers).to(device, non_blocking=True)
 
     def temperature(self, epoch: int | Tensor) -> Scalar:
         """The temperature: a setting, or the learned one (0-d)."""
