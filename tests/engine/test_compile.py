@@ -96,7 +96,9 @@ def test_a_compiled_run_is_the_run(ramped, no_warning):
     assert set(state(compiled)) == set(weights)
 
 
+@torch._dynamo.config.patch(recompile_limit=1)
 def test_runs_of_a_process_compile_each_their_own_student(ramped, backend, no_warning):
+    """However many: torch gives one function so many programs and no more."""
     counter = backend("eager")
     runs = [distill(ramped("none", compile="on", accumulation_steps=2), threads=1) for _ in "ab"]
     assert counter.frame_count == 2
