@@ -95,7 +95,7 @@ class Stage(ABC):
     def to_device(self, values: npt.ArrayLike) -> torch.Tensor:
         """Host integers (sample or view ids, [B]) as an int64 tensor; a GPU is not waited for."""
         # A writable, contiguous copy: a worker's rows are a strided slice of the order.
-        return to_device(torch.from_numpy(np.array(values, dtype=np.int64)), self.device)
+        return to_device(np.array(values, dtype=np.int64), self.device)
 
     def _run(self, jobs: Iterable[_Job]) -> _Done:
         for key, sample_ids, view_ids in jobs:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ekd_ray.data.counter import STREAM_STRONG, Int64Array, UInt64Array, bounded, counter_hash
+from ekd_ray.data.transfer import to_device
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -122,8 +123,8 @@ def strong_augment(images: torch.Tensor, draw: StrongDraw) -> torch.Tensor:
     numbers = np.take_along_axis(
         _kernel_numbers(ops, draw.values.T, height, width), order[..., None], axis=1
     )
-    way = _to_device(np.stack([order[0], back[0][order[1]], back[1]]), images.device)
-    amounts = _to_device(numbers, images.device)
+    way = to_device(np.stack([order[0], back[0][order[1]], back[1]]), images.device)
+    amounts = to_device(numbers, images.device)
     for slot in (0, 1):
         sizes = np.bincount(kernels[slot], minlength=len(_KERNELS)).tolist()
         pieces = images.index_select(0, way[slot]).split(sizes)
@@ -136,15 +137,8 @@ def strong_augment(images: torch.Tensor, draw: StrongDraw) -> torch.Tensor:
             ]
         )
     result = images.index_select(0, way[2])
-    boxes = _to_device(_cutout_boxes(draw.cutout, height, width), images.device)
+    boxes = to_device(_cutout_boxes(draw.cutout, height, width), images.device)
     return _fill_boxes(result, boxes)
-
-
-def _to_device(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":  # only from pinned memory does the copy not block
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def _kernel_numbers(ops: Int64Array, values: Float32Array, height: int, width: int) -> Float64Array:

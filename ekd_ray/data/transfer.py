@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy.typing as npt
 import torch
 
 T = TypeVar("T")
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A host tensor on `device`; a GPU is not waited for."""
+def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array as a tensor on `device`; a GPU is not waited for. A CPU shares its memory."""
+    tensor = torch.from_numpy(array)
     if device.type == "cuda":  # only from pinned memory does the copy not block
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

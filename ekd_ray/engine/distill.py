@@ -439,8 +439,7 @@ def _restore(run: Run, path: Path) -> None:
     # Under `auto`, a run may go on where another precision is fast.
     if progress.get("scaler"):
         run.scaler.load_state_dict(progress["scaler"])
-    compiled = progress.get("compiled", run.compiled) and ranks.world_size() == 1
-    if compiled and not run.compiled:
-        run.compile()
-    elif run.compiled and not compiled:
+    if progress.get("compiled", run.compiled) and ranks.world_size() == 1:
+        run.compile()  # also where it is already: the rate has come from the file
+    elif run.compiled:
         run.forward = run.learner

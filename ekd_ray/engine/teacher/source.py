@@ -107,10 +107,10 @@ class Teacher:
         if self.table is None:
             return self._format.rounded(self._asked(images))
         rows, found = self.table.read(sample_ids, view_ids)
-        bits = to_device(torch.from_numpy(rows.view(np.int16)), images.device)
+        bits = to_device(rows.view(np.int16), images.device)
         if not found.all():
             missing = np.flatnonzero(~found)
-            index = to_device(torch.from_numpy(missing), images.device)
+            index = to_device(missing, images.device)
             computed = self._format.encode(self._asked(images.index_select(0, index)))
             bits = bits.index_copy(0, index, computed)
             if self.table.writable:
