@@ -68,8 +68,12 @@ def given_gradients(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_skipped_step_leaves_no_trace_but_the_scale(solver):
-    """The first one too, in which the fused SGD makes its buffers out of memory as it was."""
+def test_a_skipped_step_leaves_no_trace_but_the_scale(solver, request, monkeypatch):
+    """The first one too, in which the fused SGD makes its buffers out of memory as it was: here
+    that is NaN, which torch fills it with in this mode."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    request.addfinalizer(lambda: torch.set_deterministic_debug_mode("default"))
+    torch.set_deterministic_debug_mode("error")
     learner, optimizer, scaler, set_gradients = given_gradients(solver)
     peer = Learner(nn.Linear(3, 2), learner.objective)
     peer.load_state_dict(learner.state_dict())
