@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_common(fill, "--data-root")
     fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
-    flags.add_setting(fill, "gpus_per_trial", "--gpus-per-worker")
+    flags.add_setting(fill, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
     flags.add_common(fill, "--quiet")
     verify = commands.add_parser("verify", help="compare every check word of a table")
     remove = commands.add_parser("rm", help="remove tables")

@@ -72,8 +72,8 @@ def _train(request: Request, run: DistillConfig, workers: Workers, resources: St
             study = study.replace(cpus_per_trial=request.cpus_per_trial)
         check_fits(study)
     elif workers.most == 1:  # in this process
-        workers = workers.on(local_nodes())
-        check_workers_fit(replace(workers, cpus=1), local_nodes())
+        nodes = local_nodes()
+        check_workers_fit(replace(workers.on(nodes), cpus=1), nodes)
     data = short_name(config.dataset)
     default = RUNS / f"{data}-{file_name(config.student)}-{config.method}-seed{config.seed}"
     out = (request.out or default).absolute()
@@ -107,7 +107,8 @@ def _train_here(config: DistillConfig, out: Path, request: Request, workers: Wor
             run_on_workers(run, workers, data_root=data_root, test=request.test, on_epoch=on_epoch)
             terminal.ended(0, failed=False)
         else:
-            with cpu_threads(workers.cpus), share_of_gpu(workers.known_gpus):
+            gpus = workers.on(local_nodes()).known_gpus
+            with cpu_threads(workers.cpus), share_of_gpu(gpus):
                 result = distill(config, data_root=data_root, out=out, on_epoch=on_epoch)
                 terminal.ended(0, failed=False)
                 if request.test:

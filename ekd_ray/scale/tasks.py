@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.engine.gpu_share import share_of_gpu
+from ekd_ray.errors import UserError
 
 T = TypeVar("T")
 
@@ -36,6 +37,9 @@ def compute_off_driver(config: StudyConfig, function: Callable[..., T], *argumen
     here.
 
     A driver that had computed on a GPU would keep a part of its memory to the end.
+
+    Raises:
+        UserError: its process died three times. Otherwise what the function raises.
     """
     if not config.gpus:
         return function(*arguments)
@@ -47,5 +51,10 @@ def compute_off_driver(config: StudyConfig, function: Callable[..., T], *argumen
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.RayError as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
+        raise UserError(
+            f"the process of the teacher died again and again ({reason}): continue with --resume."
+        ) from error
     finally:
         ray.cancel(reference)  # if this process was asked to stop

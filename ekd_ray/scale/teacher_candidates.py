@@ -38,6 +38,7 @@ def candidate_study(
         max_concurrent=resources.max_concurrent,
         cpus_per_trial=max(resources.cpus_per_trial, share),
         gpus_per_trial=resources.gpus_per_trial,
+        limit_gpu_memory=resources.limit_gpu_memory,
     )
 
 

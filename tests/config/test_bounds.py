@@ -71,7 +71,7 @@ STUDY = {
     "max_concurrent": ([0], [1, INF]),
     "workers_per_trial": ([0], [1, INF]),
     "cpus_per_trial": ([0], [1, INF]),
-    "gpus_per_trial": ([-0.001], [0, 0.25, INF]),
+    "gpus_per_trial": ([-0.001, "all"], [0, 0.25, INF, "auto"]),
     "baselines": ([["ekd"]], [["none"], ["kd", "ekd-softmax"], []]),
     "champions": ([["kd"]], [["authors"], ["warm-start", "defaults"], []]),
     "metric": (["test_top1", "flops"], METRICS),
