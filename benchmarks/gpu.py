@@ -450,14 +450,16 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     table = Table("check", "state", "s", "found", box=None)
     for entry in result["checks"]:
         table.add_row(entry["name"], entry["state"], f"{entry['seconds']:.0f}", entry["found"])
-    console.print(table, markup=False)
+    if result["checks"]:
+        console.print(table, markup=False)
     figures = Table("steps", "", "n", "median", "quartiles", box=None)
     for case, found in result["steps"].items():
         for name, s in found.items():
             unit = "" if name in RATIOS else " (ms)"
             row = (f"{s['n']}", f"{s['median']:.3g}", f"{s['low']:.3g} to {s['high']:.3g}")
             figures.add_row(case, f"{name}{unit}", *row)
-    console.print(figures, markup=False)
+    if result["steps"]:
+        console.print(figures, markup=False)
     console.print(f"{result['passed']} passed, {result['failed']} failed", markup=False)
 
 
