@@ -183,7 +183,7 @@ def test_one_program_serves_every_value_of_a_setting(method):
     numbers = {name for name in settings_of(method) if float in typing.get_args(HINTS[name])}
     numbers |= {name for name in settings_of(method) if HINTS[name] is float}
     for factor in (1.25, 1.5):
-        values = {name: factor for name in numbers} | everything_on(method)
+        values = dict.fromkeys(numbers, factor) | everything_on(method)
         scaled = {k: factor * v if k in numbers else v for k, v in values.items()}
         torch.compiler.reset()
         objective = build(method, **scaled)
