@@ -153,7 +153,8 @@ def test_errors_come_in_their_turn_and_the_source_is_closed(device, gpu):
     with pytest.raises(KeyError, match="third"):
         next(source)
     assert closed == [True]
-    with contextlib.closing(make_ahead(items(), device)) as source:
+    held = items()
+    with contextlib.closing(make_ahead(held, device)) as source:
         next(source)
     assert closed == [True, True]
 
