@@ -16,8 +16,8 @@ T = TypeVar("T")
 def as_task(function: Callable[..., Any], config: StudyConfig) -> Any:
     """A function as a Ray task on the CPUs and GPUs of a worker of a trial.
 
-    On a GPU its process ends with it: otherwise a process that waits for a next task would keep
-    its part of the memory. (Ray does so by itself, but not for GPUs that `.options` asks for.)
+    On a GPU its process ends with it, because one that waits for a next task would keep its part of
+    the memory. Ray does so, but not for GPUs that `.options` asks for.
     """
     import ray
 
@@ -28,7 +28,7 @@ def as_task(function: Callable[..., Any], config: StudyConfig) -> Any:
         with share_of_gpu(gpus, limited=limited):
             return function(*arguments)
 
-    options: dict[str, Any] = {"num_gpus": gpus, "max_calls": 1} if gpus else {}
+    options = {"num_gpus": gpus} if gpus else {}
     return ray.remote(num_cpus=config.cpus_per_trial, max_retries=2, **options)(compute)
 
 
