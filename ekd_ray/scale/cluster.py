@@ -275,12 +275,14 @@ def cores_of_share(node: Node, gpus: float) -> int:
 
 
 def own_cores() -> int | None:
-    """The CPUs that go with the GPUs of this Ray process; None where it has none."""
+    """The CPUs that go with the GPUs of this Ray process; None where it has none, as a driver."""
     import ray
 
     if not ray.is_initialized():
         return None
     context = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE:
+        return None
     gpus = context.get_assigned_resources().get("GPU", 0.0)
     return cores_of_share(live_nodes()[context.get_node_id()], gpus) if gpus else None
 

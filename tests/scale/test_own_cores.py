@@ -22,5 +22,6 @@ def test_a_process_knows_its_cores():
         task = ray.remote(num_cpus=1, max_retries=0)(cluster.own_cores)
         asked = [task.options(num_gpus=gpus).remote() for gpus in (1, 0.5, 0)]
         assert ray.get(asked) == [4, 2, None]
+        assert cluster.own_cores() is None
     finally:
         ray.shutdown()
