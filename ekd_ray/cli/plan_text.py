@@ -121,7 +121,9 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {config.most_seeds}"
     lines = [
-        *_setup(base, config.data_root, _teacher_lines(config, out)),
+        *_setup(
+            base, config.data_root, _teacher_lines(config, out), hidden=config.gpus_per_trial == 0
+        ),
         *_priors(config),
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
@@ -203,8 +205,13 @@ def _teacher_lines(config: StudyConfig, out: Path) -> list[str]:
 
 
 def _setup(
-    config: DistillConfig, data_root: str | None, teacher_lines: Iterable[str] = ()
+    config: DistillConfig,
+    data_root: str | None,
+    teacher_lines: Iterable[str] = (),
+    *,
+    hidden: bool = False,
 ) -> list[str]:
+    """`hidden`: the GPUs that this process sees are hidden from those that train."""
     info = dataset_info(config.dataset)
     kept, held = split_sizes(config, data_root)
     views = view_count(config.augment or info.view_scheme, config.view_pool)
@@ -225,7 +232,8 @@ def _setup(
     if config.accumulation_steps > 1:
         solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
-    if emulator := emulator_of(config.precision, on_gpu=torch.cuda.device_count() > 0):
+    on_gpu = not hidden and torch.cuda.device_count() > 0
+    if emulator := emulator_of(config.precision, on_gpu=on_gpu):
         lines.append(
             f"precision  {config.precision}, which {emulator} has not in hardware: slower than "
             "precision auto"

@@ -439,7 +439,8 @@ def _restore(run: Run, path: Path) -> None:
     # Under `auto`, a run may go on where another precision is fast.
     if progress.get("scaler"):
         run.scaler.load_state_dict(progress["scaler"])
-    if progress.get("compiled", run.compiled) and ranks.world_size() == 1:
+    may_compile = run.config.compile != "off" and ranks.world_size() == 1
+    if progress.get("compiled", run.compiled) and may_compile:
         run.compile()  # also where it is already: the rate has come from the file
     elif run.compiled:
         run.forward = run.learner

@@ -63,7 +63,8 @@ def emulator_of(precision: str, *, on_gpu: bool) -> str | None:
     query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
     for line in (_output_of(query) or "").splitlines():
         capability, _, name = line.partition(", ")
-        if tuple(map(int, capability.split("."))) < CAPABILITIES[precision]:
+        found = tuple(int(part) for part in capability.split(".") if part.isdecimal())
+        if found and found < CAPABILITIES[precision]:  # it may say "[N/A]"
             return name
     return None
 

@@ -47,6 +47,7 @@ EXIT_WITHOUT_RAY = 1
 REACH_SECONDS = 10.0  # until an address counts as unreachable
 ANSWER_SECONDS = 60.0  # for a node to say whether it sees a file
 _DEFAULT_PORT = 6379
+LEAST_SHARE = 0.0001  # of a GPU that Ray takes
 # CPUs and GPUs of one node.
 Node = tuple[float, float]
 
@@ -223,6 +224,11 @@ def check_gpus(gpus: Gpus, workers: int) -> None:
             f"{workers} workers of a run cannot share GPUs, because NCCL takes no GPU for two of "
             f"them, got {gpus:g} GPU(s) per worker: give --gpus-per-worker 1 (0: on CPUs), or one "
             "worker."
+        )
+    if 0 < gpus < LEAST_SHARE:
+        raise UserError(
+            f"GPUs per worker must be 0 or >= {LEAST_SHARE:g}, the least that Ray shares out, got "
+            f"{gpus:g}: change --gpus-per-worker."
         )
     if gpus > 1 and not gpus.is_integer():
         raise UserError(

@@ -4,7 +4,7 @@ import pytest
 
 from ekd_ray.cli import plan_text
 from ekd_ray.cli.plan_text import run_flops, run_plan
-from ekd_ray.config import DistillConfig
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 
 # resnet8 on 32 x 32: multiply-adds of its convolutions and of its linear layer, times two.
@@ -52,3 +52,16 @@ def test_a_precision_that_is_emulated_is_said(gpus, monkeypatch, tmp_path):
         plan = run_plan(resolve(config.replace(precision=precision)), tmp_path, None)
         assert ("bfloat16, which Tesla T4" in plan) == (precision == "bfloat16")
     assert asked == [("auto", gpus > 0), ("bfloat16", gpus > 0)]
+
+
+@pytest.mark.parametrize(("asked", "on_gpu"), [(0.0, False), ("auto", True)])
+def test_the_precision_of_a_study_is_that_of_its_trials(asked, on_gpu, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(plan_text, "emulator_of", lambda _, *, on_gpu: seen.append(on_gpu))
+    monkeypatch.setattr(plan_text.torch.cuda, "device_count", lambda: 1)
+    config = DistillConfig(dataset="synthetic", student="resnet8", method="none", epochs=3)
+    study = StudyConfig(
+        distill=resolve(config), gpus_per_trial=asked, space={"lr": {"low": 0.01, "high": 0.1}}
+    )
+    plan_text.study_plan(study, tmp_path)
+    assert seen == [on_gpu]

@@ -288,6 +288,7 @@ def test_plan_refusal_and_trials_know_the_same_nodes(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("workers", "gpus", "refused"), [
     (1, 0.25, None), (2, 1.0, None), (2, 0.0, None), (2, "auto", None), (1, 2.0, None),
     (2, 0.5, "got 0.5 GPU"), (4, 0.25, "NCCL takes no GPU for two"), (1, 1.5, "got 1.5"),
+    (1, 0.00009, "got 9e-05"),
 ])  # fmt: skip
 def test_ranks_on_fractions_of_a_gpu_are_refused(
     workers: int, gpus: Any, refused: str | None

@@ -149,6 +149,18 @@ def test_a_resumed_compiled_run_is_the_run(ramped, backend, tmp_path, monkeypatc
     assert_same_run(resumed, expected, weights)
 
 
+def test_who_switches_it_off_for_the_rest_of_a_run_is_heard(ramped, backend, tmp_path, monkeypatch):
+    """`auto` and `off` have one fingerprint: the run may go on."""
+    backend("eager")
+    config = ramped("none")
+    with monkeypatch.context() as patch:
+        patch.setattr("ekd_ray.engine.distill.wants_compilation", lambda *_: True)
+        kill_at_step(patch, 2)
+        with pytest.raises(Killed):
+            distill(config, out=tmp_path, threads=1, checkpoint_steps=1)
+    assert not distill(config.replace(compile="off"), out=tmp_path, threads=1).compiled
+
+
 # Failing
 
 

@@ -257,7 +257,7 @@ def test_auto_takes_what_a_gpu_has_in_hardware(name, monkeypatch):
     cuda = torch.device("cuda", 0)
     assert resolve_precision("auto", cuda) == expected
     assert resolve_precision("bfloat16", cuda) == "bfloat16"
-    lines = f"{capability[0]}.{capability[1]}, {name}\n9.0, H100"
+    lines = f"[N/A], unknown\n{capability[0]}.{capability[1]}, {name}\n9.0, H100"
     monkeypatch.setattr("ekd_ray.engine.precision._output_of", lambda command: lines)
     assert emulator_of("bfloat16", on_gpu=True) == (None if native else name)
     assert emulator_of("float16", on_gpu=True) == (name if expected == "float32" else None)
