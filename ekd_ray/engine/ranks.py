@@ -73,8 +73,8 @@ def gather_rows(rows: Tensor, total: int) -> Tensor:
 
 
 def gather_columns(parts: list[Tensor], total: int) -> list[Tensor]:
-    """`gather_rows` of several [B, C] of one dtype, in one message."""
-    if world_size() == 1:
+    """`gather_rows` of several [B, C] of one dtype, or of none, in one message."""
+    if world_size() == 1 or not parts:
         return parts
     return list(gather_rows(torch.cat(parts, dim=1), total).chunk(len(parts), dim=1))
 

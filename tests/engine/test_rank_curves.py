@@ -22,6 +22,7 @@ from ekd_ray.losses.methods import with_method
 
 # Name -> (counts of workers beside 1, method, settings).
 CASES = {
+    "without a teacher": ((2,), "none", {}),
     "ekd": ((2, 4), "ekd", {"learn_log_prior": True}),
     # A small rate, because its large gradients make much of the last bits.
     "mlkd+ekd": ((4,), "mlkd+ekd", {"view_pool": 4, "lr": 0.002}),
