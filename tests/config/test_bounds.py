@@ -5,6 +5,7 @@ import dataclasses
 import jsonschema
 import pytest
 
+import ekd_ray.losses  # noqa: F401  (it registers the settings of the methods)
 from ekd_ray.config import DistillConfig, StudyConfig, json_schema
 from ekd_ray.config.settings import value_type
 from ekd_ray.errors import UserError
