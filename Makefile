@@ -64,7 +64,8 @@ bench: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks.run --json bench.json
 
-# Whether the GPU paths do what is said of them, and what a step costs there; minutes, no download.
+# Whether the GPU paths do what is said of them, and what a step costs there; no download.
+# After six minutes nothing more is begun.
 gpu: install
 	$(BIN)/python -m benchmarks.run gpu --json gpu.json
 

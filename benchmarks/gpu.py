@@ -467,6 +467,7 @@ def measure(folder: Path, note: Progress) -> dict[str, Any]:
     """What `run_checks` finds on this machine's GPU; without one, nothing is checked."""
     if not torch.cuda.is_available():
         note("there is no GPU here: nothing is checked")
-        return {"passed": 0, "failed": 0, "checks": [], "steps": {}, "ratios": {}}
-    found = run_checks(gpu_site(folder), note)
+        found = {"passed": 0, "failed": 0, "checks": [], "steps": {}, "ratios": {}}
+    else:
+        found = run_checks(gpu_site(folder), note)
     return {"machine": machine(torch.get_num_threads()), **found}

@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="peer adds torchdistill to step, compile our own step under compile=on; launches "
         "counts operations; study reports the overhead share as well; gpu checks the GPU paths and "
-        "times a step there.",
+        "times a step there, at sizes of its own.",
     )
     parser.add_argument(
         "themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all), or {GPU}"
@@ -56,14 +56,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=local_cpus(), metavar="N", help="(all)")
     study.flags(parser)
     args = parser.parse_args()
-    if GPU in args.themes:
-        if len(args.themes) > 1:
-            parser.error(f"{GPU} runs alone, got {' '.join(args.themes)}")
-        return args
-    unknown = sorted(set(args.themes) - set(THEMES))
+    if GPU in args.themes and len(args.themes) > 1:
+        parser.error(f"{GPU} runs alone, got {' '.join(args.themes)}")
+    unknown = sorted(set(args.themes) - {*THEMES, GPU})
     if unknown:
-        parser.error(f"unknown theme {unknown[0]!r}: choose of {', '.join(THEMES)}")
-    everything, args.themes = not args.themes, args.themes or list(THEMES)
+        parser.error(f"unknown theme {unknown[0]!r}: choose of {', '.join((*THEMES, GPU))}")
     args.pairs = args.pairs.split(",")
     for pair in args.pairs:
         names = pair.split("-")
@@ -74,6 +71,9 @@ def parse() -> argparse.Namespace:
         if getattr(args, name) < 1:
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} must be >= 1, got {getattr(args, name)}")
+    if GPU in args.themes:
+        return args
+    everything, args.themes = not args.themes, args.themes or list(THEMES)
     study.find_teacher(args)
     for theme, needs in _lacking(args).items():
         if theme in args.themes:
@@ -150,9 +150,13 @@ def _check_gpu() -> dict[str, Any]:
 def _write(args: argparse.Namespace, result: dict[str, Any]) -> None:
     if args.json:
         write_json(args.json, result)
-    if args.save and "machine" in result:
+    if args.save:
         found = result["machine"]
-        processor = found["gpus"][0] if GPU in args.themes else found["processor"]
+        on_gpu = GPU in args.themes
+        if on_gpu and not found["gpus"]:
+            _note("nothing was checked: nothing is saved")
+            return
+        processor = found["gpus"][0] if on_gpu else found["processor"]
         hardware = re.sub(r"\W+", "-", processor).strip("-").lower()
         name = f"{'-'.join(args.themes)}_{hardware}_{datetime.now(UTC):%Y-%m-%d}.json"
         write_json(RESULTS / name, result)

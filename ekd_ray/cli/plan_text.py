@@ -17,7 +17,7 @@ from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
 from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
-from ekd_ray.engine.precision import emulator_of
+from ekd_ray.engine.precision import describe_slowness
 from ekd_ray.engine.resolve import split_sizes, student_size
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
@@ -233,11 +233,8 @@ def _setup(
         solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
     on_gpu = not hidden and torch.cuda.device_count() > 0
-    if emulator := emulator_of(config.precision, on_gpu=on_gpu):
-        lines.append(
-            f"precision  {config.precision}, which {emulator} has not in hardware: slower than "
-            "precision auto"
-        )
+    if reason := describe_slowness(config.precision, on_gpu=on_gpu):
+        lines.append(f"precision  {config.precision}: {reason}; slower than precision auto")
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
     values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
     return [*lines, f"method     {config.method} ({values})"]

@@ -111,7 +111,8 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, bool) and _has_switch(field):
                 value = "on" if value else "off"
-            value = _coerce((field.name,), hints[field.name], value)
+            choices = field.metadata["choices"]
+            value = _coerce((field.name,), hints[field.name], value, choices)
             _check_limits(field.name, value, field.metadata)
             object.__setattr__(self, field.name, value)
 
@@ -265,8 +266,8 @@ def _name(keys: Keys) -> str:
     return f"{first}" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in rest)
 
 
-def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
-    """`value` as the type that `hint` names, or a `UserError` with the type and the value got."""
+def _coerce(keys: Keys, hint: Any, value: Any, choices: tuple[str, ...] | None = None) -> Any:
+    """`value` as the type that `hint` names, or a `UserError` with what is legal and the value."""
     if value is None and _is_optional(hint):
         return None
     words = words_of(hint)
@@ -282,7 +283,7 @@ def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
             return int(value)
     if origin is tuple and isinstance(value, tuple | list):
         inner = typing.get_args(hint)[0]
-        return tuple(_coerce((*keys, i), inner, item) for i, item in enumerate(value))
+        return tuple(_coerce((*keys, i), inner, item, choices) for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
         return _json_copy(keys, value)
     if issubclass(origin, Settings) and isinstance(value, Mapping):
@@ -291,6 +292,8 @@ def _coerce(keys: Keys, hint: Any, value: Any) -> Any:
     if issubclass(origin, bool | str | Settings) and isinstance(value, origin):
         return value
     kinds = " or ".join((_type_name(hint), *words))
+    if choices and hint is str:
+        kinds = f"one of {', '.join(choices)}"
     raise UserError(f"{_name(keys)} must be {kinds}, got {value!r}.", keys=keys)
 
 

@@ -26,9 +26,8 @@ PACKAGES = (
 # CUDA's compute capabilities from which on a precision is computed in hardware, at a multiple of
 # float32's speed: tensor cores came with 7.0 (V100, T4), their bfloat16 with 8.0 (A100).
 CAPABILITIES = {"float16": (7, 0), "bfloat16": (8, 0)}
-# What a CPU must have one of for the same. In float16 torch trains slowly on any: measured,
-# tens of times more slowly than in float32, with avx512_fp16 and amx_tile.
-CPU_FEATURES = {"float16": (), "bfloat16": ("amx_tile", "avx512_bf16")}
+# What a CPU must have one of for bfloat16.
+CPU_FEATURES = ("amx_tile", "avx512_bf16")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -43,30 +42,37 @@ def resolve_precision(precision: str, device: torch.device) -> str:
             return "bfloat16"
         found = torch.cuda.get_device_capability(device)
         return "float16" if found >= CAPABILITIES["float16"] else "float32"
-    return "bfloat16" if _cpu_has("bfloat16") else "float32"
+    return "bfloat16" if _cpu_has_bfloat16() else "float32"
 
 
-def _cpu_has(precision: str) -> bool:
+def _cpu_has_bfloat16() -> bool:
     found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in CPU_FEATURES[precision])
+    return any(found.get(name) for name in CPU_FEATURES)
 
 
-def emulator_of(precision: str, *, on_gpu: bool) -> str | None:
-    """The name of this machine's processor if it has not got a precision in hardware, else None.
+def describe_slowness(precision: str, *, on_gpu: bool) -> str | None:
+    """Why this machine trains slowly in a precision, in words; None if it does not.
 
     The GPU is asked by way of its driver: this process may be one that is to leave it alone.
     """
     if precision not in CAPABILITIES:
         return None
     if not on_gpu:
-        return None if _cpu_has(precision) else _processor()
+        if precision == "float16":
+            # Measured with avx512_fp16 and amx_tile: tens of times more slowly than in float32.
+            return "torch trains very slowly in it on CPUs"
+        return None if _cpu_has_bfloat16() else _describe_lack(_processor())
     query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
     for line in (_output_of(query) or "").splitlines():
         capability, _, name = line.partition(", ")
         found = tuple(int(part) for part in capability.split(".") if part.isdecimal())
         if found and found < CAPABILITIES[precision]:  # it may say "[N/A]"
-            return name
+            return _describe_lack(name)
     return None
+
+
+def _describe_lack(processor: str) -> str:
+    return f"{processor} has not got it in hardware"
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

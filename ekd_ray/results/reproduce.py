@@ -46,7 +46,7 @@ class Reproduction:
     test metric), within-tolerance (`test_top1` differs from `stated` by no more than
     `tolerance`) and different. `promised` is the first or the second of these, see `promise`.
     `first` says where the two runs parted first. `elsewhere` lists what of the environment is not
-    as it was, each as "name: there, here".
+    as it was, each as "name: X recorded, Y here".
     """
 
     verdict: str
@@ -113,6 +113,7 @@ def reproduce(
         train = functools.partial(distill, data_root=data_root, out=out, on_epoch=on_epoch)
         result = decide_determinism(config, train, wanted=recorded.get("deterministic", True))
         record = finish_run(single_run(config, out), result, data_root=data_root, test=True)
+        elsewhere = _elsewhere(bundle, recorded)  # with the threads that the run used
     metrics = record.metrics
     stated = bundle.metrics["model"]
     first = (
@@ -123,7 +124,6 @@ def reproduce(
     allowed = default_tolerance(bundle) if tolerance is None else tolerance
     close = abs(metrics["test_top1"] - stated["test_top1"]) <= allowed
     verdict = IDENTICAL if first is None else WITHIN if close else DIFFERENT
-    elsewhere = _elsewhere(bundle, recorded)
     return Reproduction(
         verdict=verdict,
         promised=promise(recorded, elsewhere),
@@ -189,11 +189,12 @@ def _elsewhere(bundle: Bundle, recorded: dict[str, Any]) -> tuple[str, ...]:
     old, new = (compared(found) for found in (recorded, environment()))
     names = ("processor", *GPU_FACTS, "driver", "threads", "git_revision", "ekd_ray", "torch",
              "numpy")  # fmt: skip
-    lines = [f"{n}: {old.get(n)}, {new.get(n)}" for n in names if old.get(n) != new.get(n)]
+    changed = [name for name in names if old.get(name) != new.get(name)]
+    lines = [f"{name}: {old.get(name)} recorded, {new.get(name)} here" for name in changed]
     if new["git_dirty"] and not old.get("git_dirty"):
-        lines.append("git_dirty: False, True")
+        lines.append("git_dirty: False recorded, True here")
     if bundle.metrics["workers"] > 1:
-        lines.append(f"workers: {bundle.metrics['workers']}, 1")
+        lines.append(f"workers: {bundle.metrics['workers']} recorded, 1 here")
     return tuple(lines)
 
 

@@ -85,15 +85,15 @@ def exact_figure(name: str, value: float) -> str:
 
 
 def short_spread(values: Sequence[float], name: str) -> str:
-    """As `spread`, for a column that says the unit and n: `39.66 ± 0.81`."""
+    """As `spread`, for a column that says the unit and n: `39.66 ± 0.81`, `39.66`."""
     if not values:
         return ""
     if name in COSTS:
         return exact_figure(name, values[0])
-    mean, deviation, _ = mean_sd(values)
-    if name.endswith("top1"):
-        return f"{100 * mean:.2f} ± {100 * deviation:.2f}"
-    return f"{mean:.3f} ± {deviation:.3f}"
+    mean, deviation, n = mean_sd(values)
+    scale, digits = (100, 2) if name.endswith("top1") else (1, 3)
+    text = f"{scale * mean:.{digits}f}"
+    return f"{text} ± {scale * deviation:.{digits}f}" if n > 1 else text
 
 
 def points(value: float) -> str:

@@ -45,10 +45,11 @@ class Cell:
     failed: str | None = None
 
     def text(self) -> str:
-        """`76.31 ± 0.12` in percent, `failed`, or nothing."""
+        """`76.31 ± 0.12` in percent, of one seed `76.31`, `failed`, or nothing."""
         if self.mean is None or self.sd is None:
             return "failed" if self.failed else ""
-        return f"{100 * self.mean:.2f} ± {100 * self.sd:.2f}"
+        text = f"{100 * self.mean:.2f}"
+        return f"{text} ± {100 * self.sd:.2f}" if self.n > 1 else text
 
 
 def collect_cells(out: Path, names: list[str], failures: dict[str, str]) -> list[Cell]:

@@ -71,6 +71,8 @@ def test_every_variant_of_the_step_is_measured(tmp_path, monkeypatch):
         (["study"], "study needs CIFAR-10 and its teacher"),
         (["step", "--pairs", "resnet56"], "resnet56"),
         (["step", "--rounds", "0"], "--rounds"),
+        (["gpu", "--rounds", "0"], "--rounds"),
+        (["gpu", "--pairs", "resnet56"], "resnet56"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_measured(argv, words, monkeypatch, capsys):

@@ -249,15 +249,19 @@ def test_every_variant_is_timed(site):
     assert all(len(times) == site.rounds and min(times) > 0 for times in found.values())
 
 
-def test_without_a_gpu_nothing_is_checked(tmp_path, monkeypatch, capsys):
+def test_without_a_gpu_nothing_is_checked_and_that_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "before"))
-    monkeypatch.setattr(sys, "argv", ["run", "gpu", "--json", str(tmp_path / "gpu.json")])
+    monkeypatch.setattr(sys, "argv", ["run", "gpu", "--save", "--json", str(tmp_path / "gpu.json")])
     with pytest.raises(SystemExit) as left:
         run.main()
     assert left.value.code == 0
-    assert "0 passed, 0 failed" in capsys.readouterr().out
-    assert json.loads((tmp_path / "gpu.json").read_text())["checks"] == []
+    said = capsys.readouterr()
+    assert "0 passed, 0 failed" in said.out and "nothing is saved" in said.err
+    assert not run.RESULTS.exists()
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["checks"] == [] and written["machine"]["gpus"] == []
 
 
 @pytest.mark.parametrize(("failed", "code"), [(0, 0), (2, 1)])

@@ -37,27 +37,27 @@ def test_a_run_costs_its_steps_and_its_evaluation(final, forwards):
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
-def test_a_precision_that_is_emulated_is_said(gpus, monkeypatch, tmp_path):
+def test_a_precision_that_is_slow_is_said(gpus, monkeypatch, tmp_path):
     """Of a GPU where there is one, else of the CPU."""
     asked = []
 
-    def emulator(precision, *, on_gpu):
+    def slowness(precision, *, on_gpu):
         asked.append((precision, on_gpu))
-        return "Tesla T4" if precision == "bfloat16" else None
+        return "a reason" if precision == "bfloat16" else None
 
-    monkeypatch.setattr(plan_text, "emulator_of", emulator)
+    monkeypatch.setattr(plan_text, "describe_slowness", slowness)
     monkeypatch.setattr(plan_text.torch.cuda, "device_count", lambda: gpus)
     config = DistillConfig(dataset="synthetic", student="resnet8", method="none", epochs=1)
     for precision in ("auto", "bfloat16"):
         plan = run_plan(resolve(config.replace(precision=precision)), tmp_path, None)
-        assert ("bfloat16, which Tesla T4" in plan) == (precision == "bfloat16")
+        assert ("bfloat16: a reason" in plan) == (precision == "bfloat16")
     assert asked == [("auto", gpus > 0), ("bfloat16", gpus > 0)]
 
 
 @pytest.mark.parametrize(("asked", "on_gpu"), [(0.0, False), ("auto", True)])
 def test_the_precision_of_a_study_is_that_of_its_trials(asked, on_gpu, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(plan_text, "emulator_of", lambda _, *, on_gpu: seen.append(on_gpu))
+    monkeypatch.setattr(plan_text, "describe_slowness", lambda _, *, on_gpu: seen.append(on_gpu))
     monkeypatch.setattr(plan_text.torch.cuda, "device_count", lambda: 1)
     config = DistillConfig(dataset="synthetic", student="resnet8", method="none", epochs=3)
     study = StudyConfig(

@@ -12,6 +12,7 @@ from rich.console import Console
 from ekd_ray.cli.terminal import Terminal, leaderboard_table, winner_settings
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.results.leaderboard import Row
+from ekd_ray.results.words import short_spread
 
 CONFIG = StudyConfig(space={"kd_weight": {"low": 1, "high": 9}})
 
@@ -196,3 +197,10 @@ def test_a_run_that_goes_on_after_a_pause_keeps_its_figures() -> None:
     best = terminal.best()
     assert best is not None and best.row["epoch"] == 3
     assert best.settings == {"kd_weight": 3.0}
+
+
+def test_one_seed_has_no_deviation() -> None:
+    assert short_spread((0.5,), "val_top1") == "50.00"
+    assert short_spread((0.5, 0.7), "val_top1") == "60.00 ± 14.14"
+    assert short_spread((0.25,), "val_nll") == "0.250"
+    assert short_spread((0.25, 0.25), "val_nll") == "0.250 ± 0.000"

@@ -5,6 +5,7 @@ import dataclasses
 import jsonschema
 import pytest
 
+import ekd_ray.losses  # noqa: F401  (it registers the settings of the methods)
 from ekd_ray.config import DistillConfig, StudyConfig, json_schema
 from ekd_ray.config.settings import value_type
 from ekd_ray.errors import UserError
@@ -102,10 +103,12 @@ def test_every_setting_with_limits_has_its_row(cls, table):
 
 @pytest.mark.parametrize(("cls", "name", "refused", "accepted"), CASES)
 def test_bounds_of_class_and_schema(cls, name, refused, accepted):
+    choices = cls.__dataclass_fields__[name].metadata["choices"] or ()
     for value in refused:
         with pytest.raises(UserError, match=f"^{name} must be .*, got ") as raised:
             cls.from_dict({name: value})
         assert "\n" not in str(raised.value)
+        assert all(choice in str(raised.value) for choice in choices), value
         assert not is_valid(cls, {name: value}), value
     for value in accepted:
         cls.from_dict({name: value})

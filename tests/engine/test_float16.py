@@ -14,7 +14,7 @@ import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.learner import Learner, make_optimizer
-from ekd_ray.engine.precision import autocast, emulator_of, make_scaler, resolve_precision
+from ekd_ray.engine.precision import autocast, describe_slowness, make_scaler, resolve_precision
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.losses.objective import Objective
 
@@ -259,15 +259,18 @@ def test_auto_takes_what_a_gpu_has_in_hardware(name, monkeypatch):
     assert resolve_precision("bfloat16", cuda) == "bfloat16"
     lines = f"[N/A], unknown\n{capability[0]}.{capability[1]}, {name}\n9.0, H100"
     monkeypatch.setattr("ekd_ray.engine.precision._output_of", lambda command: lines)
-    assert emulator_of("bfloat16", on_gpu=True) == (None if native else name)
-    assert emulator_of("float16", on_gpu=True) == (name if expected == "float32" else None)
-    assert emulator_of("float32", on_gpu=True) is None
-    assert emulator_of("auto", on_gpu=True) is None
+    for precision, slow in (
+        ("bfloat16", not native), ("float16", expected == "float32"), ("float32", False),
+        ("auto", False),
+    ):  # fmt: skip
+        said = describe_slowness(precision, on_gpu=True)
+        assert (said or "").startswith(name) if slow else said is None, precision
 
 
-def test_a_cpu_says_what_it_emulates(monkeypatch):
+def test_a_cpu_says_what_is_slow(monkeypatch):
     for found, native in (({"amx_tile": True}, True), ({"avx2": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         assert resolve_precision("auto", CPU) == ("bfloat16" if native else "float32")
-        assert (emulator_of("bfloat16", on_gpu=False) is None) == native
-        assert emulator_of("float16", on_gpu=False)
+        assert (describe_slowness("bfloat16", on_gpu=False) is None) == native
+        float16 = describe_slowness("float16", on_gpu=False)
+        assert float16 and "hardware" not in float16, "it may have avx512_fp16"

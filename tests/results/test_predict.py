@@ -137,3 +137,13 @@ def test_the_card_names_the_hubs_data_set_and_no_path():
         assert ModelCard(text).data.datasets == hub
         assert "/home" not in text
         assert ModelCard(text).data.model_name == "resnet8 distilled from vgg8: odd #name"
+
+
+@pytest.mark.parametrize(("test", "spread"), [((0.5,), None), ((0.5, 0.7), "14.14%")])
+def test_the_card_has_no_deviation_of_one_seed(test, spread):
+    metrics = {"model": {"test_top1": 0.5}, "class_names": ["a", "b"], "log_prior": None}
+    weights = WeightsMetadata(sha256="0", layout="ekd_ray", model="resnet8", num_classes=2)
+    config = DistillConfig(dataset="cifar100", student="resnet8", method="none")
+    text = model_card(config, weights, metrics, [Row(name="trial 1", config=config, test=test)])
+    assert " 0.00%" not in text
+    assert text.count(spread or "standard deviation") == (2 if spread else 0)

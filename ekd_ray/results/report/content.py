@@ -410,4 +410,7 @@ def _describe_failures(content: Content) -> str:
 
 
 def _describe_reproduce(content: Content) -> str:
-    return "The same seed on the same machine and number of threads gives the same bits."
+    return (
+        "The same seed on the same machine and number of threads gives the same bits; on a GPU "
+        "only in runs that are deterministic, as final ones are by default and trials are not."
+    )
