@@ -51,22 +51,42 @@ def _cpu_has(precision: str) -> bool:
     return any(found.get(name) for name in CPU_FEATURES[precision])
 
 
-def emulator_of(precision: str, *, on_gpu: bool) -> str | None:
-    """The name of this machine's processor if it has not got a precision in hardware, else None.
+def planned_precision(precision: str, *, on_gpu: bool) -> str | None:
+    """As `resolve_precision` for this machine, without starting CUDA on it.
 
-    The GPU is asked by way of its driver: this process may be one that is to leave it alone.
+    None where its GPUs do not say what they are, or differ.
     """
+    if precision != "auto" or not on_gpu:
+        return resolve_precision(precision, torch.device("cpu"))
+    names = ("bfloat16", "float16")
+    found = {
+        next((name for name in names if capability >= CAPABILITIES[name]), "float32")
+        for capability, _ in _gpus()
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def emulator_of(precision: str, *, on_gpu: bool) -> str | None:
+    """The name of this machine's processor if it has not got a precision in hardware, else None."""
     if precision not in CAPABILITIES:
         return None
     if not on_gpu:
         return None if _cpu_has(precision) else _processor()
+    slow = (name for capability, name in _gpus() if capability < CAPABILITIES[precision])
+    return next(slow, None)
+
+
+def _gpus() -> Iterator[tuple[tuple[int, ...], str]]:
+    """(compute capability, name) of each GPU of this machine that has one.
+
+    Asked by way of their driver: this process may be one that is to leave them alone.
+    """
     query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
     for line in (_output_of(query) or "").splitlines():
         capability, _, name = line.partition(", ")
         found = tuple(int(part) for part in capability.split(".") if part.isdecimal())
-        if found and found < CAPABILITIES[precision]:  # it may say "[N/A]"
-            return name
-    return None
+        if found:  # it may say "[N/A]"
+            yield found, name
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

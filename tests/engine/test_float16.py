@@ -14,7 +14,13 @@ import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.learner import Learner, make_optimizer
-from ekd_ray.engine.precision import autocast, emulator_of, make_scaler, resolve_precision
+from ekd_ray.engine.precision import (
+    autocast,
+    emulator_of,
+    make_scaler,
+    planned_precision,
+    resolve_precision,
+)
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.losses.objective import Objective
 
@@ -260,9 +266,13 @@ def test_auto_takes_what_a_gpu_has_in_hardware(name, monkeypatch):
     lines = f"[N/A], unknown\n{capability[0]}.{capability[1]}, {name}\n9.0, H100"
     monkeypatch.setattr("ekd_ray.engine.precision._output_of", lambda command: lines)
     assert emulator_of("bfloat16", on_gpu=True) == (None if native else name)
+    assert planned_precision("auto", on_gpu=True) == (expected if native else None), "they differ"
     assert emulator_of("float16", on_gpu=True) == (name if expected == "float32" else None)
     assert emulator_of("float32", on_gpu=True) is None
     assert emulator_of("auto", on_gpu=True) is None
+    lines = "\n".join(lines.splitlines()[:2])
+    assert planned_precision("auto", on_gpu=True) == expected
+    assert not torch.cuda.is_initialized()
 
 
 def test_a_cpu_says_what_it_emulates(monkeypatch):
