@@ -236,7 +236,8 @@ def check_gpus(gpus: Gpus, workers: int) -> None:
     if workers > 1 and 0 < gpus < 1:
         raise UserError(
             f"{workers} workers of a run cannot share GPUs, because NCCL takes no GPU for two of "
-            f"them, got {gpus:g} per worker: give {flag} 1 (0: on CPUs), or one worker."
+            f"them, got {several(gpus, 'GPU')} per worker: give {flag} 1 (0: on CPUs), or one "
+            "worker."
         )
     if 0 < gpus < LEAST_SHARE:
         raise UserError(

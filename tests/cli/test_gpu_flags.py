@@ -52,7 +52,8 @@ def test_a_number_or_auto(launch, tmp_path, machine, given, meant):
     (0.0, ("--gpus-per-trial", 0), "8 CPUs and no GPU (0, as asked)"),
     (2.0, ("--workers", 2), "2 workers, each with 4 CPUs and 1 GPU\n"),
     (2.0, ("--workers", "1:4"), "1 to 4 workers (2 fit now), each with 2 CPUs and 1 GPU\n"),
-    (2.0, ("--workers", "1:4"), "on 2 GPUs at"), (0.0, ("--cpus-per-trial", 64), "on 8 CPU cores at"),
+    (2.0, ("--workers", "1:4"), "on 2 GPUs at"),
+    (0.0, ("--cpus-per-trial", 64), "on 8 CPU cores at"),
 ])  # fmt: skip
 def test_the_plan_of_one_run(launch, tmp_path, machine, monkeypatch, gpus, flags, said):
     machine(gpus)

@@ -84,7 +84,7 @@ def test_the_plan_warns_of_a_student_that_waits(rate, pictures, monkeypatch, tmp
     for plan, threads in ((plan_text.study_plan(study, tmp_path), 2), (one, 16)):
         (line,) = (line for line in plan.splitlines() if line.startswith("decoding"))
         assert f" {threads} thread" in line
-        assert ("--decode-threads" in line) == (rate == 1.0)
+        assert ("it waits for pictures" in line) == (rate == 1.0)
     assert asked == [4, 2], "no more than the cores that go with a worker's GPU"
     assert f"16 threads of a worker on 4 cores: {rate:,.0f} images/s (measured)" in one
 
