@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ekd_ray.cli import flags
+from ekd_ray.cli.output import join_cluster, print_plan
 from ekd_ray.cli.request import run_request
 from ekd_ray.errors import UserError
+from ekd_ray.words import size_text
 
 if TYPE_CHECKING:
     from ekd_ray.engine.teacher.table import TableInfo
@@ -35,8 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_common(fill, "--data-root")
     fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
-    flags.add_setting(fill, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
-    flags.add_common(fill, "--quiet")
+    flags.add_setting(
+        fill, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker",
+        doc="GPUs per process, of which there are as many as fit; a fraction shares one, 0: on the "
+        "CPU, auto: takes all GPUs of this machine, each by a process of its own",
+    )  # fmt: skip
+    flags.add_common(fill, "--dry-run", "--quiet")
     verify = commands.add_parser("verify", help="compare every check word of a table")
     remove = commands.add_parser("rm", help="remove tables")
     for command in (verify, remove):
@@ -54,10 +60,6 @@ def run(args: argparse.Namespace) -> int:
     return {"ls": _ls, "fill": _fill, "verify": _verify, "rm": _rm}[args.command](args)
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
-
-
 def _ls(args: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -73,8 +75,8 @@ def _ls(args: argparse.Namespace) -> int:
     for table in tables:
         share = table.filled / table.rows
         shown.add_row(
-            table.folder.name, str(table.rows), f"{share:.1%}", _gigabytes(table.bytes_used),
-            _gigabytes(table.bytes_full), f"{(time.time() - table.modified) / 86400:.1f}",
+            table.folder.name, str(table.rows), f"{share:.1%}", size_text(table.bytes_used),
+            size_text(table.bytes_full), f"{(time.time() - table.modified) / 86400:.1f}",
         )  # fmt: skip
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -98,6 +100,7 @@ def _plain(table: TableInfo) -> dict[str, Any]:
 
 def _fill(args: argparse.Namespace) -> int:
     request = run_request(args)
+    from ekd_ray.cli.plan_text import fill_plan
     from ekd_ray.cli.terminal import Terminal
     from ekd_ray.config import StudyConfig
     from ekd_ray.config.study_config import Gpus
@@ -132,7 +135,9 @@ def _fill(args: argparse.Namespace) -> int:
             shown = time.monotonic()
             terminal.filled(done, total)
 
-    # All GPUs of this machine at once, each asked by a process of its own; else this one asks.
+    # The tables lie on this machine, whatever cluster there is. All its GPUs compute at once, each
+    # asked by a process of its own; without one this process does.
+    join_cluster("local")
     cpus = local_cpus()
     gpus: Gpus = "auto" if args.gpus_per_trial is None else args.gpus_per_trial
     study = StudyConfig(distill=config, data_root=request.data_root, gpus_per_trial=gpus)
@@ -140,10 +145,16 @@ def _fill(args: argparse.Namespace) -> int:
     check_fits(study)
     share = gpus_per_worker(study.gpus_per_trial, local_nodes())
     apart = share > 0 and slots > 1
+    processes = slots if apart else 1
+    threads = max(1, (args.threads or cpus) // processes)
+    if args.dry_run:
+        plan = fill_plan(study, seeds, processes=processes, threads=threads)
+        print_plan(plan, config.to_dict(), as_json=args.json)
+        return 0
     quiet = args.json or args.quiet
     with contextlib.closing(Terminal(quiet=quiet, unit="parts" if apart else "rows")) as terminal:
         if apart:
-            study = study.replace(cpus_per_trial=max(1, (args.threads or cpus) // slots))
+            study = study.replace(cpus_per_trial=threads)
             with connected(study):
                 computed = int(fill_cache(study, config, seeds, terminal)["rows"])
         else:
@@ -152,7 +163,7 @@ def _fill(args: argparse.Namespace) -> int:
                     config,
                     data_root=request.data_root,
                     seeds=seeds,
-                    threads=args.threads or cpus,
+                    threads=threads,
                     on_progress=progress,
                 )
     seconds = time.monotonic() - started

@@ -16,11 +16,14 @@ from ekd_ray.config.settings import hints_of, limits_in_words, value_type, words
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
-def add_setting(group: Group, name: str, *flags: str, metavar: str | None = None) -> None:
+def add_setting(
+    group: Group, name: str, *flags: str, metavar: str | None = None, doc: str | None = None
+) -> None:
     """A flag for a setting of `DistillConfig` or `StudyConfig`; repeatable where that is a list.
 
     Args:
         flags: its names; without any, the setting's own.
+        doc: what it means to this command, if that is not what the setting's field says.
     """
     # Not names(): those of the methods' settings, which have no flag of their own, need torch.
     cls = DistillConfig if name in DistillConfig.__dataclass_fields__ else StudyConfig
@@ -29,7 +32,7 @@ def add_setting(group: Group, name: str, *flags: str, metavar: str | None = None
     several = isinstance(field.default, tuple)
     limits = "; ".join([*limits_in_words(field), *(["repeatable"] if several else [])])
     flags = flags or (f"--{name.replace('_', '-')}",)
-    text = field.metadata["doc"] + (f" ({limits})" if limits else "")
+    text = (doc or field.metadata["doc"]) + (f" ({limits})" if limits else "")
     options: dict[str, Any] = {"type": kind} if kind in (int, float) else {}
     if words_of(hints_of(cls)[name]):
         options = {"type": functools.partial(_number_or_word, kind)}

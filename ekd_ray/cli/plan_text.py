@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
+from ekd_ray.engine.compiling import wants_compilation
 from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
-from ekd_ray.engine.precision import describe_slowness
+from ekd_ray.engine.precision import describe_slowness, planned_precision
 from ekd_ray.engine.resolve import split_sizes, student_size
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
@@ -29,16 +30,19 @@ from ekd_ray.scale.cluster import (
     ADDRESS,
     Node,
     cores_of_share,
+    count_room,
     count_trials,
     describe_gpus,
     gpus_per_worker,
     known_nodes,
     local_cpus,
     local_nodes,
+    on_cluster,
 )
 from ekd_ray.scale.confirm import baselines, champions
 from ekd_ray.scale.space import Space, first_points, known_prior
 from ekd_ray.scale.trainer import Workers
+from ekd_ray.words import several, size_text
 
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9
@@ -82,13 +86,15 @@ def run_plan(
     workers: Workers | None = None,
     candidates: Candidates | None = None,
     study: StudyConfig | None = None,
+    role: str = "student",
 ) -> str:
     """The plan of one run, in this process or on `workers`, or of several candidates.
 
     Args:
         study: of `candidate_study`, where there are candidates.
+        role: what the network that is trained is called.
     """
-    lines = [*_setup(config, data_root), f"out        {out} ({_free(out)})"]
+    lines = [*_setup(config, data_root, role=role), f"out        {out} ({_free(out)})"]
     flops = run_flops(config, data_root) + teacher_flops(config, data_root)
     if candidates and study:
         lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
@@ -96,19 +102,47 @@ def run_plan(
         lines.append(f"resources  {_at_once(study)}")
         cpus, gpus = _used(study, most=len(candidates.seeds))
         each = study.cpus_per_trial, study.gpus_per_trial
-        nodes = known_nodes()
+        nodes, group = known_nodes(), 1
     else:
         workers = workers or Workers(least=1, most=1, cpus=local_cpus(), gpus="auto")
         # One worker is this process.
         nodes = known_nodes() if workers.most > 1 else local_nodes()
-        count = f"{workers.least} to {workers.most}" if workers.elastic else f"{workers.most}"
-        share = describe_gpus(workers.gpus, nodes)
-        lines.append(f"resources  {count} worker(s) x {workers.cpus} CPU, {share}")
-        cpus = workers.most * workers.cpus
-        gpus = workers.most * gpus_per_worker(workers.gpus, nodes or ())
         each = workers.cpus, workers.gpus
+        share, group = _share(*each, nodes), workers.most
+        count = several(group, "worker")
+        running, gpus = group, gpus_per_worker(workers.gpus, nodes or ())
+        if workers.elastic:
+            count = f"{workers.least} to {count}"
+            if nodes is not None:
+                running = min(group, count_room(nodes, cpus=workers.cpus, gpus=gpus))
+                count += f" ({running} fit now)"
+        text = f"{count}, each with {share}" if group > 1 else f"{count} with {share}"
+        lines.append(f"resources  {text}")
+        cpus, gpus = running * workers.cpus, running * gpus
+        if nodes is not None:  # the threads of this process may be more
+            cpus = min(cpus, int(sum(node_cpus for node_cpus, _ in nodes)))
+    lines.append(_arithmetic(config, data_root, each[1], nodes, workers=group, exported=True))
     lines += _decoding(config, data_root, *each, nodes)
     lines.append(f"estimate   {_duration(flops, cpus, gpus)}")
+    return "\n".join(lines)
+
+
+def fill_plan(config: StudyConfig, seeds: Sequence[int], *, processes: int, threads: int) -> str:
+    """The plan of filling the teacher's table for runs of `config.distill` under `seeds`.
+
+    Args:
+        threads: CPU threads of each process.
+    """
+    base, root = config.distill, config.data_root
+    rows = len(set(seeds)) * _views(base, root, final=False)
+    share = _share(threads, config.gpus_per_trial, local_nodes())
+    text = f"{processes} processes, each" if processes > 1 else "this process"
+    lines = [
+        *_setup(base, root),
+        f"rows       at most {rows:,}, those that {several(len(seeds), 'seed')} will read and the "
+        "table lacks",
+        f"resources  {text} with {share}",
+    ]
     return "\n".join(lines)
 
 
@@ -117,25 +151,31 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     base, space = config.distill, Space(config.space)
     parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
     known, compared = champions(config, base), baselines(config, base)
-    seeds = f"{config.confirm_seeds}"
+    nodes = known_nodes()
+    first = several(len(first_points(config)), "first point")
+    seeds = several(config.most_seeds, "seed")
     if config.confirm_seeds == "auto":
-        seeds = f"{FIRST_SEEDS} to {config.most_seeds}"
+        seeds = f"{FIRST_SEEDS} to {seeds}"
     lines = [
-        *_setup(
-            base, config.data_root, _teacher_lines(config, out), hidden=config.gpus_per_trial == 0
-        ),
+        *_setup(base, config.data_root, _teacher_lines(config, out)),
         *_priors(config),
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
         f"search     {config.trials} trials by {_aims(config)} on the validation split; "
-        f"sampler {config.sampler}; {len(first_points(config))} first point(s){_budget(config)}",
+        f"sampler {config.sampler}; {first}{_budget(config)}",
         f"stopping   {_stopping(config)}",
-        f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds} seed(s); "
+        f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds}; "
         f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",
         f"resources  {_at_once(config)}",
-        *_decoding(
-            base, config.data_root, config.cpus_per_trial, config.gpus_per_trial, known_nodes()
+        _arithmetic(
+            base,
+            config.data_root,
+            config.gpus_per_trial,
+            nodes,
+            workers=config.workers_per_trial,
+            exported=False,
         ),
+        *_decoding(base, config.data_root, config.cpus_per_trial, config.gpus_per_trial, nodes),
         f"out        {out} ({_disk(config)}; {_free(out)})",
         f"estimate   {_duration(_study_flops(config), *_used(config))}",
     ]
@@ -147,9 +187,52 @@ def _at_once(config: StudyConfig) -> str:
     nodes = known_nodes()
     slots = f"as many trials at once as fit on {os.environ.get(ADDRESS)}"  # it says, once joined
     if nodes is not None:
-        slots = f"{max(1, count_trials(config, nodes))} trial(s) at once here"
-    share = describe_gpus(config.gpus_per_trial, nodes)
-    return f"{slots}: {config.workers_per_trial} worker(s) x {config.cpus_per_trial} CPU, {share}"
+        slots = f"{several(max(1, count_trials(config, nodes)), 'trial')} at once here"
+    group, share = (
+        config.workers_per_trial,
+        _share(config.cpus_per_trial, config.gpus_per_trial, nodes),
+    )
+    return f"{slots}, each " + (f"on {group} workers, each " if group > 1 else "") + f"with {share}"
+
+
+def _share(cpus: int, gpus: Gpus, nodes: list[Node] | None) -> str:
+    """The CPUs and GPUs of a worker."""
+    return f"{several(cpus, 'CPU')} and {describe_gpus(gpus, nodes)}"
+
+
+def _arithmetic(
+    config: DistillConfig,
+    data_root: str | None,
+    asked: Gpus,
+    nodes: list[Node] | None,
+    *,
+    workers: int,
+    exported: bool,
+) -> str:
+    """Precision, compilation and determinism of runs that are each on so many `workers`.
+
+    Args:
+        asked: GPUs of a worker.
+        exported: the weights are for use; else the runs are those of a search.
+    """
+    on_gpu = gpus_per_worker(asked, nodes or ()) > 0
+    precision, compiled = config.precision, config.compile
+    if not on_cluster():  # of whose processors nothing is known here
+        if precision == "auto":
+            precision = f"{planned_precision('auto', on_gpu=on_gpu) or 'its best'} (auto)"
+        elif reason := describe_slowness(precision, on_gpu=on_gpu):
+            precision += f" (slower than auto: {reason})"
+    if compiled == "auto" and nodes is not None:
+        steps = steps_per_epoch(split_sizes(config, data_root)[0], config.batch_size)
+        device = torch.device("cuda" if on_gpu else "cpu")
+        pays = workers == 1 and wants_compilation(config, device, config.epochs * steps)
+        compiled = f"{'on' if pays else 'off'} (auto)"
+    where = {True: "everywhere", False: "nowhere", None: "in what is exported"}
+    if exported:
+        where = {True: "yes", False: "no", None: "yes (default)"}
+    return (
+        f"arithmetic {precision}, compile {compiled}, deterministic {where[config.deterministic]}"
+    )
 
 
 def _used(config: StudyConfig, most: int | None = None) -> tuple[int, float]:
@@ -195,7 +278,7 @@ def _teacher_lines(config: StudyConfig, out: Path) -> list[str]:
     if base.teacher_weights is None and base.teacher:
         epochs = teacher_config(base, base.teacher, settings).epochs
         candidates = teacher_candidates(base, settings)
-        text = f"1 training of {epochs} epochs"
+        text = f"1 training of {several(epochs, 'epoch')}"
         lines.append(candidates.describe_cost(epochs) if len(candidates.seeds) > 1 else text)
     found = TeacherFigures.read(out)
     known = found and base.teacher_sha256 in (None, found.sha256)
@@ -209,17 +292,16 @@ def _setup(
     data_root: str | None,
     teacher_lines: Iterable[str] = (),
     *,
-    hidden: bool = False,
+    role: str = "student",
 ) -> list[str]:
-    """`hidden`: the GPUs that this process sees are hidden from those that train."""
     info = dataset_info(config.dataset)
     kept, held = split_sizes(config, data_root)
     views = view_count(config.augment or info.view_scheme, config.view_pool)
     size = config.image_size or info.image_size
     lines = [
         f"data       {config.dataset}: {kept} training and {held} validation images of "
-        f"{size} x {size}, {info.num_classes} classes, {views} view(s) each",
-        f"student    {_model(config.student, config, student_size(config))}",
+        f"{size} x {size}, {info.num_classes} classes, {several(views, 'view')} each",
+        f"{role:<10} {_model(config.student, config, student_size(config))}",
     ]
     if method_of(config).needs_teacher:
         source = config.teacher_weights or "to be trained first"
@@ -231,10 +313,7 @@ def _setup(
     solver = f"{config.optimizer} lr {config.lr:g} {config.schedule}, batch {config.batch_size}"
     if config.accumulation_steps > 1:
         solver += f" in {config.accumulation_steps} parts"
-    lines.append(f"solver     {solver}, {config.epochs} epochs, seed {config.seed}")
-    on_gpu = not hidden and torch.cuda.device_count() > 0
-    if reason := describe_slowness(config.precision, on_gpu=on_gpu):
-        lines.append(f"precision  {config.precision}: {reason}; slower than precision auto")
+    lines.append(f"solver     {solver}, {several(config.epochs, 'epoch')}, seed {config.seed}")
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
     values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
     return [*lines, f"method     {config.method} ({values})"]
@@ -270,8 +349,8 @@ def _cache(config: DistillConfig, data_root: str | None) -> str:
     """Where the teacher's logits are kept and how large that can grow, known before it does."""
     if not uses_cache(config, data_root):
         return f"teacher_cache {config.teacher_cache}: the teacher runs in every step"
-    size = table_bytes(config, num_train(config.dataset, data_root=data_root)) / 2**30
-    return f"teacher logits on disk, at most {size:.2f} GiB in {tables_dir()}"
+    size = table_bytes(config, num_train(config.dataset, data_root=data_root))
+    return f"teacher logits on disk, at most {size_text(size)} in {tables_dir()}"
 
 
 def _model(name: str, config: DistillConfig, size: int) -> str:
@@ -315,21 +394,26 @@ def _decoding(
     info = dataset_info(config.dataset)
     if not info.encoded:
         return []
+    known = nodes is not None
     nodes = nodes or local_nodes()
-    gpus, largest = gpus_per_worker(asked, nodes), max(nodes, key=lambda node: node[1])
-    share = cores_of_share(largest, gpus) if gpus and largest[1] else 1
-    asked_threads = config.decode_threads
-    threads = max(cpus, share) if asked_threads == "auto" else asked_threads
-    here = min(threads, local_cpus())
-    decoded = measure_decoding(config, data_root, here) * threads / here
+    gpus, largest = gpus_per_worker(asked, nodes), max(nodes, key=lambda node: (node[1], node[0]))
+    own = max(cpus, cores_of_share(largest, gpus) if gpus and largest[1] else 1)
+    threads = own if config.decode_threads == "auto" else config.decode_threads
+    # More threads than a worker has cores decode no faster.
+    cores = min(threads, own, int(largest[0])) if known else threads
+    here = min(cores, local_cpus())
+    decoded = measure_decoding(config, data_root, here) * cores / here
+    source = "measured" if cores == here else f"{here} measured here, times {cores / here:g}"
     step = 3.0 * model_cost(config.student, info.num_classes, student_size(config))[1]
     taken = (gpus * GPU_FLOPS or cpus * CPU_FLOPS) / step
+    where = f" on {several(cores, 'core')}" if cores < threads else ""
     text = (
-        f"decoding   {threads} thread(s) of a worker give {decoded:,.0f} images/s (measured), its "
-        f"student takes about {taken:,.0f}"
+        f"decoding   {several(threads, 'thread')} of a worker{where}: {decoded:,.0f} images/s "
+        f"({source}); its student takes about {taken:,.0f}"
     )
     if decoded < taken:
-        text += ": it waits for pictures; raise --decode-threads or give it more cores"
+        remedy = "raise --decode-threads" if threads < own else "give it more cores"
+        text += f": it waits for pictures; {remedy}"
     return [text]
 
 
@@ -337,9 +421,9 @@ def _duration(flops: float, cpus: int, gpus: float) -> str:
     rate = gpus * GPU_FLOPS if gpus else cpus * CPU_FLOPS
     minutes = flops / rate / 60
     time = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
-    device = f"{gpus:g} GPU(s) at {GPU_FLOPS / 1e12:.0f} TFLOP/s"
+    device = f"{several(gpus, 'GPU')} at {GPU_FLOPS / 1e12:.0f} TFLOP/s"
     if not gpus:
-        device = f"{cpus} CPU core(s) at {CPU_FLOPS / 1e9:.0f} GFLOP/s"
+        device = f"{several(cpus, 'CPU core')} at {CPU_FLOPS / 1e9:.0f} GFLOP/s"
     return f"{flops / 1e12:.1f} TFLOP, very roughly {time} on {device}"
 
 

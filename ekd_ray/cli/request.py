@@ -33,6 +33,7 @@ class Request:
         studies: by their folder below `out`, a single one under the name ""; the recipe also
             locates a mistake that is only found later.
         run: the configuration to train, of a command that searches nothing.
+        role: what the plan calls its network.
         candidates: several trainings of it, one of which is chosen.
         out: folder of the results; None for the command's own choice.
         location: the URI that `out` is this machine's copy of.
@@ -43,6 +44,7 @@ class Request:
 
     studies: Mapping[str, Recipe] = field(default_factory=dict)
     run: DistillConfig | None = None
+    role: str = "student"
     candidates: Candidates | None = None
     out: Path | None = None
     location: Location | None = None
@@ -141,14 +143,14 @@ def teacher_request(args: argparse.Namespace) -> Request:
                 "--choose-by chooses among several candidates, got 1: add --candidates K, or drop "
                 "it."
             )
-        return _request(args, run=run)
+        return _request(args, run=run, role="teacher")
     for flag, given in (("--test", args.test), ("--workers", args.workers != "1")):
         if given:
             raise UserError(
                 f"{flag} is for one training, got {len(candidates.seeds)} candidates: drop one of "
                 "the two flags."
             )
-    return _request(args, run=run, candidates=candidates)
+    return _request(args, run=run, role="teacher", candidates=candidates)
 
 
 def _request(args: argparse.Namespace, **found: Any) -> Request:

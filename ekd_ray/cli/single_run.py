@@ -35,7 +35,7 @@ from ekd_ray.results.records import (
     read_record,
     single_run,
 )
-from ekd_ray.scale.cluster import check_fits, check_visible, connected, local_nodes
+from ekd_ray.scale.cluster import check_fits, check_visible, connected, known_nodes, local_nodes
 from ekd_ray.scale.one_run import check_workers_fit, parse_workers, run_on_workers
 from ekd_ray.scale.teacher_candidates import (
     candidate_study,
@@ -75,11 +75,15 @@ def _train(request: Request, run: DistillConfig, workers: Workers, resources: St
     elif workers.most == 1:  # in this process
         nodes = local_nodes()
         check_workers_fit(replace(workers.on(nodes), cpus=1), nodes)
+    elif (there := known_nodes()) is not None:
+        check_workers_fit(workers.on(there), there)
     data = short_name(config.dataset)
     default = RUNS / f"{data}-{file_name(config.student)}-{config.method}-seed{config.seed}"
     out = (request.out or default).absolute()
     if request.dry_run:
-        plan = run_plan(config, out, request.data_root, workers, request.candidates, study)
+        plan = run_plan(
+            config, out, request.data_root, workers, request.candidates, study, request.role
+        )
         values = config.to_dict()
         if request.candidates:
             values["candidates"] = asdict(request.candidates)
@@ -101,7 +105,7 @@ def _train_here(config: DistillConfig, out: Path, request: Request, workers: Wor
         load_dataset(config.dataset, "train", data_root=request.data_root, download=True)
     run, data_root = single_run(config, out), request.data_root
     run.write_config()
-    plan = "" if request.quiet else run_plan(config, out, data_root, workers)
+    plan = "" if request.quiet else run_plan(config, out, data_root, workers, role=request.role)
     with show_run("training", config, quiet=request.quiet, plan=plan) as terminal:
         on_epoch = functools.partial(terminal.epoch, 0)
         if workers.most > 1:
@@ -133,7 +137,10 @@ def _train_candidates(
     metric, mode = candidates.choose_by, DIRECTIONS[candidates.choose_by]
     with contextlib.closing(Terminal(metric=metric, mode=mode, quiet=request.quiet)) as terminal:
         if not request.quiet:
-            plan = run_plan(config, out, request.data_root, candidates=candidates, study=study)
+            plan = run_plan(
+                config, out, request.data_root, candidates=candidates, study=study,
+                role=request.role,
+            )  # fmt: skip
             terminal.console.print(plan, markup=False)
         with contextlib.nullcontext() if (out / WEIGHTS).exists() else connected(study):
             check_visible(out)

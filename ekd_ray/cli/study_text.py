@@ -33,12 +33,11 @@ from ekd_ray.results.words import (
     describe_teacher,
     duration,
     figure_text,
-    joined,
     label,
     metric_name,
-    several,
     value_text,
 )
+from ekd_ray.words import joined, several
 
 MOST_FAILURES = 10
 STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",

@@ -31,6 +31,7 @@ from ekd_ray.results.words import (
     short_spread,
     value_text,
 )
+from ekd_ray.words import several
 
 LIVE_ROWS = 16
 # Stages whose runs read the test split when their epochs are done.
@@ -110,7 +111,9 @@ class Terminal:
                 self._live = Live(Spinner("dots", text=title), console=self.console, transient=True)
                 self._live.start()
             return
-        self.console.print(f"[bold]{title}[/bold]: {total} run(s) of up to {epochs} epoch(s)")
+        self.console.print(
+            f"[bold]{title}[/bold]: {several(total, 'run')} of up to {several(epochs, 'epoch')}"
+        )
         if self.console.is_terminal:
             self._show(self._table())
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.words import several
 
 CHOOSE_BY = ("val_nll", "val_top1", "val_aurc")  # directions stand in `targets.DIRECTIONS`
 SETTINGS = ("candidates", "seeds", "choose_by")
@@ -65,9 +66,9 @@ class Candidates:
         """The number of trainings and epochs that they take, in words."""
         count = len(self.seeds)
         return (
-            f"{count} candidates (seeds {', '.join(map(str, self.seeds))}) of {epochs} epochs, "
-            f"{count * epochs} epochs in all; the best by {self.choose_by} is kept, the others "
-            "leave their figures"
+            f"{count} candidates (seeds {', '.join(map(str, self.seeds))}) of "
+            f"{several(epochs, 'epoch')}, {several(count * epochs, 'epoch')} in all; the best by "
+            f"{self.choose_by} is kept, the others leave their figures"
         )
 
 

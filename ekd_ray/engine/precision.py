@@ -50,29 +50,46 @@ def _cpu_has_bfloat16() -> bool:
     return any(found.get(name) for name in CPU_FEATURES)
 
 
-def describe_slowness(precision: str, *, on_gpu: bool) -> str | None:
-    """Why this machine trains slowly in a precision, in words; None if it does not.
+def planned_precision(precision: str, *, on_gpu: bool) -> str | None:
+    """As `resolve_precision` for this machine, without starting CUDA on it.
 
-    The GPU is asked by way of its driver: this process may be one that is to leave it alone.
+    None where its GPUs do not say what they are, or differ.
     """
+    if precision != "auto" or not on_gpu:
+        return resolve_precision(precision, torch.device("cpu"))
+    names = ("bfloat16", "float16")
+    found = {
+        next((name for name in names if capability >= CAPABILITIES[name]), "float32")
+        for capability, _ in _gpus()
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def describe_slowness(precision: str, *, on_gpu: bool) -> str | None:
+    """Why this machine trains slowly in a precision, in words; None if it does not."""
     if precision not in CAPABILITIES:
         return None
-    if not on_gpu:
-        if precision == "float16":
-            # Measured with avx512_fp16 and amx_tile: tens of times more slowly than in float32.
-            return "torch trains very slowly in it on CPUs"
-        return None if _cpu_has_bfloat16() else _describe_lack(_processor())
+    if not on_gpu and precision == "float16":
+        # Measured with avx512_fp16 and amx_tile: tens of times more slowly than in float32.
+        return "torch trains very slowly in it on CPUs"
+    if on_gpu:
+        slow = [name for capability, name in _gpus() if capability < CAPABILITIES[precision]]
+    else:
+        slow = [] if _cpu_has_bfloat16() else [_processor()]
+    return f"{slow[0]} has not got it in hardware" if slow else None
+
+
+def _gpus() -> Iterator[tuple[tuple[int, ...], str]]:
+    """(compute capability, name) of each GPU of this machine that has one.
+
+    Asked by way of their driver: this process may be one that is to leave them alone.
+    """
     query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
     for line in (_output_of(query) or "").splitlines():
         capability, _, name = line.partition(", ")
         found = tuple(int(part) for part in capability.split(".") if part.isdecimal())
-        if found and found < CAPABILITIES[precision]:  # it may say "[N/A]"
-            return _describe_lack(name)
-    return None
-
-
-def _describe_lack(processor: str) -> str:
-    return f"{processor} has not got it in hardware"
+        if found:  # it may say "[N/A]"
+            yield found, name
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -9,6 +9,7 @@ from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.paired import Paired
+from ekd_ray.words import several
 
 DASH = "\N{EN DASH}"  # where there is no value
 LABELS = {"none": "student alone", "kd": "KD", "ekd-softmax": "EKD, softmax teacher"}
@@ -123,7 +124,10 @@ def describe_lead(board: Leaderboard) -> str:
     if (lead := board.lead) is None:
         return "Settled: the others were clearly worse after fewer seeds, or break a constraint."
     found, metric = lead.difference, board.config.metric
-    verdict, tell = ("Settled", "tell") if lead.settled else ("Not settled", "do not tell")
+    one = found.n == 1
+    verdict, tell = "Settled", "tells" if one else "tell"
+    if not lead.settled:
+        verdict, tell = "Not settled", "does not tell" if one else "do not tell"
     text = f"{verdict}: {several(found.n, 'seed')} {tell} the winner from the next best"
     if interval := _interval_text(found, metric):
         subject = f"{_scale_of(metric)[2]}{metric_name(metric)}"
@@ -169,18 +173,6 @@ def value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return DASH if value is None else str(value)
-
-
-def joined(parts: Sequence[str]) -> str:
-    """`a, b and c`."""
-    if len(parts) < 2:
-        return "".join(parts)
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def several(count: int, noun: str) -> str:
-    """`1 trial`, `2 trials`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def describe_teacher(found: TeacherFigures) -> str:

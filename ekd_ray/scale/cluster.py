@@ -25,6 +25,7 @@ from ekd_ray.scale.ray_private import (
     loopback_only,
     notices_on_stderr,
 )
+from ekd_ray.words import several
 
 # Tune's own tables and per-trial loggers are switched off: a study has its own.
 ENVIRONMENT = {
@@ -97,8 +98,14 @@ def _ray_started() -> Iterator[None]:
         if error.code != signal.SIGTERM:
             raise
         raise KeyboardInterrupt from None  # Ray's handler, there already while Ray starts
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        if not on_cluster():
+    except Exception as error:
+        if "timed out during startup" in str(error):  # a plain Exception
+            raise UserError(
+                "Ray did not start in time: this machine is too busy, or short of memory; run the "
+                "same command again when it is not (with --resume, if it had begun)."
+            ) from error
+        kinds = (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError)
+        if not (on_cluster() and isinstance(error, kinds)):
             raise
         raise _unreachable(str(error) or type(error).__name__) from error
     # Ray's own handler prints native traces of a launcher that is asked to end.
@@ -208,33 +215,64 @@ def with_gpus(config: StudyConfig) -> StudyConfig:
 def describe_gpus(asked: Gpus, nodes: Iterable[Node] | None) -> str:
     """The GPUs of a worker in words."""
     if asked == 0:
-        return "no GPU (all are hidden, as asked)"
+        hides = nodes is None or any(gpus for _, gpus in nodes)
+        return "no GPU (all are hidden, as asked)" if hides else "no GPU (0, as asked)"
     if isinstance(asked, str) and nodes is None:
         return "1 GPU (none if the cluster has none)"
     gpus = gpus_per_worker(asked, nodes or ())
-    return f"{gpus:g} GPU" if gpus else "no GPU (there is none)"
+    return several(gpus, "GPU") if gpus else "no GPU (there is none)"
+
+
+def _gpus_flag(workers: int) -> str:
+    """The name of the flag for GPUs per worker: each command takes both."""
+    return "--gpus-per-worker" if workers > 1 else "--gpus-per-trial"
 
 
 def check_gpus(gpus: Gpus, workers: int) -> None:
     """Raise `UserError` for GPUs per worker with which that many workers of a run cannot work."""
     if isinstance(gpus, str):
         return
+    flag = _gpus_flag(workers)
     if workers > 1 and 0 < gpus < 1:
         raise UserError(
             f"{workers} workers of a run cannot share GPUs, because NCCL takes no GPU for two of "
-            f"them, got {gpus:g} GPU(s) per worker: give --gpus-per-worker 1 (0: on CPUs), or one "
+            f"them, got {several(gpus, 'GPU')} per worker: give {flag} 1 (0: on CPUs), or one "
             "worker."
         )
     if 0 < gpus < LEAST_SHARE:
         raise UserError(
-            f"GPUs per worker must be 0 or >= {LEAST_SHARE:g}, the least that Ray shares out, got "
-            f"{gpus:g}: change --gpus-per-worker."
+            f"{flag} must be 0 or >= {LEAST_SHARE:g}, the least that Ray shares out, got {gpus:g}."
         )
     if gpus > 1 and not gpus.is_integer():
-        raise UserError(
-            f"GPUs per worker must be a fraction of one or a whole number, got {gpus:g}: change "
-            "--gpus-per-worker."
-        )
+        raise UserError(f"{flag} must be a fraction of one or a whole number, got {gpus:g}.")
+
+
+def refuse_misfit(
+    need: str, nodes: Collection[Node], *, cpus: int, gpus: float, workers: int, workers_flag: str
+) -> UserError:
+    """The refusal of workers for which these nodes have no room.
+
+    Args:
+        need: they in words, as the beginning of a sentence.
+        cpus, gpus: of each worker.
+        workers_flag: the flag that says how many they are.
+    """
+    flag = _gpus_flag(workers)
+    if gpus and not any(node_gpus for _, node_gpus in nodes):
+        where = "the cluster" if on_cluster() else "this machine"
+        return UserError(f"{where} has no GPU: leave {flag} out (auto) or give 0, got {gpus:g}.")
+    there = "there is no node"
+    if nodes:
+        all_cpus, all_gpus = (sum(amounts) for amounts in zip(*nodes, strict=True))
+        there = f"there are {several(all_cpus, 'CPU')} and {several(all_gpus, 'GPU')}"
+    if len(nodes) > 1:
+        largest = max(nodes)
+        there += f" on {len(nodes)} nodes, {largest[0]:g} and {largest[1]:g} on the largest"
+    # Each flag that asks for more than the least.
+    asked = {workers_flag: workers > 1, flag.replace("gpus", "cpus"): cpus > 1, flag: gpus > 0}
+    flags = [name for name, more in asked.items() if more]
+    remedy = f": lower {' or '.join(flags)}" if flags else ""
+    return UserError(f"{need} ({there}){remedy}.")
 
 
 def count_workers(node: Node, *, cpus: float, gpus: float) -> int:
@@ -247,14 +285,18 @@ def count_workers(node: Node, *, cpus: float, gpus: float) -> int:
     return workers
 
 
+def count_room(nodes: Iterable[Node], *, cpus: float, gpus: float) -> int:
+    """How many workers of so many CPUs and GPUs each fit on these nodes; each is on one."""
+    return sum(count_workers(node, cpus=cpus, gpus=gpus) for node in nodes)
+
+
 def count_trials(config: StudyConfig, nodes: Collection[Node]) -> int:
     """How many trials run at once on these nodes (0: not one).
 
     The workers of a trial may be on several nodes; a worker is on one.
     """
     cpus, gpus = config.cpus_per_trial, gpus_per_worker(config.gpus_per_trial, nodes)
-    workers = sum(count_workers(node, cpus=cpus, gpus=gpus) for node in nodes)
-    slots = workers // config.workers_per_trial
+    slots = count_room(nodes, cpus=cpus, gpus=gpus) // config.workers_per_trial
     return min(slots, config.max_concurrent or slots)
 
 
@@ -301,16 +343,13 @@ def check_fits(config: StudyConfig) -> None:
     check_gpus(config.gpus_per_trial, config.workers_per_trial)
     nodes = known_nodes()
     if nodes is not None and count_trials(config, nodes) < 1:
-        biggest = max(nodes, default=(0.0, 0.0))
-        cpus, gpus = (sum(amounts) for amounts in zip(*nodes, strict=True))
-        each = f" on {len(nodes)} nodes, {biggest[0]:g} and {biggest[1]:g} on the largest"
-        raise UserError(
-            f"one trial needs {config.workers_per_trial} worker(s) x {config.cpus_per_trial} "
-            f"CPU(s) and {gpus_per_worker(config.gpus_per_trial, nodes):g} GPU(s), there are "
-            f"{cpus:g} CPU(s) and "
-            f"{gpus:g} GPU(s){each if len(nodes) > 1 else ''}: lower --workers-per-trial, "
-            "--cpus-per-trial or --gpus-per-trial."
-        )
+        workers, cpus = config.workers_per_trial, config.cpus_per_trial
+        gpus = gpus_per_worker(config.gpus_per_trial, nodes)
+        share = f"{several(cpus, 'CPU')} and {several(gpus, 'GPU')}"
+        raise refuse_misfit(
+            f"one trial needs {share}" + (f" for each of {workers} workers" * (workers > 1)),
+            nodes, cpus=cpus, gpus=gpus, workers=workers, workers_flag="--workers-per-trial",
+        )  # fmt: skip
 
 
 def check_visible(folder: Path) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,15 @@ from ekd_ray.scale.cluster import (
     Node,
     check_gpus,
     connected,
-    count_workers,
+    count_room,
     live_nodes,
     local_cpus,
+    on_cluster,
+    refuse_misfit,
 )
 from ekd_ray.scale.trainer import SCRATCH, Workers, fit_group
 from ekd_ray.scale.worker import RUN, TrainOptions, train_run
+from ekd_ray.words import several
 
 # Starts of the worker group after its first, each from the newest checkpoint.
 RESTARTS = 3
@@ -43,19 +45,21 @@ def parse_workers(text: str, *, cpus: int | None, gpus: Gpus) -> Workers:
     if cpus is not None and cpus < 1:
         raise UserError(f"--cpus-per-worker must be >= 1, got {cpus}.")
     check_gpus(gpus, int(numbers[1]))
-    here = 1 if os.environ.get("RAY_ADDRESS") else max(1, local_cpus() // int(numbers[1]))
+    here = 1 if on_cluster() else max(1, local_cpus() // int(numbers[1]))
     return Workers(least=int(least), most=int(numbers[1]), cpus=cpus or here, gpus=gpus)
 
 
-def check_workers_fit(workers: Workers, nodes: Iterable[Node]) -> None:
+def check_workers_fit(workers: Workers, nodes: Collection[Node]) -> None:
     """Raise `UserError` if not even the least number of workers fits: it would wait for ever."""
     cpus, gpus = workers.cpus, workers.known_gpus
-    room = sum(count_workers(node, cpus=cpus, gpus=gpus) for node in nodes)
+    room = count_room(nodes, cpus=cpus, gpus=gpus)
     if room < workers.least:
-        raise UserError(
-            f"{workers.least} worker(s) of {cpus} CPU(s) and {gpus:g} GPU(s) each "
-            f"do not fit: there is room for {room}; lower --workers, --cpus-per-worker or "
-            "--gpus-per-worker."
+        share = f"{several(cpus, 'CPU')} and {several(gpus, 'GPU')}"
+        need = f"the run needs {share}"
+        if workers.most > 1:
+            need = f"{several(workers.least, 'worker')} need {share} each, {room} would fit"
+        raise refuse_misfit(
+            need, nodes, cpus=cpus, gpus=gpus, workers=workers.most, workers_flag="--workers"
         )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ekd_ray.engine.gpu_share import VISIBLE
 from ekd_ray.errors import UserError
+from ekd_ray.scale.cluster import on_cluster
 
 SEARCH = ("--dataset", "synthetic", "--student", "resnet8", "--method", "none", "--epochs", 2,
           "--set", "lr=range:0.01:0.02:0.01")  # fmt: skip
@@ -38,17 +39,21 @@ def test_a_number_or_auto(launch, tmp_path, machine, given, meant):
     code, out, _ = launch("tune_cifar", *flags, "--json")
     assert code == 0 and json.loads(out)["gpus_per_trial"] == meant
     plan = launch("tune_cifar", *flags)[1]
-    expected = {"auto": "2 trial(s) at once here: 1 worker(s) x 1 CPU, 1 GPU",
-                "0.25": "8 trial(s) at once here: 1 worker(s) x 1 CPU, 0.25 GPU",
-                "0": f"8 trial(s) at once here: 1 worker(s) x 1 CPU, {HIDDEN}"}  # fmt: skip
+    expected = {"auto": "2 trials at once here, each with 1 CPU and 1 GPU",
+                "0.25": "8 trials at once here, each with 1 CPU and 0.25 GPU",
+                "0": f"8 trials at once here, each with 1 CPU and {HIDDEN}"}  # fmt: skip
     assert expected[given] in plan
-    assert ("GPU(s) at" in plan) == (given != "0"), "the estimate is for what is used"
+    assert ("at 20 TFLOP/s" in plan) == (given != "0"), "the estimate is for what is used"
 
 
 @pytest.mark.parametrize(("gpus", "flags", "said"), [
-    (2.0, (), "1 worker(s) x 8 CPU, 1 GPU\n"), (0.0, (), "1 worker(s) x 8 CPU, no GPU (there is"),
-    (2.0, ("--gpus-per-trial", 0), f"1 worker(s) x 8 CPU, {HIDDEN}"),
-    (2.0, ("--workers", 2), "2 worker(s) x 4 CPU, 1 GPU\n"),
+    (2.0, (), "1 worker with 8 CPUs and 1 GPU\n"), (0.0, (), "8 CPUs and no GPU (there is none)\n"),
+    (2.0, ("--gpus-per-trial", 0), f"1 worker with 8 CPUs and {HIDDEN}"),
+    (0.0, ("--gpus-per-trial", 0), "8 CPUs and no GPU (0, as asked)"),
+    (2.0, ("--workers", 2), "2 workers, each with 4 CPUs and 1 GPU\n"),
+    (2.0, ("--workers", "1:4"), "1 to 4 workers (2 fit now), each with 2 CPUs and 1 GPU\n"),
+    (2.0, ("--workers", "1:4"), "on 2 GPUs at"),
+    (0.0, ("--cpus-per-trial", 64), "on 8 CPU cores at"),
 ])  # fmt: skip
 def test_the_plan_of_one_run(launch, tmp_path, machine, monkeypatch, gpus, flags, said):
     machine(gpus)
@@ -64,13 +69,18 @@ def test_the_plan_of_one_run(launch, tmp_path, machine, monkeypatch, gpus, flags
 def test_the_plan_of_candidates(launch, tmp_path, machine):
     machine(2.0)
     flags = ("--candidates", 3, "--dry-run", "--out", tmp_path / "run")
-    assert "2 trial(s) at once here: 1 worker(s) x " in launch("train_teacher", *TEACHER, *flags)[1]
+    assert "2 trials at once here, each with " in launch("train_teacher", *TEACHER, *flags)[1]
 
 
 @pytest.mark.parametrize(("flags", "said"), [
     (("--gpus-per-trial", "two"), "gpus_per_trial must be a number or auto, got 'two'"),
     (("--gpus-per-trial", "-1"), "gpus_per_trial must be >= 0, got -1.0"),
-    (("--gpus-per-trial", "1"), "1 GPU(s) each do not fit: there is room for 0"),
+    (("--gpus-per-trial", "1"), "no GPU: leave --gpus-per-trial out (auto) or give 0, got 1."),
+    (("--gpus-per-trial", "0.25"), "no GPU: leave --gpus-per-trial out (auto) or give 0, got 0.2"),
+    (("--gpus-per-trial", "1.5"), "--gpus-per-trial must be a fraction of one or a whole number"),
+    (("--workers", 9, "--cpus-per-worker", 1), "8 would fit (there are 8 CPUs and 0 GPUs): lower "
+     "--workers.\n"),
+    (("--workers", 2, "--gpus-per-worker", 1), "no GPU: leave --gpus-per-worker out"),
     (("--workers", 2, "--gpus-per-worker", 0.5), "cannot share GPUs, because NCCL takes no GPU"),
     (("--workers", 2, "--gpus-per-worker", 1.5), "or a whole number, got 1.5"),
 ])  # fmt: skip
@@ -78,6 +88,25 @@ def test_what_cannot_work_is_refused_by_the_dry_run(launch, tmp_path, machine, f
     machine(0.0)
     code, out, error = launch("distill", *RUN, *flags, "--dry-run", "--out", tmp_path / "run")
     assert (code, out) == (2, "") and said in error and error.count("\n") == 1
+    assert ("--workers" in error) <= ("--workers" in flags)
+
+
+def test_workers_on_a_cluster_elsewhere_are_not_refused_before_it_is_joined(
+    launch, tmp_path, machine, monkeypatch
+):
+    machine(0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "head:1")
+    flags = ("--workers", 16, "--gpus-per-worker", 1, "--dry-run", "--out", tmp_path / "run")
+    code, out, _ = launch("distill", *RUN, *flags)
+    assert code == 0 and "16 workers, each with 1 CPU and 1 GPU\n" in out
+    assert "arithmetic auto, compile auto, " in out
+
+
+def test_a_network_that_train_teacher_trains_is_no_student(launch, tmp_path, machine):
+    machine(0.0)
+    for flags in ((), ("--candidates", 2)):
+        out = launch("train_teacher", *TEACHER, *flags, "--dry-run", "--out", tmp_path / "run")[1]
+        assert "\nteacher    resnet8 (" in out and "student" not in out
 
 
 @pytest.mark.parametrize(("flags", "visible"), [(("--gpus-per-trial", 0), ""), ((), "0,1")])
@@ -136,3 +165,26 @@ def test_a_fill_takes_all_gpus(launch, machine, monkeypatch, tmp_path, gpus, fla
     share = "auto" if not flags else float(flags[1])
     here = [""] if gpus == 0 or share == 0.0 else ["0"]
     assert filled == ([(8 // slots, share)] if slots else here)
+    code, out, _ = launch(
+        "cache", "fill", "--dataset", "synthetic", "--teacher", "resnet8", "--student", "resnet8",
+        *flags, "--dry-run",
+    )  # fmt: skip
+    assert code == 0 and len(filled) == 1
+    place = f"{slots} processes, each with {8 // slots} CPU" if slots else "this process with 8 CPU"
+    assert place in out and "rows       at most " in out
+
+
+def test_a_fill_is_of_this_machine_whatever_cluster_there_is(launch, machine, monkeypatch):
+    machine(4.0)
+    monkeypatch.setenv("RAY_ADDRESS", "head:1")
+    seen = []
+
+    def fill_all(study, *_):
+        seen.append(on_cluster())
+        return {"rows": 7}
+
+    monkeypatch.setattr("ekd_ray.scale.cluster.connected", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("ekd_ray.scale.fill_tasks.fill_cache", fill_all)
+    monkeypatch.setattr("ekd_ray.engine.resolve.resolve", lambda config, **_: config)
+    flags = ("--dataset", "synthetic", "--teacher", "resnet8", "--student", "resnet8", "--quiet")
+    assert launch("cache", "fill", *flags)[0] == 0 and seen == [False]

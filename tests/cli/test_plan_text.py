@@ -6,6 +6,7 @@ from ekd_ray.cli import plan_text
 from ekd_ray.cli.plan_text import run_flops, run_plan
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
+from ekd_ray.scale.trainer import Workers
 
 # resnet8 on 32 x 32: multiply-adds of its convolutions and of its linear layer, times two.
 STAGES = [(16, 16, 32), (16, 32, 16), (32, 64, 8)]
@@ -50,18 +51,35 @@ def test_a_precision_that_is_slow_is_said(gpus, monkeypatch, tmp_path):
     config = DistillConfig(dataset="synthetic", student="resnet8", method="none", epochs=1)
     for precision in ("auto", "bfloat16"):
         plan = run_plan(resolve(config.replace(precision=precision)), tmp_path, None)
-        assert ("bfloat16: a reason" in plan) == (precision == "bfloat16")
-    assert asked == [("auto", gpus > 0), ("bfloat16", gpus > 0)]
+        said = "bfloat16 (slower than auto: a reason)"
+        assert (said in plan) == (precision == "bfloat16")
+    assert asked == [("bfloat16", gpus > 0)]
 
 
 @pytest.mark.parametrize(("asked", "on_gpu"), [(0.0, False), ("auto", True)])
 def test_the_precision_of_a_study_is_that_of_its_trials(asked, on_gpu, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(plan_text, "describe_slowness", lambda _, *, on_gpu: seen.append(on_gpu))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(
+        plan_text, "planned_precision", lambda _, *, on_gpu: seen.append(on_gpu) or "float16"
+    )
     monkeypatch.setattr(plan_text.torch.cuda, "device_count", lambda: 1)
     config = DistillConfig(dataset="synthetic", student="resnet8", method="none", epochs=3)
     study = StudyConfig(
         distill=resolve(config), gpus_per_trial=asked, space={"lr": {"low": 0.01, "high": 0.1}}
     )
-    plan_text.study_plan(study, tmp_path)
+    plan = plan_text.study_plan(study, tmp_path)
     assert seen == [on_gpu]
+    line = "arithmetic float16 (auto), compile off (auto), deterministic in what is exported\n"
+    assert line in plan
+
+
+def test_a_long_run_on_a_gpu_is_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan_text.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(plan_text, "known_nodes", lambda: [(8, 2)])
+    long = resolve(
+        DistillConfig(dataset="synthetic", student="resnet8", method="none", epochs=99999)
+    )
+    for workers, compiled in ((None, "on"), (Workers(least=2, most=2, cpus=1, gpus=1.0), "off")):
+        plan = run_plan(long.replace(deterministic=False), tmp_path, None, workers)
+        assert f", compile {compiled} (auto), deterministic no\n" in plan

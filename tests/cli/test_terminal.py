@@ -40,7 +40,7 @@ def test_without_a_terminal_each_run_is_one_line() -> None:
     terminal, text = make()
     play(terminal)
     title, first, second, third = text.getvalue().splitlines()
-    assert title == "search: 3 run(s) of up to 9 epoch(s)"
+    assert title == "search: 3 runs of up to 9 epochs"
     assert first.startswith("[1/3] trial 0 complete at epoch 9/9  train_loss 1.0000  val_top1 50")
     assert "kd_weight=2.5  best val_top1 50.00% (trial 0)" in first
     assert second.startswith("[2/3] trial 1 stopped early at epoch 3/9")

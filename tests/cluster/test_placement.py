@@ -264,24 +264,24 @@ def test_plan_refusal_and_trials_know_the_same_nodes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cluster, "local_cpus", lambda: 8)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert cluster.known_nodes() == GPUS and cluster.with_gpus(config).gpus == 1.0
-    assert "4 trial(s) at once here: 1 worker(s) x 1 CPU, 1 GPU" in plan_text._at_once(config)
+    assert "4 trials at once here, each with 1 CPU and 1 GPU" in plan_text._at_once(config)
     assert plan_text._used(config) == (4, 4.0)
     hidden = config.replace(gpus_per_trial=0.0)
     assert plan_text._at_once(hidden) == (
-        "8 trial(s) at once here: 1 worker(s) x 1 CPU, no GPU (all are hidden, as asked)"
+        "8 trials at once here, each with 1 CPU and no GPU (all are hidden, as asked)"
     )
     monkeypatch.setenv(cluster.ADDRESS, "head:1")
     assert cluster.known_nodes() is None
     cluster.check_fits(config.replace(gpus_per_trial=64.0))
     assert plan_text._at_once(config) == (
-        "as many trials at once as fit on head:1: 1 worker(s) x 1 CPU, "
+        "as many trials at once as fit on head:1, each with 1 CPU and "
         "1 GPU (none if the cluster has none)"
     )
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(cluster, "live_nodes", lambda: nodes)
     assert cluster.known_nodes() == MIXED and cluster.with_gpus(config).gpus == 1.0
-    assert "2 trial(s) at once here" in plan_text._at_once(config)
-    with pytest.raises(UserError, match=r"2 worker\(s\) x 1 CPU\(s\) and 2 GPU\(s\), there are"):
+    assert "2 trials at once here" in plan_text._at_once(config)
+    with pytest.raises(UserError, match=r"1 CPU and 2 GPUs for each of 2 workers \(there are"):
         cluster.check_fits(config.replace(gpus_per_trial=2.0, workers_per_trial=2))
 
 
@@ -312,3 +312,22 @@ def test_a_ray_of_our_own_has_the_gpus_that_torch_can_use(monkeypatch: pytest.Mo
     with cluster.connected():
         pass
     assert seen == [3]
+
+
+def test_a_ray_whose_node_is_late_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def late(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.delenv(cluster.ADDRESS, raising=False)
+    monkeypatch.setattr(ray, "init", late)
+    with (
+        pytest.raises(UserError, match="run the same command again") as raised,
+        cluster.connected(),
+    ):
+        pass
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr(ray, "init", Mock(side_effect=RuntimeError("of ours")))
+    with pytest.raises(RuntimeError, match="of ours"), cluster.connected():
+        pass

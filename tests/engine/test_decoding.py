@@ -84,9 +84,23 @@ def test_the_plan_warns_of_a_student_that_waits(rate, pictures, monkeypatch, tmp
     for plan, threads in ((plan_text.study_plan(study, tmp_path), 2), (one, 16)):
         (line,) = (line for line in plan.splitlines() if line.startswith("decoding"))
         assert f" {threads} thread" in line
-        assert ("--decode-threads" in line) == (rate == 1.0)
-    assert asked == [8, 2], "measured with the threads that there are"
-    assert f"{2 * rate:,.0f} images/s" in one
+        assert ("it waits for pictures" in line) == (rate == 1.0)
+    assert asked == [4, 2], "no more than the cores that go with a worker's GPU"
+    assert f"16 threads of a worker on 4 cores: {rate:,.0f} images/s (measured)" in one
+
+
+def test_the_plan_says_what_it_has_not_measured(pictures, monkeypatch, tmp_path):
+    """Nodes elsewhere may have more cores than this machine."""
+    monkeypatch.setattr(plan_text, "local_cpus", lambda: 2)
+    monkeypatch.setattr(plan_text, "measure_decoding", lambda *_: 10.0)
+    workers = Workers(least=2, most=2, cpus=1, gpus=0.0)
+    for nodes, said in (
+        (None, "64 threads of a worker: 320 images/s (2 measured here, times 32); "),
+        ([(2, 0)], "64 threads of a worker on 1 core: 10 images/s (measured); "),
+    ):
+        monkeypatch.setattr(plan_text, "known_nodes", lambda nodes=nodes: nodes)
+        plan = plan_text.run_plan(pictures.replace(decode_threads=64), tmp_path, None, workers)
+        assert said in plan
 
 
 def test_images_of_one_size_are_not_measured(tmp_path):

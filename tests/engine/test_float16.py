@@ -14,7 +14,13 @@ import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.learner import Learner, make_optimizer
-from ekd_ray.engine.precision import autocast, describe_slowness, make_scaler, resolve_precision
+from ekd_ray.engine.precision import (
+    autocast,
+    describe_slowness,
+    make_scaler,
+    planned_precision,
+    resolve_precision,
+)
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.losses.objective import Objective
 
@@ -265,6 +271,10 @@ def test_auto_takes_what_a_gpu_has_in_hardware(name, monkeypatch):
     ):  # fmt: skip
         said = describe_slowness(precision, on_gpu=True)
         assert (said or "").startswith(name) if slow else said is None, precision
+    assert planned_precision("auto", on_gpu=True) == (expected if native else None), "they differ"
+    lines = "\n".join(lines.splitlines()[:2])
+    assert planned_precision("auto", on_gpu=True) == expected
+    assert not torch.cuda.is_initialized()
 
 
 def test_a_cpu_says_what_is_slow(monkeypatch):

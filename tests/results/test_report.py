@@ -12,15 +12,19 @@ import pytest
 import torch
 from report_studies import EVIL, SPACE, final, finished, predictions, searched, select
 
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import datasets
 from ekd_ray.engine import rundata
 from ekd_ray.engine.measure.metrics import expected_calibration_error
 from ekd_ray.engine.measure.uncertainty import aurc
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.results import Study
+from ekd_ray.results.leaderboard import Lead, Leaderboard, Row
+from ekd_ray.results.paired import Paired
 from ekd_ray.results.report import figures, script_json, write_report
 from ekd_ray.results.report.content import describe_parameters, gather, write_headline
 from ekd_ray.results.report.measures import correlation_gap, risk_over_coverage
+from ekd_ray.results.words import describe_lead
 from ekd_ray.studies import pipeline
 
 SECTIONS = ("certainty", "leaderboard", "curves-section", "parameters", "trade-off",
@@ -166,6 +170,17 @@ def test_a_champion_that_wins_is_named_and_what_is_not_settled_is_said(maker):
     text = " ".join(Elements(write_report(study).read_text(encoding="utf-8")).text)
     assert "Not settled: 3 seeds do not tell the winner from the next best, defaults (90 %" in text
     assert "authors' values (winner, also from other and trial 0)" in text
+
+
+@pytest.mark.parametrize(("n", "settled", "said"), [
+    (1, False, "1 seed does not tell"), (3, False, "3 seeds do not tell"),
+    (1, True, "1 seed tells"), (3, True, "3 seeds tell"),
+])  # fmt: skip
+def test_verb_and_number_agree(n, settled, said, monkeypatch):
+    lead = Lead(over="kd", difference=Paired(0.1, None, None, n), settled=settled)
+    monkeypatch.setattr(Leaderboard, "lead", lead)
+    rows = [Row(name=name, config=DistillConfig(), val=(0.5,)) for name in ("none", "kd")]
+    assert f": {said} the winner" in describe_lead(Leaderboard(rows, StudyConfig()))
 
 
 def test_few_trials_of_full_length_rank_no_parameter(maker):

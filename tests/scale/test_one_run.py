@@ -61,12 +61,16 @@ def test_room_for_the_least_number_is_enough():
     nodes = [(2.5, 1.0), (1.5, 0.0)]
     check_workers_fit(Workers(least=3, most=64, cpus=1, gpus=0.0), nodes)
     check_workers_fit(Workers(least=2, most=64, cpus=1, gpus=0.5), nodes)
-    with pytest.raises(UserError, match=r"4 worker\(s\) of 1 CPU.* there is room for 3; lower"):
+    with pytest.raises(
+        UserError, match=r"4 workers need 1 CPU.* 3 would fit .*: lower --workers\."
+    ):
         check_workers_fit(Workers(least=4, most=64, cpus=1, gpus=0.0), nodes)
-    with pytest.raises(UserError, match=r"2 GPU\(s\) each do not fit: there is room for 0"):
+    with pytest.raises(
+        UserError, match=r"the run needs 1 CPU and 2 GPUs \(there .*lower --gpus-per-"
+    ):
         check_workers_fit(Workers(least=1, most=1, cpus=1, gpus=2.0), nodes)
     # There are four CPUs in all, and no node has three of them.
-    with pytest.raises(UserError, match="room for 0"):
+    with pytest.raises(UserError, match=r"lower --cpus-per-trial\."):
         check_workers_fit(Workers(least=1, most=1, cpus=3, gpus=0.0), nodes)
 
 

@@ -29,10 +29,10 @@ from ekd_ray.results.words import (
     describe_teacher,
     duration,
     metric_name,
-    several,
     spread,
     value_text,
 )
+from ekd_ray.words import several
 
 REPORT = Path("report") / "index.html"
 FILTERS = (describe_teacher, duration, metric_name, row_label, several, short_name, spread,

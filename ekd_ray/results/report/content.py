@@ -32,16 +32,15 @@ from ekd_ray.results.words import (
     describe_win,
     duration,
     figure_text,
-    joined,
     label,
     metric_name,
     noun_of,
     percent,
     points,
-    several,
     spread,
     value_text,
 )
+from ekd_ray.words import joined, several
 
 
 @dataclass(frozen=True, kw_only=True)

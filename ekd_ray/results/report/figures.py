@@ -44,6 +44,7 @@ from ekd_ray.results.words import (
     points,
     value_text,
 )
+from ekd_ray.words import joined, several
 
 # One colour per role on the whole page, readable on white and on near-black.
 WINNER, KD, ALONE = "#2f6bde", "#d9820f", "#7d8a99"
@@ -397,10 +398,13 @@ def draw_learning_curves(content: Content) -> Iterator[Chart]:
                 x=epoch, y=1 - 0.06 * index, yref="paper", yanchor="top", xanchor="left",
                 text=f" {reached} {'to' if index else 'came to epoch'} {epoch}",
             )  # fmt: skip
+    where = "no rungs"
+    if rungs:
+        where = f"{'rung' if len(rungs) == 1 else 'rungs'} at epoch {joined([*map(str, rungs)])}"
     yield Chart(
         name="curves",
         title=f"{metric_name(metric).capitalize()} by epoch, one line a trial",
-        summary=f"{len(content.ended)} ended trials; rungs at epochs {rungs or 'none'}.",
+        summary=f"{several(len(content.ended), 'ended trial')}; {where}.",
         figure=figure,
         columns=("trial", "how it ended", "epochs", metric_name(metric)),
         rows=[

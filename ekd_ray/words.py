@@ -1,0 +1,23 @@
+"""Counts, lists and sizes as a sentence has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def several(count: float, noun: str) -> str:
+    """`1 trial`, `2 trials`, `0.25 GPUs`."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun}" if count == 1 else f"{number} {noun}s"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def size_text(size: float) -> str:
+    """Bytes: `2.30 GiB`, `4.1 MiB`."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
