@@ -134,7 +134,10 @@ def fill_plan(config: StudyConfig, seeds: Sequence[int], *, processes: int, thre
         threads: CPU threads of each process.
     """
     base, root = config.distill, config.data_root
-    rows = len(set(seeds)) * _views(base, root, final=False)
+    info, strong = dataset_info(base.dataset), method_of(base).strong_view
+    views = view_count(base.augment or info.view_scheme, base.view_pool) + base.view_pool * strong
+    drawn = len(set(seeds)) * _views(base, root, final=False)
+    rows = min(drawn, views * split_sizes(base, root)[0])
     share = _share(threads, config.gpus_per_trial, local_nodes())
     text = f"{processes} processes, each" if processes > 1 else "this process"
     lines = [

@@ -61,6 +61,7 @@ from ekd_ray.scale.tasks import compute_off_driver
 from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer, check_tracking
 from ekd_ray.scale.trainer import SCRATCH
+from ekd_ray.words import several
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 SOFTMAX_TEACHER = Path("teacher-softmax") / TEACHER.name
@@ -300,7 +301,8 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
             check_budget(config, nodes)
             slots, gpus = count_trials(config, nodes), describe_gpus(config.gpus_per_trial, nodes)
             observer.note(
-                f"resources  {slots} trial(s) at once on {len(nodes)} node(s), {gpus} each"
+                f"resources  {several(slots, 'trial')} at once on {several(len(nodes), 'node')}, "
+                f"{gpus} each"
             )
         config = with_gpus(config)
         check_visible(out)

@@ -57,6 +57,17 @@ def test_fill_then_a_run_asks_nothing(cache, teacher, monkeypatch):
     assert distill(config, threads=1).metrics["epoch"] == 2
 
 
+@pytest.mark.parametrize(("epochs", "rows"), [(2, 2 * 3 * 60), (1000, 60 * 81)])
+def test_a_dry_fill_counts_and_computes_nothing(cache, teacher, epochs, rows):
+    """60 training images have 81 views each."""
+    flags = ("--teacher-weights", teacher, "--seeds", "3,4,5", "--epochs", epochs, "--dry-run")
+    code, out, error = cache("fill", *RUN, *flags)
+    assert code == 0, error
+    assert f"rows       at most {rows:,}, those that 3 seeds will read" in out
+    assert json.loads(cache("fill", *RUN, *flags, "--json")[1])["epochs"] == epochs
+    assert not list(list_tables())
+
+
 def test_list_verify_and_remove(cache, teacher):
     assert cache("ls")[1].startswith("no tables")
     cache("fill", *RUN, "--teacher-weights", teacher)

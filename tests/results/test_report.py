@@ -177,7 +177,7 @@ def test_a_champion_that_wins_is_named_and_what_is_not_settled_is_said(maker):
     (1, True, "1 seed tells"), (3, True, "3 seeds tell"),
 ])  # fmt: skip
 def test_verb_and_number_agree(n, settled, said, monkeypatch):
-    lead = Lead(over="kd", difference=Paired(0.1, None, None, n), settled=settled)
+    lead = Lead(over="kd", difference=Paired(mean=0.1, low=None, high=None, n=n), settled=settled)
     monkeypatch.setattr(Leaderboard, "lead", lead)
     rows = [Row(name=name, config=DistillConfig(), val=(0.5,)) for name in ("none", "kd")]
     assert f": {said} the winner" in describe_lead(Leaderboard(rows, StudyConfig()))
