@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import join_cluster, print_plan
 from ekd_ray.cli.request import run_request
+from ekd_ray.config.phrases import size_text
 from ekd_ray.errors import UserError
-from ekd_ray.words import size_text
 
 if TYPE_CHECKING:
     from ekd_ray.engine.teacher.table import TableInfo

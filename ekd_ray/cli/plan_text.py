@@ -12,6 +12,7 @@ import torch
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
+from ekd_ray.config.phrases import several, size_text
 from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
 from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
 from ekd_ray.engine.compiling import wants_compilation
@@ -42,7 +43,6 @@ from ekd_ray.scale.cluster import (
 from ekd_ray.scale.confirm import baselines, champions
 from ekd_ray.scale.space import Space, first_points, known_prior
 from ekd_ray.scale.trainer import Workers
-from ekd_ray.words import several, size_text
 
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9

@@ -17,6 +17,7 @@ from ekd_ray.cli.terminal import (
     winner_settings,
 )
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.phrases import joined, several
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import mean_interval
@@ -37,7 +38,6 @@ from ekd_ray.results.words import (
     metric_name,
     value_text,
 )
-from ekd_ray.words import joined, several
 
 MOST_FAILURES = 10
 STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.method_settings import REGISTRY
+from ekd_ray.config.phrases import several
 from ekd_ray.config.targets import total_violation
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.results.leaderboard import Row, mean_sd
@@ -31,7 +32,6 @@ from ekd_ray.results.words import (
     short_spread,
     value_text,
 )
-from ekd_ray.words import several
 
 LIVE_ROWS = 16
 # Stages whose runs read the test split when their epochs are done.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from ekd_ray.config.phrases import several
 from ekd_ray.errors import UserError, unknown_name
-from ekd_ray.words import several
 
 CHOOSE_BY = ("val_nll", "val_top1", "val_aurc")  # directions stand in `targets.DIRECTIONS`
 SETTINGS = ("candidates", "seeds", "choose_by")

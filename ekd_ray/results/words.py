@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ekd_ray.config.phrases import several
 from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.paired import Paired
-from ekd_ray.words import several
 
 DASH = "\N{EN DASH}"  # where there is no value
 LABELS = {"none": "student alone", "kd": "KD", "ekd-softmax": "EKD, softmax teacher"}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.phrases import several
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.precision import local_cpus as local_cpus
 from ekd_ray.errors import UserError
@@ -25,7 +26,6 @@ from ekd_ray.scale.ray_private import (
     loopback_only,
     notices_on_stderr,
 )
-from ekd_ray.words import several
 
 # Tune's own tables and per-trial loggers are switched off: a study has its own.
 ENVIRONMENT = {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from ekd_ray.config.phrases import several
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
@@ -26,7 +27,6 @@ from ekd_ray.scale.cluster import (
 )
 from ekd_ray.scale.trainer import SCRATCH, Workers, fit_group
 from ekd_ray.scale.worker import RUN, TrainOptions, train_run
-from ekd_ray.words import several
 
 # Starts of the worker group after its first, each from the newest checkpoint.
 RESTARTS = 3

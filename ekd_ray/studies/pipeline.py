@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY
+from ekd_ray.config.phrases import several
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.gpu_share import share_of_gpu
@@ -61,7 +62,6 @@ from ekd_ray.scale.tasks import compute_off_driver
 from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer, check_tracking
 from ekd_ray.scale.trainer import SCRATCH
-from ekd_ray.words import several
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 SOFTMAX_TEACHER = Path("teacher-softmax") / TEACHER.name

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray import __version__
+from ekd_ray.config.phrases import several
 from ekd_ray.data import short_name
 from ekd_ray.files import write_text
 from ekd_ray.results.records import milestone_epochs
@@ -32,7 +33,6 @@ from ekd_ray.results.words import (
     spread,
     value_text,
 )
-from ekd_ray.words import several
 
 REPORT = Path("report") / "index.html"
 FILTERS = (describe_teacher, duration, metric_name, row_label, several, short_name, spread,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.phrases import joined, several
 from ekd_ray.data import short_name
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
@@ -40,7 +41,6 @@ from ekd_ray.results.words import (
     spread,
     value_text,
 )
-from ekd_ray.words import joined, several
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
+from ekd_ray.config.phrases import joined, several
 from ekd_ray.config.targets import (
     DIRECTIONS,
     as_loss,
@@ -44,7 +45,6 @@ from ekd_ray.results.words import (
     points,
     value_text,
 )
-from ekd_ray.words import joined, several
 
 # One colour per role on the whole page, readable on white and on near-black.
 WINNER, KD, ALONE = "#2f6bde", "#d9820f", "#7d8a99"
