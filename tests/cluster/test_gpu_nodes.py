@@ -35,6 +35,7 @@ def seen(found: dict[str, Any], asked: str, kind: str) -> set[tuple[str, str]]:
     return {(place["node"], place["visible"]) for place in found[asked][kind]}
 
 
+@pytest.mark.slow  # test_placement.py has the rules
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["trials", "fills"])
@@ -46,6 +47,7 @@ def test_trials_and_fills_run_where_the_gpus_are_each_with_its_own(
     assert seen(found, "0.0", kind) == {(gpu, ""), (cpu, "")}, "hidden from all"
 
 
+@pytest.mark.slow  # test_placement.py has the rules
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_process_that_fills_on_a_gpu_ends_with_its_part(found: dict[str, Any]) -> None:
@@ -57,6 +59,7 @@ def test_a_process_that_fills_on_a_gpu_ends_with_its_part(found: dict[str, Any])
     assert len(set(processes["0.0"])) < len(processes["0.0"])
 
 
+@pytest.mark.slow  # test_placement.py has the rules
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_what_precedes_the_trials_runs_on_a_gpu_and_not_in_the_driver(

@@ -85,6 +85,7 @@ def test_a_method_is_one_graph_over_all_epochs(method, ramped, backend, no_warni
     assert_near(found, expected, weights)
 
 
+@pytest.mark.slow  # the tests above have the program, this one what a compiler makes of it
 @needs_compiler
 @pytest.mark.timeout(600)
 def test_a_compiled_run_is_the_run(ramped, no_warning):

@@ -14,6 +14,7 @@ def test_cores_go_with_gpus(node, gpus, cores):
     assert cluster.cores_of_share(node, gpus) == cores
 
 
+@pytest.mark.slow  # the shares are tested above
 @pytest.mark.ray
 def test_a_process_knows_its_cores():
     assert cluster.own_cores() is None

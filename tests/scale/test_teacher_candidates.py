@@ -193,6 +193,7 @@ def test_the_trainings_share_the_cpus_of_this_machine(monkeypatch: pytest.Monkey
     assert found.cpus_per_trial == 4
 
 
+@pytest.mark.slow  # tests/studies/test_pipeline.py has one candidate, the tests above the choice
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_candidates_under_ray(tmp_path: Path) -> None:
