@@ -38,6 +38,7 @@ def find_listening() -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow  # test_s3.py has the store, test_mirror.py what is copied when
 def test_a_study_at_a_uri_is_resumed_elsewhere(s3, tmp_path, monkeypatch, launch) -> None:
     listening, upload = {}, Mirror.upload
 

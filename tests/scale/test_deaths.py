@@ -132,6 +132,7 @@ def test_a_trial_has_one_process_to_spare_and_its_reason(
     assert trial.user_attrs.get("reason") == record.reason
 
 
+@pytest.mark.slow  # tests/engine/test_rank_curves.py has the workers
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_trial_of_two_workers_runs_nested(one_ray: None, tmp_path: Path) -> None:
