@@ -141,9 +141,10 @@ def _fill(args: argparse.Namespace) -> int:
     cpus = local_cpus()
     gpus: Gpus = "auto" if args.gpus_per_trial is None else args.gpus_per_trial
     study = StudyConfig(distill=config, data_root=request.data_root, gpus_per_trial=gpus)
-    slots = count_trials(study, local_nodes())
+    nodes = local_nodes()
+    slots = count_trials(study, nodes)
     check_fits(study)
-    share = gpus_per_worker(study.gpus_per_trial, local_nodes())
+    share = gpus_per_worker(study.gpus_per_trial, nodes)
     apart = share > 0 and slots > 1
     processes = slots if apart else 1
     threads = max(1, (args.threads or cpus) // processes)

@@ -54,10 +54,9 @@ def arithmetic(*, deterministic: bool) -> Iterator[None]:
         # Nothing here reads memory that nobody wrote.
         (torch.utils.deterministic, "fill_uninitialized_memory", False),
     ]  # fmt: skip
-    before = [(part, name, getattr(part, name)) for part, name, _ in settings]
     try:
-        _assign(settings)
-        with deterministic_only() if deterministic else contextlib.nullcontext():
+        allowed = deterministic_only() if deterministic else contextlib.nullcontext()
+        with _assigned(settings), allowed:
             yield
     except RuntimeError as error:
         if _REFUSAL not in str(error):
@@ -66,25 +65,25 @@ def arithmetic(*, deterministic: bool) -> Iterator[None]:
         raise NotDeterministic(
             f"{reason}: set deterministic to false, or choose another network or loss."
         ) from error
-    finally:
-        _assign(before)
 
 
-def _assign(settings: list[tuple[Any, str, Any]]) -> None:
-    for part, name, value in settings:
-        setattr(part, name, value)
+def fixed_convolutions() -> contextlib.AbstractContextManager[None]:
+    """Let cuDNN take, for each shape, one deterministic algorithm that it does not measure."""
+    cudnn = torch.backends.cudnn
+    return _assigned([(cudnn, "deterministic", True), (cudnn, "benchmark", False)])
 
 
 @contextlib.contextmanager
-def fixed_convolutions() -> Iterator[None]:
-    """Let cuDNN take, for each shape, one deterministic algorithm that it does not measure."""
-    cudnn: Any = torch.backends.cudnn
-    before = (cudnn.deterministic, cudnn.benchmark)
-    cudnn.deterministic, cudnn.benchmark = True, False
+def _assigned(settings: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Give attributes of torch's modules other values, and their own again afterwards."""
+    before = [(part, name, getattr(part, name)) for part, name, _ in settings]
     try:
+        for part, name, value in settings:
+            setattr(part, name, value)
         yield
     finally:
-        cudnn.deterministic, cudnn.benchmark = before
+        for part, name, value in before:
+            setattr(part, name, value)
 
 
 def decide_determinism(

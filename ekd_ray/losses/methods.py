@@ -62,7 +62,7 @@ class Outputs:
     method: Method
 
     def sum_over_views(self, mean: Tensor) -> Tensor:
-        """What the means of the views sum to, from the mean over the batch of all of them."""
+        """The sum of the views' means, from the mean over the batch of all of them."""
         return 2 * mean if self.method.strong_view else mean
 
 

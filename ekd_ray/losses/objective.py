@@ -64,7 +64,7 @@ class Objective(nn.Module):
         return float(self.log_prior.detach()) if self.method.evidential else None
 
     def factors(self, epoch: int) -> Tensor:
-        """What a step takes from the host, float32 [F] on the objective's device.
+        """The numbers that a step takes from the host, float32 [F] on the objective's device.
 
         The epoch (from 1), the weight of each term in it, ramps included, and the method's real
         settings: tensors, so that a step that is compiled once serves all epochs and trials.
