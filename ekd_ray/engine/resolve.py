@@ -14,6 +14,7 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY
+from ekd_ray.config.plugins import LIBRARIES, check_stamps, load_installed, stamps_of
 from ekd_ray.data import (
     DatasetInfo,
     check_dataset,
@@ -25,7 +26,15 @@ from ekd_ray.data import (
 )
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method
-from ekd_ray.models import WeightsMetadata, build_model, model_names, read_metadata
+from ekd_ray.models import (
+    ALIASES,
+    WeightsMetadata,
+    build_model,
+    is_own_model,
+    load_weights,
+    model_normalization,
+    read_metadata,
+)
 
 Triple = tuple[float, float, float]
 
@@ -84,6 +93,7 @@ def resolve(
         UserError: anything that would stop the run later, in one sentence.
     """
     config = resolve_method(config)
+    config = config.replace(plugins=_used_plugins(config))
     info = dataset_info(config.dataset)
     config = config.replace(
         augment=config.augment or info.view_scheme,
@@ -108,6 +118,19 @@ def resolve(
             config = config.replace(**_resolve_priors(config, None))
     _check_sizes(config, info, data_root)
     return config
+
+
+def _used_plugins(config: DistillConfig) -> tuple[str, ...]:
+    """The stamps of the plugins that a configuration names, and of those that its parts are of."""
+    load_installed()
+    parts = {
+        "model": (config.student, config.teacher),
+        "dataset": (config.dataset, config.ood_dataset),
+        "method": (config.method,),
+    }
+    check_stamps(config.plugins)
+    used = stamps_of((kind, name) for kind, names in parts.items() for name in names)
+    return tuple(sorted({*config.plugins, *used}))
 
 
 def check_compiler() -> None:
@@ -194,7 +217,10 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
             f"teacher_top must be < {num_classes}, the classes of {config.dataset}, got "
             f"{config.teacher_top}: leave it out to keep every logit."
         )
-    weights = read_metadata(config.teacher_weights)
+    if _is_of_library(config.teacher) or is_own_model(config.teacher):
+        weights = read_metadata(config.teacher_weights)
+    else:  # of a plugin: only the network itself says what its weights look like
+        weights = load_weights(build_model(config.teacher, num_classes), config.teacher_weights)
     _check_teacher(config, weights, num_classes)
     given = config.teacher_normalization
     own = _own_normalization(config, weights) if given is None else parse_normalization(given)
@@ -236,6 +262,8 @@ def _stated_normalization(weights: WeightsMetadata) -> Normalization | None:
 def _own_normalization(config: DistillConfig, weights: WeightsMetadata) -> Normalization:
     if stated := _stated_normalization(weights):
         return stated
+    if registered := model_normalization(str(config.teacher)):
+        return parse_normalization(registered)
     raise UserError(
         f"{config.teacher_weights} does not say how its images were normalised: give "
         f"--teacher-normalization ({', '.join(NORMALIZATIONS)} or 'm,m,m/s,s,s')."
@@ -254,7 +282,7 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
             f"{path} holds a {weights.model!r}, not a {config.teacher!r}: "
             f"give --teacher {weights.model}."
         )
-    if weights.model is None and config.teacher in model_names():
+    if weights.model is None and is_own_model(str(config.teacher)):
         raise UserError(
             f"{path} holds no {config.teacher!r}, nor any other model of the zoo: give its weights."
         )
@@ -263,6 +291,11 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
             f"{path} is not the teacher of this configuration: its SHA-256 must be "
             f"{config.teacher_sha256}, got {weights.sha256}."
         )
+
+
+def _is_of_library(name: str) -> bool:
+    """Whether torchvision or timm builds the model."""
+    return ALIASES.get(name, name).partition(":")[0] in LIBRARIES
 
 
 @functools.lru_cache(maxsize=64)
@@ -274,7 +307,7 @@ def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
     """
     # Those of libraries may be large, and take no memory on `meta`. What is done there imports
     # torch's tracer, 2 s and 80 MB in every process, as the libraries do anyway; our own are small.
-    device = "cpu" if name in model_names() else "meta"
+    device = "meta" if _is_of_library(name) else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = build_model(name, num_classes).eval()
     try:
