@@ -139,28 +139,29 @@ def load_named(stamps: Iterable[str], folder: Path, *, named_by: Path) -> None:
     Raises:
         UserError: the user has not allowed it, or the source is lost or another one.
     """
-    missing = [stamp for stamp in stamps if not _is_loaded(stamp)]
-    if missing:
-        load_installed()
-    for stamp in missing:
-        if _is_loaded(stamp):
-            continue
-        name, _, digest = stamp.partition("@")
+    if all(map(_is_loaded, stamps)):
+        return
+    load_installed()
+    missing = dict(stamp.split("@", 1) for stamp in stamps if not _is_loaded(stamp))
+    for name, digest in missing.items():
         if known := _loaded.get(name):
             raise UserError(
                 f"{named_by} was made with another {name} (SHA-256 {digest[:12]}...) than "
-                f"{known.origin} ({known.sha256[:12]}...): give the one that it was made with, or "
-                "--trust-plugins alone for the copy that lies beside it."
+                f"{known.origin} ({known.sha256[:12]}...): give the one that it was made with."
             )
-        _require_trust([name], named_by)
-        files = _read_sources(folder, name)
-        found = Plugin.of_files(name, files, str(folder)) if files else _find_module(name)
-        if found.sha256 != digest:
+    files = {name: folder / f"{name}.py" for name in missing}
+    _require_trust([str(f) if f.is_file() else name for name, f in files.items()], named_by)
+    found = []
+    for name, digest in missing.items():
+        sources = _read_sources(folder, name)
+        found += [Plugin.of_files(name, sources, str(folder)) if sources else _find_module(name)]
+        if found[-1].sha256 != digest:
             raise UserError(
                 f"the plugin {name} of {named_by} must have the SHA-256 {digest}, got "
-                f"{found.sha256} ({found.origin}): it is not the code that this was made with."
+                f"{found[-1].sha256} ({found[-1].origin}): it is not the code that this was made "
+                "with."
             )
-        _load(found)
+    _load_all(found)
 
 
 def load_references(references: Iterable[str], *, named_by: Path) -> list[Plugin]:
@@ -184,7 +185,7 @@ def _require_trust(names: list[str], named_by: Path) -> None:
     listed, given = ", ".join(names), " ".join(f"--plugin {name}" for name in names)
     raise UserError(
         f"{named_by} names code that is not ekd_ray's own and would be run ({listed}): read it, "
-        f"then give {given}, or --trust-plugins for all that files name."
+        f"then give {given}, or --trust-plugins (in Python trust_plugins=True) for all of it."
     )
 
 
@@ -231,6 +232,16 @@ def registers(
         return note
 
     return decorate
+
+
+@contextlib.contextmanager
+def given_in_python() -> Iterator[None]:
+    """What is registered inside has no source of its own, and is pickled by value."""
+    _importing.append(MAIN)
+    try:
+        yield
+    finally:
+        _importing.pop()
 
 
 def stamps_of(parts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
@@ -339,9 +350,7 @@ class LoadedPlugins:
 
 
 def _receive(plugins: Iterable[Plugin]) -> LoadedPlugins:
-    for plugin in plugins:
-        if plugin.name not in _loaded:
-            _load(plugin)
+    _load_all(plugin for plugin in plugins if plugin.name not in _loaded)
     return LoadedPlugins()
 
 
@@ -405,6 +414,16 @@ def _find_module(name: str) -> Plugin:
     if not files:
         raise UserError(f"the module {top!r} has no source: give the plugin as a FILE.py.")
     return Plugin.of_files(name, files, str(folder))
+
+
+def _load_all(plugins: Iterable[Plugin]) -> None:
+    """Import plugins, which may import each other."""
+    plugins = list(plugins)
+    for plugin in plugins:
+        if not _is_importable(plugin):
+            _finder.add(plugin)
+    for plugin in plugins:
+        _load(plugin)
 
 
 def _load(plugin: Plugin) -> Plugin:

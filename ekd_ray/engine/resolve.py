@@ -14,7 +14,7 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY
-from ekd_ray.config.plugins import LIBRARIES, check_stamps, load_installed, stamps_of
+from ekd_ray.config.plugins import check_stamps, load_installed, stamps_of
 from ekd_ray.data import (
     DatasetInfo,
     check_dataset,
@@ -27,9 +27,9 @@ from ekd_ray.data import (
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method
 from ekd_ray.models import (
-    ALIASES,
     WeightsMetadata,
     build_model,
+    is_of_library,
     is_own_model,
     load_weights,
     model_normalization,
@@ -217,7 +217,7 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
             f"teacher_top must be < {num_classes}, the classes of {config.dataset}, got "
             f"{config.teacher_top}: leave it out to keep every logit."
         )
-    if _is_of_library(config.teacher) or is_own_model(config.teacher):
+    if is_of_library(config.teacher) or is_own_model(config.teacher):
         weights = read_metadata(config.teacher_weights)
     else:  # of a plugin: only the network itself says what its weights look like
         weights = load_weights(build_model(config.teacher, num_classes), config.teacher_weights)
@@ -293,11 +293,6 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
         )
 
 
-def _is_of_library(name: str) -> bool:
-    """Whether torchvision or timm builds the model."""
-    return ALIASES.get(name, name).partition(":")[0] in LIBRARIES
-
-
 @functools.lru_cache(maxsize=64)
 def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
     """Build the model and show it one image; `setting` names the size's setting.
@@ -307,18 +302,24 @@ def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
     """
     # Those of libraries may be large, and take no memory on `meta`. What is done there imports
     # torch's tracer, 2 s and 80 MB in every process, as the libraries do anyway; our own are small.
-    device = "meta" if _is_of_library(name) else "cpu"
+    device = "meta" if is_of_library(name) else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = build_model(name, num_classes).eval()
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 3, size, size, device=device))
+            logits = model(torch.zeros(1, 3, size, size, device=device))
     except Exception as error:  # each library refuses a size in its own way
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(
             f"{name} does not take images of {size} x {size} pixels ({reason}): set {setting}, "
             "224 for most models of torchvision and timm."
         ) from None
+    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != [1, num_classes]:
+        raise UserError(
+            f"{name} must give logits of shape [B, {num_classes}], one for each class, got {shape} "
+            "for one image."
+        )
 
 
 def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:

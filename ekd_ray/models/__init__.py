@@ -10,6 +10,7 @@ from ekd_ray.models.weights import WeightsMetadata, load_weights, read_metadata,
 from ekd_ray.models.zoo import (
     ALIASES,
     build_model,
+    is_of_library,
     is_own_model,
     model_names,
     model_normalization,
@@ -19,6 +20,7 @@ from ekd_ray.models.zoo import (
 __all__ = [
     "build_model",
     "model_names",
+    "is_of_library",
     "is_own_model",
     "model_normalization",
     "register_model",

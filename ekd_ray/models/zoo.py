@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ekd_ray.config.plugins import load_installed, module_of_model, registers
+from ekd_ray.config.plugins import LIBRARIES, load_installed, module_of_model, registers
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.models.mobilenetv2 import MobileNetV2
 from ekd_ray.models.pvt import PvtTiny
@@ -93,6 +93,11 @@ def register_model(name: str, build: Builder, *, normalization: str | None = Non
 def is_own_model(name: str) -> bool:
     """Whether a model is of this package, so that its weights are known by their shapes."""
     return name in MODELS
+
+
+def is_of_library(name: str) -> bool:
+    """Whether torchvision or timm builds a model, which may be large."""
+    return ALIASES.get(name, name).partition(":")[0] in LIBRARIES
 
 
 def model_normalization(name: str) -> str | None:
