@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ekd_ray.config import method_settings
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
-from ekd_ray.config.plugins import SOURCES, load_named
+from ekd_ray.config.plugins import SOURCES, check_stamps, load_named
 from ekd_ray.config.settings import COUNTS, Settings, setting
 from ekd_ray.config.yaml_files import YamlFile
 from ekd_ray.errors import UserError
@@ -135,6 +135,7 @@ class DistillConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_stamps(self.plugins)
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             got = list(self.lr_milestones)
             raise UserError(

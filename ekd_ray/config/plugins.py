@@ -22,7 +22,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -31,6 +31,7 @@ from ekd_ray.files import write_text
 
 ENTRY_POINTS = "ekd_ray.plugins"
 SOURCES = "plugins"  # the folder of their sources, in a study or a bundle
+_STAMP = re.compile(r"[\w.]+@[0-9a-f]{64}")
 MAIN = "__main__"  # a script or a notebook, which no other process can import
 # Of a package with more source than that only the hash travels: it must be installed everywhere.
 LARGEST = 2_000_000
@@ -63,10 +64,7 @@ class Plugin:
         digest = hashlib.sha256()
         for path, text in sorted(files.items()):
             digest.update(f"{path}\0{len(text)}\0{text}".encode())
-        large = sum(map(len, files.values())) > LARGEST
-        return cls(
-            name=name, files=None if large else files, sha256=digest.hexdigest(), origin=origin
-        )
+        return cls(name=name, files=files, sha256=digest.hexdigest(), origin=origin)
 
     @property
     def stamp(self) -> str:
@@ -139,6 +137,7 @@ def load_named(stamps: Iterable[str], folder: Path, *, named_by: Path) -> None:
     Raises:
         UserError: the user has not allowed it, or the source is lost or another one.
     """
+    check_stamps(stamps)
     if all(map(_is_loaded, stamps)):
         return
     load_installed()
@@ -260,7 +259,18 @@ def stamps_of(parts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def check_stamps(stamps: Iterable[str]) -> None:
+def check_stamps(stamps: Any) -> None:
+    """Raise `UserError` unless these are stamps of plugins."""
+    listed = isinstance(stamps, list | tuple) and all(isinstance(stamp, str) for stamp in stamps)
+    if not (listed and all(map(_STAMP.fullmatch, stamps))):
+        got = stamps if not listed else next(s for s in stamps if not _STAMP.fullmatch(s))
+        raise UserError(
+            f"plugins of a run are listed as NAME@SHA256, got {got!r}: give --plugin NAME.",
+            keys=("plugins",),
+        )
+
+
+def check_loaded(stamps: Iterable[str]) -> None:
     """Raise `UserError` unless what is loaded is what these stamps name."""
     for stamp in stamps:
         if not _is_loaded(stamp):
@@ -413,7 +423,8 @@ def _find_module(name: str) -> Plugin:
     files = _read_sources(folder, top) if places else {}
     if not files:
         raise UserError(f"the module {top!r} has no source: give the plugin as a FILE.py.")
-    return Plugin.of_files(name, files, str(folder))
+    found = Plugin.of_files(name, files, str(folder))
+    return replace(found, files=None) if sum(map(len, files.values())) > LARGEST else found
 
 
 def _load_all(plugins: Iterable[Plugin]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY
-from ekd_ray.config.plugins import check_stamps, load_installed, stamps_of
+from ekd_ray.config.plugins import check_loaded, load_installed, stamps_of
 from ekd_ray.data import (
     DatasetInfo,
     check_dataset,
@@ -128,7 +128,7 @@ def _used_plugins(config: DistillConfig) -> tuple[str, ...]:
         "dataset": (config.dataset, config.ood_dataset),
         "method": (config.method,),
     }
-    check_stamps(config.plugins)
+    check_loaded(config.plugins)
     used = stamps_of((kind, name) for kind, names in parts.items() for name in names)
     return tuple(sorted({*config.plugins, *used}))
 

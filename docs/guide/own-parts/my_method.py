@@ -4,8 +4,16 @@ import torch
 from torch import Tensor
 
 import ekd_ray as ekd
-from ekd_ray.losses import CROSS_ENTROPY, KD_CE_WEIGHT, KD_WEIGHT, TEMPERATURE
-from ekd_ray.losses import Method, MethodSetting, Outputs, Term
+from ekd_ray.losses import (
+    CROSS_ENTROPY,
+    KD_CE_WEIGHT,
+    KD_WEIGHT,
+    TEMPERATURE,
+    Method,
+    MethodSetting,
+    Outputs,
+    Term,
+)
 
 
 def jsd_loss(out: Outputs) -> dict[str, Tensor]:
