@@ -154,8 +154,7 @@ def _load_plugins(file: YamlFile) -> set[str]:
         model = distill.get(side) if isinstance(distill, Mapping) else None
         if isinstance(model, str) and (module := module_in_name(model)):
             named = [*named, module]
-    with file.locate_errors():
-        return {plugin.stamp for plugin in load_references(named, named_by=file.path)}
+    return {plugin.stamp for plugin in load_references(named, named_by=file.path)}
 
 
 def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
