@@ -9,6 +9,10 @@ from pathlib import Path
 from ekd_ray.cli import flags
 
 
+EXAMPLES = ("ekd-ray report runs/quickstart",)
+FIRST = ("--out",)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a study")
     parser.add_argument("--out", metavar="FILE", help="where to (RUN/report/index.html)")

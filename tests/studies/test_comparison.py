@@ -121,8 +121,9 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
         ("trial 3", kd, (0.66, 0.68)), ("none", longer, (0.55, 0.55)),
     ])  # fmt: skip
     write_study(tmp_path / "c-d" / "ekd", [("trial 3", ekd, (0.7, 0.7)), ("kd", kd, (0.6,))])
-    names = ["a-b/ekd", "a-b/mlkd", "c-d/ekd", "c-d/mlkd"]
-    cells = collect_cells(tmp_path, names, {"c-d/mlkd": "every trial failed"})
+    places = [("a-b", "ekd"), ("a-b", "mlkd"), ("c-d", "ekd")]
+    studies = {place: Study.load(tmp_path.joinpath(*place)) for place in places}
+    cells = collect_cells({**studies, ("c-d", "mlkd"): "every trial failed"})
     found = {(cell.row, cell.pair): cell.text() for cell in cells}
     assert found == {
         ("ekd, searched", "a-b"): "61.00 ± 1.41",
