@@ -74,7 +74,9 @@ def add_run_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
 
 def add_pair(group: argparse._ArgumentGroup) -> None:
     """Flags that name a teacher, a student and a method."""
-    group.add_argument("--pair", metavar="T-S", help="T-S pair that has a recipe, see ekd-ray space list")
+    group.add_argument(
+        "--pair", metavar="T-S", help="T-S pair that has a recipe, see ekd-ray space list"
+    )
     add_setting(group, "teacher")
     add_setting(group, "student")
     add_setting(group, "teacher_weights", metavar="FILE")

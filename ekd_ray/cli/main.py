@@ -131,12 +131,13 @@ def _fill(parser: HelpParser, name: str, **defaults: object) -> HelpParser:
     command.add_arguments(parser)
     parser.set_defaults(**defaults)
     parser.examples = command.EXAMPLES
-    for inner in (parser, *_inner_parsers(parser)):
+    for inner in (parser, *inner_parsers(parser)):
         inner.first = command.FIRST
     return parser
 
 
-def _inner_parsers(parser: HelpParser) -> list[HelpParser]:
+def inner_parsers(parser: HelpParser) -> list[HelpParser]:
+    """Those of a command's own commands, as of `cache fill`."""
     subparsers = [a for a in all_actions(parser) if isinstance(a, argparse._SubParsersAction)]
     return [inner for action in subparsers for inner in action.choices.values()]
 
@@ -153,7 +154,7 @@ def _answer(flag: str) -> int:
         print(overview())
         for name in COMMANDS:
             parser = command_parser(name)
-            for inner in (parser, *_inner_parsers(parser)):
+            for inner in (parser, *inner_parsers(parser)):
                 print(f"\n{inner.format_help_all()}", end="")
     else:
         raise UserError(f"{flag} needs a command before it: ekd-ray COMMAND {flag}.")

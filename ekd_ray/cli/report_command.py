@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ekd_ray.cli import flags
 
-
 EXAMPLES = ("ekd-ray report runs/quickstart",)
 FIRST = ("--out",)
 

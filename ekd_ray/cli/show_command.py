@@ -7,7 +7,6 @@ import argparse
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json
 
-
 EXAMPLES = (
     "ekd-ray show runs/quickstart",
     "ekd-ray show runs/second --compare runs/first",

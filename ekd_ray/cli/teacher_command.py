@@ -8,7 +8,6 @@ from ekd_ray.cli import flags
 from ekd_ray.cli.request import teacher_request
 from ekd_ray.config.candidates import CHOOSE_BY
 
-
 EXAMPLES = (
     "ekd-ray train-teacher --dataset digits --model resnet20 --evidential --epochs 12",
     "ekd-ray train-teacher --model resnet56 --evidential --data-root data --candidates 3",
