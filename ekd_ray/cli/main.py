@@ -131,15 +131,15 @@ def _fill(parser: HelpParser, name: str, **defaults: object) -> HelpParser:
     command.add_arguments(parser)
     parser.set_defaults(**defaults)
     parser.examples = command.EXAMPLES
-    for inner in (parser, *inner_parsers(parser)):
+    for inner in all_parsers(parser):
         inner.first = command.FIRST
     return parser
 
 
-def inner_parsers(parser: HelpParser) -> list[HelpParser]:
-    """Those of a command's own commands, as of `cache fill`."""
+def all_parsers(parser: HelpParser) -> list[HelpParser]:
+    """A command's parser, then those of its own commands, as of `cache fill`."""
     subparsers = [a for a in all_actions(parser) if isinstance(a, argparse._SubParsersAction)]
-    return [inner for action in subparsers for inner in action.choices.values()]
+    return [parser, *(inner for action in subparsers for inner in action.choices.values())]
 
 
 def _answer(flag: str) -> int:
@@ -153,8 +153,7 @@ def _answer(flag: str) -> int:
     elif flag == "--help-all":
         print(overview())
         for name in COMMANDS:
-            parser = command_parser(name)
-            for inner in (parser, *inner_parsers(parser)):
+            for inner in all_parsers(command_parser(name)):
                 print(f"\n{inner.format_help_all()}", end="")
     else:
         raise UserError(f"{flag} needs a command before it: ekd-ray COMMAND {flag}.")

@@ -16,7 +16,7 @@ from ekd_ray.errors import UserError
 PARSERS = {
     parser.prog: parser
     for name in main.COMMANDS
-    for parser in (whole := main.command_parser(name), *main.inner_parsers(whole))
+    for parser in main.all_parsers(main.command_parser(name))
 }
 
 
@@ -58,7 +58,7 @@ def test_every_example_is_legal_and_every_first_flag_is_one(name: str) -> None:
         program, own, *arguments = shlex.split(example)
         assert (program, own) == ("ekd-ray", name)
         parser.read(arguments)
-    known = {f for p in (parser, *main.inner_parsers(parser)) for a in p._actions
+    known = {f for p in main.all_parsers(parser) for a in p._actions
              for f in a.option_strings}  # fmt: skip
     assert set(parser.first) <= known
 
