@@ -162,11 +162,12 @@ def _answer(flag: str) -> int:
 
 def overview() -> str:
     """The help of `ekd-ray`: examples, and the commands by what they are for."""
-    lines = ["usage: ekd-ray COMMAND [flags]      (ekd-ray COMMAND --help, --help-all, --version)"]
+    lines = ["usage: ekd-ray COMMAND [flags]"]
     lines += ["", *(f"  {example}" for example in _EXAMPLES), ""]
     for title, commands in GROUPS.items():
         for index, (name, (_, text)) in enumerate(commands.items()):
             lines.append(f"{title if index == 0 else '':9s}{name:15s}{text}")
+    lines += ["", "ekd-ray COMMAND --help shows what one needs first, --help-all all flags."]
     return "\n".join(lines)
 
 
