@@ -32,7 +32,7 @@ def parser_of(launcher: Path) -> HelpParser:
     """The parser that a launcher builds."""
     with mock.patch.object(main, "main") as called:
         runpy.run_path(str(launcher), run_name="__main__")
-    return main.command_parser(*called.call_args.args, **called.call_args.kwargs)
+    return main.command_parser(*called.call_args.args, defaults=called.call_args.kwargs)
 
 
 def run_here(name: str, *argv: object) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 import argcomplete
+from argcomplete.completers import FilesCompleter
 
 from ekd_ray.cli.help_text import all_actions
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -44,7 +45,7 @@ def method_names() -> list[str]:
 
 def _recipes(prefix: str, **_: object) -> list[str]:
     """The recipes by name, and files."""
-    return [*list_recipes(), *argcomplete.FilesCompleter(("yaml", "yml"))(prefix)]
+    return [*list_recipes(), *FilesCompleter(("yaml", "yml"))(prefix)]
 
 
 def _pairs(args: argparse.Namespace) -> list[str]:

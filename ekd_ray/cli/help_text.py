@@ -25,8 +25,8 @@ class HelpParser(argparse.ArgumentParser):
     examples: Sequence[str] = ()
     first: Sequence[str] = ()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, add_help=False, **kwargs)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "add_help": False})
         group = self.add_argument_group("help")
         group.add_argument("-h", "--help", action="help", help="what one needs first")
         group.add_argument("--help-all", action=_HelpAll, help="all flags")

@@ -13,10 +13,10 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from ekd_ray.cli.help_text import HelpParser, all_actions
 from ekd_ray.errors import Interrupted, UserError, disk_full_error, unknown_name
@@ -91,7 +91,7 @@ def run_command(argv: Sequence[str], name: str | None, **defaults: object) -> in
     if "_ARGCOMPLETE" in os.environ:
         from ekd_ray.cli.completion import complete  # needs argcomplete, an extra
 
-        complete(root_parser() if name is None else command_parser(name, **defaults))
+        complete(root_parser() if name is None else command_parser(name, defaults=defaults))
     if name is not None:
         prog = Path(sys.argv[0]).name
     else:
@@ -99,7 +99,7 @@ def run_command(argv: Sequence[str], name: str | None, **defaults: object) -> in
             return _answer(argv[0] if argv else "--help")
         name, *argv = argv
         prog = f"ekd-ray {name}"
-    args = command_parser(name, prog, **defaults).read(argv)
+    args = command_parser(name, prog, defaults).read(argv)
     return load_command(name).run(args)
 
 
@@ -107,13 +107,17 @@ def load_command(name: str) -> Command:
     """The module of a command; `UserError` for an unknown name."""
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
-    module: Command = importlib.import_module(f"ekd_ray.cli.{COMMANDS[name][0]}")  # type: ignore[assignment]
-    return module
+    command: Command = importlib.import_module(f"ekd_ray.cli.{COMMANDS[name][0]}")
+    return command
 
 
-def command_parser(name: str, prog: str | None = None, **defaults: object) -> HelpParser:
+def command_parser(
+    name: str, prog: str | None = None, defaults: Mapping[str, Any] | None = None
+) -> HelpParser:
     """The parser of a command alone."""
-    return _fill(HelpParser(prog=prog or f"ekd-ray {name}"), name, **defaults)
+    parser = _fill(HelpParser(prog=prog or f"ekd-ray {name}"), name)
+    parser.set_defaults(**defaults or {})
+    return parser
 
 
 def root_parser() -> HelpParser:
@@ -125,11 +129,10 @@ def root_parser() -> HelpParser:
     return parser
 
 
-def _fill(parser: HelpParser, name: str, **defaults: object) -> HelpParser:
+def _fill(parser: HelpParser, name: str) -> HelpParser:
     command = load_command(name)
     parser.description = (command.__doc__ or "").partition("\n\n")[0]
     command.add_arguments(parser)
-    parser.set_defaults(**defaults)
     parser.examples = command.EXAMPLES
     for inner in all_parsers(parser):
         inner.first = command.FIRST

@@ -189,9 +189,7 @@ def test_a_pair_is_found_by_its_home_or_wherever_it_is(home, pair, found):
 
 
 def test_a_pair_that_is_elsewhere_is_refused_with_its_place():
-    with pytest.raises(
-        UserError, match=r"for cifar10 'resnet20-resnet8'.*digits/resnet20-resnet8"
-    ):
+    with pytest.raises(UserError, match=r"for cifar10 'resnet20-resnet8'.*digits/resnet20-resnet8"):
         find_recipe(SEARCH_SPACES, "cifar10", "resnet20-resnet8")
 
 
