@@ -17,11 +17,9 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 # Teacher, search, confirm and export on digits, which need no download. An unfinished
-# quickstart is continued.
+# quickstart is continued, a finished one shown again.
 quickstart: install
-	@if [ -f $(QUICKSTART)/best/MANIFEST ]; then rm -r $(QUICKSTART); fi
-	$(BIN)/python launchers/tune_cifar.py --dataset digits --pair resnet20-resnet8 \
-		--train-subset 560 --out $(QUICKSTART) $$(test -f $(QUICKSTART)/study.yaml && echo --resume)
+	$(BIN)/python -m ekd_ray quickstart --out $(QUICKSTART)
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from launchers_run import LAUNCHERS
-
-from ekd_ray.cli import main
+from launchers_run import run_here
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,19 +33,14 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def launch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:
-    """A launcher in this process, from a folder of its own: (exit code, stdout, stderr)."""
+    """A launcher or command in this process, in a folder of its own: (code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EKD_DATA_ROOT", raising=False)
 
     def run(name: str, *argv: object) -> tuple[int, str, str]:
-        spec = importlib.util.spec_from_file_location(name, LAUNCHERS / f"{name}.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            main.run(module.main)
+            run_here(name, *argv)
         captured = capsys.readouterr()
         assert isinstance(left.value.code, int)
         return left.value.code, captured.out, captured.err

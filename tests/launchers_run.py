@@ -1,47 +1,47 @@
-"""Launchers as processes of their own, and the parsers that they build."""
+"""Launchers and commands as processes of their own, and the parsers that they build."""
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
 import ekd_ray
+from ekd_ray.cli import main
+from ekd_ray.cli.help_text import HelpParser
 
 LAUNCHERS = Path(ekd_ray.__file__).parent.parent / "launchers"
 DIGITS = ("--dataset", "digits", "--pair", "resnet20-resnet8")
 
 
 def command(name, *argv):
-    """A launcher in its own process."""
+    """A launcher (`tune_cifar`) or a command of `ekd-ray` (`tune`) in its own process."""
+    launcher = LAUNCHERS / f"{name}.py"
+    start = [str(launcher)] if launcher.exists() else ["-m", "ekd_ray", name]
     return subprocess.run(
-        [sys.executable, str(LAUNCHERS / f"{name}.py"), *argv],
+        [sys.executable, *start, *argv],
         capture_output=True, text=True, timeout=120,
         env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
-class _Built(Exception):
-    """Carries a launcher's parser out of its main, before it reads any argument."""
-
-
-def _stop(parser: argparse.ArgumentParser, *_: object) -> None:
-    raise _Built(parser)
-
-
-def parser_of(launcher: Path) -> argparse.ArgumentParser:
+def parser_of(launcher: Path) -> HelpParser:
     """The parser that a launcher builds."""
-    spec = importlib.util.spec_from_file_location(launcher.stem, launcher)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", _stop):
-        try:
-            module.main()
-        except _Built as built:
-            return built.args[0]
-    raise AssertionError(f"{launcher.name} reads no arguments")
+    with mock.patch.object(main, "main") as called:
+        runpy.run_path(str(launcher), run_name="__main__")
+    return main.command_parser(*called.call_args.args, defaults=called.call_args.kwargs)
+
+
+def run_here(name: str, *argv: object) -> None:
+    """A launcher or a command of `ekd-ray` in this process, which it ends with `SystemExit`."""
+    launcher = LAUNCHERS / f"{name}.py"
+    known = launcher.exists()
+    words = [str(launcher) if known else "ekd-ray", *([] if known else [name]), *map(str, argv)]
+    with mock.patch.object(sys, "argv", words):
+        if known:
+            runpy.run_path(str(launcher), run_name="__main__")
+        else:
+            main.main()

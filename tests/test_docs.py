@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launchers_run import LAUNCHERS, parser_of
+from launchers_run import parser_of
 from torch.nn import functional
 
+from ekd_ray.cli.main import COMMANDS, command_parser
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import METHODS, resolve_method
 from ekd_ray.losses.objective import Objective
 
@@ -95,30 +97,32 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every launcher with its arguments in a page's blocks; those with "..." are no commands."""
+    """Every command or launcher with its arguments in a page's blocks; "..." is in none."""
     blocks = re.findall(r"```[a-z]*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    found = (re.search(r"\bpython (launchers/.*)", line) for line in lines)
-    typed = [shlex.split(match[1], comments=True) for match in found if match]
+    start = re.compile(r"(?:^|\s)(?:python (launchers/.*)|ekd-ray (.*))")
+    found = (start.search(line) for line in lines)
+    typed = [shlex.split(match[1] or match[2], comments=True) for match in found if match]
     return [words for words in typed if "..." not in words]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_has_flags_that_its_launcher_knows(page: Path, capsys) -> None:
-    for launcher, *arguments in commands(page):
-        parser = parser_of(LAUNCHERS / Path(launcher).name)
+def test_every_command_has_the_flags_that_are_shown(page: Path) -> None:
+    for program, *arguments in commands(page):
+        launcher = program.startswith("launchers/")
+        parser = parser_of(ROOT / program) if launcher else command_parser(program)
         try:
-            parser.parse_args(arguments)
-        except SystemExit:
-            pytest.fail(f"{launcher} {shlex.join(arguments)}: {capsys.readouterr().err}")
+            parser.read(arguments)
+        except UserError as error:
+            pytest.fail(f"{program} {shlex.join(arguments)}: {error}")
 
 
 def test_the_commands_of_the_documents_are_found() -> None:
     """Else the test above would pass with none."""
     found = [words[0] for page in PAGES for words in commands(page)]
     assert len(found) > 25
-    names = {path.name for path in LAUNCHERS.glob("*.py")} - {"tune_vit.py"}
-    assert {Path(name).name for name in found} >= names
+    assert {*found} >= {*COMMANDS} - {"compare"}
+    assert any(name.startswith("launchers/") for name in found)
 
 
 RECIPES = [
@@ -131,11 +135,9 @@ RECIPES = [
 
 @pytest.mark.parametrize(("page", "text"), RECIPES, ids=[page for page, _ in RECIPES])
 def test_every_recipe_can_be_searched(page: str, text: str, launch, tmp_path: Path) -> None:
-    home = ROOT / "search_spaces"
-    whole = re.sub(r"extends: (\.\./|search_spaces/)", f"extends: {home}/", text)
     if "authors." in text:  # it refers to what its pair's recipe says
-        whole = f"extends: {home}/cifar100/resnet32x4-resnet8x4.yaml\n{text}"
-    (tmp_path / "recipe.yaml").write_text(whole)
+        text = f"extends: cifar100/resnet32x4-resnet8x4\n{text}"
+    (tmp_path / "recipe.yaml").write_text(text)
     code, out, err = launch("space", "show", tmp_path / "recipe.yaml", "--json")
     assert (code, err) == (0, "")
     assert len(json.loads(out)["points"]) == 5

@@ -23,6 +23,15 @@ from ekd_ray.errors import UserError
 if TYPE_CHECKING:
     from ekd_ray.engine.teacher.table import TableInfo
 
+EXAMPLES = (
+    "ekd-ray cache ls",
+    "ekd-ray cache fill --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
+    "ekd-ray cache rm --unused-days 30",
+)
+FIRST = (
+    *("--dataset", "--pair", "--teacher-weights", "--method", "--seeds", "--data-root"),
+    *("--threads", "--gpus-per-trial", "--dry-run"),
+)
 PROGRESS_SECONDS = 1.0
 
 

@@ -7,6 +7,15 @@ import argparse
 from ekd_ray.cli import flags
 from ekd_ray.cli.request import run_request
 
+EXAMPLES = (
+    "ekd-ray distill --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
+    "ekd-ray distill --config best/distill.yaml --seed 1 --test --out runs/again",
+)
+FIRST = (
+    *("--dataset", "--pair", "--teacher-weights", "--method", "--set", "--epochs", "--config"),
+    *("--test", "--out", "--data-root", "--resume", "--dry-run"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(home=None)

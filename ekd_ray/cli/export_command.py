@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from ekd_ray.results.bundle import Bundle
 
 
+EXAMPLES = (
+    "ekd-ray export runs/quickstart --out best",
+    "ekd-ray export runs/quickstart --out best --verify --format pt2,onnx",
+)
+FIRST = ("--out", "--format", "--verify", "--data-root", "--dry-run")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a finished study")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the bundle to write")

@@ -75,7 +75,9 @@ def add_run_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
 
 def add_pair(group: argparse._ArgumentGroup) -> None:
     """Flags that name a teacher, a student and a method."""
-    group.add_argument("--pair", metavar="T-S", help="teacher-student pair that has a recipe")
+    group.add_argument(
+        "--pair", metavar="T-S", help="T-S pair that has a recipe, see ekd-ray space list"
+    )
     add_setting(group, "teacher")
     add_setting(group, "student")
     add_setting(group, "teacher_weights", metavar="FILE")
@@ -87,7 +89,10 @@ def add_pair(group: argparse._ArgumentGroup) -> None:
     add_setting(group, "teacher_normalization", metavar="NAME")
     add_common(group, "--method")
     group.add_argument(
-        "--space", dest="recipe", metavar="FILE", help="recipe to use instead of the pair's own"
+        "--space",
+        dest="recipe",
+        metavar="RECIPE",
+        help="recipe instead of the pair's own: a file, or a name of ekd-ray space list",
     )
 
 

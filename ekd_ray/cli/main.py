@@ -1,25 +1,70 @@
-"""How every command runs and ends: flags, exit codes, signals, one sentence for a mistake."""
+# PYTHON_ARGCOMPLETE_OK
+"""`ekd-ray`: the table of commands, and how every one runs and ends: flags, exit codes, signals,
+one sentence for a mistake.
+
+A command's module is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
-from ekd_ray.cli.flags import load_plugins
-from ekd_ray.errors import Interrupted, UserError, disk_full_error
+from ekd_ray.cli.help_text import HelpParser, all_actions
+from ekd_ray.errors import Interrupted, UserError, disk_full_error, unknown_name
 
 EXIT_INTERRUPTED = 130
 STDOUT = 1
 
+# Title -> command -> (module, one line of help).
+GROUPS = {
+    "begin": {
+        "quickstart": ("quickstart_command", "a whole study on handwritten digits, in minutes"),
+        "doctor": ("doctor_command", "what there is to compute with, and whether it works"),
+    },
+    "train": {
+        "tune": ("tune_command", "search the best distillation, confirm and export it"),
+        "distill": ("distill_command", "one student from one teacher, without a search"),
+        "train-teacher": ("teacher_command", "a teacher, or any network alone"),
+    },
+    "look": {
+        "show": ("show_command", "a study in the terminal, running or finished"),
+        "report": ("report_command", "a study as a page of HTML"),
+        "compare": ("compare_command", "several studies in one table"),
+    },
+    "use": {
+        "export": ("export_command", "the winner as a folder: weights, configuration, evidence"),
+        "reproduce": ("reproduce_command", "train an exported winner again, and compare"),
+    },
+    "prepare": {
+        "space": ("space_command", "recipes and search spaces: list, show, copy, schema"),
+        "cache": ("cache_command", "the teacher's cached answers: ls, fill, verify, rm"),
+    },
+}
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
+_EXAMPLES = (
+    "ekd-ray quickstart",
+    "ekd-ray tune --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
+    "ekd-ray show runs/quickstart",
+)
+
 
 class Command(Protocol):
-    """A module `*_command`: the flags of a command, and what it does with them."""
+    """A module `*_command`: the flags of a command, and what it does with them.
+
+    The first paragraph of its docstring describes it in the help.
+    """
+
+    EXAMPLES: Sequence[str]  # command lines, which its help begins with
+    FIRST: Sequence[str]  # the flags that `--help` shows where not all fit on a screen
 
     def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
         """Declare the flags; loads nothing heavy, so that `--help` is quick."""
@@ -28,24 +73,108 @@ class Command(Protocol):
         """Do it; returns the exit code."""
 
 
-def run_command(command: Command, description: str | None, **defaults: object) -> int:
-    """Read the arguments of this process and run a command with them; returns its exit code.
-
-    A shell that asks for completions gets these instead.
+def main(command: str | None = None, **defaults: object) -> None:
+    """Run what this process's arguments say, and leave with its exit code.
 
     Args:
+        command: the one command of a launcher; None for `ekd-ray`, whose first argument names it.
         defaults: what the launcher sets that no flag does, such as the folder of its recipes.
     """
-    parser = argparse.ArgumentParser(description=description)
-    command.add_arguments(parser)
-    parser.set_defaults(**defaults)
+    run(lambda: run_command(sys.argv[1:], command, **defaults))
+
+
+def run_command(argv: Sequence[str], name: str | None, **defaults: object) -> int:
+    """Run a command with these arguments; returns its exit code.
+
+    A shell that asks for completions gets these instead.
+    """
     if "_ARGCOMPLETE" in os.environ:
         from ekd_ray.cli.completion import complete  # needs argcomplete, an extra
 
-        complete(parser)
-    args = parser.parse_args()
+        complete(root_parser() if name is None else command_parser(name, defaults=defaults))
+    if name is not None:
+        prog = Path(sys.argv[0]).name
+    else:
+        if not argv or argv[0].startswith("-"):
+            return _answer(argv[0] if argv else "--help")
+        name, *argv = argv
+        prog = f"ekd-ray {name}"
+    args = command_parser(name, prog, defaults).read(argv)
+    from ekd_ray.cli.flags import load_plugins  # the help of all commands does without
+
     load_plugins(args)
-    return command.run(args)
+    return load_command(name).run(args)
+
+
+def load_command(name: str) -> Command:
+    """The module of a command; `UserError` for an unknown name."""
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    command: Command = importlib.import_module(f"ekd_ray.cli.{COMMANDS[name][0]}")
+    return command
+
+
+def command_parser(
+    name: str, prog: str | None = None, defaults: Mapping[str, Any] | None = None
+) -> HelpParser:
+    """The parser of a command alone."""
+    parser = _fill(HelpParser(prog=prog or f"ekd-ray {name}"), name)
+    parser.set_defaults(**defaults or {})
+    return parser
+
+
+def root_parser() -> HelpParser:
+    """The parser of all commands, for a shell's completion: it imports each of them."""
+    parser = HelpParser(prog="ekd-ray")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, (_, line) in COMMANDS.items():
+        _fill(commands.add_parser(name, help=line), name)
+    return parser
+
+
+def _fill(parser: HelpParser, name: str) -> HelpParser:
+    command = load_command(name)
+    parser.description = (command.__doc__ or "").partition("\n\n")[0]
+    command.add_arguments(parser)
+    parser.examples = command.EXAMPLES
+    for inner in all_parsers(parser):
+        inner.first = command.FIRST
+    return parser
+
+
+def all_parsers(parser: HelpParser) -> list[HelpParser]:
+    """A command's parser, then those of its own commands, as of `cache fill`."""
+    subparsers = [a for a in all_actions(parser) if isinstance(a, argparse._SubParsersAction)]
+    return [parser, *(inner for action in subparsers for inner in action.choices.values())]
+
+
+def _answer(flag: str) -> int:
+    """What `ekd-ray` says without a command."""
+    if flag == "--version":
+        from ekd_ray import __version__
+
+        print(f"ekd_ray {__version__}")
+    elif flag in ("-h", "--help"):
+        print(overview())
+    elif flag == "--help-all":
+        print(overview())
+        for name in COMMANDS:
+            for inner in all_parsers(command_parser(name)):
+                print(f"\n{inner.format_help_all()}", end="")
+    else:
+        raise UserError(f"{flag} needs a command before it: ekd-ray COMMAND {flag}.")
+    return 0
+
+
+def overview() -> str:
+    """The help of `ekd-ray`: examples, and the commands by what they are for."""
+    lines = ["usage: ekd-ray COMMAND [flags]"]
+    lines += ["", *(f"  {example}" for example in _EXAMPLES), ""]
+    for title, commands in GROUPS.items():
+        for index, (name, (_, text)) in enumerate(commands.items()):
+            lines.append(f"{title if index == 0 else '':9s}{name:15s}{text}")
+    lines += ["", "ekd-ray COMMAND --help shows what one needs first, --help-all all flags."]
+    return "\n".join(lines)
 
 
 def run(main: Callable[[], int | None]) -> None:

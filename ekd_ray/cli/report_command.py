@@ -8,6 +8,9 @@ from pathlib import Path
 
 from ekd_ray.cli import flags
 
+EXAMPLES = ("ekd-ray report runs/quickstart",)
+FIRST = ("--out",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a study")

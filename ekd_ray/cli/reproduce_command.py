@@ -17,6 +17,14 @@ from ekd_ray.files import write_json
 if TYPE_CHECKING:
     from ekd_ray.results.reproduce import Reproduction
 
+EXAMPLES = (
+    "ekd-ray reproduce runs/quickstart/best",
+    "ekd-ray reproduce best --data-root data --teacher-weights FILE",
+)
+FIRST = (
+    *("--data-root", "--dataset", "--teacher-weights", "--out", "--exact", "--resume"),
+    "--dry-run",
+)
 REPORT = "reproduction.json"
 EXIT_DIFFERENT = 1
 
@@ -27,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit codes: 0 the first two, 1 different (with --exact also the second), 2 a mistake in "
         "what was given, 130 interrupted."
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder that export_best.py wrote")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that ekd-ray export wrote")
     flags.add_common(parser, "--data-root")
     parser.add_argument("--dataset", metavar="NAME", help="the same data elsewhere: folder:PATH")
     flags.add_common(parser, "--download")

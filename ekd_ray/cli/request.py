@@ -322,10 +322,10 @@ def _recipe_path(args: argparse.Namespace) -> Path:
     """The recipe that --space, --pair, or --teacher and --student name."""
     if args.recipe:
         return Path(args.recipe)
-    home = _recipe_home(args)
     if args.pair:
-        return find_recipe(SEARCH_SPACES, home, args.pair)
+        return find_recipe(SEARCH_SPACES, args.home or args.dataset, args.pair)
     if args.student:
+        home = _recipe_home(args)
         own = SEARCH_SPACES / home / f"{args.teacher}-{args.student}.yaml"
         base = SEARCH_SPACES / home / "_base.yaml"
         return next((p for p in (own, base) if p.exists()), SEARCH_SPACES / "default.yaml")

@@ -7,6 +7,12 @@ import argparse
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json
 
+EXAMPLES = (
+    "ekd-ray show runs/quickstart",
+    "ekd-ray show runs/second --compare runs/first",
+)
+FIRST = ("--compare", "--json")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a study, running or finished")

@@ -1,23 +1,36 @@
-"""Look at a search space before it costs anything; print the JSON Schema of recipes."""
+"""Find a recipe, look at its search space before it costs anything, copy it to change it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from pathlib import Path
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json
 from ekd_ray.config import DistillConfig, StudyConfig, json_schema
 from ekd_ray.errors import UserError
-from ekd_ray.studies.recipes import Recipe
+from ekd_ray.studies.recipes import Recipe, list_recipes, locate_recipe
 
+EXAMPLES = (
+    "ekd-ray space list",
+    "ekd-ray space show cifar100/resnet56-resnet20 --method dkd",
+    "ekd-ray space copy cifar100/resnet56-resnet20 mine.yaml",
+)
+FIRST = ()
 CLASSES = {cls.__name__: cls for cls in (StudyConfig, DistillConfig)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    show = commands.add_parser("show", help="ranges, sampled points and shared settings of a file")
-    show.add_argument("recipe", metavar="FILE", help="recipe in YAML, see search_spaces/")
+    listed = commands.add_parser("list", help="the recipes that come with ekd_ray, by name")
+    flags.add_common(listed, "--json")
+    show = commands.add_parser("show", help="ranges, sampled points and shared settings of one")
+    copy = commands.add_parser("copy", help="write one to a file of your own")
+    for command in (show, copy):
+        command.add_argument("recipe", metavar="RECIPE", help="name (ekd-ray space list), or file")
+    copy.add_argument("file", nargs="?", metavar="FILE", help="where to (NAME.yaml, here)")
     flags.add_common(show, "--method")
     show.add_argument("--points", type=int, default=5, metavar="N", help="points to sample (5)")
     show.add_argument("--seed", type=int, default=0, help="seed of the points (0)")
@@ -32,10 +45,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what `args.command` says; returns the exit code."""
-    if args.command == "schema":
-        print(json.dumps(json_schema(CLASSES[args.kind]), indent=2))
+    return {"list": _list, "show": _show, "copy": _copy, "schema": _schema}[args.command](args)
+
+
+def _schema(args: argparse.Namespace) -> int:
+    print(json.dumps(json_schema(CLASSES[args.kind]), indent=2))
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    """Names, and in a word of what: teacher and student, or what a base of others says."""
+    rows = {}
+    for name in list_recipes():
+        written = Recipe.load(name).written
+        run = written.get("distill") or {}
+        rows[name] = {key: run.get(key) for key in ("dataset", "teacher", "student", "epochs")}
+    if args.json:
+        print_json(rows)
         return 0
-    return _show(args)
+    width = max(map(len, rows))
+    for name, row in rows.items():
+        what = f"{row['dataset']}, {row['epochs']} epochs" if row["student"] else "a base of others"
+        print(f"{name:{width}s}  {what}")
+    return 0
+
+
+def _copy(args: argparse.Namespace) -> int:
+    """Copy a recipe; what it extends, it goes on to extend by name."""
+    source = locate_recipe(args.recipe)
+    recipe = Recipe.load(source)  # refuses what is no recipe
+    target = Path(args.file or recipe.path.name)
+    if target.exists():
+        raise UserError(f"{target} is there already: name another file.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    print(f"recipe: {target} (ekd-ray tune --space {target})")
+    return 0
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -62,18 +107,21 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"points": points, "distill": base.to_dict(), "space": config.space})
         return 0
-    # Names and figures whole: a line that the terminal breaks is better than one cut short.
-    width = max(Console().width, 10 + sum(max(9, len(name)) + 3 for name in space.parameters))
-    console = Console(highlight=False, width=width)
-    for name, parameter in space.parameters.items():
-        console.print(f"{name:16s} {parameter.describe()}", markup=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("point", *space.parameters):
-        table.add_column(column, justify="right", no_wrap=True)
     named = [("first", point) for point in first_points(config)]
+    rows = [["point", *space.parameters]]
     for name, point in [*named, *((str(i), point) for i, point in enumerate(points, start=1))]:
         cells = (point.get(column, "") for column in space.parameters)
-        table.add_row(name, *(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
+        rows.append([name, *(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells)])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
+    # Names and figures whole: a line that the terminal breaks is better than one cut short.
+    width = sum(3 + max(map(len, column)) for column in zip(*rows, strict=True))
+    console = Console(highlight=False, width=max(Console().width, width))
+    for name, parameter in space.parameters.items():
+        console.print(f"{name:16s} {parameter.describe()}", markup=False)
     console.print(table)
     console.print("shared by all trials:")
     for name, value in base.to_dict().items():

@@ -1,4 +1,4 @@
-"""Train a teacher (or any network alone) and keep its learned prior in its checkpoint."""
+"""Train a teacher, or any network alone; its checkpoint holds the learned prior."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import argparse
 from ekd_ray.cli import flags
 from ekd_ray.cli.request import teacher_request
 from ekd_ray.config.candidates import CHOOSE_BY
+
+EXAMPLES = (
+    "ekd-ray train-teacher --dataset digits --model resnet20 --evidential --epochs 12",
+    "ekd-ray train-teacher --model resnet56 --evidential --data-root data --candidates 3",
+)
+FIRST = (
+    *("--dataset", "--model", "--evidential", "--set", "--epochs", "--candidates", "--test"),
+    *("--out", "--data-root", "--resume", "--dry-run"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

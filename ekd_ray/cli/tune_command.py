@@ -1,4 +1,4 @@
-"""Search the best distillation of a teacher into a student, confirm and export it.
+"""Search the best way to distil a teacher into a student; confirm and export it.
 
 What is heavy (torch, ray, pyarrow, rich) is imported inside the functions, so that `--help` and a
 mistake in the flags do not wait for it.
@@ -25,6 +25,18 @@ if TYPE_CHECKING:
     from ekd_ray.remote.location import Location
     from ekd_ray.results.bundle import Bundle
     from ekd_ray.results.study import Study
+    from ekd_ray.studies.comparison import Place
+
+
+EXAMPLES = (
+    "ekd-ray tune --dataset digits --pair resnet20-resnet8 --train-subset 560",
+    "ekd-ray tune --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
+    "ekd-ray tune --resume --out runs/first",
+)
+FIRST = (
+    *("--dataset", "--pair", "--space", "--teacher-weights", "--method", "--set", "--epochs"),
+    *("--trials", "--budget-hours", "--out", "--data-root", "--resume", "--dry-run"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,17 +158,21 @@ def _run_many(request: Request) -> int:
         values = {name: config.to_dict() for name, config in configs.items()}
         print_plan(text, values, as_json=request.json)
         return 0
-    failures = {}
+    done: dict[Place, Study | str] = {}
     with connected(*configs.values()):
         for name, config in configs.items():
             if not request.quiet:
                 Console(highlight=False).rule(name)
+            pair, _, method = name.rpartition("/")
+            place = (pair, method)
             try:
-                _run_study(config, out / name, request, copies[name], resume=name in begun)
+                done[place], _ = _run_study(
+                    config, out / name, request, copies[name], resume=name in begun
+                )
             except UserError as error:
-                failures[name] = str(error)
+                done[place] = str(error)
                 print(f"error: {name}: {error}", file=sys.stderr)
-    cells = collect_cells(out, list(configs), failures)
+    cells = collect_cells(done)
     write_comparison(out, cells)
     if location:
         put_files(location, out, [f"{COMPARISON}.md", f"{COMPARISON}.json"])
@@ -166,7 +182,7 @@ def _run_many(request: Request) -> int:
         console = Console(highlight=False, soft_wrap=True)
         console.print(comparison_table(cells))
         console.print(f"table: {out / COMPARISON}.md", markup=False)
-    return 1 if failures else 0
+    return 1 if any(isinstance(study, str) for study in done.values()) else 0
 
 
 def _holds_study(folder: Path, location: Location | None) -> bool:

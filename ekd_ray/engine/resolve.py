@@ -210,7 +210,7 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
     if config.teacher_weights is None:
         raise UserError(
             f"no weights for teacher {config.teacher!r}: give --teacher-weights FILE, or train "
-            "one with launchers/train_teacher.py."
+            "one with ekd-ray train-teacher."
         )
     if config.teacher_top is not None and config.teacher_top >= num_classes:
         raise UserError(

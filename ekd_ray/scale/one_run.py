@@ -1,4 +1,4 @@
-"""One run on several workers, without a search: what `launchers/distill.py --workers` does."""
+"""One run on several workers, without a search: what `ekd-ray distill --workers` does."""
 
 from __future__ import annotations
 

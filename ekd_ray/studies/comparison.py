@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from rich import box
 from rich.table import Table
 from scipy import stats
 
+from ekd_ray.data import short_name
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json, write_text
+from ekd_ray.remote.location import is_uri
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import LEAST_SEEDS, LEVEL
+from ekd_ray.results.records import STUDY_FILE
 from ekd_ray.results.study import Study
 from ekd_ray.results.words import label
 
@@ -31,6 +35,7 @@ SCHEMA = pa.schema(
 TEST_FIGURES = ("test_top1", "test_nll", "test_ece")
 # Rows that every study of a pair has in common, in the order of the table.
 _SHARED = {name: label(name) for name in ("none", "kd")}
+Place = tuple[str, str]  # pair and method: a column of a table, and the row of what was searched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +57,48 @@ class Cell:
         return f"{text} ± {100 * self.sd:.2f}" if self.n > 1 else text
 
 
-def collect_cells(out: Path, names: list[str], failures: dict[str, str]) -> list[Cell]:
-    """The cells of finished studies below `out`.
+def find_studies(runs: Sequence[str]) -> dict[Place, Study]:
+    """The studies at these paths or URIs, by their places in a table.
 
-    Args:
-        names: `<pair>/<method>`, the studies' folders; failures: why some have no result.
+    A folder that holds no study, but some in `<pair>/<method>/`, stands for these. Where data
+    sets differ, a pair is named with its own; where two studies are of one pair and method, the
+    method is named with the study's path.
+
+    Raises:
+        UserError: no study at one of the paths.
     """
+    studies: dict[str, Study] = {}
+    for run in runs:
+        below = [] if is_uri(run) else sorted(map(str, Path(run).glob(f"*/*/{STUDY_FILE}")))
+        for path in [path.removesuffix(f"/{STUDY_FILE}") for path in below] or [run]:
+            studies[path] = Study.load(path)
+    shared = {path: study.config.distill for path, study in studies.items()}
+    several_data = len({run.dataset for run in shared.values()}) > 1
+    pairs = {
+        path: f"{run.teacher or 'none'}-{run.student}"
+        + (f" ({short_name(run.dataset)})" if several_data else "")
+        for path, run in shared.items()
+    }
+    count = Counter((pairs[path], run.method) for path, run in shared.items())
+    found = {}
+    for path, study in studies.items():
+        method = shared[path].method
+        if count[pairs[path], method] > 1:
+            method = f"{method} ({path})"
+        found[pairs[path], method] = study
+    return found
+
+
+def collect_cells(studies: Mapping[Place, Study | str]) -> list[Cell]:
+    """The cells of finished studies, or of one that failed: then why it has no result."""
     cells: dict[tuple[str, str], Cell] = {}
     shared: dict[tuple[str, str], str] = {}
-    for name in names:
-        pair, _, method = name.rpartition("/")
+    for (pair, method), study in studies.items():
         searched = f"{method}, searched"
-        if name in failures:
-            cells[pair, searched] = Cell(pair=pair, row=searched, failed=failures[name])
+        if isinstance(study, str):
+            cells[pair, searched] = Cell(pair=pair, row=searched, failed=study)
             continue
-        for entry in Study.load(out / name).leaderboard():
+        for entry in study.leaderboard():
             if not (entry.test or entry.failed):
                 continue
             rows = [searched] * entry.winner

@@ -335,7 +335,7 @@ def _report(study: Study) -> None:
         write_report(study)
     except Exception as error:
         warnings.warn(
-            f"no report was made ({type(error).__name__}: {error}): try launchers/report.py.",
+            f"no report was made ({type(error).__name__}: {error}): try ekd-ray report.",
             stacklevel=2,
         )
 

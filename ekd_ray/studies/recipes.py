@@ -19,7 +19,12 @@ from ekd_ray.config.plugins import SOURCES, load_named, load_references, module_
 from ekd_ray.config.yaml_files import Places, find_place
 from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 
-SEARCH_SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The recipes that come with ekd_ray: in the installed package, or beside it in a checkout.
+SEARCH_SPACES = next(
+    (found for room in (_PACKAGE, _PACKAGE.parent) if (found := room / "search_spaces").is_dir()),
+    _PACKAGE / "search_spaces",
+)
 
 _OF_THE_FILE = ("extends", "description", "plugins")
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")
@@ -47,7 +52,8 @@ class Recipe:
     def load(cls, path: str | Path, method: str | None = None) -> Recipe:
         """A recipe with its bases merged in, under `method` instead of its own if given.
 
-        `extends:` names a file relative to the recipe. Mappings merge key by key, other values
+        `path` is a file, or the name of a recipe that comes with ekd_ray (`list_recipes`); so is
+        `extends:`, a file being relative to the recipe. Mappings merge key by key, other values
         replace, and a key set to null under `space:` is removed. Plugins that the files name under
         `plugins:`, and modules of `student` and `teacher`, are loaded if the user allows it.
 
@@ -58,12 +64,13 @@ class Recipe:
         written: dict[str, Any] = {}
         places: Places = {}
         stamps: set[str] = set()
-        for file in reversed(_chain(Path(path))):
+        path = locate_recipe(path)
+        for file in reversed(_chain(path)):
             values = {k: v for k, v in file.values.items() if k not in _OF_THE_FILE}
             written = merge(written, values)
             places |= file.places
             stamps |= _load_plugins(file)
-        recipe = cls(path=Path(path), values=written, written=written, places=places)
+        recipe = cls(path=path, values=written, written=written, places=places)
         with recipe.locate_errors(or_name_file=True):
             _check(written)
             if stamps:
@@ -253,8 +260,12 @@ def _chain(path: Path) -> list[YamlFile]:
             return files
         with file.locate_errors():
             if not isinstance(base, str):
-                raise UserError(f"extends must be a file name, got {base!r}.", keys=("extends",))
-        path = path.parent / base
+                raise UserError(
+                    f"extends must be a file name or a recipe's name, got {base!r}.",
+                    keys=("extends",),
+                )
+            with error_context("extends"):
+                path = locate_recipe(base, path.parent)
 
 
 def _follow(values: Any, keys: Keys) -> tuple[Keys, Any]:
@@ -282,6 +293,30 @@ def _is_range(value: Mapping[str, Any]) -> bool:
     return "low" in value or "choices" in value
 
 
+def list_recipes(folder: Path = SEARCH_SPACES) -> list[str]:
+    """The names of the recipes below a folder: `default`, `cifar100/vgg13-vgg8`, ..."""
+    files = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in files)
+
+
+def locate_recipe(name: str | Path, folder: Path | None = None) -> Path:
+    """The file of a recipe: as it is called, or that of a name of `list_recipes`.
+
+    Args:
+        folder: where a file lies that is named by a relative path (None: here).
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(folder or "", name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    known = list_recipes()
+    if str(name) not in known:
+        raise unknown_name("recipe", str(name), known, keys=())
+    return SEARCH_SPACES / f"{name}.yaml"
+
+
 def known_pairs(folder: Path, home: str) -> list[str]:
     """The pairs with a recipe in `<folder>/<home>/`; raises `UserError` where there is none."""
     known = sorted(p.stem for p in (folder / home).glob("*.yaml") if not p.stem.startswith("_"))
@@ -291,12 +326,25 @@ def known_pairs(folder: Path, home: str) -> list[str]:
     return known
 
 
-def find_recipe(folder: Path, home: str, pair: str) -> Path:
-    """`<folder>/<home>/<pair>.yaml`; raises `UserError` listing the pairs there are."""
-    known = known_pairs(folder, home)
-    if pair not in known:
-        raise unknown_name(f"pair for {home}", pair, known)
-    return folder / home / f"{pair}.yaml"
+def find_recipe(folder: Path, home: str | None, pair: str) -> Path:
+    """The recipe of a pair: `<folder>/<home>/<pair>.yaml`; `pair` may be `HOME/PAIR` by itself.
+
+    Args:
+        home: usually the data set; None for the default one's, then whichever has the pair.
+
+    Raises:
+        UserError: there is none; lists the pairs that there are.
+    """
+    if "/" in pair:
+        home, _, pair = pair.rpartition("/")
+    known = known_pairs(folder, home or DistillConfig().dataset)
+    elsewhere = [name for name in list_recipes(folder) if name.endswith(f"/{pair}")]
+    if pair in known:
+        return folder / (home or DistillConfig().dataset) / f"{pair}.yaml"
+    if home is None and len(elsewhere) == 1:
+        return folder / f"{elsewhere[0]}.yaml"
+    where = f" for {home}" if home else ""
+    raise unknown_name(f"pair{where}", pair, elsewhere or known)
 
 
 def with_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:

@@ -41,14 +41,47 @@ def test_the_command_line_loads_nothing_heavy(code, needed):
     assert {name.split(".")[0] for name in modules_after(code)} & HEAVY == needed
 
 
-@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
-def test_help_loads_nothing_heavy(path):
-    loaded = modules_after(
-        f"import runpy, sys; sys.argv = ['x', '--help']\n"
-        f"try: runpy.run_path({str(path)!r}, run_name='__main__')\n"
-        f"except SystemExit: print('ended')"
+def after_command(*words, start="runpy.run_module('ekd_ray', run_name='__main__')"):
+    """Names of the modules that a command has loaded when it ends."""
+    return modules_after(
+        f"import runpy, sys; sys.argv = {['ekd-ray', *words]!r}\n"
+        f"try: {start}\n"
+        f"except SystemExit as left: assert not left.code; print('ended')"
     )
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+def test_help_of_a_launcher_loads_nothing_heavy(path):
+    loaded = after_command("--help", start=f"runpy.run_path({str(path)!r}, run_name='__main__')")
     assert not {name.split(".")[0] for name in loaded} & {*HEAVY, "rich"}
+
+
+def test_help_of_no_command_loads_anything_heavy():
+    """All of them in one process: `--help-all` imports each."""
+    loaded = after_command("--help-all")
+    assert "ekd_ray.cli.tune_command" in loaded and "ekd_ray.cli.doctor_command" in loaded
+    assert not {name.split(".")[0] for name in loaded} & {*HEAVY, "rich"}
+
+
+# What the first call of a session waits for, beside the standard library.
+FIRST = {"ekd_ray", "ekd_ray.errors", "ekd_ray.files", "ekd_ray.config"}
+OVERVIEW = {"ekd_ray.__main__", "ekd_ray.cli", "ekd_ray.cli.main", "ekd_ray.cli.help_text"}
+
+
+@pytest.mark.parametrize(
+    ("loaded", "ours"),
+    [
+        (lambda: modules_after("import ekd_ray"), FIRST),
+        (lambda: after_command("--help"), FIRST | OVERVIEW),
+        (lambda: after_command("--version"), FIRST | OVERVIEW),
+    ],
+    ids=["import", "--help", "--version"],
+)
+def test_what_is_loaded_first(loaded, ours):
+    found = {name for name in loaded() - modules_after("") if "cython" not in name}
+    own = {name for name in found if name.startswith("ekd_ray")}
+    assert {name for name in own if not name.startswith("ekd_ray.config.")} <= ours
+    assert {name.split(".")[0] for name in found - own} - sys.stdlib_module_names <= {"yaml"}
 
 
 def test_a_trial_does_not_wait_for_what_only_others_need():

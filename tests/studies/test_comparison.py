@@ -22,6 +22,7 @@ from ekd_ray.studies.comparison import (
     collect_cells,
     compare_studies,
     comparison_table,
+    find_studies,
     welch,
     write_comparison,
 )
@@ -121,8 +122,9 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
         ("trial 3", kd, (0.66, 0.68)), ("none", longer, (0.55, 0.55)),
     ])  # fmt: skip
     write_study(tmp_path / "c-d" / "ekd", [("trial 3", ekd, (0.7, 0.7)), ("kd", kd, (0.6,))])
-    names = ["a-b/ekd", "a-b/mlkd", "c-d/ekd", "c-d/mlkd"]
-    cells = collect_cells(tmp_path, names, {"c-d/mlkd": "every trial failed"})
+    places = [("a-b", "ekd"), ("a-b", "mlkd"), ("c-d", "ekd")]
+    studies = {place: Study.load(tmp_path.joinpath(*place)) for place in places}
+    cells = collect_cells({**studies, ("c-d", "mlkd"): "every trial failed"})
     found = {(cell.row, cell.pair): cell.text() for cell in cells}
     assert found == {
         ("ekd, searched", "a-b"): "61.00 ± 1.41",
@@ -144,6 +146,46 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert [Cell(**cell) for cell in written] == cells
     assert comparison_table(cells).row_count == 6
+
+
+def test_studies_are_found_by_folder_or_below_one(tmp_path):
+    for place in ("many/a-b/ekd", "many/a-b/kd", "one"):
+        write_study(tmp_path / place, [("trial 3", BASE, (0.5,))])
+    found = find_studies([str(tmp_path / "many"), str(tmp_path / "one")])
+    assert [study.path for study in found.values()] == [
+        tmp_path / place for place in ("many/a-b/ekd", "many/a-b/kd", "one")
+    ]
+    # All of one pair and method: only their paths tell them apart.
+    assert set(found) == {("none-resnet8", f"none ({study.path})") for study in found.values()}
+    with pytest.raises(UserError, match="holds no study"):
+        find_studies([str(tmp_path)])
+
+
+def test_data_sets_are_named_where_they_differ(tmp_path):
+    write_study(tmp_path / "a", [])
+    write_study(tmp_path / "b", [])
+    header = yaml.safe_load((tmp_path / "b" / "study.yaml").read_text())
+    header["study"]["distill"]["dataset"] = "folder:/pictures/birds"
+    (tmp_path / "b" / "study.yaml").write_text(yaml.safe_dump(header))
+    assert list(find_studies([str(tmp_path / "a"), str(tmp_path / "b")])) == [
+        ("none-resnet8 (synthetic)", "none"), ("none-resnet8 (birds)", "none")
+    ]  # fmt: skip
+
+
+def test_the_command_prints_the_table_and_leaves_out_what_is_unfinished(tmp_path, launch):
+    ekd = with_method(BASE, "ekd")
+    write_study(tmp_path / "done", [("trial 3", ekd, (0.62, 0.60)), ("none", BASE, (0.5, 0.5))])
+    write_study(tmp_path / "begun", [])
+    code, out, err = launch("compare", "done", "begun", "--out", "tables")
+    assert (code, err) == (0, "left out: begun has no final run yet\n")
+    assert "61.00 ± 1.41" in out and "student alone" in out
+    assert "61.00 ± 1.41" in (tmp_path / "tables" / "comparison.md").read_text()
+    cells = json.loads(launch("compare", "done", "--json")[1])
+    assert {(cell["row"], cell["n"]) for cell in cells} == {
+        ("none, searched", 2), ("student alone", 2)
+    }  # fmt: skip
+    code, out, err = launch("compare", "begun")
+    assert (code, out) == (2, "") and "nothing to compare" in err
 
 
 def test_the_costs_of_two_studies_stand_in_their_own_columns(tmp_path):

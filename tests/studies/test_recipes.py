@@ -11,7 +11,9 @@ from ekd_ray.scale.space import check_space, first_points, point_config
 from ekd_ray.studies.recipes import (
     SEARCH_SPACES,
     find_recipe,
+    list_recipes,
     load_recipe,
+    locate_recipe,
     merge,
     with_epochs,
 )
@@ -146,6 +148,49 @@ def test_extends_merges_mappings_and_replaces_values(tmp_path):
         "first_points": [{"lr": 0.3}],
         "space": {"kd_weight": {"choices": [1, 2]}, "ce_weight": {"low": 1, "high": 2}},
     }
+
+
+def test_a_recipe_of_the_package_is_extended_by_its_name_from_anywhere(tmp_path):
+    path = write(tmp_path, mine="extends: vit/resnet56-DeiT_Ti\ntrials: 3")
+    assert load_recipe(path) == {**load_recipe("vit/resnet56-DeiT_Ti"), "trials": 3}
+    write(tmp_path, default="trials: 7")  # a file beside it is not what is named
+    write(tmp_path, other="extends: default.yaml")
+    write(tmp_path, default2="extends: default")
+    assert load_recipe(tmp_path / "other.yaml") == {"trials": 7}
+    assert load_recipe(tmp_path / "default2.yaml") == load_recipe("default")
+
+
+def test_an_unknown_name_is_refused_where_it_stands(tmp_path):
+    path = write(tmp_path, mine="trials: 3\nextends: vit/resnet56-DeiT")
+    with pytest.raises(UserError, match=r"mine.yaml:2: unknown recipe.*mean 'vit/resnet56-DeiT_Ti"):
+        load_recipe(path)
+
+
+def test_a_copy_of_any_recipe_says_the_same_elsewhere(tmp_path):
+    """Because they extend each other by name."""
+    for name in list_recipes():
+        copy = tmp_path / "copy.yaml"
+        copy.write_text(locate_recipe(name).read_text())
+        assert load_recipe(copy) == load_recipe(name)
+
+
+@pytest.mark.parametrize(
+    ("home", "pair", "found"),
+    [
+        ("cifar10", "vgg13-vgg8", "cifar10/vgg13-vgg8"),
+        (None, "vgg13-vgg8", "cifar100/vgg13-vgg8"),
+        (None, "resnet20-resnet8", "digits/resnet20-resnet8"),
+        (None, "cifar10/vgg13-vgg8", "cifar10/vgg13-vgg8"),
+        ("digits", "vit/resnet56-DeiT_Ti", "vit/resnet56-DeiT_Ti"),
+    ],
+)
+def test_a_pair_is_found_by_its_home_or_wherever_it_is(home, pair, found):
+    assert find_recipe(SEARCH_SPACES, home, pair) == SEARCH_SPACES / f"{found}.yaml"
+
+
+def test_a_pair_that_is_elsewhere_is_refused_with_its_place():
+    with pytest.raises(UserError, match=r"for cifar10 'resnet20-resnet8'.*digits/resnet20-resnet8"):
+        find_recipe(SEARCH_SPACES, "cifar10", "resnet20-resnet8")
 
 
 def test_a_circle_of_extends_is_refused(tmp_path):

@@ -318,6 +318,6 @@ def find_table(name: str) -> Path:
     if len(found) != 1:
         state = "no table" if not found else f"{len(found)} tables"
         raise UserError(
-            f"{state} of the teacher cache begin(s) with {name!r}: see launchers/cache.py ls."
+            f"{state} of the teacher cache begin(s) with {name!r}: see ekd-ray cache ls."
         )
     return found[0]

@@ -1,6 +1,6 @@
 """A study's report: one HTML file that needs no network.
 
-Made at the end of a study, and at any time by `launchers/report.py RUN`.
+Made at the end of a study, and at any time by `ekd-ray report RUN`.
 """
 
 from __future__ import annotations

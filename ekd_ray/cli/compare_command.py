@@ -1,0 +1,60 @@
+"""Put finished studies into one table, as papers do: a column a pair, a row a method."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ekd_ray.cli import flags
+from ekd_ray.cli.output import print_json
+from ekd_ray.errors import UserError
+
+EXAMPLES = (
+    "ekd-ray compare runs/ekd runs/dkd runs/kd",
+    "ekd-ray compare runs/* --out tables",
+)
+FIRST = ()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folders or URIs of studies, or the folder of several (ekd-ray tune --pairs)",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="also write comparison.md and comparison.json there"
+    )
+    flags.add_common(parser, "--json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the test accuracies of the studies' winners, champions and baselines."""
+    # These load torch and rich.
+    from rich.console import Console
+
+    from ekd_ray.studies.comparison import (
+        collect_cells,
+        comparison_table,
+        find_studies,
+        write_comparison,
+    )
+
+    studies = find_studies(args.runs)
+    for place, study in list(studies.items()):
+        if not any(row.test or row.failed for row in study.leaderboard()):
+            print(f"left out: {study.path} has no final run yet", file=sys.stderr)
+            del studies[place]
+    if not studies:
+        raise UserError("there is nothing to compare: give studies that have come to their end.")
+    cells = collect_cells(studies)
+    if args.out:
+        write_comparison(Path(args.out), cells)
+    if args.json:
+        print_json([asdict(cell) for cell in cells])
+    else:
+        Console(highlight=False, soft_wrap=True).print(comparison_table(cells))
+    return 0

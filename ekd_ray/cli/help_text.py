@@ -1,0 +1,129 @@
+"""Help that fits on a screen: examples first, then the flags that one needs first."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from ekd_ray.errors import UserError, unknown_name
+
+LINES = 25  # of the help at first
+
+
+class HelpParser(argparse.ArgumentParser):
+    """A parser with `--help`, which fits on a screen, and `--help-all`.
+
+    A mistake in the flags is a `UserError`.
+
+    Attributes:
+        examples: command lines.
+        first: the flags that `--help` shows where not all have room.
+    """
+
+    examples: Sequence[str] = ()
+    first: Sequence[str] = ()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "add_help": False})
+        group = self.add_argument_group("help")
+        group.add_argument("-h", "--help", action="help", help="what one needs first")
+        group.add_argument("--help-all", action=_HelpAll, help="all flags")
+
+    def format_help(self) -> str:
+        """The whole help if it has no more than `LINES` lines, else with the `first` flags."""
+        whole = self.format_help_all()
+        if whole.count("\n") <= LINES:
+            return whole
+        count = sum(bool(action.option_strings) for action in self._actions)
+        return f"{self._format(_Short, self.first)}--help-all shows all {count} flags.\n"
+
+    def format_help_all(self) -> str:
+        """The help with all flags."""
+        return self._format(_Whole, None)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the flags as a `UserError`."""
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """As `parse_args`; an unknown flag is a `UserError` that names the nearest ones."""
+        args, extra = self.parse_known_args(argv)
+        for word in extra:
+            if word.startswith("-"):
+                name = word.partition("=")[0]
+                raise unknown_name("flag", name, [*_flags(self)])
+            raise UserError(f"unexpected argument {word!r}; see {self.prog} --help.")
+        return args
+
+    def _format(self, style: type[_Whole], only: Sequence[str] | None) -> str:
+        formatter = style(prog=self.prog)
+        named = [a for a in self._actions if not a.option_strings]
+        usage = " ".join([self.prog, *map(formatter.describe, named), "[flags]"])
+        head = f"usage: {usage}\n{self.description or ''}".rstrip()
+        if self.examples:
+            head += "\n\nexamples:\n" + "\n".join(f"  {line}" for line in self.examples)
+        for group in sorted(self._action_groups, key=lambda group: group.title == "help"):
+            formatter.start_section(group.title)
+            formatter.add_arguments(a for a in group._group_actions if _is_shown(a, only))
+            formatter.end_section()
+        flags = formatter.format_help()
+        if only is not None:
+            return f"{head}\n\n" + flags.replace("\n\n", "\n")
+        formatter.add_text(self.epilog)
+        return f"{head}\n\n{formatter.format_help()}"
+
+
+class _HelpAll(argparse.Action):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "nargs": 0, "default": argparse.SUPPRESS})
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert isinstance(parser, HelpParser)
+        print(parser.format_help_all(), end="")
+        parser.exit()
+
+
+class _Whole(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def describe(self, action: argparse.Action) -> str:
+        """A positional argument as the usage shows it."""
+        return self._format_args(action, str(action.metavar or action.dest).upper())
+
+
+class _Short(_Whole):
+    """One line a flag: its first name, and the first clause of its help."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        value = f" {self._format_args(action, action.dest.upper())}" if action.nargs != 0 else ""
+        return action.option_strings[0] + value
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return re.split(r"; | \(|: |, e\.g\.|, such as", action.help or "")[0]
+
+
+def _is_shown(action: argparse.Action, only: Sequence[str] | None) -> bool:
+    if only is None or not action.option_strings:
+        return True
+    return any(flag in only for flag in action.option_strings)
+
+
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in all_actions(parser):
+        yield from (flag for flag in action.option_strings if flag.startswith("--"))
+
+
+def all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """All arguments of a parser, those of its commands included."""
+    found: list[argparse.Action] = []
+    for action in parser._actions:
+        found.append(action)
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                found += all_actions(command)
+    return found
