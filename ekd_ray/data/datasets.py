@@ -61,7 +61,7 @@ def num_train(name: str, *, data_root: str | os.PathLike[str] | None = None) -> 
         return info.num_train or len(load_dataset(name, "train", data_root=data_root))
     if not info.files.held_out:
         return info.num_train
-    source = find_source(info, "train", _data_root(data_root), download=False)
+    source = find_source(info, "train", root_folder(data_root), download=False)
     if info.encoded and isinstance(source, FolderSource):
         # The index has to be made anyway, and lists the files for all later processes.
         return len(load_dataset(name, "train", data_root=data_root))
@@ -96,7 +96,7 @@ def load_dataset(
         raise unknown_name("split", split, SPLITS)
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     info = _uncounted_info(name, data_root, cache)
-    source = find_source(info, split, _data_root(data_root), download=download)
+    source = find_source(info, split, root_folder(data_root), download=download)
     path = entry_path(cache, info, split, source)
     if path not in _opened:
         _opened[path] = load_entry(path, info, split, source)
@@ -120,7 +120,7 @@ def check_dataset(
         for split in SPLITS:
             load_dataset(name, split, data_root=data_root)
     else:
-        check_source(info, _data_root(data_root), download=download)
+        check_source(info, root_folder(data_root), download=download)
 
 
 def _uncounted_info(
@@ -133,11 +133,12 @@ def _uncounted_info(
     info = hub_info(name) if hub else find_registered(name)
     if info.is_complete:
         return info
-    source = find_source(info, "train", _data_root(data_root), download=False)
+    source = find_source(info, "train", root_folder(data_root), download=False)
     assert isinstance(source, LoadedSource | ShardSource)
     return complete_info(info, source, cache_dir or default_cache_dir())
 
 
-def _data_root(data_root: str | os.PathLike[str] | None) -> Path:
+def root_folder(data_root: str | os.PathLike[str] | None) -> Path:
+    """The folder to look in: the given one, else $EKD_DATA_ROOT, else ./data."""
     default = os.environ.get("EKD_DATA_ROOT") or "data"
     return Path(default if data_root is None else data_root).expanduser()

@@ -60,10 +60,9 @@ def _read(path: Path, info: DatasetInfo) -> DatasetInfo | None:
     """`info` with the facts of a file, or None if there is none or it is damaged."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        values: dict[str, Any] = {
-            n: tuple(v) if isinstance(v, list) else v for n, v in facts.items()
-        }
-        found: DatasetInfo = replace(info, **values)
+        lists = {name: tuple(facts[name]) for name in ("mean", "std", "class_names")}
+        values: dict[str, Any] = {**facts, **lists}
+        found = replace(info, **values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if found.is_complete else None
@@ -85,6 +84,7 @@ def _find_out(
         raise UserError(
             f"{info.name} declares {len(names)} classes, but num_classes is {count}; leave it out."
         )
+    source.info = info = replace(info, num_classes=count, class_names=names)
     size, encoded = info.image_size, info.encoded
     if encoded is None or not (encoded or size):
         side = _common_side(source)
@@ -100,8 +100,6 @@ def _find_out(
     cropped = "crop_flip" if size < _LARGE else "crop8_flip"
     info = replace(
         info,
-        num_classes=count,
-        class_names=names,
         image_size=size,
         num_train=source.count(),
         view_scheme=info.view_scheme or (RESIZED_CROP if encoded else cropped),
