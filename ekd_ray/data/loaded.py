@@ -130,8 +130,9 @@ class LoadedSource(EncodedSource):
         labels = None
         if isinstance(found, tuple) and len(found) == 2:
             found, labels = (_as_array(part) for part in found)
-            self._check_arrays(found, labels)
-            labels = labels.astype(np.int64)
+            if found.size:
+                self._check_arrays(found, labels)
+                labels = labels.astype(np.int64)
         elif found is not None and not all(hasattr(found, n) for n in ("__getitem__", "__len__")):
             raise UserError(
                 f"{self._call} must return (images, labels) or a map-style dataset, got "

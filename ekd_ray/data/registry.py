@@ -256,7 +256,7 @@ def _check_name(name: str, load: Load) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise UserError(f"a data set's name has letters, digits and '_.-' alone, got {name!r}.")
     if not callable(load):
-        raise UserError(f"load of {name} must be a function of 'train' or 'test', got {load!r}.")
+        raise UserError(f"load of {name} must be a function, got {type(load).__name__}.")
     taken = DATASETS.get(name)
     # A cell of a notebook that is run again defines the same function again.
     if taken is not None and _origin(taken.load) != _origin(load):
