@@ -33,8 +33,8 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def dataset_names() -> list[str]:
-    """The data sets by name, and the prefix of a folder."""
-    return [*DATASETS, "folder:"]
+    """The data sets by name, and the prefixes of a folder."""
+    return [*DATASETS, "folder:", "hf:"]
 
 
 def method_names() -> list[str]:

@@ -15,7 +15,7 @@ from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.phrases import several, size_text
 from ekd_ray.config.plugins import describe_plugins
 from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
-from ekd_ray.data import dataset_info, num_train, steps_per_epoch, view_count
+from ekd_ray.data import DatasetInfo, dataset_info, steps_per_epoch, view_count
 from ekd_ray.engine.compiling import wants_compilation
 from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
@@ -55,8 +55,8 @@ def run_flops(config: DistillConfig, data_root: str | None, *, final: bool = Fal
 
     A final run holds nothing out and reads the test split at its end.
     """
-    info = dataset_info(config.dataset)
-    forward = model_cost(config.student, info.num_classes, student_size(config))[1]
+    info = dataset_info(config.dataset, data_root=data_root)
+    forward = model_cost(config.student, info.num_classes, student_size(config, data_root))[1]
     evaluated = info.num_test if final else config.epochs * split_sizes(config, data_root)[1]
     return forward * (3.0 * _views(config, data_root, final=final) + evaluated)
 
@@ -65,7 +65,7 @@ def teacher_flops(config: DistillConfig, data_root: str | None, *, final: bool =
     """FLOPs of the teacher for the views of one full run, 0 for a method without one."""
     if not (config.teacher and method_of(config).needs_teacher):
         return 0.0
-    info = dataset_info(config.dataset)
+    info = dataset_info(config.dataset, data_root=data_root)
     size = config.image_size or info.image_size
     cost = model_cost(config.teacher, info.num_classes, size)[1]
     return cost * _views(config, data_root, final=final)
@@ -135,7 +135,7 @@ def fill_plan(config: StudyConfig, seeds: Sequence[int], *, processes: int, thre
         threads: CPU threads of each process.
     """
     base, root = config.distill, config.data_root
-    info, strong = dataset_info(base.dataset), method_of(base).strong_view
+    info, strong = dataset_info(base.dataset, data_root=root), method_of(base).strong_view
     views = view_count(base.augment or info.view_scheme, base.view_pool) + base.view_pool * strong
     drawn = len(set(seeds)) * _views(base, root, final=False)
     rows = min(drawn, views * split_sizes(base, root)[0])
@@ -298,18 +298,18 @@ def _setup(
     *,
     role: str = "student",
 ) -> list[str]:
-    info = dataset_info(config.dataset)
+    info = dataset_info(config.dataset, data_root=data_root)
     kept, held = split_sizes(config, data_root)
     views = view_count(config.augment or info.view_scheme, config.view_pool)
     size = config.image_size or info.image_size
     lines = [
         f"data       {config.dataset}: {kept} training and {held} validation images of "
         f"{size} x {size}, {info.num_classes} classes, {several(views, 'view')} each",
-        f"{role:<10} {_model(config.student, config, student_size(config))}",
+        f"{role:<10} {_model(config.student, info, student_size(config, data_root))}",
     ]
     if method_of(config).needs_teacher:
         source = config.teacher_weights or "to be trained first"
-        lines.append(f"teacher    {_model(str(config.teacher), config, size)}, {source}")
+        lines.append(f"teacher    {_model(str(config.teacher), info, size)}, {source}")
         lines += teacher_lines
         lines.append(f"cache      {_cache(config, data_root)}")
     if config.ood_dataset:
@@ -354,12 +354,12 @@ def _cache(config: DistillConfig, data_root: str | None) -> str:
     """Where the teacher's logits are kept and how large that can grow, known before it does."""
     if not uses_cache(config, data_root):
         return f"teacher_cache {config.teacher_cache}: the teacher runs in every step"
-    size = table_bytes(config, num_train(config.dataset, data_root=data_root))
+    size = table_bytes(config, data_root)
     return f"teacher logits on disk, at most {size_text(size)} in {tables_dir()}"
 
 
-def _model(name: str, config: DistillConfig, size: int) -> str:
-    parameters, flops = model_cost(name, dataset_info(config.dataset).num_classes, size)
+def _model(name: str, info: DatasetInfo, size: int) -> str:
+    parameters, flops = model_cost(name, info.num_classes, size)
     return f"{name} ({parameters / 1e6:.2f} M parameters, {flops / 2e6:.0f} M multiply-adds)"
 
 
@@ -396,7 +396,7 @@ def _decoding(
 ) -> list[str]:
     """Whether a worker's pictures are decoded as fast as its student takes them; empty where all
     were decoded before."""
-    info = dataset_info(config.dataset)
+    info = dataset_info(config.dataset, data_root=data_root)
     if not info.encoded:
         return []
     known = nodes is not None
@@ -409,7 +409,7 @@ def _decoding(
     here = min(cores, local_cpus())
     decoded = measure_decoding(config, data_root, here) * cores / here
     source = "measured" if cores == here else f"{here} measured here, times {cores / here:g}"
-    step = 3.0 * model_cost(config.student, info.num_classes, student_size(config))[1]
+    step = 3.0 * model_cost(config.student, info.num_classes, student_size(config, data_root))[1]
     taken = (gpus * GPU_FLOPS or cpus * CPU_FLOPS) / step
     where = f" on {several(cores, 'core')}" if cores < threads else ""
     text = (
@@ -433,9 +433,9 @@ def _duration(flops: float, cpus: int, gpus: float) -> str:
 
 
 def _disk(config: StudyConfig) -> str:
-    base = config.distill
-    num_classes = dataset_info(base.dataset).num_classes
-    parameters = model_cost(base.student, num_classes, student_size(base))[0]
+    base, root = config.distill, config.data_root
+    num_classes = dataset_info(base.dataset, data_root=root).num_classes
+    parameters = model_cost(base.student, num_classes, student_size(base, root))[0]
     rows = 1 + len(champions(config, base)) + len(config.baselines)
     finals = rows * config.most_seeds
     running = 2 * max(1, count_trials(config, local_nodes()))

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that ekd-ray export wrote")
     flags.add_common(parser, "--data-root")
-    parser.add_argument("--dataset", metavar="NAME", help="the same data elsewhere: folder:PATH")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="the same data elsewhere: folder:PATH, hf:PATH"
+    )
     flags.add_common(parser, "--download")
     parser.add_argument(
         "--teacher-weights",

@@ -225,15 +225,15 @@ def _data_root(args: argparse.Namespace) -> str | None:
 
 
 def _absolute_paths(distill: dict[str, Any]) -> dict[str, Any]:
-    """The same for checkpoint and image folders, wherever named: flag, --set or recipe."""
+    """The same for checkpoint and folders of data, wherever named: flag, --set or recipe."""
     changes = {}
     weights = distill.get("teacher_weights")
     if isinstance(weights, str):
         changes["teacher_weights"] = _absolute(weights)
     for name in ("dataset", "ood_dataset"):
         kind, colon, path = str(distill.get(name)).partition(":")
-        if colon and kind == "folder":
-            changes[name] = f"folder:{_absolute(path)}"
+        if colon and kind in ("folder", "hf"):
+            changes[name] = f"{kind}:{_absolute(path)}"
     return {**distill, **changes}
 
 

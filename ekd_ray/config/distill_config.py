@@ -37,7 +37,7 @@ class DistillConfig(Settings):
     )
 
     # Data
-    dataset: str = setting("cifar100", f"data set: {', '.join(DATASETS)} or folder:PATH")
+    dataset: str = setting("cifar100", f"data set: {', '.join(DATASETS)}, folder:PATH or hf:PATH")
     data_fingerprint: str | None = setting(None, "fingerprint of the training images; checked")
     train_subset: int | None = setting(None, "training images to draw (stratified)", low=1)
     validation_fraction: float = setting(

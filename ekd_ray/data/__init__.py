@@ -16,7 +16,7 @@ from ekd_ray.data.datasets import (
     num_train,
     short_name,
 )
-from ekd_ray.data.registry import DATASETS, DatasetInfo
+from ekd_ray.data.registry import DATASETS, DatasetInfo, register_dataset
 from ekd_ray.data.splits import held_out_size, stratified_split, stratified_subset
 from ekd_ray.data.staging import (
     Stage,
@@ -45,6 +45,7 @@ __all__ = [
     "default_cache_dir",
     "load_dataset",
     "num_train",
+    "register_dataset",
     "short_name",
     # splits
     "held_out_size",

@@ -6,8 +6,19 @@ import dataclasses
 import os
 from pathlib import Path
 
-from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo, find_registered, folder_info
-from ekd_ray.data.sources import SPLITS, FolderSource, check_source, find_source, folder_classes
+from ekd_ray.data.facts import complete_info
+from ekd_ray.data.layouts import check_source, find_source
+from ekd_ray.data.loaded import LoadedSource
+from ekd_ray.data.registry import (
+    FOLDER_PREFIX,
+    HUB_PREFIX,
+    DatasetInfo,
+    find_registered,
+    folder_info,
+    hub_info,
+)
+from ekd_ray.data.shards import ShardSource
+from ekd_ray.data.sources import SPLITS, FolderSource, folder_classes
 from ekd_ray.data.store import EncodedImages, ImageArrays, entry_path, load_entry
 from ekd_ray.errors import unknown_name
 from ekd_ray.files import default_cache_dir
@@ -17,18 +28,20 @@ _opened: dict[Path, ImageArrays | EncodedImages] = {}
 _counted: dict[Path, int] = {}
 
 
-def dataset_info(name: str) -> DatasetInfo:
+def dataset_info(name: str, *, data_root: str | os.PathLike[str] | None = None) -> DatasetInfo:
     """The constants of a data set, by name.
 
     For "folder:PATH" (`~` is expanded, a relative PATH starts at the working directory) the
     classes are those found in PATH/train/ and `num_train` is their number of images; the
-    files are listed once, into the default cache. Raises UserError for an unknown name, with
-    the nearest known one, and for a folder that does not serve.
+    files are listed once, into the default cache. What nobody has said of "hf:PATH" or of a
+    registered data set is found out from its training images once, as `register_dataset` says;
+    only this needs the `data_root`. Raises UserError for an unknown name, with the nearest known
+    one, and for files that do not serve.
     """
-    info = _uncounted_info(name)
-    if not name.startswith(FOLDER_PREFIX):
+    info = _uncounted_info(name, data_root)
+    if info.num_train:
         return info
-    return dataclasses.replace(info, num_train=num_train(name))
+    return dataclasses.replace(info, num_train=num_train(name, data_root=data_root))
 
 
 def short_name(name: str) -> str:
@@ -40,13 +53,15 @@ def num_train(name: str, *, data_root: str | os.PathLike[str] | None = None) -> 
     """Number of images in the training split, without decoding any.
 
     The published number for data sets that come in one size only; for "imagenet",
-    "tiny_imagenet" and "folder:PATH", of which subsets are legal, the number of images found.
-    Raises UserError for files that are missing or unsuitable.
+    "tiny_imagenet" and all that are not known by name, the number of images found. Raises
+    UserError for files that are missing or unsuitable.
     """
-    info = _uncounted_info(name)
+    info = _uncounted_info(name, data_root)
+    if info.load is not None:
+        return info.num_train or len(load_dataset(name, "train", data_root=data_root))
     if not info.files.held_out:
         return info.num_train
-    source = find_source(info, "train", _data_root(data_root), download=False)
+    source = find_source(info, "train", root_folder(data_root), download=False)
     if info.encoded and isinstance(source, FolderSource):
         # The index has to be made anyway, and lists the files for all later processes.
         return len(load_dataset(name, "train", data_root=data_root))
@@ -67,21 +82,21 @@ def load_dataset(
     """The split ("train" or "test") of the data set `name`; both kinds go to `stage_images`.
 
     Source files are looked for in data_root/<name>/ and data_root/ (default: $EKD_DATA_ROOT,
-    else ./data), as the original's folder or as Hugging Face Parquet; those of "folder:PATH"
-    in PATH. Of data sets whose test labels are not public, "test" is the official validation
-    split. The first call on a node decodes (or, where `DatasetInfo.encoded`, indexes or packs)
-    them into `cache_dir` (default: $EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else
+    else ./data), as the original's folder or as Hugging Face Parquet; those of "folder:PATH" and
+    "hf:PATH" in PATH. Of data sets whose test labels are not public, "test" is the official
+    validation split. The first call on a node decodes (or, where `DatasetInfo.encoded`, indexes
+    or packs) them into `cache_dir` (default: $EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else
     ~/.cache/ekd_ray); one process does so while others wait, and later calls map the result.
     `download` fetches missing files of CIFAR with torchvision.
 
     Raises UserError for unknown names, for missing, damaged or unsuitable files (naming file
     and row) and for a cache folder that cannot be written.
     """
-    info = _uncounted_info(name)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    source = find_source(info, split, _data_root(data_root), download=download)
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    info = _uncounted_info(name, data_root, cache)
+    source = find_source(info, split, root_folder(data_root), download=download)
     path = entry_path(cache, info, split, source)
     if path not in _opened:
         _opened[path] = load_entry(path, info, split, source)
@@ -95,19 +110,35 @@ def check_dataset(
     """Look before computing: both splits are there and their files sound, without decoding.
 
     Parquet files have a readable footer, the right columns and classes; CIFAR's original files
-    have their md5; class folders are the same on both sides and none is empty. With `download`,
-    files that would be fetched may be missing. Raises UserError with the cure.
+    have their md5; class folders are the same on both sides and none is empty. Of a registered
+    data set both splits are stored now, and so are pictures of one size in "hf:PATH": nothing
+    else would show what is wrong with them. With `download`, files that would be fetched may be
+    missing. Raises UserError with the cure.
     """
-    check_source(_uncounted_info(name), _data_root(data_root), download=download)
+    info = _uncounted_info(name, data_root)
+    if info.load is not None or (name.startswith(HUB_PREFIX) and not info.encoded):
+        for split in SPLITS:
+            load_dataset(name, split, data_root=data_root)
+    else:
+        check_source(info, root_folder(data_root), download=download)
 
 
-def _uncounted_info(name: str) -> DatasetInfo:
-    """`dataset_info`, but of a folder only its classes; its images are not counted."""
-    if not (isinstance(name, str) and name.startswith(FOLDER_PREFIX)):
-        return find_registered(name)
-    return folder_info(name, folder_classes(name))
+def _uncounted_info(
+    name: str, data_root: str | os.PathLike[str] | None, cache_dir: Path | None = None
+) -> DatasetInfo:
+    """`dataset_info`, but the images of a folder are not counted."""
+    if isinstance(name, str) and name.startswith(FOLDER_PREFIX):
+        return folder_info(name, folder_classes(name))
+    hub = isinstance(name, str) and name.startswith(HUB_PREFIX)
+    info = hub_info(name) if hub else find_registered(name)
+    if info.is_complete:
+        return info
+    source = find_source(info, "train", root_folder(data_root), download=False)
+    assert isinstance(source, LoadedSource | ShardSource)
+    return complete_info(info, source, cache_dir or default_cache_dir())
 
 
-def _data_root(data_root: str | os.PathLike[str] | None) -> Path:
+def root_folder(data_root: str | os.PathLike[str] | None) -> Path:
+    """The folder to look in: the given one, else $EKD_DATA_ROOT, else ./data."""
     default = os.environ.get("EKD_DATA_ROOT") or "data"
     return Path(default if data_root is None else data_root).expanduser()

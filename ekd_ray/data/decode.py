@@ -19,7 +19,6 @@ from ekd_ray.errors import UserError
 
 UInt8Array = npt.NDArray[np.uint8]
 
-FIXED_FORMATS = ("JPEG", "PNG")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # Shrinking by cheap means stops at this multiple of the final size; the rest is filtered well.
 _GAP = 2.0
@@ -41,20 +40,33 @@ def read_picture(path: str) -> bytes:
 
 
 def decode_fixed(data: bytes, name: str, size: int, dataset: str) -> UInt8Array:
-    """RGB pixels [size, size, 3] of a JPEG or PNG that must have exactly that size.
+    """RGB pixels [size, size, 3] of a picture that must have exactly that size.
 
     `name` is how messages call the picture ("the image in row 3 of FILE"). Raises UserError
     for a damaged picture or one of another size.
     """
-    with _opened(data, name, FIXED_FORMATS) as image:
+    with _opened(data, name) as image:
         got = image.size
         # A giant picture is refused by its header, before it is decoded.
         if got == (size, size):
             return np.asarray(image.convert("RGB"))
     raise UserError(
         f"{name} has {got[0]}x{got[1]} pixels, but {dataset} has {size}x{size}; put the files "
-        f"of {dataset} there."
+        f"of {dataset} there, or resize them."
     )
+
+
+def decode_any(data: bytes, name: str) -> UInt8Array:
+    """RGB pixels [H, W, 3] of a picture of any size; raises UserError if it is damaged."""
+    with _opened(data, name) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def picture_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) as the header says; raises UserError if it is not readable."""
+    with _opened(data, name) as image:
+        size: tuple[int, int] = image.size
+        return size
 
 
 def decode_view(data: bytes, name: str, size: int, bits: UInt64Array | None) -> UInt8Array:
@@ -64,7 +76,7 @@ def decode_view(data: bytes, name: str, size: int, bits: UInt64Array | None) -> 
     the evaluation view (centre crop after resizing). Bilinear with antialiasing. Raises
     UserError, with the picture's `name`, for a damaged picture.
     """
-    with _opened(data, name, FORMATS) as image:
+    with _opened(data, name) as image:
         width, height = image.size
         if bits is None:
             region = evaluation_region(width, height, size)
@@ -95,7 +107,7 @@ def fit_picture(image: Any, size: int, *, margin: bool) -> UInt8Array:
 
 def fit_file(path: str, size: int, *, margin: bool) -> UInt8Array:
     """`fit_picture` of an image file; raises UserError, with its name, if it is not readable."""
-    with _opened(read_picture(path), path, FORMATS) as image:
+    with _opened(read_picture(path), path) as image:
         return fit_picture(image, size, margin=margin)
 
 
@@ -122,14 +134,14 @@ def _draft(image: Any, region: Region, size: int) -> int:
 
 
 @contextmanager
-def _opened(data: bytes, name: str, formats: tuple[str, ...]) -> Iterator[Any]:
+def _opened(data: bytes, name: str) -> Iterator[Any]:
     """The picture, opened by its header; whatever PIL raises inside becomes a UserError."""
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             yield image
     except Exception as error:  # PIL raises a dozen kinds for damaged files
         # Its own text names a BytesIO by address, which helps nobody.
-        kinds = f"{', '.join(formats[:-1])} or {formats[-1]}"
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise UserError(
             f"{name} is not a readable {kinds} ({type(error).__name__}); fetch or replace the file."
         ) from error

@@ -18,8 +18,8 @@ UInt8Array = npt.NDArray[np.uint8]
 def digits_split(split: str) -> tuple[UInt8Array, Int64Array]:
     """The 1,797 real 8x8 digits of scikit-learn as RGB 32x32, stratified 80/20.
 
-    Returns images uint8 [N, 3, 32, 32] and labels int64 [N]; N is 1,438 for "train" and 359
-    for "test".
+    Returns images uint8 [N, 32, 32] and labels int64 [N]; N is 1,438 for "train" and 359 for
+    "test".
     """
     from sklearn.datasets import load_digits
 
@@ -32,8 +32,7 @@ def digits_split(split: str) -> tuple[UInt8Array, Int64Array]:
     weights = _bilinear_eighths(8, _SIZE)
     sharp = weights @ gray @ weights.T  # 0..16 * 64
     pixels = ((sharp * 255 + 512) // 1024).astype(np.uint8)
-    images = np.repeat(pixels[:, None], 3, axis=1)
-    return np.ascontiguousarray(images), labels[index]
+    return pixels, labels[index]
 
 
 def _bilinear_eighths(size: int, target: int) -> Int64Array:
@@ -53,7 +52,7 @@ def synthetic_split(split: str) -> tuple[UInt8Array, Int64Array]:
 
     Each image is its class's pattern, a weaker pattern of another class (so that a teacher
     has something to say about the wrong classes) and noise. Returns images uint8
-    [N, 3, 32, 32] and labels int64 [N], equally many of each class.
+    [N, 32, 32, 3] and labels int64 [N], equally many of each class.
     """
     n, offset = {"train": (2000, 0), "test": (500, 1_000_000)}[split]
     stream = (STREAM_SYNTHETIC,)
@@ -68,4 +67,4 @@ def synthetic_split(split: str) -> tuple[UInt8Array, Int64Array]:
     words = counter_hash(_SEED, *stream, 3, ids[:, None], np.arange(3 * _SIZE * _SIZE // 8))
     noise = words.astype("<u8").view(np.uint8).reshape(n, 3, _SIZE, _SIZE).astype(np.int64) - 128
     mixed = 128 + (6 * patterns[labels] + 4 * patterns[other] + 6 * noise) // 16
-    return np.clip(mixed, 0, 255).astype(np.uint8), labels
+    return np.clip(mixed, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1), labels

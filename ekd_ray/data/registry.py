@@ -1,20 +1,26 @@
-"""The data sets that are known by name, and their constants."""
+"""The data sets that are known by name, and how one of your own becomes one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import hashlib
+import inspect
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.generated import digits_split, synthetic_split
-from ekd_ray.data.views import RESIZED_CROP
-from ekd_ray.errors import unknown_name
+from ekd_ray.data.views import RESIZED_CROP, view_count
+from ekd_ray.errors import UserError, unknown_name
 
 Triple = tuple[float, float, float]
-Generator = Callable[[str], tuple[npt.NDArray[np.uint8], Int64Array]]
+Load = Callable[..., Any]
+
+IMAGE_SIZES = (8, 1024)  # bounds of the side of an image, in pixels
+FOLDER_PREFIX, HUB_PREFIX = "folder:", "hf:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +52,12 @@ class DatasetInfo:
     per channel on the [0, 1] scale; `view_scheme` is the augmentation used when none is asked
     for; `class_names` is () where the files tell. Images of an `encoded` data set vary in size
     and are decoded on demand, to `image_size` unless another is asked for; all others have
-    exactly `image_size` pixels a side and are decoded once. Data that a function makes
-    (`generate`) has no `files`.
+    exactly `image_size` pixels a side and are decoded once.
+
+    Data that a function returns (`load`) has no `files`; its pictures are stored again when
+    `version`, the source `code_sha256` or one of the `load_files` changes. What a registration
+    leaves open is 0, "", () or None here (`is_complete`) until `ekd_ray.data.dataset_info` has
+    looked at the training images.
     """
 
     name: str
@@ -59,13 +69,27 @@ class DatasetInfo:
     std: Triple
     view_scheme: str
     class_names: tuple[str, ...] = ()
-    encoded: bool = False
+    encoded: bool | None = False
     files: FileLayouts = FileLayouts()
-    generate: Generator | None = None
-    generator_version: int = 1  # part of the cache key of generated data
+    load: Load | None = None
+    load_files: tuple[str, ...] = ()
+    code_sha256: str = ""
+    version: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The name, or what stands before the PATH of one."""
+        return self.name.partition(":")[0]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to be found out from the images."""
+        known = self.num_classes and self.image_size and self.std != UNKNOWN and self.view_scheme
+        named = self.load is None or self.class_names
+        return bool(known and named) and self.encoded is not None
 
 
-FOLDER_PREFIX = "folder:"
+UNKNOWN: Triple = (0.0, 0.0, 0.0)  # a standard deviation that nobody has given
 
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100 = """
@@ -114,30 +138,6 @@ _INFOS = (
         ),
     ),
     DatasetInfo(
-        name="digits",
-        num_classes=10,
-        image_size=32,
-        num_train=1_438,
-        num_test=359,
-        mean=(0.3052, 0.3052, 0.3052),
-        std=(0.3240, 0.3240, 0.3240),
-        view_scheme="crop",  # a mirrored digit is not a digit
-        class_names=tuple("0123456789"),
-        generate=digits_split,
-    ),
-    DatasetInfo(
-        name="synthetic",
-        num_classes=10,
-        image_size=32,
-        num_train=2_000,
-        num_test=500,
-        mean=(0.4711, 0.5159, 0.4952),
-        std=(0.1710, 0.1781, 0.1653),
-        view_scheme="crop_flip",
-        class_names=tuple(f"pattern{c}" for c in range(10)),
-        generate=synthetic_split,
-    ),
-    DatasetInfo(
         name="tiny_imagenet",
         num_classes=200,
         image_size=64,
@@ -172,12 +172,143 @@ _INFOS = (
 DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _INFOS}
 
 
+def register_dataset(
+    name: str,
+    load: Load,
+    *,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    view_scheme: str | None = None,
+    class_names: Sequence[str] = (),
+    files: Sequence[str] = (),
+    version: int = 1,
+) -> DatasetInfo:
+    """Make a data set of your own known by a name, in this process; returns its constants.
+
+    `load("train")` and `load("test")` return a split: either (images, labels), where images are
+    uint8 [N, H, W, 3] or [N, H, W], or a map-style `torch.utils.data.Dataset` of (picture, label),
+    where a picture is a PIL image, a uint8 array [H, W, 3] or [H, W], a uint8 tensor [3, H, W] or
+    [1, H, W], or the bytes of a JPEG, PNG, WebP or BMP file. Labels are integers from 0. Leave
+    augmentation, normalisation and the validation split to ekd_ray. A function with a parameter
+    `data_root` gets the folder of `--data-root` (a `pathlib.Path`).
+
+    It is called once on each machine: the pictures are stored in the cache, decoded where all are
+    squares of one size of at most 128 pixels (or `view_scheme` is one of crops), else encoded
+    (arrays and PIL images as PNG, losslessly).
+
+    Args:
+        name: letters, digits and "_.-"; not one that is taken.
+        load: the function, of a module or a plugin FILE, where every process finds it.
+        num_classes: found in the training labels (0 to C - 1, each at least once).
+        image_size: pixels a side; that of the pictures, or 224 where they vary in size.
+        mean, std: of each channel on the [0, 1] scale, both or neither; those of the training
+            images, or ImageNet's where they vary in size.
+        view_scheme: "crop_flip" (below 64 pixels), "crop8_flip" or, where pictures vary in size,
+            "resized_crop"; "crop" does not mirror, "none" augments nothing.
+        class_names: a name for each label; else the dataset's `classes`, else "0", "1", ...
+        files: what `load` reads, as paths or patterns below the data root: looked for before
+            anything is computed, and read again when they change.
+        version: raise it when `load` returns something else for a reason that is neither in the
+            file that defines it nor in `files`.
+
+    Raises:
+        UserError: a value out of bounds, or a name that is taken.
+    """
+    _check_name(name, load)
+    names, channels = tuple(class_names), _check_channels(name, mean, std)
+    if not all(isinstance(found, str) for found in names) or len(set(names)) < len(names):
+        raise UserError(f"the class_names of {name} must be different strings, got {names!r}.")
+    count = len(names) if num_classes is None else num_classes
+    if count == 1 or count < 0 or (names and count != len(names)):
+        raise UserError(
+            f"num_classes of {name} must be 2 or more, and as many as class_names, got "
+            f"{num_classes} and {len(names)} names."
+        )
+    low, high = IMAGE_SIZES
+    if image_size is not None and not low <= image_size <= high:
+        raise UserError(f"image_size of {name} must be {low} to {high}, got {image_size}.")
+    if view_scheme is not None:
+        view_count(view_scheme)
+    fixed = view_scheme not in (None, "none")  # a scheme serves one kind of store
+    info = DatasetInfo(
+        name=name,
+        num_classes=count,
+        image_size=image_size or 0,
+        num_train=0,
+        num_test=0,
+        mean=channels[0],
+        std=channels[1],
+        view_scheme=view_scheme or "",
+        class_names=names,
+        encoded=view_scheme == RESIZED_CROP if fixed else None,
+        load=load,
+        load_files=tuple(files),
+        code_sha256=_code_sha256(load),
+        version=version,
+    )
+    DATASETS[name] = info
+    return info
+
+
+def _check_name(name: str, load: Load) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"a data set's name has letters, digits and '_.-' alone, got {name!r}.")
+    if not callable(load):
+        raise UserError(f"load of {name} must be a function, got {type(load).__name__}.")
+    taken = DATASETS.get(name)
+    # A cell of a notebook that is run again defines the same function again.
+    if taken is not None and _origin(taken.load) != _origin(load):
+        raise UserError(f"there is a data set {name!r} already; choose another name.")
+
+
+def _check_channels(
+    name: str, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Triple, Triple]:
+    if mean is None and std is None:
+        return UNKNOWN, UNKNOWN
+    means, deviations = tuple(mean or ()), tuple(std or ())
+    legal = len(means) == len(deviations) == 3 and all(map(math.isfinite, (*means, *deviations)))
+    if not legal or not (min(means) >= 0 and max(means) <= 1 and 0 < min(deviations) <= 1):
+        raise UserError(
+            f"mean and std of {name} must be three numbers each on the [0, 1] scale, std > 0, got "
+            f"{mean!r} and {std!r}; leave both out to have them computed."
+        )
+    return means, deviations  # type: ignore[return-value]
+
+
+def _origin(load: Load | None) -> tuple[Any, Any]:
+    """Where a function was defined: module and qualified name."""
+    target = _definition(load)
+    return getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+
+
+def _definition(load: Any) -> Any:
+    """The function or class that has the source of a callable."""
+    while isinstance(load, functools.partial):
+        load = load.func
+    load = inspect.unwrap(load)
+    return load if inspect.isroutine(load) or inspect.isclass(load) else type(load)
+
+
+def _code_sha256(load: Load) -> str:
+    """SHA-256 of the file that defines it; of its own source in a notebook; "" of neither."""
+    target = _definition(load)
+    try:
+        path = Path(inspect.getsourcefile(target) or "")
+        source = path.read_bytes() if path.is_file() else inspect.getsource(target).encode()
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(source).hexdigest()
+
+
 def find_registered(name: str) -> DatasetInfo:
     """The registry's entry; raises UserError for an unknown name, with the nearest known one."""
     try:
         return DATASETS[name]
     except (KeyError, TypeError):
-        known = [*DATASETS, f"{FOLDER_PREFIX}PATH"]
+        known = [*DATASETS, f"{FOLDER_PREFIX}PATH", f"{HUB_PREFIX}PATH"]
         raise unknown_name("dataset", name, known, keys=()) from None
 
 
@@ -192,3 +323,45 @@ def folder_info(name: str, class_names: tuple[str, ...]) -> DatasetInfo:
         class_names=class_names,
         files=FileLayouts(held_out=("test", "val", "valid", "validation")),
     )
+
+
+def hub_info(name: str) -> DatasetInfo:
+    """The constants of an `hf:PATH` data set, all of which its files tell."""
+    return DatasetInfo(
+        name=name,
+        num_classes=0,
+        image_size=0,
+        num_train=0,
+        num_test=0,
+        mean=UNKNOWN,
+        std=UNKNOWN,
+        view_scheme="",
+        encoded=None,
+        files=FileLayouts(
+            held_out_shards=("test", "validation", "valid", "val"),
+            label_columns=("label", "fine_label", "labels"),
+        ),
+    )
+
+
+# Their sizes are known, so that a plan need not make them.
+_digits = register_dataset(
+    "digits",
+    digits_split,
+    image_size=32,
+    mean=(0.3052, 0.3052, 0.3052),
+    std=(0.3240, 0.3240, 0.3240),
+    view_scheme="crop",  # a mirrored digit is not a digit
+    class_names="0123456789",
+)
+_synthetic = register_dataset(
+    "synthetic",
+    synthetic_split,
+    image_size=32,
+    mean=(0.4711, 0.5159, 0.4952),
+    std=(0.1710, 0.1781, 0.1653),
+    view_scheme="crop_flip",
+    class_names=[f"pattern{c}" for c in range(10)],
+)
+DATASETS["digits"] = replace(_digits, num_train=1_438, num_test=359)
+DATASETS["synthetic"] = replace(_synthetic, num_train=2_000, num_test=500)

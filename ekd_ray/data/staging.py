@@ -17,7 +17,7 @@ import torch
 from ekd_ray.data.batches import Batch
 from ekd_ray.data.counter import Int64Array, UInt64Array
 from ekd_ray.data.decode import decode_view
-from ekd_ray.data.registry import DatasetInfo
+from ekd_ray.data.registry import IMAGE_SIZES, DatasetInfo
 from ekd_ray.data.store import EncodedImages, ImageArrays
 from ekd_ray.data.transfer import to_device
 from ekd_ray.data.views import (
@@ -32,7 +32,6 @@ from ekd_ray.data.views import (
 from ekd_ray.errors import UserError
 
 ENCODED_SCHEMES = (RESIZED_CROP, "none")
-IMAGE_SIZES = (8, 1024)  # bounds of what encoded images are decoded to
 
 Views = tuple[torch.Tensor, torch.Tensor]  # images uint8 [B, 3, S, S] and labels int64 [B]
 _Job = tuple[Any, npt.ArrayLike, npt.ArrayLike | None]  # (key, sample ids, view ids)

@@ -7,8 +7,8 @@ changed sources make a new entry and an entry never changes. It holds labels.npy
 - where all images have one size, their pixels: images.npy, uint8 [N, 3, H, W];
 - where they vary in size and stay encoded in class folders, an index: sizes.npy, and the
   relative paths in paths.bin, cut at offsets.npy; the images are read from where they lie;
-- where they stay encoded in Parquet files, which have no cheap access to one row, a copy of
-  their bytes in encoded.bin, cut at offsets.npy.
+- where they stay encoded in shards, which have no cheap access to one row, or come from a
+  function, a copy of their bytes in encoded.bin, cut at offsets.npy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from filelock import FileLock
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import read_picture
 from ekd_ray.data.registry import DatasetInfo
-from ekd_ray.data.sources import FolderSource, ParquetSource, Source, row_name
+from ekd_ray.data.sources import EncodedSource, FolderSource, Source, row_name
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 
@@ -104,12 +104,10 @@ class EncodedImages(_Split):
 
 def entry_path(cache_dir: Path, info: DatasetInfo, split: str, source: Source) -> Path:
     """Where the entry of `source` belongs. Raises UserError for a missing file."""
+    kind = info.kind  # the PATH of folder:PATH is in the identity
+    label, facts = f"{kind}-{split}", [_DECODED_VERSION, kind, split, info.image_size]
     if info.encoded:
-        kind = info.name.partition(":")[0]  # the PATH of folder:PATH is in the identity
-        label, facts = f"{kind}-{split}-encoded", [_ENCODED_VERSION, kind, split]
-    else:
-        label = f"{info.name}-{split}"
-        facts = [_DECODED_VERSION, info.generator_version, info.name, split, info.image_size]
+        label, facts = f"{label}-encoded", [_ENCODED_VERSION, kind, split]
     text = json.dumps([*facts, *source.identity()])
     key = hashlib.sha256(text.encode()).hexdigest()[:20]
     return cache_dir.absolute() / "datasets" / f"{label}-{key}"
@@ -126,18 +124,11 @@ def load_entry(
     entry = _read(path, info, split)  # needs no lock, so a read-only cache serves
     if entry is not None:
         return entry
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(path.name + ".lock")):
-            entry = _read(path, info, split)  # another process may have built it meanwhile
-            if entry is None:
-                _build(path, info, source)
-                entry = _read(path, info, split)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the data cache {path.parent} ({error.strerror or error}); set "
-            "EKD_CACHE_DIR to a folder on a disk with room."
-        ) from error
+    with locked(path):
+        entry = _read(path, info, split)  # another process may have built it meanwhile
+        if entry is None:
+            _build(path, info, source)
+            entry = _read(path, info, split)
     if entry is None:
         # The sources of a sound entry are compared too: they may have changed meanwhile.
         raise UserError(
@@ -145,6 +136,20 @@ def load_entry(
             "writes to them."
         )
     return entry
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process makes `path`; raises UserError where the cache is not writable."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(path.name + ".lock")):
+            yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the data cache {path.parent} ({error.strerror or error}); set "
+            "EKD_CACHE_DIR to a folder on a disk with room."
+        ) from error
 
 
 # ---- reading: a ValueError means that a file of the entry is damaged
@@ -279,7 +284,7 @@ def _build(path: Path, info: DatasetInfo, source: Source) -> None:
             _write_decoded(folder, info, source)
         elif isinstance(source, FolderSource):
             _write_index(folder, source)
-        elif isinstance(source, ParquetSource):
+        elif isinstance(source, EncodedSource):
             _write_packed(folder, source)
         if path.exists():  # damaged: out of the way first, rename needs a free name
             os.rename(path, folder / "damaged")
@@ -337,7 +342,7 @@ def _write_index(folder: Path, source: FolderSource) -> None:
     _write_labels(folder, source, index.labels, digest, meta)
 
 
-def _write_packed(folder: Path, source: ParquetSource) -> None:
+def _write_packed(folder: Path, source: EncodedSource) -> None:
     needed = sum(path.stat().st_size for path in source.files)
     free = shutil.disk_usage(folder).free
     if free < needed:  # said now and not after an hour of copying
@@ -361,7 +366,7 @@ def _write_packed(folder: Path, source: ParquetSource) -> None:
     meta = {
         "version": _ENCODED_VERSION,
         "arrays_sha256": _digest(labels, offsets),
-        "shards": [[str(path), rows] for path, rows in source.rows_per_file.items()],
+        "shards": list(source.parts.items()),
     }
     _write_labels(folder, source, labels, digest, meta)
 

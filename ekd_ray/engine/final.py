@@ -48,9 +48,10 @@ def evaluate_test(
     return {f"test_{name}": value for name, value in found.metrics.items()}
 
 
-def save_student(result: RunResult, path: Path) -> None:
+def save_student(result: RunResult, path: Path, *, data_root: str | None) -> None:
     """Write a run's student with everything that is needed to use it again."""
-    config, info = result.config, dataset_info(result.config.dataset)
+    config = result.config
+    info = dataset_info(config.dataset, data_root=data_root)
     save_weights(
         result.model,
         path,

@@ -94,7 +94,7 @@ def resolve(
     """
     config = resolve_method(config)
     config = config.replace(plugins=_used_plugins(config))
-    info = dataset_info(config.dataset)
+    info = dataset_info(config.dataset, data_root=data_root)
     config = config.replace(
         augment=config.augment or info.view_scheme,
         image_size=config.image_size or info.image_size,
@@ -167,10 +167,10 @@ def check_workers(config: DistillConfig, workers: int) -> None:
         )
 
 
-def student_size(config: DistillConfig) -> int:
+def student_size(config: DistillConfig, data_root: str | None = None) -> int:
     """Side of the images that the student sees, in pixels."""
     size = config.student_image_size or config.image_size
-    return size or dataset_info(config.dataset).image_size
+    return size or dataset_info(config.dataset, data_root=data_root).image_size
 
 
 def _check_ood(config: DistillConfig, data_root: str | None) -> None:
@@ -204,9 +204,9 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
         raise UserError(
             f"method {config.method!r} needs a teacher: give --teacher NAME and --teacher-weights."
         )
-    size = config.image_size or dataset_info(config.dataset).image_size
+    assert config.image_size
     with error_context("teacher"):
-        check_model(config.teacher, num_classes, size, "image_size")
+        check_model(config.teacher, num_classes, config.image_size, "image_size")
     if config.teacher_weights is None:
         raise UserError(
             f"no weights for teacher {config.teacher!r}: give --teacher-weights FILE, or train "

@@ -91,13 +91,13 @@ def _run_data(
     data_root: str | None,
     device: torch.device,
 ) -> RunData:
-    info = dataset_info(config.dataset)
+    info = dataset_info(config.dataset, data_root=data_root)
     outside, outside_ids = None, validation_ids[:0]
     threads = decoding_threads(config, device)
     if config.ood_dataset is not None and len(validation_ids):
         # Its same split: test images stay unseen until the end there too.
         ood = load_dataset(config.ood_dataset, split, data_root=data_root)
-        scheme = dataset_info(ood.name).view_scheme
+        scheme = dataset_info(ood.name, data_root=data_root).view_scheme
         outside = stage_images(ood, device, scheme=scheme, threads=threads)
         count = min(len(ood), len(validation_ids))
         # Not by classes: there may be more of them than images to draw.

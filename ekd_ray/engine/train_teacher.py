@@ -79,6 +79,6 @@ def train_teacher(
         session=session,
     )  # fmt: skip
     result = decide_determinism(config, train, wanted=RunStage.TEACHER.exports)
-    save_student(result, path)
+    save_student(result, path, data_root=data_root)
     forget_checkpoint(path.parent)
     return result

@@ -35,7 +35,7 @@ def finish_run(
     final = run.stage is RunStage.FINAL
     deterministic = bool(result.config.deterministic)
     if ranks.is_first() and run.stage is not RunStage.SELECT:
-        save_student(result, run.folder / WEIGHTS)
+        save_student(result, run.folder / WEIGHTS, data_root=data_root)
     tested: dict[str, float] = {}
     with arithmetic(deterministic=deterministic):
         if final or test:  # each rank looks at its share

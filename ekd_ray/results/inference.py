@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import RESIZED_CROP, dataset_info
+from ekd_ray.data import DATASETS, RESIZED_CROP
 from ekd_ray.data.decode import fit_file, fit_picture
+from ekd_ray.data.facts import LARGEST_DECODED
 from ekd_ray.errors import UserError
 
 BATCH = 64
@@ -88,6 +89,20 @@ class Classifier(nn.Module):
         return logits, log_a.softmax(dim=1), vacuity
 
 
+def _varies_in_size(config: DistillConfig) -> bool:
+    """Whether training pictures had any size, so that evaluation looked at their centre.
+
+    Asks neither for the data nor for the plugin that registered them.
+    """
+    if config.augment != "none":
+        return config.augment == RESIZED_CROP
+    known = DATASETS.get(config.dataset)
+    if known is not None and known.encoded is not None:
+        return known.encoded
+    # Not shrunk to a size that a data set of one size might have.
+    return config.dataset.startswith("folder:") or (config.image_size or 0) > LARGEST_DECODED
+
+
 def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     """Every image as uint8 [3, S, S], S = `config.image_size`, cut as evaluation cuts it.
 
@@ -102,9 +117,7 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
 
     size = config.image_size
     assert size is not None
-    # Of these, evaluation looks at the centre of pictures of any size (as on ImageNet).
-    folder = config.dataset.startswith("folder:")
-    margin = folder or dataset_info(config.dataset).view_scheme == RESIZED_CROP
+    margin = _varies_in_size(config)
     if isinstance(images, Tensor):
         images = images.cpu().numpy()
     if isinstance(images, np.ndarray):

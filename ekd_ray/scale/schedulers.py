@@ -56,7 +56,7 @@ class Chance:
     @classmethod
     def of_study(cls, base: DistillConfig, data_root: str | None) -> Chance:
         """Chance on the validation split of a study."""
-        classes = dataset_info(base.dataset).num_classes
+        classes = dataset_info(base.dataset, data_root=data_root).num_classes
         return cls(classes=classes, images=split_sizes(base, data_root)[1])
 
     def explains(self, accuracy: float) -> bool:

@@ -147,7 +147,7 @@ def _distill(
             out=run.folder,
             on_epoch=report,
             threads=options.threads,
-            constants=student_costs(config, options.costs),
+            constants=student_costs(config, options.costs, options.data_root),
             session=Session(settings=options.shown, group=group),
             checkpoint_seconds=checkpoint_seconds,
         )

@@ -69,4 +69,4 @@ def test_every_start_is_marked_for_completion() -> None:
 def test_completion_knows_all_methods_and_data_sets() -> None:
     offered = {*completion.method_names()}
     assert offered - {"any"} == {*METHODS} | {n for n in offered if n.endswith("-standardized")}
-    assert {*completion.dataset_names()} - {"folder:"} == set(DATASETS)
+    assert {*completion.dataset_names()} - {"folder:", "hf:"} == set(DATASETS)

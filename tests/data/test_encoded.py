@@ -14,7 +14,7 @@ from refusals import message
 import ekd_ray.data.store as store
 from ekd_ray.data import check_dataset, load_dataset, num_train, stage_images
 from ekd_ray.data.decode import decode_view
-from ekd_ray.data.sources import ParquetSource
+from ekd_ray.data.shards import ShardSource
 
 NAMES = [f"n{i:08d}" for i in range(1000)]
 TRAIN = "train-00000-of-00001.parquet"
@@ -87,14 +87,14 @@ def test_memory_stays_bounded_however_shards_are_grouped(shards, monkeypatch):
     assert pq.ParquetFile(folder / TRAIN).num_row_groups == 1
     del table
     start, held = pa.total_allocated_bytes(), []
-    batches = ParquetSource.encoded_batches
+    batches = ShardSource.encoded_batches
 
     def watched(source, rows):
         for batch in batches(source, rows):
             held.append(pa.total_allocated_bytes() - start)
             yield batch
 
-    monkeypatch.setattr(ParquetSource, "encoded_batches", watched)
+    monkeypatch.setattr(ShardSource, "encoded_batches", watched)
     got = load_dataset("imagenet", "train", data_root=shards)
     assert len(held) == 1200 // 64 + 1
     assert 0 < max(held) < 6e6

@@ -137,9 +137,9 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert datasets.default_cache_dir() == tmp_path / "own" / "ekd_ray"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert datasets.default_cache_dir() == tmp_path / ".cache" / "ekd_ray"
-    assert datasets._data_root(None) == Path("data")
+    assert datasets.root_folder(None) == Path("data")
     monkeypatch.setenv("EKD_DATA_ROOT", "/c")
-    assert datasets._data_root(None) == Path("/c")
+    assert datasets.root_folder(None) == Path("/c")
 
 
 _WORKER = """

@@ -60,11 +60,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def student_costs(config: DistillConfig, names: Collection[str]) -> dict[str, float]:
+def student_costs(
+    config: DistillConfig, names: Collection[str], data_root: str | None = None
+) -> dict[str, float]:
     """Those costs that `names` has: `parameters`, `flops` (forward, per image), `latency_ms`."""
     if not names:
         return {}
-    model = (config.student, dataset_info(config.dataset).num_classes, student_size(config))
+    classes = dataset_info(config.dataset, data_root=data_root).num_classes
+    model = (config.student, classes, student_size(config, data_root))
     parameters, flops = model_cost(*model)
     found: dict[str, float] = {"parameters": parameters, "flops": flops}
     if "latency_ms" in names:

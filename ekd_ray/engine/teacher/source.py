@@ -210,7 +210,8 @@ def load_teacher(
         live_teacher, config, data.num_classes, precision=precision, device=device
     )
     spec = table_spec(config, data, precision=precision, strong=strong)
-    wanted = _wants_tables(config, len(data.images))
+    size = _table_bytes(config, len(data.images), data.images.num_views, data.num_classes)
+    wanted = _wants_tables(config, size)
     return Teacher(network, spec.row_format, _open(config, spec, wanted=wanted))
 
 
@@ -279,24 +280,27 @@ def affordable(size: int) -> bool:
     return size <= room and os.access(home, os.W_OK)
 
 
-def table_bytes(config: DistillConfig, num_samples: int) -> int:
-    """Bytes of the full tables of a configuration's views of `num_samples` images."""
-    info = dataset_info(config.dataset)
+def table_bytes(config: DistillConfig, data_root: str | None = None) -> int:
+    """Bytes of the full tables of a configuration's views of all training images."""
+    info = dataset_info(config.dataset, data_root=data_root)
+    samples = num_train(config.dataset, data_root=data_root)
     views = view_count(config.augment or info.view_scheme, config.view_pool)
+    return _table_bytes(config, samples, views, info.num_classes)
+
+
+def _table_bytes(config: DistillConfig, num_samples: int, num_views: int, num_classes: int) -> int:
     if method_of(config).strong_view:
-        views += config.view_pool
-    width = RowFormat(num_classes=info.num_classes, top=config.teacher_top).width
-    return num_samples * views * (2 * width + 4)
+        num_views += config.view_pool
+    width = RowFormat(num_classes=num_classes, top=config.teacher_top).width
+    return num_samples * num_views * (2 * width + 4)
 
 
-def _wants_tables(config: DistillConfig, num_samples: int) -> bool:
-    if config.teacher_cache == "auto":
-        return affordable(table_bytes(config, num_samples))
-    return config.teacher_cache == "on"
+def _wants_tables(config: DistillConfig, size: int) -> bool:
+    return config.teacher_cache == "on" or (config.teacher_cache == "auto" and affordable(size))
 
 
 def uses_cache(config: DistillConfig, data_root: str | None) -> bool:
     """Whether a run of a configuration keeps its teacher's logits on disk."""
     if not method_of(config).needs_teacher:
         return False
-    return _wants_tables(config, num_train(config.dataset, data_root=data_root))
+    return _wants_tables(config, table_bytes(config, data_root))
