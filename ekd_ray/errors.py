@@ -83,6 +83,12 @@ def error_context(*keys: str | int) -> Iterator[None]:
         raise
 
 
+def require(condition: object, sentence: str) -> None:
+    """Raise `AssertionError` with the sentence unless the condition holds, under `-O` too."""
+    if not condition:
+        raise AssertionError(sentence)
+
+
 def unknown_name(
     kind: str, got: object, known: Iterable[object], *, keys: Keys | None = None
 ) -> UserError:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
+from ekd_ray.losses.methods import method_of
 
 # The longest of our own compilations (docs/speed.md): what a process takes for the start-up until
 # it has seen one.
@@ -32,9 +33,10 @@ def compilation_pays(steps: int, start_up: float) -> bool:
 def wants_compilation(config: DistillConfig, device: torch.device, steps: int) -> bool:
     """Whether a run of `steps` steps trains as a compiled program.
 
-    Not with several workers, whose batch norms exchange values in the midst of a forward pass.
+    Not with several workers, whose batch norms exchange values in the midst of a forward pass, nor
+    with a method that reads layers, whose hooks are no part of a program.
     """
-    if ranks.world_size() > 1:
+    if ranks.world_size() > 1 or method_of(config).features:
         return False
     if config.compile == "auto":
         return device.type == "cuda" and compilation_pays(steps, _start_up)

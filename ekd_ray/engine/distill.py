@@ -41,7 +41,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.runlog import RunLog, Session
 from ekd_ray.engine.schedule import learning_rate
-from ekd_ray.engine.teacher.source import Teacher, TeacherLogits, load_teacher
+from ekd_ray.engine.teacher.source import Teacher, TeacherOutputs, load_teacher
 from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model
 
@@ -130,13 +130,14 @@ class Part:
     """A batch, or a part of one, as the learner takes it: this rank's rows, on the device.
 
     `inputs` are what the student sees, and `logits` the teacher's: of the weak view, and of the
-    strong one where the method looks at it.
+    strong one where the method looks at it. `features` are those of the teacher's layers.
     """
 
     batch: Batch
     target: Tensor
     inputs: list[Tensor]
     logits: list[Tensor]
+    features: tuple[Tensor, ...]
 
 
 def distill(
@@ -306,14 +307,20 @@ def _parts(run: Run) -> Generator[Part, None, None]:
             if batch.strong_ids is not None:
                 strong = strong_images(config, data, batch.sample_ids, batch.strong_ids)
                 views.append((strong, batch.strong_ids))
+            logits: list[Tensor] = []
+            features: tuple[Tensor, ...] = ()
+            for teacher, (view, view_ids) in zip(run.teachers, views, strict=False):
+                if teacher.layers:
+                    said, features = teacher.features(view)
+                else:
+                    said = teacher.logits(view, batch.sample_ids, view_ids)
+                logits.append(said)
             yield Part(
                 batch=batch,
                 target=target,
                 inputs=[student_inputs(view, data, config) for view, _ in views],
-                logits=[
-                    teacher.logits(view, batch.sample_ids, view_ids)
-                    for teacher, (view, view_ids) in zip(run.teachers, views, strict=False)
-                ],
+                logits=logits,
+                features=features,
             )
 
 
@@ -345,9 +352,11 @@ def _add_gradients(run: Run, part: Part, factors: Tensor) -> None:
     """Forward and backward pass of a part of a batch."""
     parts = run.config.accumulation_steps
     rows = run.config.batch_size // parts
-    # The teacher's logits and the targets are those of the rows that all ranks have.
+    # What the teacher says and the targets are those of the rows that all ranks have.
     logits, target = ranks.gather_columns(part.logits, rows), ranks.gather_rows(part.target, rows)
-    teacher = TeacherLogits(*logits) if logits else None
+    features = tuple(ranks.gather_rows(feature, rows) for feature in part.features)
+    weak, strong = (*logits, None, None)[:2]
+    teacher = None if weak is None else TeacherOutputs(weak, strong, features)
     inputs, *strong_inputs = part.inputs
     with ranks.exchange_gradients(run.forward, last=_is_last_part(run.config, part.batch)):
         with autocast(run.precision, run.device):

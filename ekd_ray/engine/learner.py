@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
-from ekd_ray.engine.teacher.source import TeacherLogits
+from ekd_ray.engine.features import record_features
+from ekd_ray.engine.teacher.source import TeacherOutputs
 from ekd_ray.engine.torch_private import untraced_optimizer
 from ekd_ray.losses.objective import Objective
 
@@ -37,7 +38,7 @@ class Learner(nn.Module):
     def forward(
         self,
         inputs: Tensor,
-        teacher: TeacherLogits | None,
+        teacher: TeacherOutputs | None,
         target: Tensor,
         epoch: int | Tensor,
         strong_inputs: Tensor | None = None,
@@ -54,7 +55,8 @@ class Learner(nn.Module):
             The 0-d total (see `Objective.forward`), and without gradient the student's logits
             [B, C] and the 0-d unweighted terms by name.
         """
-        views = [self.student(inputs)]
+        weak, features = self._look(inputs)
+        views = [weak]
         if strong_inputs is not None:
             # A pass of its own, as published: each view has its own batch statistics.
             views.append(self.student(strong_inputs))
@@ -66,12 +68,23 @@ class Learner(nn.Module):
             epoch,
             student_strong=views[1] if len(views) > 1 else None,
             teacher_strong=teacher.strong if teacher else None,
+            student_features=[ranks.gather_rows(feature, len(target)) for feature in features],
+            teacher_features=teacher.features if teacher else (),
         )
         with torch.no_grad():
             correct = (views[0].argmax(dim=1) == target).double().mean()
             found = torch.stack([total, correct, *(terms[name] for name in self.terms)]).double()
             self.sums.add_(found / self.parts if self.parts > 1 else found)
         return total, views[0].detach(), terms
+
+    def _look(self, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The student's logits, and its features where the method reads any."""
+        layers = self.objective.method.student_layers
+        if not layers:  # what is compiled has no hooks
+            return self.student(inputs), []
+        with record_features(self.student, layers) as features:
+            logits = self.student(inputs)
+        return logits, features
 
     def means(self, steps: int) -> dict[str, float]:
         """`train_loss`, `train_top1` and `loss_<term>`, the same on every rank (waits for the

@@ -14,6 +14,7 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY
+from ekd_ray.config.phrases import several
 from ekd_ray.config.plugins import check_loaded, load_installed, stamps_of
 from ekd_ray.data import (
     DatasetInfo,
@@ -24,6 +25,7 @@ from ekd_ray.data import (
     num_train,
     steps_per_epoch,
 )
+from ekd_ray.engine.features import record_features
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method
 from ekd_ray.models import (
@@ -104,17 +106,22 @@ def resolve(
         check_view_scheme(info, config.augment, config.image_size)
     if config.compile == "on":
         check_compiler()
+    method = method_of(config)
+    if method.features:
+        _check_feature_limits(config)
     with error_context("student"):
-        check_model(config.student, info.num_classes, student_size(config), "student_image_size")
+        size = student_size(config)
+        layers = method.student_layers
+        check_model(config.student, info.num_classes, size, "student_image_size", layers)
     check_dataset(config.dataset, data_root=data_root, download=download)
     if config.ood_dataset is not None:
         with error_context("ood_dataset"):
             _check_ood(config, data_root)
-    if method_of(config).needs_teacher:
+    if method.needs_teacher:
         config = _resolve_teacher(config, info.num_classes)
     else:
         config = without_teacher(config)
-        if method_of(config).evidential:
+        if method.evidential:
             config = config.replace(**_resolve_priors(config, None))
     _check_sizes(config, info, data_root)
     return config
@@ -145,6 +152,20 @@ def check_compiler() -> None:
             f"compile needs a C++ compiler ({', '.join(names)}) and none is installed: install "
             "one, or set compile=off."
         )
+
+
+def _check_feature_limits(config: DistillConfig) -> None:
+    """Raise `UserError` for what cannot go with a method that reads layers."""
+    for name, reason in (
+        ("teacher_cache", "which the teacher's cache does not keep"),
+        ("compile", "and a compiled program has no way to read them"),
+    ):
+        if getattr(config, name) == "on":
+            raise UserError(
+                f"{name}=on is not for method {config.method!r}, which compares the outputs of "
+                f"layers, {reason}: set {name}=auto, or choose another method.",
+                keys=(name,),
+            )
 
 
 def check_workers(config: DistillConfig, workers: int) -> None:
@@ -206,7 +227,8 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
         )
     assert config.image_size
     with error_context("teacher"):
-        check_model(config.teacher, num_classes, config.image_size, "image_size")
+        layers = method_of(config).teacher_layers
+        check_model(config.teacher, num_classes, config.image_size, "image_size", layers)
     if config.teacher_weights is None:
         raise UserError(
             f"no weights for teacher {config.teacher!r}: give --teacher-weights FILE, or train "
@@ -294,32 +316,47 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
 
 
 @functools.lru_cache(maxsize=64)
-def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
-    """Build the model and show it one image; `setting` names the size's setting.
+def check_model(
+    name: str, num_classes: int, size: int, setting: str, layers: tuple[str, ...] = ()
+) -> None:
+    """Build the model and show it an image; `setting` names the size's setting.
+
+    Args:
+        layers: those whose outputs the method compares.
 
     Raises:
-        UserError: an unknown name, or a model that does not take images of `size` pixels.
+        UserError: an unknown name, a model that does not take images of `size` pixels, or one
+            without these layers, or whose layers do not give a tensor with a row for each image.
     """
     # Those of libraries may be large, and take no memory on `meta`. What is done there imports
     # torch's tracer, 2 s and 80 MB in every process, as the libraries do anyway; our own are small.
     device = "meta" if is_of_library(name) else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = build_model(name, num_classes).eval()
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, 3, size, size, device=device))
-    except Exception as error:  # each library refuses a size in its own way
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise UserError(
-            f"{name} does not take images of {size} x {size} pixels ({reason}): set {setting}, "
-            "224 for most models of torchvision and timm."
-        ) from None
+    rows = 2 if layers else 1  # of one image no dimension could be told from that of the batch
+    with record_features(model, layers) as features:
+        try:
+            with torch.no_grad():
+                logits = model(torch.zeros(rows, 3, size, size, device=device))
+        except Exception as error:  # each library refuses a size in its own way
+            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            raise UserError(
+                f"{name} does not take images of {size} x {size} pixels ({reason}): set "
+                f"{setting}, 224 for most models of torchvision and timm."
+            ) from None
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != [1, num_classes]:
+    if shape != [rows, num_classes]:
         raise UserError(
             f"{name} must give logits of shape [B, {num_classes}], one for each class, got {shape} "
-            "for one image."
+            f"for {several(rows, 'image')}."
         )
+    for layer, feature in zip(layers, features, strict=True):
+        if feature.shape[:1] != (rows,):
+            raise UserError(
+                f"the method reads the layer {layer!r} of {name}, which must give [B, ...], a row "
+                f"for each image, got {tuple(feature.shape)} for {rows}: choose another layer.",
+                keys=(),
+            )
 
 
 def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:

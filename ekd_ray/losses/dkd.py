@@ -142,7 +142,10 @@ DKD = register_method(
         ),
         terms=(
             CROSS_ENTROPY,
-            Term(names=("kd",), weight="kd_weight", warmup="kd_warmup", loss=_losses),
+            Term(
+                names=("kd",), weight="kd_weight", warmup="kd_warmup", loss=_losses,
+                is_divergence=True,
+            ),
         ),
     ),
 )  # fmt: skip

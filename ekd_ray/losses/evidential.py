@@ -102,7 +102,7 @@ def _prior_kl(out: Outputs) -> dict[str, Tensor]:
 
 _CROSS_ENTROPY = Term(names=("ce",), weight="ce_weight", loss=_cross_entropy)
 _SECOND_ORDER_KD = Term(
-    names=("ekd",), weight="ekd_weight", warmup="ekd_warmup", loss=_second_order
+    names=("ekd",), weight="ekd_weight", warmup="ekd_warmup", loss=_second_order, is_divergence=True
 )
 _PRIOR_KL = Term(
     names=("prior_kl",), weight="prior_kl_weight", warmup="prior_kl_warmup", loss=_prior_kl

@@ -109,7 +109,7 @@ STANDARDIZE = MethodSetting(
     name="standardize", kind=bool, default=False, neutral=False,
     doc="standardise logits per row before KD (softmax methods)",
 )  # fmt: skip
-KD_TERM = Term(names=("kd",), weight="kd_weight", loss=_losses)
+KD_TERM = Term(names=("kd",), weight="kd_weight", loss=_losses, is_divergence=True)
 
 KD = register_method(
     "kd",

@@ -38,6 +38,8 @@ class Outputs:
         student_strong, teacher_strong: [B, C], or None for a method of one view.
         views: student, teacher and target of all views as one batch, [B, C] or [2 B, C]: one
             large operation costs a GPU less than two small ones.
+        student_features, teacher_features: what the method's `features` gave on the weak view, [B,
+            ...] of at least float32 each, in their order; the teacher's without gradient.
         log_concentration: the student's on `views` at T = 1, which several terms of an
             evidential method read; None for a softmax method.
         temperature: the setting, or the learned one (0-d).
@@ -55,6 +57,8 @@ class Outputs:
     target: Tensor
     student_strong: Tensor
     teacher_strong: Tensor
+    student_features: tuple[Tensor, ...]
+    teacher_features: tuple[Tensor, ...]
     views: tuple[Tensor, Tensor, Tensor]
     log_concentration: Tensor
     temperature: Scalar
@@ -76,12 +80,18 @@ class Term:
         weight: the setting that they are multiplied with.
         warmup: the setting with the epochs over which the weight ramps up.
         loss: their unweighted values by name, 0-d.
+        is_divergence: whether it is 0 where the student says what the teacher says, and nowhere
+            less. The conformance suite (`ekd_ray.testing`) holds it to that.
+        couples_samples: whether it compares the samples of a batch with each other, and so is no
+            mean over them.
     """
 
     names: tuple[str, ...]
     weight: str
     loss: Callable[[Outputs], Mapping[str, Tensor]]
     warmup: str | None = None
+    is_divergence: bool = False
+    couples_samples: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +103,9 @@ class Method:
         terms: what its loss is the weighted sum of.
         needs_teacher: whether it compares student and teacher.
         strong_view: whether it looks at a second, strong view of every image.
+        features: layers whose outputs it compares, by their dotted names in student and teacher:
+            one name for both, or a pair (student's, teacher's). The teacher is asked in every
+            step then, because its cache holds logits only, and nothing is compiled.
         evidential: whether logits are read as Dirichlet distributions (`evidential`).
         learned_temperature: the temperature (0-d) of a method that learns it, from the learned
             scalar, the epoch (0-d, from 1) and the settings.
@@ -102,6 +115,7 @@ class Method:
     terms: tuple[Term, ...]
     needs_teacher: bool = True
     strong_view: bool = False
+    features: tuple[str | tuple[str, str], ...] = ()
     evidential: bool = False
     learned_temperature: Callable[[Tensor, Tensor, Any], Tensor] | None = None
 
@@ -114,6 +128,16 @@ class Method:
     def term_names(self) -> tuple[str, ...]:
         """The names of its terms' parts, in the order in which they are summed."""
         return tuple(name for term in self.terms for name in term.names)
+
+    @property
+    def student_layers(self) -> tuple[str, ...]:
+        """The student's side of `features`."""
+        return tuple(layer if isinstance(layer, str) else layer[0] for layer in self.features)
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """The teacher's side of `features`."""
+        return tuple(layer if isinstance(layer, str) else layer[1] for layer in self.features)
 
     @property
     def space(self) -> dict[str, dict[str, Any]]:
@@ -133,14 +157,16 @@ def register_method(name: str, method: Method) -> Method:
     """Make a method known by a name, and with it its settings; returns the method.
 
     Raises:
-        ValueError: the name is taken, a setting means something else already, or a term is
-            weighted by a setting that the method does not have.
+        ValueError: the name is taken, a setting means something else already, a term is weighted
+            by a setting that the method does not have, or there are features and no teacher.
     """
     if name in METHODS:
         raise ValueError(f"there is a method {name!r} already: choose another name")
     weighted = {key for term in method.terms for key in (term.weight, term.warmup) if key}
     if missing := sorted(weighted - {*method.setting_names}):
         raise ValueError(f"method {name!r} lacks the settings {', '.join(missing)} of its terms")
+    if method.features and not method.needs_teacher:
+        raise ValueError(f"method {name!r} compares features with those of no teacher: set one")
     DistillConfig.add_method_settings(method.settings)
     TERMS.extend(part for part in method.term_names if part not in TERMS)
     known = {**METHODS, name: method}

@@ -213,11 +213,14 @@ MLKD = register_method(
         ),
         terms=(
             CROSS_ENTROPY,
-            Term(names=("instance", "class", "batch"), weight="kd_weight", loss=_losses),
+            Term(
+                names=("instance", "class", "batch"), weight="kd_weight", loss=_losses,
+                is_divergence=True, couples_samples=True,
+            ),
         ),
         strong_view=True,
     ),
-)
+)  # fmt: skip
 # No results are published for it: the softmax method's weight, whose five temperatures already
 # sum to many times a single KD term, with EKD's others.
 register_method(

@@ -5,7 +5,7 @@ Every weight is multiplied in exactly one place, `Objective.forward`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -129,6 +129,8 @@ class Objective(nn.Module):
         *,
         student_strong: Tensor | None = None,
         teacher_strong: Tensor | None = None,
+        student_features: Sequence[Tensor] = (),
+        teacher_features: Sequence[Tensor] = (),
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its unweighted terms.
 
@@ -140,6 +142,8 @@ class Objective(nn.Module):
                 once an epoch.
             student_strong, teacher_strong: [B, C], the strong view's, for methods that
                 look at one.
+            student_features, teacher_features: [B, ...] each, any float dtype, the outputs of the
+                layers that the method reads (`Method.features`).
 
         Returns:
             The 0-d float32 total and, by name, the 0-d detached terms before weighting.
@@ -148,6 +152,12 @@ class Objective(nn.Module):
             raise ValueError(f"method {self.config.method!r} needs teacher_logits, got None")
         if self.method.strong_view and (student_strong is None or teacher_strong is None):
             raise ValueError(f"method {self.config.method!r} needs the strong view, got None")
+        layers = len(self.method.features)
+        if (given := (len(student_features), len(teacher_features))) != (layers, layers):
+            raise ValueError(
+                f"method {self.config.method!r} needs the features of {layers} layers, got "
+                f"{given[0]} of the student and {given[1]} of the teacher"
+            )
         factors = epoch if isinstance(epoch, Tensor) else self.factors(epoch)
         names = [name for term in self._terms for name in term.names]
         weights, numbers = factors[1 : 1 + len(names)], factors[1 + len(names) :]
@@ -170,6 +180,8 @@ class Objective(nn.Module):
             target=target,
             student_strong=cast(Tensor, student_strong),
             teacher_strong=teacher_strong,
+            student_features=tuple(map(at_least_float32, student_features)),
+            teacher_features=tuple(at_least_float32(f.detach()) for f in teacher_features),
             views=views,
             log_concentration=cast(Tensor, log_a),
             temperature=self._temperature(factors[0], settings),
@@ -185,4 +197,6 @@ class Objective(nn.Module):
         # Every parameter takes part, also when its term's weight is 0: DDP waits for all.
         for parameter in self.parameters():
             total = total + 0.0 * parameter
+        if self.method.features:  # so does the classifier, where only features are compared
+            total = total + 0.0 * student.sum()
         return total, dict(zip(names, values.detach().unbind(), strict=True))

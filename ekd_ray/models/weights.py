@@ -287,7 +287,7 @@ def _read_tensors(path: Path) -> tuple[str, dict[str, Tensor], WeightsMetadata |
     for prefix in (f"{name}." for name in _WRAPPERS):
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    if _is_akamaster(state):
+    if metadata is None and _is_akamaster(state):
         layout = "akamaster"
         state = {re.sub(r"^linear\.", "fc.", key): value for key, value in state.items()}
     return layout, state, metadata

@@ -13,7 +13,7 @@ from torch import nn
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.learner import Learner
-from ekd_ray.engine.teacher.source import TeacherLogits
+from ekd_ray.engine.teacher.source import TeacherOutputs
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.losses.objective import Objective
 
@@ -47,7 +47,7 @@ def make(method, batch):
     teacher = 3 * torch.randn(2, batch, CLASSES).double()
     target = torch.randint(CLASSES, (batch,))
     views = METHODS[method].strong_view
-    logits = TeacherLogits(teacher[0], teacher[1] if views else None)
+    logits = TeacherOutputs(teacher[0], teacher[1] if views else None)
     needed = logits if METHODS[method].needs_teacher else None
     return learner, (images, needed, target, 2, strong if views else None)
 

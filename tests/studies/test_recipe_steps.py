@@ -7,7 +7,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.data import dataset_info
 from ekd_ray.engine.learner import Learner, make_optimizer
 from ekd_ray.engine.resolve import student_size
-from ekd_ray.engine.teacher.source import TeacherLogits
+from ekd_ray.engine.teacher.source import TeacherOutputs
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method
 from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model
@@ -68,7 +68,7 @@ def test_every_recipe_takes_a_training_step(path):
     with torch.no_grad():
         teacher_logits = teacher(images)
     before = [parameter.detach().clone() for parameter in learner.parameters()]
-    loss, logits, _ = learner(inputs, TeacherLogits(teacher_logits), target, 1)
+    loss, logits, _ = learner(inputs, TeacherOutputs(teacher_logits), target, 1)
     loss.backward()
     optimizer.step()
     assert loss.isfinite() and logits.shape == (2, classes)

@@ -19,6 +19,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.config.plugins import stamps_of
 from ekd_ray.data import HostCopy, dataset_info, normalize, num_train, to_device, view_count
 from ekd_ray.engine.determinism import FLOAT32, fixed_convolutions
+from ekd_ray.engine.features import record_features
 from ekd_ray.engine.precision import autocast, float32_head
 from ekd_ray.engine.resolve import parse_normalization
 from ekd_ray.engine.rundata import RunData
@@ -46,12 +47,17 @@ LARGEST_TABLE = 40 * 2**30
 
 
 @dataclass(frozen=True)
-class TeacherLogits:
-    """A teacher's logits of one batch, float32 [B, C] each: of the weak view, and of the strong
-    one where the method looks at one."""
+class TeacherOutputs:
+    """What a teacher says about one batch, without gradient.
+
+    `weak` and `strong` are its logits, float32 [B, C]: of the weak view, and of the strong one
+    where the method looks at one. `features` are the outputs [B, ...] of its layers on the weak
+    view, where the method reads any.
+    """
 
     weak: Tensor
     strong: Tensor | None = None
+    features: tuple[Tensor, ...] = ()
 
 
 class LiveTeacher:
@@ -86,6 +92,7 @@ class Teacher:
 
     `table` is None without a cache. Rows that are missing are computed by the network, all of
     a batch at once, and stored. The network is not even loaded as long as none is missing.
+    `layers` are those whose features are asked for as well, where there is no table.
     """
 
     def __init__(
@@ -93,8 +100,10 @@ class Teacher:
         network: Callable[[], LiveTeacher],
         row_format: RowFormat,
         table: TeacherTable | None,
+        layers: tuple[str, ...] = (),
     ) -> None:
         self._network, self._format, self.table = network, row_format, table
+        self.layers = layers
         self.computed = 0
         self._unwritten: deque[tuple[HostCopy, Ids, Ids]] = deque()
 
@@ -119,6 +128,12 @@ class Teacher:
                 self._unwritten.append((copy, sample_ids[missing], view_ids[missing]))
                 self._write(waiting=1)
         return self._format.decode(bits)
+
+    def features(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits as `logits` has them, and the outputs [B, ...] of `layers`, for the images."""
+        with record_features(self._network().model, self.layers) as features:
+            logits = self._format.rounded(self._asked(images))
+        return logits, tuple(feature[: len(images)] for feature in features)
 
     def flush(self) -> None:
         """Write to the table what was computed and is not there yet (waits for the device)."""
@@ -162,10 +177,12 @@ class Teacher:
 def _network(
     name: str, path: str, sha256: str, normalization: str, num_classes: int, image_size: int,
     precision: str, channels_last: bool, device: torch.device, plugins: tuple[str, ...],
+    folded: bool,
 ) -> LiveTeacher:  # fmt: skip
     model = build_model(name, num_classes).eval()
     load_weights(model, path)
-    fold_batch_norms(model, image_size)
+    if folded:
+        fold_batch_norms(model, image_size)
     return LiveTeacher(
         model.to(device), normalization, precision=precision, channels_last=channels_last
     )
@@ -186,6 +203,7 @@ def live_teacher(
         config.teacher, config.teacher_weights, config.teacher_sha256 or "",
         config.teacher_normalization, num_classes, config.image_size, precision,
         config.channels_last, device, _teachers_plugin(config),
+        not method_of(config).features,  # a folded convolution gives its batch norm's output
     )  # fmt: skip
 
 
@@ -206,13 +224,14 @@ def load_teacher(
     With `strong`, of the strong views: their ids name other pictures, so their table is
     another.
     """
+    layers = () if strong else method_of(config).teacher_layers
     network = functools.partial(
         live_teacher, config, data.num_classes, precision=precision, device=device
     )
     spec = table_spec(config, data, precision=precision, strong=strong)
     size = _table_bytes(config, len(data.images), data.images.num_views, data.num_classes)
     wanted = _wants_tables(config, size)
-    return Teacher(network, spec.row_format, _open(config, spec, wanted=wanted))
+    return Teacher(network, spec.row_format, _open(config, spec, wanted=wanted), layers)
 
 
 def table_spec(
@@ -253,7 +272,8 @@ def _open(config: DistillConfig, spec: TableSpec, *, wanted: bool) -> TeacherTab
     Under `auto` a table that is there is used even if a new one would not be made.
     """
     folder = spec.folder()
-    if config.teacher_cache == "off" or not (wanted or folder.exists()):
+    never = config.teacher_cache == "off" or bool(method_of(config).features)
+    if never or not (wanted or folder.exists()):
         return None
     table = _tables.get(folder)
     if table is not None and folder.exists():
@@ -296,6 +316,8 @@ def _table_bytes(config: DistillConfig, num_samples: int, num_views: int, num_cl
 
 
 def _wants_tables(config: DistillConfig, size: int) -> bool:
+    if method_of(config).features:
+        return False
     return config.teacher_cache == "on" or (config.teacher_cache == "auto" and affordable(size))
 
 
