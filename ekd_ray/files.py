@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ekd_ray.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -67,6 +69,28 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as strict JSON (no NaN) to `path` atomically."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def check_format(file: str | os.PathLike[str], version: object, newest: int) -> None:
+    """Refuse a file of a newer ekd_ray, whose content this one would misread.
+
+    Args:
+        file: its path, or words that name it.
+        version: the `format_version` that the file says; 1 where it says none, as the first did.
+        newest: the format that this ekd_ray writes; it reads all before.
+
+    Raises:
+        UserError: the number is higher, or none at all.
+    """
+    if type(version) is not int or version < 1:
+        raise UserError(
+            f"{file} is damaged: its format_version is {version!r}, not a whole number from 1."
+        )
+    if version > newest:
+        raise UserError(
+            f"{file} has format version {version}, and this ekd_ray reads up to {newest}: upgrade "
+            "ekd_ray."
+        )
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path
+from ekd_ray.files import atomic_path, check_format
 
 CHECKPOINT = "checkpoint.pt"
 FORMAT_VERSION = 2
@@ -25,7 +25,8 @@ _CHECKSUM_BYTES = 4
 
 
 class DamagedCheckpoint(UserError):
-    """A file that is torn, changed, or no checkpoint: nothing can be continued from it."""
+    """A file that is torn, changed, of an older format, or no checkpoint: nothing can be
+    continued from it."""
 
 
 def save_checkpoint(
@@ -80,16 +81,14 @@ def load_checkpoint(
             format that the fused optimizers, which pair raw memory, find in the learner.
 
     Raises:
-        DamagedCheckpoint: the file is damaged or foreign.
-        UserError: it is of another format, or of a run whose configuration has another
+        DamagedCheckpoint: the file is damaged, foreign or of an older format.
+        UserError: it is of a newer format, or of a run whose configuration has another
             fingerprint.
     """
     state = _read(path)
-    if state["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"checkpoint {path} has format version {state['format_version']}, this ekd_ray "
-            f"reads {FORMAT_VERSION}: upgrade ekd_ray."
-        )
+    check_format(path, state["format_version"], FORMAT_VERSION)
+    if state["format_version"] < FORMAT_VERSION:
+        raise DamagedCheckpoint(f"checkpoint {path} was written by an older ekd_ray.")
     progress: dict[str, Any] = state["progress"]
     if progress["fingerprint"] != fingerprint:
         raise UserError(

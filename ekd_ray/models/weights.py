@@ -30,7 +30,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path, sha256_file
+from ekd_ray.files import atomic_path, check_format, sha256_file
 from ekd_ray.models.zoo import ALIASES, MODELS, build_model
 
 HEADER_KEY = "ekd_ray"
@@ -240,9 +240,7 @@ def _read_header(path: Path) -> WeightsMetadata | None:
             raise TypeError("format_version")
     except Exception as error:  # damage comes as errors of every kind
         raise _damaged(path) from error
-    if version > FORMAT_VERSION:
-        problem = f"has format version {version}, and this ekd_ray reads up to {FORMAT_VERSION}"
-        raise _refusal(path, problem, "upgrade ekd_ray")
+    check_format(f"the weights file {str(path)!r}", version, FORMAT_VERSION)
 
     def numbers(value: Any) -> tuple[float, ...] | None:
         return None if value is None else tuple(float(number) for number in value)

@@ -32,7 +32,7 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.engine.runlog import HISTORY, read_history
 from ekd_ray.errors import UserError
-from ekd_ray.files import sha256_file, write_json, write_text
+from ekd_ray.files import check_format, sha256_file, write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.results.card import model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
@@ -370,17 +370,10 @@ def _board_entry(row: Row, config: StudyConfig) -> dict[str, Any]:
 def read_metrics(path: Path) -> dict[str, Any]:
     """Read `metrics.json` of a bundle; raises `UserError` if it is damaged, foreign or newer."""
     metrics = _read_mapping(path)
-    version = metrics.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UserError(
-            f"bundle {path.parent} has format version {version}, this ekd_ray reads <= "
-            f"{FORMAT_VERSION}: upgrade ekd_ray."
-        )
+    check_format(path, metrics.get("format_version", 1), FORMAT_VERSION)
     names, model, test = (metrics.get(key) for key in ("class_names", "model", "test"))
     sound = (
-        isinstance(version, int)
-        and version > 0
-        and isinstance(names, list)
+        isinstance(names, list)
         and len(names) > 1
         and all(isinstance(name, str) for name in names)
         and isinstance(model, dict)

@@ -22,10 +22,10 @@ from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session, read_history
 from ekd_ray.engine.schedule import first_decayed_epoch
-from ekd_ray.files import write_json, write_text
+from ekd_ray.files import check_format, write_json, write_text
 
-# Of studies, records and bundles. 1: the records of confirm runs were without their settings, and
-# those of trials without what finished runs have.
+# Of studies, their records and tables, candidates and bundles. 1: the records of confirm runs were
+# without their settings, and those of trials without what finished runs have.
 FORMAT_VERSION = 2
 STUDY_FILE = "study.yaml"
 JOURNAL = "optuna.journal"
@@ -187,11 +187,15 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
     Args:
         known: what else is known of the run: its name and role (runs of equal configurations
             share a folder) and, for a file of the first format, its settings.
+
+    Raises:
+        UserError: the record is of a newer ekd_ray.
     """
     path, found = folder / RESULT, known or _from_path(folder)
     content: dict[str, Any] = {}
     if path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
+        check_format(path, content.get("format_version", 1), FORMAT_VERSION)
     if "history" not in content:  # still running, or of the first format
         settings, content["history"] = folder / CONFIG, read_history(folder)
         if not (path.exists() or settings.exists() or content["history"]):

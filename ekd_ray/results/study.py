@@ -16,7 +16,7 @@ from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_v
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path
+from ekd_ray.files import atomic_path, check_format
 from ekd_ray.remote.location import is_uri, parse_location
 from ekd_ray.remote.session import reading_copy
 from ekd_ray.results.importance import parameter_importance
@@ -33,6 +33,8 @@ from ekd_ray.results.records import (
     spent_seconds,
     table_of_rows,
 )
+
+PARQUET_KEY = "ekd_ray.format_version"  # in the metadata of a table's file
 
 
 class Trials(list[RunRecord]):
@@ -85,16 +87,7 @@ class Study:
         if not (folder / STUDY_FILE).is_file():
             raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
         file = YamlFile.read(folder / STUDY_FILE)
-        version = file.values.get("format_version", 0)
-        if not isinstance(version, int):
-            raise UserError(
-                f"{folder / STUDY_FILE} is damaged: its format_version is not a number."
-            )
-        if version > FORMAT_VERSION:
-            raise UserError(
-                f"{folder / STUDY_FILE} has format version {version}, this ekd_ray reads <= "
-                f"{FORMAT_VERSION}: upgrade ekd_ray."
-            )
+        check_format(folder / STUDY_FILE, file.values.get("format_version", 1), FORMAT_VERSION)
         stamps = ((file.values.get("study") or {}).get("distill") or {}).get("plugins") or ()
         with files_trusted(trust_plugins):
             load_named(stamps, folder / SOURCES, named_by=folder / STUDY_FILE)
@@ -193,7 +186,7 @@ class Study:
     def confirmed(self) -> pa.Table | None:
         """The table of `confirm.parquet` (one row per stage, configuration and seed), or None."""
         path = self.path / CONFIRMED
-        return pq.read_table(path) if path.exists() else None
+        return read_parquet(path) if path.exists() else None
 
     @cached_property
     def confirm_runs(self) -> list[RunRecord]:
@@ -272,6 +265,17 @@ def _trial_row(trial: RunRecord, history: list[dict[str, Any]]) -> dict[str, Any
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a table to Parquet atomically."""
+    """Write a table to Parquet atomically, with the format of its study."""
+    format_version = {PARQUET_KEY: str(FORMAT_VERSION)}
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(
+            table.replace_schema_metadata((table.schema.metadata or {}) | format_version), temporary
+        )
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read what `write_parquet` wrote; raises `UserError` if it is newer than this ekd_ray."""
+    table = pq.read_table(path)
+    version = (table.schema.metadata or {}).get(PARQUET_KEY.encode(), b"1")
+    check_format(path, int(version), FORMAT_VERSION)
+    return table

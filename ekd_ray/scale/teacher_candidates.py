@@ -15,8 +15,15 @@ from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path, write_json
-from ekd_ray.results.records import CANDIDATES, RESULT, RunRecord, candidate_folder, read_record
+from ekd_ray.files import atomic_path, check_format, write_json
+from ekd_ray.results.records import (
+    CANDIDATES,
+    FORMAT_VERSION,
+    RESULT,
+    RunRecord,
+    candidate_folder,
+    read_record,
+)
 from ekd_ray.scale.cluster import local_cpus, on_cluster
 from ekd_ray.scale.run_list import run_all
 from ekd_ray.scale.tracking import Observer
@@ -104,6 +111,8 @@ def check_candidate_folder(folder: Path, candidates: Candidates | None) -> None:
     """Raise `UserError` if a folder holds other candidates, or a single training."""
     path = folder / CANDIDATES
     there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if there:
+        check_format(path, there.get("format_version", 1), FORMAT_VERSION)
     wanted = _summary(candidates, [], None) if candidates else None
     names = ("seeds", "choose_by")
     if there is None and not (wanted and _holds_training(folder)):
@@ -127,6 +136,7 @@ def _summary(
 ) -> dict[str, object]:
     """The content of `candidates.json`."""
     return {
+        "format_version": FORMAT_VERSION,
         "seeds": list(candidates.seeds),
         "choose_by": candidates.choose_by,
         "chosen": chosen.seed if chosen else None,

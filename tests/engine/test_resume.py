@@ -194,8 +194,18 @@ def test_from_a_damaged_checkpoint_the_run_begins_again(damage, tiny, tmp_path, 
 def test_a_newer_checkpoint_is_refused(tiny, tmp_path, checkpoint_bytes, monkeypatch):
     (tmp_path / CHECKPOINT).write_bytes(checkpoint_bytes)
     monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 1)
-    with pytest.raises(UserError, match="has format version 2, this ekd_ray reads 1"):
+    with pytest.raises(UserError, match="has format version 2, and this ekd_ray reads up to 1"):
         distill(tiny(), out=tmp_path, threads=1)
+
+
+def test_from_an_older_checkpoint_the_run_begins_again(
+    tiny, tmp_path, checkpoint_bytes, monkeypatch
+):
+    (tmp_path / CHECKPOINT).write_bytes(checkpoint_bytes)
+    monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 3)
+    with pytest.warns(UserWarning, match="written by an older ekd_ray. It is begun again"):
+        distill(tiny(), out=tmp_path, threads=1)
+    assert [row["epoch"] for row in read_history(tmp_path)] == [1, 2]
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.04}, {"seed": 1}, {"epochs": 3}, {"momentum": 0.8}])

@@ -160,7 +160,7 @@ def test_a_binary_manifest_is_a_problem_not_a_crash(bundle):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format_version": 3}', "format version 3, this ekd_ray reads <= 2: upgrade"),
+        ('{"format_version": 3}', "format version 3, and this ekd_ray reads up to 2: upgrade"),
         ("{", "metrics.json is damaged"),
         ("[]", "metrics.json is damaged"),
         ("{}", "metrics.json is damaged"),

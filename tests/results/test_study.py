@@ -327,7 +327,7 @@ def test_a_folder_without_a_study_is_refused(tmp_path, make):
 
 
 def test_a_newer_study_is_refused(maker):
-    with pytest.raises(UserError, match="format version 3, this ekd_ray reads <= 2: upgrade"):
+    with pytest.raises(UserError, match="version 3, and this ekd_ray reads up to 2: upgrade"):
         maker.study(version=3)
 
 
