@@ -1,4 +1,4 @@
-"""Look after the teacher cache: list its tables, fill one ahead, verify or remove them.
+"""Look after the teacher cache: list its tables, fill one ahead, verify, export or remove them.
 
 What is heavy (torch, rich) is imported inside the functions, so that `--help` does not wait.
 """
@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_common(fill, "--dry-run", "--quiet")
     flags.add_plugins(fill)
     verify = commands.add_parser("verify", help="compare every check word of a table")
+    export = commands.add_parser("export", help="a table as one file, for other programs")
+    export.add_argument("table", metavar="TABLE", help="name, or its beginning")
+    export.add_argument(
+        "--out", required=True, metavar="FILE", help="a new .parquet or .safetensors file"
+    )
     remove = commands.add_parser("rm", help="remove tables")
     for command in (verify, remove):
         command.add_argument("tables", nargs="*", metavar="TABLE", help="name, or its beginning")
@@ -67,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what `args.command` says; returns the exit code (1: a table has damaged rows)."""
-    return {"ls": _ls, "fill": _fill, "verify": _verify, "rm": _rm}[args.command](args)
+    jobs = {"ls": _ls, "fill": _fill, "verify": _verify, "export": _export, "rm": _rm}
+    return jobs[args.command](args)
 
 
 def _ls(args: argparse.Namespace) -> int:
@@ -211,6 +217,19 @@ def _verify(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found, indent=2))
     return 1 if damaged else 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ekd_ray.engine.teacher.table import find_table
+    from ekd_ray.engine.teacher.table_export import export_table
+
+    out = Path(args.out)
+    count = export_table(find_table(args.table), out)
+    if args.json:
+        print(json.dumps({"file": str(out), "rows": count}))
+    else:
+        print(f"{out}: {count} rows, {size_text(out.stat().st_size)}")
+    return 0
 
 
 def _rm(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="these take normalised images (default: images in [0, 1])",
     )
+    parser.add_argument(
+        "--license",
+        default="unknown",
+        metavar="NAME",
+        help="of the weights, for the card: mit, ...",
+    )
+    parser.add_argument(
+        "--hub", metavar="OWNER/NAME[@BRANCH]",
+        help="also push the bundle to the Hugging Face hub (a new repository is private)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--public", action="store_true", help="a repository that --hub makes is seen by everyone"
+    )
     flags.add_common(parser, "--data-root")
     parser.add_argument(
         "--verify", action="store_true", help="also evaluate the stored weights on the test split"
@@ -47,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     """Export a study's winner; with `--verify`, say whether the weights give what is stated."""
     # These load torch.
     from ekd_ray.cli.terminal import Terminal
+    from ekd_ray.remote.hub import check_login, parse_hub_name
     from ekd_ray.results.bundle import export_bundle
+    from ekd_ray.results.card import check_license
     from ekd_ray.results.exports import check_exports
     from ekd_ray.results.study import Study
 
@@ -59,24 +75,43 @@ def run(args: argparse.Namespace) -> int:
     formats = tuple(dict.fromkeys(args.format.split(","))) if args.format else ()
     if args.normalized_input and not formats:
         raise UserError("--normalized-input is about exported programs: add --format pt2,onnx.")
+    if args.public and not args.hub:
+        raise UserError("--public is about a repository of the hub: add --hub OWNER/NAME.")
+    check_license(args.license)
+    target = parse_hub_name(args.hub) if args.hub else None
+    if target:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # beside the terminal's own
+        check_login("--hub")
     if args.dry_run:
         check_exports(formats)
         winner = study.best()
-        print(f"would export {winner.name} of {args.run} to {args.out}")
+        further = f", and push that to {target}" if target else ""
+        print(f"would export {winner.name} of {args.run} to {args.out}{further}")
         return 0
     with contextlib.closing(Terminal(quiet=args.quiet)) as terminal:
         terminal.stage("export", 1, 0)
         bundle = export_bundle(
-            study, Path(args.out), formats=formats, normalized_input=args.normalized_input
-        )
+            study, Path(args.out), formats=formats, normalized_input=args.normalized_input,
+            license=args.license,
+        )  # fmt: skip
         if args.verify:
             terminal.stage("test split", 1, 0)
         data_root = args.data_root or study.config.data_root
         found = bundle.verify(evaluate=args.verify, data_root=data_root)
+        pushed = None
+        if target and found.ok:
+            terminal.stage(f"push to {target}", 1, 0)
+            pushed = bundle.push_to_hub(
+                target.repo, revision=target.revision, private=not args.public
+            )
     if args.json:
-        print_json({"bundle": str(bundle.path), "ok": found.ok, "problems": list(found.problems)})
+        problems = list(found.problems)
+        hub = {"hub": pushed} if target else {}
+        print_json({"bundle": str(bundle.path), "ok": found.ok, "problems": problems, **hub})
     elif not args.quiet:
         _print_export(bundle, verified=args.verify and found.ok)
+        if pushed:
+            print(f"hub: {pushed}")
     if not found.ok:
         raise UserError(f"{bundle.path}: {' '.join(found.problems)}")
     return 0

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_setting(group, "objectives", "--objective", metavar="NAME")
     flags.add_setting(group, "constraints", "--constraint", metavar="BOUND")
     flags.add_setting(group, "optuna_storage", metavar="URL")
-    flags.add_setting(group, "track", metavar="mlflow[:URI]")
+    flags.add_setting(group, "track", metavar="SERVICE[:PLACE]")
     group.add_argument(
         "--baselines",
         nargs="*",

@@ -117,8 +117,9 @@ class StudyConfig(Settings):
         identity=False,
     )  # fmt: skip
     track: str | None = setting(
-        None, "also tell a tracking service of every run: mlflow or mlflow:URI", identity=False
-    )
+        None, "also tell a tracking service of every run: mlflow[:URI] or wandb[:PROJECT]",
+        identity=False,
+    )  # fmt: skip
     data_root: str | None = setting(None, "folder of the data sets", identity=False)
     max_concurrent: int | None = setting(
         None, "trials at once (as many as fit)", low=1, identity=False

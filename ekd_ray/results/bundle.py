@@ -34,7 +34,8 @@ from ekd_ray.engine.runlog import HISTORY, read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import check_format, sha256_file, write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
-from ekd_ray.results.card import model_card
+from ekd_ray.remote.hub import PREFIX, fetch_folder, parse_hub_name, push_folder
+from ekd_ray.results.card import UNKNOWN_LICENSE, check_license, model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
 from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd, select_metrics
@@ -42,8 +43,11 @@ from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord
 from ekd_ray.results.study import Study
 
 MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
-FILES = (WEIGHTS, "distill.yaml", "metrics.json", HISTORY, "environment.json", "README.md")
+CARD = "README.md"
+FILES = (WEIGHTS, "distill.yaml", "metrics.json", HISTORY, "environment.json", CARD)
 _SOURCE = re.compile(rf"{SOURCES}/(\w+/)*\w+\.py")  # a plugin's
+# The files of a bundle on the hub; whatever else is there is somebody's own.
+_PATTERNS = (MANIFEST, *FILES, *EXPORTS.values(), f"{SOURCES}/*.py")
 # Another processor, GPU or torch rounds otherwise: a few images may change sides.
 ELSEWHERE = 0.005
 
@@ -71,15 +75,19 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | Path, *, trust_plugins: bool = False) -> Self:
-        """Open a bundle.
+        """Open a bundle: a folder, or `hf:owner/name[@revision]` of the Hugging Face hub.
+
+        The latter is fetched into the hub's cache and compared with its manifest; a card that was
+        edited there is no fault.
 
         Args:
             trust_plugins: run the plugins in it, where they were not loaded before.
 
         Raises:
-            UserError: it is incomplete, foreign or newer, or has plugins that are not trusted.
+            UserError: it is incomplete, foreign, newer, (from the hub) damaged or not there, or has
+                plugins that are not trusted.
         """
-        path = Path(path)
+        path = _fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
         if not (path / MANIFEST).is_file():
             raise UserError(f"{path} holds no bundle (no {MANIFEST}): export one first.")
         missing = [name for name in FILES if not (path / name).is_file()]
@@ -136,6 +144,39 @@ class Bundle:
         """
         return classify(self._classifier, images, self.config, self.class_names)
 
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = True,
+        revision: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Upload the bundle as it is to the Hugging Face hub, as a model in one commit.
+
+        Args:
+            name: `owner/name`; private: who may see a repository that is made here (one that is
+                there stays as it is); revision: the branch, made if it is not there (main);
+                message: of the commit.
+
+        Returns:
+            The address of the commit. `Bundle.load("hf:owner/name")` opens what was pushed.
+
+        Raises:
+            UserError: the bundle is damaged, or the hub cannot be reached or refuses.
+        """
+        target = parse_hub_name(f"{name}@{revision}" if revision else name)
+        if problems := manifest_problems(self.path, edited=(CARD,)):
+            raise UserError(f"{self.path} is not pushed: {' '.join(problems)}")
+        return push_folder(
+            self.path,
+            target,
+            [MANIFEST, *_listed(self.path)],
+            owned=_PATTERNS,
+            private=private,
+            message=message or f"{self.config.student}, distilled by ekd_ray {__version__}",
+        )
+
     def history(self) -> list[dict[str, Any]]:
         """The rows of every epoch of the run that made the weights."""
         return read_history(self.path)
@@ -180,6 +221,19 @@ class Bundle:
         return Verification(tuple(problems), found)
 
 
+def _fetch(name: str) -> Path:
+    """A bundle of the hub in the hub's cache, compared with its manifest."""
+    path = fetch_folder(parse_hub_name(name), _PATTERNS)
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{name} holds no bundle (no {MANIFEST}): push one first.")
+    if problems := manifest_problems(path, edited=(CARD,)):
+        raise UserError(
+            f"{name} is damaged: {' '.join(problems)} Push it again; if only the copy here is, "
+            f"remove {path}."
+        )
+    return path
+
+
 def same_arithmetic(there: dict[str, Any], here: dict[str, Any]) -> bool:
     """Whether two environments round alike: processor, GPUs and torch are the same."""
     old, new = (compared(found) for found in (there, here))
@@ -202,7 +256,12 @@ def compared(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def export_bundle(
-    study: Study, out: Path, *, formats: Sequence[str] = (), normalized_input: bool = False
+    study: Study,
+    out: Path,
+    *,
+    formats: Sequence[str] = (),
+    normalized_input: bool = False,
+    license: str = UNKNOWN_LICENSE,
 ) -> Bundle:
     """Write the confirmed winner of a study to the folder `out`, all of it or nothing.
 
@@ -211,13 +270,15 @@ def export_bundle(
 
     Args:
         formats: further forms of the model, of `EXPORTS`; normalized_input: they take
-            normalised images instead of images in [0, 1].
+            normalised images instead of images in [0, 1]; license: of the weights, for the card,
+            by its name on the hub ("mit", "cc-by-nc-4.0").
 
     Raises:
         UserError: the study has no confirmed winner yet, `out` holds something else, or a
             format is unknown, lacks its packages or fails.
     """
     check_exports(formats)
+    check_license(license)
     board = study.leaderboard()
     if not board or not board[0].test:
         raise UserError(
@@ -243,8 +304,9 @@ def export_bundle(
                 temporary, formats, classifier, config, normalized_input=normalized_input
             )
         write_json(temporary / "metrics.json", metrics)
-        card = model_card(config, read_metadata(temporary / WEIGHTS), metrics, board)
-        write_text(temporary / "README.md", card)
+        weights = read_metadata(temporary / WEIGHTS)
+        card = model_card(config, weights, metrics, board, license=license)
+        write_text(temporary / CARD, card)
         sources = write_sources(temporary, config.plugins)
         names = (name for name in (*FILES, *EXPORTS.values()) if (temporary / name).exists())
         write_manifest(temporary, [*names, *sources])
@@ -419,11 +481,17 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
     write_text(folder / MANIFEST, "".join(lines))
 
 
-def manifest_problems(folder: Path) -> list[str]:
+def _listed(folder: Path) -> list[str]:
+    """The names in a manifest."""
+    lines = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.partition("  ")[2] for line in lines]
+
+
+def manifest_problems(folder: Path, *, edited: Sequence[str] = ()) -> list[str]:
     """The faults of a bundle's files, a sentence each; empty without any.
 
     Nothing outside the folder is read, whatever the manifest says. Files that begin with a
-    dot, which clones of repositories have, are left out.
+    dot, which clones of repositories have, are left out. Those of `edited` may hold anything.
     """
     known = {*FILES, *EXPORTS.values()}
     problems, listed = [], set()
@@ -433,7 +501,8 @@ def manifest_problems(folder: Path) -> list[str]:
             problems.append(f"{MANIFEST} lists {name!r}, which does not belong to a bundle.")
             continue
         listed.add(name)
-        problems += _file_problems(folder, name, digest)
+        if name not in edited or not (folder / name).is_file():
+            problems += _file_problems(folder, name, digest)
     problems += [f"{MANIFEST} does not list {name}." for name in FILES if name not in listed]
     there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {SOURCES}
     sources = filter(Path.is_file, (folder / SOURCES).rglob("*"))

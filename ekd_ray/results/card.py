@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -9,7 +10,8 @@ import yaml
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import short_name
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
-from ekd_ray.models import WeightsMetadata
+from ekd_ray.errors import UserError
+from ekd_ray.models import ALIASES, WeightsMetadata
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.templating import render
 from ekd_ray.results.words import describe_lead, describe_teacher
@@ -28,18 +30,41 @@ FIGURES = {
     "test_nll": ("nll", "negative log-likelihood (nats)"),
     "test_ece": ("ece", "expected calibration error (15 bins)"),
 }
+# The hub's name for it. Weights depend on what the teacher and the images are under.
+UNKNOWN_LICENSE = "unknown"
+
+
+def check_license(name: str) -> None:
+    """Raise `UserError` for what the hub does not take for the name of a license."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
+        raise UserError(
+            f"license must be a name as the hub has it (mit, apache-2.0, cc-by-nc-4.0, other, "
+            f"unknown), got {name!r}."
+        )
+
+
+def timm_name(model: str) -> str | None:
+    """The name in timm of a model that timm builds; None of any other."""
+    library, colon, name = ALIASES.get(model, model).partition(":")
+    return name if colon and library == "timm" else None
 
 
 def model_card(
-    config: DistillConfig, weights: WeightsMetadata, metrics: dict[str, Any], board: Leaderboard
+    config: DistillConfig,
+    weights: WeightsMetadata,
+    metrics: dict[str, Any],
+    board: Leaderboard,
+    *,
+    license: str = UNKNOWN_LICENSE,
 ) -> str:
     """README.md of a bundle: YAML front matter, the figures, how to use it.
 
     Args:
-        metrics: the content of `metrics.json`; board: the leaderboard, the winner first.
+        metrics: the content of `metrics.json`; board: the leaderboard, the winner first; license:
+            of the weights, by its name on the hub.
     """
     title = f"{config.student} distilled from {config.teacher or 'no teacher'}"
-    front, teacher = _front_matter(config, metrics, title), metrics.get("teacher")
+    front, teacher = _front_matter(config, metrics, title, license), metrics.get("teacher")
     return render(
         "card.md.jinja",
         autoescape=False,  # Markdown
@@ -48,6 +73,7 @@ def model_card(
         title=title,
         dataset=short_name(config.dataset),
         config=config,
+        timm_name=timm_name(config.student),
         weights=weights,
         class_names=metrics["class_names"],
         top1=metrics["model"]["test_top1"],
@@ -60,7 +86,9 @@ def model_card(
     )
 
 
-def _front_matter(config: DistillConfig, metrics: dict[str, Any], title: str) -> dict[str, Any]:
+def _front_matter(
+    config: DistillConfig, metrics: dict[str, Any], title: str, license: str
+) -> dict[str, Any]:
     dataset = short_name(config.dataset)
     figures = [
         {"type": kind, "value": metrics["model"][name], "name": text}
@@ -76,7 +104,10 @@ def _front_matter(config: DistillConfig, metrics: dict[str, Any], title: str) ->
     tags = ["knowledge-distillation", "image-classification", config.student]
     if metrics["log_prior"] is not None:
         tags.append("evidential-deep-learning")
+    if timm_name(config.student):
+        tags.append("timm")
     return {
+        "license": license,
         "library_name": "ekd_ray",
         "pipeline_tag": "image-classification",
         "tags": tags,

@@ -1,24 +1,20 @@
-"""The observers of a study's progress: one in this process, and MLflow."""
+"""The observers of a study's progress: one in this process, and a tracking service."""
 
 from __future__ import annotations
 
 import logging
-import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from ray import tune
-from ray.air.integrations.mlflow import MLflowLoggerCallback
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import COSTS
-from ekd_ray.errors import UserError, check_installed, unknown_name
 from ekd_ray.results.records import RunRecord
+from ekd_ray.scale.tracking_services import SERVICES, Service, first_line, split_track
 from ekd_ray.scale.worker import RUN
 
-SERVICE = "mlflow"
 _LOG = logging.getLogger("ekd_ray")
 _PREFIXES = ("train_", "val_", "loss_")
 _FIGURES = {"lr", "log_prior", "temperature", "seconds", *COSTS}
@@ -46,108 +42,64 @@ class Observer(Protocol):
         """A run has ended: all epochs done, stopped early, or failed."""
 
 
-def check_tracking(config: StudyConfig) -> None:
-    """Open the service once, without writing to it.
-
-    Raises:
-        UserError: it is unknown, not installed, given a password or cannot be reached.
-    """
-    if config.track is None:
-        return
-    service, _, uri = config.track.partition(":")
-    if service != SERVICE:
-        raise unknown_name("service in track:", service, [SERVICE])
-    if urlsplit(uri).password is not None:
-        raise UserError(
-            "track holds a password, which the study's files would show: leave it out, and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
-        )
-    check_installed("mlflow", needed_by="track", extra="mlflow")
-    _quieten_mlflow()
-    from mlflow import MlflowClient  # only a tracked study needs it
-
-    try:
-        MlflowClient(uri or None).search_experiments(max_results=1)
-    except Exception as error:  # of MLflow, of its database or of the network
-        raise UserError(
-            f"cannot open track {config.track} ({_first_line(error)}): check the URI and the "
-            "server, or leave it out."
-        ) from None
-
-
-def _quieten_mlflow() -> None:
-    # It writes of its own tables, into the live view.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    # A server that is gone would hold up the search for minutes at each figure.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
-
-
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """A run as MLflow sees it, in place of Tune's trial."""
-
-    name: str
-    config: dict[str, Any]
-
-    def __str__(self) -> str:
-        return self.name
-
-
 class Tracker(tune.Callback):
-    """Passes runs on to MLflow; a service that fails is given up, with one warning.
+    """Passes runs on to a tracking service; one that fails is given up, with one warning.
 
-    Each run has its name, its settings as parameters and its figures by epoch. The experiment
-    has the name of the study's folder.
+    Each run has its name, its settings as parameters and its figures by epoch; the study has the
+    name of its folder.
     """
 
     def __init__(self, run: Path, config: StudyConfig) -> None:
-        _, _, uri = str(config.track).partition(":")
-        _quieten_mlflow()
-        self._shown: dict[str, _Shown] = {}
-        self._logger: MLflowLoggerCallback | None = MLflowLoggerCallback(
-            tracking_uri=uri or None,
-            experiment_name=run.name,
-            tags={"study": config.fingerprint()},
-        )
-        self._tell("setup")
+        self._name, place = split_track(str(config.track))
+        self._runs: dict[str, Any] = {}  # of Tune's trials that go on
+        self._epochs: dict[str, int] = {}  # the last that was told of each
+        self._service: Service | None = None
+        self._try(lambda: self._open(place, run.name, config.fingerprint()))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_shown": {}, "_logger": None}  # Tune's snapshots are not resumed from
+        # Tune's snapshots are not resumed from.
+        return {"_name": self._name, "_runs": {}, "_epochs": {}, "_service": None}
 
-    def _tell(self, event: str, *values: Any, **named: Any) -> None:
-        if self._logger is None:
-            return
+    def _open(self, *arguments: str) -> None:
+        self._service = SERVICES[self._name](*arguments)
+
+    def _try(self, tell: Callable[[], None]) -> None:
         try:
-            getattr(self._logger, event)(*values, **named)
+            tell()
         except Exception as error:  # of a service: the search must not end with it
-            _LOG.warning("MLflow is given up for this stage of the study: %s", _first_line(error))
-            self._logger = None
+            _LOG.warning(
+                "%s is given up for this stage of the study: %s", self._name, first_line(error)
+            )
+            self._service = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        # A trial whose process died begins again, and goes on where it was.
+        if (service := self._service) is None or trial.trial_id in self._runs:
+            return
         run = RunRecord.from_dict(trial.config[RUN])
         settings = {k: v for k, v in run.config.items() if v is not None}
         settings.pop("teacher_weights", None)  # a path; the hash is there
-        shown = self._shown.setdefault(trial.trial_id, _Shown(run.title, settings))
-        self._tell("log_trial_start", shown)
+
+        def start() -> None:
+            self._runs[trial.trial_id] = service.start(run.title, settings)
+
+        self._try(start)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        if trial.trial_id not in self._shown or "epoch" not in result:
+        known, epoch = trial.trial_id, result.get("epoch", 0)
+        if (service := self._service) is None or known not in self._runs:
             return
+        if epoch <= self._epochs.get(known, 0):  # told before its process died
+            return
+        self._epochs[known] = epoch
         figures = {
             name: value
             for name, value in result.items()
             if name.startswith(_PREFIXES) or name in _FIGURES
         }
-        figures["training_iteration"] = result["epoch"]  # Tune's own begins again after a retry
-        self._tell("log_trial_result", iteration, self._shown[trial.trial_id], figures)
+        self._try(lambda: service.log(self._runs[known], epoch, figures))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._end(trial, failed=False)
@@ -156,5 +108,6 @@ class Tracker(tune.Callback):
         self._end(trial, failed=True)
 
     def _end(self, trial: Any, *, failed: bool) -> None:
-        if trial.trial_id in self._shown:
-            self._tell("log_trial_end", self._shown.pop(trial.trial_id), failed=failed)
+        if (service := self._service) is not None and trial.trial_id in self._runs:
+            ended = self._runs.pop(trial.trial_id)
+            self._try(lambda: service.end(ended, failed=failed))

@@ -61,7 +61,8 @@ from ekd_ray.scale.space import around_prior, check_space, with_pairs_prior
 from ekd_ray.scale.storage import check_storage
 from ekd_ray.scale.tasks import compute_off_driver
 from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
-from ekd_ray.scale.tracking import Observer, check_tracking
+from ekd_ray.scale.tracking import Observer
+from ekd_ray.scale.tracking_services import check_tracking
 from ekd_ray.scale.trainer import SCRATCH
 
 TEACHER = Path("teacher") / "teacher.safetensors"

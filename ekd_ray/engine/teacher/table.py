@@ -196,15 +196,20 @@ class TeacherTable:
 
     def sound(self) -> tuple[int, int]:
         """(sound, damaged) numbers of written rows: every check word is compared."""
-        good = bad = 0
+        found = [fits for _, _, fits in self.checked_rows()]
+        good = sum(int(fits.sum()) for fits in found)
+        return good, sum(map(len, found)) - good
+
+    def checked_rows(self) -> Iterator[tuple[Ids, Rows, npt.NDArray[np.bool_]]]:
+        """All written rows, part by part: positions int64 [B], rows uint16 [B, W], sound bool [B].
+
+        Row (sample, view) has position sample * num_views + view.
+        """
         written = np.flatnonzero(self._words)
         for start in range(0, len(written), CHECKED_ROWS):
             positions = written[start : start + CHECKED_ROWS]
-            fits = self._words[positions] == self._check_words(
-                np.asarray(self._rows[positions]), positions
-            )
-            good, bad = good + int(fits.sum()), bad + int((~fits).sum())
-        return good, bad
+            rows = np.asarray(self._rows[positions])
+            yield positions, rows, self._words[positions] == self._check_words(rows, positions)
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
