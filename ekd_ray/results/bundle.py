@@ -20,7 +20,7 @@ from torch import nn
 
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.data import load_dataset
+from ekd_ray.data import load_dataset, short_name
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.final import WEIGHTS
@@ -34,10 +34,12 @@ from ekd_ray.files import sha256_file, write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.results.card import model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
+from ekd_ray.results.html import facts_html
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
-from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd, select_metrics
+from ekd_ray.results.leaderboard import TESTED, Leaderboard, Row, mean_sd, select_metrics
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
+from ekd_ray.results.words import figure_text, metric_name
 
 MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
 FILES = (WEIGHTS, "distill.yaml", "metrics.json", HISTORY, "environment.json", "README.md")
@@ -117,13 +119,24 @@ class Bundle:
         """Class probabilities and uncertainty of pictures, on the CPU in float32.
 
         Args:
-            images: uint8 [B, H, W, 3] (array or tensor), a PIL image, a path, or a sequence of
-                the latter two; any size, cut and resized as for the test split.
+            images: a PIL image, a path, an array or tensor, or a sequence of them; any size, cut
+                and resized as for the test split. Arrays and tensors are one image ([H, W, 3] or
+                [3, H, W]) or a batch of them, uint8, or floating in [0, 1].
 
         Raises:
             UserError: something else, or a file that is not a picture.
         """
         return classify(self._classifier, images, self.config, self.class_names)
+
+    def _repr_html_(self) -> str:
+        teacher = self.config.teacher or "no teacher"
+        facts = {
+            "student": f"{self.config.student}, by {self.config.method} from {teacher}",
+            "data set": f"{short_name(self.config.dataset)}, {len(self.class_names)} classes",
+            **{metric_name(name): figure_text(name, value)
+               for name, value in self.metrics["model"].items() if name in TESTED},
+        }  # fmt: skip
+        return facts_html(f"Bundle {self.path}", facts)
 
     def history(self) -> list[dict[str, Any]]:
         """The rows of every epoch of the run that made the weights."""
@@ -191,7 +204,7 @@ def compared(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def export_bundle(
-    study: Study, out: Path, *, formats: Sequence[str] = (), normalized_input: bool = False
+    study: StudyReader, out: Path, *, formats: Sequence[str] = (), normalized_input: bool = False
 ) -> Bundle:
     """Write the confirmed winner of a study to the folder `out`, all of it or nothing.
 
@@ -243,7 +256,7 @@ def export_bundle(
     return Bundle.load(out)
 
 
-def _read_finished(run: RunRecord, study: Study) -> RunRecord:
+def _read_finished(run: RunRecord, study: StudyReader) -> RunRecord:
     """The full record of a final run; raises `UserError` if its files are not there."""
     folder = run.folder
     if not folder.resolve().is_relative_to(study.path.resolve()):
@@ -292,7 +305,7 @@ def _swap(new: Path, out: Path) -> None:
 
 
 def bundle_metrics(
-    study: Study, board: Leaderboard, run: RunRecord, *, seeds: Sequence[int]
+    study: StudyReader, board: Leaderboard, run: RunRecord, *, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """The content of `metrics.json`.
 
