@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -20,16 +20,17 @@ from torch import nn
 
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.data import load_dataset, short_name
+from ekd_ray.data import dataset_info, load_dataset, short_name
 from ekd_ray.engine.determinism import arithmetic
-from ekd_ray.engine.evaluate import evaluate_model
+from ekd_ray.engine.evaluate import evaluate_model, predict
 from ekd_ray.engine.final import WEIGHTS
+from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.precision import environment, pick_device
 from ekd_ray.engine.resolve import student_size
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.engine.runlog import HISTORY, read_history
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.files import sha256_file, write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.results.card import model_card
@@ -146,18 +147,59 @@ class Bundle:
         """The machine and packages of the training; raises `UserError` if the file is damaged."""
         return read_environment(self.path / "environment.json")
 
-    def evaluate(self, *, data_root: str | None = None) -> dict[str, float]:
-        """Metrics of the stored weights on the test split, as `test_<name>`."""
-        device = pick_device()
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        data = load_test_data(self.config, stage=RunStage.FINAL, data_root=data_root, device=device)
+    def evaluate(
+        self, *, dataset: str | None = None, data_root: str | None = None
+    ) -> dict[str, float]:
+        """Metrics of the stored weights on a test split, as `test_<name>`.
+
+        Args:
+            dataset: another one, whose classes are among the bundle's by name; images of another
+                size are resized as the student needs them.
+
+        Raises:
+            UserError: there are no such data, or one of its classes is none of the bundle's.
+        """
+        config, device = self.config, pick_device()
+        if dataset is not None and dataset != config.dataset:
+            config = self._config_on(dataset)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        data = load_test_data(config, stage=RunStage.FINAL, data_root=data_root, device=device)
         model = self.model().to(device).to(memory_format=layout)
+        precision, log_prior = self.config.precision, self.weights.log_prior
         with arithmetic(deterministic=self.environment().get("deterministic", False)):
-            found = evaluate_model(
-                model, data, data.validation_ids, config=self.config,
-                precision=self.config.precision, log_prior=self.weights.log_prior,
-            )  # fmt: skip
-        return {f"test_{name}": value for name, value in found.metrics.items()}
+            if config is self.config:
+                metrics = evaluate_model(
+                    model, data, data.validation_ids, config=config, precision=precision,
+                    log_prior=log_prior,
+                ).metrics  # fmt: skip
+            else:
+                there = self._classes_of(data.class_names, str(dataset)).to(device)
+                mean, std = (
+                    tuple(values.flatten().tolist())
+                    for values in (self.preprocessing().mean, self.preprocessing().std)
+                )
+                data = replace(data, num_classes=len(self.class_names), mean=mean, std=std)
+                ids = data.validation_ids
+                logits, labels = predict(model, data, data.images, ids, config, precision)
+                metrics = classification_metrics(logits, there[labels], log_prior=log_prior)
+        return {f"test_{name}": value for name, value in metrics.items()}
+
+    def _config_on(self, dataset: str) -> DistillConfig:
+        """The settings by which this student looks at the images of another data set."""
+        info = dataset_info(dataset)
+        return self.config.replace(
+            dataset=dataset, data_fingerprint=None, augment=None, ood_dataset=None,
+            image_size=self.config.image_size if info.encoded else None,
+            student_image_size=student_size(self.config),
+        )  # fmt: skip
+
+    def _classes_of(self, names: Sequence[str], dataset: str) -> torch.Tensor:
+        """The index here, int64, of each class of another data set."""
+        known = {name: index for index, name in enumerate(self.class_names)}
+        strange = [name for name in names if name not in known]
+        if strange:
+            raise unknown_name(f"class of {dataset} for {self.path}:", strange[0], known)
+        return torch.tensor([known[name] for name in names])
 
     def verify(self, *, evaluate: bool = False, data_root: str | None = None) -> Verification:
         """Check every file against the manifest; with `evaluate`, the test accuracy too.

@@ -17,8 +17,9 @@ def facts_html(title: str, facts: Mapping[str, Any]) -> str:
 def table_html(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """A table; all text is escaped."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    head = f"<thead><tr>{head}</tr></thead>" if head else ""
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(value_text(value))}</td>" for value in row) + "</tr>"
         for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table>{head}<tbody>{body}</tbody></table>"

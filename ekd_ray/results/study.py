@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ekd_ray.config.phrases import several
 from ekd_ray.data import short_name
+from ekd_ray.errors import UserError
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.html import facts_html, table_html
 from ekd_ray.results.progress import Progress, progress
@@ -16,8 +19,14 @@ from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import figure_text, label, metric_name, spread, value_text
 
 SHOWN = 5  # trials that a notebook shows while none is confirmed
+# Of a study in a process of its own.
+DRIVER_LOG = "driver.log"
+DRIVER_ERROR = "error: "
+EXIT_INTERRUPTED = 130
+GRACE_SECONDS = 60.0  # to stop of itself: trials end, Ray is shut down
 
 
+@dataclass(frozen=True, kw_only=True)
 class Study(StudyReader):
     """A running or finished study in a folder: `Study.load(path)`.
 
@@ -31,6 +40,8 @@ class Study(StudyReader):
         >>> study.best().config                        # doctest: +SKIP
     """
 
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False, compare=False)
+
     @property
     def plot(self) -> StudyPlots:
         """Its figures, of plotly: `study.plot.history()`."""
@@ -39,6 +50,43 @@ class Study(StudyReader):
     def status(self) -> Progress:
         """How far it has come by now: stage, trials by status, seconds since its last epoch."""
         return progress(type(self).load(self.path))
+
+    def wait(self, timeout: float | None = None) -> Study:
+        """Wait until a study that `tune(wait=False)` began has ended; returns it as it is then.
+
+        Args:
+            timeout: wait so many seconds at most.
+
+        Raises:
+            UserError: it has failed. TimeoutError: it is still at work.
+        """
+        if self.process is not None:
+            try:
+                code = self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise TimeoutError(f"{self.path} is still at work after {timeout:g} s.") from None
+            if code not in (0, EXIT_INTERRUPTED):
+                raise driver_failure(self.path, code)
+        return Study.load(self.path)
+
+    def stop(self) -> Study:
+        """Stop a study that `tune(wait=False)` began; `tune(out=..., resume=True)` continues it.
+
+        Raises:
+            UserError: another process began it.
+        """
+        if self.process is None:
+            raise UserError(
+                f"{self.path} was not begun here by tune(wait=False): stop the process that runs "
+                "it, by Ctrl-C or SIGTERM."
+            )
+        self.process.terminate()
+        try:
+            self.process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        return Study.load(self.path)
 
     def export(
         self, out: str | Path, *, formats: Sequence[str] = (), normalized_input: bool = False
@@ -76,6 +124,15 @@ class Study(StudyReader):
                 for trial in self.ranked()[:SHOWN]
             ]
         return facts_html(f"Study {self.path}", facts) + table_html(columns, rows)
+
+
+def driver_failure(folder: Path, code: int) -> UserError:
+    """The sentence with which the process of a study ended, or where its last words are."""
+    log = folder / DRIVER_LOG
+    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    if said and said[-1].startswith(DRIVER_ERROR):
+        return UserError(said[-1].removeprefix(DRIVER_ERROR))
+    return UserError(f"the study in {folder} ended with exit code {code}: see {log}.")
 
 
 def _assignments(params: Mapping[str, Any]) -> str:

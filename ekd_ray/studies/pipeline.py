@@ -39,7 +39,7 @@ from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
-from ekd_ray.results.study import Study
+from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import (
@@ -209,7 +209,7 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
 
 def is_left_over(path: Path) -> bool:
     """Left by a start that was killed, or made for a copy at a URI."""
-    return is_temporary(path) or path.name in (MIRROR_STATE, LOCK)
+    return is_temporary(path) or path.name in (MIRROR_STATE, LOCK, DRIVER_LOG)
 
 
 def _check_same(study: Study, config: StudyConfig) -> None:

@@ -374,7 +374,7 @@ def draw_history(content: Content) -> Iterator[Chart]:
     """The metric of every trial by number, and the best of full length so far; not in the report,
     where the learning curves say more."""
     metric = content.config.metric
-    found = [(r, r.value(metric)) for r in content.ended if r.value(metric) is not None]
+    found = [(r, v) for r in content.ended if (v := r.value(metric)) is not None]
     if not found:
         return
     figure = go.Figure(
