@@ -32,7 +32,7 @@ from benchmarks.step import DATASET, PAIRS, Progress, limit, outside, wait
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info
 from ekd_ray.engine.determinism import arithmetic
-from ekd_ray.engine.distill import RunResult, distill, start_run, train_epoch
+from ekd_ray.engine.distill import TrainedStudent, distill, start_run, train_epoch
 from ekd_ray.engine.gpu_share import return_memory, share_of_gpu
 from ekd_ray.engine.precision import local_cpus, pick_device
 from ekd_ray.engine.resolve import resolve
@@ -177,7 +177,7 @@ def _work(rank: int, world: int, settings: dict[str, Any], folder: str) -> None:
         dist.destroy_process_group()
 
 
-def _weights(result: RunResult) -> dict[str, Tensor]:
+def _weights(result: TrainedStudent) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in result.model.state_dict().items()}
 
 

@@ -21,7 +21,7 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info
-from ekd_ray.engine.distill import Diverged, RunResult, distill
+from ekd_ray.engine.distill import Diverged, TrainedStudent, distill
 from ekd_ray.engine.features import record_features
 from ekd_ray.errors import UserError, require
 from ekd_ray.losses.method_checks import Case, Shapes, everything_on, method_cases
@@ -141,7 +141,7 @@ def _stop_after_two(row: dict[str, Any]) -> None:
         raise _Stopped
 
 
-def _train(case: Case, config: DistillConfig, out: Path | None = None) -> RunResult:
+def _train(case: Case, config: DistillConfig, out: Path | None = None) -> TrainedStudent:
     try:
         return distill(config, out=out, threads=1)
     except UserError:

@@ -1,13 +1,10 @@
-"""Output that commands share: results for programs, plans for people, where runs go."""
+"""Output that commands share: results for programs, plans for people."""
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
-
-RUNS = Path("runs")  # results without --out
 
 
 def print_json(value: Any) -> None:

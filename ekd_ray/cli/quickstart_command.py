@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ekd_ray.cli import flags, tune_command
 from ekd_ray.cli.help_text import HelpParser
-from ekd_ray.cli.output import RUNS
+from ekd_ray.studies.places import RUNS
 
 EXAMPLES = ("ekd-ray quickstart", "ekd-ray quickstart --out /tmp/quickstart")
 FIRST = ()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import RUNS, print_json, print_plan
+from ekd_ray.cli.output import print_json, print_plan
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
+from ekd_ray.studies.places import RUNS, find_data_root
 
 if TYPE_CHECKING:
     from ekd_ray.results.reproduce import Reproduction
@@ -69,19 +69,20 @@ def run(args: argparse.Namespace) -> int:
     """
     # These load torch and ray.
     from ekd_ray.cli.plan_text import run_plan
-    from ekd_ray.cli.single_run import check_run_folder, show_run
+    from ekd_ray.cli.single_run import show_run
     from ekd_ray.data import load_dataset
     from ekd_ray.engine.checkpoint import forget_checkpoint
     from ekd_ray.results.bundle import Bundle
     from ekd_ray.results.records import single_run
     from ekd_ray.results.reproduce import IDENTICAL, WITHIN, prepare, reproduce
+    from ekd_ray.studies.training import check_run_folder
 
     if args.tolerance is not None and not 0 <= args.tolerance < 1:
         raise UserError(f"--tolerance must be >= 0 and < 1, a fraction, got {args.tolerance:g}.")
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads must be >= 1, got {args.threads}.")
     bundle = Bundle.load(args.bundle)
-    data_root = args.data_root or os.environ.get("EKD_DATA_ROOT")
+    data_root = find_data_root(args.data_root)
     if args.download:
         name = args.dataset or bundle.config.dataset
         load_dataset(name, "train", data_root=data_root, download=True)

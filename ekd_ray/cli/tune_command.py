@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import RUNS, join_cluster, print_json, print_plan
+from ekd_ray.cli.output import join_cluster, print_json, print_plan
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name
+from ekd_ray.studies.places import RUNS, default_folder
 from ekd_ray.studies.recipes import Recipe
 
 if TYPE_CHECKING:
     from ekd_ray.remote.location import Location
     from ekd_ray.results.bundle import Bundle
-    from ekd_ray.results.study import Study
-    from ekd_ray.studies.comparison import Place
 
 
 EXAMPLES = (
@@ -91,42 +89,27 @@ def run(args: argparse.Namespace) -> int:
     return _run_many(request)
 
 
-def _checked(recipe: Recipe, request: Request) -> StudyConfig:
-    """A study warm-started and checked; a mistake of its recipe is located."""
-    from ekd_ray.studies.pipeline import check_study
-    from ekd_ray.studies.warm_start import warm_started
-
-    with recipe.locate_errors():
-        config = recipe.config
-        if request.warm_start:
-            config = warm_started(config, request.warm_start)
-        return check_study(config, download=request.download)
-
-
 def _run_one(recipe: Recipe, request: Request) -> int:
     from ekd_ray.cli.plan_text import study_plan
     from ekd_ray.cli.study_text import print_study
-    from ekd_ray.data import short_name
-    from ekd_ray.studies.pipeline import check_folder
+    from ekd_ray.results.study import Study
+    from ekd_ray.studies.pipeline import check_folder, prepare_study
 
     shared = recipe.config.distill
-    names = (
-        short_name(shared.dataset),
-        *map(file_name, (shared.teacher or "none", shared.student)),
-    )
-    out = (request.out or RUNS / "-".join(names)).absolute()
-    config = _checked(recipe, request)
+    out = request.out or default_folder(shared, shared.teacher or "none", shared.student)
+    out = out.absolute()
+    config = prepare_study(recipe, warm_start=request.warm_start, download=request.download)
     if request.dry_run:
         if request.location is None:
             check_folder(out, config, resume=request.resume)
         print_plan(study_plan(config, out), config.to_dict(), as_json=request.json)
         return 0
-    done, bundle = _run_study(config, out, request, request.location, resume=request.resume)
+    bundle = _run_study(config, out, request, request.location, resume=request.resume)
     if request.json:
         there = {"uri": str(request.location)} if request.location else {}
         print_json({"study": str(out), "bundle": str(bundle.path), **there, **bundle.metrics})
     else:
-        print_study(done, bundle)
+        print_study(Study.load(out), bundle)
     return 0
 
 
@@ -136,6 +119,7 @@ def _run_many(request: Request) -> int:
 
     from ekd_ray.cli.plan_text import study_plan
     from ekd_ray.remote.session import put_files
+    from ekd_ray.results.study import Study
     from ekd_ray.scale.cluster import connected
     from ekd_ray.studies.comparison import (
         COMPARISON,
@@ -143,11 +127,15 @@ def _run_many(request: Request) -> int:
         comparison_table,
         write_comparison,
     )
+    from ekd_ray.studies.pipeline import prepare_study
 
     out = (request.out or RUNS / "comparison").absolute()
     location = request.location
     # All are checked before the first one costs anything.
-    configs = {name: _checked(recipe, request) for name, recipe in request.studies.items()}
+    configs = {
+        name: prepare_study(recipe, warm_start=request.warm_start, download=request.download)
+        for name, recipe in request.studies.items()
+    }
     copies = {name: location and location.child(name) for name in configs}
     begun = [name for name in configs if _holds_study(out / name, copies[name])]
     if begun and not request.resume:
@@ -158,7 +146,7 @@ def _run_many(request: Request) -> int:
         values = {name: config.to_dict() for name, config in configs.items()}
         print_plan(text, values, as_json=request.json)
         return 0
-    done: dict[Place, Study | str] = {}
+    done: dict[tuple[str, str], Study | str] = {}
     with connected(*configs.values()):
         for name, config in configs.items():
             if not request.quiet:
@@ -166,9 +154,8 @@ def _run_many(request: Request) -> int:
             pair, _, method = name.rpartition("/")
             place = (pair, method)
             try:
-                done[place], _ = _run_study(
-                    config, out / name, request, copies[name], resume=name in begun
-                )
+                _run_study(config, out / name, request, copies[name], resume=name in begun)
+                done[place] = Study.load(out / name)
             except UserError as error:
                 done[place] = str(error)
                 print(f"error: {name}: {error}", file=sys.stderr)
@@ -194,34 +181,27 @@ def _holds_study(folder: Path, location: Location | None) -> bool:
 
 def _run_study(
     config: StudyConfig, out: Path, request: Request, location: Location | None, *, resume: bool
-) -> tuple[Study, Bundle]:
+) -> Bundle:
     """Run (or continue) a checked study with its progress on the terminal."""
     from ekd_ray.cli.plan_text import study_plan
     from ekd_ray.cli.terminal import Terminal
-    from ekd_ray.data import load_dataset
-    from ekd_ray.remote.session import mirrored
     from ekd_ray.results.records import milestone_epochs
-    from ekd_ray.scale.storage import drop_unknown_trials
-    from ekd_ray.studies.pipeline import open_run, run_study
+    from ekd_ray.studies.pipeline import conduct_study
 
-    if location and config.optuna_storage:
-        raise UserError(
-            "optuna_storage does not go together with a URI as --out, which a lost machine would "
-            "leave behind the database: remove it, the journal is kept at the URI."
-        )
-    with mirrored(location, out, resume=resume, settle=drop_unknown_trials):
-        if request.download:
-            dataset, root = config.distill.dataset, config.data_root
-            load_dataset(dataset, "train", data_root=root, download=True)
-        study = open_run(out, config, resume=resume)
-        terminal = Terminal(
-            metric=config.metric,
-            mode=config.mode,
-            shown=tuple(config.space or {}),
-            rungs=milestone_epochs(config),
-            quiet=request.quiet,
-        )
-        with contextlib.closing(terminal):
-            if not request.quiet:
-                terminal.console.print(study_plan(config, out), markup=False)
-            return study, run_study(study, terminal)
+    terminal = Terminal(
+        metric=config.metric,
+        mode=config.mode,
+        shown=tuple(config.space or {}),
+        rungs=milestone_epochs(config),
+        quiet=request.quiet,
+    )
+
+    def show_plan() -> None:
+        if not request.quiet:
+            terminal.console.print(study_plan(config, out), markup=False)
+
+    with contextlib.closing(terminal):
+        return conduct_study(
+            config, out, terminal, location=location, resume=resume, download=request.download,
+            on_begin=show_plan,
+        )  # fmt: skip

@@ -61,8 +61,8 @@ class Diverged(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """A finished run, in memory.
+class TrainedStudent:
+    """A student after its run, in memory.
 
     `metrics` is the last epoch's row (see `distill`), `history` all rows, `model` the
     student with its trained weights, `log_prior` its prior if it is evidential; `precision` and
@@ -151,7 +151,7 @@ def distill(
     checkpoint_steps: int | None = None,
     constants: Mapping[str, float] | None = None,
     session: Session | None = None,
-) -> RunResult:
+) -> TrainedStudent:
     """Train one student (or, with a method that has no teacher, one network).
 
     Args:
@@ -212,7 +212,7 @@ def distill(
                 saved_at = time.monotonic()
             if on_epoch:
                 on_epoch(row)
-    return RunResult(
+    return TrainedStudent(
         config=run.config,
         metrics=run.history[-1],
         history=run.history,

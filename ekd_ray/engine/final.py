@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ekd_ray.data import dataset_info
 from ekd_ray.engine import ranks
-from ekd_ray.engine.distill import RunResult
+from ekd_ray.engine.distill import TrainedStudent
 from ekd_ray.engine.evaluate import evaluate_model
 from ekd_ray.engine.measure.predictions import Predictions, kept_images, teacher_predictions
 from ekd_ray.engine.precision import pick_device
@@ -18,7 +18,7 @@ WEIGHTS = "model.safetensors"
 
 
 def evaluate_test(
-    result: RunResult, *, stage: RunStage, data_root: str | None, keep: Path | None = None
+    result: TrainedStudent, *, stage: RunStage, data_root: str | None, keep: Path | None = None
 ) -> dict[str, float]:
     """Read the test split: metrics as `test_<name>`, see `classification_metrics`.
 
@@ -48,7 +48,7 @@ def evaluate_test(
     return {f"test_{name}": value for name, value in found.metrics.items()}
 
 
-def save_student(result: RunResult, path: Path, *, data_root: str | None) -> None:
+def save_student(result: TrainedStudent, path: Path, *, data_root: str | None) -> None:
     """Write a run's student with everything that is needed to use it again."""
     config = result.config
     info = dataset_info(config.dataset, data_root=data_root)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from ekd_ray.engine.distill import RunResult
+from ekd_ray.engine.distill import TrainedStudent
 from ekd_ray.engine.evaluate import predict
 from ekd_ray.engine.measure.metrics import CALIBRATION_BINS
 from ekd_ray.engine.measure.predictions import Predictions
@@ -20,7 +20,7 @@ MOST_NAMED_CLASSES = 25
 _ACCENT, _GREY = "#2454c6", "#98a1ab"
 
 
-def validation_predictions(result: RunResult, *, data_root: str | None) -> Predictions:
+def validation_predictions(result: TrainedStudent, *, data_root: str | None) -> Predictions:
     """The predictions of a run's model on its validation split."""
     data = load_run_data(result.config, data_root=data_root, device=pick_device())
     logits, labels = predict(

@@ -10,7 +10,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.config.candidates import SETTINGS, Candidates
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.determinism import decide_determinism
-from ekd_ray.engine.distill import OnEpoch, RunResult, distill
+from ekd_ray.engine.distill import OnEpoch, TrainedStudent, distill
 from ekd_ray.engine.final import save_student
 from ekd_ray.engine.resolve import without_teacher
 from ekd_ray.engine.run_stage import RunStage
@@ -66,7 +66,7 @@ def train_teacher(
     on_epoch: OnEpoch | None = None,
     threads: int | None = None,
     session: Session | None = None,
-) -> RunResult:
+) -> TrainedStudent:
     """Train the network `config.student` and write it to `path` as a teacher.
 
     The checkpoint carries the normalisation, the class count and the learned `log_prior`

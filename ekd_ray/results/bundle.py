@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -22,25 +22,28 @@ from torch import nn
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
-from ekd_ray.data import load_dataset
+from ekd_ray.data import dataset_info, load_dataset, short_name
 from ekd_ray.engine.determinism import arithmetic
-from ekd_ray.engine.evaluate import evaluate_model
+from ekd_ray.engine.evaluate import evaluate_model, predict
 from ekd_ray.engine.final import WEIGHTS
+from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.precision import environment, pick_device
 from ekd_ray.engine.resolve import student_size
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.engine.runlog import HISTORY, read_history
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.files import check_format, sha256_file, write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.remote.hub import PREFIX, fetch_folder, parse_hub_name, push_folder
 from ekd_ray.results.card import UNKNOWN_LICENSE, check_license, model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
+from ekd_ray.results.html import facts_html
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
-from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd, select_metrics
+from ekd_ray.results.leaderboard import TESTED, Leaderboard, Row, mean_sd, select_metrics
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
+from ekd_ray.results.words import figure_text, metric_name
 
 MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
 CARD = "README.md"
@@ -136,8 +139,9 @@ class Bundle:
         """Class probabilities and uncertainty of pictures, on the CPU in float32.
 
         Args:
-            images: uint8 [B, H, W, 3] (array or tensor), a PIL image, a path, or a sequence of
-                the latter two; any size, cut and resized as for the test split.
+            images: a PIL image, a path, an array or tensor, or a sequence of them; any size, cut
+                and resized as for the test split. Arrays and tensors are one image ([H, W, 3] or
+                [3, H, W]) or a batch of them, uint8, or floating in [0, 1].
 
         Raises:
             UserError: something else, or a file that is not a picture.
@@ -177,6 +181,16 @@ class Bundle:
             message=message or f"{self.config.student}, distilled by ekd_ray {__version__}",
         )
 
+    def _repr_html_(self) -> str:
+        teacher = self.config.teacher or "no teacher"
+        facts = {
+            "student": f"{self.config.student}, by {self.config.method} from {teacher}",
+            "data set": f"{short_name(self.config.dataset)}, {len(self.class_names)} classes",
+            **{metric_name(name): figure_text(name, value)
+               for name, value in self.metrics["model"].items() if name in TESTED},
+        }  # fmt: skip
+        return facts_html(f"Bundle {self.path}", facts)
+
     def history(self) -> list[dict[str, Any]]:
         """The rows of every epoch of the run that made the weights."""
         return read_history(self.path)
@@ -185,18 +199,59 @@ class Bundle:
         """The machine and packages of the training; raises `UserError` if the file is damaged."""
         return read_environment(self.path / "environment.json")
 
-    def evaluate(self, *, data_root: str | None = None) -> dict[str, float]:
-        """Metrics of the stored weights on the test split, as `test_<name>`."""
-        device = pick_device()
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        data = load_test_data(self.config, stage=RunStage.FINAL, data_root=data_root, device=device)
+    def evaluate(
+        self, *, dataset: str | None = None, data_root: str | None = None
+    ) -> dict[str, float]:
+        """Metrics of the stored weights on a test split, as `test_<name>`.
+
+        Args:
+            dataset: another one, whose classes are among the bundle's by name; images of another
+                size are resized as the student needs them.
+
+        Raises:
+            UserError: there are no such data, or one of its classes is none of the bundle's.
+        """
+        config, device = self.config, pick_device()
+        if dataset is not None and dataset != config.dataset:
+            config = self._config_on(dataset)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        data = load_test_data(config, stage=RunStage.FINAL, data_root=data_root, device=device)
         model = self.model().to(device).to(memory_format=layout)
+        precision, log_prior = self.config.precision, self.weights.log_prior
         with arithmetic(deterministic=self.environment().get("deterministic", False)):
-            found = evaluate_model(
-                model, data, data.validation_ids, config=self.config,
-                precision=self.config.precision, log_prior=self.weights.log_prior,
-            )  # fmt: skip
-        return {f"test_{name}": value for name, value in found.metrics.items()}
+            if config is self.config:
+                metrics = evaluate_model(
+                    model, data, data.validation_ids, config=config, precision=precision,
+                    log_prior=log_prior,
+                ).metrics  # fmt: skip
+            else:
+                there = self._classes_of(data.class_names, str(dataset)).to(device)
+                mean, std = (
+                    tuple(values.flatten().tolist())
+                    for values in (self.preprocessing().mean, self.preprocessing().std)
+                )
+                data = replace(data, num_classes=len(self.class_names), mean=mean, std=std)
+                ids = data.validation_ids
+                logits, labels = predict(model, data, data.images, ids, config, precision)
+                metrics = classification_metrics(logits, there[labels], log_prior=log_prior)
+        return {f"test_{name}": value for name, value in metrics.items()}
+
+    def _config_on(self, dataset: str) -> DistillConfig:
+        """The settings by which this student looks at the images of another data set."""
+        info = dataset_info(dataset)
+        return self.config.replace(
+            dataset=dataset, data_fingerprint=None, augment=None, ood_dataset=None,
+            image_size=self.config.image_size if info.encoded else None,
+            student_image_size=student_size(self.config),
+        )  # fmt: skip
+
+    def _classes_of(self, names: Sequence[str], dataset: str) -> torch.Tensor:
+        """The index here, int64, of each class of another data set."""
+        known = {name: index for index, name in enumerate(self.class_names)}
+        strange = [name for name in names if name not in known]
+        if strange:
+            raise unknown_name(f"class of {dataset} for {self.path}:", strange[0], known)
+        return torch.tensor([known[name] for name in names])
 
     def verify(self, *, evaluate: bool = False, data_root: str | None = None) -> Verification:
         """Check every file against the manifest; with `evaluate`, the test accuracy too.
@@ -256,7 +311,7 @@ def compared(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def export_bundle(
-    study: Study,
+    study: StudyReader,
     out: Path,
     *,
     formats: Sequence[str] = (),
@@ -317,7 +372,7 @@ def export_bundle(
     return Bundle.load(out)
 
 
-def _read_finished(run: RunRecord, study: Study) -> RunRecord:
+def _read_finished(run: RunRecord, study: StudyReader) -> RunRecord:
     """The full record of a final run; raises `UserError` if its files are not there."""
     folder = run.folder
     if not folder.resolve().is_relative_to(study.path.resolve()):
@@ -366,7 +421,7 @@ def _swap(new: Path, out: Path) -> None:
 
 
 def bundle_metrics(
-    study: Study, board: Leaderboard, run: RunRecord, *, seeds: Sequence[int]
+    study: StudyReader, board: Leaderboard, run: RunRecord, *, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """The content of `metrics.json`.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ekd_ray.engine import ranks
 from ekd_ray.engine.determinism import arithmetic
-from ekd_ray.engine.distill import RunResult
+from ekd_ray.engine.distill import TrainedStudent
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
@@ -19,7 +19,7 @@ from ekd_ray.results.records import RunRecord
 
 
 def finish_run(
-    run: RunRecord, result: RunResult, *, data_root: str | None, test: bool = False
+    run: RunRecord, result: TrainedStudent, *, data_root: str | None, test: bool = False
 ) -> RunRecord:
     """Write what a trained run is to leave; returns its record, which is written last.
 
@@ -61,7 +61,9 @@ def finish_run(
     return record
 
 
-def _draw(result: RunResult, folder: Path, tested: dict[str, float], data_root: str | None) -> None:
+def _draw(
+    result: TrainedStudent, folder: Path, tested: dict[str, float], data_root: str | None
+) -> None:
     """Reliability and confusion for TensorBoard; a run that cannot draw them is as good."""
     try:
         # All ranks look at the validation images, each at its share.

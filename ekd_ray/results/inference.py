@@ -107,8 +107,7 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     """Every image as uint8 [3, S, S], S = `config.image_size`, cut as evaluation cuts it.
 
     Args:
-        images: uint8 [B, H, W, 3] (array or tensor), a PIL image, a path, or a sequence of the
-            latter two.
+        images: a PIL image, a path, an array or tensor (see `as_pictures`), or a sequence of them.
 
     Raises:
         UserError: anything else, or a file that holds no picture.
@@ -118,27 +117,55 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     size = config.image_size
     assert size is not None
     margin = _varies_in_size(config)
-    if isinstance(images, Tensor):
-        images = images.cpu().numpy()
-    if isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise UserError(
-                "images must be uint8 [B, H, W, 3], PIL images or paths, got "
-                f"{images.dtype} {list(images.shape)}."
-            )
-        images = [Image.fromarray(image) for image in images]
-    elif isinstance(images, str | os.PathLike | Image.Image):
-        images = [images]
+    single = (str, os.PathLike, Image.Image, np.ndarray, Tensor)
     found = []
-    for image in images:
-        if isinstance(image, Image.Image):
-            found.append(fit_picture(image, size, margin=margin))
-        elif isinstance(image, str | os.PathLike):
-            found.append(fit_file(str(Path(image)), size, margin=margin))
+    for given in [images] if isinstance(images, single) else images:
+        if isinstance(given, str | os.PathLike):
+            found.append(fit_file(str(Path(given)), size, margin=margin))
+            continue
+        if isinstance(given, np.ndarray | Tensor):
+            pictures = [Image.fromarray(picture) for picture in as_pictures(given)]
+        elif isinstance(given, Image.Image):
+            pictures = [given]
         else:
-            kind = type(image).__name__
-            raise UserError(f"images must be PIL images or paths, got one of type {kind}.")
+            raise UserError(
+                "images must be PIL images, paths, arrays or tensors, got one of type "
+                f"{type(given).__name__}."
+            )
+        found += [fit_picture(picture, size, margin=margin) for picture in pictures]
     return found
+
+
+def as_pictures(images: np.ndarray | Tensor) -> np.ndarray:
+    """One image or a batch as uint8 [B, H, W, 3].
+
+    Args:
+        images: [H, W, 3], [3, H, W], or a batch [B, ...] of them, uint8, or floating in [0, 1].
+            Where both ends are 3, an array has its channels last and a tensor first.
+
+    Raises:
+        UserError: another shape, dtype or range.
+    """
+    if isinstance(images, Tensor):
+        images = images.detach().cpu()
+        # NumPy does not know every floating kind.
+        array = (images.float() if images.is_floating_point() else images).numpy()
+    else:
+        array = images
+    batch = array[None] if array.ndim == 3 else array
+    first, last = (batch.ndim == 4 and batch.shape[axis] == 3 for axis in (1, 3))
+    floating = np.issubdtype(batch.dtype, np.floating)
+    outside = floating and batch.size and not (batch.min() >= 0 and batch.max() <= 1)
+    if not (first or last) or not (floating or batch.dtype == np.uint8) or outside:
+        reach = f" from {batch.min():.3g} to {batch.max():.3g}" if outside else ""
+        raise UserError(
+            "images must be uint8, or floating in [0, 1], of shape [H, W, 3] or [3, H, W] or a "
+            f"batch of them, got {array.dtype} {list(array.shape)}{reach}: normalised images are "
+            "for `Bundle.model`."
+        )
+    if first and (not last or isinstance(images, Tensor)):
+        batch = batch.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(np.rint(batch * 255).astype(np.uint8) if floating else batch)
 
 
 @torch.no_grad()

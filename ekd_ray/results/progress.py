@@ -16,7 +16,7 @@ from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import CACHE_COST, RunRecord, read_record, spent_seconds
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
 
 SCHEMA = pa.schema(
     [("stage", pa.string()), ("runs", pa.int64()), ("epochs", pa.int64()), ("hours", pa.float64())]
@@ -45,7 +45,7 @@ class Progress:
     quiet_seconds: float | None
 
 
-def progress(study: Study) -> Progress:
+def progress(study: StudyReader) -> Progress:
     """See `Progress`. A study whose driver was killed looks like one that is quiet for long."""
     stage = "teacher"
     if (study.path / "best" / "MANIFEST").exists():
@@ -64,7 +64,7 @@ def progress(study: Study) -> Progress:
     )
 
 
-def time_table(study: Study) -> pa.Table:
+def time_table(study: StudyReader) -> pa.Table:
     """One row per stage that ran: `stage`, `runs`, `epochs` and `hours` of training and
     validation, all runs together."""
     stages: dict[str, list[RunRecord]] = {
@@ -111,7 +111,7 @@ class Savings:
     cache_hours: float | None
 
 
-def savings(study: Study) -> Savings:
+def savings(study: StudyReader) -> Savings:
     """See `Savings`."""
     total = study.config.distill.epochs
     in_full = {trial.full_run_of for trial in study.records()}
@@ -137,7 +137,7 @@ def savings(study: Study) -> Savings:
     )
 
 
-def _read_fill(study: Study) -> dict[str, float]:
+def _read_fill(study: StudyReader) -> dict[str, float]:
     path = study.path / CACHE_COST
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -147,7 +147,7 @@ def _seconds_per_row(fill: dict[str, float]) -> float:
     return fill["seconds"] / fill["timed_rows"] if fill["timed_rows"] else 0.0
 
 
-def _count_views(study: Study) -> int | None:
+def _count_views(study: StudyReader) -> int | None:
     """How often runs that ended needed the teacher; None where the data set is not known here."""
     shared = study.config.distill
     try:

@@ -27,7 +27,7 @@ from ekd_ray.results.bundle import GPU_FACTS, Bundle, compared
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.leaderboard import select_metrics
 from ekd_ray.results.records import single_run
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
 
 IDENTICAL, WITHIN, DIFFERENT = "bit-identical", "within-tolerance", "different"
 # Two runs that differ by rounding alone drift apart like two seeds: their difference has sqrt(2)
@@ -203,7 +203,7 @@ def _own_teacher(bundle: Bundle) -> str:
     study = bundle.path.absolute().parent
     candidates = sorted((study / "teacher").glob("*.safetensors"))
     with contextlib.suppress(UserError):
-        candidates.append(Path(Study.load(study).config.distill.teacher_weights or ""))
+        candidates.append(Path(StudyReader.load(study).config.distill.teacher_weights or ""))
     for path in candidates:
         if path.is_file() and sha256_file(path) == bundle.config.teacher_sha256:
             return str(path)

@@ -67,14 +67,18 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
     Raises:
         UserError: no cluster at the address, or a study that does not fit.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
+    added = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    os.environ |= added
+    try:
+        import ray
 
-    with contextlib.nullcontext() if ray.is_initialized() else _ray_started():
-        for config in configs:
-            check_fits(config)
-        yield
+        with contextlib.nullcontext() if ray.is_initialized() else _ray_started():
+            for config in configs:
+                check_fits(config)
+            yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -160,6 +164,13 @@ def end_without_ray() -> None:
         with contextlib.suppress(Exception):
             kill_own_ray()
         os._exit(EXIT_WITHOUT_RAY)
+
+
+def joined_address() -> dict[str, str]:
+    """The variable that has a child process join the Ray to which this one is connected, if any."""
+    import ray
+
+    return {ADDRESS: ray.get_runtime_context().gcs_address} if ray.is_initialized() else {}
 
 
 def check_address() -> None:

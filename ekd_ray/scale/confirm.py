@@ -22,7 +22,7 @@ from ekd_ray.files import file_name
 from ekd_ray.losses.methods import method_of, with_method
 from ekd_ray.results.leaderboard import Row, leaderboard_rows, rank_contenders
 from ekd_ray.results.records import CONFIRMED, RunRecord, confirm_table
-from ekd_ray.results.study import Study, write_parquet
+from ekd_ray.results.study_reader import StudyReader, write_parquet
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.run_list import run_all
 from ekd_ray.scale.selection import wanted_seeds
@@ -50,7 +50,7 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
         UserError: everything failed, or a run's process died twice.
         Interrupted: stopped by the user.
     """
-    entries = list_entries(config, base, Study.load(run))
+    entries = list_entries(config, base, StudyReader.load(run))
     select = _select(run, config, base, entries, observer)
     rows = {row.name: row for row in leaderboard_rows(select, config)}
     ranked = rank_contenders(list(rows.values()), config)
@@ -86,7 +86,7 @@ def fresh_seeds(config: StudyConfig, base: DistillConfig) -> list[int]:
     return [base.seed + 1 + index for index in range(config.most_seeds)]
 
 
-def list_entries(config: StudyConfig, base: DistillConfig, study: Study) -> list[Entry]:
+def list_entries(config: StudyConfig, base: DistillConfig, study: StudyReader) -> list[Entry]:
     """The champions, then the finalists; equal configurations once, under the first one's name.
 
     A champion that is a trial's configuration, confirmed or not, has its number; that of the full

@@ -18,7 +18,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Interrupted, UserError, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.scale.cluster import with_gpus
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.full_runs import FullRuns
@@ -66,7 +66,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         full_runs = FullRuns(run, config, base, budget=searcher.budget, chance=chance)
         run_all("full runs of stopped trials", full_runs, NoStopping())
         unfinished = full_runs.unfinished
-    study = Study.load(run)
+    study = StudyReader.load(run)
     study.write_tables()
     if unfinished:
         raise Interrupted

@@ -19,7 +19,7 @@ from ekd_ray.engine import ranks
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.decoding import share_cores
 from ekd_ray.engine.determinism import decide_determinism
-from ekd_ray.engine.distill import Diverged, RunResult, distill
+from ekd_ray.engine.distill import Diverged, TrainedStudent, distill
 from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.out_of_memory import out_of_memory
@@ -91,7 +91,7 @@ def train_as_worker(config: dict[str, Any], *, train: Train, gpus: float) -> Non
 
 def train_run(
     run: RunRecord, report: Report, *, options: TrainOptions, checkpoint_seconds: float = 30.0
-) -> RunResult | None:
+) -> TrainedStudent | None:
     """Train a run, reporting each epoch's row; None if it failed, or had ended before.
 
     A run that diverges, runs out of memory or proves illegal leaves its reason in
@@ -133,7 +133,7 @@ def train_run(
 
 def _distill(
     run: RunRecord, report: Report, options: TrainOptions, checkpoint_seconds: float
-) -> RunResult | None:
+) -> TrainedStudent | None:
     """Train a run; None if it failed of itself, for a reason that is then in its folder."""
     try:
         config = DistillConfig.from_dict(run.config)

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,12 @@ from ekd_ray.errors import UserError, error_context
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
+from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
+from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
-from ekd_ray.results.study import Study
+from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import (
@@ -58,12 +60,14 @@ from ekd_ray.scale.one_run import epochs_reported
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
 from ekd_ray.scale.space import around_prior, check_space, with_pairs_prior
-from ekd_ray.scale.storage import check_storage
+from ekd_ray.scale.storage import check_storage, drop_unknown_trials
 from ekd_ray.scale.tasks import compute_off_driver
 from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.tracking_services import check_tracking
 from ekd_ray.scale.trainer import SCRATCH
+from ekd_ray.studies.recipes import Recipe
+from ekd_ray.studies.warm_start import warm_started
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 SOFTMAX_TEACHER = Path("teacher-softmax") / TEACHER.name
@@ -133,6 +137,21 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     return config.replace(distill=base)
 
 
+def prepare_study(
+    recipe: Recipe, *, warm_start: Sequence[str | Path] = (), download: bool = False
+) -> StudyConfig:
+    """The study of a recipe, warm-started and checked; a mistake of its file is located.
+
+    Args:
+        warm_start: finished studies whose best points are tried first.
+    """
+    with recipe.locate_errors():
+        config = recipe.config
+        if warm_start:
+            config = warm_started(config, warm_start)
+        return check_study(config, download=download)
+
+
 def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> None:
     """Refuse the baseline ekd-softmax unless the study's teacher is evidential and another."""
     given, softmax = base.teacher_weights, config.softmax_teacher_weights
@@ -193,7 +212,7 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
 
 def is_left_over(path: Path) -> bool:
     """Left by a start that was killed, or made for a copy at a URI."""
-    return is_temporary(path) or path.name in (MIRROR_STATE, LOCK)
+    return is_temporary(path) or path.name in (MIRROR_STATE, LOCK, DRIVER_LOG)
 
 
 def _check_same(study: Study, config: StudyConfig) -> None:
@@ -245,6 +264,41 @@ def check_writable(out: Path) -> None:
             f"{out} has {free // 2**20} MiB free, a study needs >= {LEAST_FREE_BYTES // 2**20}: "
             "free some or choose another --out."
         )
+
+
+def conduct_study(
+    config: StudyConfig,
+    out: Path,
+    observer: Observer,
+    *,
+    location: Location | None = None,
+    resume: bool = False,
+    download: bool = False,
+    on_begin: Callable[[], None] = lambda: None,
+) -> Bundle:
+    """Begin or continue a checked study and bring it to its end.
+
+    Args:
+        config: what `prepare_study` returned.
+        location: the URI that `out` is this machine's copy of.
+        on_begin: called once the folder is this study's.
+
+    Raises:
+        UserError: the folder holds something else, or nothing came of the study. Interrupted:
+            stopped by the user; `resume=True` continues.
+    """
+    if location and config.optuna_storage:
+        raise UserError(
+            "optuna_storage does not go together with a URI as --out, which a lost machine would "
+            "leave behind the database: remove it, the journal is kept at the URI."
+        )
+    with mirrored(location, out, resume=resume, settle=drop_unknown_trials):
+        if download:
+            dataset, root = config.distill.dataset, config.data_root
+            load_dataset(dataset, "train", data_root=root, download=True)
+        study = open_run(out, config, resume=resume)
+        on_begin()
+        return run_study(study, observer)
 
 
 def run_study(study: Study, observer: Observer) -> Bundle:

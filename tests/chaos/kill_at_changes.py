@@ -41,7 +41,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import load_dataset
 from ekd_ray.engine import train_teacher as teacher_module
 from ekd_ray.engine.checkpoint import CHECKPOINT
-from ekd_ray.engine.distill import RunResult
+from ekd_ray.engine.distill import TrainedStudent
 from ekd_ray.engine.runlog import HISTORY, RunLog
 from ekd_ray.files import write_json, write_text
 from ekd_ray.losses.methods import with_method
@@ -76,7 +76,7 @@ class Stopped(Exception):
     """The scheduler's word to a trial."""
 
 
-def pretend(config: DistillConfig, *, out: Path, on_epoch: Any = None, **_: Any) -> RunResult:
+def pretend(config: DistillConfig, *, out: Path, on_epoch: Any = None, **_: Any) -> TrainedStudent:
     """`distill` without the training; the third epoch leaves a checkpoint, and the last."""
     checkpoint = out / CHECKPOINT
     history = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
@@ -91,7 +91,7 @@ def pretend(config: DistillConfig, *, out: Path, on_epoch: Any = None, **_: Any)
         if on_epoch:
             on_epoch(row)
     log.close()
-    return RunResult(
+    return TrainedStudent(
         config=config, metrics=history[-1], history=history, model=build_model("resnet8", 10),
         log_prior=0.0, precision="float32", data_fingerprint="0" * 16, seconds=0.0,
     )  # fmt: skip

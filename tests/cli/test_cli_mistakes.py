@@ -5,9 +5,9 @@ from filelock import FileLock
 from launchers_run import DIGITS, command
 
 from ekd_ray.cli.main import run
-from ekd_ray.cli.single_run import check_run_folder
 from ekd_ray.config import DistillConfig
 from ekd_ray.errors import unknown_name
+from ekd_ray.studies.training import check_run_folder
 
 ALONE = (*DIGITS, "--method", "none", "--set", "batch_size=16")
 NEW = ("--dataset", "digits", "--teacher", "resnet20", "--student")

@@ -26,7 +26,7 @@ def machine(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def has(gpus):
-        for room in ("scale.cluster", "cli.plan_text", "cli.single_run"):
+        for room in ("scale.cluster", "cli.plan_text", "studies.training"):
             monkeypatch.setattr(f"ekd_ray.{room}.local_nodes", lambda: [(8.0, gpus)])
 
     return has
@@ -117,7 +117,7 @@ def test_a_run_in_this_process(launch, tmp_path, machine, monkeypatch, flags, vi
     def train(*_, **__):
         raise UserError(f"sees {os.environ.get(VISIBLE)!r}")
 
-    monkeypatch.setattr("ekd_ray.cli.single_run.distill", train)
+    monkeypatch.setattr("ekd_ray.studies.training.distill", train)
     error = launch("distill", *RUN, *flags, "--quiet", "--out", tmp_path / "run")[2]
     assert error == f"error: sees {visible!r}\n"
     assert os.environ[VISIBLE] == "0,1"
@@ -127,7 +127,7 @@ def test_a_run_in_this_process_that_is_refused_memory(launch, tmp_path, machine,
     def train(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("ekd_ray.cli.single_run.distill", train)
+    monkeypatch.setattr("ekd_ray.studies.training.distill", train)
     code, _, error = launch("distill", *RUN, "--quiet", "--out", tmp_path / "run")
     assert code == 2 and error.startswith("error: out of GPU memory with batch_size 64 (CUDA out")
     assert error.count("\n") == 1

@@ -45,7 +45,7 @@ def learnable():
 
 @pytest.fixture(scope="session")
 def teacher_run(tiny, learnable, tmp_path_factory):
-    """(path, RunResult) of the one evidential teacher that `train_teacher` made."""
+    """(path, TrainedStudent) of the one evidential teacher that `train_teacher` made."""
     path = tmp_path_factory.mktemp("teacher") / "resnet8.safetensors"
     config = teacher_config(tiny(**learnable), "resnet8", {})
     return path, train_teacher(config, path, threads=1)

@@ -11,7 +11,7 @@ from torchvision.transforms import functional as vision
 
 import ekd_ray.engine.distill as engine
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.distill import RunResult
+from ekd_ray.engine.distill import TrainedStudent
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ class Killed(Exception):
     """Stands for SIGKILL: nothing in the engine catches it."""
 
 
-def state(result: RunResult) -> dict[str, Tensor]:
+def state(result: TrainedStudent) -> dict[str, Tensor]:
     """A copy of the student's weights and buffers."""
     return {key: value.clone() for key, value in result.model.state_dict().items()}
 
@@ -34,7 +34,9 @@ def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-def assert_same_run(found: RunResult, expected: RunResult, weights: dict[str, Tensor]) -> None:
+def assert_same_run(
+    found: TrainedStudent, expected: TrainedStudent, weights: dict[str, Tensor]
+) -> None:
     """Equal bits; `weights` is `state(expected)`, taken before anything could change it."""
     assert untimed(found.history) == untimed(expected.history)
     mine = state(found)

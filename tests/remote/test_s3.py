@@ -58,13 +58,12 @@ def one_sentence(result, words):
 
 @pytest.fixture
 def no_compute(monkeypatch):
-    from ekd_ray.cli import single_run
-    from ekd_ray.studies import pipeline
+    from ekd_ray.studies import pipeline, training
 
     def too_late(*args, **kwargs):
         raise AssertionError("computing has begun")
 
-    monkeypatch.setattr(single_run, "distill", too_late)
+    monkeypatch.setattr(training, "distill", too_late)
     for name in ("load_dataset", "train_teacher", "connected", "search"):
         monkeypatch.setattr(pipeline, name, too_late)
 

@@ -30,7 +30,7 @@ from ekd_ray.results.records import (
     trial_name,
 )
 from ekd_ray.results.report import measures, write_report
-from ekd_ray.results.study import write_parquet
+from ekd_ray.results.study_reader import write_parquet
 
 measures.TSNE_STEPS = 250  # a quick one is as good for tests
 
@@ -104,7 +104,7 @@ def winner_config(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real_study(winner_config, tmp_path_factory):
-    """(Study, RunResult of the winner's first final run); what confirm leaves, in small."""
+    """(Study, TrainedStudent of the winner's first final run); what confirm leaves, in small."""
     maker = Maker(tmp_path_factory.mktemp("real") / "run")
     study = maker.study(distill=BASE.replace(epochs=1), confirm_seeds=2)
     run = winner_config.replace(validation_fraction=0.0, seed=1)

@@ -15,7 +15,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.losses.dirichlet import log_expectation, vacuity
 from ekd_ray.models import WeightsMetadata, build_model
 from ekd_ray.results.card import model_card
-from ekd_ray.results.inference import Classifier, Preprocessing, pixels
+from ekd_ray.results.inference import Classifier, Preprocessing, as_pictures, pixels
 from ekd_ray.results.leaderboard import Row
 
 
@@ -89,12 +89,31 @@ def test_pictures_of_other_sizes_are_cut_as_evaluation_cuts_them(tmp_path):
     np.testing.assert_array_equal(found, decode_view(data, "wide", 48, None))
 
 
+def test_arrays_and_tensors_of_any_layout_are_the_same_pictures():
+    config = DistillConfig(dataset="digits", image_size=32)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    expected = images.transpose(0, 3, 1, 2)
+    first = torch.from_numpy(expected.copy())
+    for given in (
+        images, first, images / 255, first / 255, (first / 255).double(), [images[0], first[1]],
+        [Image.fromarray(images[0]), first[1] / 255],
+    ):  # fmt: skip
+        np.testing.assert_array_equal(np.stack(pixels(given, config)), expected)
+    np.testing.assert_array_equal(pixels(images[0], config)[0], expected[0])
+    small = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)  # both ends are 3
+    np.testing.assert_array_equal(as_pictures(small)[0], small)
+    found = as_pictures(torch.from_numpy(small))
+    np.testing.assert_array_equal(found[0], small.transpose(1, 2, 0))
+
+
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        (np.zeros((1, 32, 32, 3), np.float32), "got float32 \\[1, 32, 32, 3\\]"),
-        (np.zeros((32, 32, 3), np.uint8), "got uint8 \\[32, 32, 3\\]"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "got uint8 \\[1, 3, 32, 32\\]"),
+        (np.full((1, 32, 32, 3), 2.0), "got float64 \\[1, 32, 32, 3\\] from 2 to 2"),
+        (torch.full((3, 8, 8), torch.nan), "from nan to nan"),
+        (np.zeros((32, 32), np.uint8), "got uint8 \\[32, 32\\]"),
+        (torch.zeros(1, 1, 32, 32), "got float32 \\[1, 1, 32, 32\\]"),
+        (np.zeros((8, 8, 3), np.int64), "got int64 \\[8, 8, 3\\]"),
         ([3], "got one of type int"),
         ([], "there is no image to predict"),
         ("nowhere.png", "cannot read the image nowhere.png"),

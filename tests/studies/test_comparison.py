@@ -16,7 +16,8 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import with_method
 from ekd_ray.results.records import RunRecord, trial_folder, trial_name
-from ekd_ray.results.study import Study, write_parquet
+from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import write_parquet
 from ekd_ray.studies.comparison import (
     Cell,
     collect_cells,

@@ -24,7 +24,7 @@ from ekd_ray.results.report.content import (
     row_label,
     write_headline,
 )
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.templating import render
 from ekd_ray.results.words import (
     describe_teacher,
@@ -39,7 +39,7 @@ FILTERS = (describe_teacher, duration, metric_name, row_label, several, short_na
            value_text)  # fmt: skip
 
 
-def write_report(study: Study, out: Path | None = None) -> Path:
+def write_report(study: StudyReader, out: Path | None = None) -> Path:
     """Write a study's report, running or finished, atomically.
 
     No data set is read: what it shows of test images was stored by the final evaluation.

@@ -27,7 +27,7 @@ from ekd_ray.results.paired import Paired
 from ekd_ray.results.progress import Progress, Savings, progress, savings, time_table
 from ekd_ray.results.records import RunRecord, trial_name
 from ekd_ray.results.report.measures import correlation_gap
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_lead,
     describe_win,
@@ -47,7 +47,7 @@ from ekd_ray.results.words import (
 class Content:
     """A study as its report sees it; `predictions` by leaderboard row, one per final run."""
 
-    study: Study
+    study: StudyReader
     config: StudyConfig
     ended: list[RunRecord]
     running: list[RunRecord]
@@ -76,7 +76,7 @@ class Content:
         return self.ranked[0].number if self.ranked else None
 
 
-def gather(study: Study) -> Content:
+def gather(study: StudyReader) -> Content:
     """Read a study, running or finished."""
     ended = study.records()
     return Content(
@@ -98,7 +98,7 @@ def gather(study: Study) -> Content:
     )
 
 
-def _read_predictions(study: Study) -> dict[str, list[Predictions]]:
+def _read_predictions(study: StudyReader) -> dict[str, list[Predictions]]:
     found: dict[str, list[Predictions]] = {}
     for run in study.confirm_runs:
         path = run.folder / PREDICTIONS

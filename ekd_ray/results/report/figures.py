@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -367,6 +368,40 @@ def draw_embeddings(content: Content) -> Iterator[Chart]:
 
 
 # The search
+
+
+def draw_history(content: Content) -> Iterator[Chart]:
+    """The metric of every trial by number, and the best of full length so far; not in the report,
+    where the learning curves say more."""
+    metric = content.config.metric
+    found = [(r, v) for r in content.ended if (v := r.value(metric)) is not None]
+    if not found:
+        return
+    figure = go.Figure(
+        layout={"xaxis": {"title": {"text": "trial"}, "rangemode": "tozero"},
+                "yaxis": _axis(metric)}
+    )  # fmt: skip
+    for status, (title, color) in STATUS.items():
+        x = [r.number for r, _ in found if r.status == status]
+        y = [value for r, value in found if r.status == status]
+        if x:
+            figure.add_scatter(
+                x=x, y=y, mode="markers", name=title, marker={"color": color, "size": 8},
+                hovertemplate="trial %{x}: %{y}<extra></extra>",
+            )  # fmt: skip
+    full = [(r.number, value) for r, value in found if r.status == "complete"]
+    better = max if DIRECTIONS[metric] == "max" else min
+    best = list(itertools.accumulate((value for _, value in full), better))
+    figure.add_scatter(
+        x=[number for number, _ in full], y=best, mode="lines", name="best so far",
+        line={"color": WINNER, "shape": "hv"}, hoverinfo="skip",
+    )  # fmt: skip
+    yield Chart(
+        name="history",
+        title=f"{metric_name(metric).capitalize()} by trial",
+        summary=f"{several(len(found), 'ended trial')}, {len(full)} of full length.",
+        figure=figure,
+    )
 
 
 def draw_learning_curves(content: Content) -> Iterator[Chart]:

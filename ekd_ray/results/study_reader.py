@@ -1,0 +1,276 @@
+"""`StudyReader`: loads a study from disk and ranks what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config.plugins import SOURCES, files_trusted, load_named
+from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_violation
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.errors import UserError
+from ekd_ray.files import atomic_path, check_format
+from ekd_ray.remote.location import is_uri, parse_location
+from ekd_ray.remote.session import reading_copy
+from ekd_ray.results.importance import parameter_importance
+from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
+from ekd_ray.results.paired import Paired, paired_difference
+from ekd_ray.results.records import (
+    CONFIRMED,
+    FORMAT_VERSION,
+    STUDY_FILE,
+    RunRecord,
+    confirmed_runs,
+    milestone_epochs,
+    read_record,
+    spent_seconds,
+    table_of_rows,
+)
+
+PARQUET_KEY = "ekd_ray.format_version"  # in the metadata of a table's file
+
+
+class Trials(list[RunRecord]):
+    """Trials of a search in some order."""
+
+    def to_table(self) -> pa.Table:
+        """One row a trial: `trial` (its number), `status`, `reason`, `epoch` and the metrics of
+        its last one, `seconds`, and the searched values as `param_<name>`."""
+        return table_of_rows([_trial_row(trial, trial.history) for trial in self])
+
+    def to_pandas(self) -> Any:
+        """`to_table` as a `pandas.DataFrame`."""
+        return self.to_table().to_pandas()  # pyarrow imports pandas, which nothing else here needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyReader:
+    """A running or finished study in a folder, without what is made of it (`Study`).
+
+    Its files are read when they are first asked for, and once: load the study again to see what
+    has come since.
+    """
+
+    path: Path
+    config: StudyConfig
+    header: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path, *, trust_plugins: bool = False) -> Self:
+        """Open a study's folder, or what is at its URI now.
+
+        Args:
+            path: of a URI (`s3://bucket/runs/one`) a copy is read, which later changes there
+                do not reach.
+            trust_plugins: run the plugins that it names, where they were not loaded before.
+
+        Raises:
+            UserError: there is no study, a newer one, no way to it, or plugins that are not
+                trusted.
+        """
+        folder = Path(path)
+        if isinstance(path, str) and is_uri(path):
+            found = parse_location(path)
+            folder = found if isinstance(found, Path) else reading_copy(found)
+        if not (folder / STUDY_FILE).is_file():
+            raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
+        file = YamlFile.read(folder / STUDY_FILE)
+        check_format(folder / STUDY_FILE, file.values.get("format_version", 1), FORMAT_VERSION)
+        stamps = ((file.values.get("study") or {}).get("distill") or {}).get("plugins") or ()
+        with files_trusted(trust_plugins):
+            load_named(stamps, folder / SOURCES, named_by=folder / STUDY_FILE)
+        with file.locate_errors("study"):
+            config = StudyConfig.from_dict(file.values.get("study") or {})
+        return cls(path=folder, config=config, header=file.values)
+
+    @cached_property
+    def runs(self) -> list[RunRecord]:
+        """Every run that has begun, ended or not: trials by number, then confirm runs by folder."""
+        folders = [path for path in self.path.glob("trials/*") if path.name.isdecimal()]
+        folders.sort(key=lambda path: int(path.name))
+        for stage in (RunStage.SELECT, RunStage.FINAL):
+            folders += sorted(self.path.glob(f"confirm/{stage}-*"))
+        known = {run.folder: run for run in reversed(self.confirm_runs)}
+        runs = [run for f in folders if (run := read_record(f, known.get(f))) is not None]
+        for run in runs:  # only its end records the searched values of a trial
+            if run.stage is RunStage.SEARCH and run.status == "running":
+                values = {name: run.config.get(name) for name in self.config.space or {}}
+                run.params.update({k: v for k, v in values.items() if v is not None})
+        return runs
+
+    def records(self) -> Trials:
+        """Every trial that has ended, by number."""
+        return Trials(run for run in self._trials if run.status != "running")
+
+    def running(self) -> Trials:
+        """Trials that have begun and not ended, with their epochs so far."""
+        return Trials(run for run in self._trials if run.status == "running")
+
+    @property
+    def _trials(self) -> list[RunRecord]:
+        return [run for run in self.runs if run.stage is RunStage.SEARCH]
+
+    def ranked(self) -> Trials:
+        """Complete trials, best first by the study's metric on the validation split.
+
+        Those that break a constraint come after all that keep them, the nearest first.
+        """
+        metric = self.config.metric
+
+        def key(trial: RunRecord) -> tuple[float, float, int]:
+            value = trial.value(metric)
+            violation = total_violation(self.config.bounds, trial.last)
+            score = float("inf") if value is None else as_loss(value, metric)
+            return violation, score, trial.number or 0
+
+        complete = (trial for trial in self.records() if trial.status == "complete")
+        return Trials(sorted(complete, key=key))
+
+    def feasible(self) -> Trials:
+        """Those of `ranked` that keep all constraints."""
+        return Trials(t for t in self.ranked() if not total_violation(self.config.bounds, t.last))
+
+    def pareto(self) -> Trials:
+        """The Pareto front over the study's objectives, best by its metric first.
+
+        Complete trials that keep the constraints and that none of the others is at least as
+        good as in every objective and better in one. With one objective: the best trials.
+        """
+        trials = self.feasible()
+        front = pareto_front([trial.last for trial in trials], self.config.all_objectives)
+        return Trials(trials[index] for index in front)
+
+    def finalists(self) -> Trials:
+        """The trials that are to be confirmed: the best, or evenly along the Pareto front."""
+        count = self.config.confirm_top_k
+        if not self.config.objectives:
+            return Trials(self.feasible()[:count])
+        return Trials(evenly_spaced(self.pareto(), count))
+
+    def trials(self) -> pa.Table:
+        """Every trial that has ended, by number; columns as in `Trials.to_table`."""
+        return self.records().to_table()
+
+    def rungs(self) -> pa.Table:
+        """One row per ended trial and rung (its last epoch included), columns as `trials`."""
+        milestones = set(milestone_epochs(self.config))
+        return table_of_rows(
+            [
+                _trial_row(trial, trial.history[:count])
+                for trial in self.records()
+                for count, row in enumerate(trial.history, start=1)
+                if row["epoch"] in milestones or count == len(trial.history)
+            ]
+        )
+
+    def teacher(self) -> TeacherFigures | None:
+        """The teacher's own validation figures; None before they are measured, and without one."""
+        return TeacherFigures.read(self.path)
+
+    def write_tables(self) -> None:
+        """Write `trials.parquet` (one row per trial and rung) atomically."""
+        write_parquet(self.path / "trials.parquet", self.rungs())
+
+    def confirmed(self) -> pa.Table | None:
+        """The table of `confirm.parquet` (one row per stage, configuration and seed), or None."""
+        path = self.path / CONFIRMED
+        return read_parquet(path) if path.exists() else None
+
+    @cached_property
+    def confirm_runs(self) -> list[RunRecord]:
+        """The runs of the confirm stage, as `confirm.parquet` has them; before its end none."""
+        table = self.confirmed()
+        return [] if table is None else confirmed_runs(table, self.path)
+
+    def leaderboard(self) -> Leaderboard:
+        """Confirmed configurations, the winner first, then champions and baselines, then finalists.
+
+        The winner is the champion or finalist with the best mean validation score over the
+        confirm seeds; its test figures played no part. Before confirm: empty.
+        """
+        return make_leaderboard(self.confirm_runs, self.config)
+
+    def differences(self) -> dict[str, Paired]:
+        """The winner's test top-1 minus that of each champion and baseline, paired over the seeds.
+
+        What failed under a seed is left out. Before confirm: empty.
+        """
+        board = self.leaderboard()
+        return {
+            row.name: paired_difference(board[0].test, row.test)
+            for row in board[1:]
+            if board[0].test and row.test and not (row.failed or board[0].failed)
+        }
+
+    def validation_differences(self) -> dict[str, Paired]:
+        """The winner's metric on the validation split minus that of each champion, paired over the
+        confirm seeds. What failed under a seed is left out. Before confirm: empty."""
+        board = self.leaderboard()
+        return {
+            row.name: paired_difference(board[0].val, row.val)
+            for row in board[1:]
+            if row.entered_as == "champion" and len(row.val) == len(board[0].val) > 0
+        }
+
+    def importance(self, metric: str | None = None, *, epoch: int | None = None) -> pa.Table:
+        """How much each parameter mattered (fANOVA, PED-ANOVA): see `parameter_importance`."""
+        return parameter_importance(self.records(), self.config, metric=metric, epoch=epoch)
+
+    def best(self) -> Row:
+        """The confirmed winner; before confirm, the best complete trial of the search.
+
+        Raises:
+            UserError: no trial has finished all of its epochs yet.
+        """
+        board = self.leaderboard()
+        if board:
+            return board[0]
+        ranked = self.ranked()
+        if not ranked:
+            raise UserError(f"no trial of {self.path} has finished: let the search go on.")
+        top = ranked[0]
+        value = top.value(self.config.metric)
+        return Row(
+            name=top.name,
+            number=top.number,
+            config=DistillConfig.from_dict(top.config),
+            val=() if value is None else (value,),
+        )
+
+
+def _trial_row(trial: RunRecord, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """A trial as a row of a table, after the epochs of `history`."""
+    last = history[-1] if history else {}
+    return {
+        "trial": trial.number,
+        "status": trial.status,
+        "reason": trial.reason,
+        "epoch": last.get("epoch", 0),
+        **{name: value for name, value in last.items() if name != "seconds"},
+        "seconds": spent_seconds(history),
+        **{f"param_{name}": value for name, value in trial.params.items()},
+    }
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table to Parquet atomically, with the format of its study."""
+    format_version = {PARQUET_KEY: str(FORMAT_VERSION)}
+    with atomic_path(path) as temporary:
+        pq.write_table(
+            table.replace_schema_metadata((table.schema.metadata or {}) | format_version), temporary
+        )
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read what `write_parquet` wrote; raises `UserError` if it is newer than this ekd_ray."""
+    table = pq.read_table(path)
+    version = (table.schema.metadata or {}).get(PARQUET_KEY.encode(), b"1")
+    check_format(path, int(version), FORMAT_VERSION)
+    return table

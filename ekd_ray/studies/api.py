@@ -1,0 +1,391 @@
+"""The commands as functions: `tune`, `distill`, `train_teacher` and `evaluate`.
+
+A keyword that is no argument of the function is a setting of the run or of the study, by the name
+that it has in recipes (docs/reference/settings.md). There is one setting by each name: `seed` is
+that of the runs and of the sampler, as `--seed` is. What is given is no longer searched. `epochs`
+takes every warm-up with it, in proportion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import Interrupted, UserError, unknown_name
+from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.run_result import RunResult
+from ekd_ray.results.study import Study
+from ekd_ray.studies.background import start_study
+from ekd_ray.studies.callbacks import Together, listening
+from ekd_ray.studies.overlay import (
+    Given,
+    authors_run,
+    choose_recipe,
+    count_extended,
+    lay_over,
+    teacher_run,
+    with_settings,
+)
+from ekd_ray.studies.pipeline import check_folder, conduct_study, prepare_study
+from ekd_ray.studies.places import default_folder, find_data_root, find_header, locate
+from ekd_ray.studies.recipes import Recipe
+from ekd_ray.studies.training import Training, planned, run_training
+
+PathLike = str | os.PathLike[str]
+_RUN, _STUDY = {*DistillConfig.names()}, {*StudyConfig.names()} - {"distill", "space"}
+_RESOURCES = {"cpus_per_trial", "gpus_per_trial"}
+
+
+def tune(
+    pair: str | None = None,
+    *,
+    teacher: str | None = None,
+    student: str | None = None,
+    dataset: str | None = None,
+    method: str | None = None,
+    recipe: PathLike | None = None,
+    space: Mapping[str, Any] | None = None,
+    epochs: int | None = None,
+    out: PathLike | None = None,
+    data_root: PathLike | None = None,
+    teacher_zoo: PathLike | None = None,
+    warm_start: Sequence[PathLike] = (),
+    extend: int | None = None,
+    resume: bool = False,
+    download: bool = False,
+    wait: bool = True,
+    detach: bool = False,
+    callbacks: Sequence[object] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> Study:
+    """Search the best distillation, confirm and export it, as `ekd-ray tune` does.
+
+    Ray that is initialised is used and left as it is; otherwise one is started, and ended after.
+
+    Args:
+        pair: a teacher-student pair that has a recipe, such as "resnet56-resnet20".
+        teacher, student: architectures, in the place of those of the pair.
+        dataset: a name or "folder:PATH" (the recipe's own).
+        method: the recipe under another method; "any" searches it too.
+        recipe: a recipe's file, in the place of the pair's.
+        space: settings to search -> `log`, `uniform`, `integer` or `choice`, on top of the
+            recipe's; None takes one out of the space.
+        epochs: of a run of full length.
+        out: folder of the study, or s3://BUCKET/FOLDER (below runs/).
+        data_root: folder of the data sets ($EKD_DATA_ROOT).
+        teacher_zoo: folder of teachers by name.
+        warm_start: finished studies whose best points are tried first.
+        extend: so many more trials for the study in `out`, with `resume`.
+        resume: continue the study in `out`; with `out` alone, as it is.
+        download: fetch missing CIFAR archives.
+        wait: False returns at once; the study runs in a child process, which ends with this one.
+        detach: that process goes on when this one ends.
+        callbacks: objects with some of the methods of `Callback`.
+        progress: show a progress bar.
+        **settings: any setting, by its name: `trials=32`, `teacher_weights=...`, `lr=0.1`.
+
+    Returns:
+        The finished study; with `wait=False` the one that runs: `status()`, `stop()`, `wait()`.
+
+    Raises:
+        UserError: a mistake in what was given, found before compute where that is possible.
+        KeyboardInterrupt: stopped; `resume=True` continues.
+    """
+    with _in_python():
+        _check_names(tune, settings, _RUN | _STUDY)
+        given = _given(
+            {"teacher": teacher, "student": student, "dataset": dataset}, settings, method=method,
+            epochs=epochs, space=space, data_root=data_root, teacher_zoo=teacher_zoo,
+        )  # fmt: skip
+        if not wait and callbacks:
+            raise UserError(
+                "callbacks are called in the process of the study, got some with wait=False: "
+                "follow that study by status(), or leave wait out."
+            )
+        if extend is not None:
+            if not (resume and out) or "trials" in settings:
+                raise UserError("extend=N goes together with resume=True and out, without trials.")
+            given.settings["trials"] = count_extended(find_header(_text(out), "study.yaml"), extend)
+        if resume and out and not (pair or student or recipe):
+            chosen = Recipe.of_study(find_header(_text(out), "study.yaml"), method)
+        else:
+            chosen = _recipe(pair, teacher, student, dataset, recipe, method)
+        chosen = lay_over(chosen, given)
+        shared = chosen.config.distill
+        found, location = locate(_text(out)) if out else (None, None)
+        folder = found or default_folder(shared, shared.teacher or "none", shared.student)
+        folder = folder.absolute()
+        config = prepare_study(
+            chosen, warm_start=[*map(_text, warm_start)], download=download
+        )  # fmt: skip
+        if location is None:
+            check_folder(folder, config, resume=resume)
+        if not wait:
+            return start_study(
+                config, folder, location=location, resume=resume, download=download, detach=detach
+            )
+        with contextlib.closing(
+            listening(callbacks, progress=progress, metric=config.metric)
+        ) as observer:
+            conduct_study(
+                config, folder, observer, location=location, resume=resume, download=download
+            )
+        return Study.load(folder)
+
+
+def distill(
+    pair: str | None = None,
+    *,
+    teacher: str | None = None,
+    student: str | None = None,
+    dataset: str | None = None,
+    method: str | None = None,
+    recipe: PathLike | None = None,
+    config: DistillConfig | PathLike | None = None,
+    epochs: int | None = None,
+    out: PathLike | None = None,
+    data_root: PathLike | None = None,
+    teacher_zoo: PathLike | None = None,
+    workers: int | str = 1,
+    test: bool = False,
+    resume: bool = False,
+    download: bool = False,
+    callbacks: Sequence[object] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> RunResult:
+    """Train one student without a search, as `ekd-ray distill` does.
+
+    The settings are those of the recipe with the authors' values, and of the keywords.
+
+    Args:
+        config: a configuration or its file (`distill.yaml` of a bundle), in the place of a recipe.
+        workers: data-parallel Ray Train workers; "MIN:MAX" takes as many as there is room for.
+        test: read the test split once, after the last epoch.
+        Others: as of `tune`.
+        **settings: of a run; also `cpus_per_trial` and `gpus_per_trial`, of each worker.
+
+    Raises:
+        UserError: a mistake in what was given, or the run diverged or got no memory.
+        KeyboardInterrupt: stopped; `resume=True` continues.
+    """
+    with _in_python():
+        _check_names(distill, settings, _RUN | _RESOURCES)
+        resources = {name: settings.pop(name) for name in _RESOURCES & settings.keys()}
+        given = _given(
+            {"teacher": teacher, "student": student, "dataset": dataset}, settings, method=method,
+            epochs=epochs, data_root=data_root, teacher_zoo=teacher_zoo,
+        )  # fmt: skip
+        if config is None and resume and out and not (pair or student or recipe):
+            config = find_header(_text(out), "config.yaml")
+        if config is None:
+            chosen = lay_over(_recipe(pair, teacher, student, dataset, recipe, method), given)
+            run = authors_run(chosen, given)
+        elif pair or recipe:
+            raise UserError("config is complete by itself: drop pair and recipe.")
+        elif isinstance(config, DistillConfig):
+            run = with_settings(config, given, where="the configuration")
+        else:
+            run = with_settings(DistillConfig.from_yaml(_text(config)), given, where=_text(config))
+        found, location = locate(_text(out)) if out else (None, None)
+        with planned(
+            run, out=found, location=location, workers=str(workers), data_root=given.data_root,
+            test=test, download=download, resume=resume, **resources,
+        ) as training:  # fmt: skip
+            return _run(training, callbacks, progress=progress)
+
+
+def train_teacher(
+    model: str,
+    *,
+    dataset: str | None = None,
+    evidential: bool = False,
+    candidates: int | None = None,
+    seeds: Sequence[int] | None = None,
+    choose_by: str | None = None,
+    epochs: int | None = None,
+    out: PathLike | None = None,
+    data_root: PathLike | None = None,
+    workers: int | str = 1,
+    test: bool = False,
+    resume: bool = False,
+    download: bool = False,
+    callbacks: Sequence[object] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> RunResult:
+    """Train a network alone, as `ekd-ray train-teacher` does: `.weights` is its checkpoint.
+
+    Args:
+        model: an architecture of the zoo.
+        evidential: with evidential cross-entropy and a learned prior, which is in the checkpoint.
+        candidates: train so many that differ by seed, and keep the best.
+        seeds: theirs (`seed` and those after it).
+        choose_by: "val_nll" (the default), "val_top1" or "val_aurc".
+        Others: as of `distill`.
+
+    Raises:
+        UserError: a mistake in what was given, or every training failed.
+        KeyboardInterrupt: stopped; `resume=True` continues.
+    """
+    with _in_python():
+        _check_names(train_teacher, settings, _RUN | _RESOURCES)
+        resources = {name: settings.pop(name) for name in _RESOURCES & settings.keys()}
+        given = _given({"dataset": dataset}, settings, epochs=epochs, data_root=data_root)
+        run, several = teacher_run(
+            _model_name(model), given, evidential=evidential, candidates=candidates,
+            seeds=None if seeds is None else list(seeds), choose_by=choose_by,
+        )  # fmt: skip
+        found, location = locate(_text(out)) if out else (None, None)
+        with planned(
+            run, out=found, location=location, candidates=several, workers=str(workers),
+            data_root=given.data_root, test=test, download=download, resume=resume, **resources,
+        ) as training:  # fmt: skip
+            return _run(training, callbacks, progress=progress)
+
+
+def evaluate(
+    bundle: Bundle | PathLike, *, dataset: str | None = None, data_root: PathLike | None = None
+) -> dict[str, float]:
+    """Every metric of a bundle's student on a test split, as `test_<name>`.
+
+    Args:
+        bundle: a bundle or its folder.
+        dataset: another data set, whose classes are among the bundle's by name (its own).
+        data_root: folder of the data sets ($EKD_DATA_ROOT).
+
+    Returns:
+        Accuracies, errors and areas are fractions, losses in nats.
+
+    Raises:
+        UserError: there is no bundle, no such data, or a class that the student does not know.
+    """
+    with _in_python():
+        found = bundle if isinstance(bundle, Bundle) else Bundle.load(_text(bundle))
+        return found.evaluate(dataset=dataset, data_root=find_data_root(_optional(data_root)))
+
+
+# Ranges of a search space
+
+
+def log(low: float, high: float) -> dict[str, Any]:
+    """A range that is searched by its logarithm, `low` > 0 and `high` included."""
+    return {"low": low, "high": high, "log": True}
+
+
+def uniform(low: float, high: float, *, step: float | None = None) -> dict[str, Any]:
+    """A range of numbers, `high` included; with `step` those that are `low` plus multiples."""
+    return {"low": low, "high": high, **({} if step is None else {"step": step})}
+
+
+def integer(low: int, high: int, *, step: int = 1) -> dict[str, Any]:
+    """A range of whole numbers, `high` included."""
+    return {"low": low, "high": high, "step": step}
+
+
+def choice(*values: Any) -> dict[str, Any]:
+    """One of several values: `choice("softplus", "exp")`."""
+    return {"choices": list(values)}
+
+
+# What the functions share
+
+
+def _run(training: Training, callbacks: Sequence[object], *, progress: bool) -> RunResult:
+    metric = training.candidates.choose_by if training.candidates else "val_top1"
+    observer: Together = listening(callbacks, progress=progress, metric=metric)
+    with contextlib.closing(observer):
+        return run_training(training, observer)
+
+
+def _recipe(
+    pair: str | None,
+    teacher: str | None,
+    student: str | None,
+    dataset: str | None,
+    recipe: PathLike | None,
+    method: str | None,
+) -> Recipe:
+    return choose_recipe(
+        recipe=_optional(recipe), pair=pair, teacher=teacher, student=student,
+        home=dataset or DistillConfig().dataset, method=method,
+    )  # fmt: skip
+
+
+def _given(
+    names: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    method: str | None = None,
+    epochs: int | None = None,
+    space: Mapping[str, Any] | None = None,
+    data_root: PathLike | None = None,
+    teacher_zoo: PathLike | None = None,
+) -> Given:
+    models = {"teacher", "student"}
+    chosen = {
+        name: _model_name(value) if name in models else value
+        for name, value in names.items()
+        if value is not None
+    }
+    plain = {k: _text(v) if isinstance(v, os.PathLike) else v for k, v in settings.items()}
+    for name in {*plain} & {*(space or {})}:
+        raise UserError(
+            f"{name} is given a value, {plain[name]!r}, and a range in space: drop one of the two."
+        )
+    return Given(
+        settings=chosen | plain, space=space or {}, method=method, epochs=epochs,
+        data_root=find_data_root(_optional(data_root)), teacher_zoo=_optional(teacher_zoo),
+    )  # fmt: skip
+
+
+def _model_name(model: object) -> str:
+    """The name by which a model is known to every process."""
+    if not isinstance(model, str):
+        raise UserError(f"a model is given by its name, got {type(model).__name__}.")
+    return model
+
+
+def _text(path: PathLike) -> str:
+    return os.fspath(path)
+
+
+def _optional(path: PathLike | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _check_names(
+    function: Callable[..., Any], settings: Iterable[str], legal: Iterable[str]
+) -> None:
+    """Refuse a keyword that is neither an argument nor a setting, with the nearest there are."""
+    arguments = [*inspect.signature(function).parameters][:-1]
+    for name in settings:
+        if name not in legal:
+            raise unknown_name(f"argument of {function.__name__}:", name, {*arguments, *legal})
+
+
+_FLAG = re.compile(r"--([a-z][a-z-]*)")
+# Flags whose keyword has another name.
+_KEYWORDS = {
+    "constraint": "constraints", "objective": "objectives", "seeds": "confirm_seeds",
+    "space": "recipe", "top-k": "confirm_top_k", "resume": "resume=True",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def _in_python() -> Iterator[None]:
+    """Errors that name flags name keywords, and a stop by the user is a `KeyboardInterrupt`."""
+    try:
+        yield
+    except UserError as error:
+        text = _FLAG.sub(lambda m: _KEYWORDS.get(m[1], m[1].replace("-", "_")), str(error))
+        error.args = (text,)
+        raise
+    except Interrupted:
+        raise KeyboardInterrupt("stopped; resume=True continues") from None

@@ -1,0 +1,199 @@
+"""What a user gives, by flags or by keywords, laid over a recipe or a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config.candidates import Candidates
+from ekd_ray.errors import UserError, error_context, unknown_name
+from ekd_ray.studies.places import absolute, absolute_paths
+from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge, with_epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What is said on top of a recipe.
+
+    Attributes:
+        settings: of `DistillConfig` and `StudyConfig` by name; one that both have (`seed`) is
+            given to both. What is fixed so is no longer searched.
+        space: settings that are searched -> the range, an entry of a search space; None takes a
+            setting out of the space.
+        method: what `Recipe.under` takes; None leaves the recipe's own.
+        epochs: another budget, which every warm-up follows in proportion.
+        teacher_zoo: folder of teachers by name.
+        plugins: stamps of plugins beside those that a file names.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Any] = field(default_factory=dict)
+    method: Any = None
+    epochs: int | None = None
+    data_root: str | None = None
+    teacher_zoo: str | Path | None = None
+    plugins: Sequence[str] = ()
+
+
+def choose_recipe(
+    *,
+    recipe: str | Path | None,
+    pair: str | None,
+    teacher: str | None,
+    student: str | None,
+    home: str | None,
+    method: Any = None,
+) -> Recipe:
+    """The recipe of a file, of a pair, or of a teacher and a student.
+
+    Args:
+        home: the folder of `search_spaces/` that is looked in, mostly the data set; None for any.
+
+    Raises:
+        UserError: nothing is named, or an unknown pair.
+    """
+    if recipe:
+        return Recipe.load(recipe, method)
+    if pair:
+        return Recipe.load(find_recipe(SEARCH_SPACES, home, pair), method)
+    if student:
+        folder = SEARCH_SPACES / (home or DistillConfig().dataset)
+        own, base = folder / f"{teacher}-{student}.yaml", folder / "_base.yaml"
+        path = next((p for p in (own, base) if p.exists()), SEARCH_SPACES / "default.yaml")
+        return Recipe.load(path, method)
+    raise UserError("name what to distil: --pair T-S, or --teacher T --student S.")
+
+
+def lay_over(recipe: Recipe, given: Given) -> Recipe:
+    """The recipe with what is given in the place of its own values.
+
+    Raises:
+        UserError: an unknown setting, or a teacher that is not in the zoo.
+    """
+    values = {**recipe.values, "distill": {**(recipe.values.get("distill") or {})}}
+    if given.epochs is not None:
+        if given.epochs < 1:
+            raise UserError(f"epochs must be >= 1, got {given.epochs}.")
+        with recipe.locate_errors():
+            values = with_epochs(values, given.epochs)
+    for name, spec in given.space.items():
+        if name not in DistillConfig.names():
+            raise unknown_name("setting to search:", name, DistillConfig.names())
+        space = {k: v for k, v in (values.get("space") or {}).items() if k != name}
+        values["space"] = space if spec is None else {**space, name: spec}
+    for name, value in given.settings.items():
+        values = _with_setting(values, name, value)
+    if given.data_root:
+        values["data_root"] = given.data_root
+    named = values["distill"].get("plugins") or ()
+    values["distill"]["plugins"] = sorted({*named, *given.plugins})
+    values = _from_zoo(values, given.teacher_zoo)
+    values["distill"] = absolute_paths(values["distill"])
+    if isinstance(softmax := values.get("softmax_teacher_weights"), str | Path):
+        values["softmax_teacher_weights"] = absolute(softmax)
+    return replace(recipe, values=values)
+
+
+def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    of_run, of_study = name in DistillConfig.names(), name in StudyConfig.names()
+    if not (of_run or of_study):
+        names = {*DistillConfig.names(), *StudyConfig.names()}
+        raise unknown_name("setting", name, names)
+    if of_run:
+        space = {k: v for k, v in (values.get("space") or {}).items() if k != name}
+        values = {**merge(values, {"distill": {name: value}}), "space": space}
+    return {**values, name: value} if of_study else values
+
+
+def count_extended(header: Path, more: int) -> int:
+    """The number of trials of the study in `study.yaml`, and so many more.
+
+    Raises:
+        UserError: `more` is less than 1.
+    """
+    if more < 1:
+        raise UserError(f"a study is extended by >= 1 trials, got {more}.")
+    there = YamlFile.read(header).values.get("study") or {}
+    return int(there.get("trials", StudyConfig().trials)) + more
+
+
+def authors_run(recipe: Recipe, given: Given) -> DistillConfig:
+    """The run of a recipe that searches nothing: the authors' values, unless given otherwise."""
+    recipe = replace(recipe, values={**recipe.values, "space": None})
+    study = recipe.config
+    authors = {k: v for k, v in (study.authors or {}).items() if k not in given.settings}
+    values = {**study.distill.to_dict(), **authors}
+    with recipe.locate_errors(), error_context("authors"):
+        return DistillConfig.from_dict(values, where="the authors' values")
+
+
+def with_settings(base: DistillConfig, given: Given, *, where: str) -> DistillConfig:
+    """A run with what is given in the place of its own values."""
+    values = {**base.to_dict(), **given.settings}
+    values["plugins"] = sorted({*base.plugins, *given.plugins})
+    if given.method is not None:
+        values["method"] = given.method
+    if given.epochs is not None:
+        values["epochs"] = given.epochs
+    return DistillConfig.from_dict(absolute_paths(values), where=where)
+
+
+def teacher_run(
+    model: str,
+    given: Given,
+    *,
+    evidential: bool = False,
+    candidates: int | None = None,
+    seeds: list[int] | None = None,
+    choose_by: str | None = None,
+) -> tuple[DistillConfig, Candidates | None]:
+    """A network trained alone, evidential with a learned prior or plain.
+
+    Returns:
+        Its first run, and its candidates if there are several.
+
+    Raises:
+        UserError: an illegal setting, or candidates that are.
+    """
+    base = DistillConfig(student=model, method="none")
+    if evidential:
+        base = base.replace(method="evidential", learn_log_prior=True)
+    run = with_settings(base, given, where="flags")
+    if seeds and "seed" in given.settings:
+        raise UserError("give --seed for one training or --seeds for several, not both.")
+    wanted = {"candidates": candidates, "seeds": seeds, "choose_by": choose_by}
+    found = Candidates.parse(wanted, seed=run.seed)
+    if len(found.seeds) > 1:
+        return run.replace(seed=found.seeds[0]), found
+    if choose_by:
+        raise UserError(
+            "--choose-by chooses among several candidates, got 1: add --candidates K, or drop it."
+        )
+    return run.replace(seed=found.seeds[0]), None
+
+
+def _from_zoo(values: dict[str, Any], zoo: str | Path | None) -> dict[str, Any]:
+    """The teachers' checkpoints out of a zoo, unless a file is named already."""
+    distill = values["distill"]
+    wants_softmax = "ekd-softmax" in (values.get("baselines") or ())
+    missing = [distill.get("teacher_weights") is None]
+    missing += [wants_softmax and values.get("softmax_teacher_weights") is None]
+    if zoo is None or not any(missing):
+        return values
+    # These load torch.
+    from ekd_ray.losses.methods import METHODS
+    from ekd_ray.models import find_softmax_teacher, find_teacher
+
+    model, folder = distill.get("teacher"), Path(zoo).expanduser()
+    if not isinstance(model, str):
+        raise UserError("--teacher-zoo needs to know the teacher: give --teacher NAME or --pair.")
+    if missing[0]:
+        method = METHODS.get(distill.get("method", DistillConfig().method))
+        found = find_teacher(folder, model, evidential=method is not None and method.evidential)
+        values = {**values, "distill": {**distill, "teacher_weights": str(found)}}
+    if missing[1] and (softmax := find_softmax_teacher(folder, model)):
+        values = {**values, "softmax_teacher_weights": str(softmax)}
+    return values

@@ -1,0 +1,68 @@
+"""Where results go and data come from, as a command or a call names them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.errors import UserError
+from ekd_ray.files import file_name
+from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
+
+RUNS = Path("runs")  # results for which no folder was given
+
+
+def absolute(path: str | Path) -> str:
+    """A path as seen from here: trials run in other folders."""
+    return str(Path(path).expanduser().absolute())
+
+
+def find_data_root(given: str | Path | None) -> str | None:
+    """The folder of the data sets: as given, else $EKD_DATA_ROOT."""
+    root = given or os.environ.get("EKD_DATA_ROOT")
+    return absolute(root) if root else None
+
+
+def absolute_paths(distill: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run with absolute paths to checkpoint and folders of data."""
+    changes = {}
+    weights = distill.get("teacher_weights")
+    if isinstance(weights, str | Path):
+        changes["teacher_weights"] = absolute(weights)
+    for name in ("dataset", "ood_dataset"):
+        kind, colon, path = str(distill.get(name)).partition(":")
+        if colon and kind in ("folder", "hf"):
+            changes[name] = f"{kind}:{absolute(path)}"
+    return {**distill, **changes}
+
+
+def locate(out: str | Path) -> tuple[Path, Location | None]:
+    """The folder of the results on this machine, and the URI that it is a copy of, if any."""
+    found = parse_location(out) if isinstance(out, str) and is_uri(out) else Path(out)
+    return (found, None) if isinstance(found, Path) else (working_copy(found), found)
+
+
+def find_header(out: str | Path, name: str) -> Path:
+    """The file `name` of a study or run that is to be continued, which says what it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder, location = locate(out)
+    if location is not None:
+        from ekd_ray.remote.session import header_folder  # loads pyarrow
+
+        folder = header_folder(location)
+    if not (folder / name).is_file():
+        raise UserError(
+            f"{folder} holds nothing to resume (no {name}): check --out, or drop --resume."
+        )
+    return folder / name
+
+
+def default_folder(config: DistillConfig, *parts: str) -> Path:
+    """`runs/<data set>-<parts>`, where no folder is given."""
+    data = config.dataset.rpartition("/")[2]
+    return RUNS / "-".join((data, *map(file_name, parts)))
