@@ -11,8 +11,10 @@ from ekd_ray.config import method_settings
 if TYPE_CHECKING:
     from ekd_ray import losses
     from ekd_ray.config import DistillConfig, StudyConfig
+    from ekd_ray.data.registry import register_dataset
     from ekd_ray.errors import UserError
     from ekd_ray.losses.methods import register_method
+    from ekd_ray.models.zoo import register_model
     from ekd_ray.results.bundle import Bundle
     from ekd_ray.results.run_result import RunResult
     from ekd_ray.results.study import Study
@@ -51,6 +53,8 @@ _PLACES = {
     "DistillConfig": "ekd_ray.config",
     "UserError": "ekd_ray.errors",
     "register_method": "ekd_ray.losses.methods",
+    "register_model": "ekd_ray.models.zoo",
+    "register_dataset": "ekd_ray.data.registry",
 }
 
 __all__ = [
@@ -67,7 +71,9 @@ __all__ = [
     "integer",
     "log",
     "losses",
+    "register_dataset",
     "register_method",
+    "register_model",
     "train_teacher",
     "tune",
     "uniform",

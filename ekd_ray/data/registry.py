@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ekd_ray.config.plugins import load_installed, registers
 from ekd_ray.data.generated import digits_split, synthetic_split
 from ekd_ray.data.views import RESIZED_CROP, view_count
 from ekd_ray.errors import UserError, unknown_name
@@ -172,6 +173,7 @@ _INFOS = (
 DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _INFOS}
 
 
+@registers("dataset", DATASETS)
 def register_dataset(
     name: str,
     load: Load,
@@ -305,11 +307,12 @@ def _code_sha256(load: Load) -> str:
 
 def find_registered(name: str) -> DatasetInfo:
     """The registry's entry; raises UserError for an unknown name, with the nearest known one."""
-    try:
-        return DATASETS[name]
-    except (KeyError, TypeError):
+    if not isinstance(name, str) or name not in DATASETS:
+        load_installed()
+    if not isinstance(name, str) or name not in DATASETS:
         known = [*DATASETS, f"{FOLDER_PREFIX}PATH", f"{HUB_PREFIX}PATH"]
-        raise unknown_name("dataset", name, known, keys=()) from None
+        raise unknown_name("dataset", name, known, keys=())
+    return DATASETS[name]
 
 
 def folder_info(name: str, class_names: tuple[str, ...]) -> DatasetInfo:

@@ -7,19 +7,19 @@ import hashlib
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import safetensors.torch
 import torch
 from torch import nn
 
 from ekd_ray.config.plugins import MAIN, given_in_python, load_plugin
 from ekd_ray.errors import UserError
-from ekd_ray.files import default_cache_dir, sha256_file
-from ekd_ray.models.weights import save_weights
+from ekd_ray.files import atomic_path, default_cache_dir
 from ekd_ray.models.zoo import Builder, register_model
 
 _names: WeakKeyDictionary[object, str] = WeakKeyDictionary()
@@ -56,19 +56,17 @@ def as_model_name(model: str | nn.Module | Builder) -> str:
     return _names[model]
 
 
-def write_given_weights(
-    model: nn.Module, *, num_classes: int, mean: Sequence[float], std: Sequence[float]
-) -> Path:
+def write_given_weights(model: nn.Module) -> Path:
     """Write the weights of a module to the cache, under their hash, as a teacher's checkpoint.
 
-    Args:
-        num_classes: of its logits; mean, std: with which its inputs are normalised, per channel.
+    Raises:
+        UserError: as `as_model_name`.
     """
-    name = as_model_name(model)
-    new = default_cache_dir() / "given" / f"{name}.safetensors"
-    save_weights(model, new, model_name=name, num_classes=num_classes, mean=mean, std=std)
-    path = new.with_name(f"{name}-{sha256_file(new)[:12]}.safetensors")
-    new.replace(path)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    data = safetensors.torch.save({name: value.clone() for name, value in state.items()})
+    path = default_cache_dir() / "given" / f"{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
     return path
 
 

@@ -15,8 +15,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.plugins import files_trusted, load_plugin, module_in_name
 from ekd_ray.errors import Interrupted, UserError, unknown_name
+from ekd_ray.models.given import as_model_name, write_given_weights
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.run_result import RunResult
 from ekd_ray.results.study import Study
@@ -37,6 +41,8 @@ from ekd_ray.studies.recipes import Recipe
 from ekd_ray.studies.training import Training, planned, run_training
 
 PathLike = str | os.PathLike[str]
+# A name, `package.module:function`, a function build(num_classes), or a module (`as_model_name`).
+Model = str | nn.Module | Callable[[int], nn.Module]
 _RUN, _STUDY = {*DistillConfig.names()}, {*StudyConfig.names()} - {"distill", "space"}
 _RESOURCES = {"cpus_per_trial", "gpus_per_trial"}
 
@@ -44,8 +50,8 @@ _RESOURCES = {"cpus_per_trial", "gpus_per_trial"}
 def tune(
     pair: str | None = None,
     *,
-    teacher: str | None = None,
-    student: str | None = None,
+    teacher: Model | None = None,
+    student: Model | None = None,
     dataset: str | None = None,
     method: str | None = None,
     recipe: PathLike | None = None,
@@ -54,6 +60,8 @@ def tune(
     out: PathLike | None = None,
     data_root: PathLike | None = None,
     teacher_zoo: PathLike | None = None,
+    plugins: Sequence[PathLike] = (),
+    trust_plugins: bool = False,
     warm_start: Sequence[PathLike] = (),
     extend: int | None = None,
     resume: bool = False,
@@ -70,7 +78,10 @@ def tune(
 
     Args:
         pair: a teacher-student pair that has a recipe, such as "resnet56-resnet20".
-        teacher, student: architectures, in the place of those of the pair.
+        teacher, student: architectures, in the place of those of the pair: names of the zoo or of
+            plugins, `package.module:function`, functions `build(num_classes)`, or modules. A
+            module's weights are taken of the teacher alone (`teacher_normalization` says how its
+            inputs are normalised); a student's are drawn anew.
         dataset: a name or "folder:PATH" (the recipe's own).
         method: the recipe under another method; "any" searches it too.
         recipe: a recipe's file, in the place of the pair's.
@@ -80,6 +91,8 @@ def tune(
         out: folder of the study, or s3://BUCKET/FOLDER (below runs/).
         data_root: folder of the data sets ($EKD_DATA_ROOT).
         teacher_zoo: folder of teachers by name.
+        plugins: modules or FILE.py that register models, data sets or methods.
+        trust_plugins: also run those that a recipe or study names.
         warm_start: finished studies whose best points are tried first.
         extend: so many more trials for the study in `out`, with `resume`.
         resume: continue the study in `out`; with `out` alone, as it is.
@@ -97,11 +110,12 @@ def tune(
         UserError: a mistake in what was given, found before compute where that is possible.
         KeyboardInterrupt: stopped; `resume=True` continues.
     """
-    with _in_python():
+    with _in_python(), files_trusted(trust_plugins):
         _check_names(tune, settings, _RUN | _STUDY)
         given = _given(
             {"teacher": teacher, "student": student, "dataset": dataset}, settings, method=method,
             epochs=epochs, space=space, data_root=data_root, teacher_zoo=teacher_zoo,
+            plugins=plugins,
         )  # fmt: skip
         if not wait and callbacks:
             raise UserError(
@@ -142,8 +156,8 @@ def tune(
 def distill(
     pair: str | None = None,
     *,
-    teacher: str | None = None,
-    student: str | None = None,
+    teacher: Model | None = None,
+    student: Model | None = None,
     dataset: str | None = None,
     method: str | None = None,
     recipe: PathLike | None = None,
@@ -152,6 +166,8 @@ def distill(
     out: PathLike | None = None,
     data_root: PathLike | None = None,
     teacher_zoo: PathLike | None = None,
+    plugins: Sequence[PathLike] = (),
+    trust_plugins: bool = False,
     workers: int | str = 1,
     test: bool = False,
     resume: bool = False,
@@ -175,12 +191,12 @@ def distill(
         UserError: a mistake in what was given, or the run diverged or got no memory.
         KeyboardInterrupt: stopped; `resume=True` continues.
     """
-    with _in_python():
+    with _in_python(), files_trusted(trust_plugins):
         _check_names(distill, settings, _RUN | _RESOURCES)
         resources = {name: settings.pop(name) for name in _RESOURCES & settings.keys()}
         given = _given(
             {"teacher": teacher, "student": student, "dataset": dataset}, settings, method=method,
-            epochs=epochs, data_root=data_root, teacher_zoo=teacher_zoo,
+            epochs=epochs, data_root=data_root, teacher_zoo=teacher_zoo, plugins=plugins,
         )  # fmt: skip
         if config is None and resume and out and not (pair or student or recipe):
             config = find_header(_text(out), "config.yaml")
@@ -202,7 +218,7 @@ def distill(
 
 
 def train_teacher(
-    model: str,
+    model: Model,
     *,
     dataset: str | None = None,
     evidential: bool = False,
@@ -212,6 +228,7 @@ def train_teacher(
     epochs: int | None = None,
     out: PathLike | None = None,
     data_root: PathLike | None = None,
+    plugins: Sequence[PathLike] = (),
     workers: int | str = 1,
     test: bool = False,
     resume: bool = False,
@@ -223,7 +240,7 @@ def train_teacher(
     """Train a network alone, as `ekd-ray train-teacher` does: `.weights` is its checkpoint.
 
     Args:
-        model: an architecture of the zoo.
+        model: an architecture, as `student` of `tune`.
         evidential: with evidential cross-entropy and a learned prior, which is in the checkpoint.
         candidates: train so many that differ by seed, and keep the best.
         seeds: theirs (`seed` and those after it).
@@ -237,7 +254,9 @@ def train_teacher(
     with _in_python():
         _check_names(train_teacher, settings, _RUN | _RESOURCES)
         resources = {name: settings.pop(name) for name in _RESOURCES & settings.keys()}
-        given = _given({"dataset": dataset}, settings, epochs=epochs, data_root=data_root)
+        given = _given(
+            {"dataset": dataset}, settings, epochs=epochs, data_root=data_root, plugins=plugins
+        )
         run, several = teacher_run(
             _model_name(model), given, evidential=evidential, candidates=candidates,
             seeds=None if seeds is None else list(seeds), choose_by=choose_by,
@@ -327,14 +346,18 @@ def _given(
     space: Mapping[str, Any] | None = None,
     data_root: PathLike | None = None,
     teacher_zoo: PathLike | None = None,
+    plugins: Sequence[PathLike] = (),
 ) -> Given:
     models = {"teacher", "student"}
+    loaded = [load_plugin(_text(plugin)).stamp for plugin in plugins]
     chosen = {
         name: _model_name(value) if name in models else value
         for name, value in names.items()
         if value is not None
     }
     plain = {k: _text(v) if isinstance(v, os.PathLike) else v for k, v in settings.items()}
+    if isinstance(names.get("teacher"), nn.Module):  # which brings its weights
+        plain.setdefault("teacher_weights", str(write_given_weights(names["teacher"])))
     for name in {*plain} & {*(space or {})}:
         raise UserError(
             f"{name} is given a value, {plain[name]!r}, and a range in space: drop one of the two."
@@ -342,14 +365,16 @@ def _given(
     return Given(
         settings=chosen | plain, space=space or {}, method=method, epochs=epochs,
         data_root=find_data_root(_optional(data_root)), teacher_zoo=_optional(teacher_zoo),
+        plugins=loaded,
     )  # fmt: skip
 
 
-def _model_name(model: object) -> str:
+def _model_name(model: Model) -> str:
     """The name by which a model is known to every process."""
-    if not isinstance(model, str):
-        raise UserError(f"a model is given by its name, got {type(model).__name__}.")
-    return model
+    name = as_model_name(model)
+    if module := module_in_name(name):
+        load_plugin(module)
+    return name
 
 
 def _text(path: PathLike) -> str:

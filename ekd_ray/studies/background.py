@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.errors import Interrupted, UserError
 from ekd_ray.remote.location import Location
 from ekd_ray.results.records import STUDY_FILE
@@ -50,6 +51,7 @@ class Job:
     resume: bool
     download: bool
     parent: int | None
+    plugins: LoadedPlugins = field(default_factory=LoadedPlugins)  # they come with the job
 
 
 def start_study(
