@@ -4,19 +4,10 @@ import torch
 from torch import Tensor
 
 import ekd_ray as ekd
-from ekd_ray.losses import (
-    CROSS_ENTROPY,
-    KD_CE_WEIGHT,
-    KD_WEIGHT,
-    TEMPERATURE,
-    Method,
-    MethodSetting,
-    Outputs,
-    Term,
-)
+from ekd_ray import losses
 
 
-def jsd_loss(out: Outputs) -> dict[str, Tensor]:
+def jsd_loss(out: losses.Outputs) -> dict[str, Tensor]:
     """T^2 times the mean over the batch of the divergence, in nats (Lin, 1991)."""
     student = (out.student / out.temperature).log_softmax(dim=1)
     teacher = (out.teacher.float() / out.temperature).log_softmax(dim=1)
@@ -28,15 +19,18 @@ def jsd_loss(out: Outputs) -> dict[str, Tensor]:
     return {"jsd": out.temperature**2 * both.mean()}
 
 
-SHARE = MethodSetting(
+SHARE = losses.MethodSetting(
     name="jsd_share", kind=float, default=0.5, above=0, high=0.99,
     doc="JSD: share of the teacher in the middle", search={"low": 0.1, "high": 0.9},
 )  # fmt: skip
 
 ekd.register_method(
     "jsd",
-    Method(
-        settings=(TEMPERATURE, KD_CE_WEIGHT, KD_WEIGHT, SHARE),
-        terms=(CROSS_ENTROPY, Term(names=("jsd",), weight="kd_weight", loss=jsd_loss)),
+    losses.Method(
+        settings=(losses.TEMPERATURE, losses.KD_CE_WEIGHT, losses.KD_WEIGHT, SHARE),
+        terms=(
+            losses.CROSS_ENTROPY,
+            losses.Term(names=("jsd",), weight="kd_weight", loss=jsd_loss),
+        ),
     ),
 )
