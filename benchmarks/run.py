@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import gpu, launches, memory, step, study
+from benchmarks import gpu, launches, memory, startup, step, study
 from benchmarks.measure import machine
 from ekd_ray.engine.resolve import check_compiler
 from ekd_ray.errors import UserError
@@ -28,7 +28,7 @@ from ekd_ray.models import model_names
 from ekd_ray.scale.cluster import local_cpus
 
 STEPS = ("step", "peer", "compile")  # parts of one measurement, taking turns
-THEMES = (*STEPS, "launches", "study", "memory")
+THEMES = (*STEPS, "launches", "startup", "study", "memory")
 GPU = "gpu"  # has checks that can fail, and runs alone
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
@@ -127,6 +127,11 @@ def main() -> None:
             for part, counts in result["launches"].items():
                 for name, count in counts.items():
                     print(f"{'operations of the ' + part + ' ' + name:50s} {count}")
+        if "startup" in args.themes:
+            result["startup"], ratios = startup.measure(args.rounds, _note)
+            result["ratios"] |= ratios
+            for name, found in result["startup"].items():
+                print(f"{'seconds of ' + name:50s} {found['median']:.3g}")
         if "memory" in args.themes:
             result["memory"], ratios = memory.measure(Path(folder), _note)
             result["ratios"] |= ratios

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import run, step
+from benchmarks import run, startup, step
 from benchmarks.measure import geometric_mean, ratio, spread
 from benchmarks.reference import Reference, kd_loss, training_pictures
 from ekd_ray.losses.kd import kd_loss as ours
@@ -46,6 +46,12 @@ def test_the_reference_trains_its_student_and_not_its_teacher():
     ]
     assert changed == [True, False]
     assert made.meters["top1"].count == 16
+
+
+def test_every_start_is_measured():
+    found, ratios = startup.measure(1, lambda text: None)
+    assert found.keys() == startup.STARTS.keys() and len(ratios) == len(found) - 1
+    assert all(times["n"] == 1 and times["median"] > 0 for times in found.values())
 
 
 def test_every_variant_of_the_step_is_measured(tmp_path, monkeypatch):
