@@ -5,20 +5,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test test-slow test-lowest test-all chaos bench gpu docs lint types check clean
+.PHONY: install quickstart test test-slow test-lowest test-all chaos bench gpu docs lint types check \
+	release clean
 
 install: $(VENV)/.installed
 
 # torch first and by name alone: a machine's own pip configuration may hold a build for it.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.usable: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+# With what tests and documents need.
+$(VENV)/.installed: $(VENV)/.usable
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 # Teacher, search, confirm and export on digits, which need no download. An unfinished
 # quickstart is continued, a finished one shown again.
-quickstart: install
+quickstart: $(VENV)/.usable
 	$(BIN)/python -m ekd_ray quickstart --out $(QUICKSTART)
 
 test: install
@@ -80,6 +86,13 @@ types: install
 	$(BIN)/mypy
 
 check: lint types test
+
+# What would be published, in dist/, tested; CONTRIBUTING.md says what comes before and after.
+release: install
+	$(BIN)/python deploy/release.py
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	EKD_DIST=dist $(BIN)/python -m pytest tests/packaging
 
 clean:
 	rm -rf $(VENV) .venv-lowest runs build dist *.egg-info

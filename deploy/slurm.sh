@@ -10,7 +10,7 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-cd "${SLURM_SUBMIT_DIR:?submit it with sbatch, from the checkout}"
+cd "${SLURM_SUBMIT_DIR:?submit it with sbatch}"
 SHARED=${SHARED:-$PWD/runs}            # seen by all nodes: the study
 LOCAL=${LOCAL:-${TMPDIR:-/var/tmp}}    # of each node: the teacher's logits, decoded images
 CPUS=${SLURM_CPUS_ON_NODE:?}
@@ -31,7 +31,7 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | a
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" \
     ray symmetric-run --address "$address" --min-nodes "$SLURM_NNODES" \
     --num-cpus="$CPUS" --num-gpus="$GPUS" -- \
-    python launchers/tune_cifar.py --address auto \
+    ekd-ray tune --address auto \
     --dataset cifar100 --pair resnet32x4-resnet8x4 \
     --teacher-weights "$SHARED/teachers/resnet32x4.pth" \
     --trials 256 --gpus-per-trial 0.25 --cpus-per-trial 1 \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shlex
@@ -17,42 +18,43 @@ import kubernetes_validate
 import pytest
 import ray
 import yaml
-from launchers_run import parser_of
 from packaging.requirements import Requirement
+
+from ekd_ray.cli import tune_command
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-COMMAND = re.compile(r"python (?:/opt/ekd_ray/)?(launchers/\w+\.py)\s*([^`]*)")
+COMMAND = re.compile(r"ekd-ray tune\s*([^`]*)")
 
 
-def commands(path: Path) -> list[tuple[str, list[str]]]:
-    """Every launcher with its arguments that a file shows, comments included."""
+def commands(path: Path) -> list[list[str]]:
+    """The arguments of every `ekd-ray tune` that a file shows, comments included."""
     text = path.read_text(encoding="utf-8")
     if path.name == "kuberay-job.yaml":  # folded lines
         text = yaml.safe_load(text)["spec"]["entrypoint"]
     text = re.sub(r"^#+ ?", "", text, flags=re.MULTILINE)
     found = [COMMAND.search(line) for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines()]
-    shown = [(match[1], match[2]) for match in found if match and "..." not in match[2]]
+    shown = [match[1] for match in found if match and "..." not in match[1]]
     # A command may itself stand in quotes; variables hold one word, or none.
-    whole = [(name, rest.rstrip("'") if rest.count("'") % 2 else rest) for name, rest in shown]
-    return [
-        (name, shlex.split(rest.replace("${RESUME:-}", ""), comments=True)) for name, rest in whole
-    ]
+    whole = [rest.rstrip("'") if rest.count("'") % 2 else rest for rest in shown]
+    return [shlex.split(rest.replace("${RESUME:-}", ""), comments=True) for rest in whole]
 
 
 @pytest.mark.parametrize(
     "name", ["aws-gpu-spot.yaml", "kuberay-cluster.yaml", "kuberay-job.yaml", "slurm.sh"]
 )
-def test_commands_that_are_shown_have_flags_that_their_launchers_know(
+def test_commands_that_are_shown_have_flags_that_tune_knows(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    parser = argparse.ArgumentParser()
+    tune_command.add_arguments(parser)
     found = commands(DEPLOY / name)
     assert found
-    for launcher, arguments in found:
+    for arguments in found:
         try:
-            parser_of(ROOT / launcher).parse_args(arguments)
+            parser.parse_args(arguments)
         except SystemExit:
-            pytest.fail(f"{launcher} {shlex.join(arguments)}: {capsys.readouterr().err}")
+            pytest.fail(f"ekd-ray tune {shlex.join(arguments)}: {capsys.readouterr().err}")
 
 
 def loaded(name: str) -> Any:
@@ -143,19 +145,16 @@ def test_the_image_holds_what_it_copies_and_runs_as_nobody_special() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert ignored[0] == "*"
     for line in lines:
-        if line.startswith("COPY "):
+        if line.startswith("COPY ") and "--from" not in line:
             *sources, _ = line.split()[1:]
             for source in sources:
                 assert (ROOT / source).exists(), source
                 assert f"!{source.split('/')[0]}" in ignored
     (command,) = [json.loads(line[4:]) for line in lines if line.startswith("CMD ")]
-    assert (ROOT / command[1]).exists()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert command[0] in project["scripts"]
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users[-1] == "ray"
-    extras = re.findall(r"--editable '\.\[(\w+)\]'", "\n".join(lines))
-    assert extras and all(
-        f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras
-    )
 
 
 def test_a_job_ships_the_code_and_not_the_data(tmp_path: Path) -> None:

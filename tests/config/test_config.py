@@ -1,6 +1,7 @@
 """Settings: reading, writing, bounds, fingerprints and the JSON Schema, derived from metadata."""
 
 import dataclasses
+import functools
 import json
 import math
 import typing
@@ -25,12 +26,13 @@ def item_type(cls, field):
     return typing.get_origin(item) or item
 
 
+@functools.cache  # to check a schema takes much longer than to check values by it
+def validator(cls):
+    return jsonschema.Draft202012Validator(json_schema(cls))
+
+
 def valid_for_schema(cls, values):
-    try:
-        jsonschema.validate(values, json_schema(cls))
-    except jsonschema.ValidationError:
-        return False
-    return True
+    return validator(cls).is_valid(values)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_round_trip_through_yaml_and_json(config):
 @settings(max_examples=15, deadline=None)
 @given(CONFIGS)
 def test_legal_configurations_validate(config):
-    jsonschema.validate(config.to_dict(), json_schema(type(config)))
+    validator(type(config)).validate(config.to_dict())
 
 
 # Shape of the classes

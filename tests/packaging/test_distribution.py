@@ -5,10 +5,13 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
+import shutil
 import site
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -189,3 +192,26 @@ def test_every_recipe_is_found_and_legal(installed: Installed) -> None:
     )
     found = installed.run("python", "-c", code).splitlines()
     assert sorted(map(Path, found)) == RECIPES
+
+
+def test_the_image_is_built_from_the_same_wheel(artefacts: Artefacts, tmp_path: Path) -> None:
+    """What the Dockerfile copies is enough for it, and its list of packages is the project's."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    build, _, image = text.rpartition("\nFROM ")
+    for line in re.findall(r"^COPY (.*)$", build, re.MULTILINE):
+        for name in line.split()[:-1]:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, tmp_path / name)
+            else:
+                shutil.copyfile(ROOT / name, tmp_path / name)
+    wheel = [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", tmp_path]
+    subprocess.run(wheel, check=True, capture_output=True)
+    (made,) = (tmp_path / "dist").glob("*.whl")
+    assert names_in_wheel(made) == names_in_wheel(artefacts.wheel)
+    (script,) = re.findall(r"^RUN (python -c .*?) *\\\n *>", build, re.MULTILINE | re.DOTALL)
+    packages = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert packages == [*project["dependencies"], *project["optional-dependencies"]["vit"]]
+    assert "--requirement /requirements.txt" in image and "--no-deps /wheel/*.whl" in image
