@@ -340,15 +340,23 @@ BAD = {
     "a number": (lambda: 7, "must return \\(images, labels\\) or a map-style dataset, got int"),
     "a generator": (lambda: iter([]), "map-style dataset, got list_iterator"),
     "floats": (lambda: (GOOD[0] / 255.0, GOOD[1]), "must be uint8 \\[N, H, W, 3\\].*got float64"),
-    "channels first": (lambda: (GOOD[0].transpose(0, 3, 1, 2), GOOD[1]), "got uint8 \\[4, 3, 32, 32\\]"),
-    "too few labels": (lambda: (GOOD[0], [0, 1]), "labels .* must be integers \\[4\\], got int64 \\[2\\]"),
+    "channels first": (
+        lambda: (GOOD[0].transpose(0, 3, 1, 2), GOOD[1]), "got uint8 \\[4, 3, 32, 32\\]"
+    ),
+    "too few labels": (
+        lambda: (GOOD[0], [0, 1]), "labels .* must be integers \\[4\\], got int64 \\[2\\]"
+    ),
     "names": (lambda: (GOOD[0], list("abab")), "labels .* must be integers"),
-    "from one": (lambda: (GOOD[0], [1, 2, 1, 2]), "no training image with the label 0|label 2, but"),
+    "from one": (
+        lambda: (GOOD[0], [1, 2, 1, 2]), "no training image with the label 0|label 2, but"
+    ),
     "negative": (lambda: (GOOD[0], [-1, 0, 1, 0]), "label -1"),
     "one class": (lambda: (GOOD[0], [0] * 4), "two classes or more"),
     "no pairs": (lambda: [1, 2, 3], "row 0 .* must come as \\(picture, label\\), got int"),
     "no picture": (lambda: Pairs(["x.png"], [0]), "row 0 .* must be a PIL image.*got str"),
-    "normalised": (lambda: Pairs([torch.zeros(3, 8, 8)], [0]), "got float32 \\[3, 8, 8\\]; leave ToTensor"),
+    "normalised": (
+        lambda: Pairs([torch.zeros(3, 8, 8)], [0]), "got float32 \\[3, 8, 8\\]; leave ToTensor"
+    ),
     "half a label": (lambda: Pairs(GOOD[0][:1], [0.5]), "row 0 .* has the label 0.5"),
     "a broken file": (lambda: Pairs([b"no picture"], [0]), "row 0 .* is not a readable JPEG"),
     "a broken row": (
@@ -441,7 +449,9 @@ def _random_flip(images, labels):
 UNFIT = {
     "random": (lambda a: {**a, "train": _random_flip(*a["train"])}, "whenever it is read"),
     "leaking": (lambda a: {**a, "test": a["train"]}, "are training pictures too"),
-    "one picture": (lambda a: {**a, "train": tuple(x[:11] for x in a["train"])}, "two training images"),
+    "one picture": (
+        lambda a: {**a, "train": tuple(x[:11] for x in a["train"])}, "two training images"
+    ),
     "blank": (lambda a: {**a, "train": (a["train"][0] * 0, a["train"][1])}, "of one colour"),
 }  # fmt: skip
 
