@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "CPU, auto: takes all GPUs of this machine, each by a process of its own",
     )  # fmt: skip
     flags.add_common(fill, "--dry-run", "--quiet")
+    flags.add_plugins(fill)
     verify = commands.add_parser("verify", help="compare every check word of a table")
     remove = commands.add_parser("rm", help="remove tables")
     for command in (verify, remove):

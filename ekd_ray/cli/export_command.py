@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be exported")
     flags.add_common(parser, "--quiet", "--json")
+    flags.add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.plugins import load_plugin, module_in_name, trust_files
 from ekd_ray.config.settings import hints_of, limits_in_words, value_type, words_of
 
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -117,6 +118,32 @@ def add_common(group: Group, *names: str) -> None:
         group.add_argument(name, **_COMMON[name])
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Flags by which the user allows other people's code to run."""
+    group = parser.add_argument_group("plugins")
+    group.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE|FILE.py",
+        help="code that registers models, data sets or methods; repeatable",
+    )
+    group.add_argument(
+        "--trust-plugins",
+        action="store_true",
+        help="run the plugins that recipes, studies and bundles name, too",
+    )
+
+
+def load_plugins(args: argparse.Namespace) -> None:
+    """Load what the flags name as code; keeps the stamps of the plugins as `args.plugins`."""
+    models = (getattr(args, side, None) for side in ("student", "teacher", "model"))
+    modules = [module for name in models if name and (module := module_in_name(name))]
+    named = [*getattr(args, "plugin", ()), *modules]
+    trust_files(trust=getattr(args, "trust_plugins", False))
+    args.plugins = [load_plugin(name).stamp for name in dict.fromkeys(named)] or None
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Where the results go and how the command behaves."""
     group = parser.add_argument_group("where and how")
@@ -129,6 +156,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     add_setting(group, "cpus_per_trial", "--cpus-per-trial", "--cpus-per-worker")
     add_setting(group, "decode_threads")
     add_common(group, "--resume", "--dry-run", "--quiet", "--json")
+    add_plugins(parser)
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

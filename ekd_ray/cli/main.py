@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
+from ekd_ray.cli.flags import load_plugins
 from ekd_ray.errors import Interrupted, UserError, disk_full_error
 
 EXIT_INTERRUPTED = 130
@@ -42,7 +43,9 @@ def run_command(command: Command, description: str | None, **defaults: object) -
         from ekd_ray.cli.completion import complete  # needs argcomplete, an extra
 
         complete(parser)
-    return command.run(parser.parse_args())
+    args = parser.parse_args()
+    load_plugins(args)
+    return command.run(args)
 
 
 def run(main: Callable[[], int | None]) -> None:

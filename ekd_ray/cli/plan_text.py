@@ -13,6 +13,7 @@ import torch
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.phrases import several, size_text
+from ekd_ray.config.plugins import describe_plugins
 from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
 from ekd_ray.data import DatasetInfo, dataset_info, steps_per_epoch, view_count
 from ekd_ray.engine.compiling import wants_compilation
@@ -319,7 +320,8 @@ def _setup(
     lines.append(f"solver     {solver}, {several(config.epochs, 'epoch')}, seed {config.seed}")
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
     values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
-    return [*lines, f"method     {config.method} ({values})"]
+    lines.append(f"method     {config.method} ({values})")
+    return [*lines, *(f"plugin     {text}" for text in describe_plugins(config.plugins))]
 
 
 def _priors(config: StudyConfig) -> list[str]:

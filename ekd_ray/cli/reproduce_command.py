@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--exact", action="store_true", help="1 unless bit-identical")
     flags.add_common(parser, "--dry-run", "--quiet", "--json")
+    flags.add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,7 @@ def _request(args: argparse.Namespace, **found: Any) -> Request:
 
 def _run(args: argparse.Namespace, base: DistillConfig, *, where: str) -> DistillConfig:
     values = {**base.to_dict(), **_given(args, DistillConfig), **dict(map(_parse_set, args.set))}
+    values["plugins"] = _all_plugins(args, base.plugins)
     return DistillConfig.from_dict(_absolute_paths(values), where=where)
 
 
@@ -185,6 +186,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
             values = with_epochs(values, args.epochs)
     given = _given(args, DistillConfig)
     given.pop("method", None)  # has chosen the recipe's method already
+    given["plugins"] = _all_plugins(args, (values.get("distill") or {}).get("plugins"))
     values = merge(values, {"distill": given}) | _given(args, StudyConfig)
     values |= {"data_root": _data_root(args)} if _data_root(args) else {}
     if getattr(args, "extend", None) is not None:
@@ -202,6 +204,11 @@ def _given(args: argparse.Namespace, cls: type[Settings]) -> dict[str, Any]:
     """The settings of a class that have a flag of their own, where it was given."""
     values = vars(args)
     return {name: values[name] for name in cls.names() if values.get(name) is not None}
+
+
+def _all_plugins(args: argparse.Namespace, named: Iterable[str] | None) -> list[str]:
+    """The stamps of the plugins that a file names and of those that flags name."""
+    return sorted({*(named or ()), *(getattr(args, "plugins", None) or ())})
 
 
 def _names(flag: str, text: str) -> list[str]:

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a study, running or finished")
     parser.add_argument("--compare", metavar="RUN", help="another study beside it")
     flags.add_common(parser, "--json")
+    flags.add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--points", type=int, default=5, metavar="N", help="points to sample (5)")
     show.add_argument("--seed", type=int, default=0, help="seed of the points (0)")
     flags.add_common(show, "--json")
+    flags.add_plugins(show)
     schema = commands.add_parser("schema", help="JSON Schema of recipes, for an editor")
     schema.add_argument(
         "kind", nargs="?", choices=CLASSES, default=StudyConfig.__name__,

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ekd_ray.config import method_settings
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
+from ekd_ray.config.plugins import SOURCES, check_stamps, load_named
 from ekd_ray.config.settings import COUNTS, Settings, setting
+from ekd_ray.config.yaml_files import YamlFile
 from ekd_ray.errors import UserError
 
 # The data sets that are known by name (`ekd_ray.data`, which loads torch, has the rest of them).
@@ -28,6 +31,10 @@ class DistillConfig(Settings):
     """
 
     retired: ClassVar[dict[str, Any]] = {"changes": (), "parallel": "ddp"}
+
+    plugins: tuple[str, ...] = setting(
+        (), "plugins that the run uses, each as NAME@SHA256 of its source; filled in", neutral=()
+    )
 
     # Data
     dataset: str = setting("cifar100", f"data set: {', '.join(DATASETS)}, folder:PATH or hf:PATH")
@@ -128,6 +135,7 @@ class DistillConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_stamps(self.plugins)
         if list(self.lr_milestones) != sorted(set(self.lr_milestones)):
             got = list(self.lr_milestones)
             raise UserError(
@@ -178,6 +186,16 @@ class DistillConfig(Settings):
                     changes = {"ekd_temperature": values.get("temperature") or 1.0}
                 values = {**values, **changes}
         return super().from_dict(values, where=where)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """As `Settings.from_yaml`; plugins that the file names are loaded, if the user allows it.
+
+        Their sources are looked for beside it, in `plugins/`.
+        """
+        stamps = YamlFile.read(path).values.get("plugins") or ()
+        load_named(stamps, Path(path).parent / SOURCES, named_by=Path(path))
+        return super().from_yaml(path)
 
     def identity(self) -> dict[str, Any]:
         """As `Settings.identity`; `compile` counts as it did when it was true or false."""

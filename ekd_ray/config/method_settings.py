@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ekd_ray.config.plugins import load_installed
 from ekd_ray.config.settings import setting
 
 # The names of modules that register methods when they are imported.
@@ -75,3 +76,4 @@ def load() -> None:
     """Import the modules that register methods."""
     for name in PROVIDERS:
         importlib.import_module(name)
+    load_installed()

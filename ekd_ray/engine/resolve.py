@@ -14,6 +14,7 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY
+from ekd_ray.config.plugins import check_loaded, load_installed, stamps_of
 from ekd_ray.data import (
     DatasetInfo,
     check_dataset,
@@ -25,7 +26,15 @@ from ekd_ray.data import (
 )
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method
-from ekd_ray.models import WeightsMetadata, build_model, model_names, read_metadata
+from ekd_ray.models import (
+    WeightsMetadata,
+    build_model,
+    is_of_library,
+    is_own_model,
+    load_weights,
+    model_normalization,
+    read_metadata,
+)
 
 Triple = tuple[float, float, float]
 
@@ -84,6 +93,7 @@ def resolve(
         UserError: anything that would stop the run later, in one sentence.
     """
     config = resolve_method(config)
+    config = config.replace(plugins=_used_plugins(config))
     info = dataset_info(config.dataset, data_root=data_root)
     config = config.replace(
         augment=config.augment or info.view_scheme,
@@ -108,6 +118,19 @@ def resolve(
             config = config.replace(**_resolve_priors(config, None))
     _check_sizes(config, info, data_root)
     return config
+
+
+def _used_plugins(config: DistillConfig) -> tuple[str, ...]:
+    """The stamps of the plugins that a configuration names, and of those that its parts are of."""
+    load_installed()
+    parts = {
+        "model": (config.student, config.teacher),
+        "dataset": (config.dataset, config.ood_dataset),
+        "method": (config.method,),
+    }
+    check_loaded(config.plugins)
+    used = stamps_of((kind, name) for kind, names in parts.items() for name in names)
+    return tuple(sorted({*config.plugins, *used}))
 
 
 def check_compiler() -> None:
@@ -194,7 +217,10 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
             f"teacher_top must be < {num_classes}, the classes of {config.dataset}, got "
             f"{config.teacher_top}: leave it out to keep every logit."
         )
-    weights = read_metadata(config.teacher_weights)
+    if is_of_library(config.teacher) or is_own_model(config.teacher):
+        weights = read_metadata(config.teacher_weights)
+    else:  # of a plugin: only the network itself says what its weights look like
+        weights = load_weights(build_model(config.teacher, num_classes), config.teacher_weights)
     _check_teacher(config, weights, num_classes)
     given = config.teacher_normalization
     own = _own_normalization(config, weights) if given is None else parse_normalization(given)
@@ -236,6 +262,8 @@ def _stated_normalization(weights: WeightsMetadata) -> Normalization | None:
 def _own_normalization(config: DistillConfig, weights: WeightsMetadata) -> Normalization:
     if stated := _stated_normalization(weights):
         return stated
+    if registered := model_normalization(str(config.teacher)):
+        return parse_normalization(registered)
     raise UserError(
         f"{config.teacher_weights} does not say how its images were normalised: give "
         f"--teacher-normalization ({', '.join(NORMALIZATIONS)} or 'm,m,m/s,s,s')."
@@ -254,7 +282,7 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
             f"{path} holds a {weights.model!r}, not a {config.teacher!r}: "
             f"give --teacher {weights.model}."
         )
-    if weights.model is None and config.teacher in model_names():
+    if weights.model is None and is_own_model(str(config.teacher)):
         raise UserError(
             f"{path} holds no {config.teacher!r}, nor any other model of the zoo: give its weights."
         )
@@ -274,18 +302,24 @@ def check_model(name: str, num_classes: int, size: int, setting: str) -> None:
     """
     # Those of libraries may be large, and take no memory on `meta`. What is done there imports
     # torch's tracer, 2 s and 80 MB in every process, as the libraries do anyway; our own are small.
-    device = "cpu" if name in model_names() else "meta"
+    device = "meta" if is_of_library(name) else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = build_model(name, num_classes).eval()
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 3, size, size, device=device))
+            logits = model(torch.zeros(1, 3, size, size, device=device))
     except Exception as error:  # each library refuses a size in its own way
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(
             f"{name} does not take images of {size} x {size} pixels ({reason}): set {setting}, "
             "224 for most models of torchvision and timm."
         ) from None
+    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != [1, num_classes]:
+        raise UserError(
+            f"{name} must give logits of shape [B, {num_classes}], one for each class, got {shape} "
+            "for one image."
+        )
 
 
 def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
+from ekd_ray.config.plugins import registers
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.losses.inputs import Scalar
 
@@ -127,6 +128,7 @@ METHODS: dict[str, Method] = {}
 TERMS = ["ce", "kd", "instance", "class", "batch", "ekd", "prior_kl"]
 
 
+@registers("method", METHODS)
 def register_method(name: str, method: Method) -> Method:
     """Make a method known by a name, and with it its settings; returns the method.
 

@@ -7,11 +7,23 @@ Wang et al. 2021 (PVT), Yuan et al. 2021 (T2T-ViT).
 
 from ekd_ray.models.teacher_zoo import find_softmax_teacher, find_teacher, list_teachers
 from ekd_ray.models.weights import WeightsMetadata, load_weights, read_metadata, save_weights
-from ekd_ray.models.zoo import ALIASES, build_model, model_names
+from ekd_ray.models.zoo import (
+    ALIASES,
+    build_model,
+    is_of_library,
+    is_own_model,
+    model_names,
+    model_normalization,
+    register_model,
+)
 
 __all__ = [
     "build_model",
     "model_names",
+    "is_of_library",
+    "is_own_model",
+    "model_normalization",
+    "register_model",
     "ALIASES",
     "load_weights",
     "save_weights",

@@ -1,13 +1,16 @@
-"""One call for every model: own networks, `torchvision:<name>` and `timm:<name>`."""
+"""One call for every model: own networks, those of plugins, of torchvision and of timm."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
 
+from ekd_ray.config.plugins import LIBRARIES, load_installed, module_of_model, registers
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.models.mobilenetv2 import MobileNetV2
 from ekd_ray.models.pvt import PvtTiny
@@ -54,24 +57,74 @@ ALIASES: dict[str, str] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegisteredModel:
+    """A model of a plugin: how it is built, and how its inputs are normalised, if that is known."""
+
+    build: Builder
+    normalization: str | None = None
+
+
+#: The models of plugins, by name.
+REGISTERED: dict[str, RegisteredModel] = {}
+
+
+@registers("model", REGISTERED)
+def register_model(name: str, build: Builder, *, normalization: str | None = None) -> None:
+    """Make a model known by a name, which recipes and flags take as student or teacher.
+
+    Args:
+        build: called with the number of classes C; returns an untrained `nn.Module`, float32
+            images [B, 3, H, W] -> logits [B, C], whose weights are drawn from torch's global
+            random state alone.
+        normalization: of the inputs, for weights that do not say: what the setting
+            `teacher_normalization` takes.
+
+    Raises:
+        UserError: the name is no plain word, or is taken.
+    """
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise UserError(f"a model's name has letters, digits and . _ + - only, got {name!r}.")
+    if name in MODELS or name in ALIASES or name in REGISTERED:
+        raise UserError(f"there is a model {name!r} already: choose another name.")
+    REGISTERED[name] = RegisteredModel(build=build, normalization=normalization)
+
+
+def is_own_model(name: str) -> bool:
+    """Whether a model is of this package, so that its weights are known by their shapes."""
+    return name in MODELS
+
+
+def is_of_library(name: str) -> bool:
+    """Whether torchvision or timm builds a model, which may be large."""
+    return ALIASES.get(name, name).partition(":")[0] in LIBRARIES
+
+
+def model_normalization(name: str) -> str | None:
+    """The normalisation with which a plugin registered a model; None without any."""
+    return REGISTERED[name].normalization if name in REGISTERED else None
+
+
 def model_names() -> list[str]:
-    """Names of the own models, in the zoo's order.
+    """Names of the own models, in the zoo's order, then of those that plugins registered.
 
     `ALIASES`, `torchvision:` and `timm:` names come on top.
     """
-    return list(MODELS)
+    return [*MODELS, *REGISTERED]
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:
     """Build an untrained classifier: images `[B, 3, H, W]` -> logits `[B, num_classes]`.
 
-    `name` is one of `model_names()` or `ALIASES`, `torchvision:<name>` or `timm:<name>`. Initial
-    weights are float32 and a function of torch's global random state alone: seed or fork it
-    around the call. The model carries `ekd_name` (an alias stays the alias) and
-    `ekd_num_classes`, which `load_weights` compares with a file. Models for one image size
-    (vision transformers, 224 x 224) raise UserError in the forward for another.
+    `name` is one of `model_names()` or `ALIASES`, `torchvision:<name>`, `timm:<name>`, or
+    `package.module:function` of a plugin that was loaded. Initial weights are float32 and a
+    function of torch's global random state alone: seed or fork it around the call. The model
+    carries `ekd_name` (an alias stays the alias) and `ekd_num_classes`, which `load_weights`
+    compares with a file. Models for one image size (vision transformers, 224 x 224) raise
+    UserError in the forward for another.
 
-    Raises UserError for an unknown name, fewer than two classes, or a library not installed.
+    Raises UserError for an unknown name, fewer than two classes, a library that is not installed, a
+    module that is no plugin, and a builder of a plugin that fails or builds no `nn.Module`.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
         raise UserError(f"num_classes must be a whole number of at least 2, got {num_classes!r}.")
@@ -83,9 +136,40 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     elif name in MODELS:
         model = MODELS[name](num_classes)
     else:
-        known = [*MODELS, *ALIASES, "torchvision:<name>", "timm:<name>"]
-        raise unknown_name("model", name, known, keys=())
+        model = _call_builder(name, _find_builder(name), num_classes)
     model.ekd_name, model.ekd_num_classes = name, num_classes  # type: ignore[assignment]
+    return model
+
+
+def _find_builder(name: str) -> Builder:
+    """The builder of a plugin's model."""
+    if name not in REGISTERED:
+        load_installed()
+    if name in REGISTERED:
+        return REGISTERED[name].build
+    if module := module_of_model(name):
+        function = name.rpartition(":")[2]
+        found = getattr(importlib.import_module(module), function, None)
+        if not callable(found):
+            raise UserError(f"the module {module!r} has no function {function!r}: check the name.")
+        return found
+    known = [*model_names(), *ALIASES, "torchvision:<name>", "timm:<name>"]
+    raise unknown_name("model", name, known, keys=())
+
+
+def _call_builder(name: str, build: Builder, num_classes: int) -> nn.Module:
+    try:
+        model = build(num_classes)
+    except Exception as error:
+        raise UserError(
+            f"the model {name!r} cannot be built for {num_classes} classes "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the builder of the model {name!r} must return an nn.Module, got "
+            f"{type(model).__name__}."
+        )
     return model
 
 

@@ -1,12 +1,13 @@
 """The exported winner: weights, configuration and evidence in one folder that checks itself.
 
 best/  model.safetensors  distill.yaml  metrics.json  history.jsonl  environment.json
-       README.md  MANIFEST, and where asked for  model.pt2  model.onnx
+       README.md  MANIFEST, where asked for  model.pt2  model.onnx, and of plugins  plugins/*.py
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from torch import nn
 
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
 from ekd_ray.data import load_dataset
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model
@@ -41,6 +43,7 @@ from ekd_ray.results.study import Study
 
 MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
 FILES = (WEIGHTS, "distill.yaml", "metrics.json", HISTORY, "environment.json", "README.md")
+_SOURCE = re.compile(rf"{SOURCES}/(\w+/)*\w+\.py")  # a plugin's
 # Another processor, GPU or torch rounds otherwise: a few images may change sides.
 ELSEWHERE = 0.005
 
@@ -67,8 +70,15 @@ class Bundle:
     metrics: dict[str, Any]
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Open a bundle; raises `UserError` if it is incomplete, foreign or newer."""
+    def load(cls, path: str | Path, *, trust_plugins: bool = False) -> Self:
+        """Open a bundle.
+
+        Args:
+            trust_plugins: run the plugins in it, where they were not loaded before.
+
+        Raises:
+            UserError: it is incomplete, foreign or newer, or has plugins that are not trusted.
+        """
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise UserError(f"{path} holds no bundle (no {MANIFEST}): export one first.")
@@ -76,7 +86,8 @@ class Bundle:
         if missing:
             raise UserError(f"bundle {path} lacks {', '.join(missing)}: export it again.")
         metrics = read_metrics(path / "metrics.json")
-        config = DistillConfig.from_yaml(path / "distill.yaml")
+        with files_trusted(trust_plugins):
+            config = DistillConfig.from_yaml(path / "distill.yaml")
         if config.image_size is None:
             raise UserError(f"{path / 'distill.yaml'} lacks image_size: export it again.")
         return cls(path=path, config=config, metrics=metrics)
@@ -234,8 +245,9 @@ def export_bundle(
         write_json(temporary / "metrics.json", metrics)
         card = model_card(config, read_metadata(temporary / WEIGHTS), metrics, board)
         write_text(temporary / "README.md", card)
+        sources = write_sources(temporary, config.plugins)
         names = (name for name in (*FILES, *EXPORTS.values()) if (temporary / name).exists())
-        write_manifest(temporary, names)
+        write_manifest(temporary, [*names, *sources])
         temporary.chmod(0o755)
         _swap(temporary, out)
     finally:
@@ -424,13 +436,15 @@ def manifest_problems(folder: Path) -> list[str]:
     problems, listed = [], set()
     for line in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
-        if name not in known:
+        if name not in known and not _SOURCE.fullmatch(name):
             problems.append(f"{MANIFEST} lists {name!r}, which does not belong to a bundle.")
             continue
         listed.add(name)
         problems += _file_problems(folder, name, digest)
     problems += [f"{MANIFEST} does not list {name}." for name in FILES if name not in listed]
-    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {SOURCES}
+    sources = filter(Path.is_file, (folder / SOURCES).rglob("*"))
+    there |= {path.relative_to(folder).as_posix() for path in sources}
     extra = sorted(there - {*listed, *FILES, MANIFEST})
     return problems + [f"{name} is there, but {MANIFEST} does not list it." for name in extra]
 

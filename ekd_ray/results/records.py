@@ -17,6 +17,7 @@ import pyarrow as pa
 import yaml
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session, read_history
@@ -133,7 +134,10 @@ class RunRecord:
 
     def write_config(self) -> None:
         """Write the settings beside the run's events."""
-        write_text(self.folder / CONFIG, DistillConfig.from_dict(self.config).to_yaml())
+        config = DistillConfig.from_dict(self.config)
+        if self.stage is RunStage.SINGLE:  # no study has them
+            write_sources(self.folder, config.plugins)
+        write_text(self.folder / CONFIG, config.to_yaml())
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, which Ray carries to a process without this class."""

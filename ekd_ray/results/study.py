@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config.plugins import SOURCES, files_trusted, load_named
 from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_violation
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
@@ -65,15 +66,17 @@ class Study:
     header: dict[str, Any]
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, *, trust_plugins: bool = False) -> Self:
         """Open a study's folder, or what is at its URI now.
 
         Args:
             path: of a URI (`s3://bucket/runs/one`) a copy is read, which later changes there
                 do not reach.
+            trust_plugins: run the plugins that it names, where they were not loaded before.
 
         Raises:
-            UserError: there is no study, a newer one, or no way to it.
+            UserError: there is no study, a newer one, no way to it, or plugins that are not
+                trusted.
         """
         folder = Path(path)
         if isinstance(path, str) and is_uri(path):
@@ -92,6 +95,9 @@ class Study:
                 f"{folder / STUDY_FILE} has format version {version}, this ekd_ray reads <= "
                 f"{FORMAT_VERSION}: upgrade ekd_ray."
             )
+        stamps = ((file.values.get("study") or {}).get("distill") or {}).get("plugins") or ()
+        with files_trusted(trust_plugins):
+            load_named(stamps, folder / SOURCES, named_by=folder / STUDY_FILE)
         with file.locate_errors("study"):
             config = StudyConfig.from_dict(file.values.get("study") or {})
         return cls(path=folder, config=config, header=file.values)

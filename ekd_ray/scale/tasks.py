@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.errors import UserError
 
@@ -21,10 +22,11 @@ def as_task(function: Callable[..., Any], config: StudyConfig) -> Any:
     """
     import ray
 
-    gpus, limited = config.gpus, config.limit_gpu_memory
+    gpus, limited, plugins = config.gpus, config.limit_gpu_memory, LoadedPlugins()
 
     @functools.wraps(function)  # Ray names the process after it
     def compute(*arguments: Any) -> Any:
+        assert plugins, "they have come with this function"
         with share_of_gpu(gpus, limited=limited):
             return function(*arguments)
 

@@ -7,13 +7,14 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.engine import ranks
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.decoding import share_cores
@@ -53,6 +54,7 @@ class TrainOptions:
     costs: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     test: bool = False
+    plugins: LoadedPlugins = field(default_factory=LoadedPlugins)  # they come with the options
 
     @classmethod
     def of_study(cls, config: StudyConfig) -> TrainOptions:

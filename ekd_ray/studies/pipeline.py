@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.phrases import several
+from ekd_ray.config.plugins import write_sources
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.gpu_share import share_of_gpu
@@ -170,6 +171,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         "environment": environment(),
         "study": config.to_dict(),
     }
+    write_sources(out, config.distill.plugins)
     write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False))
     return Study.load(out)
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY, load
+from ekd_ray.config.plugins import SOURCES, load_named, load_references, module_in_name
 from ekd_ray.config.yaml_files import Places, find_place
 from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 
 SEARCH_SPACES = Path(__file__).resolve().parents[2] / "search_spaces"
 
-_OF_THE_FILE = ("extends", "description")
+_OF_THE_FILE = ("extends", "description", "plugins")
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")
 
 
@@ -47,21 +48,26 @@ class Recipe:
         """A recipe with its bases merged in, under `method` instead of its own if given.
 
         `extends:` names a file relative to the recipe. Mappings merge key by key, other values
-        replace, and a key set to null under `space:` is removed.
+        replace, and a key set to null under `space:` is removed. Plugins that the files name under
+        `plugins:`, and modules of `student` and `teacher`, are loaded if the user allows it.
 
         Raises:
-            UserError: unreadable or malformed YAML, an unknown key, an unknown method, or a
-                circle of `extends`.
+            UserError: unreadable or malformed YAML, an unknown key, an unknown method, a circle of
+                `extends`, or a plugin that the user has not allowed.
         """
         written: dict[str, Any] = {}
         places: Places = {}
+        stamps: set[str] = set()
         for file in reversed(_chain(Path(path))):
             values = {k: v for k, v in file.values.items() if k not in _OF_THE_FILE}
             written = merge(written, values)
             places |= file.places
+            stamps |= _load_plugins(file)
         recipe = cls(path=Path(path), values=written, written=written, places=places)
         with recipe.locate_errors(or_name_file=True):
             _check(written)
+            if stamps:
+                written["distill"] = {**(written.get("distill") or {}), "plugins": sorted(stamps)}
             for name, changes in (written.get("methods") or {}).items():
                 with error_context("methods", name):
                     _check(changes, f"methods.{name}")
@@ -78,6 +84,8 @@ class Recipe:
         """The study that the `study.yaml` of a run holds."""
         file = YamlFile.read(path)
         written = file.values.get("study") or {}
+        stamps = (written.get("distill") or {}).get("plugins") or ()
+        load_named(stamps, Path(path).parent / SOURCES, named_by=Path(path))
         places = {keys[1:]: place for keys, place in file.places.items() if keys[0] == "study"}
         recipe = cls(path=Path(path), values=written, written=written, places=places)
         return recipe.under(method)
@@ -133,6 +141,22 @@ class Recipe:
         return table, ("methods", str(name), "authors", *rest), ("authors", *rest)
 
 
+def _load_plugins(file: YamlFile) -> set[str]:
+    """Load the plugins that a recipe names, if the user allows it; returns their stamps."""
+    named = file.values.get("plugins") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        with file.locate_errors():
+            raise UserError(
+                f"plugins must be a list of modules or FILE.py, got {named!r}.", keys=("plugins",)
+            )
+    distill = file.values.get("distill")
+    for side in ("student", "teacher"):
+        model = distill.get(side) if isinstance(distill, Mapping) else None
+        if isinstance(model, str) and (module := module_in_name(model)):
+            named = [*named, module]
+    return {plugin.stamp for plugin in load_references(named, named_by=file.path)}
+
+
 def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
     """The values of `Recipe.load`."""
     return dict(Recipe.load(path, method).values)
@@ -183,6 +207,7 @@ def select_method(values: Mapping[str, Any], method: str | None) -> dict[str, An
     # Late: --help and a recipe's own method need no torch.
     from ekd_ray.losses.methods import METHODS
 
+    load()
     if not isinstance(method, str) or method not in {*METHODS, *table}:
         raise unknown_name("method", method, [*METHODS, *(k for k in table if k not in METHODS)])
     changes = table.get(method) or {}

@@ -188,3 +188,28 @@ def test_what_is_no_bundle_is_refused(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(UserError, match=r"x holds no bundle \(no MANIFEST\)"):
         Bundle.load(tmp_path / "x")
+
+
+def test_sources_of_plugins_are_listed_and_nothing_else_beside_them(bundle):
+    names = [*FILES, "plugins/my_parts.py", "plugins/my_pack/__init__.py"]
+    for name in names[len(FILES) :]:
+        (bundle.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle.path / name).write_text("x = 1\n")
+    assert len(complaints(bundle.path)) == 2
+    write_manifest(bundle.path, names)
+    assert complaints(bundle.path) == []
+    (bundle.path / "plugins/my_parts.py").write_text("x = 2\n")
+    (bundle.path / "plugins/my_pack/more.py").write_text("")
+    assert sorted(complaints(bundle.path)) == [
+        "plugins/my_pack/more.py is there, but MANIFEST does not list it.",
+        "plugins/my_parts.py was changed: its SHA-256 is not the one in MANIFEST.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["plugins/../x.py", "plugins//x.py", "plugins/x.sh", "x/plugins/y.py"]
+)
+def test_a_source_elsewhere_is_refused(bundle, name):
+    with open(bundle.path / MANIFEST, "a") as file:
+        file.write(f"{'0' * 64}  {name}\n")
+    assert f"MANIFEST lists {name!r}, which does not belong to a bundle." in complaints(bundle.path)

@@ -13,21 +13,22 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.resolve import student_size
-from ekd_ray.models import build_model
+from ekd_ray.models import build_model, is_of_library
 
 _WARM_UP, _PASSES = 5, 30
 
 
 def model_cost(name: str, num_classes: int, image_size: int) -> tuple[int, int]:
-    """(parameters, forward FLOPs per image) of a model, counted without computing."""
+    """(parameters, forward FLOPs per image) of a model, a large one's without computing."""
     # Inside: it loads triton, which no other part of a run needs.
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):
+    device = "meta" if is_of_library(name) else "cpu"
+    with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
         model = build_model(name, num_classes).eval()
         image = torch.empty(1, 3, image_size, image_size)
-    with FlopCounterMode(display=False) as counter:
-        model(image)
+        with FlopCounterMode(display=False) as counter:
+            model(image)
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
 
 

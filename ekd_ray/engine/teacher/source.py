@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.plugins import stamps_of
 from ekd_ray.data import HostCopy, dataset_info, normalize, num_train, to_device, view_count
 from ekd_ray.engine.determinism import FLOAT32, fixed_convolutions
 from ekd_ray.engine.precision import autocast, float32_head
@@ -160,7 +161,7 @@ class Teacher:
 @functools.lru_cache(maxsize=2)
 def _network(
     name: str, path: str, sha256: str, normalization: str, num_classes: int, image_size: int,
-    precision: str, channels_last: bool, device: torch.device,
+    precision: str, channels_last: bool, device: torch.device, plugins: tuple[str, ...],
 ) -> LiveTeacher:  # fmt: skip
     model = build_model(name, num_classes).eval()
     load_weights(model, path)
@@ -168,6 +169,11 @@ def _network(
     return LiveTeacher(
         model.to(device), normalization, precision=precision, channels_last=channels_last
     )
+
+
+def _teachers_plugin(config: DistillConfig) -> tuple[str, ...]:
+    """The stamp of the plugin that the teacher's code is of; empty without one."""
+    return stamps_of([("model", config.teacher)])
 
 
 def live_teacher(
@@ -179,7 +185,7 @@ def live_teacher(
     return _network(
         config.teacher, config.teacher_weights, config.teacher_sha256 or "",
         config.teacher_normalization, num_classes, config.image_size, precision,
-        config.channels_last, device,
+        config.channels_last, device, _teachers_plugin(config),
     )  # fmt: skip
 
 
@@ -231,6 +237,8 @@ def table_spec(
     }
     if data.images.device.type != "cpu":  # a CPU has always computed it so
         facts["float32"] = FLOAT32
+    if plugin := _teachers_plugin(config):
+        facts["teacher_plugin"] = ", ".join(plugin)
     return TableSpec(
         num_samples=len(data.images),
         num_views=config.view_pool if strong else data.images.num_views,
