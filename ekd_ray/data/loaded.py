@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ekd_ray.config.plugins import stamps_of
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import decode_any, picture_size
 from ekd_ray.data.registry import DatasetInfo
@@ -41,16 +42,11 @@ class LoadedSource(EncodedSource):
         self._root, self._wants_root = root, _takes_data_root(info.load)
 
     def identity(self) -> list[Any]:
-        """What the function is, where it looks, and the files that it says it reads."""
+        """The plugin's stamp, where the function looks, and the files that it says it reads."""
         info = self.info
         root = str(self._root.absolute()) if self._wants_root else None
         files = [file_identity(path) for pattern in info.load_files for path in self._find(pattern)]
-        return [info.version, info.code_sha256, root, files]
-
-    def check(self) -> None:
-        """Look at every picture and label. Raises UserError."""
-        for _ in self._rows():
-            pass
+        return [info.version, *stamps_of([("dataset", info.name)]), root, files]
 
     def count(self) -> int:
         """Number of images. Raises UserError."""

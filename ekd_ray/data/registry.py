@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ekd_ray.config.plugins import load_installed, registers
@@ -56,7 +52,7 @@ class DatasetInfo:
     exactly `image_size` pixels a side and are decoded once.
 
     Data that a function returns (`load`) has no `files`; its pictures are stored again when
-    `version`, the source `code_sha256` or one of the `load_files` changes. What a registration
+    `version`, the plugin that it is of or one of the `load_files` changes. What a registration
     leaves open is 0, "", () or None here (`is_complete`) until `ekd_ray.data.dataset_info` has
     looked at the training images.
     """
@@ -74,7 +70,6 @@ class DatasetInfo:
     files: FileLayouts = FileLayouts()
     load: Load | None = None
     load_files: tuple[str, ...] = ()
-    code_sha256: str = ""
     version: int = 1
 
     @property
@@ -202,7 +197,7 @@ def register_dataset(
 
     Args:
         name: letters, digits and "_.-"; not one that is taken.
-        load: the function, of a module or a plugin FILE, where every process finds it.
+        load: the function; a plugin that registers its data set is imported in every process.
         num_classes: found in the training labels (0 to C - 1, each at least once).
         image_size: pixels a side; that of the pictures, or 224 where they vary in size.
         mean, std: of each channel on the [0, 1] scale, both or neither; those of the training
@@ -212,8 +207,8 @@ def register_dataset(
         class_names: a name for each label; else the dataset's `classes`, else "0", "1", ...
         files: what `load` reads, as paths or patterns below the data root: looked for before
             anything is computed, and read again when they change.
-        version: raise it when `load` returns something else for a reason that is neither in the
-            file that defines it nor in `files`.
+        version: raise it when `load` returns something else for a reason that is neither in its
+            plugin's source nor in `files`.
 
     Raises:
         UserError: a value out of bounds, or a name that is taken.
@@ -247,7 +242,6 @@ def register_dataset(
         encoded=view_scheme == RESIZED_CROP if fixed else None,
         load=load,
         load_files=tuple(files),
-        code_sha256=_code_sha256(load),
         version=version,
     )
     DATASETS[name] = info
@@ -259,9 +253,7 @@ def _check_name(name: str, load: Load) -> None:
         raise UserError(f"a data set's name has letters, digits and '_.-' alone, got {name!r}.")
     if not callable(load):
         raise UserError(f"load of {name} must be a function, got {type(load).__name__}.")
-    taken = DATASETS.get(name)
-    # A cell of a notebook that is run again defines the same function again.
-    if taken is not None and _origin(taken.load) != _origin(load):
+    if name in DATASETS:
         raise UserError(f"there is a data set {name!r} already; choose another name.")
 
 
@@ -280,36 +272,11 @@ def _check_channels(
     return means, deviations  # type: ignore[return-value]
 
 
-def _origin(load: Load | None) -> tuple[Any, Any]:
-    """Where a function was defined: module and qualified name."""
-    target = _definition(load)
-    return getattr(target, "__module__", None), getattr(target, "__qualname__", None)
-
-
-def _definition(load: Any) -> Any:
-    """The function or class that has the source of a callable."""
-    while isinstance(load, functools.partial):
-        load = load.func
-    load = inspect.unwrap(load)
-    return load if inspect.isroutine(load) or inspect.isclass(load) else type(load)
-
-
-def _code_sha256(load: Load) -> str:
-    """SHA-256 of the file that defines it; of its own source in a notebook; "" of neither."""
-    target = _definition(load)
-    try:
-        path = Path(inspect.getsourcefile(target) or "")
-        source = path.read_bytes() if path.is_file() else inspect.getsource(target).encode()
-    except (OSError, TypeError):
-        return ""
-    return hashlib.sha256(source).hexdigest()
-
-
 def find_registered(name: str) -> DatasetInfo:
     """The registry's entry; raises UserError for an unknown name, with the nearest known one."""
-    if not isinstance(name, str) or name not in DATASETS:
+    if name not in DATASETS:
         load_installed()
-    if not isinstance(name, str) or name not in DATASETS:
+    if name not in DATASETS:
         known = [*DATASETS, f"{FOLDER_PREFIX}PATH", f"{HUB_PREFIX}PATH"]
         raise unknown_name("dataset", name, known, keys=())
     return DATASETS[name]
