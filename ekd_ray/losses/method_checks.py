@@ -256,10 +256,15 @@ def check_finite(case: Case) -> None:
         ).to(dtype)
         require_finite(case.build(), batch, epoch)
         require_finite(case.build(), batch.equal_sides(), epoch)
-    for value, classes in ((0.0, 2), (1234.5, 1000), (-LIMIT, 10)):  # rows without any spread
-        flat = case.draw(batch=1, classes=classes, dtype=torch.float32)
-        flat = flat.replace(**{name: torch.full((1, classes), value) for name in names})
-        require_finite(case.build(), flat, 1)
+    for value, classes in ((0.0, 2), (1234.5, 1000), (-LIMIT, 10)):
+        one = case.draw(batch=1, classes=classes, dtype=torch.float32)
+        flat = dict.fromkeys(names, torch.full((1, classes), value))  # rows without any spread
+        require_finite(case.build(), one.replace(**flat), 1)
+        # Both sides at the bounds, opposite to each other, and the target where neither is.
+        row = LIMIT * torch.tensor([[1.0, -1.0] + [0.0] * (classes - 2)])
+        opposite = dict(zip(names, (row, -row, -row, row), strict=True))
+        target = torch.tensor([classes - 1])
+        require_finite(case.build(), one.replace(**opposite, target=target), 1)
 
 
 def require_finite(objective: Objective, batch: Batch, epoch: int) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from objective_cases import AutocastRecorder, build, draw, methods_where, run
+from objective_cases import AutocastRecorder, build, methods_where
 
 from ekd_ray.losses import adversarial_temperature
 from ekd_ray.losses.ctkd import INITIAL_LOGIT, reversal_strength
+from ekd_ray.losses.method_checks import draw, run
 
 torch.set_num_threads(1)
 

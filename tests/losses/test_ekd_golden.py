@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from objective_cases import build, draw, run
+from objective_cases import build
 from torch.distributions import Categorical, Dirichlet, kl_divergence
 from torch.nn.functional import softplus
 
+from ekd_ray.losses.method_checks import draw, run
 from ekd_ray.losses.methods import METHODS
 
 STUDENT = torch.tensor([[2.0, -1.0, 0.5, 3.0], [0.0, 4.0, -2.0, 1.0]], dtype=torch.float64)

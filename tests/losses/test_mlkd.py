@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objective_cases import draw
 
 from ekd_ray.losses import mlkd_terms
+from ekd_ray.losses.method_checks import draw
 from ekd_ray.losses.mlkd import class_share, sample_share
 
 torch.set_num_threads(1)

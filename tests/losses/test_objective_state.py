@@ -1,18 +1,15 @@
 """Values that a method learns beside the student: the log prior and the temperature."""
 
-import io
-
 import pytest
 import torch
 from objective_cases import (
     build,
-    draw,
     every_method,
     everything_on,
     methods_where,
-    run,
 )
 
+from ekd_ray.losses.method_checks import draw, run
 from ekd_ray.losses.methods import METHODS
 
 torch.set_num_threads(1)
@@ -53,22 +50,3 @@ def test_what_is_learned_is_what_the_method_says(method):
     reported = {"log_prior": entry.evidential, "temperature": entry.learned_temperature}
     assert set(objective.state(1)) == {name for name, present in reported.items() if present}
     assert all(type(value) is float for value in objective.state(1).values())
-
-
-@every_method
-def test_the_state_comes_back_from_a_file(method):
-    """Saved, read with `weights_only`, and loaded: the same total and the same state."""
-    option = {"learn_log_prior": True} if METHODS[method].evidential else {}
-    trained, fresh = (build(method, **everything_on(method), **option) for _ in range(2))
-    with torch.no_grad():
-        for i, parameter in enumerate(trained.parameters()):
-            parameter.add_(0.25 + i)
-    file = io.BytesIO()
-    torch.save(trained.state_dict(), file)
-    file.seek(0)
-    batch = draw()
-    if trained.state_dict():
-        assert run(fresh, batch)[0] != run(trained, batch)[0]
-    fresh.load_state_dict(torch.load(file, weights_only=True))
-    assert run(fresh, batch)[0] == run(trained, batch)[0]
-    assert fresh.state(3) == trained.state(3)

@@ -1,5 +1,7 @@
 """Promises that every model of the zoo keeps: gradients, memory formats, autocast, seeds, files."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ekd_ray.errors import UserError
 from ekd_ray.models import ALIASES, build_model, load_weights, read_metadata, save_weights
+from ekd_ray.models.model_checks import MODEL_CHECKS, ModelCase, check_autocast, check_gradients
+from ekd_ray.testing import run_check
 
 
 def built(name, seed=0, classes=10):
@@ -22,17 +26,6 @@ def images_for(name, count=2):
     return torch.randn(count, 3, side, side, generator=generator)
 
 
-@pytest.fixture(scope="module", params=WITH_ALIASES)
-def model(request):
-    """One model of each name, built once: pytest runs all tests of a model in a row."""
-    return built(request.param)
-
-
-@pytest.fixture
-def name(model):
-    return model.ekd_name
-
-
 def assert_equal(state, expected):
     assert state.keys() == expected.keys()
     for key, value in expected.items():
@@ -40,40 +33,32 @@ def assert_equal(state, expected):
         assert torch.equal(state[key], value), key
 
 
-# First in the file: later tests train the shared model.
-def test_building_depends_on_the_global_seed_alone(model, name):
-    assert_equal(built(name).state_dict(), model.state_dict())
-    assert all(not p.is_meta and p.dtype == torch.float32 for p in model.parameters())
+@pytest.fixture(scope="module", params=WITH_ALIASES)
+def case(request):
+    """One model of each name, built once: pytest runs all tests of a model in a row."""
+    return ModelCase(request.param, 224 if request.param in {*TRANSFORMERS, *ALIASES} else 32)
 
 
-def test_gradient_reaches_every_parameter(model, name):
-    """So that DDP needs no search for unused parameters; by what a GPU can compute repeatably."""
-    model.train().zero_grad(set_to_none=True)
-    with DeterministicOnly():
-        logits = model(images_for(name))
-        logits.square().sum().backward()
-    assert (logits.shape, logits.dtype) == ((2, 10), torch.float32)
-    for key, parameter in model.named_parameters():
-        assert parameter.requires_grad, key
-        assert parameter.grad is not None, key
-        assert parameter.grad.isfinite().all(), key
+# bfloat16 is slow on many processors: only one of each kind of block, as small as it comes.
+SMALL = {
+    *("resnet8", "resnet20a", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"),
+    *("ResNet18", "T2T_ViT_7"),
+}
 
 
-def test_memory_format_does_not_matter(model, name):
-    image = images_for(name)[:1]
-    model.eval()
-    with torch.no_grad():
-        expected = model(image)
-        model.to(memory_format=torch.channels_last)
-        logits = model(image.to(memory_format=torch.channels_last))
-        model.to(memory_format=torch.contiguous_format)
-    assert expected.std() > 0
-    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("check", MODEL_CHECKS, ids=lambda check: check.__name__)
+def test_the_model_keeps_to(case, check):
+    """Gradients by what a GPU can compute repeatably."""
+    if check is check_autocast and case.model not in SMALL:
+        pytest.skip("slow")
+    with DeterministicOnly() if check is check_gradients else contextlib.nullcontext():
+        run_check(check, case)
 
 
 # Last of the shared model's tests: it overwrites the weights.
-def test_a_published_pickle_loads_and_is_recognised(model, name, tmp_path):
+def test_a_published_pickle_loads_and_is_recognised(case, tmp_path):
     """Every tensor holds its own number, stored once: whole weights would fill half a gigabyte."""
+    model, name = case.built, case.model
     numbered = {
         key: torch.full((), index, dtype=value.dtype).expand(value.shape)
         for index, (key, value) in enumerate(model.state_dict().items())
@@ -86,27 +71,6 @@ def test_a_published_pickle_loads_and_is_recognised(model, name, tmp_path):
     found = read_metadata(path)
     assert (found.layout, found.num_classes) == ("mdistiller", 10)
     assert found.model == (name if name in NAMES else None)
-
-
-# One of each kind of block, as small as it comes: bfloat16 is slow on many processors.
-SMALL = [
-    *("resnet8", "resnet20a", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"),
-    *("ResNet18", "T2T_ViT_7"),
-]
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_autocast_to_bfloat16(name):
-    """Forward and backward in channels_last, as training runs: no in-place error, all finite."""
-    model, images = built(name).to(memory_format=torch.channels_last), images_for(name)
-    images = images.to(memory_format=torch.channels_last)
-    images = images[:1] if name in TRANSFORMERS else images[:, :, ::2, ::2]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(images)
-    assert logits.dtype == torch.bfloat16
-    assert logits.isfinite().all()
-    logits.float().square().sum().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 @needs_timm
