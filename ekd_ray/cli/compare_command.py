@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", help="also write comparison.md and comparison.json there"
     )
     flags.add_common(parser, "--json")
+    flags.add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ from ekd_ray.files import write_text
 
 ENTRY_POINTS = "ekd_ray.plugins"
 SOURCES = "plugins"  # the folder of their sources, in a study or a bundle
-_STAMP = re.compile(r"[\w.]+@[0-9a-f]{64}")
+_STAMP = re.compile(r"[\w.]+@[0-9a-f]{64}\b")
 MAIN = "__main__"  # a script or a notebook, which no other process can import
 # Of a package with more source than that only the hash travels: it must be installed everywhere.
 LARGEST = 2_000_000
@@ -378,6 +378,11 @@ def write_sources(folder: Path, stamps: Iterable[str]) -> list[str]:
             write_text(folder / SOURCES / path, text)
             names.append(f"{SOURCES}/{path}")
     return names
+
+
+def names_plugins(path: Path) -> bool:
+    """Whether a configuration's file has stamps of plugins; reads it as text."""
+    return _STAMP.search(path.read_text(encoding="utf-8")) is not None
 
 
 def _read_sources(folder: Path, name: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ekd_ray.config.plugins import SOURCES
 from ekd_ray.files import write_text
 from ekd_ray.remote.lease import Lease, LeaseLost, renew_lease
 from ekd_ray.remote.object_store import Stamp, StorageError, Store
@@ -59,6 +60,8 @@ def read_stamp(path: Path) -> Stamp:
 def _rank(name: str) -> int:
     """A file's place in the order of writing: it points only to files of lower ranks."""
     top, _, below = name.partition("/")
+    if top == SOURCES:  # before study.yaml, in the order of names
+        return 0
     if name == "best/MANIFEST":
         return 5
     if top in ("best", "report") or (not below and name.endswith((".parquet", ".md"))):

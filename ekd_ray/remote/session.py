@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ekd_ray.config.plugins import SOURCES, names_plugins
 from ekd_ray.errors import UserError
 from ekd_ray.remote.lease import LEASE, Lease, take_lease
 from ekd_ray.remote.location import Location, working_copy
@@ -147,7 +148,8 @@ def _reading_folder(location: Location) -> Path:
 
 
 def header_folder(location: Location) -> Path:
-    """A folder with the header of the study at a URI, which says what `--resume` continues.
+    """A folder with the header of the study at a URI, which says what `--resume` continues, and the
+    sources of its plugins.
 
     The working copy, if it is as new as the URI; else the folder that is read from.
 
@@ -161,8 +163,12 @@ def header_folder(location: Location) -> Path:
     headers = {name: stamp for name in HEADERS if (stamp := store.stat(name))}
     if not headers:
         raise _no_study(location)
-    _fetch(store, _reading_folder(location), headers)
-    return _reading_folder(location)
+    folder = _reading_folder(location)
+    _fetch(store, folder, headers)
+    if any(map(names_plugins, map(folder.joinpath, headers))):
+        found = store.list_objects()
+        _fetch(store, folder, {n: s for n, s in found.items() if n.startswith(f"{SOURCES}/")})
+    return folder
 
 
 def reading_copy(location: Location) -> Path:

@@ -153,6 +153,8 @@ def legal(cls, field):
     low = limits["above"] if limits["low"] is None else limits["low"]
     if field.name == "constraints":
         values = st.sampled_from(["val_ece<=0.05", "parameters<=300000"])
+    elif field.name == "plugins":
+        values = st.from_regex(r"[a-z_.]+@[0-9a-f]{64}", fullmatch=True)
     elif limits["choices"]:
         values = st.sampled_from(limits["choices"])
     elif item is bool:

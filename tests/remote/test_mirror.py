@@ -337,3 +337,12 @@ def test_what_resume_continues_is_said_by_the_newer_header(store, tmp_path):
     drive(tmp_path / "b", {"study.yaml": "x: 2"}, resume=True)
     assert (header_folder(LOCATION) / "study.yaml").read_text() == "x: 2"
     assert (folder / "study.yaml").read_text() == "x: 1"
+
+
+def test_the_sources_of_plugins_are_there_before_the_header_that_names_them(store, tmp_path):
+    header = f"plugins: [parts@{'0' * 64}]"
+    drive(tmp_path / "a", {"study.yaml": header, "plugins/parts.py": "x = 1", "trials/0/a": ""})
+    sent = [name for kind, name in store.calls if kind == "put" and name in study(store)]
+    assert sent.index("plugins/parts.py") < sent.index("study.yaml")
+    there = header_folder(LOCATION)
+    assert read(there) == {"study.yaml": header, "plugins/parts.py": "x = 1"}
