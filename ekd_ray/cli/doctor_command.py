@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import RUNS, join_cluster, print_json
+from ekd_ray.cli.output import join_cluster, print_json
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.phrases import size_text
 from ekd_ray.files import default_cache_dir
@@ -180,7 +180,7 @@ def _shared_memory() -> Iterator[str]:
 
 
 def _disks() -> Iterator[str]:
-    for what, folder in (("cache", default_cache_dir()), ("results", RUNS.absolute()),
+    for what, folder in (("cache", default_cache_dir()), ("this folder", Path.cwd()),
                          ("temporary files", Path(tempfile.gettempdir()))):  # fmt: skip
         there = next(place for place in (folder, *folder.parents) if place.exists())
         if not os.access(there, os.W_OK):

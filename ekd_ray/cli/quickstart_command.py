@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ekd_ray.cli import flags, tune_command
 from ekd_ray.cli.help_text import HelpParser
-from ekd_ray.cli.output import RUNS
 
 EXAMPLES = ("ekd-ray quickstart", "ekd-ray quickstart --out /tmp/quickstart")
 FIRST = ()
@@ -20,7 +19,7 @@ STUDY = ("--dataset", "digits", "--pair", "resnet20-resnet8", "--train-subset", 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", default=str(RUNS / "quickstart"), metavar="RUN",
+        "--out", default="runs/quickstart", metavar="RUN",
         help="folder of the study (runs/quickstart)",
     )  # fmt: skip
     flags.add_common(parser, "--resume", "--address", "--dry-run", "--quiet", "--json")
