@@ -181,7 +181,7 @@ def _shared_memory() -> Iterator[str]:
 
 
 def _disks() -> Iterator[str]:
-    for what, folder in (("cache", default_cache_dir()), ("results", RUNS.absolute()),
+    for what, folder in (("cache", default_cache_dir()), ("this folder", Path.cwd()),
                          ("temporary files", Path(tempfile.gettempdir()))):  # fmt: skip
         there = next(place for place in (folder, *folder.parents) if place.exists())
         if not os.access(there, os.W_OK):

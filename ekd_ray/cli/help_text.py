@@ -68,11 +68,10 @@ class HelpParser(argparse.ArgumentParser):
             formatter.start_section(group.title)
             formatter.add_arguments(a for a in group._group_actions if _is_shown(a, only))
             formatter.end_section()
-        flags = formatter.format_help()
-        if only is not None:
-            return f"{head}\n\n" + flags.replace("\n\n", "\n")
-        formatter.add_text(self.epilog)
-        return f"{head}\n\n{formatter.format_help()}"
+        if only is None:
+            formatter.add_text(self.epilog)
+            return f"{head}\n\n{formatter.format_help()}"
+        return f"{head}\n\n" + formatter.format_help().replace("\n\n", "\n")
 
 
 class _HelpAll(argparse.Action):

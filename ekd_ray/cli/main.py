@@ -46,7 +46,7 @@ GROUPS = {
     },
     "prepare": {
         "space": ("space_command", "recipes and search spaces: list, show, copy, schema"),
-        "cache": ("cache_command", "the teacher's cached answers: ls, fill, verify, rm"),
+        "cache": ("cache_command", "the teacher's cached answers: list, fill, verify, remove"),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ekd_ray.cli import flags, tune_command
 from ekd_ray.cli.help_text import HelpParser
-from ekd_ray.studies.places import RUNS
 
 EXAMPLES = ("ekd-ray quickstart", "ekd-ray quickstart --out /tmp/quickstart")
 FIRST = ()
@@ -20,10 +19,10 @@ STUDY = ("--dataset", "digits", "--pair", "resnet20-resnet8", "--train-subset", 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", default=str(RUNS / "quickstart"), metavar="RUN",
+        "--out", default="runs/quickstart", metavar="RUN",
         help="folder of the study (runs/quickstart)",
     )  # fmt: skip
-    flags.add_common(parser, "--address", "--dry-run", "--quiet", "--json")
+    flags.add_common(parser, "--resume", "--address", "--dry-run", "--quiet", "--json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     study = parser.read([*STUDY, "--out", args.out])
     for name in ("address", "dry_run", "quiet", "json"):
         setattr(study, name, getattr(args, name))
-    study.resume = (Path(args.out) / "study.yaml").exists()
+    study.resume = args.resume or (Path(args.out) / "study.yaml").exists()
     code = tune_command.run(study)
     if code == 0 and not (args.dry_run or args.quiet or args.json):
         print(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json
-from ekd_ray.config import DistillConfig, StudyConfig, json_schema
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile, json_schema
 from ekd_ray.errors import UserError
 from ekd_ray.studies.recipes import Recipe, list_recipes, locate_recipe
 
@@ -54,7 +54,7 @@ def _schema(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    """Names, and in a word of what: teacher and student, or what a base of others says."""
+    """Names, with data set and epochs; with `--json` also teacher and student."""
     rows = {}
     for name in list_recipes():
         written = Recipe.load(name).written
@@ -73,8 +73,8 @@ def _list(args: argparse.Namespace) -> int:
 def _copy(args: argparse.Namespace) -> int:
     """Copy a recipe; what it extends, it goes on to extend by name."""
     source = locate_recipe(args.recipe)
-    recipe = Recipe.load(source)  # refuses what is no recipe
-    target = Path(args.file or recipe.path.name)
+    YamlFile.read(source)  # refuses what is not there
+    target = Path(args.file or source.name)
     if target.exists():
         raise UserError(f"{target} is there already: name another file.")
     target.parent.mkdir(parents=True, exist_ok=True)
