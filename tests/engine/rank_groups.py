@@ -13,9 +13,16 @@ import torch
 import torch.distributed as dist
 
 
+def process_server() -> Any:
+    """A context whose processes are forked from one that has imported torch, once for all."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["ekd_ray.engine.distill"])
+    return server
+
+
 def start(worker: Callable[..., None], world: int, *arguments: Any) -> None:
-    """`worker(rank, *arguments)` in `world` processes, which import torch only once."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["ekd_ray.engine.distill"])
+    """`worker(rank, *arguments)` in `world` processes of the `process_server`."""
+    process_server()
     torch.multiprocessing.start_processes(
         worker, args=arguments, nprocs=world, start_method="forkserver"
     )

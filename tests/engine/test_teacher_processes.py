@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 
 import numpy as np
 import pytest
+from rank_groups import process_server
 
 from ekd_ray.engine.teacher.table import RowFormat, TableSpec, open_table
 
@@ -31,12 +32,18 @@ def ids(places):
     return places // SPEC.num_views, places % SPEC.num_views
 
 
-def write(writer: int, start, done) -> None:
+def open_at_once(cache: str, start):
+    """The table, when all three processes are there."""
+    os.environ["EKD_CACHE_DIR"] = cache  # the server of processes has that of its own start
+    start.wait()
+    return open_table(SPEC)
+
+
+def write(writer: int, cache: str, start, done) -> None:
     """Opens (or makes) the table and writes the contested rows over and over, its own once."""
     draw = np.random.default_rng(writer)
     rows = rows_of(CONTESTED, writer)
-    start.wait()
-    table = open_table(SPEC)
+    table = open_at_once(cache, start)
     for places in np.array_split(OWN[writer], ROUNDS):
         if len(places):
             table.write(*ids(places), rows_of(places, writer))
@@ -45,15 +52,14 @@ def write(writer: int, start, done) -> None:
     done.release()
 
 
-def read(start, done, record) -> None:
+def read(cache: str, start, done, record) -> None:
     """Reads at random until both writers are done; sends what it found and what was wrong."""
     draw = np.random.default_rng(9)
     everything = np.arange(SPEC.num_samples * SPEC.num_views)
     legal = [np.concatenate([CONTESTED, own]) for own in OWN]
     expected = [rows_of(everything, writer) for writer in (0, 1)]
     found, wrong, passes, ended = np.zeros(len(everything), bool), 0, 0, 0
-    start.wait()
-    table = open_table(SPEC)
+    table = open_at_once(cache, start)
     while ended < 2:
         ended += done.acquire(block=False)
         places = np.concatenate([CONTESTED, draw.permutation(everything)[:2]])
@@ -72,11 +78,12 @@ def read(start, done, record) -> None:
 def aftermath(tmp_path_factory):
     """(the table, what the reader found) once all three processes have ended."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("EKD_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-    spawned = multiprocessing.get_context("spawn")
-    start, done, record = spawned.Barrier(3), spawned.Semaphore(0), spawned.Queue()
-    processes = [spawned.Process(target=write, args=(writer, start, done)) for writer in (0, 1)]
-    processes.append(spawned.Process(target=read, args=(start, done, record)))
+    cache = str(tmp_path_factory.mktemp("cache"))
+    patch.setenv("EKD_CACHE_DIR", cache)
+    server = process_server()
+    start, done, record = server.Barrier(3), server.Semaphore(0), server.Queue()
+    processes = [server.Process(target=write, args=(n, cache, start, done)) for n in (0, 1)]
+    processes.append(server.Process(target=read, args=(cache, start, done, record)))
     for process in processes:
         process.start()
     seen = record.get(timeout=120)

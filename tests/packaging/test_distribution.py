@@ -21,7 +21,7 @@ import pytest
 import ekd_ray
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "search_spaces").rglob("*.yaml"))
 
 
@@ -63,7 +63,7 @@ class Installed:
         home = self.environment / "home"
         done = subprocess.run(
             [self.environment / "bin" / program, *map(str, arguments)],
-            cwd=self.folder, capture_output=True, text=True, check=False, timeout=240,
+            cwd=self.folder, capture_output=True, text=True, check=False, timeout=800,
             env={**clean_environment(), "HOME": str(home), "OMP_NUM_THREADS": "1", "NO_COLOR": "1",
                  "EKD_CACHE_DIR": str(home / "cache")},
         )  # fmt: skip
@@ -156,7 +156,8 @@ def study(installed: Installed) -> Path:
         "ekd-ray", "tune", "--dataset", "digits", "--pair", "resnet20-resnet8",
         "--train-subset", 120, "--epochs", 2, "--trials", 2, "--seeds", 1, "--top-k", 1,
         "--set", "baselines=[none]", "--set", "champions=[authors]", "--set", "teacher=resnet8",
-        "--set", "teacher_training={epochs: 1}", "--out", "runs/first",
+        "--set", "teacher_training={epochs: 1}", "--max-concurrent", 1,
+        "--set", "teacher_fill=lazy", "--out", "runs/first",
     )  # fmt: skip
     return installed.folder / "runs" / "first"
 
