@@ -63,7 +63,7 @@ def test_one_run(birds):
 def test_a_search(birds):
     """Each trial runs in a process of Ray, which knows the name by the plugin that came along."""
     done = command("tune_cifar", *RUN, "--out", "study", "--trials", "2", "--seeds", "1",
-                   "--max-concurrent", "1", "--quiet")  # fmt: skip
+                   "--top-k", "1", "--max-concurrent", "1", "--quiet")  # fmt: skip
     assert done.returncode == 0, done.stderr + done.stdout
     configs = [yaml.safe_load(p.read_text()) for p in birds.glob("study/trials/*/config.yaml")]
     assert [config["dataset"] for config in configs] == ["birds"] * 2
