@@ -1,4 +1,4 @@
-"""Methods that compare layers: what they are given, what they do not go with, and that they repeat."""
+"""Methods that compare layers: what they are given, what they refuse, and that runs repeat."""
 
 from __future__ import annotations
 
@@ -108,6 +108,15 @@ def test_nothing_is_left_in_the_model_or_on_the_disk(config, own_cache):
     result = distill(config, threads=1)
     assert not any(module._forward_hooks for module in result.model.modules())
     assert not own_cache.exists()
+
+
+def test_a_table_that_is_there_is_not_read(config, own_cache, monkeypatch):
+    distill(with_method(config, "kd"), threads=1)
+    assert own_cache.exists()
+    runs = []
+    watch_steps(monkeypatch, lambda _, run, batch: runs.append(run))
+    distill(config, threads=1)
+    assert runs[-1].teachers[0].table is None
 
 
 def test_only_the_students_weights_get_a_gradient(config, monkeypatch):
