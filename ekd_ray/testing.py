@@ -23,6 +23,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info
 from ekd_ray.engine.distill import Diverged, TrainedStudent, distill
 from ekd_ray.engine.features import record_features
+from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.errors import UserError, require
 from ekd_ray.losses.method_checks import Case, Shapes, everything_on, method_cases
 from ekd_ray.losses.methods import METHODS, Method, register_method, resolve_method
@@ -59,7 +60,7 @@ def check_method(
         AssertionError: the method does not keep to one of them; which, and with which values.
         UserError: an unknown name of a method, or of a model or its layers.
     """
-    with _registered(method) as name:
+    with _registered(method) as name, cpu_threads(1):
         shapes = feature_shapes(METHODS[name], student, teacher)
         for check, case in method_cases(name, shapes):
             run_check(check, case)
@@ -82,8 +83,9 @@ def check_model(model: str | Builder, *, image_size: int = 32) -> None:
         AssertionError: the model does not keep to one of them.
     """
     case = ModelCase(model, image_size)
-    for check in MODEL_CHECKS:
-        run_check(check, case)
+    with cpu_threads(1):  # more of them gain nothing here
+        for check in MODEL_CHECKS:
+            run_check(check, case)
 
 
 def check_training(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import METHODS, resolve_method
 from ekd_ray.losses.objective import Objective
+from ekd_ray.testing import check_method
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "guide"
@@ -33,10 +35,11 @@ def python_blocks(page: Path) -> list[str]:
 @pytest.fixture
 def example():
     """The page's method, registered for one test."""
-    (page,) = python_blocks(GUIDE / "own-method.md")
+    page, proof = python_blocks(GUIDE / "own-method.md")
     namespace: dict = {}
-    exec("from __future__ import annotations\n" + page, namespace)  # our own page
-    yield namespace["jsd_loss"]
+    for block in (page, proof):
+        exec("from __future__ import annotations\n" + block, namespace)  # our own page
+    yield namespace
     del METHODS["jsd"]
 
 
@@ -47,13 +50,32 @@ def test_the_example_of_a_method_is_the_jensen_shannon_divergence(example):
     m = (p + q) / 2
     kl = [torch.distributions.Categorical(probs=x) for x in (p, q, m)]
     expected = sum(torch.distributions.kl_divergence(x, kl[2]).mean() for x in kl[:2]) / 2 * 16
-    assert example(student, teacher, 4.0).item() == pytest.approx(expected.item())
+    assert example["jsd_loss"](student, teacher, 4.0).item() == pytest.approx(expected.item())
     objective = Objective(resolve_method(DistillConfig(method="jsd")))
     target = torch.randint(7, (5,), generator=generator)
     total, terms = objective(student, teacher, target, 1)
     ce = functional.cross_entropy(student, target)
     assert terms["kd"].item() == pytest.approx(expected.item())
     assert total.item() == pytest.approx(0.1 * ce.item() + 0.9 * expected.item(), rel=1e-6)
+
+
+def test_the_example_of_a_method_passes_the_conformance_suite(example):
+    example["test_jsd"]()
+
+
+def test_the_example_of_features_passes_the_conformance_suite():
+    file = GUIDE / "attention_transfer.py"
+    assert len(file.read_text(encoding="utf-8").splitlines()) < 60
+    namespace = runpy.run_path(str(file))
+    try:
+        check_method("at")
+    finally:
+        del METHODS["at"]
+    # Maps of one and four places: rows of norm 1 that differ in both squares.
+    student, teacher = torch.ones(2, 3, 2, 2), torch.zeros(2, 5, 2, 2)
+    teacher[:, :, 0, 0] = 2.0
+    expected = ((0.5 - 1) ** 2 + 3 * 0.5**2) / 4
+    assert namespace["attention_loss"](student, teacher).item() == pytest.approx(expected)
 
 
 def test_the_tables_of_settings_name_every_setting():

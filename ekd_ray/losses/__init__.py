@@ -22,6 +22,8 @@ from ekd_ray.losses.mlkd import mlkd_terms
 from ekd_ray.losses.ctkd import adversarial_temperature
 
 # isort: on
+from ekd_ray.config.method_settings import MethodSetting
+from ekd_ray.losses.cross_entropy import CE_WEIGHT, CROSS_ENTROPY
 from ekd_ray.losses.dirichlet import (
     EVIDENCE_FUNCTIONS,
     dirichlet_kl,
@@ -34,17 +36,44 @@ from ekd_ray.losses.dirichlet import (
     prior_kl_loss,
     vacuity,
 )
-from ekd_ray.losses.inputs import at_least_float32
-from ekd_ray.losses.methods import METHODS, Method, register_method, resolve_method
+from ekd_ray.losses.evidential import EKD_WEIGHT, LOG_PRIOR, evidential
+from ekd_ray.losses.inputs import Scalar, at_least_float32, checked
+from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_TERM, KD_WEIGHT, STANDARDIZE, TEMPERATURE
+from ekd_ray.losses.methods import (
+    METHODS,
+    Method,
+    Outputs,
+    Term,
+    log_range,
+    register_method,
+    resolve_method,
+    share_of_epochs,
+)
 from ekd_ray.losses.objective import Objective
 
 __all__ = [
     # methods
     "METHODS",
-    "Method",
     "Objective",
-    "register_method",
     "resolve_method",
+    # a method of one's own
+    "register_method",
+    "Method",
+    "Term",
+    "Outputs",
+    "MethodSetting",
+    "log_range",
+    "share_of_epochs",
+    "evidential",
+    "CROSS_ENTROPY",
+    "KD_TERM",
+    "CE_WEIGHT",
+    "KD_CE_WEIGHT",
+    "KD_WEIGHT",
+    "EKD_WEIGHT",
+    "TEMPERATURE",
+    "STANDARDIZE",
+    "LOG_PRIOR",
     # softmax statistics
     "kd_loss",
     "dkd_loss",
@@ -65,4 +94,6 @@ __all__ = [
     "EVIDENCE_FUNCTIONS",
     "vacuity",
     "at_least_float32",
+    "checked",
+    "Scalar",
 ]

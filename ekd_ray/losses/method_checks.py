@@ -169,7 +169,8 @@ def require_close(
 ) -> None:
     """Raise `AssertionError` with the sentence and both values unless they agree."""
     if not is_close(one, other, rtol=rtol, atol=atol):
-        gap = float((one.detach().double() - other.detach().double()).abs().max())
+        one, other = one.detach().double(), other.detach().double()
+        gap = float((one - other).abs().max())
         shown = f"{float(one):g} and {float(other):g}" if one.dim() == 0 else f"{gap:g} apart"
         raise AssertionError(f"{sentence}: {shown}.")
 
