@@ -41,17 +41,18 @@ def run(args: argparse.Namespace) -> int:
         collect_cells,
         comparison_table,
         find_studies,
+        place_studies,
         write_comparison,
     )
 
     studies = find_studies(args.runs)
-    for place, study in list(studies.items()):
+    for path, study in list(studies.items()):
         if not any(row.test or row.failed for row in study.leaderboard()):
-            print(f"left out: {study.path} has no final run yet", file=sys.stderr)
-            del studies[place]
+            print(f"left out: {path} has no final run yet", file=sys.stderr)
+            del studies[path]
     if not studies:
         raise UserError("there is nothing to compare: give studies that have come to their end.")
-    cells = collect_cells(studies)
+    cells = collect_cells(place_studies(studies))
     if args.out:
         write_comparison(Path(args.out), cells)
     if args.json:

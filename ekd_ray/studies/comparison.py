@@ -57,21 +57,28 @@ class Cell:
         return f"{text} ± {100 * self.sd:.2f}" if self.n > 1 else text
 
 
-def find_studies(runs: Sequence[str]) -> dict[Place, Study]:
-    """The studies at these paths or URIs, by their places in a table.
+def find_studies(runs: Sequence[str]) -> dict[str, Study]:
+    """The studies at these paths or URIs, by path.
 
-    A folder that holds no study, but some in `<pair>/<method>/`, stands for these. Where data
-    sets differ, a pair is named with its own; where two studies are of one pair and method, the
-    method is named with the study's path.
+    A folder that holds no study, but some in `<pair>/<method>/`, stands for these.
 
     Raises:
         UserError: no study at one of the paths.
     """
-    studies: dict[str, Study] = {}
+    studies = {}
     for run in runs:
         below = [] if is_uri(run) else sorted(map(str, Path(run).glob(f"*/*/{STUDY_FILE}")))
         for path in [path.removesuffix(f"/{STUDY_FILE}") for path in below] or [run]:
             studies[path] = Study.load(path)
+    return studies
+
+
+def place_studies(studies: Mapping[str, Study]) -> dict[Place, Study]:
+    """The studies, given by path, by their places in a table.
+
+    Where data sets differ, a pair is named with its own; where two studies are of one pair and
+    method, the method is named with the study's path.
+    """
     shared = {path: study.config.distill for path, study in studies.items()}
     several_data = len({run.dataset for run in shared.values()}) > 1
     pairs = {

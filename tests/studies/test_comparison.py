@@ -24,6 +24,7 @@ from ekd_ray.studies.comparison import (
     compare_studies,
     comparison_table,
     find_studies,
+    place_studies,
     welch,
     write_comparison,
 )
@@ -152,7 +153,7 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
 def test_studies_are_found_by_folder_or_below_one(tmp_path):
     for place in ("many/a-b/ekd", "many/a-b/kd", "one"):
         write_study(tmp_path / place, [("trial 3", BASE, (0.5,))])
-    found = find_studies([str(tmp_path / "many"), str(tmp_path / "one")])
+    found = place_studies(find_studies([str(tmp_path / "many"), str(tmp_path / "one")]))
     assert [study.path for study in found.values()] == [
         tmp_path / place for place in ("many/a-b/ekd", "many/a-b/kd", "one")
     ]
@@ -168,7 +169,7 @@ def test_data_sets_are_named_where_they_differ(tmp_path):
     header = yaml.safe_load((tmp_path / "b" / "study.yaml").read_text())
     header["study"]["distill"]["dataset"] = "folder:/pictures/birds"
     (tmp_path / "b" / "study.yaml").write_text(yaml.safe_dump(header))
-    assert list(find_studies([str(tmp_path / "a"), str(tmp_path / "b")])) == [
+    assert list(place_studies(find_studies([str(tmp_path / "a"), str(tmp_path / "b")]))) == [
         ("none-resnet8 (synthetic)", "none"), ("none-resnet8 (birds)", "none")
     ]  # fmt: skip
 
@@ -180,6 +181,7 @@ def test_the_command_prints_the_table_and_leaves_out_what_is_unfinished(tmp_path
     code, out, err = launch("compare", "done", "begun", "--out", "tables")
     assert (code, err) == (0, "left out: begun has no final run yet\n")
     assert "61.00 ± 1.41" in out and "student alone" in out
+    assert "none, searched" in out, "its path would tell it from nothing that is shown"
     assert "61.00 ± 1.41" in (tmp_path / "tables" / "comparison.md").read_text()
     cells = json.loads(launch("compare", "done", "--json")[1])
     assert {(cell["row"], cell["n"]) for cell in cells} == {
