@@ -93,7 +93,7 @@ class Wandb:
     """Weights & Biases: runs of a study are a group of that name in the project `place`.
 
     `place` is PROJECT or ENTITY/PROJECT; without it the project is $WANDB_PROJECT, else ekd_ray.
-    Nothing of this machine is sent: no command line, host, code or load.
+    Of this machine the versions of packages are sent, and no command line, host, code or load.
     """
 
     def __init__(self, place: str, study: str, fingerprint: str) -> None:

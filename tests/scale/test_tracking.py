@@ -130,9 +130,9 @@ def test_files_of_wandb_hold_every_run_with_its_settings_and_figures(tmp_path: P
         (code,) = (record.exit.exit_code for record in records if record.HasField("exit"))
         found[run.display_name] = run, config, curve, code
         everything = path.read_bytes()
-        for secret in (b"/secret/place", b"/home/me/runs", b"teacher_weights", b"10.0.0.1"):
-            assert secret not in everything
-        assert not list(path.parent.glob("files/wandb-metadata.json")), "host, user, command line"
+        for secret in ("/secret/place", "/home/me/runs", "teacher_weights", "10.0.0.1", tmp_path):
+            assert str(secret).encode() not in everything
+        assert not [record for record in records if record.HasField("environment")]
     assert {name: code for name, (*_, code) in found.items()} == {"trial 0": 0, "trial 1": 1}
     run, config, curve, _ = found["trial 0"]
     assert (run.entity, run.project, run.run_group) == ("team", "shared", "digits")
