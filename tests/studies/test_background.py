@@ -99,6 +99,7 @@ import json, os, signal, sys
 import ray
 import ekd_ray as ekd
 
+ekd.tune, ekd.Study  # what their modules set when they are loaded stays
 ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
 mine, handlers = ray.get_runtime_context().get_job_id(), signal.getsignal(signal.SIGINT)
 told, environment = [], dict(os.environ)
