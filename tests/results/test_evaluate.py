@@ -42,5 +42,5 @@ def test_another_data_set_is_judged_by_the_names_of_its_classes(exported, folder
 def test_a_class_that_the_student_does_not_know_is_refused(exported, folder):
     for split in ("train", "test"):
         (folder / split / "pattern2").rename(folder / split / "stripes")
-    with pytest.raises(ekd.UserError, match="unknown class of folder:.* 'stripes'"):
+    with pytest.raises(ekd.UserError, match=r"unknown class of folder:.* 'stripes'"):
         ekd.evaluate(exported, dataset=f"folder:{folder}")
