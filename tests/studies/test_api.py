@@ -127,8 +127,9 @@ def test_a_folder_that_holds_something_else_is_refused_before_anything(tmp_path)
 
 
 def state_of_process():
+    ours = ("RAY_", "TUNE_", "CUDA_", "GLIBC_")  # libraries set some of their own
     return (
-        dict(os.environ), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+        {k: v for k, v in os.environ.items() if k.startswith(ours)}, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
         signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), torch.get_rng_state(),
     )  # fmt: skip
 
