@@ -184,6 +184,7 @@ def test_a_teacher_and_a_student_from_keywords_as_from_flags(launch, tmp_path, c
         **PAIR, teacher="resnet8", teacher_weights=teacher.weights, train_subset=120, epochs=1,
         out=tmp_path / "s", callbacks=[rows], temperature=2.0,
     )  # fmt: skip
+    assert_same_state(state_of_process(), before)
     assert rows.count == 1
     assert (result.config.temperature, result.config.kd_weight) == (2.0, 4.5)
     assert "training: 100%" in capsys.readouterr().err
@@ -193,7 +194,6 @@ def test_a_teacher_and_a_student_from_keywords_as_from_flags(launch, tmp_path, c
     assert again.record == result.record
     from_file = ekd.distill(config=result.config, out=tmp_path / "c", progress=False, seed=0)
     assert from_file.metrics["train_loss"] == result.metrics["train_loss"]
-    assert_same_state(state_of_process(), before)
 
 
 def test_the_commands_and_the_functions_make_one_run():
