@@ -26,7 +26,6 @@ from ekd_ray.cli.output import join_cluster, print_json
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.phrases import size_text
 from ekd_ray.files import default_cache_dir
-from ekd_ray.studies.places import RUNS
 
 EXAMPLES = ("ekd-ray doctor", "ekd-ray doctor --address auto")
 FIRST = ()

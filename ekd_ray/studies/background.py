@@ -74,7 +74,7 @@ def start_study(
         parent=None if detach else os.getpid(),
     )  # fmt: skip
     environment = {**os.environ, **joined_address()}
-    with open(out / DRIVER_LOG, "wb") as log:
+    with open(out / DRIVER_LOG, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ekd_ray.studies.background"],
             stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment,
