@@ -6,8 +6,6 @@ The public names are loaded when they are first used: `import ekd_ray` needs nei
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ekd_ray.config import method_settings
-
 if TYPE_CHECKING:
     from ekd_ray import losses
     from ekd_ray.config import DistillConfig, StudyConfig
@@ -31,9 +29,6 @@ if TYPE_CHECKING:
     from ekd_ray.studies.callbacks import Callback
 
 __version__ = "0.1.0"
-
-# Imported when the settings of methods are first asked for, because it loads torch.
-method_settings.PROVIDERS.append("ekd_ray.losses")
 
 # The module of each public name.
 _PLACES = {

@@ -16,8 +16,9 @@ from typing import Any
 from ekd_ray.config.plugins import load_installed
 from ekd_ray.config.settings import setting
 
-# The names of modules that register methods when they are imported.
-PROVIDERS: list[str] = []
+# The modules that register methods when they are imported. By name, because they load torch and
+# stand above this one.
+PROVIDERS = ["ekd_ray.losses"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -121,7 +120,9 @@ def files_trusted(trust: bool) -> Iterator[None]:
 @functools.cache
 def load_installed() -> None:
     """Import the plugins that installed packages declare; one that fails is left out and said."""
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    from importlib import metadata  # takes as long as the rest of a command's help
+
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             _load(_find_module(entry.module))
         except UserError as error:

@@ -57,7 +57,7 @@ def test_parts_of_ones_own_from_search_to_prediction(tmp_path):
         run(search, here, environment | {"RAY_ADDRESS": made.address})
         assert len({*made.node_of_pid().values()}) == 2, "both nodes have trained trials"
     trials = [json.loads(path.read_text()) for path in here.glob("study/trials/*/result.json")]
-    assert len(trials) >= 4
+    assert len(trials) >= 3
     assert all("jsd_share" in trial["params"] for trial in trials)
     # Elsewhere: the bundle and the teacher's weights, none of the three files.
     shutil.copytree(here / "best", there / "best")
