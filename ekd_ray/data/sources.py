@@ -39,11 +39,16 @@ DecodedBatch = tuple[npt.NDArray[np.uint8], Int64Array]
 
 
 class EncodedBatch(NamedTuple):
-    """Images as they are in their files, how messages call them, and labels int64 [b]."""
+    """Images as they are in their files, how messages call them, and labels int64 [b].
+
+    `content` is what the fingerprint is of: the images, or the pixels of those encoded here, since
+    another version of a library encodes them to other bytes.
+    """
 
     names: list[str]
     images: list[bytes]
     labels: Int64Array
+    content: list[bytes]
 
 
 class Source(ABC):
@@ -97,7 +102,7 @@ class EncodedSource(Source):
     def batches(self) -> Iterator[DecodedBatch]:
         """As `Source.batches`; raises UserError for an image of another size, too."""
         size = self.info.image_size
-        for names, images, labels in self.encoded_batches(_DECODED_ROWS):
+        for names, images, labels, _ in self.encoded_batches(_DECODED_ROWS):
             pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
             for row, (name, data) in enumerate(zip(names, images, strict=True)):
                 pixels[row] = decode_fixed(data, name, size, self.info.name)
@@ -276,7 +281,8 @@ class FolderSource(EncodedSource):
             part = paths[start : start + rows]
             names = [f"the image {path}" for path in part]
             labels = index.labels[start : start + rows]
-            yield EncodedBatch(names, [read_picture(path) for path in part], labels)
+            images = [read_picture(path) for path in part]
+            yield EncodedBatch(names, images, labels, images)
 
     def _check_filled(self, empty: list[str]) -> None:
         """Raise UserError for empty classes to train on, or nothing to test on."""
