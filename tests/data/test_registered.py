@@ -275,9 +275,11 @@ def test_class_names(arrays):
 # ---- stored once
 
 
-def test_load_is_called_once_for_each_split(arrays, builds, forget, monkeypatch):
+@pytest.mark.parametrize("scheme", [None, "resized_crop"])
+def test_load_is_called_once_for_each_split(arrays, builds, forget, monkeypatch, scheme):
+    """By all processes of a machine; and a complete cache may be read-only."""
     load = Counted(arrays)
-    register_dataset("mine", load)
+    register_dataset("mine", load, view_scheme=scheme)
     check_dataset("mine")
     for _ in range(2):
         dataset_info("mine")
@@ -286,6 +288,7 @@ def test_load_is_called_once_for_each_split(arrays, builds, forget, monkeypatch)
         load_dataset("mine", "test")
         forget()
         monkeypatch.setattr(facts, "_known", {})  # as another process begins
+        monkeypatch.setattr(facts, "locked", lambda path: pytest.fail("locked"))
     assert sorted(load.calls) == ["test", "train"]
     assert len(builds) == 2
 
