@@ -10,7 +10,7 @@ from PIL import Image
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info, load_dataset, normalize
-from ekd_ray.data.decode import decode_view
+from ekd_ray.data.decode import decode_view, fit_picture
 from ekd_ray.errors import UserError
 from ekd_ray.losses.dirichlet import log_expectation, vacuity
 from ekd_ray.models import WeightsMetadata, build_model
@@ -87,6 +87,24 @@ def test_pictures_of_other_sizes_are_cut_as_evaluation_cuts_them(tmp_path):
     (found,) = pixels(tmp_path / "wide.png", large)
     data = (tmp_path / "wide.png").read_bytes()
     np.testing.assert_array_equal(found, decode_view(data, "wide", 48, None))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "augment", "size", "margin"),
+    [
+        ("hf:/pets", "crop_flip", 48, False),
+        ("hf:/pets", "resized_crop", 48, True),
+        ("hf:/pets", "none", 48, False),
+        ("hf:/pets", "none", 224, True),
+        ("a-plugins", "crop8_flip", 64, False),
+        ("folder:/pets", "none", 48, True),
+    ],
+)
+def test_how_pictures_are_cut_needs_neither_data_nor_plugin(dataset, augment, size, margin):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    config = DistillConfig(dataset=dataset, augment=augment, image_size=size)
+    (found,) = pixels(image, config)
+    np.testing.assert_array_equal(found, fit_picture(image, size, margin=margin))
 
 
 @pytest.mark.parametrize(
