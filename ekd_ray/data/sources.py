@@ -1,6 +1,6 @@
-"""Where a data set's images come from: its original archive, Parquet files or class folders.
+"""Where a data set's images come from; here its original archive and class folders.
 
-A source is one split of one data set, not yet decoded. Whatever can be wrong with its files is
+Shards and what a function returns have files of their own, `shards` and `loaded`. A source is one split of one data set, not yet decoded. Whatever can be wrong with its files is
 told in one sentence that names the file, and the row or the folder.
 """
 
@@ -54,7 +54,8 @@ class EncodedBatch(NamedTuple):
 class Source(ABC):
     """One split of one data set, not yet decoded; each layout of files is a subclass.
 
-    `files` are those that hold images (empty for class folders and generated data); `folders`,
+    `files` are those that hold images (empty for class folders and for what a
+    function returns); `folders`,
     known once all images were listed, are those whose modification time (ns) must stay;
     `class_names` are the files' own once `check` has run.
     """
