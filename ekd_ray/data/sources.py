@@ -1,7 +1,8 @@
 """Where a data set's images come from; here its original archive and class folders.
 
-Shards and what a function returns have files of their own, `shards` and `loaded`. A source is one split of one data set, not yet decoded. Whatever can be wrong with its files is
-told in one sentence that names the file, and the row or the folder.
+Shards and what a function returns have files of their own, `shards` and `loaded`. A source is one
+split of one data set, not yet decoded. Whatever can be wrong with its files is told in one sentence
+that names the file, and the row or the folder.
 """
 
 from __future__ import annotations
@@ -54,9 +55,8 @@ class EncodedBatch(NamedTuple):
 class Source(ABC):
     """One split of one data set, not yet decoded; each layout of files is a subclass.
 
-    `files` are those that hold images (empty for class folders and for what a
-    function returns); `folders`,
-    known once all images were listed, are those whose modification time (ns) must stay;
+    `files` are those that hold images (empty for class folders and for what a function returns);
+    `folders`, known once all images were listed, are those whose modification time (ns) must stay;
     `class_names` are the files' own once `check` has run.
     """
 
