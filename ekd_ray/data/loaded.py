@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import io
+import itertools
 import operator
 import traceback
 from collections.abc import Iterator
@@ -70,36 +71,28 @@ class LoadedSource(EncodedSource):
     def batches(self) -> Iterator[DecodedBatch]:
         """As `Source.batches`; raises UserError for an image of another size, too."""
         side = self.info.image_size
-        images, labels = [], []
-        for name, picture, label in self._rows():
-            pixels = decode_any(picture, name) if isinstance(picture, bytes) else picture
-            if pixels.shape[:2] != (side, side):
-                raise UserError(
-                    f"{name} has {pixels.shape[1]}x{pixels.shape[0]} pixels, but {self.info.name} "
-                    f"has {side}x{side}; return all of one size, or register it with "
-                    "view_scheme='resized_crop'."
-                )
-            images.append(pixels)
-            labels.append(label)
-            if len(images) == _ROWS:
-                yield np.stack(images).transpose(0, 3, 1, 2), np.array(labels, np.int64)
-                images, labels = [], []
-        if images:
-            yield np.stack(images).transpose(0, 3, 1, 2), np.array(labels, np.int64)
+        found = self._rows()
+        while part := list(itertools.islice(found, _ROWS)):
+            images = [decode_any(p, name) if isinstance(p, bytes) else p for name, p, _ in part]
+            for (name, _, _), pixels in zip(part, images, strict=True):
+                if pixels.shape[:2] != (side, side):
+                    raise UserError(
+                        f"{name} has {pixels.shape[1]}x{pixels.shape[0]} pixels, but "
+                        f"{self.info.name} has {side}x{side}; return all of one size, or register "
+                        "it with view_scheme='resized_crop'."
+                    )
+            labels = np.array([label for _, _, label in part], np.int64)
+            yield np.stack(images).transpose(0, 3, 1, 2), labels
 
     def encoded_batches(self, rows: int) -> Iterator[EncodedBatch]:
         """Yield all images in order, `rows` at once; pixels become PNG. Raises UserError."""
         self.parts = {self._call: self.count()}
-        names, images, labels = [], [], []
-        for name, picture, label in self._rows():
-            names.append(name)
-            images.append(picture if isinstance(picture, bytes) else _encode_png(picture))
-            labels.append(label)
-            if len(images) == rows:
-                yield EncodedBatch(names, images, np.array(labels, np.int64))
-                names, images, labels = [], [], []
-        if images:
-            yield EncodedBatch(names, images, np.array(labels, np.int64))
+        found = self._rows()
+        while part := list(itertools.islice(found, rows)):
+            names, pictures, labels = zip(*part, strict=True)
+            files = [p if isinstance(p, bytes) else _encode_png(p) for p in pictures]
+            content = [p if isinstance(p, bytes) else _describe(p) for p in pictures]
+            yield EncodedBatch([*names], files, np.array(labels, np.int64), content)
 
     @property
     def _call(self) -> str:
@@ -242,6 +235,10 @@ def _size(picture: Picture, name: str) -> tuple[int, int]:
     if isinstance(picture, bytes):
         return picture_size(picture, name)
     return picture.shape[1], picture.shape[0]
+
+
+def _describe(pixels: npt.NDArray[np.uint8]) -> bytes:
+    return b"%dx%d " % pixels.shape[:2] + pixels.tobytes()
 
 
 def _encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:

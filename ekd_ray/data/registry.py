@@ -200,8 +200,9 @@ def register_dataset(
         load: the function; a plugin that registers its data set is imported in every process.
         num_classes: found in the training labels (0 to C - 1, each at least once).
         image_size: pixels a side; that of the pictures, or 224 where they vary in size.
-        mean, std: of each channel on the [0, 1] scale, both or neither; those of the training
-            images, or ImageNet's where they vary in size.
+        mean: of each channel on the [0, 1] scale; that of the training images, or ImageNet's where
+            they vary in size.
+        std: standard deviation, given with `mean` or left out with it.
         view_scheme: "crop_flip" (below 64 pixels), "crop8_flip" or, where pictures vary in size,
             "resized_crop"; "crop" does not mirror, "none" augments nothing.
         class_names: a name for each label; else the dataset's `classes`, else "0", "1", ...

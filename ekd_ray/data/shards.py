@@ -109,7 +109,7 @@ class ShardSource(EncodedSource):
                             f"row {bad} of {path} has no image bytes; fetch the file again."
                         )
                     names = [row_name(path, start + row) for row in range(len(images))]
-                    yield EncodedBatch(names, images, labels)
+                    yield EncodedBatch(names, images, labels, images)
                     start += len(labels)
 
     def _find_columns(self, path: Path, schema: Any) -> tuple[str, str]:

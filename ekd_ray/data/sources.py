@@ -1,7 +1,8 @@
-"""Where a data set's images come from: its original archive, Parquet files or class folders.
+"""Where a data set's images come from; here its original archive and class folders.
 
-A source is one split of one data set, not yet decoded. Whatever can be wrong with its files is
-told in one sentence that names the file, and the row or the folder.
+Shards and what a function returns have files of their own, `shards` and `loaded`. A source is one
+split of one data set, not yet decoded. Whatever can be wrong with its files is told in one sentence
+that names the file, and the row or the folder.
 """
 
 from __future__ import annotations
@@ -39,18 +40,23 @@ DecodedBatch = tuple[npt.NDArray[np.uint8], Int64Array]
 
 
 class EncodedBatch(NamedTuple):
-    """Images as they are in their files, how messages call them, and labels int64 [b]."""
+    """Images as they are in their files, how messages call them, and labels int64 [b].
+
+    `content` is what the fingerprint is of: the images, or the pixels of those encoded here, since
+    another version of a library encodes them to other bytes.
+    """
 
     names: list[str]
     images: list[bytes]
     labels: Int64Array
+    content: list[bytes]
 
 
 class Source(ABC):
     """One split of one data set, not yet decoded; each layout of files is a subclass.
 
-    `files` are those that hold images (empty for class folders and generated data); `folders`,
-    known once all images were listed, are those whose modification time (ns) must stay;
+    `files` are those that hold images (empty for class folders and for what a function returns);
+    `folders`, known once all images were listed, are those whose modification time (ns) must stay;
     `class_names` are the files' own once `check` has run.
     """
 
@@ -97,7 +103,7 @@ class EncodedSource(Source):
     def batches(self) -> Iterator[DecodedBatch]:
         """As `Source.batches`; raises UserError for an image of another size, too."""
         size = self.info.image_size
-        for names, images, labels in self.encoded_batches(_DECODED_ROWS):
+        for names, images, labels, _ in self.encoded_batches(_DECODED_ROWS):
             pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
             for row, (name, data) in enumerate(zip(names, images, strict=True)):
                 pixels[row] = decode_fixed(data, name, size, self.info.name)
@@ -276,7 +282,8 @@ class FolderSource(EncodedSource):
             part = paths[start : start + rows]
             names = [f"the image {path}" for path in part]
             labels = index.labels[start : start + rows]
-            yield EncodedBatch(names, [read_picture(path) for path in part], labels)
+            images = [read_picture(path) for path in part]
+            yield EncodedBatch(names, images, labels, images)
 
     def _check_filled(self, empty: list[str]) -> None:
         """Raise UserError for empty classes to train on, or nothing to test on."""

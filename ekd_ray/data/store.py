@@ -353,15 +353,17 @@ def _write_packed(folder: Path, source: EncodedSource) -> None:
     digest = hashlib.sha256()
     parts: list[Int64Array] = []
     lengths: list[int] = []
+    content: list[int] = []  # lengths, too
     with synced(folder / "encoded.bin") as file:
         for batch in source.encoded_batches(_PACKED_ROWS):
-            for data in batch.images:
-                digest.update(data)
+            for data, part in zip(batch.images, batch.content, strict=True):
+                digest.update(part)
                 file.write(data)
                 lengths.append(len(data))
+                content.append(len(part))
             parts.append(batch.labels)
     labels, offsets = np.concatenate(parts), _offsets(lengths)
-    digest.update(offsets.astype("<i8").tobytes())
+    digest.update(_offsets(content).astype("<i8").tobytes())
     _write_array(folder / "offsets.npy", offsets)
     meta = {
         "version": _ENCODED_VERSION,

@@ -18,6 +18,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import DATASETS, RESIZED_CROP
 from ekd_ray.data.decode import fit_file, fit_picture
 from ekd_ray.data.facts import LARGEST_DECODED
+from ekd_ray.data.views import VIEW_SCHEMES
 from ekd_ray.errors import UserError
 
 BATCH = 64
@@ -94,13 +95,14 @@ def _varies_in_size(config: DistillConfig) -> bool:
 
     Asks neither for the data nor for the plugin that registered them.
     """
-    if config.augment != "none":
-        return config.augment == RESIZED_CROP
     known = DATASETS.get(config.dataset)
     if known is not None and known.encoded is not None:
         return known.encoded
-    # Not shrunk to a size that a data set of one size might have.
-    return config.dataset.startswith("folder:") or (config.image_size or 0) > LARGEST_DECODED
+    if config.augment in VIEW_SCHEMES and config.augment != "none":
+        return False
+    # Without augmentation by the size, which a data set of one size does not have.
+    large = (config.image_size or 0) > LARGEST_DECODED
+    return config.augment == RESIZED_CROP or config.dataset.startswith("folder:") or large
 
 
 def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from PIL import Image
 from refusals import message, refused
 
 import ekd_ray.data.facts as facts
+import ekd_ray.data.loaded as loaded
 from ekd_ray.config import plugins
 from ekd_ray.data import (
     DATASETS,
@@ -164,6 +165,20 @@ def test_pictures_of_any_size_are_seen_as_those_of_a_folder(make, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_the_fingerprint_is_of_pixels(make, monkeypatch, tmp_path):
+    """Not of the PNG files that are made of them, which another library makes otherwise."""
+    pictures = [Image.open(io.BytesIO(make.picture(40 + i, 50, i))) for i in range(4)]
+    register_dataset("mine", lambda split: Pairs(pictures, [0, 1, 0, 1]))
+    first = load_dataset("mine", "train")
+    monkeypatch.setattr(loaded, "_encode_png", lambda pixels: _file(Image.fromarray(pixels)))
+    again = load_dataset("mine", "train", cache_dir=tmp_path / "other")
+    assert again.pictures.read(0) != first.pictures.read(0)
+    assert again.fingerprint == first.fingerprint
+    pictures[2] = pictures[3]
+    other = load_dataset("mine", "train", cache_dir=tmp_path / "third")
+    assert other.fingerprint != first.fingerprint
+
+
 def test_bytes_of_a_file_are_stored_as_they_are(make):
     data = [make.picture(40 + i, 50, i, "JPEG") for i in range(4)]
     register_dataset("mine", lambda split: Pairs(data, [0, 1, 0, 1]))
@@ -260,9 +275,11 @@ def test_class_names(arrays):
 # ---- stored once
 
 
-def test_load_is_called_once_for_each_split(arrays, builds, forget, monkeypatch):
+@pytest.mark.parametrize("scheme", [None, "resized_crop"])
+def test_load_is_called_once_for_each_split(arrays, builds, forget, monkeypatch, scheme):
+    """By all processes of a machine; and a complete cache may be read-only."""
     load = Counted(arrays)
-    register_dataset("mine", load)
+    register_dataset("mine", load, view_scheme=scheme)
     check_dataset("mine")
     for _ in range(2):
         dataset_info("mine")
@@ -271,6 +288,7 @@ def test_load_is_called_once_for_each_split(arrays, builds, forget, monkeypatch)
         load_dataset("mine", "test")
         forget()
         monkeypatch.setattr(facts, "_known", {})  # as another process begins
+        monkeypatch.setattr(facts, "locked", lambda path: pytest.fail("locked"))
     assert sorted(load.calls) == ["test", "train"]
     assert len(builds) == 2
 
@@ -282,6 +300,16 @@ def test_constants_that_are_all_given_need_no_look(arrays, monkeypatch):
                      view_scheme="crop", class_names="abcdefghij")  # fmt: skip
     assert num_train("mine") == 30
     assert load.calls == ["train"]
+
+
+def test_another_version_is_stored_anew(arrays, forget):
+    load = Counted(arrays)
+    for version in (1, 1, 2, 2):
+        DATASETS.pop("mine", None)
+        register_dataset("mine", load, version=version)
+        load_dataset("mine", "train")
+        forget()
+    assert load.calls == ["train"] * 2
 
 
 PLUGIN = """

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info, load_dataset, normalize
-from ekd_ray.data.decode import decode_view
+from ekd_ray.data.decode import decode_view, fit_picture
 from ekd_ray.errors import UserError
 from ekd_ray.losses.dirichlet import log_expectation, vacuity
 from ekd_ray.models import WeightsMetadata, build_model
@@ -104,6 +104,24 @@ def test_arrays_and_tensors_of_any_layout_are_the_same_pictures():
     np.testing.assert_array_equal(as_pictures(small)[0], small)
     found = as_pictures(torch.from_numpy(small))
     np.testing.assert_array_equal(found[0], small.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "augment", "size", "margin"),
+    [
+        ("hf:/pets", "crop_flip", 48, False),
+        ("hf:/pets", "resized_crop", 48, True),
+        ("hf:/pets", "none", 48, False),
+        ("hf:/pets", "none", 224, True),
+        ("a-plugins", "crop8_flip", 64, False),
+        ("folder:/pets", "none", 48, True),
+    ],
+)
+def test_how_pictures_are_cut_needs_neither_data_nor_plugin(dataset, augment, size, margin):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    config = DistillConfig(dataset=dataset, augment=augment, image_size=size)
+    (found,) = pixels(image, config)
+    np.testing.assert_array_equal(found, fit_picture(image, size, margin=margin))
 
 
 @pytest.mark.parametrize(
