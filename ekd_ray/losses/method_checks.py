@@ -382,6 +382,8 @@ def check_teacher(case: Case) -> None:
     batch = case.draw().with_gradients()
     total, terms = run(case.build(), batch, 2)
     teachers = {"logits": batch.teacher, "strong view's logits": batch.teacher_strong}
+    named = zip(case.entry.teacher_layers, batch.teacher_features, strict=True)
+    teachers |= {f"layer {layer!r}": feature for layer, feature in named}
     for name, gradient in zip(teachers, gradients(total, [*teachers.values()]), strict=True):
         require(
             gradient is None,
