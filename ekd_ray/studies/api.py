@@ -12,6 +12,8 @@ import contextlib
 import inspect
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -405,7 +407,11 @@ _KEYWORDS = {
 
 @contextlib.contextmanager
 def _in_python() -> Iterator[None]:
-    """Errors that name flags name keywords, and a stop by the user is a `KeyboardInterrupt`."""
+    """Errors that name flags name keywords, and a stop by the user is a `KeyboardInterrupt`.
+
+    Signals are handled afterwards as before: Tune leaves a handler of its own for Ctrl-C.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except UserError as error:
@@ -414,3 +420,8 @@ def _in_python() -> Iterator[None]:
         raise
     except Interrupted:
         raise KeyboardInterrupt("stopped; resume=True continues") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:  # None is one that Python did not set
+                    signal.signal(number, handler)
