@@ -21,6 +21,7 @@ import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info
+from ekd_ray.data.conformance import check_dataset
 from ekd_ray.engine.distill import Diverged, TrainedStudent, distill
 from ekd_ray.engine.features import record_features
 from ekd_ray.engine.precision import cpu_threads
@@ -30,7 +31,7 @@ from ekd_ray.losses.methods import METHODS, Method, register_method, resolve_met
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.models.model_checks import MODEL_CHECKS, Builder, ModelCase
 
-__all__ = ["check_method", "check_model", "check_training"]
+__all__ = ["check_dataset", "check_method", "check_model", "check_training"]
 
 T = TypeVar("T")
 _UNNAMED = "the method to check"

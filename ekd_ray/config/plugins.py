@@ -255,8 +255,8 @@ def stamps_of(parts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
         part = _parts.get((kind, name or ""))
         if part is not None:
             found.add(_plugin_of(part).stamp)
-        elif kind == "model" and name and (module := module_of_model(name)):
-            found.add(_loaded[module].stamp)
+        elif kind == "model" and (module := module_in_name(name or "")) in _loaded:
+            found.add(_loaded[str(module)].stamp)
     return tuple(sorted(found))
 
 
@@ -292,19 +292,9 @@ def module_in_name(model: str) -> str | None:
     return module if all(part.isidentifier() for part in module.split(".")) else None
 
 
-def module_of_model(name: str) -> str | None:
-    """As `module_in_name`, of a module that was loaded as a plugin.
-
-    Raises:
-        UserError: it was not.
-    """
-    module = module_in_name(name)
-    if module and module not in _loaded:
-        raise UserError(
-            f"the model {name!r} is code that was not loaded: give --plugin {module}, or its "
-            "FILE.py."
-        )
-    return module
+def is_loaded(module: str) -> bool:
+    """Whether a module was loaded as a plugin."""
+    return module in _loaded
 
 
 def _plugin_of(part: _Part) -> Plugin:

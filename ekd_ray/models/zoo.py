@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ekd_ray.config.plugins import LIBRARIES, load_installed, module_of_model, registers
+from ekd_ray.config.plugins import LIBRARIES, is_loaded, load_installed, module_in_name, registers
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.models.mobilenetv2 import MobileNetV2
 from ekd_ray.models.pvt import PvtTiny
@@ -147,14 +147,18 @@ def _find_builder(name: str) -> Builder:
         load_installed()
     if name in REGISTERED:
         return REGISTERED[name].build
-    if module := module_of_model(name):
+    module = module_in_name(str(name))
+    if module and is_loaded(module):
         function = name.rpartition(":")[2]
         found = getattr(importlib.import_module(module), function, None)
         if not callable(found):
             raise UserError(f"the module {module!r} has no function {function!r}: check the name.")
         return found
     known = [*model_names(), *ALIASES, "torchvision:<name>", "timm:<name>"]
-    raise unknown_name("model", name, known, keys=())
+    error = unknown_name("model", name, known, keys=())
+    if module:
+        error.args = (f"{error} If it is code of yours: --plugin {module}, or its FILE.py.",)
+    raise error
 
 
 def _call_builder(name: str, build: Builder, num_classes: int) -> nn.Module:

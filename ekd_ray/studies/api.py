@@ -80,10 +80,10 @@ def tune(
 
     Args:
         pair: a teacher-student pair that has a recipe, such as "resnet56-resnet20".
-        teacher, student: architectures, in the place of those of the pair: names of the zoo or of
-            plugins, `package.module:function`, functions `build(num_classes)`, or modules. A
-            module's weights are taken of the teacher alone (`teacher_normalization` says how its
-            inputs are normalised); a student's are drawn anew.
+        teacher: an architecture in the place of the pair's: a name of the zoo or of a plugin,
+            `package.module:function`, a function `build(num_classes)`, or a module, which brings
+            its weights (`teacher_normalization` says how its inputs are normalised).
+        student: likewise; of a module each run draws the weights anew.
         dataset: a name or "folder:PATH" (the recipe's own).
         method: the recipe under another method; "any" searches it too.
         recipe: a recipe's file, in the place of the pair's.
@@ -180,13 +180,13 @@ def distill(
 ) -> RunResult:
     """Train one student without a search, as `ekd-ray distill` does.
 
-    The settings are those of the recipe with the authors' values, and of the keywords.
+    The settings are those of the recipe with the authors' values, and of the keywords. Arguments
+    that are not listed here are as of `tune`.
 
     Args:
         config: a configuration or its file (`distill.yaml` of a bundle), in the place of a recipe.
         workers: data-parallel Ray Train workers; "MIN:MAX" takes as many as there is room for.
         test: read the test split once, after the last epoch.
-        Others: as of `tune`.
         **settings: of a run; also `cpus_per_trial` and `gpus_per_trial`, of each worker.
 
     Raises:
@@ -241,13 +241,14 @@ def train_teacher(
 ) -> RunResult:
     """Train a network alone, as `ekd-ray train-teacher` does: `.weights` is its checkpoint.
 
+    Arguments that are not listed here are as of `distill`.
+
     Args:
         model: an architecture, as `student` of `tune`.
         evidential: with evidential cross-entropy and a learned prior, which is in the checkpoint.
         candidates: train so many that differ by seed, and keep the best.
         seeds: theirs (`seed` and those after it).
         choose_by: "val_nll" (the default), "val_top1" or "val_aurc".
-        Others: as of `distill`.
 
     Raises:
         UserError: a mistake in what was given, or every training failed.
