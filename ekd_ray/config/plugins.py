@@ -219,7 +219,8 @@ def registers(
         @functools.wraps(register)
         def note(name: str, *args: P.args, **kwargs: P.kwargs) -> T:
             caller = sys._getframe(1).f_globals.get("__name__", MAIN)
-            origin = _importing[-1] if _importing else caller
+            known_module = caller if caller in sys.modules else MAIN  # not of exec, or of runpy
+            origin = _importing[-1] if _importing else known_module
             known = _parts.get((kind, name))
             if known and known.origin == origin == MAIN:
                 table.pop(name, None)
