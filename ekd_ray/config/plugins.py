@@ -219,8 +219,9 @@ def registers(
         @functools.wraps(register)
         def note(name: str, *args: P.args, **kwargs: P.kwargs) -> T:
             caller = sys._getframe(1).f_globals.get("__name__", MAIN)
-            known_module = caller if caller in sys.modules else MAIN  # not of exec, or of runpy
-            origin = _importing[-1] if _importing else known_module
+            spec = getattr(sys.modules.get(caller), "__spec__", None)
+            importable = spec is not None and spec.name == caller  # not in exec or runpy
+            origin = _importing[-1] if _importing else caller if importable else MAIN
             known = _parts.get((kind, name))
             if known and known.origin == origin == MAIN:
                 table.pop(name, None)
