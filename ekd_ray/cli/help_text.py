@@ -26,7 +26,7 @@ class HelpParser(argparse.ArgumentParser):
     first: Sequence[str] = ()
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "add_help": False})
+        super().__init__(**{**options, "add_help": False, "allow_abbrev": False})
         group = self.add_argument_group("help")
         group.add_argument("-h", "--help", action="help", help="what one needs first")
         group.add_argument("--help-all", action=_HelpAll, help="all flags")

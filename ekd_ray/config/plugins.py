@@ -17,10 +17,11 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import re
+import struct
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -129,6 +130,13 @@ def load_installed() -> None:
             warnings.warn(f"the installed plugin {entry.name} is left out: {error}", stacklevel=2)
 
 
+def stamps_in_study(values: Mapping[str, Any]) -> Any:
+    """The stamps that the content of a study.yaml names; () where it is damaged."""
+    for key in ("study", "distill", "plugins"):
+        values = values.get(key) or {} if isinstance(values, Mapping) else {}
+    return values or ()
+
+
 def load_named(stamps: Iterable[str], folder: Path, *, named_by: Path) -> None:
     """Load the plugins that a file names by their stamps, if they were not loaded before.
 
@@ -225,6 +233,9 @@ def registers(
             known = _parts.get((kind, name))
             if known and known.origin == origin == MAIN:
                 table.pop(name, None)
+                _, replaced = _pickled_parts.pop(id(known), (known, None))
+                if replaced:
+                    _loaded.pop(replaced.name, None)
             result = register(name, *args, **kwargs)
             if _importing or caller.partition(".")[0] != __package__.partition(".")[0]:
                 again = functools.partial(note, name, *args, **kwargs)
@@ -327,6 +338,11 @@ def _pickled(part: _Part) -> Plugin:
             f"what was registered in this script cannot be sent to other processes ({error}): "
             "put it into a file of its own, and give that as a plugin."
         ) from error
+    if len(data) > LARGEST:
+        raise UserError(
+            f"what was registered in this script is {len(data) / 1e6:.0f} MB with all that it "
+            f"refers to, more than {LARGEST / 1e6:.0f}: let it read its data from a file."
+        )
     text = (
         '"""A part that was given in Python, pickled by value."""\n\n'
         "import base64\nimport pickle\n\n"
@@ -393,7 +409,7 @@ def _read_sources(folder: Path, name: str) -> dict[str, str]:
 
 def _read_file(path: Path) -> Plugin:
     name = path.stem
-    if not name.isidentifier():
+    if not name.isidentifier() or name.startswith("__"):
         raise UserError(f"a plugin's file must be named as a module is, got {path}: rename it.")
     try:
         text = path.read_text(encoding="utf-8")
@@ -403,7 +419,27 @@ def _read_file(path: Path) -> Plugin:
     spec = None if name in _finder.modules else importlib.util.find_spec(name)
     if spec and not (spec.origin and Path(spec.origin).absolute() == path):
         raise UserError(f"the plugin {path} has the name of an installed module: rename it.")
+    _check_fresh(path)
     return Plugin.of_files(name, {path.name: text}, str(path))
+
+
+def _check_fresh(path: Path) -> None:
+    """Raise `UserError` if a file was changed after this process imported it as a module.
+
+    The compiled file beside it knows of which source it is, by time and size (PEP 552).
+    """
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) != str(path):
+            continue
+        with contextlib.suppress(OSError, TypeError):
+            header = Path(module.__cached__).read_bytes()[4:16]
+            there = path.stat()
+            now = struct.pack("<II", int(there.st_mtime) & 0xFFFFFFFF, there.st_size & 0xFFFFFFFF)
+            if header[:4] == bytes(4) and header[4:] != now:
+                raise UserError(
+                    f"{path} was changed after it was imported here: start a new process "
+                    "the kernel of a notebook)."
+                )
 
 
 def _find_module(name: str) -> Plugin:
@@ -416,11 +452,15 @@ def _find_module(name: str) -> Plugin:
     spec = importlib.util.find_spec(top)
     if spec is None:
         raise UserError(f"there is no module {top!r}: install it, or give the plugin as a FILE.py.")
-    places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else ())]
-    folder = Path(places[0]).absolute().parent if places else Path()
-    files = _read_sources(folder, top) if places else {}
+    if spec.origin is None:
+        raise UserError(f"the package {top!r} has no __init__.py: add one, which may be empty.")
+    folder = Path(spec.origin).absolute().parent
+    folder = folder.parent if spec.submodule_search_locations else folder
+    files = _read_sources(folder, top)
     if not files:
         raise UserError(f"the module {top!r} has no source: give the plugin as a FILE.py.")
+    for path in files:
+        _check_fresh(folder / path)
     found = Plugin.of_files(name, files, str(folder))
     return replace(found, files=None) if sum(map(len, files.values())) > LARGEST else found
 
@@ -439,6 +479,11 @@ def _load(plugin: Plugin) -> Plugin:
     """Import a plugin's module, from its source where it cannot be imported as it is."""
     name = plugin.name
     if known := _loaded.get(name):
+        if known.sha256 != plugin.sha256 and known.origin == plugin.origin:
+            raise UserError(
+                f"{plugin.origin} was changed after it was loaded here: start a new process "
+                "the kernel of a notebook)."
+            )
         if known.sha256 != plugin.sha256:
             raise UserError(
                 f"there are two plugins {name}, {known.origin} and {plugin.origin}: rename one."
@@ -447,11 +492,13 @@ def _load(plugin: Plugin) -> Plugin:
     _loaded[name] = plugin
     added = [] if _is_importable(plugin) else _finder.add(plugin)
     _importing.append(name)
+    before = {*sys.modules}
     try:
         importlib.import_module(name)
-    except Exception as error:
+        _check_complete(plugin, {*sys.modules} - before)
+    except BaseException as error:
         _forget(name, added)
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) or not isinstance(error, Exception | SystemExit):
             raise
         frames = traceback.extract_tb(error.__traceback__)
         paths = {*(plugin.files or ())}
@@ -465,9 +512,23 @@ def _load(plugin: Plugin) -> Plugin:
     return plugin
 
 
+def _check_complete(plugin: Plugin, imported: Iterable[str]) -> None:
+    """Refuse a file that imports others of its folder, which would be missing elsewhere."""
+    folder = Path(plugin.origin).parent
+    if not plugin.origin.endswith(".py"):
+        return
+    for name in imported:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and Path(file).parent == folder and name not in _loaded:
+            raise UserError(
+                f"the plugin {plugin.origin} imports {name} beside it, which does not travel with "
+                f"it: give --plugin {Path(file).name} before it, or make a package of both."
+            )
+
+
 def _forget(name: str, modules: Iterable[str]) -> None:
     """Take back what a plugin that failed had done so far."""
-    del _loaded[name]
+    _loaded.pop(name, None)
     for module in modules:
         _finder.modules.pop(module, None)
         sys.modules.pop(module, None)

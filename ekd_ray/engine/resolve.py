@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ def resolve(
         UserError: anything that would stop the run later, in one sentence.
     """
     config = resolve_method(config)
-    config = config.replace(plugins=_used_plugins(config))
+    config = config.replace(plugins=used_plugins(config))
     info = dataset_info(config.dataset, data_root=data_root)
     config = config.replace(
         augment=config.augment or info.view_scheme,
@@ -127,13 +128,17 @@ def resolve(
     return config
 
 
-def _used_plugins(config: DistillConfig) -> tuple[str, ...]:
-    """The stamps of the plugins that a configuration names, and of those that its parts are of."""
+def used_plugins(config: DistillConfig, methods: Iterable[str] = ()) -> tuple[str, ...]:
+    """The stamps of the plugins that a configuration names, and of those that its parts are of.
+
+    Args:
+        methods: others that are tried in its place.
+    """
     load_installed()
     parts = {
         "model": (config.student, config.teacher),
         "dataset": (config.dataset, config.ood_dataset),
-        "method": (config.method,),
+        "method": (config.method, *methods),
     }
     check_loaded(config.plugins)
     used = stamps_of((kind, name) for kind, names in parts.items() for name in names)

@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import io
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import safetensors.torch
 import torch
@@ -20,9 +20,7 @@ from torch import nn
 from ekd_ray.config.plugins import MAIN, given_in_python, load_plugin
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, default_cache_dir
-from ekd_ray.models.zoo import Builder, register_model
-
-_names: WeakKeyDictionary[object, str] = WeakKeyDictionary()
+from ekd_ray.models.zoo import REGISTERED, Builder, register_model
 
 
 def as_model_name(model: str | nn.Module | Builder) -> str:
@@ -39,21 +37,24 @@ def as_model_name(model: str | nn.Module | Builder) -> str:
     if isinstance(model, str):
         return model
     if isinstance(model, nn.Module):
-        if model not in _names:
-            data = _pickle_architecture(model)
-            _names[model] = f"{type(model).__name__}-{hashlib.sha256(data).hexdigest()[:8]}"
-            with given_in_python():
-                register_model(_names[model], Architecture(data))
-        return _names[model]
+        return _register(type(model).__name__, Architecture(_pickle_architecture(model)))
     module, name = model.__module__, getattr(model, "__qualname__", "")
-    if module != MAIN and getattr(sys.modules[module], name, None) is model:
+    if module != MAIN and getattr(sys.modules.get(module), name, None) is model:
         load_plugin(module)
         return f"{module}:{name}"
-    if model not in _names:
-        _names[model] = f"{getattr(model, '__name__', 'model')}-{len(_names)}"
+    return _register(name, model)
+
+
+def _register(title: str, build: Builder) -> str:
+    """The name of a builder, made of its title and its content; registered once."""
+    import cloudpickle  # what is given by name does without
+
+    digest = hashlib.sha256(cloudpickle.dumps(build)).hexdigest()[:8]
+    name = f"{re.sub(r'[^A-Za-z0-9_]+', '-', title).strip('-') or 'model'}-{digest}"
+    if name not in REGISTERED:
         with given_in_python():
-            register_model(_names[model], model)
-    return _names[model]
+            register_model(name, build)
+    return name
 
 
 def write_given_weights(model: nn.Module) -> Path:
@@ -117,7 +118,7 @@ def _pickle_architecture(model: nn.Module) -> bytes:
 
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, nn.Parameter):
-                return _empty_parameter, (tuple(obj.shape), obj.dtype, obj.requires_grad)
+                return _empty_parameter, (tuple(obj.shape), obj.dtype)
             return super().reducer_override(obj)
 
     file = io.BytesIO()
@@ -132,10 +133,8 @@ def _pickle_architecture(model: nn.Module) -> bytes:
     return file.getvalue()
 
 
-def _empty_parameter(
-    shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool
-) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=requires_grad)
+def _empty_parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype))  # trained, though it may have been frozen
 
 
 @contextlib.contextmanager

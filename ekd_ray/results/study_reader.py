@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
-from ekd_ray.config.plugins import SOURCES, files_trusted, load_named
+from ekd_ray.config.plugins import SOURCES, files_trusted, load_named, stamps_in_study
 from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_violation
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
@@ -83,9 +83,8 @@ class StudyReader:
             raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
         file = YamlFile.read(folder / STUDY_FILE)
         check_format(folder / STUDY_FILE, file.values.get("format_version", 1), FORMAT_VERSION)
-        stamps = ((file.values.get("study") or {}).get("distill") or {}).get("plugins") or ()
         with files_trusted(trust_plugins):
-            load_named(stamps, folder / SOURCES, named_by=folder / STUDY_FILE)
+            load_named(stamps_in_study(file.values), folder / SOURCES, named_by=folder / STUDY_FILE)
         with file.locate_errors("study"):
             config = StudyConfig.from_dict(file.values.get("study") or {})
         return cls(path=folder, config=config, header=file.values)

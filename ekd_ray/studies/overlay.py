@@ -158,6 +158,14 @@ def teacher_run(
     Raises:
         UserError: an illegal setting, or candidates that are.
     """
+    named = {"student", "teacher", "teacher_weights"} & {*given.settings}
+    if given.method is not None:
+        named.add("method")
+    for name in sorted(named):
+        raise UserError(
+            f"{name} is no setting of a network that is trained alone, which --model and "
+            "--evidential describe: drop it."
+        )
     base = DistillConfig(student=model, method="none")
     if evidential:
         base = base.replace(method="evidential", learn_log_prior=True)

@@ -28,7 +28,7 @@ from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures, measure_teacher
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment
-from ekd_ray.engine.resolve import check_workers, resolve
+from ekd_ray.engine.resolve import check_workers, resolve, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import UserError, error_context
@@ -134,7 +134,8 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     for row in (*champions(config, base).values(), *rows.values()):
         if row.teacher_weights is not None or not method_of(row).needs_teacher:
             resolve(row, data_root=config.data_root, download=download)
-    return config.replace(distill=base)
+    searched = ((config.space or {}).get("method") or {}).get("choices") or ()
+    return config.replace(distill=base.replace(plugins=used_plugins(base, searched)))
 
 
 def prepare_study(

@@ -15,7 +15,13 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY, load
-from ekd_ray.config.plugins import SOURCES, load_named, load_references, module_in_name
+from ekd_ray.config.plugins import (
+    SOURCES,
+    load_named,
+    load_references,
+    module_in_name,
+    stamps_in_study,
+)
 from ekd_ray.config.yaml_files import Places, find_place
 from ekd_ray.errors import Keys, UserError, error_context, unknown_name
 
@@ -91,8 +97,9 @@ class Recipe:
         """The study that the `study.yaml` of a run holds."""
         file = YamlFile.read(path)
         written = file.values.get("study") or {}
-        stamps = (written.get("distill") or {}).get("plugins") or ()
-        load_named(stamps, Path(path).parent / SOURCES, named_by=Path(path))
+        if not isinstance(written, Mapping):
+            raise UserError(f"{path}: study must be a mapping of settings, got {written!r}.")
+        load_named(stamps_in_study(file.values), Path(path).parent / SOURCES, named_by=Path(path))
         places = {keys[1:]: place for keys, place in file.places.items() if keys[0] == "study"}
         recipe = cls(path=Path(path), values=written, written=written, places=places)
         return recipe.under(method)
@@ -156,12 +163,21 @@ def _load_plugins(file: YamlFile) -> set[str]:
             raise UserError(
                 f"plugins must be a list of modules or FILE.py, got {named!r}.", keys=("plugins",)
             )
-    distill = file.values.get("distill")
-    for side in ("student", "teacher"):
-        model = distill.get(side) if isinstance(distill, Mapping) else None
-        if isinstance(model, str) and (module := module_in_name(model)):
-            named = [*named, module]
+    modules = (module_in_name(model) for model in _models_in(file.values))
+    named = [*named, *(module for module in modules if module)]
     return {plugin.stamp for plugin in load_references(named, named_by=file.path)}
+
+
+def _models_in(values: Any) -> Iterator[str]:
+    """The names of students and teachers anywhere in a recipe."""
+    if isinstance(values, list):
+        values = dict(enumerate(values))
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if key in ("student", "teacher"):
+                listed = value.get("choices") if isinstance(value, Mapping) else [value]
+                yield from (model for model in listed or () if isinstance(model, str))
+            yield from _models_in(value)
 
 
 def load_recipe(path: str | Path, method: str | None = None) -> dict[str, Any]:
