@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ekd_ray.config import method_settings
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
-from ekd_ray.config.plugins import SOURCES, check_stamps, load_named
+from ekd_ray.config.plugins import SOURCES, check_stamps, current_origin, is_of, load_named
 from ekd_ray.config.settings import COUNTS, Settings, setting
 from ekd_ray.config.yaml_files import YamlFile
 from ekd_ray.errors import UserError
@@ -197,6 +197,17 @@ class DistillConfig(Settings):
         load_named(stamps, Path(path).parent / SOURCES, named_by=Path(path))
         return super().from_yaml(path)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `Settings.to_dict`, without unset settings of plugins that this run does not use.
+
+        A process without these plugins can then read it.
+        """
+        values = super().to_dict()
+        for name, origin in method_settings.ORIGINS.items():
+            if values[name] == REGISTRY[name].unset and not is_of(self.plugins, origin):
+                del values[name]
+        return values
+
     def identity(self) -> dict[str, Any]:
         """As `Settings.identity`; `compile` counts as it did when it was true or false."""
         return {**super().identity(), "compile": self.compile == "on"}
@@ -230,5 +241,7 @@ class DistillConfig(Settings):
             if known is None:
                 added[entry.name] = (entry.kind, entry.field())
                 registry[entry.name] = entry
+                if origin := current_origin():
+                    method_settings.ORIGINS[entry.name] = origin
         if added:
             cls.add_fields(added, after=last)

@@ -69,8 +69,9 @@ class MethodSetting:
         return same and fields[0].metadata == fields[1].metadata
 
 
-# By name, in the order of declaration.
+# By name, in the order of declaration; and the plugins that some come from.
 REGISTRY: dict[str, MethodSetting] = {}
+ORIGINS: dict[str, str] = {}
 
 
 def load() -> None:

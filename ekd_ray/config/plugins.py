@@ -32,6 +32,7 @@ from ekd_ray.files import write_text
 ENTRY_POINTS = "ekd_ray.plugins"
 SOURCES = "plugins"  # the folder of their sources, in a study or a bundle
 _STAMP = re.compile(r"[\w.]+@[0-9a-f]{64}\b")
+GIVEN = "given_"  # begins the names of plugins without a file
 MAIN = "__main__"  # a script or a notebook, which no other process can import
 # Of a package with more source than that only the hash travels: it must be installed everywhere.
 LARGEST = 2_000_000
@@ -83,7 +84,7 @@ class _Part:
 
 _loaded: dict[str, Plugin] = {}
 _parts: dict[tuple[str, str], _Part] = {}
-_importing: list[str] = []
+_origins: list[str | None] = []  # of what is registered now: a plugin, MAIN, or None of our own
 _trusts_files = False
 
 
@@ -227,17 +228,19 @@ def registers(
         @functools.wraps(register)
         def note(name: str, *args: P.args, **kwargs: P.kwargs) -> T:
             caller = sys._getframe(1).f_globals.get("__name__", MAIN)
-            spec = getattr(sys.modules.get(caller), "__spec__", None)
-            importable = spec is not None and spec.name == caller  # not in exec or runpy
-            origin = _importing[-1] if _importing else caller if importable else MAIN
+            origin = _origin(caller)
             known = _parts.get((kind, name))
             if known and known.origin == origin == MAIN:
                 table.pop(name, None)
                 _, replaced = _pickled_parts.pop(id(known), (known, None))
                 if replaced:
                     _loaded.pop(replaced.name, None)
-            result = register(name, *args, **kwargs)
-            if _importing or caller.partition(".")[0] != __package__.partition(".")[0]:
+            _origins.append(origin)
+            try:
+                result = register(name, *args, **kwargs)
+            finally:
+                _origins.pop()
+            if origin is not None:
                 again = functools.partial(note, name, *args, **kwargs)
                 _parts[kind, name] = _Part(origin=origin, table=table, register=again)
             return result
@@ -247,14 +250,40 @@ def registers(
     return decorate
 
 
+def _origin(caller: str) -> str | None:
+    """The plugin that a module which registers something belongs to; None for ekd_ray's own."""
+    if _origins and _origins[-1] == MAIN:
+        return MAIN
+    if caller.partition(".")[0] == __package__.partition(".")[0]:
+        return None
+    if _origins and _origins[-1] is not None:
+        return _origins[-1]
+    spec = getattr(sys.modules.get(caller), "__spec__", None)
+    importable = spec is not None and spec.name == caller  # not in exec or runpy
+    return caller if importable else MAIN
+
+
+def current_origin() -> str | None:
+    """The plugin, or MAIN, that something is being registered by; None for ekd_ray's own."""
+    return _origins[-1] if _origins else None
+
+
+def is_of(stamps: Iterable[str], origin: str) -> bool:
+    """Whether one of these plugins is that origin."""
+    names = {stamp.partition("@")[0] for stamp in stamps}
+    if origin == MAIN:
+        return any(name.startswith(GIVEN) for name in names)
+    return origin in names
+
+
 @contextlib.contextmanager
 def given_in_python() -> Iterator[None]:
     """What is registered inside has no source of its own, and is pickled by value."""
-    _importing.append(MAIN)
+    _origins.append(MAIN)
     try:
         yield
     finally:
-        _importing.pop()
+        _origins.pop()
 
 
 def stamps_of(parts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
@@ -348,7 +377,7 @@ def _pickled(part: _Part) -> Plugin:
         "import base64\nimport pickle\n\n"
         f"pickle.loads(base64.b64decode({base64.b64encode(data)!r}))()\n"
     )
-    name = f"given_{hashlib.sha256(data).hexdigest()[:12]}"
+    name = f"{GIVEN}{hashlib.sha256(data).hexdigest()[:12]}"
     plugin = Plugin.of_files(name, {f"{name}.py": text}, "this script or notebook")
     _pickled_parts[id(part)] = part, plugin
     _loaded[name] = plugin
@@ -438,7 +467,7 @@ def _check_fresh(path: Path) -> None:
             if header[:4] == bytes(4) and header[4:] != now:
                 raise UserError(
                     f"{path} was changed after it was imported here: start a new process "
-                    "the kernel of a notebook)."
+                    "(restart the kernel of a notebook)."
                 )
 
 
@@ -482,7 +511,7 @@ def _load(plugin: Plugin) -> Plugin:
         if known.sha256 != plugin.sha256 and known.origin == plugin.origin:
             raise UserError(
                 f"{plugin.origin} was changed after it was loaded here: start a new process "
-                "the kernel of a notebook)."
+                "(restart the kernel of a notebook)."
             )
         if known.sha256 != plugin.sha256:
             raise UserError(
@@ -491,7 +520,7 @@ def _load(plugin: Plugin) -> Plugin:
         return known
     _loaded[name] = plugin
     added = [] if _is_importable(plugin) else _finder.add(plugin)
-    _importing.append(name)
+    _origins.append(name)
     before = {*sys.modules}
     try:
         importlib.import_module(name)
@@ -508,7 +537,7 @@ def _load(plugin: Plugin) -> Plugin:
             f"the plugin {plugin.origin}{line} fails: {type(error).__name__}: {error}"
         ) from error
     finally:
-        _importing.pop()
+        _origins.pop()
     return plugin
 
 

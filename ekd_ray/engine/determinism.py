@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.torch_private import deterministic_only
 from ekd_ray.errors import UserError
+from ekd_ray.losses.torch_private import deterministic_only
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.features import record_features
 from ekd_ray.engine.teacher.source import TeacherOutputs
-from ekd_ray.engine.torch_private import untraced_optimizer
 from ekd_ray.losses.objective import Objective
+from ekd_ray.losses.torch_private import untraced_optimizer
 
 SGD, AdamW = untraced_optimizer(torch.optim.SGD), untraced_optimizer(torch.optim.AdamW)
 

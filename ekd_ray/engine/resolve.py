@@ -220,7 +220,10 @@ def with_teacher(config: DistillConfig, weights: str | None) -> DistillConfig:
     The images are normalised as that file says, or as before where it does not say.
     """
     config = config.replace(teacher_weights=weights, teacher_sha256=None)
-    if weights is None or _stated_normalization(read_metadata(weights)) is None:
+    if (
+        weights is None
+        or _stated_normalization(read_metadata(weights, whole_classifier=False)) is None
+    ):
         return config
     return config.replace(teacher_normalization=None)
 

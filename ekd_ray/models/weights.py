@@ -118,13 +118,15 @@ def save_weights(
         temporary.write_bytes(data)
 
 
-def read_metadata(path: str | os.PathLike[str]) -> WeightsMetadata:
+def read_metadata(
+    path: str | os.PathLike[str], *, whole_classifier: bool = True
+) -> WeightsMetadata:
     """The metadata that `load_weights` returns, without a model.
 
     Of our own files only the header is read. The class count of a foreign file is taken from
     its classifier's shape, and `model` is the own model that its names and shapes fit, if any.
     Raises UserError for a file that is missing, damaged, unsafe, of a newer format, or without
-    a recognisable classifier.
+    a recognisable classifier, unless `whole_classifier` is false: then `num_classes` is 0.
     """
     path = Path(path)
     if _is_safetensors(path) and (metadata := _read_header(path)):
@@ -132,7 +134,7 @@ def read_metadata(path: str | os.PathLike[str]) -> WeightsMetadata:
     layout, state, _ = _read_tensors(path)
     shapes = _shapes(state)
     num_classes = _class_count(shapes)
-    if num_classes is None:
+    if num_classes is None and whole_classifier:
         raise _refusal(
             path,
             "has no classifier under a known name (fc, linear, classifier, head)",
@@ -141,8 +143,8 @@ def read_metadata(path: str | os.PathLike[str]) -> WeightsMetadata:
     return WeightsMetadata(
         sha256=sha256_file(path),
         layout=layout,
-        model=_find_own_model(shapes, num_classes),
-        num_classes=num_classes,
+        model=_find_own_model(shapes, num_classes) if num_classes else None,
+        num_classes=num_classes or 0,
     )
 
 

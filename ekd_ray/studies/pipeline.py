@@ -156,10 +156,10 @@ def prepare_study(
 def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> None:
     """Refuse the baseline ekd-softmax unless the study's teacher is evidential and another."""
     given, softmax = base.teacher_weights, config.softmax_teacher_weights
-    teacher = read_metadata(given) if given else None
+    teacher = read_metadata(given, whole_classifier=False) if given else None
     trained = (config.teacher_training or {}).get("method") if teacher is None else None
     is_softmax = teacher and teacher.layout == "ekd_ray" and teacher.log_prior is None
-    if softmax and (found := read_metadata(softmax)).log_prior is not None:
+    if softmax and (found := read_metadata(softmax, whole_classifier=False)).log_prior is not None:
         raise UserError(
             f"baseline ekd-softmax needs a teacher trained by plain cross-entropy, got {softmax} "
             f"with a learned prior of {found.log_prior:.3g}: name another softmax_teacher_weights."

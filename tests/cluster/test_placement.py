@@ -213,7 +213,8 @@ def test_processes_of_a_ray_of_our_own_use_huge_pages(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ["GLIBC_TUNABLES"]))
     del os.environ["GLIBC_TUNABLES"]
     with cluster.connected(StudyConfig()):
-        monkeypatch.setenv("GLIBC_TUNABLES", "the user's")
+        pass
+    monkeypatch.setenv("GLIBC_TUNABLES", "the user's")
     with cluster.connected(StudyConfig()):
         pass
     assert seen == ["glibc.malloc.hugetlb=1", "the user's"]

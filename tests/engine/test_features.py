@@ -210,7 +210,7 @@ class Odd(nn.Module):
         values = self.relu(self.relu(images)).mean((2, 3))
         self.pair((values, values))
         self.turned(values.T)
-        return values
+        return values.new_zeros(len(images), 10)
 
 
 @pytest.mark.parametrize(

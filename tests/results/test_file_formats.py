@@ -23,7 +23,7 @@ from ekd_ray.files import check_format
 from ekd_ray.models import weights
 from ekd_ray.results import Study
 from ekd_ray.results.records import CANDIDATES, FORMAT_VERSION, RESULT, read_record
-from ekd_ray.results.study import PARQUET_KEY
+from ekd_ray.results.study_reader import PARQUET_KEY
 from ekd_ray.scale import teacher_candidates
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "files.md"

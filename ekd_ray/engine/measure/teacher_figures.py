@@ -70,7 +70,7 @@ def measure_teacher(
         precision = resolve_precision(config.precision, device)
         logits = teacher_predictions(config, data, ids, precision=precision)
     assert logits is not None
-    learned = prior = read_metadata(config.teacher_weights).log_prior
+    learned = prior = read_metadata(config.teacher_weights, whole_classifier=False).log_prior
     if learned is None and method_of(config).evidential:
         settings: Any = config  # the settings of methods are found by name
         own = settings.teacher_log_prior

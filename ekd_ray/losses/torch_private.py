@@ -12,6 +12,13 @@ from typing import Any
 import torch
 
 
+def fake_tensors() -> contextlib.AbstractContextManager[Any]:
+    """Inside, tensors have no values, and what reads one back from its device raises."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # imports the tracer, 2 s
+
+    return FakeTensorMode()
+
+
 def untraced_optimizer(optimizer: type[torch.optim.Optimizer]) -> type[Any]:
     """An optimizer of torch as it is below what keeps `torch.compile` from tracing it.
 
