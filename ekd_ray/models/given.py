@@ -42,7 +42,7 @@ def as_model_name(model: str | nn.Module | Builder) -> str:
     if module != MAIN and getattr(sys.modules.get(module), name, None) is model:
         load_plugin(module)
         return f"{module}:{name}"
-    return _register(name, model)
+    return _register(getattr(model, "__name__", ""), model)
 
 
 def _register(title: str, build: Builder) -> str:

@@ -102,3 +102,12 @@ def test_a_plugin_that_is_not_there_is_one_sentence(parts):
     done = command("distill", *RUN, "--student", "resnet8", "--method", "none",
                    "--plugin", "gone.py")  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "gone.py" in done.stderr
+
+
+def test_models_anywhere_in_a_recipe_need_the_users_word(parts):
+    (parts / "recipe.yaml").write_text(
+        "distill: {student: resnet8, method: none}\n"
+        "methods: {kd: {distill: {student: 'my_nets:build'}}}\n"
+    )
+    refused = command("distill", *RUN, "--space", "recipe.yaml", "--dry-run")
+    assert refused.returncode == 2 and "--plugin my_nets" in refused.stderr

@@ -1,6 +1,7 @@
 """Plugins: run on the user's word only, known by their source, and taken along by it."""
 
 import hashlib
+import importlib
 import json
 import pickle
 import subprocess
@@ -121,6 +122,9 @@ def test_of_an_installed_module_with_much_source_the_hash_alone_goes_along(tmp_p
         ("no_such_module_here", None, "there is no module 'no_such_module_here'"),
         ("a b", None, "a module or a FILE.py"),
         ("sys", None, "has no source"),
+        ("__main__.py", "", "named as a module is"),
+        ("__init__.py", "", "named as a module is"),
+        ("leaver.py", "import sys\nsys.exit(2)\n", "leaver.py, line 2 fails: SystemExit: 2"),
         ("broken.py", "x = 1\nraise OSError('no luck')\n", "broken.py, line 2 fails: OSError: no"),
         ("typo.py", "x = (\n", "typo.py.* fails: SyntaxError"),
     ],
@@ -143,6 +147,60 @@ def test_a_plugin_that_fails_leaves_nothing_behind(tmp_path):
     file.write_text(PART.format(name="a", value=2))
     load_plugin(str(file))
     assert TABLE == {"a": 2}
+
+
+def test_a_file_that_changes_while_it_is_in_use_is_refused(tmp_path, monkeypatch):
+    """Its old code would run here, under the hash of the new one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = write(tmp_path / "my_parts.py", "x = 1\n")
+    importlib.import_module("my_parts")
+    file.write_text("x = 10\n")
+    for reference in (str(file), "my_parts"):
+        with pytest.raises(UserError, match=r"my_parts.py was changed .* start a new process"):
+            load_plugin(reference)
+    other = write(tmp_path / "others.py", "x = 1\n")
+    load_plugin(str(other))
+    other.write_text("x = 2\n")
+    with pytest.raises(UserError, match=r"others.py was changed .* start a new process"):
+        load_plugin(str(other))
+
+
+def test_a_file_that_imports_its_neighbour_is_refused_unless_that_is_a_plugin_too(
+    tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "helper_here.py", "x = 1\n")
+    file = write(tmp_path / "my_parts.py", "import helper_here\n")
+    with pytest.raises(UserError, match=r"imports helper_here beside it.*--plugin helper_here.py"):
+        load_plugin(str(file))
+    del sys.modules["helper_here"]
+    load_plugin(str(tmp_path / "helper_here.py"))
+    assert load_plugin(str(file)).name == "my_parts"
+
+
+def test_a_package_without_its_init_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "bare_pack/parts.py", "")
+    with pytest.raises(UserError, match=r"'bare_pack' has no __init__.py"):
+        load_plugin("bare_pack.parts")
+
+
+def test_a_part_that_is_replaced_goes_along_no_more():
+    """A cell that is run again: elsewhere the new part alone is registered."""
+    stamps = []
+    for value in (1, 2):
+        exec(f"register('mine', {value})", {"__name__": "__main__", "register": register_toy})
+        stamps += stamps_of([("model", "mine")])
+    assert TABLE == {"mine": 2} and len({*stamps}) == 2
+    assert [plugin.stamp for plugin in plugins._loaded.values()] == stamps[1:]
+
+
+def test_a_part_of_a_script_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(plugins, "LARGEST", 1000)
+    exec("register('mine', 'x' * 2000)", {"__name__": "__main__", "register": register_toy})
+    with pytest.raises(UserError, match="let it read its data from a file"):
+        stamps_of([("model", "mine")])
 
 
 def test_two_plugins_of_one_name_are_refused(tmp_path):
@@ -238,6 +296,13 @@ def test_what_is_no_stamp_is_refused(tmp_path, value):
         load_named(value, tmp_path, named_by=tmp_path / "x")
     with pytest.raises(UserError):
         DistillConfig.from_dict({"plugins": value})
+
+
+@pytest.mark.parametrize(
+    "values", [{"study": [1]}, {"study": 3}, {"study": {"distill": [1]}}, {}, {"study": None}]
+)
+def test_a_damaged_study_names_none(values):
+    assert plugins.stamps_in_study(values) == ()
 
 
 def test_the_source_is_part_of_the_fingerprint():

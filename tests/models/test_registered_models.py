@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import ekd_ray
-from ekd_ray.config import DistillConfig, plugins
+from ekd_ray.config import DistillConfig, StudyConfig, plugins
 from ekd_ray.config.plugins import LoadedPlugins, load_plugin, stamps_of
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.models import build_model, model_names, register_model, zoo
 from ekd_ray.models.given import as_model_name, write_given_weights
+from ekd_ray.studies.pipeline import check_study
 
 ROOT = Path(ekd_ray.__file__).parents[1]
 DIGITS = {"dataset": "digits", "train_subset": 300, "epochs": 1}
@@ -205,3 +206,29 @@ def test_a_builder_of_a_module_is_named_by_it():
     assert name == f"{Tiny.__module__}:Tiny"
     assert stamps_of([("model", name)])[0].startswith(f"{Tiny.__module__}@")
     assert build_model(name, 4).head.out_features == 4
+
+
+def test_a_builder_without_a_name_of_its_own():
+    one, two = (as_model_name(lambda n, w=w: Tiny(n, w)) for w in (3, 5))
+    assert one != two and one.startswith("lambda-")
+    assert build_model(two, 7).conv.out_channels == 5
+
+
+def test_a_module_is_what_it_is_when_it_is_given():
+    given = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+    first = as_model_name(given)
+    given.append(nn.Linear(10, 3))
+    given.requires_grad_(False)
+    built = build_model(as_model_name(given), 3)
+    assert len(built) == 3 and len(build_model(first, 10)) == 2
+    assert all(parameter.requires_grad for parameter in built.parameters())
+
+
+def test_a_study_has_the_plugins_of_all_its_parts(tmp_path, monkeypatch):
+    """Also of parts that no flag named, and where its teacher is still to be trained."""
+    module = Tiny.__module__
+    name = as_model_name(Tiny)
+    shared = DistillConfig(teacher=name, student="resnet8", method="kd", **DIGITS)
+    space = {"temperature": {"low": 1.0, "high": 4.0}}
+    study = StudyConfig(distill=shared, space=space, teacher_training={"epochs": 1})
+    assert [stamp.partition("@")[0] for stamp in check_study(study).distill.plugins] == [module]
