@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 Keys = tuple[str | int, ...]
 NEAREST = 5  # names that an error lists
+_OF_PLUGINS = ("model", "dataset", "method")  # what plugins register
 
 
 class UserError(Exception):
@@ -93,7 +94,8 @@ def unknown_name(
     kind: str, got: object, known: Iterable[object], *, keys: Keys | None = None
 ) -> UserError:
     """The error for a name that is not in a registry; suggests the nearest known ones."""
-    return UserError(f"unknown {kind} {got!r}.{nearest_names(got, known)}", keys=keys)
+    own = " One of your own needs --plugin FILE.py." if kind in _OF_PLUGINS else ""
+    return UserError(f"unknown {kind} {got!r}.{nearest_names(got, known)}{own}", keys=keys)
 
 
 def nearest_names(got: object, known: Iterable[object]) -> str:

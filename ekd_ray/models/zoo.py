@@ -155,10 +155,7 @@ def _find_builder(name: str) -> Builder:
             raise UserError(f"the module {module!r} has no function {function!r}: check the name.")
         return found
     known = [*model_names(), *ALIASES, "torchvision:<name>", "timm:<name>"]
-    error = unknown_name("model", name, known, keys=())
-    if module:
-        error.args = (f"{error} If it is code of yours: --plugin {module}, or its FILE.py.",)
-    raise error
+    raise unknown_name("model", name, known, keys=())
 
 
 def _call_builder(name: str, build: Builder, num_classes: int) -> nn.Module:

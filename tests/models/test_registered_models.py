@@ -106,7 +106,7 @@ def test_a_model_named_by_its_function(tmp_path):
         "from torch import nn\nVALUE = 3\n"
         "def small(n):\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(n))\n"
     )
-    with pytest.raises(UserError, match=r"unknown model .my_nets:small.*--plugin my_nets"):
+    with pytest.raises(UserError, match=r"unknown model .my_nets:small.*--plugin FILE"):
         build_model("my_nets:small", 10)
     plugin = load_plugin(str(tmp_path / "my_nets.py"))
     run = DistillConfig(student="my_nets:small", method="none", **DIGITS)
