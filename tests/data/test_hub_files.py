@@ -113,6 +113,7 @@ def test_the_same_data_by_either_name(hub):
         assert ours.class_names == theirs.class_names
 
 
+@pytest.mark.slow  # the layouts above have the same files in small
 def test_real_cifar10_as_a_folder_of_the_hub(real_cifar10, real_root):
     name = f"hf:{real_root}/cifar10"
     info, known = dataset_info(name), DATASETS["cifar10"]

@@ -73,7 +73,12 @@ def assert_near(found, expected, weights):
         assert mine == pytest.approx(other | {"seconds": mine["seconds"]}, rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# The conformance suite traces every method (test_objective.py); here two go through the engine, and
+# the slow tests the others.
+@pytest.mark.parametrize(
+    "method",
+    [m if m in ("ekd", "mlkd+ekd") else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
+)
 def test_a_method_is_one_graph_over_all_epochs(method, ramped, backend, no_warning):
     config = ramped(method)
     expected = distill(config, threads=1)
