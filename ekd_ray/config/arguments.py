@@ -28,7 +28,8 @@ def checks_arguments(function: Callable[P, R]) -> Callable[P, R]:
     A scalar of NumPy is passed on as Python's. Of a wrong number or name of arguments Python speaks
     itself.
     """
-    names = [*inspect.signature(function).parameters]
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(function)
     def check(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -85,7 +85,7 @@ def test_scalars_of_numpy_are_numbers():
     found = asked(epochs=np.int64(3), share=np.float32(0.25), resume=np.True_, lr=np.float64(0.5))
     kinds = {"epochs": int, "share": float, "resume": bool, "lr": float}
     assert {name: type(found[name]) for name in kinds} == kinds
-    with pytest.raises(UserError, match="epochs must be a whole number, got 3.0"):
+    with pytest.raises(UserError, match=r"epochs must be a whole number, got 3\.0"):
         asked(epochs=np.float32(3))
 
 
