@@ -250,7 +250,8 @@ def test_a_teacher_and_a_student_from_keywords_as_from_flags(launch, tmp_path, c
     assert result.model()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     assert "validation accuracy" in result._repr_html_()
     shown = str(result)
-    assert len(shown.splitlines()) == 1 and str(result.path) in shown and "val_top1" in shown
+    assert str(result.path) in shown and "val_top1" in shown
+    assert len(shown) < len(str(result.path)) + 100
     again = ekd.distill(out=tmp_path / "s", resume=True, progress=False)
     assert again.record == result.record
     from_file = ekd.distill(config=result.config, out=tmp_path / "c", progress=False, seed=0)
