@@ -186,8 +186,9 @@ def _trial(config: dict[str, float], args: dict[str, Any]) -> None:
     from torchvision import transforms
 
     from benchmarks.reference import Pictures, Reference, kd_loss
+    from ekd_ray.config.normalization import parse_normalization
     from ekd_ray.data import dataset_info, load_dataset
-    from ekd_ray.engine.resolve import parse_normalization, resolve
+    from ekd_ray.engine.resolve import resolve
     from ekd_ray.engine.rundata import split_ids
     from ekd_ray.models import build_model, load_weights
 

@@ -223,7 +223,7 @@ class DistillConfig(Settings):
         """Add settings that a method declares; one that another method has already is shared.
 
         Raises:
-            ValueError: two methods mean different things by a name, or a method by a name of
+            UserError: two methods mean different things by a name, or a method by a name of
                 another setting.
         """
         registry = method_settings.REGISTRY
@@ -232,11 +232,11 @@ class DistillConfig(Settings):
         for entry in declared:
             known = registry.get(entry.name)
             if known is None and entry.name in cls.__dataclass_fields__:
-                raise ValueError(f"{entry.name} is a setting of every run already: rename it")
+                raise UserError(f"{entry.name} is a setting of every run already: rename it.")
             if known is not None and not known.is_same_as(entry):
-                raise ValueError(
+                raise UserError(
                     f"{entry.name} is a setting of another method, with another type, default, "
-                    "description or other bounds: rename it"
+                    "description or other bounds: rename it."
                 )
             if known is None:
                 added[entry.name] = (entry.kind, entry.field())

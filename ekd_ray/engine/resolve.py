@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
-import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY
+from ekd_ray.config.normalization import NORMALIZATIONS, Normalization, parse_normalization
 from ekd_ray.config.phrases import several
 from ekd_ray.config.plugins import check_loaded, load_installed, stamps_of
 from ekd_ray.data import (
@@ -27,7 +25,7 @@ from ekd_ray.data import (
     steps_per_epoch,
 )
 from ekd_ray.engine.features import record_features
-from ekd_ray.errors import UserError, error_context, unknown_name
+from ekd_ray.errors import UserError, error_context
 from ekd_ray.losses.methods import method_of, resolve_method
 from ekd_ray.models import (
     WeightsMetadata,
@@ -38,49 +36,6 @@ from ekd_ray.models import (
     model_normalization,
     read_metadata,
 )
-
-Triple = tuple[float, float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Normalization:
-    """Per-channel mean and standard deviation of images in [0, 1]."""
-
-    mean: Triple
-    std: Triple
-
-    def as_text(self) -> str:
-        """The form that `teacher_normalization` takes: 'mean,mean,mean/std,std,std'."""
-        return "/".join(",".join(str(value) for value in part) for part in (self.mean, self.std))
-
-
-NORMALIZATIONS = {
-    "imagenet": Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    "cifar10": Normalization(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
-    "cifar100": Normalization(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)),
-    "half": Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-}
-
-
-def parse_normalization(text: str) -> Normalization:
-    """A named normalisation or 'm,m,m/s,s,s'; raises `UserError` naming the legal forms."""
-    if text in NORMALIZATIONS:
-        return NORMALIZATIONS[text]
-    try:
-        parts = [tuple(float(v) for v in part.split(",")) for part in text.split("/")]
-    except ValueError:
-        parts = []
-    legal = [len(part) for part in parts] == [3, 3] and min(parts[1]) > 0
-    if not legal or not all(math.isfinite(value) for part in parts for value in part):
-        if re.fullmatch(r"\w+", text):
-            keys = ("teacher_normalization",)
-            raise unknown_name("teacher_normalization", text, NORMALIZATIONS, keys=keys)
-        raise UserError(
-            "teacher_normalization must be a name or 'mean,mean,mean/std,std,std' "
-            f"with std > 0, got {text!r}.",
-            keys=("teacher_normalization",),
-        )
-    return Normalization(mean=parts[0], std=parts[1])  # type: ignore[arg-type]
 
 
 def resolve(

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
 from ekd_ray.config.plugins import registers
 from ekd_ray.errors import UserError, unknown_name
@@ -153,20 +154,25 @@ TERMS = ["ce", "kd", "instance", "class", "batch", "ekd", "prior_kl"]
 
 
 @registers("method", METHODS)
+@checks_arguments
 def register_method(name: str, method: Method) -> Method:
     """Make a method known by a name, and with it its settings; returns the method.
 
     Raises:
-        ValueError: the name is taken, a setting means something else already, a term is weighted
+        UserError: the name is taken, a setting means something else already, a term is weighted
             by a setting that the method does not have, or there are features and no teacher.
     """
     if name in METHODS:
-        raise ValueError(f"there is a method {name!r} already: choose another name")
+        raise UserError(f"there is a method {name!r} already: choose another name.")
     weighted = {key for term in method.terms for key in (term.weight, term.warmup) if key}
     if missing := sorted(weighted - {*method.setting_names}):
-        raise ValueError(f"method {name!r} lacks the settings {', '.join(missing)} of its terms")
+        raise UserError(
+            f"method {name!r} lacks the settings {', '.join(missing)} of its terms: declare them."
+        )
     if method.features and not method.needs_teacher:
-        raise ValueError(f"method {name!r} compares features with those of no teacher: set one")
+        raise UserError(
+            f"method {name!r} compares features with those of no teacher: set needs_teacher."
+        )
     DistillConfig.add_method_settings(method.settings)
     TERMS.extend(part for part in method.term_names if part not in TERMS)
     known = {**METHODS, name: method}

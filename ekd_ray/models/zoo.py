@@ -10,6 +10,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ekd_ray.config.arguments import checks_arguments
+from ekd_ray.config.normalization import parse_normalization
 from ekd_ray.config.plugins import LIBRARIES, is_loaded, load_installed, module_in_name, registers
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.models.mobilenetv2 import MobileNetV2
@@ -70,6 +72,7 @@ REGISTERED: dict[str, RegisteredModel] = {}
 
 
 @registers("model", REGISTERED)
+@checks_arguments
 def register_model(name: str, build: Builder, *, normalization: str | None = None) -> None:
     """Make a model known by a name, which recipes and flags take as student or teacher.
 
@@ -81,12 +84,14 @@ def register_model(name: str, build: Builder, *, normalization: str | None = Non
             `teacher_normalization` takes.
 
     Raises:
-        UserError: the name is no plain word, or is taken.
+        UserError: the name is no plain word, or is taken; or an argument is of another kind.
     """
     if not re.fullmatch(r"[\w.+-]+", name):
         raise UserError(f"a model's name has letters, digits and . _ + - only, got {name!r}.")
     if name in MODELS or name in ALIASES or name in REGISTERED:
         raise UserError(f"there is a model {name!r} already: choose another name.")
+    if normalization is not None:
+        parse_normalization(normalization, setting="normalization")
     REGISTERED[name] = RegisteredModel(build=build, normalization=normalization)
 
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
 from ekd_ray.data import dataset_info, load_dataset, short_name
 from ekd_ray.engine.determinism import arithmetic
@@ -43,7 +44,7 @@ from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, cla
 from ekd_ray.results.leaderboard import TESTED, Leaderboard, Row, mean_sd, select_metrics
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
 from ekd_ray.results.study_reader import StudyReader
-from ekd_ray.results.words import figure_text, metric_name
+from ekd_ray.results.words import figure_text, list_figures, metric_name
 
 MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
 CARD = "README.md"
@@ -77,6 +78,7 @@ class Bundle:
     metrics: dict[str, Any]
 
     @classmethod
+    @checks_arguments
     def load(cls, path: str | Path, *, trust_plugins: bool = False) -> Self:
         """Open a bundle: a folder, or `hf:owner/name[@revision]` of the Hugging Face hub.
 
@@ -179,6 +181,13 @@ class Bundle:
             owned=_PATTERNS,
             private=private,
             message=message or f"{self.config.student}, distilled by ekd_ray {__version__}",
+        )
+
+    def __repr__(self) -> str:
+        run = self.config
+        return (
+            f"Bundle {self.path}: {run.student} by {run.method} on {short_name(run.dataset)}"
+            f"{list_figures(self.metrics['model'], TESTED)}"
         )
 
     def _repr_html_(self) -> str:

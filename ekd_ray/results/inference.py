@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,8 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     margin = _varies_in_size(config)
     single = (str, os.PathLike, Image.Image, np.ndarray, Tensor)
     found = []
-    for given in [images] if isinstance(images, single) else images:
+    listed = [images] if isinstance(images, single) or not isinstance(images, Iterable) else images
+    for given in listed:
         if isinstance(given, str | os.PathLike):
             found.append(fit_file(str(Path(given)), size, margin=margin))
             continue

@@ -88,6 +88,19 @@ class Leaderboard(list[Row]):
         """`to_table` as a `pandas.DataFrame`."""
         return self.to_table().to_pandas()  # pyarrow imports pandas, which nothing else here needs
 
+    def __repr__(self) -> str:
+        if not self:
+            return "Leaderboard: no configuration is confirmed yet"
+        lines = [("name", "role", self.config.metric, "test_top1")]
+        for row in self:
+            figures = ("failed", "") if row.failed else (_spread(row.val), _spread(row.test))
+            lines.append((row.name, row.role, *figures))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
     def _plain_row(self, row: Row) -> dict[str, Any]:
         plain = {"name": row.name, "role": row.role, "winner": row.winner, "failed": row.failed}
         for name in dict.fromkeys((*self.config.watched, *TESTED)):
@@ -99,6 +112,14 @@ class Leaderboard(list[Row]):
             simple = value is None or isinstance(value, bool | int | float | str)
             plain[f"param_{name}"] = value if simple else str(value)
         return plain
+
+
+def _spread(values: Sequence[float]) -> str:
+    """`0.3966 ± 0.0081 (n = 3)`."""
+    if not values:
+        return ""
+    mean, deviation, count = mean_sd(values)
+    return f"{mean:.4f} ± {deviation:.4f} (n = {count})" if count > 1 else f"{mean:.4f} (n = 1)"
 
 
 def mean_sd(values: Iterable[float]) -> tuple[float, float, int]:

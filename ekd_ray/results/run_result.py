@@ -10,13 +10,14 @@ from typing import Any, Self
 from torch import nn
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.data import short_name
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.errors import UserError
 from ekd_ray.models import build_model, load_weights, read_metadata
 from ekd_ray.results.html import facts_html
 from ekd_ray.results.records import CANDIDATES, RunRecord, candidate_folder, read_record
-from ekd_ray.results.words import figure_text, metric_name
+from ekd_ray.results.words import figure_text, list_figures, metric_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class RunResult:
     candidates: list[dict[str, Any]]
 
     @classmethod
+    @checks_arguments
     def load(cls, path: str | Path) -> Self:
         """Open the folder of a training that has ended.
 
@@ -84,6 +86,13 @@ class RunResult:
         model = build_model(self.config.student, read_metadata(self.weights).num_classes)
         load_weights(model, self.weights)
         return model.eval()
+
+    def __repr__(self) -> str:
+        run = self.config
+        return (
+            f"RunResult {self.path}: {run.student} by {run.method} on {short_name(run.dataset)}"
+            f"{list_figures(self.metrics, ('val_top1', 'test_top1'))}"
+        )
 
     def _repr_html_(self) -> str:
         shown = {n: v for n, v in self.metrics.items() if n.startswith(("val_", "test_"))}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.phrases import several
 from ekd_ray.data import short_name
 from ekd_ray.errors import UserError
@@ -16,7 +18,7 @@ from ekd_ray.results.html import facts_html, table_html
 from ekd_ray.results.progress import Progress, progress
 from ekd_ray.results.report.plots import StudyPlots
 from ekd_ray.results.study_reader import StudyReader
-from ekd_ray.results.words import figure_text, label, metric_name, spread, value_text
+from ekd_ray.results.words import figure_text, label, list_figures, metric_name, spread, value_text
 
 SHOWN = 5  # trials that a notebook shows while none is confirmed
 # Of a study in a process of its own.
@@ -51,6 +53,7 @@ class Study(StudyReader):
         """How far it has come by now: stage, trials by status, seconds since its last epoch."""
         return progress(type(self).load(self.path))
 
+    @checks_arguments
     def wait(self, timeout: float | None = None) -> Study:
         """Wait until a study that `tune(wait=False)` began has ended; returns it as it is then.
 
@@ -88,6 +91,7 @@ class Study(StudyReader):
             self.process.wait()
         return Study.load(self.path)
 
+    @checks_arguments
     def export(
         self, out: str | Path, *, formats: Sequence[str] = (), normalized_input: bool = False
     ) -> Bundle:
@@ -102,6 +106,17 @@ class Study(StudyReader):
                 format is unknown, lacks its packages or fails.
         """
         return export_bundle(self, Path(out), formats=formats, normalized_input=normalized_input)
+
+    def __repr__(self) -> str:
+        shared, metric = self.config.distill, self.config.metric
+        text = f"Study {self.path}: {shared.teacher or 'no teacher'} into {shared.student} on "
+        text += short_name(shared.dataset)
+        with contextlib.suppress(UserError, OSError):  # its folder may be gone
+            found = type(self).load(self.path)  # what this one has not read stays unread
+            now, best = progress(found), found.ranked()[:1]
+            text += f", {now.stage}, {sum(now.trials.values())} of {several(now.asked, 'trial')}"
+            text += "".join(f", best{list_figures(trial.last, (metric,))[1:]}" for trial in best)
+        return text
 
     def _repr_html_(self) -> str:
         shared, now, metric = self.config.distill, progress(self), self.config.metric

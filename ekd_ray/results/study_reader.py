@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.plugins import SOURCES, files_trusted, load_named, stamps_in_study
 from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_violation
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
@@ -63,6 +64,7 @@ class StudyReader:
     header: dict[str, Any]
 
     @classmethod
+    @checks_arguments
     def load(cls, path: str | Path, *, trust_plugins: bool = False) -> Self:
         """Open a study's folder, or what is at its URI now.
 

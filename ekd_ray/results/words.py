@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ekd_ray.config.phrases import several
@@ -76,6 +76,11 @@ def spread(values: Sequence[float], name: str) -> str:
         shown = figure_text(name, mean)
         text = f"{shown} ± {deviation:.3f}" if n > 1 and deviation else shown
     return f"{text} (n = {n})"
+
+
+def list_figures(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Those of the metrics that there are, each after a comma: `, val_top1 39.66 %`."""
+    return "".join(f", {n} {figure_text(n, metrics[n])}" for n in names if n in metrics)
 
 
 def exact_figure(name: str, value: float) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.plugins import files_trusted, load_plugin, module_in_name
 from ekd_ray.errors import Interrupted, UserError, unknown_name
 from ekd_ray.models.given import as_model_name, write_given_weights
@@ -27,7 +28,7 @@ from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.run_result import RunResult
 from ekd_ray.results.study import Study
 from ekd_ray.studies.background import start_study
-from ekd_ray.studies.callbacks import Together, listening
+from ekd_ray.studies.callbacks import Together, check_callbacks, listening
 from ekd_ray.studies.overlay import (
     Given,
     authors_run,
@@ -49,6 +50,7 @@ _RUN, _STUDY = {*DistillConfig.names()}, {*StudyConfig.names()} - {"distill", "s
 _RESOURCES = {"cpus_per_trial", "gpus_per_trial"}
 
 
+@checks_arguments
 def tune(
     pair: str | None = None,
     *,
@@ -114,6 +116,7 @@ def tune(
     """
     with _in_python(), files_trusted(trust_plugins):
         _check_names(tune, settings, _RUN | _STUDY)
+        check_callbacks(callbacks)
         given = _given(
             {"teacher": teacher, "student": student, "dataset": dataset}, settings, method=method,
             epochs=epochs, space=space, data_root=data_root, teacher_zoo=teacher_zoo,
@@ -155,6 +158,7 @@ def tune(
         return Study.load(folder)
 
 
+@checks_arguments
 def distill(
     pair: str | None = None,
     *,
@@ -195,6 +199,7 @@ def distill(
     """
     with _in_python(), files_trusted(trust_plugins):
         _check_names(distill, settings, _RUN | _RESOURCES)
+        check_callbacks(callbacks)
         resources = {name: settings.pop(name) for name in _RESOURCES & settings.keys()}
         given = _given(
             {"teacher": teacher, "student": student, "dataset": dataset}, settings, method=method,
@@ -219,6 +224,7 @@ def distill(
             return _run(training, callbacks, progress=progress)
 
 
+@checks_arguments
 def train_teacher(
     model: Model,
     *,
@@ -256,6 +262,7 @@ def train_teacher(
     """
     with _in_python():
         _check_names(train_teacher, settings, _RUN | _RESOURCES)
+        check_callbacks(callbacks)
         resources = {name: settings.pop(name) for name in _RESOURCES & settings.keys()}
         given = _given(
             {"dataset": dataset}, settings, epochs=epochs, data_root=data_root, plugins=plugins
@@ -272,6 +279,7 @@ def train_teacher(
             return _run(training, callbacks, progress=progress)
 
 
+@checks_arguments
 def evaluate(
     bundle: Bundle | PathLike, *, dataset: str | None = None, data_root: PathLike | None = None
 ) -> dict[str, float]:
@@ -296,21 +304,25 @@ def evaluate(
 # Ranges of a search space
 
 
+@checks_arguments
 def log(low: float, high: float) -> dict[str, Any]:
     """A range that is searched by its logarithm, `low` > 0 and `high` included."""
     return {"low": low, "high": high, "log": True}
 
 
+@checks_arguments
 def uniform(low: float, high: float, *, step: float | None = None) -> dict[str, Any]:
     """A range of numbers, `high` included; with `step` those that are `low` plus multiples."""
     return {"low": low, "high": high, **({} if step is None else {"step": step})}
 
 
+@checks_arguments
 def integer(low: int, high: int, *, step: int = 1) -> dict[str, Any]:
     """A range of whole numbers, `high` included."""
     return {"low": low, "high": high, "step": step}
 
 
+@checks_arguments
 def choice(*values: Any) -> dict[str, Any]:
     """One of several values: `choice("softplus", "exp")`."""
     return {"choices": list(values)}

@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from ekd_ray.config.arguments import shorten
 from ekd_ray.config.targets import as_loss
+from ekd_ray.errors import UserError
 from ekd_ray.scale.tracking import Observer
 
 
@@ -130,6 +132,18 @@ class Together:
     def close(self) -> None:
         """Close what shows something."""
         self._tell("close")
+
+
+def check_callbacks(callbacks: Sequence[object]) -> None:
+    """Raise `UserError` unless each is an object with some of the methods of `Callback`."""
+    events = [name for name in vars(Callback) if not name.startswith("_")]
+    for callback in callbacks:
+        heard = any(callable(getattr(callback, event, None)) for event in events)
+        if isinstance(callback, type) or not heard:
+            raise UserError(
+                "a callback must be an object with at least one of the methods "
+                f"{', '.join(events)}, got {shorten(callback)}."
+            )
 
 
 def listening(callbacks: Sequence[object], *, progress: bool, metric: str) -> Together:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.resolve import parse_normalization, resolve, without_teacher
+from ekd_ray.config.normalization import parse_normalization
+from ekd_ray.engine.resolve import resolve, without_teacher
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
 from ekd_ray.models import build_model, save_weights

@@ -290,5 +290,5 @@ def test_methods_of_features_are_checked(loss, layers, expected, registered):
 
 def test_features_need_a_teacher():
     method = dataclasses.replace(of_features(gap), needs_teacher=False)
-    with pytest.raises(ValueError, match="compares features with those of no teacher"):
+    with pytest.raises(UserError, match="compares features with those of no teacher"):
         register_method("faulty", method)

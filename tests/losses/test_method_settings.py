@@ -36,6 +36,7 @@ assert DistillConfig().fingerprint() != "b69c786daf5802e0"
 """,
     "added_by_a_new_method": """
 from ekd_ray.config.method_settings import MethodSetting
+from ekd_ray.errors import UserError
 from ekd_ray.losses import METHODS, register_method, resolve_method
 before, kd = DistillConfig(seed=3), METHODS["kd"]
 printed = before.fingerprint(), resolve_method(before).fingerprint()
@@ -61,10 +62,14 @@ for name in ("lr", "own_share", "dkd_beta"):
     other = dataclasses.replace(share, name=name, high=3)
     method = dataclasses.replace(kd, settings=(*kd.settings, other))
     try: register_method("other", method)
-    except ValueError as error: assert name in str(error)
+    except UserError as error: assert name in str(error)
     else: raise SystemExit(f"{name} was taken over")
+for name, value in (("fine", 3), (3, own)):
+    try: register_method(name, value)
+    except UserError as error: assert "must be" in str(error)
+    else: raise SystemExit("a value of another kind was taken")
 try: register_method("kd", own)
-except ValueError as error: assert "'kd'" in str(error)
+except UserError as error: assert "'kd'" in str(error)
 else: raise SystemExit("a method was replaced")
 """,
 }  # fmt: skip

@@ -65,6 +65,22 @@ def test_a_registered_model_is_one_of_the_zoo():
         build_model("my-tyni", 7)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": 3}, "name must be a text, got 3"),
+        ({"build": 3}, "build must be a function, got 3"),
+        ({"normalization": "hal"}, "unknown normalization 'hal'. Did you mean 'half'"),
+        ({"normalization": "0.5/0,0,0"}, "normalization must be a name or"),
+        ({"normalization": (0.5, 0.5)}, "normalization must be a text"),
+    ],
+)
+def test_a_model_that_is_registered_wrongly_is_refused_at_once(wrong, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        register_model(**{"name": "wrong", "build": Tiny} | wrong)
+    assert "wrong" not in model_names()
+
+
 def fails(num_classes):
     raise RuntimeError("no room")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
 
@@ -93,7 +94,11 @@ def test_too_little_is_no_importance_and_an_unknown_metric_is_named(maker):
     for number in range(7):
         maker.trial(number, [number / 9] * 9, lr=0.1, momentum=number / 7)
     assert Study.load(study.path).importance().num_rows == 0
+    for figure in ("importance", "parallel", "contour"):
+        with pytest.raises(UserError, match=f"{figure} yet: 7 trials .*at least 8 are needed"):
+            getattr(Study.load(study.path).plot, figure)()
     maker.trial(7, [0.9] * 9, lr=0.1, momentum=0.99)
+    assert Study.load(study.path).plot.importance().data
     assert Study.load(study.path).importance().num_rows == 2
     with pytest.raises(UserError, match=r"must be one of .* got 'top1'"):
         study.importance("top1")
@@ -125,6 +130,36 @@ def test_the_leaderboard_as_a_table_has_mean_sd_and_n(maker, tmp_path):
     assert first["test_top1_sd"] == pytest.approx(np.std([0.5, 0.6, 0.8], ddof=1))
     assert (first["test_nll_n"], first["test_ece_n"], first["test_ece_mean"]) == (3, 0, None)
     assert table.to_pylist()[1]["val_top1_n"] == 0
+
+
+def test_what_is_printed_is_short(maker, tmp_path):
+    study = confirmed(maker, tmp_path / "a", (0.5, 0.6, 0.8))
+    head, *rows = str(study.leaderboard()).splitlines()
+    assert head.split() == ["name", "role", "val_top1", "test_top1"]
+    won = "trial 4 winner 0.5333 ± 0.1528 (n = 3) 0.6333 ± 0.1528 (n = 3)"
+    assert rows[0].split() == won.split()
+    assert rows[1].split() == ["none", "baseline", "0.4333", "±", "0.1528", "(n", "=", "3)"]
+    assert rows[1].index("0.43") == head.index("test_top1")
+    shown = str(study)
+    assert len(shown.splitlines()) == 1 and str(study.path) in shown
+    assert "1 of" in shown and "val_top1 50.00 %" in shown
+    assert "runs" not in vars(study)  # to print it reads nothing for good
+    shutil.rmtree(study.path)
+    assert str(study.path) in str(study)
+
+
+def test_a_leaderboard_before_the_end_is_printed(maker):
+    study = maker.study(space=SPACE)
+    assert len(str(study.leaderboard()).splitlines()) == 1
+    maker.confirm(
+        [
+            select("trial 1", 0, 0.5), final("trial 1", 0, 0.25),
+            {**final("kd", 0, 0.4), "reason": "died", "test_top1": None},
+        ]
+    )  # fmt: skip
+    lines = str(Study.load(study.path).leaderboard()).splitlines()
+    assert "0.5000 (n = 1)" in lines[1] and "0.2500 (n = 1)" in lines[1]
+    assert lines[2].split() == ["kd", "baseline", "failed"]
 
 
 def test_two_studies_are_compared_by_welchs_interval(maker, tmp_path):

@@ -55,6 +55,18 @@ def test_every_form_of_a_picture_gives_the_same(exported, pictures, tmp_path):
         torch.testing.assert_close(exported.predict(one).probabilities, expected[:1])
 
 
+@pytest.mark.parametrize("wrong", [None, 3, object(), [3], {1: 2}])
+def test_what_is_no_picture_is_refused(exported, wrong):
+    with pytest.raises(UserError, match="images must be PIL images, paths, arrays or tensors, got"):
+        exported.predict(wrong)
+
+
+def test_a_bundle_is_printed_in_a_line(exported):
+    shown = str(exported)
+    assert len(shown.splitlines()) == 1 and str(exported.path) in shown
+    assert f"test_top1 {100 * exported.metrics['model']['test_top1']:.2f} %" in shown
+
+
 def test_the_preprocessing_is_a_transform_of_images_in_0_to_1(exported, pictures):
     batch = torch.from_numpy(pictures[0][:3]).permute(0, 3, 1, 2)
     info = dataset_info("synthetic")

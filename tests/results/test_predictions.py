@@ -8,11 +8,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ekd_ray.config.normalization import parse_normalization
 from ekd_ray.data import normalize
 from ekd_ray.engine import final as evaluation
 from ekd_ray.engine import rundata
 from ekd_ray.engine.measure.predictions import LOGIT_VALUES, Predictions, kept_images
-from ekd_ray.engine.resolve import parse_normalization
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.models import build_model, load_weights
 from ekd_ray.results import finish

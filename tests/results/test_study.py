@@ -149,6 +149,12 @@ def test_mean_and_deviation_are_numpys(values):
     assert count == len(values)
 
 
+@pytest.mark.parametrize("wrong", [{"out": 3}, {"formats": "onnx"}, {"normalized_input": 1}])
+def test_an_export_of_another_kind_is_refused(maker, wrong):
+    with pytest.raises(UserError, match=f"^{next(iter(wrong))} must be"):
+        maker.study().export(**{"out": maker.path} | wrong)
+
+
 # Leaderboard
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -109,13 +110,71 @@ def test_the_space_has_what_is_given_on_top_of_the_recipe(asked):
         ({**PAIR, "wait": False, "callbacks": [ekd.Callback()]}, "callbacks are called in the pr"),
         ({**PAIR, "extend": 3}, "extend=N goes together with resume=True and out"),
         ({"resume": True, "out": "nowhere"}, "holds nothing to resume .*: check out, or drop res"),
-        ({**PAIR, "teacher": 3}, "a model is given by its name, got int"),
+        ({**PAIR, "teacher": 3}, "teacher must be a text, a Module or a function, got 3"),
     ],
 )
 def test_a_mistake_is_an_exception_that_speaks_of_keywords(asked, keywords, said):
     with pytest.raises(ekd.UserError, match=said) as found:
         asked(**keywords)
     assert "--" not in str(found.value)
+
+
+WRONG = [
+    ("tune distill teacher", {"plugins": None}, "plugins must be a list"),
+    ("tune distill teacher", {"plugins": [os]}, "plugins must be a list, each a path"),
+    ("tune distill", {"pair": 5}, "pair must be a text"),
+    ("tune distill teacher", {"dataset": 3}, "dataset must be a text"),
+    ("tune distill", {"student": 3}, "student must be a text, a Module or a function"),
+    ("teacher", {"model": 3}, "model must be a text, a Module or a function"),
+    ("tune", {"space": [1]}, "space must be a mapping"),
+    ("tune distill teacher", {"epochs": "3"}, "epochs must be a whole number"),
+    ("tune", {"extend": "3"}, "extend must be a whole number"),
+    ("tune distill teacher", {"out": 3}, "out must be a path"),
+    ("tune distill", {"recipe": 3}, "recipe must be a path"),
+    ("tune distill teacher", {"data_root": 3}, "data_root must be a path"),
+    ("tune distill", {"teacher_zoo": 3}, "teacher_zoo must be a path"),
+    ("teacher", {"seeds": 3}, "seeds must be a list, each a whole number"),
+    ("distill", {"config": {"lr": 1}}, "config must be a DistillConfig or a path"),
+    ("tune distill teacher", {"callbacks": print}, "callbacks must be a list"),
+    ("tune distill teacher", {"callbacks": [3]}, "a callback must be an object with .* epoch"),
+    ("tune distill teacher", {"callbacks": [Path()]}, "a callback must be an object with"),
+    ("tune distill teacher", {"callbacks": [ekd.Callback]}, "a callback must be an object with"),
+    ("evaluate", {"bundle": 3}, "bundle must be a Bundle or a path"),
+    ("evaluate", {"bundle": "x", "dataset": 3}, "dataset must be a text"),
+    ("study bundle run", {"path": 3}, "path must be a path"),
+    ("log uniform", {"low": "1", "high": 3}, "low must be a number"),
+    ("integer", {"low": 1.5, "high": 3}, "low must be a whole number"),
+]
+DOORS = {
+    "tune": (ekd.tune, PAIR), "distill": (ekd.distill, PAIR),
+    "teacher": (ekd.train_teacher, {"model": "resnet8", "dataset": "digits"}),
+    "evaluate": (ekd.evaluate, {}), "study": (ekd.Study.load, {}), "bundle": (ekd.Bundle.load, {}),
+    "run": (ekd.RunResult.load, {}), "log": (ekd.log, {}), "uniform": (ekd.uniform, {}),
+    "integer": (ekd.integer, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("door", "wrong", "said"),
+    [(door, wrong, said) for doors, wrong, said in WRONG for door in doors.split()],
+)
+def test_an_argument_of_another_kind_is_refused_before_anything(door, wrong, said, monkeypatch):
+    for name in ("prepare_study", "planned", "load_plugin"):
+        monkeypatch.setattr(api, name, None)  # not callable
+    function, given = DOORS[door]
+    with pytest.raises(ekd.UserError, match=f"^{said}.*, got "):
+        function(**given | wrong)
+
+
+def test_scalars_of_numpy_are_numbers(asked):
+    one, four = np.float32(1), np.int64(4)
+    space = {"temperature": ekd.log(one, four), "batch_size": ekd.choice(np.int64(16), 32)}
+    config, _ = asked(**PAIR, space=space, epochs=four, lr=np.float64(0.5))
+    assert config.space["temperature"] == {"low": 1, "high": 4, "log": True}
+    assert config.space["batch_size"] == {"choices": [16, 32]}
+    assert (config.distill.epochs, config.distill.lr) == (4, 0.5)
+    for spec in (ekd.uniform(one, four, step=one), ekd.integer(four, four, step=four)):
+        assert {type(value) for value in spec.values()} <= {int, float}
 
 
 def test_a_folder_that_holds_something_else_is_refused_before_anything(tmp_path):
@@ -190,6 +249,9 @@ def test_a_teacher_and_a_student_from_keywords_as_from_flags(launch, tmp_path, c
     assert "training: 100%" in capsys.readouterr().err
     assert result.model()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     assert "validation accuracy" in result._repr_html_()
+    shown = str(result)
+    assert str(result.path) in shown and "val_top1" in shown
+    assert len(shown) < len(str(result.path)) + 100
     again = ekd.distill(out=tmp_path / "s", resume=True, progress=False)
     assert again.record == result.record
     from_file = ekd.distill(config=result.config, out=tmp_path / "c", progress=False, seed=0)

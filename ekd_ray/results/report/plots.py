@@ -80,13 +80,15 @@ class StudyPlots:
     def _charts(self, name: str) -> list[Chart]:
         # Slow to import, and a study is mostly loaded without it.
         from ekd_ray.results.report import figures
-        from ekd_ray.results.report.content import gather
+        from ekd_ray.results.report.content import describe_parameters, gather
 
-        charts = list(getattr(figures, f"draw_{name}")(gather(self._study)))
+        content = gather(self._study)
+        charts = list(getattr(figures, f"draw_{name}")(content))
         if not charts:
-            raise UserError(
-                f"{self._study.path} has nothing for the figure {name} yet: let the study go on."
-            )
+            why = "let the study go on."
+            if name in ("importance", "parallel", "contour") and not content.importance.num_rows:
+                why = describe_parameters(content)
+            raise UserError(f"{self._study.path} has nothing for the figure {name} yet: {why}")
         return charts
 
 

@@ -1,0 +1,101 @@
+"""Checks the arguments of public functions against their annotations."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from ekd_ray.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = 80
+
+
+def checks_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function: an argument of another type than annotated raises `UserError`.
+
+    A scalar of NumPy is passed on as Python's. Of a wrong number or name of arguments Python speaks
+    itself.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    @functools.wraps(function)
+    def check(*args: P.args, **kwargs: P.kwargs) -> R:
+        hints = _hints_of(function)
+        plain, named = [*map(_plain, args)], {k: _plain(v) for k, v in kwargs.items()}
+        for name, value in (*zip(names, plain, strict=False), *named.items()):
+            if not _fits(value, hints.get(name, Any)):
+                words = _in_words(hints[name])
+                raise UserError(f"{name} must be {words}, got {shorten(value)}.")
+        return function(*plain, **named)
+
+    return check
+
+
+def shorten(value: object) -> str:
+    """A value as an error shows it, in a line of moderate length."""
+    return " ".join(_SHORT.repr(value).split())
+
+
+# When it is first called, because a class is not yet known where its methods are decorated.
+_hints_of = functools.cache(typing.get_type_hints)
+
+
+def _plain(value: Any) -> Any:
+    numpy = sys.modules.get("numpy")  # of one that is not loaded there are no scalars
+    return value.item() if numpy and isinstance(value, numpy.generic) else value
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if hint is Any:
+        return True
+    if _is_union(hint):
+        return any(_fits(value, part) for part in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is Sequence:
+        listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        return listed and all(_fits(item, inner[0]) for item in value)
+    if origin is Callable:
+        return callable(value)
+    if origin in (int, float):
+        numbers = int if origin is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, os.PathLike if issubclass(origin, os.PathLike) else origin)
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if _is_union(hint):
+        words = [*dict.fromkeys(_in_words(part) for part in inner if part is not type(None))]
+        if "a path" in words and "a text" in words:
+            words.remove("a text")
+        return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+    if origin is Sequence:
+        return "a list" if inner[0] is object else f"a list, each {_in_words(inner[0])}"
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin is Mapping:
+        return "a mapping"
+    if origin is Callable:
+        return "a function"
+    if issubclass(origin, os.PathLike):
+        return "a path"
+    return _NAMES.get(origin, f"a {origin.__name__}")
