@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from launchers_run import parser_of
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from ekd_ray.cli.main import COMMANDS, command_parser
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import DATASETS
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import METHODS, resolve_method
 from ekd_ray.losses.objective import Objective
@@ -33,13 +35,14 @@ def python_blocks(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def example():
-    """The page's method, registered for one test."""
+def example(tmp_path, monkeypatch):
+    """The page's method, registered for one test by the import in its proof."""
     page, proof = python_blocks(GUIDE / "own-method.md")
+    (tmp_path / "jsd.py").write_text(page)
+    monkeypatch.syspath_prepend(tmp_path)
     namespace: dict = {}
-    for block in (page, proof):
-        exec("from __future__ import annotations\n" + block, namespace)  # our own page
-    yield namespace
+    exec(proof, namespace)  # our own page
+    yield {**vars(sys.modules.pop("jsd")), **namespace}
     del METHODS["jsd"]
 
 
@@ -61,6 +64,25 @@ def test_the_example_of_a_method_is_the_jensen_shannon_divergence(example):
 
 def test_the_example_of_a_method_passes_the_conformance_suite(example):
     example["test_jsd"]()
+
+
+def test_the_example_of_a_data_set_passes_the_conformance_suite(tmp_path, monkeypatch):
+    page, proof = python_blocks(GUIDE / "own-data.md")
+    (tmp_path / "birds.py").write_text(page)
+    draw, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 30), ("test", 9)):
+        arrays[f"{split}_images"] = draw.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count) % 3
+    np.savez(tmp_path / "birds.npz", **arrays)
+    monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    try:
+        exec(proof, {})  # our own page
+        assert DATASETS["birds"].class_names == ("robin", "wren", "owl")
+    finally:
+        DATASETS.pop("birds", None)
+        sys.modules.pop("birds", None)
 
 
 def test_the_example_of_features_passes_the_conformance_suite():

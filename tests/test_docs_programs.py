@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,13 @@ def test_the_loop_of_the_caches_page_distils_from_an_exported_table(
     (program,) = programs("cache.md")
     found: dict = {}
     torch.manual_seed(0)
-    exec(program, found)  # our own page
+    torch.set_warn_always(True)  # else what another test has met is silent here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            exec(program, found)  # our own page
+    finally:
+        torch.set_warn_always(False)
     pictures = torch.stack([found["make_view"](*row) for row in found["rows"]]) / 255
     with torch.no_grad():
         asked = teacher((pictures - 0.5) / 0.5)

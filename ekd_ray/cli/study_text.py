@@ -85,6 +85,7 @@ def print_study(study: Study, bundle: Bundle) -> None:
         f"bundle: {bundle.path}",
         *([f"report: {report}"] if report.is_file() else []),
         f"curves: tensorboard --logdir {study.path}",
+        *([f"again: ekd-ray show {study.path} --trust-plugins"] if config.distill.plugins else []),
     ]
     _print(parts, config, least_width=80)
 

@@ -25,6 +25,7 @@ from ekd_ray.results.records import RunRecord
 from ekd_ray.results.study import Study
 from ekd_ray.results.words import (
     countdown,
+    describe_better_on_test,
     describe_lead,
     difference_text,
     exact_figure,
@@ -390,14 +391,15 @@ def winner_settings(board: list[Row], config: StudyConfig) -> str:
 
 
 def difference_lines(study: Study) -> list[str]:
-    """The winner against champions and baselines, a line each; then how sure its place is."""
+    """The winner against champions and baselines, a line each; then how sure its place is, and
+    what is better on the test split."""
     board = study.leaderboard()
     found = [
         *((name, f, board.config.metric) for name, f in study.validation_differences().items()),
         *((name, f, "test_top1") for name, f in study.differences().items()),
     ]
     lines = [difference_text(*difference) for difference in found]
-    return [*lines, *filter(None, [describe_lead(board)])]
+    return [*lines, *filter(None, [describe_lead(board), describe_better_on_test(board)])]
 
 
 def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:

@@ -148,6 +148,7 @@ def load_named(stamps: Iterable[str], folder: Path, *, named_by: Path) -> None:
         UserError: the user has not allowed it, or the source is lost or another one.
     """
     check_stamps(stamps)
+    _load_imported()
     if all(map(_is_loaded, stamps)):
         return
     load_installed()
@@ -179,6 +180,7 @@ def load_references(references: Iterable[str], *, named_by: Path) -> list[Plugin
     Raises:
         UserError: the user has not allowed it, or as `load_plugin`.
     """
+    _load_imported()
     files = {ref: str(named_by.parent / ref) if ref.endswith(".py") else ref for ref in references}
     if not all(map(_was_given, files.values())):
         load_installed()
@@ -196,6 +198,13 @@ def _require_trust(names: list[str], named_by: Path) -> None:
         f"{named_by} names code that is not ekd_ray's own and would be run ({listed}): read it, "
         f"then give {given}, or --trust-plugins (in Python trust_plugins=True) for all of it."
     )
+
+
+def _load_imported() -> None:
+    """Know the modules that register parts and that the user's own program has imported."""
+    for part in _parts.values():
+        if part.origin != MAIN and part.origin not in _loaded:
+            _loaded[part.origin] = _find_module(part.origin)
 
 
 def _was_given(reference: str) -> bool:
@@ -229,7 +238,7 @@ def registers(
         def note(name: str, *args: P.args, **kwargs: P.kwargs) -> T:
             caller = sys._getframe(1).f_globals.get("__name__", MAIN)
             origin = _origin(caller)
-            known = _parts.get((kind, name))
+            known = _parts.get((kind, name)) if isinstance(name, str) else None
             if known and known.origin == origin == MAIN:
                 table.pop(name, None)
                 _, replaced = _pickled_parts.pop(id(known), (known, None))
@@ -315,6 +324,7 @@ def check_stamps(stamps: Any) -> None:
 
 def check_loaded(stamps: Iterable[str]) -> None:
     """Raise `UserError` unless what is loaded is what these stamps name."""
+    _load_imported()
     for stamp in stamps:
         if not _is_loaded(stamp):
             name, _, digest = stamp.partition("@")
@@ -342,8 +352,7 @@ def is_loaded(module: str) -> bool:
 def _plugin_of(part: _Part) -> Plugin:
     if part.origin == MAIN:
         return _pickled(part)
-    if part.origin not in _loaded:  # imported by the caller's own program
-        _loaded[part.origin] = _find_module(part.origin)
+    _load_imported()
     return _loaded[part.origin]
 
 

@@ -25,10 +25,11 @@ _LOOKED_AT = 64
 def check_dataset(name: str, *, data_root: str | os.PathLike[str] | None = None) -> None:
     """Check that a data set serves a study; `name` as for `--dataset`, registered before.
 
-    Both splits are there, with the same classes, and at least two training images of each; they
-    hold the same when read a second time, as each machine of a cluster does; hardly a test picture
-    (`SHARED`) is a training picture; pictures are not blank; `mean` and `std` are near those of
-    the training images; every view is uint8 [B, 3, S, S] and the same whenever it is asked for.
+    Both splits are there, with the same classes, at least two training images and one test image
+    of each; they hold the same when read a second time, as each machine of a cluster does; training
+    images differ; hardly a test picture (`SHARED`) is a training picture; pictures are not blank;
+    `mean` and `std` are near those of the training images; every view is uint8 [B, 3, S, S] and the
+    same whenever it is asked for.
 
     Reads all images twice, into a cache of its own that is removed. Raises AssertionError, which
     says what does not hold, and UserError where not even reading works.
@@ -46,7 +47,15 @@ def check_dataset(name: str, *, data_root: str | os.PathLike[str] | None = None)
         f"{name} must have two training images or more of every class, got {counts.tolist()}."
     )
     _check_same_again(name, data_root, train, test)
+    unseen = np.flatnonzero(np.bincount(test.labels, minlength=train.num_classes) == 0)
+    assert not unseen.size, (
+        f"the test split of {name} must have pictures of every class, and has none of "
+        f"{', '.join(train.class_names[c] for c in unseen[:5])}."
+    )
     known = {*_digests(train)}
+    assert len(known) >= train.num_classes, (
+        f"the {len(train)} training pictures of {name} must differ, and are copies of {len(known)}."
+    )
     shared = sum(digest in known for digest in _digests(test))
     assert shared <= SHARED * len(test), (
         f"{shared} of the {len(test)} test pictures of {name} are training pictures too: the test "
@@ -89,7 +98,7 @@ def _digests(arrays: ImageArrays | EncodedImages) -> Iterator[bytes]:
 def _check_views(arrays: ImageArrays | EncodedImages, scheme: str, size: int) -> None:
     stage = stage_images(arrays, "cpu", scheme=scheme)
     ids = np.arange(min(_LOOKED_AT, len(arrays)))
-    for views in (None, ids % stage.num_views):
+    for views in (ids % stage.num_views, None):  # blank without the black edges of a crop
         images, labels = stage.views(ids, views)
         again, _ = stage.views(ids, views)
         assert tuple(images.shape) == (len(ids), 3, size, size), (

@@ -39,6 +39,24 @@ def read_picture(path: str) -> bytes:
         return file.read()
 
 
+def convert_to_rgb(image: Any, name: str) -> Any:
+    """A PIL image in mode RGB; 16-bit gray (`I;16`) becomes round(x / 257), which PIL would clip.
+
+    Raises UserError for 32-bit pixels (`I`, `F`), whose range nobody knows.
+    """
+    # A PNG has 16 bits at most, and PIL before 11 opens such a one as `I`.
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if deep:
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise UserError(
+            f"{name} has pixels of the mode {image.mode!r} (32 bits), whose range is not known; "
+            "scale them to 8 bits."
+        )
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def decode_fixed(data: bytes, name: str, size: int, dataset: str) -> UInt8Array:
     """RGB pixels [size, size, 3] of a picture that must have exactly that size.
 
@@ -49,7 +67,7 @@ def decode_fixed(data: bytes, name: str, size: int, dataset: str) -> UInt8Array:
         got = image.size
         # A giant picture is refused by its header, before it is decoded.
         if got == (size, size):
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(convert_to_rgb(image, name))
     raise UserError(
         f"{name} has {got[0]}x{got[1]} pixels, but {dataset} has {size}x{size}; put the files "
         f"of {dataset} there, or resize them."
@@ -59,7 +77,7 @@ def decode_fixed(data: bytes, name: str, size: int, dataset: str) -> UInt8Array:
 def decode_any(data: bytes, name: str) -> UInt8Array:
     """RGB pixels [H, W, 3] of a picture of any size; raises UserError if it is damaged."""
     with _opened(data, name) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(convert_to_rgb(image, name))
 
 
 def picture_size(data: bytes, name: str) -> tuple[int, int]:
@@ -83,13 +101,13 @@ def decode_view(data: bytes, name: str, size: int, bits: UInt64Array | None) -> 
         else:
             box = crop_box(width, height, bits)
             region = Region(box.left, box.top, box.left + box.width, box.top + box.height)
-        pixels = _cut(image, region, size, whole_pixels=bits is not None)
+        pixels = _cut(image, region, size, whole_pixels=bits is not None, name=name)
     if bits is not None and crop_flips(bits):
         pixels = pixels[:, ::-1]
     return pixels.transpose(2, 0, 1)
 
 
-def fit_picture(image: Any, size: int, *, margin: bool) -> UInt8Array:
+def fit_picture(image: Any, size: int, *, margin: bool, name: str = "the image") -> UInt8Array:
     """RGB pixels [3, size, size] of an open PIL image, as evaluation sees it.
 
     With `margin` the evaluation view of `decode_view`; without, as for data sets whose images
@@ -102,19 +120,19 @@ def fit_picture(image: Any, size: int, *, margin: bool) -> UInt8Array:
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         region = Region(left, top, left + side, top + side)
-    return _cut(image, region, size, whole_pixels=False).transpose(2, 0, 1)
+    return _cut(image, region, size, whole_pixels=False, name=name).transpose(2, 0, 1)
 
 
 def fit_file(path: str, size: int, *, margin: bool) -> UInt8Array:
     """`fit_picture` of an image file; raises UserError, with its name, if it is not readable."""
     with _opened(read_picture(path), path) as image:
-        return fit_picture(image, size, margin=margin)
+        return fit_picture(image, size, margin=margin, name=path)
 
 
-def _cut(image: Any, region: Region, size: int, *, whole_pixels: bool) -> UInt8Array:
+def _cut(image: Any, region: Region, size: int, *, whole_pixels: bool, name: str) -> UInt8Array:
     """`region` of an image that is not loaded yet, resized to [size, size, 3]."""
     shrink = _draft(image, region, size)
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    rgb = convert_to_rgb(image, name)
     box: tuple[float, ...] | None = tuple(edge / shrink for edge in region)
     if whole_pixels and shrink == 1:
         # Cut first, as torchvision does: PIL's filter would look across the edges of a box.
@@ -139,6 +157,8 @@ def _opened(data: bytes, name: str) -> Iterator[Any]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             yield image
+    except UserError:
+        raise
     except Exception as error:  # PIL raises a dozen kinds for damaged files
         # Its own text names a BytesIO by address, which helps nobody.
         kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 import itertools
 import operator
@@ -18,12 +17,13 @@ from PIL import Image
 
 from ekd_ray.config.plugins import stamps_of
 from ekd_ray.data.counter import Int64Array
-from ekd_ray.data.decode import decode_any, picture_size
-from ekd_ray.data.registry import DatasetInfo
+from ekd_ray.data.decode import convert_to_rgb, decode_any, picture_size
+from ekd_ray.data.registry import DatasetInfo, takes_data_root
 from ekd_ray.data.sources import (
     DecodedBatch,
     EncodedBatch,
     EncodedSource,
+    check_int64,
     file_identity,
     one_line,
     row_name,
@@ -40,7 +40,7 @@ class LoadedSource(EncodedSource):
 
     def __init__(self, info: DatasetInfo, split: str, root: Path) -> None:
         super().__init__(info, split)
-        self._root, self._wants_root = root, _takes_data_root(info.load)
+        self._root, self._wants_root = root, takes_data_root(info.load)
 
     def identity(self) -> list[Any]:
         """The plugin's stamp, where the function looks, and the files that it says it reads."""
@@ -118,7 +118,7 @@ class LoadedSource(EncodedSource):
         found = self._user_code(self._call, lambda: load(self.split, **where))
         labels = None
         if isinstance(found, tuple) and len(found) == 2:
-            found, labels = (_as_array(part) for part in found)
+            found, labels = (_as_array(part, self._call) for part in found)
             if found.size:
                 self._check_arrays(found, labels)
                 labels = labels.astype(np.int64)
@@ -148,11 +148,13 @@ class LoadedSource(EncodedSource):
                 f"the labels of {self._call} must be integers [{len(images)}], got {labels.dtype} "
                 f"{list(labels.shape)}."
             )
+        check_int64(labels, self._call)
 
     def _rows(self) -> Iterator[tuple[str, Picture, int]]:
         """(how messages call it, picture, label) of every row, checked. Raises UserError."""
         found, labels = self._loaded
-        classes = self.info.num_classes
+        # Of labels that nobody has counted, each has a training image.
+        classes = self.info.num_classes or len(found)
         for row in range(len(found)):
             name = row_name(self._call, row)
             if labels is None:
@@ -164,9 +166,10 @@ class LoadedSource(EncodedSource):
                 picture, label = _as_picture(item[0], name), _as_label(item[1], name)
             else:
                 picture, label = _as_picture(found[row], name), int(labels[row])
-            if label < 0 or (classes and label >= classes):
-                bound = f"0 to {classes - 1}" if classes else "0 or more"
-                raise UserError(f"{name} has the label {label}, but labels must be {bound}.")
+            if not 0 <= label < classes:
+                raise UserError(
+                    f"{name} has the label {label}, but labels must be 0 to {classes - 1}."
+                )
             yield name, picture, label
 
     def _user_code(self, name: str, call: Any) -> Any:
@@ -183,17 +186,15 @@ class LoadedSource(EncodedSource):
             ) from error
 
 
-def _takes_data_root(load: Any) -> bool:
+def _as_array(values: Any, name: str) -> npt.NDArray[Any]:
+    """A list, an array, or a tensor (images [N, 3, H, W] as [N, H, W, 3]). Raises UserError."""
     try:
-        parameters = inspect.signature(load).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(p.name == "data_root" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _as_array(values: Any) -> npt.NDArray[Any]:
-    """A list, an array, or a tensor (images [N, 3, H, W] as [N, H, W, 3])."""
-    array = np.asarray(values)
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # pictures of many sizes, a GPU's tensor
+        raise UserError(
+            f"{name} must return (images, labels) that NumPy can make arrays of "
+            f"({one_line(error)}); return pictures of many sizes as a list of (picture, label)."
+        ) from error
     channels_first = hasattr(values, "permute") and array.ndim == 4
     return array.transpose(0, 2, 3, 1) if channels_first else array
 
@@ -212,7 +213,12 @@ def _as_picture(value: Any, name: str) -> Picture:
     if isinstance(value, bytes):
         return value
     if isinstance(value, Image.Image):
-        return np.asarray(value.convert("RGB"))
+        try:
+            return np.asarray(convert_to_rgb(value, name))
+        except UserError:
+            raise
+        except Exception as error:  # PIL raises a dozen kinds for damaged files
+            raise UserError(f"{name} cannot be converted to RGB ({one_line(error)}).") from error
     array, channels_first = None, hasattr(value, "permute")  # of a tensor
     if channels_first or isinstance(value, np.ndarray):
         array = np.asarray(value)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import inspect
+import operator
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from ekd_ray.config.plugins import load_installed, registers
 from ekd_ray.data.generated import digits_split, synthetic_split
@@ -17,6 +21,7 @@ Triple = tuple[float, float, float]
 Load = Callable[..., Any]
 
 IMAGE_SIZES = (8, 1024)  # bounds of the side of an image, in pixels
+_MOST_CLASSES = 1_000_000
 FOLDER_PREFIX, HUB_PREFIX = "folder:", "hf:"
 
 
@@ -212,28 +217,31 @@ def register_dataset(
             plugin's source nor in `files`.
 
     Raises:
-        UserError: a value out of bounds, or a name that is taken.
+        UserError: a value of another type or out of bounds, or a name that is taken.
     """
     _check_name(name, load)
-    names, channels = tuple(class_names), _check_channels(name, mean, std)
-    if not all(isinstance(found, str) for found in names) or len(set(names)) < len(names):
-        raise UserError(f"the class_names of {name} must be different strings, got {names!r}.")
-    count = len(names) if num_classes is None else num_classes
-    if count == 1 or count < 0 or (names and count != len(names)):
+    _check_load(name, load)
+    names = _as_strings(f"class_names of {name}", class_names)
+    channels = _check_channels(name, mean, std)
+    count = len(names)
+    if names or num_classes is not None:
+        given = count if num_classes is None else num_classes
+        count = _as_integer(f"num_classes of {name}", given, 2, _MOST_CLASSES)
+    if names and count != len(names):
         raise UserError(
-            f"num_classes of {name} must be 2 or more, and as many as class_names, got "
-            f"{num_classes} and {len(names)} names."
+            f"num_classes of {name} must be as many as class_names, got {count} and {len(names)} "
+            "names."
         )
-    low, high = IMAGE_SIZES
-    if image_size is not None and not low <= image_size <= high:
-        raise UserError(f"image_size of {name} must be {low} to {high}, got {image_size}.")
+    size = (
+        0 if image_size is None else _as_integer(f"image_size of {name}", image_size, *IMAGE_SIZES)
+    )
     if view_scheme is not None:
         view_count(view_scheme)
     fixed = view_scheme not in (None, "none")  # a scheme serves one kind of store
     info = DatasetInfo(
         name=name,
         num_classes=count,
-        image_size=image_size or 0,
+        image_size=size,
         num_train=0,
         num_test=0,
         mean=channels[0],
@@ -242,8 +250,8 @@ def register_dataset(
         class_names=names,
         encoded=view_scheme == RESIZED_CROP if fixed else None,
         load=load,
-        load_files=tuple(files),
-        version=version,
+        load_files=_as_strings(f"files of {name}", files),
+        version=_as_integer(f"version of {name}", version, 0, 2**63 - 1),
     )
     DATASETS[name] = info
     return info
@@ -258,19 +266,67 @@ def _check_name(name: str, load: Load) -> None:
         raise UserError(f"there is a data set {name!r} already; choose another name.")
 
 
+def _check_load(name: str, load: Load) -> None:
+    try:
+        signature = inspect.signature(load)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind("train", **({"data_root": None} if takes_data_root(load) else {}))
+    except TypeError:
+        raise UserError(
+            f"load of {name} must take the split, 'train' or 'test', as its first parameter, and "
+            f"data_root where it wants the folder of --data-root; its parameters are {signature}."
+        ) from None
+
+
+def takes_data_root(load: Any) -> bool:
+    """Whether a function that loads splits has the parameter `data_root`."""
+    try:
+        parameters = inspect.signature(load).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "data_root" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _as_integer(what: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise UserError(f"{what} must be an integer from {low} to {high}, got {value!r}.")
+    return number
+
+
+def _as_strings(what: str, values: Any) -> tuple[str, ...]:
+    """Different strings; paths become strings."""
+    single = isinstance(values, str | bytes) or not isinstance(values, Iterable)
+    found = (
+        () if single else tuple(os.fspath(v) if isinstance(v, os.PathLike) else v for v in values)
+    )
+    if single or not all(isinstance(v, str) for v in found) or len(set(found)) < len(found):
+        raise UserError(f"{what} must be a list of different strings, got {values!r}.")
+    return found
+
+
 def _check_channels(
     name: str, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Triple, Triple]:
     if mean is None and std is None:
         return UNKNOWN, UNKNOWN
-    means, deviations = tuple(mean or ()), tuple(std or ())
-    legal = len(means) == len(deviations) == 3 and all(map(math.isfinite, (*means, *deviations)))
-    if not legal or not (min(means) >= 0 and max(means) <= 1 and 0 < min(deviations) <= 1):
+    try:
+        given = np.asarray([mean, std])
+    except (TypeError, ValueError):  # of two lengths
+        given = np.empty(0)
+    legal = given.shape == (2, 3) and given.dtype.kind in "iuf" and np.isfinite(given).all()
+    if not legal or given.min() < 0 or given.max() > 1 or given[1].min() == 0:
         raise UserError(
             f"mean and std of {name} must be three numbers each on the [0, 1] scale, std > 0, got "
             f"{mean!r} and {std!r}; leave both out to have them computed."
         )
-    return means, deviations  # type: ignore[return-value]
+    means, deviations = given.tolist()
+    return tuple(means), tuple(deviations)
 
 
 def find_registered(name: str) -> DatasetInfo:
@@ -323,7 +379,7 @@ _digits = register_dataset(
     mean=(0.3052, 0.3052, 0.3052),
     std=(0.3240, 0.3240, 0.3240),
     view_scheme="crop",  # a mirrored digit is not a digit
-    class_names="0123456789",
+    class_names=list("0123456789"),
 )
 _synthetic = register_dataset(
     "synthetic",

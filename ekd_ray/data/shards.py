@@ -15,7 +15,7 @@ import numpy as np
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import readable
 from ekd_ray.data.registry import HUB_PREFIX, DatasetInfo
-from ekd_ray.data.sources import EncodedBatch, EncodedSource, one_line, row_name
+from ekd_ray.data.sources import EncodedBatch, EncodedSource, check_int64, one_line, row_name
 from ekd_ray.errors import UserError
 
 _READ_AHEAD = 1 << 20  # bytes that Arrow buffers, instead of a whole column of a row group
@@ -174,7 +174,9 @@ def _integers(path: Path, column: Any) -> Int64Array:
     if column.null_count:
         first = column.is_null().to_pylist().index(True)
         raise UserError(f"row {first} of {path} has no label.")
-    labels: Int64Array = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    values = column.to_numpy(zero_copy_only=False)
+    check_int64(values, f"the label column of {path}")
+    labels: Int64Array = values.astype(np.int64)
     return labels
 
 

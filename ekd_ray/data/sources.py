@@ -123,6 +123,12 @@ def file_identity(path: Path) -> list[Any]:
     return [str(path.absolute()), status.st_size, status.st_mtime_ns]
 
 
+def check_int64(labels: npt.NDArray[Any], name: str) -> None:
+    """Raise UserError for unsigned labels that int64 would turn negative."""
+    if labels.size and (highest := int(labels.max())) > np.iinfo(np.int64).max:
+        raise UserError(f"{name} has the label {highest}, but labels are the classes, from 0.")
+
+
 def one_line(error: object) -> str:
     """The text of an error or a type without line breaks (Arrow's run over several lines)."""
     text = " ".join(str(error).split()).rstrip(".")

@@ -37,7 +37,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 
 # Raise one when the same files would make another entry.
-_DECODED_VERSION = 1
+_DECODED_VERSION = 2
 _ENCODED_VERSION = 1
 _PACKED_ROWS = 64  # copied together: about 7 MB of ImageNet
 

@@ -135,7 +135,8 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
                 "images must be PIL images, paths, arrays or tensors, got one of type "
                 f"{type(given).__name__}."
             )
-        found += [fit_picture(picture, size, margin=margin) for picture in pictures]
+        name = f"image {len(found)}"
+        found += [fit_picture(picture, size, margin=margin, name=name) for picture in pictures]
     return found
 
 

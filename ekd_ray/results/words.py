@@ -140,6 +140,20 @@ def describe_lead(board: Leaderboard) -> str:
     return f"{text}, {label(lead.over)}{interval}."
 
 
+def describe_better_on_test(board: Leaderboard) -> str:
+    """The row that is better than the winner on the test split, and by how much; empty if none."""
+    if not (board and board[0].winner and board[0].test):
+        return ""
+    best = max((row for row in board if row.test), key=lambda row: mean_sd(row.test)[0])
+    if best.winner:
+        return ""
+    above = mean_sd(best.test)[0] - mean_sd(board[0].test)[0]
+    return (
+        f"The winner by validation is not the best by test: {noun_of(best.name)} is "
+        f"{100 * above:.2f} points above."
+    )
+
+
 def _scale_of(metric: str) -> tuple[int, int, str]:
     """The factor, the digits and the unit with which a difference of a metric is shown."""
     return (100, 2, "points of ") if is_share(metric) else (1, 4, "")

@@ -6,7 +6,8 @@ import pytest
 
 from ekd_ray.cli import plan_text, study_text
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.results.leaderboard import Row
+from ekd_ray.results.leaderboard import Leaderboard, Row
+from ekd_ray.results.words import describe_better_on_test
 
 
 def test_the_winners_score_in_the_search_comes_before_that_over_fresh_seeds():
@@ -17,6 +18,24 @@ def test_the_winners_score_in_the_search_comes_before_that_over_fresh_seeds():
     assert line == "winner's val_top1: 0.9000 in the search, 0.7000 over 2 fresh seed(s)"
     champion = Row(name="defaults", config=DistillConfig(), val=(0.6, 0.8), winner=True)
     assert study_text._selection_gap(study, champion) == []
+
+
+def test_a_full_run_is_not_said_to_equal_itself():
+    name = "trial 2 (full run of trial 0)"
+    row = Row(name=name, number=2, config=DistillConfig(), equals=("from runs/a",))
+    assert study_text._other_names([row]) == [f"{name}: the same configuration as from runs/a"]
+    assert study_text._other_names([Row(name=name, number=2, config=DistillConfig())]) == []
+    (line,) = study_text._other_names([Row(name="defaults", number=2, config=DistillConfig())])
+    assert line.endswith("as trial 2")
+
+
+def test_nothing_is_better_than_the_best():
+    rows = [
+        Row(name="trial 1", config=DistillConfig(), test=(0.5, 0.6), winner=True),
+        Row(name="none", config=DistillConfig(), test=(0.5, 0.6)),
+    ]
+    assert describe_better_on_test(Leaderboard(rows, StudyConfig())) == ""
+    assert describe_better_on_test(Leaderboard(rows[1:], StudyConfig())) == ""
 
 
 def test_the_estimate_of_a_trial_is_what_halving_leaves_of_it():

@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ekd_ray.data.counter import STREAM_CROP, counter_hash
-from ekd_ray.data.decode import decode_fixed, decode_view
+from ekd_ray.data.decode import decode_any, decode_fixed, decode_view
 from ekd_ray.data.views import crop_bits, crop_box, crop_flips, evaluation_region
 from ekd_ray.errors import UserError
 
@@ -182,6 +182,18 @@ def test_every_mode_becomes_rgb(mode):
     assert np.abs(got.astype(int) - want.astype(int)).max() <= 1
     if kind == "PNG":
         np.testing.assert_array_equal(decode_fixed(data, "x", 40, "d"), np.asarray(rgb))
+
+
+def test_16_bit_files_are_scaled_and_not_clipped():
+    """By each function that reads files: of folders, of shards, of sizes that are known."""
+    exact = np.asarray(noise(40, 40).convert("L"))
+    data = encoded(Image.fromarray(exact.astype(np.uint16) * 257 + 128))
+    for pixels in (decode_any(data, "x"), decode_fixed(data, "x", 40, "d")):
+        np.testing.assert_array_equal(pixels, np.repeat(exact[:, :, None], 3, axis=2))
+    plain = encoded(Image.fromarray(exact))
+    np.testing.assert_array_equal(
+        decode_view(data, "x", 32, None), decode_view(plain, "x", 32, None)
+    )
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])

@@ -242,3 +242,16 @@ def test_splits_that_do_not_fit(tmp_path, write, make):
     assert "holds no rows" in refused(name)
     make.parquet(tmp_path / TRAIN, [b"no picture"] * 10, [*range(10)], names=NAMES)
     assert "row 0 of" in refused(name)
+
+
+def test_labels_that_int64_does_not_hold(write, tmp_path):
+    """And giants that it does hold: nobody counts up to them."""
+    for giant, words in (
+        (2**64 - 1, "has the label 18446744073709551615"),
+        (10**12, "up to 10{12}"),
+    ):
+        write(tmp_path / TRAIN, tmp_path / TEST, names=None)
+        table = pq.read_table(tmp_path / TRAIN)
+        labels = pa.array([*table["label"].to_pylist()[:-1], giant], pa.uint64())
+        pq.write_table(table.set_column(1, "label", labels), tmp_path / TRAIN)
+        assert re.search(words, refused(f"hf:{tmp_path}", checked=None))

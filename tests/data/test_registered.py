@@ -1,9 +1,11 @@
 """Data sets of one's own: what `load` may return, what is found out, stored and refused."""
 
+import functools
 import io
 import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +124,42 @@ def test_every_kind_of_picture(arrays, kind):
         else:
             want = image
         np.testing.assert_array_equal(got[row].transpose(1, 2, 0), want)
+
+
+DEEP = {
+    "I;16": lambda a: Image.fromarray(a),
+    "I;16B": lambda a: Image.frombytes("I;16B", a.shape[::-1], a.astype(">u2").tobytes()),
+    "PNG": lambda a: Image.open(io.BytesIO(_file(Image.fromarray(a)))),
+    "PNG before PIL 11": lambda a: _png_as_i(a),
+    "a file's bytes": lambda a: _file(Image.fromarray(a)),
+    "a TIFF": lambda a: Image.open(io.BytesIO(_file(Image.fromarray(a), "TIFF"))),
+}
+
+
+def _png_as_i(values):
+    image = Image.fromarray(values.astype(np.int32))
+    image.format = "PNG"
+    return image
+
+
+@pytest.mark.parametrize("size", [16, 130])  # decoded once, on demand
+@pytest.mark.parametrize("kind", DEEP)
+def test_gray_pictures_of_16_bits_are_scaled(kind, size):
+    """65535 is white; PIL itself clips at 255."""
+    values = np.random.default_rng(0).integers(0, 65536, (4, size, size), dtype=np.uint16)
+    values[0, 0, :4] = (0, 65535, 128, 129)
+    pictures = [DEEP[kind](picture) for picture in values]
+    register_dataset("mine", lambda split: Pairs(pictures, [0, 1, 0, 1]))
+    got = load_dataset("mine", "train")
+    stage = stage_images(got, "cpu", scheme="none", image_size=size)
+    images, _ = stage.views(np.arange(4), None)
+    if size == 16:
+        exact = np.rint(values / 257).astype(np.uint8)
+        np.testing.assert_array_equal(images.numpy(), np.repeat(exact[:, None], 3, axis=1))
+        np.testing.assert_allclose(dataset_info("mine").mean, values.mean() / 65535, atol=1e-3)
+    else:
+        assert images.float().mean().item() == pytest.approx(values.mean() / 257, abs=0.5)
+        assert images.float().std().item() > 20
 
 
 @pytest.mark.parametrize("label", [int, np.int32, torch.tensor])
@@ -265,7 +303,7 @@ def test_class_names(arrays):
         found.classes = [f"kind{i}" for i in range(10)]
     register_dataset("mine", pairs.get)
     assert dataset_info("mine").class_names[3] == "kind3"
-    register_dataset("given", arrays.get, class_names="abcdefghij")
+    register_dataset("given", arrays.get, class_names=list("abcdefghij"))
     assert load_dataset("given", "test").class_names == tuple("abcdefghij")
     # An eleventh class that no picture has.
     register_dataset("more", arrays.get, num_classes=11)
@@ -297,7 +335,7 @@ def test_constants_that_are_all_given_need_no_look(arrays, monkeypatch):
     monkeypatch.setattr(facts, "_find_out", lambda *_: pytest.fail("looked"))
     load = Counted(arrays)
     register_dataset("mine", load, image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3,
-                     view_scheme="crop", class_names="abcdefghij")  # fmt: skip
+                     view_scheme="crop", class_names=list("abcdefghij"))  # fmt: skip
     assert num_train("mine") == 30
     assert load.calls == ["train"]
 
@@ -382,6 +420,27 @@ BAD = {
     ),
     "negative": (lambda: (GOOD[0], [-1, 0, 1, 0]), "label -1"),
     "one class": (lambda: (GOOD[0], [0] * 4), "two classes or more"),
+    "giant label": (lambda: (GOOD[0], [0, 1, 0, 10**12]), "labels? (up to )?10{12}, but"),
+    "giant label of a pair": (
+        lambda: Pairs(GOOD[0], [0, 1, 0, 10**20]), "label 10{20}, but labels must be 0 to"
+    ),
+    "beyond int64": (
+        lambda: (GOOD[0], np.array([0, 1, 0, 2**64 - 1], np.uint64)), "label 18446744073709551615,"
+    ),
+    "many sizes": (
+        lambda: ([np.zeros((s, s, 3), np.uint8) for s in (8, 9)], [0, 1]), "a list of \\(picture"
+    ),
+    "two pairs as a tuple": (lambda: ((GOOD[0][0], 0), (GOOD[0][1], 1)), "a list of \\(picture"),
+    "PIL of 32 bits": (
+        lambda: Pairs([Image.fromarray(np.zeros((8, 8), np.float32))], [0]), "the mode 'F'"
+    ),
+    "PIL integers": (
+        lambda: Pairs([Image.fromarray(np.zeros((8, 8), np.int32))], [0]), "the mode 'I'"
+    ),
+    "PIL of a torn file": (
+        lambda: Pairs([Image.open(io.BytesIO(_file(Image.new("L", (32, 32)))[:50]))], [0]),
+        "converted to RGB",
+    ),
     "no pairs": (lambda: [1, 2, 3], "row 0 .* must come as \\(picture, label\\), got int"),
     "no picture": (lambda: Pairs(["x.png"], [0]), "row 0 .* must be a PIL image.*got str"),
     "normalised": (
@@ -428,11 +487,26 @@ def test_a_test_label_that_training_does_not_know():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"num_classes": 1}, "num_classes of mine must be 2 or more"),
-        ({"num_classes": 3, "class_names": "ab"}, "got 3 and 2 names"),
-        ({"class_names": "aa"}, "different strings"),
+        ({"num_classes": 1}, "num_classes of mine must be an integer from 2 to"),
+        ({"num_classes": 3, "class_names": ["a", "b"]}, "got 3 and 2 names"),
+        ({"class_names": ["a", "a"]}, "different strings"),
         ({"class_names": [1, 2]}, "different strings"),
-        ({"image_size": 7}, "image_size of mine must be 8 to 1024, got 7"),
+        ({"num_classes": 0}, "num_classes of mine must be an integer from 2 to"),
+        ({"num_classes": "3"}, "num_classes of mine must be an integer .* got '3'"),
+        ({"num_classes": True}, "num_classes of mine must be an integer"),
+        ({"num_classes": 10**12}, "num_classes of mine must be an integer"),
+        ({"class_names": "dog"}, "class_names of mine must be a list of different strings"),
+        ({"class_names": 7}, "class_names of mine must be a list of different strings, got 7"),
+        ({"files": "d.npz"}, "files of mine must be a list of different strings, got 'd.npz'"),
+        ({"files": [7]}, "files of mine must be a list"),
+        ({"image_size": "32"}, "image_size of mine must be an integer .* got '32'"),
+        ({"image_size": 32.5}, "image_size of mine must be an integer .* got 32.5"),
+        ({"version": object()}, "version of mine must be an integer"),
+        ({"mean": 0.5, "std": 0.2}, "three numbers each"),
+        ({"mean": "abc", "std": "abc"}, "three numbers each"),
+        ({"mean": (0.5, 0.5, float("nan")), "std": (0.2,) * 3}, "three numbers each"),
+        ({"view_scheme": ["crop"]}, "view scheme|augment"),
+        ({"image_size": 7}, "image_size of mine must be an integer from 8 to 1024, got 7"),
         ({"mean": (0.5,) * 3}, "mean and std of mine must be three numbers each"),
         ({"mean": (125.0,) * 3, "std": (60.0,) * 3}, r"on the \[0, 1\] scale"),
         ({"mean": (0.5,) * 3, "std": (0.0,) * 3}, "std > 0"),
@@ -441,8 +515,33 @@ def test_a_test_label_that_training_does_not_know():
     ],
 )
 def test_constants_out_of_bounds(given, words):
-    assert re.search(words, message(register_dataset, "mine", lambda split: GOOD, **given))
+    text = message(register_dataset, "mine", lambda split: GOOD, **given)
+    assert re.search(words, text), text
     assert "mine" not in DATASETS
+
+
+def test_constants_of_numpy_and_paths_are_taken():
+    mean = np.array((0.5, 0.4, 0.3))
+    info = register_dataset("mine", lambda split: GOOD, num_classes=np.int64(2), mean=mean,
+                            std=mean / 2, files=[Path("a") / "b.npz"])  # fmt: skip
+    assert (info.mean, info.load_files) == ((0.5, 0.4, 0.3), ("a/b.npz",))
+    assert type(info.num_classes) is int
+
+
+@pytest.mark.parametrize("load", [
+    lambda: GOOD, lambda data_root: GOOD, lambda split, root: GOOD, lambda *, split: GOOD,
+])  # fmt: skip
+def test_what_load_must_take(load):
+    assert "must take the split" in message(register_dataset, "mine", load)
+    assert "mine" not in DATASETS
+
+
+@pytest.mark.parametrize("load", [
+    {}.get, lambda *a: GOOD, lambda split, **more: GOOD, lambda split, other=3: GOOD, Counted({}),
+    functools.partial(lambda more, split: GOOD, 3),
+])  # fmt: skip
+def test_what_load_may_take(load):
+    register_dataset("mine", load)
 
 
 @pytest.mark.parametrize("name", ["", "folder:x", "a/b", "..", "-x", 3, None, "two words"])
@@ -467,13 +566,22 @@ def _random_flip(images, labels):
     return images[draw.permutation(len(images))], labels
 
 
+_COLOURS = np.arange(30, dtype=np.uint8)[:, None, None, None]
 UNFIT = {
     "random": (lambda a: {**a, "train": _random_flip(*a["train"])}, "whenever it is read"),
     "leaking": (lambda a: {**a, "test": a["train"]}, "are training pictures too"),
     "one picture": (
         lambda a: {**a, "train": tuple(x[:11] for x in a["train"])}, "two training images"
     ),
-    "blank": (lambda a: {**a, "train": (a["train"][0] * 0, a["train"][1])}, "of one colour"),
+    "blank": (
+        lambda a: {**a, "train": (a["train"][0] * 0 + _COLOURS, a["train"][1])}, "of one colour"
+    ),
+    "copies": (
+        lambda a: {**a, "train": (a["train"][0][[3] * 30], a["train"][1])}, "are copies of 1"
+    ),
+    "no test picture of a class": (
+        lambda a: {**a, "test": tuple(x[:7] for x in a["test"])}, "has none of 7, 8, 9"
+    ),
 }  # fmt: skip
 
 

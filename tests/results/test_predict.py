@@ -67,6 +67,21 @@ def test_a_bundle_is_printed_in_a_line(exported):
     assert f"test_top1 {100 * exported.metrics['model']['test_top1']:.2f} %" in shown
 
 
+def test_16_bit_pictures_are_the_same_and_32_bit_ones_are_refused(exported, pictures, tmp_path):
+    gray = pictures[0][0, :, :, 0]
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    expected = pixels(Image.fromarray(gray), exported.config)
+    for given in (deep, tmp_path / "deep.png"):
+        np.testing.assert_array_equal(pixels(given, exported.config), expected)
+    wide = Image.fromarray(gray.astype(np.float32))
+    with pytest.raises(UserError, match=r"^image 1 has pixels of the mode 'F'"):
+        exported.predict([deep, wide])
+    wide.save(tmp_path / "wide.tiff")
+    with pytest.raises(UserError, match=r"wide.tiff is not a readable"):
+        exported.predict(tmp_path / "wide.tiff")
+
+
 def test_the_preprocessing_is_a_transform_of_images_in_0_to_1(exported, pictures):
     batch = torch.from_numpy(pictures[0][:3]).permute(0, 3, 1, 2)
     info = dataset_info("synthetic")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
-from report_studies import EVIL, searched
+from report_studies import BASE, EVIL, final, searched, select
+
+from ekd_ray.cli import study_text
+from ekd_ray.results import Study
 
 
 def test_a_finished_study_in_the_terminal(reported, launch):
@@ -66,3 +70,25 @@ def test_the_report_goes_where_it_is_told(maker, launch, tmp_path, extra):
     path = str(tmp_path / "x" / "page.html")
     expected = {(): f"report: {path}\n", ("--quiet",): ""}
     assert json.loads(out) == {"report": path} if extra == ("--json",) else out == expected[extra]
+
+
+def test_the_end_of_a_study_names_what_is_better_on_the_test_split(maker, capsys):
+    study = maker.study()
+    maker.confirm(
+        [select("trial 1", seed, 0.5) for seed in (1, 2)]
+        + [
+            {**final(name, seed, value), "test_nll": 1.0, "test_ece": 0.1}
+            for name, value in {"trial 1": 0.5, "none": 0.61, "kd": 0.4}.items()
+            for seed in (1, 2)
+        ]
+    )
+    bundle = SimpleNamespace(path=study.path / "best")
+    study_text.print_study(study, bundle)
+    said = capsys.readouterr().out
+    assert "not the best by test: the student alone is 11.00 points above" in said
+    assert "--trust-plugins" not in said
+    # A study with parts of the user's says how to look at it again.
+    own = BASE.replace(plugins=("mine@" + "0" * 64,))
+    own_study = Study(path=study.path, config=study.config.replace(distill=own), header={})
+    study_text.print_study(own_study, bundle)
+    assert f"ekd-ray show {study.path} --trust-plugins" in capsys.readouterr().out

@@ -29,6 +29,7 @@ from ekd_ray.results.records import RunRecord, trial_name
 from ekd_ray.results.report.measures import correlation_gap
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
+    describe_better_on_test,
     describe_lead,
     describe_win,
     duration,
@@ -266,20 +267,15 @@ def _describe_leaderboard(content: Content) -> str:
     tested = [row for row in content.board if row.test]
     if not tested or not content.winner:
         return "Champions and finalists by validation; the final runs have not ended yet."
-    best = max(tested, key=lambda row: mean_sd(row.test)[0])
-    if best.winner or not content.winner.test:
-        return "The winner has the best mean on the test split too."
-    above = mean_sd(best.test)[0] - mean_sd(content.winner.test)[0]
-    return (
-        f"The winner by validation is not the best by test: {noun_of(best.name)} is "
-        f"{100 * above:.2f} points above."
-    )
+    better = describe_better_on_test(content.board)
+    return better or "The winner has the best mean on the test split too."
 
 
 def list_other_names(row: Row) -> list[str]:
     """Other champions, and the trial, that have the row's configuration."""
     number = [] if row.number is None else [trial_name(row.number)]
-    return [name for name in (*row.equals, *number) if name != row.name]
+    own = row.name.partition(" (")[0]  # of `trial 2 (full run of trial 0)`
+    return [name for name in (*row.equals, *number) if name not in (row.name, own)]
 
 
 def row_label(row: Row) -> str:
