@@ -396,24 +396,37 @@ def _pickled(part: _Part) -> Plugin:
 # Where their sources go
 
 
+@dataclass(frozen=True)
 class LoadedPlugins:
-    """The plugins of this process; where it is unpickled, they are loaded.
+    """Plugins by their stamps; where this is unpickled, they are loaded.
 
     Whatever Ray carries to its processes has one, so that names are known there.
     """
 
+    stamps: tuple[str, ...] = ()
+
     def __reduce__(self) -> tuple[Callable[..., LoadedPlugins], tuple[tuple[Plugin, ...]]]:
-        return _receive, (tuple(_loaded.values()),)
+        return _receive, (tuple(map(_find_loaded, self.stamps)),)
 
 
-def _receive(plugins: Iterable[Plugin]) -> LoadedPlugins:
+def _find_loaded(stamp: str) -> Plugin:
+    """The plugin of a stamp; raises `UserError` for a part that was registered anew since."""
+    if not _is_loaded(stamp):
+        raise UserError(
+            f"the plugin {stamp[:40]}... is not loaded any more, because its part was registered "
+            "anew: do this before, or put the part into a file."
+        )
+    return _loaded[stamp.partition("@")[0]]
+
+
+def _receive(plugins: tuple[Plugin, ...]) -> LoadedPlugins:
     _load_all(plugin for plugin in plugins if plugin.name not in _loaded)
-    return LoadedPlugins()
+    return LoadedPlugins(tuple(plugin.stamp for plugin in plugins))
 
 
 def describe_plugins(stamps: Iterable[str]) -> list[str]:
     """Plugins that are loaded for people: name, the beginning of the hash, where it was found."""
-    found = [_loaded[stamp.partition("@")[0]] for stamp in stamps]
+    found = map(_find_loaded, stamps)
     return [f"{plugin.name}, SHA-256 {plugin.sha256[:12]}..., {plugin.origin}" for plugin in found]
 
 
@@ -421,7 +434,7 @@ def write_sources(folder: Path, stamps: Iterable[str]) -> list[str]:
     """Write the sources of plugins to `<folder>/plugins`; returns their paths below `folder`."""
     names = []
     for stamp in stamps:
-        for path, text in sorted((_loaded[stamp.partition("@")[0]].files or {}).items()):
+        for path, text in sorted((_find_loaded(stamp).files or {}).items()):
             write_text(folder / SOURCES / path, text)
             names.append(f"{SOURCES}/{path}")
     return names
@@ -535,10 +548,10 @@ def _load(plugin: Plugin) -> Plugin:
         importlib.import_module(name)
         _check_complete(plugin, {*sys.modules} - before)
     except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)  # reads the sources
         _forget(name, added)
         if isinstance(error, UserError) or not isinstance(error, Exception | SystemExit):
             raise
-        frames = traceback.extract_tb(error.__traceback__)
         paths = {*(plugin.files or ())}
         lines = [f.lineno for f in frames if any(f.filename.endswith(path) for path in paths)]
         line = f", line {lines[-1]}" if lines else ""

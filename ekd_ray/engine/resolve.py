@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,21 +83,22 @@ def resolve(
     return config
 
 
-def used_plugins(config: DistillConfig, methods: Iterable[str] = ()) -> tuple[str, ...]:
+def used_plugins(config: DistillConfig, space: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """The stamps of the plugins that a configuration names, and of those that its parts are of.
 
     Args:
-        methods: others that are tried in its place.
+        space: a search space, which may have other parts to choose from.
     """
     load_installed()
-    parts = {
-        "model": (config.student, config.teacher),
-        "dataset": (config.dataset, config.ood_dataset),
-        "method": (config.method, *methods),
-    }
     check_loaded(config.plugins)
-    used = stamps_of((kind, name) for kind, names in parts.items() for name in names)
-    return tuple(sorted({*config.plugins, *used}))
+    kinds = {"student": "model", "teacher": "model", "method": "method", "dataset": "dataset",
+             "ood_dataset": "dataset"}  # fmt: skip
+    parts = []
+    for name, kind in kinds.items():
+        spec = (space or {}).get(name)
+        choices = spec.get("choices") if isinstance(spec, Mapping) else None
+        parts += [(kind, part) for part in (getattr(config, name), *(choices or ()))]
+    return tuple(sorted({*config.plugins, *stamps_of(parts)}))
 
 
 def check_compiler() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config.phrases import several
+from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
@@ -84,7 +85,8 @@ def run_on_workers(
 
     folder = run.folder
     (folder / FAILURE).unlink(missing_ok=True)
-    options = TrainOptions(data_root=data_root, threads=workers.cpus, test=test)
+    plugins = LoadedPlugins(tuple(run.config["plugins"]))
+    options = TrainOptions(data_root=data_root, threads=workers.cpus, test=test, plugins=plugins)
     with connected():
         nodes = live_nodes().values()
         workers = workers.on(nodes)

@@ -22,11 +22,12 @@ def as_task(function: Callable[..., Any], config: StudyConfig) -> Any:
     """
     import ray
 
-    gpus, limited, plugins = config.gpus, config.limit_gpu_memory, LoadedPlugins()
+    gpus, limited = config.gpus, config.limit_gpu_memory
+    plugins = LoadedPlugins(config.distill.plugins)
 
     @functools.wraps(function)  # Ray names the process after it
     def compute(*arguments: Any) -> Any:
-        assert plugins, "they have come with this function"
+        assert plugins is not None, "they have come with this function"
         with share_of_gpu(gpus, limited=limited):
             return function(*arguments)
 

@@ -7,7 +7,7 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,14 @@ class TrainOptions:
     costs: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     test: bool = False
-    plugins: LoadedPlugins = field(default_factory=LoadedPlugins)  # they come with the options
+    plugins: LoadedPlugins = LoadedPlugins()  # which come with the options
 
     @classmethod
     def of_study(cls, config: StudyConfig) -> TrainOptions:
         """Those of the runs of a study."""
         return cls(
             data_root=config.data_root, threads=config.cpus_per_trial, costs=config.costs,
-            shown=tuple(config.space or {}),
+            shown=tuple(config.space or {}), plugins=LoadedPlugins(config.distill.plugins),
         )  # fmt: skip
 
 

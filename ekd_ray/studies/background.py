@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -51,7 +51,7 @@ class Job:
     resume: bool
     download: bool
     parent: int | None
-    plugins: LoadedPlugins = field(default_factory=LoadedPlugins)  # they come with the job
+    plugins: LoadedPlugins  # which come with the job
 
 
 def start_study(
@@ -71,7 +71,7 @@ def start_study(
     check_writable(out)
     job = Job(
         config=config, out=out, location=location, resume=resume, download=download,
-        parent=None if detach else os.getpid(),
+        parent=None if detach else os.getpid(), plugins=LoadedPlugins(config.distill.plugins),
     )  # fmt: skip
     environment = {**os.environ, **joined_address()}
     with open(out / DRIVER_LOG, "ab") as log:

@@ -134,8 +134,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     for row in (*champions(config, base).values(), *rows.values()):
         if row.teacher_weights is not None or not method_of(row).needs_teacher:
             resolve(row, data_root=config.data_root, download=download)
-    searched = ((config.space or {}).get("method") or {}).get("choices") or ()
-    return config.replace(distill=base.replace(plugins=used_plugins(base, searched)))
+    return config.replace(distill=base.replace(plugins=used_plugins(base, config.space)))
 
 
 def prepare_study(

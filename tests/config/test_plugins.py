@@ -194,6 +194,8 @@ def test_a_part_that_is_replaced_goes_along_no_more():
         stamps += stamps_of([("model", "mine")])
     assert TABLE == {"mine": 2} and len({*stamps}) == 2
     assert [plugin.stamp for plugin in plugins._loaded.values()] == stamps[1:]
+    with pytest.raises(UserError, match="not loaded any more"):
+        write_sources(Path("nowhere"), stamps[:1])
 
 
 def test_a_part_of_a_script_that_is_too_large_is_refused(monkeypatch):
@@ -323,12 +325,14 @@ def test_sources_that_were_written_are_read_back(tmp_path):
 def test_another_process_gets_them_with_what_is_pickled(tmp_path):
     file = write(tmp_path / "here/my_parts.py", PART.format(name="a", value=41))
     found = load_plugin(str(file))
-    (tmp_path / "carried.pkl").write_bytes(pickle.dumps(LoadedPlugins()))
+    load_plugin(str(write(tmp_path / "here/others.py", "1 / 0 if __name__ != 'others' else 0\n")))
+    (tmp_path / "carried.pkl").write_bytes(pickle.dumps(LoadedPlugins((found.stamp,))))
     file.unlink()  # another machine has no such file
     done = in_new_process(
         "import pickle, inspect; pickle.load(open('carried.pkl', 'rb'))\n"
         "from ekd_ray.config.plugins import stamps_of\n"
         "import my_parts, test_plugins\n"
+        "import sys; assert 'others' not in sys.modules, 'only what is used goes along'\n"
         "print(test_plugins.TABLE, *stamps_of([('model', 'a')]), inspect.getsource(my_parts))",
         tmp_path,
     )
@@ -348,7 +352,7 @@ def test_what_a_script_registers_goes_by_value(tmp_path):
         "register_toy('mine', build)  # a cell that is run again\n"
         "(stamp,) = stamps_of([('model', 'mine')])\n"
         "assert stamps_of([('model', 'mine')]) == (stamp,)\n"
-        "open('carried.pkl', 'wb').write(pickle.dumps(LoadedPlugins()))\n"
+        "open('carried.pkl', 'wb').write(pickle.dumps(LoadedPlugins((stamp,))))\n"
         "print(stamp)\n",
     )
     first = in_new_process(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')",

@@ -197,7 +197,9 @@ def test_a_given_module_and_its_weights_arrive_elsewhere(tmp_path, monkeypatch):
     assert path == write_given_weights(given)
     images = torch.rand(2, 3, 8, 8)
     stamps = stamps_of([("model", name)])
-    state = pickle.dumps((LoadedPlugins(), name, str(path), images, given(images).detach(), stamps))
+    state = pickle.dumps(
+        (LoadedPlugins(stamps), name, str(path), images, given(images).detach(), stamps)
+    )
     (tmp_path / "state.pkl").write_bytes(state)
     code = (
         "import pickle, torch\n"
