@@ -16,6 +16,8 @@ SEED = os.environ.get("EKD_CHAOS_SEED", "0")
 pytestmark = pytest.mark.timeout(5400)
 
 
+# test_study_run.py kills a study too, at moments of its own.
+@pytest.mark.slow
 def test_a_study_killed_before_any_change_of_its_files_ends_whole(tmp_path: Path) -> None:
     script = Path(__file__).with_name("kill_at_changes.py")
     done = subprocess.run(

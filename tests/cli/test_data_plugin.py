@@ -37,6 +37,7 @@ def birds(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow  # test_plugin_flags.py has a run with parts of one's own
 def test_one_run(birds):
     done = command("distill", *RUN, "--out", "run", "--quiet", "--json")
     assert done.returncode == 0, done.stderr
