@@ -119,10 +119,11 @@ study = ekd.tune(**json.loads(sys.argv[1]), callbacks=[Log()], space={"temperatu
 assert ray.is_initialized() and ray.get_runtime_context().get_job_id() == mine
 assert signal.getsignal(signal.SIGINT) == handlers
 assert ours() == environment
+trials = len(study.records())  # files are read when they are first asked for
 background = ekd.tune(out=str(study.path), resume=True, extend=1, wait=False)
 done = background.wait()
 assert ray.get(ray.remote(lambda: 3).remote()) == 3
-print(json.dumps({"told": told, "trials": len(study.records()), "more": len(done.records()),
+print(json.dumps({"told": told, "trials": trials, "more": len(done.records()),
                   "stage": done.status().stage, "html": study._repr_html_(),
                   "axes": type(study.plot.learning_curves()).__name__}))
 """
