@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _examine(topic: str, check: Callable[[], Iterable[str]]) -> list[Finding]:
-    """What a check found; its error is a finding too."""
+    """The findings of a check; its error is a finding too."""
     try:
         return [Finding(topic=topic, found=hide_secrets(text)) for text in check()]
     except Exception as error:

@@ -149,7 +149,7 @@ def all_parsers(parser: HelpParser) -> list[HelpParser]:
 
 
 def _answer(flag: str) -> int:
-    """What `ekd-ray` says without a command."""
+    """Answer `ekd-ray` without a command; returns the exit code."""
     if flag == "--version":
         from ekd_ray import __version__
 

@@ -244,11 +244,8 @@ def registers(
                 _, replaced = _pickled_parts.pop(id(known), (known, None))
                 if replaced:
                     _loaded.pop(replaced.name, None)
-            _origins.append(origin)
-            try:
+            with _registering(origin):
                 result = register(name, *args, **kwargs)
-            finally:
-                _origins.pop()
             if origin is not None:
                 again = functools.partial(note, name, *args, **kwargs)
                 _parts[kind, name] = _Part(origin=origin, table=table, register=again)
@@ -286,13 +283,18 @@ def is_of(stamps: Iterable[str], origin: str) -> bool:
 
 
 @contextlib.contextmanager
-def given_in_python() -> Iterator[None]:
-    """What is registered inside has no source of its own, and is pickled by value."""
-    _origins.append(MAIN)
+def _registering(origin: str | None) -> Iterator[None]:
+    """Parts that are registered inside come from there."""
+    _origins.append(origin)
     try:
         yield
     finally:
         _origins.pop()
+
+
+def given_in_python() -> contextlib.AbstractContextManager[None]:
+    """Parts that are registered inside have no source of their own, and are pickled by value."""
+    return _registering(MAIN)
 
 
 def stamps_of(parts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
@@ -493,6 +495,12 @@ def _check_fresh(path: Path) -> None:
                 )
 
 
+def _folder_of(origin: str, spec: importlib.machinery.ModuleSpec) -> Path:
+    """The folder from which a module, or the package that starts at `origin`, is imported."""
+    folder = Path(origin).absolute().parent
+    return folder.parent if spec.submodule_search_locations else folder
+
+
 def _find_module(name: str) -> Plugin:
     """An importable module with its source, which is read and not yet run."""
     if known := _loaded.get(name):
@@ -505,8 +513,7 @@ def _find_module(name: str) -> Plugin:
         raise UserError(f"there is no module {top!r}: install it, or give the plugin as a FILE.py.")
     if spec.origin is None:
         raise UserError(f"the package {top!r} has no __init__.py: add one, which may be empty.")
-    folder = Path(spec.origin).absolute().parent
-    folder = folder.parent if spec.submodule_search_locations else folder
+    folder = _folder_of(spec.origin, spec)
     files = _read_sources(folder, top)
     if not files:
         raise UserError(f"the module {top!r} has no source: give the plugin as a FILE.py.")
@@ -542,10 +549,10 @@ def _load(plugin: Plugin) -> Plugin:
         return known
     _loaded[name] = plugin
     added = [] if _is_importable(plugin) else _finder.add(plugin)
-    _origins.append(name)
     before = {*sys.modules}
     try:
-        importlib.import_module(name)
+        with _registering(name):
+            importlib.import_module(name)
         _check_complete(plugin, {*sys.modules} - before)
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)  # reads the sources
@@ -558,8 +565,6 @@ def _load(plugin: Plugin) -> Plugin:
         raise UserError(
             f"the plugin {plugin.origin}{line} fails: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        _origins.pop()
     return plugin
 
 
@@ -600,10 +605,8 @@ def _is_importable(plugin: Plugin) -> bool:
         return False
     if spec is None or spec.origin is None:
         return False
-    folder = Path(spec.origin).absolute().parent
-    if spec.submodule_search_locations:
-        folder = folder.parent
-    return Plugin.of_files("", _read_sources(folder, top), "").sha256 == plugin.sha256
+    sources = _read_sources(_folder_of(spec.origin, spec), top)
+    return Plugin.of_files("", sources, "").sha256 == plugin.sha256
 
 
 class _SourceFinder(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):

@@ -1,4 +1,4 @@
-"""What every data set must do, as one function that the tests of a plugin call."""
+"""The rules that every data set keeps to, as one function that the tests of a plugin call."""
 
 from __future__ import annotations
 

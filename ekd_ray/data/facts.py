@@ -1,4 +1,4 @@
-"""What nobody has said of a data set, found out from its training images and kept in the cache."""
+"""Facts that nobody has stated of a data set, found in its training images, and cached."""
 
 from __future__ import annotations
 
