@@ -6,6 +6,8 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from unittest import mock
 
@@ -26,6 +28,41 @@ def command(name, *argv):
         capture_output=True, text=True, timeout=120,
         env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def forked(name: str, *argv: object) -> subprocess.CompletedProcess[str]:
+    """As `command`, in a copy of this process: what it registers stays there, and nothing is
+    imported again. For commands that start no Ray and no threads of torch."""
+
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if not child:
+            code: object = 1
+            try:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                sys.stdout = open(1, "w", closefd=False)
+                sys.stderr = open(2, "w", closefd=False)
+                os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
+                run_here(name, *argv)
+            except SystemExit as left:
+                code = left.code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code if isinstance(code, int) else 1)
+        _, status = os.waitpid(child, 0)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return subprocess.CompletedProcess(
+        [name, *map(str, argv)], os.waitstatus_to_exitcode(status), *texts
+    )
 
 
 def parser_of(launcher: Path) -> HelpParser:

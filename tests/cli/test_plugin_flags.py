@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from launchers_run import command
+from launchers_run import forked as command
 
 NETS = """
 from pathlib import Path
