@@ -43,8 +43,8 @@ def forked(name: str, *argv: object) -> subprocess.CompletedProcess[str]:
             try:
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
-                sys.stdout = open(1, "w", closefd=False)
-                sys.stderr = open(2, "w", closefd=False)
+                sys.stdout = os.fdopen(1, "w", closefd=False)
+                sys.stderr = os.fdopen(2, "w", closefd=False)
                 os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
                 run_here(name, *argv)
             except SystemExit as left:
