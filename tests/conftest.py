@@ -1,4 +1,4 @@
-"""Shared by every test: one cache of decoded images per session, one torch thread."""
+"""Shared by every test: one cache of decoded images, one torch thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing of the user's cache is read or written; figures do not depend on cores."""
     before = os.environ.get("EKD_CACHE_DIR")
-    os.environ["EKD_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # one for all workers: what one has decoded the others find
+    os.environ["EKD_CACHE_DIR"] = str(folder / "ekd-cache")
     torch.set_num_threads(1)
     yield
     if before is None:

@@ -36,7 +36,7 @@ def test_the_teacher_sees_its_own_normalisation() -> None:
     """It was trained on these images: near-perfect there, and worse under other statistics."""
     config = configuration()
     data = load_run_data(config, data_root=ROOT, device=torch.device("cpu"))
-    ids = stratified_subset(np.asarray(data.images.labels), 300, seed=5)
+    ids = stratified_subset(np.asarray(data.images.labels), 120, seed=5)
     images, labels = data.images.views(ids, None)
 
     def accuracy(normalization: str) -> float:
