@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_text
+from ekd_ray.files import read_text, write_text
 
 ENTRY_POINTS = "ekd_ray.plugins"
 SOURCES = "plugins"  # the folder of their sources, in a study or a bundle
@@ -444,17 +444,15 @@ def write_sources(folder: Path, stamps: Iterable[str]) -> list[str]:
 
 def names_plugins(path: Path) -> bool:
     """Whether a configuration's file has stamps of plugins; reads it as text."""
-    return _STAMP.search(path.read_text(encoding="utf-8")) is not None
+    return _STAMP.search(read_text(path)) is not None
 
 
 def _read_sources(folder: Path, name: str) -> dict[str, str]:
     """The files of a module, or of the package that it is in, below the folder it lies in."""
     top = name.partition(".")[0]
     found = [*folder.glob(f"{top}.py"), *(folder / top).rglob("*.py")]
-    try:
-        return {p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8") for p in found}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the plugin {name} in {folder} ({error}).") from None
+    cure = f"it is of the plugin {name}"
+    return {p.relative_to(folder).as_posix(): read_text(p, cure=cure) for p in found}
 
 
 # Finding and importing
@@ -464,11 +462,7 @@ def _read_file(path: Path) -> Plugin:
     name = path.stem
     if not name.isidentifier() or name.startswith("__"):
         raise UserError(f"a plugin's file must be named as a module is, got {path}: rename it.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"cannot read the plugin {path}: {reason}.") from None
+    text = read_text(path, cure="name a plugin's source")
     spec = None if name in _finder.modules else importlib.util.find_spec(name)
     if spec and not (spec.origin and Path(spec.origin).absolute() == path):
         raise UserError(f"the plugin {path} has the name of an installed module: rename it.")

@@ -27,5 +27,10 @@ def reopen_trial(study: optuna.Study, number: int) -> optuna.Trial:
 
 
 def lock_files(journal: Path) -> list[Path]:
-    """Locks of a journal file, under the names that `JournalFileSymlinkLock` gives them."""
-    return list(journal.parent.glob(f"{journal.name}.lock*"))
+    """Locks of a journal file, which are symbolic links."""
+    return list(journal.parent.glob(lock_pattern(journal.name)))
+
+
+def lock_pattern(journal: str) -> str:
+    """Fits the names that `JournalFileSymlinkLock` gives the locks of a journal file."""
+    return f"{journal}.lock*"
