@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, shorten
 from ekd_ray.files import read_text, write_text
 
 ENTRY_POINTS = "ekd_ray.plugins"
@@ -319,7 +319,7 @@ def check_stamps(stamps: Any) -> None:
     if not (listed and all(map(_STAMP.fullmatch, stamps))):
         got = stamps if not listed else next(s for s in stamps if not _STAMP.fullmatch(s))
         raise UserError(
-            f"plugins of a run are listed as NAME@SHA256, got {got!r}: give --plugin NAME.",
+            f"plugins of a run are listed as NAME@SHA256, got {shorten(got)}: give --plugin NAME.",
             keys=("plugins",),
         )
 
@@ -500,17 +500,21 @@ def _find_module(name: str) -> Plugin:
     if known := _loaded.get(name):
         return known
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-        raise UserError(f"a plugin is a module or a FILE.py, got {name!r}.")
+        raise UserError(f"a plugin is a module or a FILE.py, got {shorten(name)}.")
     top = name.partition(".")[0]
     spec = importlib.util.find_spec(top)
     if spec is None:
-        raise UserError(f"there is no module {top!r}: install it, or give the plugin as a FILE.py.")
+        raise UserError(
+            f"there is no module {shorten(top)}: install it, or give the plugin as a FILE.py."
+        )
     if spec.origin is None:
-        raise UserError(f"the package {top!r} has no __init__.py: add one, which may be empty.")
+        raise UserError(
+            f"the package {shorten(top)} has no __init__.py: add one, which may be empty."
+        )
     folder = _folder_of(spec.origin, spec)
     files = _read_sources(folder, top)
     if not files:
-        raise UserError(f"the module {top!r} has no source: give the plugin as a FILE.py.")
+        raise UserError(f"the module {shorten(top)} has no source: give the plugin as a FILE.py.")
     for path in files:
         _check_fresh(folder / path)
     found = Plugin.of_files(name, files, str(folder))

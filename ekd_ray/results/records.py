@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.run_stage import RunStage
