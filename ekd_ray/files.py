@@ -77,12 +77,14 @@ def open_plain(
 def read_bytes(path: str | os.PathLike[str], *, most: int = MOST_DATA, cure: str = "") -> bytes:
     """The content of a file. As `check_plain`."""
     with open_plain(path, most=most, cure=cure) as file:
+        size, unknown = os.fstat(file.fileno()).st_size, min(most, MOST_TEXT)
         try:
-            content = file.read(most + 1)  # files of /proc say that they are empty
+            # What is appended meanwhile is left out. Files of /proc say that they are empty.
+            content = file.read(size or unknown + 1)
         except OSError as error:
             raise _unreadable(path, error.strerror, cure) from None
-    if len(content) > most:
-        raise _unreadable(path, f"it has more than {most:,} bytes", cure)
+    if not size and len(content) > unknown:
+        raise _unreadable(path, f"it has more than {unknown:,} bytes", cure)
     return content
 
 
