@@ -100,9 +100,17 @@ def read_text(path: str | os.PathLike[str], *, most: int = MOST_TEXT, cure: str 
 def read_json(path: str | os.PathLike[str], *, cure: str = "") -> Any:
     """The value of a JSON file. As `check_plain`; `UserError` too where it is no JSON."""
     try:
-        return json.loads(read_text(path, cure=cure))
-    except (ValueError, RecursionError):
+        return parse_json(read_text(path, cure=cure))
+    except ValueError:
         raise _unreadable(path, "it is damaged, no JSON", cure) from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; raises ValueError, for one that is nested too deep as well."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def _unreadable(path: str | os.PathLike[str], reason: str | None, cure: str) -> UserError:

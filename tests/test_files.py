@@ -146,6 +146,11 @@ def test_damaged_json_is_a_sentence(content, tmp_path):
         files.read_json(tmp_path / "a.json")
 
 
+def test_a_torn_line_of_a_history_may_be_nested_deep(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"epoch": 1}\n' + "[" * 100_000)
+    assert read_rows(tmp_path / "history.jsonl") == [{"epoch": 1}]
+
+
 PLANTED = {
     "journal": ("optuna.journal", lambda path, target: path.symlink_to(target), "symbolic link"),
     "lock": (".lock", lambda path, target: path.symlink_to(target), "symbolic link"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from ekd_ray.data.decode import readable
 from ekd_ray.data.registry import HUB_PREFIX, DatasetInfo
 from ekd_ray.data.sources import EncodedBatch, EncodedSource, check_int64, one_line, row_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import check_plain, read_json
+from ekd_ray.files import check_plain, parse_json, read_json
 
 _READ_AHEAD = 1 << 20  # bytes that Arrow buffers, instead of a whole column of a row group
 _IMAGE_COLUMNS = ("img", "image")
@@ -350,7 +349,7 @@ def _open_table(path: Path) -> Iterator[_ParquetTable | _ArrowTable]:
 def _features(schema: Any) -> dict[str, Any]:
     """The `huggingface` metadata of each column, or {} where it has none."""
     try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        found = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

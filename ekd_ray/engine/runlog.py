@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summ
 from torch.utils.tensorboard import SummaryWriter
 
 from ekd_ray.config.targets import COSTS
-from ekd_ray.files import read_bytes, read_text, write_text
+from ekd_ray.files import parse_json, read_bytes, read_text, write_text
 
 HISTORY = "history.jsonl"
 EVENTS = "events.out.tfevents.*"
@@ -48,7 +48,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in read_text(path).splitlines():
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError:
             break
     return rows

@@ -21,13 +21,14 @@ from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session, read_history
 from ekd_ray.engine.schedule import first_decayed_epoch
-from ekd_ray.files import check_format, read_json, write_json, write_text
+from ekd_ray.files import check_format, parse_json, read_json, write_json, write_text
 
 # Of studies, their records and tables, candidates and bundles. 1: the records of confirm runs were
 # without their settings, and those of trials without what finished runs have.
 FORMAT_VERSION = 2
 STUDY_FILE = "study.yaml"
 JOURNAL = "optuna.journal"
+JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
 CONFIG = "config.yaml"
 FAILURE = "failure.json"
 RESULT = "result.json"
@@ -265,8 +266,8 @@ def confirmed_runs(table: pa.Table, study: Path) -> list[RunRecord]:
             name="authors' values" if row["name"] == "authors" else row["name"],
             number=row["trial"] if "trial" in row else _number_in(row["name"]),
             role=row.get("role"),
-            equals=json.loads(row.get("equals") or "[]"),
-            config={**json.loads(row["config"]), "seed": row["seed"]},
+            equals=parse_json(row.get("equals") or "[]"),
+            config={**parse_json(row["config"]), "seed": row["seed"]},
             status="failed" if row.get("reason") else "complete",
             reason=row.get("reason"),
             seconds=row.get("seconds") or 0.0,

@@ -39,7 +39,7 @@ from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.records import FORMAT_VERSION, JOURNAL, STUDY_FILE
+from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, STUDY_FILE
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.budget import check_budget
@@ -57,7 +57,6 @@ from ekd_ray.scale.cluster import (
 )
 from ekd_ray.scale.confirm import baselines, champions, confirm
 from ekd_ray.scale.one_run import epochs_reported
-from ekd_ray.scale.optuna_private import lock_pattern
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import search
 from ekd_ray.scale.space import around_prior, check_space, with_pairs_prior
@@ -253,7 +252,7 @@ def check_writable(out: Path) -> None:
     write through a link in it (`check_own_folder`)."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        check_own_folder(out, but=(lock_pattern(JOURNAL),))
+        check_own_folder(out, but=(JOURNAL_LOCKS,))
         probe = out / ".probe.tmp"
         probe.write_bytes(b"probe")
         probe.unlink()
