@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, shorten
 
 # Bytes of a file, at most: of one that is read as text, and of one that is mapped or hashed.
 MOST_TEXT = 64 * 2**20
@@ -114,7 +114,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _unreadable(path: str | os.PathLike[str], reason: str | None, cure: str) -> UserError:
-    return UserError(f"cannot read {path}: {reason}{'; ' * bool(cure)}{cure}.")
+    name = str(path)
+    if not name.isprintable() or len(name) > os.pathconf("/", "PC_PATH_MAX"):
+        name = shorten(name)
+    return UserError(f"cannot read {name}: {reason}{'; ' * bool(cure)}{cure}.")
 
 
 def _kind_of(mode: int) -> str:

@@ -120,6 +120,7 @@ def test_strange_files_are_named(name, make, word, tmp_path):
     for read in PRIMITIVES:
         with pytest.raises(UserError, match=word) as refused:
             read(tmp_path / name)
+        assert str(refused.value).isprintable()
         assert isinstance(refused.value, NoSuchFile) == (word == "No such file")
 
 

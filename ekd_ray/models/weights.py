@@ -203,10 +203,8 @@ def _is_safetensors(path: Path) -> bool:
 
     Raises UserError if the file is missing, no plain file, unreadable or empty.
     """
-    if path.is_dir():
-        raise _refusal(path, "is a folder", "name the file inside it")
     try:
-        with open_plain(path) as file:
+        with open_plain(path, cure="check the path of the weights") as file:
             head = file.read(9)
     except OSError as error:
         cure = "check its disk"
