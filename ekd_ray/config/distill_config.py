@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from ekd_ray.config import method_settings
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
 from ekd_ray.config.plugins import SOURCES, check_stamps, current_origin, is_of, load_named
-from ekd_ray.config.settings import COUNTS, MOST_EPOCHS, MOST_SEED, Settings, setting
+from ekd_ray.config.settings import COUNTS, MOST_EPOCHS, MOST_SEED, MOST_THREADS, Settings, setting
 from ekd_ray.config.yaml_files import YamlFile
 from ekd_ray.errors import UserError
 
@@ -67,7 +67,7 @@ class DistillConfig(Settings):
         "auto",
         "threads that decode pictures; auto: the node's cores for each of its GPUs, without a GPU "
         "as many as compute",
-        low=1, high=1024, identity=False, neutral="auto",
+        low=1, high=MOST_THREADS, identity=False, neutral="auto",
     )  # fmt: skip
     ood_dataset: str | None = setting(
         None, "second data set, out of distribution, for ood_auroc (unused by the training)"

@@ -27,6 +27,7 @@ MOST_CHARACTERS = 4096  # of a text, the longest of which are paths
 _MOST_NESTED = 16
 MOST_EPOCHS = 100_000
 MOST_SEED = 2**63 - 1
+MOST_THREADS = 1024
 # Control characters cut a path short or steer a terminal, and lone surrogates cannot be written.
 _ILLEGAL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # The neutral value of a setting that counts in every fingerprint.

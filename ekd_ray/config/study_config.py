@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ekd_ray.config.distill_config import DistillConfig
-from ekd_ray.config.settings import MOST_EPOCHS, MOST_SEED, Settings, setting
+from ekd_ray.config.settings import MOST_EPOCHS, MOST_SEED, MOST_THREADS, Settings, setting
 from ekd_ray.config.targets import COSTS, DIRECTIONS, METRICS, Constraint
 from ekd_ray.errors import UserError, error_context
 
@@ -21,6 +21,7 @@ FIRST_SEEDS = 2  # of every champion and finalist: one seed shows no spread
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 MOST_TRIALS = 10**6
+LEAST_SHARE = 0.001  # of a GPU
 # GPUs per worker of a run.
 Gpus = float | Literal["auto"]
 
@@ -131,7 +132,9 @@ class StudyConfig(Settings):
         None, "trials at once (as many as fit)", low=1, high=MOST_TRIALS, identity=False
     )
     workers_per_trial: int = setting(1, "data-parallel workers per trial", low=1, high=10_000)
-    cpus_per_trial: int = setting(1, "CPU threads per worker", low=1, high=1024, identity=False)
+    cpus_per_trial: int = setting(
+        1, "CPU threads per worker", low=1, high=MOST_THREADS, identity=False
+    )
     gpus_per_trial: Gpus = setting(
         "auto", "GPUs per worker; a fraction shares one, 0: on CPUs, auto: 1 where there are GPUs",
         low=0, high=1024, identity=False,
@@ -144,6 +147,12 @@ class StudyConfig(Settings):
         super().__post_init__()
         if self.scheduler == "auto":
             object.__setattr__(self, "scheduler", "none" if self.objectives else "asha")
+        if isinstance(self.gpus_per_trial, float) and 0 < self.gpus_per_trial < LEAST_SHARE:
+            raise UserError(
+                f"gpus_per_trial must be 0 or >= {LEAST_SHARE}, got {self.gpus_per_trial}: nothing "
+                "can be computed with less of a GPU.",
+                keys=("gpus_per_trial",),
+            )
         if len({*self.objectives, self.metric}) <= len(self.objectives):
             raise UserError(
                 f"objectives must differ from metric ({self.metric}) and from each other, "

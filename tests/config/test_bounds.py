@@ -118,6 +118,11 @@ def test_a_number_of_a_plugin_without_bounds_has_them_all_the_same(in_epochs):
     assert limits.metadata["high"] == (EPOCHS if in_epochs else 10**6)
 
 
+def test_a_share_of_a_gpu_that_holds_nothing_is_refused():
+    with pytest.raises(UserError, match=r"gpus_per_trial must be 0 or >= 0\.001"):
+        StudyConfig(gpus_per_trial=1e-300)
+
+
 LONG = [{"lr_milestones": [0.5] * 1001}, {"student": "x" * 4097}, {"rungs": [*range(1, 1002)]},
         {"space": {"lr": {"choices": [0.1] * 1001}}}, {"space": {str(i): {} for i in range(1001)}},
         {"first_points": [{"lr": 0.1}] * 1001}]  # fmt: skip

@@ -125,6 +125,8 @@ def test_conditional_methods_are_a_legal_study():
         ({"lr": {"choices": []}}, r"space\.lr\.choices must be a list"),
         ({"lr": {"choices": [1], "low": 1, "high": 2}}, r"space\.lr.*choices"),
         ({"lr": {"low": 0, "high": 1}}, r"lr must be > 0"),
+        ({"lr": {"low": 0.1, "high": 1, "step": 1e-300}}, r"space\.lr\.step must divide"),
+        ({"epochs": {"low": 1, "high": 10**30}}, r"epochs must be <= 100000"),
         ({"evidence": {"choices": ["relu", "rleu"]}}, r"evidence must be one of"),
         ({"lr": {"low": math.nan, "high": 1}}, "lr"),
         ({"lr": {"low": 0.1, "high": 1, "when": {"momentum": 1}}}, r"space\.lr\.when.*'momentum'"),
