@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ekd_ray.config.phrases import several
-from ekd_ray.config.settings import MOST_SEED
 from ekd_ray.errors import UserError, shorten, unknown_name
 
 CHOOSE_BY = ("val_nll", "val_top1", "val_aurc")  # directions stand in `targets.DIRECTIONS`
@@ -45,9 +44,7 @@ class Candidates:
             )
         if seeds is None:
             seeds = range(seed, seed + count)
-        elif not isinstance(seeds, list | tuple) or not all(
-            _is_whole(s) and 0 <= s <= MOST_SEED for s in seeds
-        ):
+        elif not isinstance(seeds, list | tuple) or not all(_is_whole(s) and s >= 0 for s in seeds):
             raise UserError(
                 f"seeds of the candidates must be whole numbers >= 0, got {shorten(seeds)}: leave "
                 f"them out for {seed} and the numbers after it.",

@@ -146,7 +146,7 @@ def test_illegal_spaces_are_refused(spec, message):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("seed", [0, 2**32, 2**63])
+@pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1])
 def test_every_seed_samples(seed):
     check_space(StudyConfig(seed=seed, space={"lr": {"low": 0.1, "high": 1}}))
 
