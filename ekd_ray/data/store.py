@@ -176,7 +176,7 @@ def _read(path: Path, info: DatasetInfo, split: str) -> ImageArrays | EncodedIma
         else:
             images = _map_images(path, meta, labels, info.image_size)
             entry = ImageArrays(info.name, split, labels, names, fingerprint, images)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
     labels.setflags(write=False)
     return entry
