@@ -403,8 +403,8 @@ def _scale(value: Any, factor: float) -> Any:
     if isinstance(value, Mapping):
         return {k: item if k == "when" else _scale(item, factor) for k, item in value.items()}
     if isinstance(value, list):
-        numbers = all(isinstance(item, int | float) for item in value)
-        return list(dict.fromkeys(_scale(item, factor) for item in value)) if numbers else value
+        plain = all(isinstance(item, int | float | str | None) for item in value)
+        return list(dict.fromkeys(_scale(item, factor) for item in value)) if plain else value
     legal = isinstance(value, int | float) and 0 < value <= MOST_EPOCHS
     if isinstance(value, bool) or not legal:
         return value
