@@ -8,6 +8,7 @@ import errno
 import importlib.util
 import os
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 
 Keys = tuple[str | int, ...]
@@ -31,6 +32,21 @@ class UserError(Exception):
     def __init__(self, message: str, *, keys: Keys | None = None) -> None:
         super().__init__(message)
         self.keys = keys
+
+
+class _Shortener(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write numbers of more than 4300 digits.
+        return repr(x) if x.bit_length() <= 128 else f"a whole number of {x.bit_length()} bits"
+
+
+_SHORT = _Shortener()
+_SHORT.maxother = _SHORT.maxstring = 80
+
+
+def shorten(value: object) -> str:
+    """A value as an error shows it, in a line of moderate length."""
+    return " ".join(_SHORT.repr(value).split())
 
 
 class Interrupted(Exception):
@@ -95,7 +111,8 @@ def unknown_name(
 ) -> UserError:
     """The error for a name that is not in a registry; suggests the nearest known ones."""
     own = " One of your own needs --plugin FILE.py." if kind in _OF_PLUGINS else ""
-    return UserError(f"unknown {kind} {got!r}.{nearest_names(got, known)}{own}", keys=keys)
+    text = f"unknown {kind} {shorten(got)}.{nearest_names(str(got)[:100], known)}{own}"
+    return UserError(text, keys=keys)
 
 
 def nearest_names(got: object, known: Iterable[object]) -> str:

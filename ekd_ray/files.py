@@ -1,19 +1,154 @@
-"""Atomic writing: a reader sees the old file or the new one, never half of one."""
+"""Files, written and read: a reader sees the old file or the new one, never half of one, and
+what others hand over is a plain file of bounded size."""
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, shorten
+
+# Bytes of a file, at most: of one that is read as text, and of one that is mapped or hashed.
+MOST_TEXT = 64 * 2**20
+MOST_DATA = 64 * 2**30
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a symbolic link",
+}
+
+
+class NoSuchFile(UserError):
+    """A file that is to be read is not there."""
+
+
+def check_plain(path: str | os.PathLike[str], *, most: int = MOST_DATA, cure: str = "") -> None:
+    """Check a file before a library opens it by its path; links to plain files are followed.
+
+    Args:
+        most: its size in bytes, at most. cure: the end of the sentence.
+
+    Raises:
+        UserError: it cannot be read, is larger, or is a folder, FIFO, device or socket, which may
+            have no end or never answer.
+    """
+    with open_plain(path, most=most, cure=cure):
+        pass
+
+
+@contextlib.contextmanager
+def open_plain(
+    path: str | os.PathLike[str], *, most: int = MOST_DATA, cure: str = ""
+) -> Iterator[io.BufferedReader]:
+    """Open a file that is read to its end, whoever wrote it. As `check_plain`."""
+    try:
+        # A FIFO without a writer would not return, and a device may act on being opened.
+        kind = os.stat(path).st_mode
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags) if stat.S_ISREG(kind) else None
+    except FileNotFoundError as error:
+        raise NoSuchFile(*_unreadable(path, error.strerror, cure).args) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error), cure) from None
+    if descriptor is None:
+        raise _unreadable(path, f"it is {_kind_of(kind)}", cure or "name a plain file")
+    with open(descriptor, "rb") as file:
+        size = os.fstat(descriptor).st_size
+        if size > most:
+            reason = f"it has {size:,} bytes, of which {most:,} may be"
+            raise _unreadable(path, reason, cure)
+        yield file
+
+
+def read_bytes(path: str | os.PathLike[str], *, most: int = MOST_DATA, cure: str = "") -> bytes:
+    """The content of a file. As `check_plain`."""
+    with open_plain(path, most=most, cure=cure) as file:
+        size, unknown = os.fstat(file.fileno()).st_size, min(most, MOST_TEXT)
+        try:
+            # What is appended meanwhile is left out. Files of /proc say that they are empty.
+            content = file.read(size or unknown + 1)
+        except OSError as error:
+            raise _unreadable(path, error.strerror, cure) from None
+    if not size and len(content) > unknown:
+        raise _unreadable(path, f"it has more than {unknown:,} bytes", cure)
+    return content
+
+
+def read_text(path: str | os.PathLike[str], *, most: int = MOST_TEXT, cure: str = "") -> str:
+    """The text of a UTF-8 file. As `check_plain`; `UserError` too where it is no such text."""
+    try:
+        # As in text mode: Windows's ends of lines become one character.
+        return io.TextIOWrapper(io.BytesIO(read_bytes(path, most=most, cure=cure)), "utf-8").read()
+    except UnicodeDecodeError:
+        raise _unreadable(path, "not UTF-8 text", cure) from None
+
+
+def read_json(path: str | os.PathLike[str], *, cure: str = "") -> Any:
+    """The value of a JSON file. As `check_plain`; `UserError` too where it is no JSON."""
+    try:
+        return parse_json(read_text(path, cure=cure))
+    except ValueError:
+        raise _unreadable(path, "it is damaged, no JSON", cure) from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; raises ValueError, for one that is nested too deep as well."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _unreadable(path: str | os.PathLike[str], reason: str | None, cure: str) -> UserError:
+    name = str(path)
+    if not name.isprintable() or len(name) > os.pathconf("/", "PC_PATH_MAX"):
+        name = shorten(name)
+    return UserError(f"cannot read {name}: {reason}{'; ' * bool(cure)}{cure}.")
+
+
+def _kind_of(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "no plain file")
+
+
+def check_own_folder(folder: Path, *, but: tuple[str, ...] = ()) -> None:
+    """Check a folder that is to be written to: with a link in it one would write elsewhere.
+
+    Args:
+        but: patterns of names, directly in the folder, that are left out.
+
+    Raises:
+        UserError: something below it is neither a plain file nor a folder.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        # What goes while one looks was another process's, whose lock will be met.
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if any(fnmatch.fnmatch(entry.name, pattern) for pattern in but):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    found = _kind_of(entry.stat(follow_symlinks=False).st_mode)
+                    raise UserError(
+                        f"{entry.path} is {found} where only plain files are written: remove it, "
+                        "or choose another --out."
+                    )
+        but = ()
 
 
 @contextlib.contextmanager
@@ -95,7 +230,7 @@ def check_format(file: str | os.PathLike[str], version: object, newest: int) -> 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ekd_ray.config import DistillConfig, StudyConfig, parse_yaml
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.study_config import Gpus
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, shorten
 from ekd_ray.remote.location import Location
 from ekd_ray.studies.overlay import (
     Given,
@@ -191,7 +191,7 @@ def _of_run(given: Given) -> Given:
 def _names(flag: str, text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(names) or len(set(names)) < len(names):
-        raise UserError(f"{flag} takes different names with commas between, got {text!r}.")
+        raise UserError(f"{flag} takes different names with commas between, got {shorten(text)}.")
     return names
 
 
@@ -235,7 +235,7 @@ def _recipe_home(args: argparse.Namespace) -> str:
 def _parse_set(text: str) -> tuple[str, Any]:
     key, equals, raw = text.partition("=")
     if not equals:
-        raise UserError(f"--set takes KEY=VALUE, got {text!r}.")
+        raise UserError(f"--set takes KEY=VALUE, got {shorten(text)}.")
     return key, parse_yaml(raw, where=f"--set {key}")
 
 
@@ -256,4 +256,4 @@ def _parse_range(key: str, value: Any) -> dict[str, Any] | None:
         return {"low": items[0], "high": items[1], "log": True}
     if numbers and kind == "range" and len(items) in (2, 3):
         return dict(zip(("low", "high", "step"), items, strict=False))
-    raise UserError(f"--set {key} takes {_RANGES} to search it, got {value!r}.")
+    raise UserError(f"--set {key} takes {_RANGES} to search it, got {shorten(value)}.")

@@ -5,21 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import reprlib
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, shorten
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-_SHORT = reprlib.Repr()
-_SHORT.maxother = _SHORT.maxstring = 80
 
 
 def checks_arguments(function: Callable[P, R]) -> Callable[P, R]:
@@ -42,11 +39,6 @@ def checks_arguments(function: Callable[P, R]) -> Callable[P, R]:
         return function(*plain, **named)
 
     return check
-
-
-def shorten(value: object) -> str:
-    """A value as an error shows it, in a line of moderate length."""
-    return " ".join(_SHORT.repr(value).split())
 
 
 # When it is first called, because a class is not yet known where its methods are decorated.

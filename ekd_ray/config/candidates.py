@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ekd_ray.config.phrases import several
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError, shorten, unknown_name
 
 CHOOSE_BY = ("val_nll", "val_top1", "val_aurc")  # directions stand in `targets.DIRECTIONS`
 SETTINGS = ("candidates", "seeds", "choose_by")
@@ -38,22 +38,22 @@ class Candidates:
             count = len(seeds) if isinstance(seeds, list | tuple) else 1
         if not _is_whole(count) or not 1 <= count <= MOST:
             raise UserError(
-                f"candidates must be a whole number, 1 to {MOST}, got {count!r}: it says how many "
-                "teachers are trained.",
+                f"candidates must be a whole number, 1 to {MOST}, got {shorten(count)}: it says "
+                "how many teachers are trained.",
                 keys=("candidates",) if settings.get("candidates") is not None else ("seeds",),
             )
         if seeds is None:
             seeds = range(seed, seed + count)
         elif not isinstance(seeds, list | tuple) or not all(_is_whole(s) and s >= 0 for s in seeds):
             raise UserError(
-                f"seeds of the candidates must be whole numbers >= 0, got {seeds!r}: leave them "
-                f"out for {seed} and the numbers after it.",
+                f"seeds of the candidates must be whole numbers >= 0, got {shorten(seeds)}: leave "
+                f"them out for {seed} and the numbers after it.",
                 keys=("seeds",),
             )
         if len(seeds) != count or len(set(seeds)) != count:
             raise UserError(
-                f"{count} candidate(s) need {count} different seeds, got {list(seeds)}: name so "
-                f"many, or leave them out for {seed} and the numbers after it.",
+                f"{count} candidate(s) need {count} different seeds, got {shorten(list(seeds))}: "
+                f"name so many, or leave them out for {seed} and the numbers after it.",
                 keys=("seeds",),
             )
         chosen = settings.get("choose_by")

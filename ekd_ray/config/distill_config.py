@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from ekd_ray.config import method_settings
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
 from ekd_ray.config.plugins import SOURCES, check_stamps, current_origin, is_of, load_named
-from ekd_ray.config.settings import COUNTS, Settings, setting
+from ekd_ray.config.settings import COUNTS, MOST_EPOCHS, MOST_SEED, MOST_THREADS, Settings, setting
 from ekd_ray.config.yaml_files import YamlFile
 from ekd_ray.errors import UserError
 
@@ -39,21 +39,27 @@ class DistillConfig(Settings):
     # Data
     dataset: str = setting("cifar100", f"data set: {', '.join(DATASETS)}, folder:PATH or hf:PATH")
     data_fingerprint: str | None = setting(None, "fingerprint of the training images; checked")
-    train_subset: int | None = setting(None, "training images to draw (stratified)", low=1)
+    train_subset: int | None = setting(
+        None, "training images to draw (stratified)", low=1, high=10**9
+    )
     validation_fraction: float = setting(
         0.1,
         "share of the training images held out for validation; 0 trains on all",
         low=0,
         high=0.5,
     )
-    split_seed: int = setting(0, "seed of the subset and of the validation split", low=0)
+    split_seed: int = setting(
+        0, "seed of the subset and of the validation split", low=0, high=MOST_SEED
+    )
     augment: str | None = setting(
         None, "view scheme: crop_flip, crop8_flip, crop, resized_crop or none (data set's default)"
     )
     view_pool: int = setting(
-        64, "views per image of a drawn scheme (resized_crop, strong views)", low=1
+        64, "views per image of a drawn scheme (resized_crop, strong views)", low=1, high=10_000
     )
-    view_seed: int = setting(0, "seed of the drawn views, shared by all runs of a study", low=0)
+    view_seed: int = setting(
+        0, "seed of the drawn views, shared by all runs of a study", low=0, high=MOST_SEED
+    )
     image_size: int | None = setting(
         None, "side of the views in pixels (the data set's own)", low=8, high=1024
     )
@@ -61,7 +67,7 @@ class DistillConfig(Settings):
         "auto",
         "threads that decode pictures; auto: the node's cores for each of its GPUs, without a GPU "
         "as many as compute",
-        low=1, identity=False, neutral="auto",
+        low=1, high=MOST_THREADS, identity=False, neutral="auto",
     )  # fmt: skip
     ood_dataset: str | None = setting(
         None, "second data set, out of distribution, for ood_auroc (unused by the training)"
@@ -85,33 +91,34 @@ class DistillConfig(Settings):
         choices=("auto", "on", "off"), identity=False,
     )  # fmt: skip
     teacher_top: int | None = setting(
-        None, "keep this many of the teacher's logits per view, and the mass of the rest", low=1
-    )
+        None, "keep this many of the teacher's logits per view, and the mass of the rest", low=1,
+        high=10**6,
+    )  # fmt: skip
 
     # Method
     method: str = setting("ekd", "distillation method: a name of METHODS (docs/methods.md)")
     # Here follow the settings of the methods: `add_method_settings`.
 
     # Solver
-    epochs: int = setting(240, "epochs of the whole schedule", low=1)
-    batch_size: int = setting(64, "global batch, summed over workers", low=1)
+    epochs: int = setting(240, "epochs of the whole schedule", low=1, high=MOST_EPOCHS)
+    batch_size: int = setting(64, "global batch, summed over workers", low=1, high=10**6)
     accumulation_steps: int = setting(
         1, "parts that a batch is computed in, one after the other, to save memory", low=1,
-        neutral=1,
+        high=10**6, neutral=1,
     )  # fmt: skip
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
-    lr: float = setting(0.05, "peak learning rate", above=0)
+    lr: float = setting(0.05, "peak learning rate", above=0, high=1000)
     momentum: float = setting(0.9, "momentum of SGD", low=0, high=1)
     nesterov: bool = setting(False, "Nesterov momentum (SGD)")
-    weight_decay: float = setting(5e-4, "weight decay", low=0)
+    weight_decay: float = setting(5e-4, "weight decay", low=0, high=100)
     schedule: str = setting("step", "learning-rate schedule", choices=("step", "cosine"))
     lr_milestones: tuple[float, ...] = setting(
         (0.625, 0.75, 0.875), "fractions of epochs after which lr is multiplied by lr_decay",
         above=0, high=1,
     )  # fmt: skip
     lr_decay: float = setting(0.1, "factor at each milestone", above=0, high=1)
-    lr_min: float = setting(0.0, "final learning rate of the cosine schedule", low=0)
-    lr_warmup: int = setting(0, "epochs of linear learning-rate warm-up", low=0)
+    lr_min: float = setting(0.0, "final learning rate of the cosine schedule", low=0, high=1000)
+    lr_warmup: int = setting(0, "epochs of linear learning-rate warm-up", low=0, high=MOST_EPOCHS)
 
     # Numerics
     precision: str = setting(
@@ -130,7 +137,7 @@ class DistillConfig(Settings):
         identity=False,
     )  # fmt: skip
     seed: int = setting(
-        0, "one seed for the weights, the order and the views", low=0, high=2**63 - 1
+        0, "one seed for the weights, the order and the views", low=0, high=MOST_SEED
     )
 
     def __post_init__(self) -> None:

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ekd_ray.config.plugins import load_installed
-from ekd_ray.config.settings import setting
+from ekd_ray.config.settings import MOST_EPOCHS, setting
 
 # The modules that register methods when they are imported. By name, because they load torch and
 # stand above this one.
 PROVIDERS = ["ekd_ray.losses"]
+MOST = 10**6  # of a number for which a method declares no bound; weights are some ten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class MethodSetting:
         default: a value, or a function of the `DistillConfig`.
         search: the range that a search tries when the recipe has none of its own: an entry of
             a search space. None is not searched.
-        low, high, above, choices: limits, as `ekd_ray.config.settings.setting` has them.
+        low, high, above, choices: limits, as `ekd_ray.config.settings.setting` has them; a number
+            without them is from -`MOST` to `MOST`, of epochs to `MOST_EPOCHS`.
         in_epochs: a number of epochs, which follows another budget in proportion.
         neutral: whether a configuration that leaves it unset has the fingerprint that it had
             before there was the setting.
@@ -59,6 +61,11 @@ class MethodSetting:
     def field(self) -> Any:
         """The field of `DistillConfig`."""
         limits = {name: getattr(self, name) for name in ("low", "high", "above", "choices")}
+        if not limits["choices"] and {int, float} & {self.kind, *typing.get_args(self.kind)}:
+            if limits["low"] is None and limits["above"] is None:
+                limits["low"] = -MOST
+            if limits["high"] is None:
+                limits["high"] = MOST_EPOCHS if self.in_epochs else MOST
         neutral = {"neutral": self.unset} if self.neutral else {}
         return setting(self.unset, self.doc, **limits, **neutral)
 

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError, shorten, unknown_name
 
 Triple = tuple[float, float, float]
 
@@ -48,7 +48,8 @@ def parse_normalization(text: str, *, setting: str = "teacher_normalization") ->
         if re.fullmatch(r"\w+", text):
             raise unknown_name(setting, text, NORMALIZATIONS, keys=(setting,))
         raise UserError(
-            f"{setting} must be a name or 'mean,mean,mean/std,std,std' with std > 0, got {text!r}.",
+            f"{setting} must be a name or 'mean,mean,mean/std,std,std' with std > 0, got "
+            f"{shorten(text)}.",
             keys=(setting,),
         )
     return Normalization(mean=parts[0], std=parts[1])  # type: ignore[arg-type]

@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ekd_ray.errors import UserError
-from ekd_ray.files import write_text
+from ekd_ray.errors import UserError, shorten
+from ekd_ray.files import read_text, write_text
 
 ENTRY_POINTS = "ekd_ray.plugins"
 SOURCES = "plugins"  # the folder of their sources, in a study or a bundle
@@ -319,7 +319,7 @@ def check_stamps(stamps: Any) -> None:
     if not (listed and all(map(_STAMP.fullmatch, stamps))):
         got = stamps if not listed else next(s for s in stamps if not _STAMP.fullmatch(s))
         raise UserError(
-            f"plugins of a run are listed as NAME@SHA256, got {got!r}: give --plugin NAME.",
+            f"plugins of a run are listed as NAME@SHA256, got {shorten(got)}: give --plugin NAME.",
             keys=("plugins",),
         )
 
@@ -444,17 +444,15 @@ def write_sources(folder: Path, stamps: Iterable[str]) -> list[str]:
 
 def names_plugins(path: Path) -> bool:
     """Whether a configuration's file has stamps of plugins; reads it as text."""
-    return _STAMP.search(path.read_text(encoding="utf-8")) is not None
+    return _STAMP.search(read_text(path)) is not None
 
 
 def _read_sources(folder: Path, name: str) -> dict[str, str]:
     """The files of a module, or of the package that it is in, below the folder it lies in."""
     top = name.partition(".")[0]
     found = [*folder.glob(f"{top}.py"), *(folder / top).rglob("*.py")]
-    try:
-        return {p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8") for p in found}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the plugin {name} in {folder} ({error}).") from None
+    cure = f"it is of the plugin {name}"
+    return {p.relative_to(folder).as_posix(): read_text(p, cure=cure) for p in found}
 
 
 # Finding and importing
@@ -464,11 +462,7 @@ def _read_file(path: Path) -> Plugin:
     name = path.stem
     if not name.isidentifier() or name.startswith("__"):
         raise UserError(f"a plugin's file must be named as a module is, got {path}: rename it.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"cannot read the plugin {path}: {reason}.") from None
+    text = read_text(path, cure="name a plugin's source")
     spec = None if name in _finder.modules else importlib.util.find_spec(name)
     if spec and not (spec.origin and Path(spec.origin).absolute() == path):
         raise UserError(f"the plugin {path} has the name of an installed module: rename it.")
@@ -506,17 +500,21 @@ def _find_module(name: str) -> Plugin:
     if known := _loaded.get(name):
         return known
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-        raise UserError(f"a plugin is a module or a FILE.py, got {name!r}.")
+        raise UserError(f"a plugin is a module or a FILE.py, got {shorten(name)}.")
     top = name.partition(".")[0]
     spec = importlib.util.find_spec(top)
     if spec is None:
-        raise UserError(f"there is no module {top!r}: install it, or give the plugin as a FILE.py.")
+        raise UserError(
+            f"there is no module {shorten(top)}: install it, or give the plugin as a FILE.py."
+        )
     if spec.origin is None:
-        raise UserError(f"the package {top!r} has no __init__.py: add one, which may be empty.")
+        raise UserError(
+            f"the package {shorten(top)} has no __init__.py: add one, which may be empty."
+        )
     folder = _folder_of(spec.origin, spec)
     files = _read_sources(folder, top)
     if not files:
-        raise UserError(f"the module {top!r} has no source: give the plugin as a FILE.py.")
+        raise UserError(f"the module {shorten(top)} has no source: give the plugin as a FILE.py.")
     for path in files:
         _check_fresh(folder / path)
     found = Plugin.of_files(name, files, str(folder))

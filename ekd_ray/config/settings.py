@@ -11,16 +11,25 @@ import dataclasses
 import hashlib
 import json
 import operator
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from ekd_ray.config.yaml_files import YamlFile, dump_yaml
-from ekd_ray.errors import Keys, UserError, error_context, unknown_name
+from ekd_ray.errors import Keys, UserError, error_context, shorten, unknown_name
 
+MOST_ITEMS = 1000  # of a list or a mapping; recipes have some ten
+MOST_CHARACTERS = 4096  # of a text, the longest of which are paths
+_MOST_NESTED = 16
+MOST_EPOCHS = 100_000
+MOST_SEED = 2**63 - 1
+MOST_THREADS = 1024
+# Control characters cut a path short or steer a terminal, and lone surrogates cannot be written.
+_ILLEGAL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # The neutral value of a setting that counts in every fingerprint.
 COUNTS = object()
 
@@ -38,10 +47,11 @@ def setting(
 ) -> Any:
     """A dataclass field with its description and limits.
 
-    `low` and `high` are inclusive bounds and `above` an exclusive lower one; `choices`
-    are the legal strings; `identity=False` keeps places and resources, which do not
-    change a result, out of the fingerprint. At its `neutral` value a setting is left out too,
-    so that a new one leaves the fingerprints of older runs alone; `COUNTS` has no such value.
+    `low` and `high` are inclusive bounds and `above` an exclusive lower one, and every number
+    has one at each end; `choices` are the legal strings; `identity=False` keeps
+    places and resources, which do not change a result, out of the fingerprint. At its `neutral`
+    value a setting is left out too, so that a new one leaves the fingerprints of older runs alone;
+    `COUNTS` has no such value.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
     metadata = {"doc": doc, "identity": identity, "neutral": neutral, **limits}
@@ -152,7 +162,9 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
         """Build from a mapping; an unknown key is refused by name, with `where` to find it."""
         if not isinstance(values, Mapping):
-            raise UserError(f"{where} must be a mapping of settings, got {values!r}.", keys=())
+            raise UserError(
+                f"{where} must be a mapping of settings, got {shorten(values)}.", keys=()
+            )
         names = cls.names()
         for key in values:
             if key in cls.retired:
@@ -228,7 +240,8 @@ def json_schema(cls: type[Settings]) -> dict[str, Any]:
 def _check_retired(name: str, value: Any, neutral: Any) -> None:
     if _plain(value) != _plain(neutral):
         raise UserError(
-            f"{name} was taken out of ekd_ray and can only be {_plain(neutral)!r}, got {value!r}: "
+            f"{name} was taken out of ekd_ray and can only be {_plain(neutral)!r}, got "
+            f"{shorten(value)}: "
             "remove it, or run this with the release that wrote it.",
             keys=(name,),
         )
@@ -263,7 +276,8 @@ def _without_words(hint: Any) -> Any:
 def _name(keys: Keys) -> str:
     """The keys to a value as they are written for people: `first_points[0].lr`."""
     first, *rest = keys
-    return f"{first}" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in rest)
+    words = [f"[{key}]" if isinstance(key, int) else f".{key}"[:80] for key in rest]
+    return "".join((f"{first}"[:80], *words))
 
 
 def _coerce(keys: Keys, hint: Any, value: Any, choices: tuple[str, ...] | None = None) -> Any:
@@ -282,6 +296,7 @@ def _coerce(keys: Keys, hint: Any, value: Any, choices: tuple[str, ...] | None =
         if number.is_integer():
             return int(value)
     if origin is tuple and isinstance(value, tuple | list):
+        _check_count(keys, value)
         inner = typing.get_args(hint)[0]
         return tuple(_coerce((*keys, i), inner, item, choices) for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
@@ -289,12 +304,14 @@ def _coerce(keys: Keys, hint: Any, value: Any, choices: tuple[str, ...] | None =
     if issubclass(origin, Settings) and isinstance(value, Mapping):
         with error_context(*keys):
             return origin.from_dict(value, where=_name(keys))
-    if issubclass(origin, bool | str | Settings) and isinstance(value, origin):
+    if origin is str and isinstance(value, str):
+        return _legal_text(keys, value)
+    if issubclass(origin, bool | Settings) and isinstance(value, origin):
         return value
     kinds = " or ".join((_type_name(hint), *words))
     if choices and hint is str:
         kinds = f"one of {', '.join(choices)}"
-    raise UserError(f"{_name(keys)} must be {kinds}, got {value!r}.", keys=keys)
+    raise UserError(f"{_name(keys)} must be {kinds}, got {shorten(value)}.", keys=keys)
 
 
 def _type_name(hint: Any) -> str:
@@ -307,24 +324,50 @@ def _type_name(hint: Any) -> str:
 def _finite(keys: Keys, value: float) -> float:
     """`value` as a float (never -0.0, which would be another fingerprint)."""
     if not abs(value) <= sys.float_info.max:
-        got = str(value)[:40]
-        raise UserError(f"{_name(keys)} must be a finite number, got {got}.", keys=keys)
+        raise UserError(f"{_name(keys)} must be a finite number, got {shorten(value)}.", keys=keys)
     return float(value) + 0.0
+
+
+def _check_count(keys: Keys, value: Sized) -> None:
+    if len(value) > MOST_ITEMS:
+        raise UserError(
+            f"{_name(keys)} must have <= {MOST_ITEMS} entries, got {len(value)}.", keys=keys
+        )
+
+
+def _legal_text(keys: Keys, value: str) -> str:
+    if len(value) > MOST_CHARACTERS or _ILLEGAL.search(value):
+        raise UserError(
+            f"{_name(keys)} must be a text of <= {MOST_CHARACTERS} characters, none of them a "
+            f"control character, got {shorten(value)}.",
+            keys=keys,
+        )
+    return value
 
 
 def _json_copy(keys: Keys, value: Any) -> Any:
     """A copy of nested plain values that the caller cannot change; `UserError` for others."""
+    if len(keys) > _MOST_NESTED:
+        raise UserError(f"{_name(keys)} is nested deeper than {_MOST_NESTED}.", keys=keys)
     if isinstance(value, Mapping):
-        return {str(key): _json_copy((*keys, key), item) for key, item in value.items()}
+        _check_count(keys, value)
+        return {
+            _legal_text(keys, str(key)): _json_copy((*keys, key), item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
+        _check_count(keys, value)
         return [_json_copy((*keys, i), item) for i, item in enumerate(value)]
-    if isinstance(value, bool | str) or value is None:
+    if isinstance(value, str):
+        return _legal_text(keys, value)
+    if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
         _finite(keys, value)
         return value
     raise UserError(
-        f"{_name(keys)} must be a number, a text or a list of them, got {value!r}.", keys=keys
+        f"{_name(keys)} must be a number, a text or a list of them, got {shorten(value)}.",
+        keys=keys,
     )
 
 
@@ -334,11 +377,13 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if limits["choices"] and item not in limits["choices"]:
             legal = ", ".join(limits["choices"])
-            raise UserError(f"{name} must be one of {legal}, got {item!r}.", keys=(name,))
+            raise UserError(f"{name} must be one of {legal}, got {shorten(item)}.", keys=(name,))
         for kind, (sign, is_within, _) in _BOUNDS.items():
             bound = limits[kind]
             if bound is not None and not isinstance(item, str) and not is_within(item, bound):
-                raise UserError(f"{name} must be {sign} {bound}, got {item}.", keys=(name,))
+                raise UserError(
+                    f"{name} must be {sign} {bound}, got {shorten(item)}.", keys=(name,)
+                )
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ekd_ray.config.distill_config import DistillConfig
-from ekd_ray.config.settings import Settings, setting
+from ekd_ray.config.settings import MOST_EPOCHS, MOST_SEED, MOST_THREADS, Settings, setting
 from ekd_ray.config.targets import COSTS, DIRECTIONS, METRICS, Constraint
 from ekd_ray.errors import UserError, error_context
 
@@ -20,6 +20,8 @@ FIRST_SEEDS = 2  # of every champion and finalist: one seed shows no spread
 # Which of them go together: `ekd_ray.scale.samplers`.
 SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
+MOST_TRIALS = 10**6
+LEAST_SHARE = 0.001  # of a GPU
 # GPUs per worker of a run.
 Gpus = float | Literal["auto"]
 
@@ -59,17 +61,18 @@ class StudyConfig(Settings):
         None, "the authors' values for this pair: first point and champion"
     )
 
-    trials: int = setting(16, "configurations to try", low=1, identity=False)
+    trials: int = setting(16, "configurations to try", low=1, high=MOST_TRIALS, identity=False)
     budget_epochs: int | None = setting(
-        None, "start no trial once all together have trained so many epochs", low=1, identity=False
-    )
+        None, "start no trial once all together have trained so many epochs", low=1,
+        high=MOST_TRIALS * MOST_EPOCHS, identity=False,
+    )  # fmt: skip
     budget_hours: float | None = setting(
         None, "start no trial so many hours after the search (or its continuation) began",
-        above=0, identity=False,
+        above=0, high=10**6, identity=False,
     )  # fmt: skip
     budget_gpu_hours: float | None = setting(
         None, "start no trial once all together have trained so many GPU-hours", above=0,
-        identity=False,
+        high=10**9, identity=False,
     )  # fmt: skip
     metric: str = setting("val_top1", "objective on the validation split", choices=METRICS)
     objectives: tuple[str, ...] = setting(
@@ -87,21 +90,25 @@ class StudyConfig(Settings):
         choices=("mean", "last"),
     )
     grace_epochs: int | None = setting(
-        None, "first rung of ASHA (epochs / 8 under a step schedule, else / 4; at least 1)", low=1
-    )
+        None, "first rung of ASHA (epochs / 8 under a step schedule, else / 4; at least 1)", low=1,
+        high=MOST_EPOCHS,
+    )  # fmt: skip
     rungs: tuple[int, ...] = setting(
-        (), "epochs after which ASHA compares (grace, and once the learning rate has fallen)", low=1
+        (), "epochs after which ASHA compares (grace, and once the learning rate has fallen)",
+        low=1, high=MOST_EPOCHS,
+    )  # fmt: skip
+    reduction_factor: int = setting(
+        2, "ASHA keeps 1 / reduction_factor at each rung", low=2, high=1000
     )
-    reduction_factor: int = setting(2, "ASHA keeps 1 / reduction_factor at each rung", low=2)
-    seed: int = setting(0, "seed of the sampler", low=0)
+    seed: int = setting(0, "seed of the sampler", low=0, high=MOST_SEED)
 
-    confirm_top_k: int = setting(3, "finalists that are run over several seeds", low=1)
+    confirm_top_k: int = setting(3, "finalists that are run over several seeds", low=1, high=1000)
     confirm_seeds: int | Literal["auto"] = setting(
         3, "seeds of the winner, champions and baselines; auto: until the two best are told apart",
-        low=1,
+        low=1, high=1000,
     )  # fmt: skip
     confirm_seeds_cap: int = setting(
-        10, "most seeds under confirm_seeds: auto", low=FIRST_SEEDS, neutral=10
+        10, "most seeds under confirm_seeds: auto", low=FIRST_SEEDS, high=1000, neutral=10
     )
     confirm_elimination: bool = setting(
         True, "give no further seeds to a finalist that is clearly worse than the best"
@@ -122,13 +129,15 @@ class StudyConfig(Settings):
     )  # fmt: skip
     data_root: str | None = setting(None, "folder of the data sets", identity=False)
     max_concurrent: int | None = setting(
-        None, "trials at once (as many as fit)", low=1, identity=False
+        None, "trials at once (as many as fit)", low=1, high=MOST_TRIALS, identity=False
     )
-    workers_per_trial: int = setting(1, "data-parallel workers per trial", low=1)
-    cpus_per_trial: int = setting(1, "CPU threads per worker", low=1, identity=False)
+    workers_per_trial: int = setting(1, "data-parallel workers per trial", low=1, high=10_000)
+    cpus_per_trial: int = setting(
+        1, "CPU threads per worker", low=1, high=MOST_THREADS, identity=False
+    )
     gpus_per_trial: Gpus = setting(
         "auto", "GPUs per worker; a fraction shares one, 0: on CPUs, auto: 1 where there are GPUs",
-        low=0, identity=False,
+        low=0, high=1024, identity=False,
     )  # fmt: skip
     limit_gpu_memory: bool = setting(
         True, "a trial on a fraction of a GPU gets no more of its memory than that", identity=False
@@ -138,6 +147,12 @@ class StudyConfig(Settings):
         super().__post_init__()
         if self.scheduler == "auto":
             object.__setattr__(self, "scheduler", "none" if self.objectives else "asha")
+        if isinstance(self.gpus_per_trial, float) and 0 < self.gpus_per_trial < LEAST_SHARE:
+            raise UserError(
+                f"gpus_per_trial must be 0 or >= {LEAST_SHARE}, got {self.gpus_per_trial}: nothing "
+                "can be computed with less of a GPU.",
+                keys=("gpus_per_trial",),
+            )
         if len({*self.objectives, self.metric}) <= len(self.objectives):
             raise UserError(
                 f"objectives must differ from metric ({self.metric}) and from each other, "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError, shorten, unknown_name
 
 # What the rows of a trial's epochs carry, and which way each is better.
 DIRECTIONS = {
@@ -45,7 +45,8 @@ class Constraint:
             bound = float("nan")
         if not match or not abs(bound) < float("inf"):
             raise UserError(
-                f"a constraint must be METRIC<=NUMBER or METRIC>=NUMBER, got {text!r}.", keys=()
+                f"a constraint must be METRIC<=NUMBER or METRIC>=NUMBER, got {shorten(text)}.",
+                keys=(),
             )
         if match[1] not in DIRECTIONS:
             raise unknown_name("metric in a constraint:", match[1], DIRECTIONS, keys=())

@@ -11,45 +11,109 @@ from typing import Any
 
 import yaml
 
-from ekd_ray.errors import Keys, UserError
+from ekd_ray.errors import Keys, UserError, shorten
+from ekd_ray.files import read_text
 
 Places = dict[Keys, str]  # the keys that lead to a value -> FILE:LINE
 
 
+# What a text may hold, at most. Settings are a page or two; a study with thousands of first
+# points has some ten thousand values.
+MOST_BYTES = 2 * 2**20
+MOST_VALUES = 50_000
+MOST_DEPTH = 32
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `5e-4` as a number (YAML 1.2) and refuses duplicate keys."""
+    """YAML 1.2's core schema with `<<`, without duplicate keys, bounded in depth and size.
+
+    `on`, `no` and `1:30` are texts, `0o17` is a number. A reference counts as all that it stands
+    for, so that a few lines cannot grow to billions of values.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[yaml.Node, int] = {}
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise _refused(f"nested deeper than {MOST_DEPTH}", mark)
+        is_reference = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None:
+            return None
+        if is_reference and node not in self._sizes:
+            raise _refused("a value that refers to itself", mark)
+        children = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in children for part in pair]
+        self._sizes[node] = 1 + sum(self._sizes[child] for child in children)
+        if self._sizes[node] > MOST_VALUES:
+            raise _refused(f"more than {MOST_VALUES} values", mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<`, of which there may be several
+            if key_node.tag == _TAG + "merge":  # `<<`, of which there may be several
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise yaml.MarkedYAMLError(
-                    problem="a key must be a plain word", problem_mark=key_node.start_mark
-                )
+                raise _refused("a key must be a plain word", key_node.start_mark)
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark
-                )
+                raise _refused(f"duplicate key {shorten(key)}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
-_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\.(inf|nan))$")
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:float"]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    def construct_float(self, node: yaml.ScalarNode) -> float:
+        return float(re.sub(r"(?i)\.(inf|nan)$", r"\1", self.construct_scalar(node)))
+
+
+def _refused(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+_TAG = "tag:yaml.org,2002:"
+_CORE = {  # of each type: the texts that are its values, and their first characters
+    "null": (r"(~|null|Null|NULL|)$", [*"~nN", ""]),
+    "bool": (r"(true|True|TRUE|false|False|FALSE)$", [*"tTfF"]),
+    "int": (r"([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", [*"-+0123456789"]),
+    "float": (
+        r"([-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        [*"-+0123456789."],
+    ),
+    "merge": (r"<<$", ["<"]),
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Loader.yaml_implicit_resolvers = {}
+for _name, (_pattern, _first) in _CORE.items():
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), _first)
+_Loader.yaml_constructors = {
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.removeprefix(_TAG) in (*_CORE, "str", "seq", "map")
+}
+_Loader.add_constructor(_TAG + "int", _Loader.construct_int)
+_Loader.add_constructor(_TAG + "float", _Loader.construct_float)
 
 
 # libyaml's writes the same ten times faster, once for every trial of a search.
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Quotes the texts that `_Loader` would read as numbers, such as `1e5`."""
+    """Quotes the texts that `_Loader`, or a reader of YAML 1.1, would take for another value."""
 
-    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+_Dumper.yaml_implicit_resolvers = {
+    first: _Loader.yaml_implicit_resolvers.get(first, []) + pairs
+    for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
@@ -68,11 +132,7 @@ class YamlFile:
     @classmethod
     def read(cls, path: str | Path) -> YamlFile:
         """Raises `UserError`, one sentence with the line, unless the file holds a mapping."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise UserError(f"cannot read {path}: {reason}; name a YAML file.") from None
+        text = read_text(path, most=MOST_BYTES, cure="name a YAML file")
         values, lines = _parse(text, where=str(path))
         if not isinstance(values, dict):
             got = "nothing" if values is None else f"a {type(values).__name__}"
@@ -114,7 +174,7 @@ def _parse(text: str, *, where: str) -> tuple[Any, dict[Keys, int]]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
-        raise UserError(f"{where}{line}: {problem}; correct the YAML there.") from None
+        raise UserError(f"{where}{line}: {problem[:200]}; correct the YAML there.") from None
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{where}: no legal YAML value ({reason}); correct it.") from None

@@ -16,10 +16,12 @@ from PIL import Image
 from ekd_ray.data.counter import UInt64Array
 from ekd_ray.data.views import Region, crop_box, crop_flips, evaluation_region
 from ekd_ray.errors import UserError
+from ekd_ray.files import read_bytes
 
 UInt8Array = npt.NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MOST_PICTURE = 256 * 2**20  # bytes of its file
 # Shrinking by cheap means stops at this multiple of the final size; the rest is filtered well.
 _GAP = 2.0
 
@@ -35,8 +37,7 @@ def readable(path: str | Path, cure: str = "make it readable or remove it") -> I
 
 def read_picture(path: str) -> bytes:
     """The bytes of an image file; raises UserError if it cannot be read."""
-    with readable(f"the image {path}", "restore the file"), open(path, "rb") as file:
-        return file.read()
+    return read_bytes(path, most=MOST_PICTURE, cure="restore the image")
 
 
 def convert_to_rgb(image: Any, name: str) -> Any:

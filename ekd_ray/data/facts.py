@@ -19,7 +19,7 @@ from ekd_ray.data.shards import ShardSource
 from ekd_ray.data.store import entry_path, load_entry, locked
 from ekd_ray.data.views import RESIZED_CROP
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_json
+from ekd_ray.files import read_json, write_json
 
 LARGEST_DECODED = 128  # pixels a side: 2.5 GB of pixels for 50,000 images
 _LARGE = 64  # from this side on a crop is padded with 8 pixels, as for Tiny ImageNet
@@ -59,11 +59,11 @@ def complete_info(
 def _read(path: Path, info: DatasetInfo) -> DatasetInfo | None:
     """`info` with the facts of a file, or None if there is none or it is damaged."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         lists = {name: tuple(facts[name]) for name in ("mean", "std", "class_names")}
         values: dict[str, Any] = {**facts, **lists}
         found = replace(info, **values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if found.is_complete else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from ekd_ray.data.decode import readable
 from ekd_ray.data.registry import HUB_PREFIX, DatasetInfo
 from ekd_ray.data.sources import EncodedBatch, EncodedSource, check_int64, one_line, row_name
 from ekd_ray.errors import UserError
+from ekd_ray.files import check_plain, parse_json, read_json
 
 _READ_AHEAD = 1 << 20  # bytes that Arrow buffers, instead of a whole column of a row group
 _IMAGE_COLUMNS = ("img", "image")
@@ -262,9 +262,9 @@ def _saved_shards(folder: Path) -> Shards:
     """The files that `save_to_disk` lists; others may lie beside them. Raises UserError."""
     path = folder / "state.json"
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["_data_files"]
+        files = read_json(path)["_data_files"]
         return tuple(folder / Path(file["filename"]).name for file in files)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"cannot read {path} ({type(error).__name__}); save it to disk again."
         ) from error
@@ -330,6 +330,7 @@ def _open_table(path: Path) -> Iterator[_ParquetTable | _ArrowTable]:
     import pyarrow as pa  # takes a while, and folders and generated data need none
     import pyarrow.parquet as pq
 
+    check_plain(path)
     try:
         if path.suffix == ".arrow":
             with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
@@ -348,7 +349,7 @@ def _open_table(path: Path) -> Iterator[_ParquetTable | _ArrowTable]:
 def _features(schema: Any) -> dict[str, Any]:
     """The `huggingface` metadata of each column, or {} where it has none."""
     try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        found = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -27,6 +27,7 @@ from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import decode_fixed, read_picture, readable
 from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo
 from ekd_ray.errors import UserError
+from ekd_ray.files import open_plain, read_text
 
 SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -175,7 +176,7 @@ def _torchvision_class(info: DatasetInfo) -> Any:
 @functools.cache
 def _check_md5(path: str, size: int, time: int, md5: str) -> None:
     """Compare once a process and version of the file: every trial asks, and it takes 0.3 s."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         found = hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False))
     if found.hexdigest() != md5:
         raise UserError(
@@ -398,10 +399,7 @@ def _read_annotations(path: Path, class_names: tuple[str, ...]) -> dict[str, int
     """File name -> label. Raises UserError."""
     label_of = {name: label for label, name in enumerate(class_names)}
     found: dict[str, int] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").strip().splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); unpack the archive again.") from error
+    lines = read_text(path, cure="unpack the archive again").strip().splitlines()
     for number, line in enumerate(lines, 1):
         name, _, rest = line.partition("\t")
         class_name = rest.partition("\t")[0]

@@ -34,7 +34,7 @@ from ekd_ray.data.decode import read_picture
 from ekd_ray.data.registry import DatasetInfo
 from ekd_ray.data.sources import EncodedSource, FolderSource, Source, row_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_json
+from ekd_ray.files import check_plain, read_json, write_json
 
 # Raise one when the same files would make another entry.
 _DECODED_VERSION = 2
@@ -158,8 +158,8 @@ def locked(path: Path) -> Iterator[None]:
 def _read(path: Path, info: DatasetInfo, split: str) -> ImageArrays | EncodedImages | None:
     """The entry, or None if it is missing, not what its meta.json says, or out of date."""
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        labels = np.load(path / "labels.npy", allow_pickle=False)
+        meta = read_json(path / "meta.json")
+        labels = _load_array(path / "labels.npy")
         if (
             meta["version"] != (_ENCODED_VERSION if info.encoded else _DECODED_VERSION)
             or len(meta["class_names"]) != info.num_classes
@@ -176,7 +176,7 @@ def _read(path: Path, info: DatasetInfo, split: str) -> ImageArrays | EncodedIma
         else:
             images = _map_images(path, meta, labels, info.image_size)
             entry = ImageArrays(info.name, split, labels, names, fingerprint, images)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
     labels.setflags(write=False)
     return entry
@@ -196,7 +196,7 @@ def _map_images(
     if _digest(labels) != meta["labels_sha256"]:
         raise ValueError("labels.npy is damaged")
     # Mapping checks the file's length against its header; a short file raises ValueError.
-    images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
+    images = _load_array(path / "images.npy", mapped=True)
     size_on_disk = os.path.getsize(path / "images.npy")
     if (images.dtype, images.shape) != (np.uint8, (len(labels), 3, size, size)) or (
         size_on_disk != images.offset + images.nbytes
@@ -206,7 +206,7 @@ def _map_images(
 
 
 def _open_pictures(path: Path, meta: dict[str, Any], labels: Int64Array) -> Pictures:
-    offsets = np.load(path / "offsets.npy", allow_pickle=False)
+    offsets = _load_array(path / "offsets.npy")
     if _digest(labels, offsets) != meta["arrays_sha256"]:
         raise ValueError("labels.npy or offsets.npy is damaged")
     if "side" in meta:
@@ -219,7 +219,7 @@ class _FolderPictures:
 
     def __init__(self, entry: Path, side: str, offsets: Int64Array) -> None:
         self.side, self.offsets = side, offsets
-        self.sizes = np.load(entry / "sizes.npy", allow_pickle=False)
+        self.sizes = _load_array(entry / "sizes.npy")
         self.paths = _map_bytes(entry / "paths.bin", int(offsets[-1]))
         if len(self.sizes) != len(offsets) - 1:
             raise ValueError("sizes.npy does not fit offsets.npy")
@@ -264,9 +264,15 @@ class _PackedPictures:
 
 def _map_bytes(path: Path, length: int) -> Any:
     """The file as uint8 [length], mapped; raises ValueError if it has another length."""
+    check_plain(path)
     if path.stat().st_size != length:
         raise ValueError(f"{path} has not {length} bytes")
     return np.memmap(path, np.uint8, "r") if length else np.empty(0, np.uint8)
+
+
+def _load_array(path: Path, *, mapped: bool = False) -> Any:
+    check_plain(path)
+    return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
 # ---- writing

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path, check_format
+from ekd_ray.files import atomic_path, check_format, read_bytes
 
 CHECKPOINT = "checkpoint.pt"
 FORMAT_VERSION = 2
@@ -105,7 +105,7 @@ def _read(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(f"{path} is a folder where a checkpoint belongs: remove it.")
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         content = memoryview(data)[len(_MAGIC) : -_CHECKSUM_BYTES]
         checksum = zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
         if not data.startswith(_MAGIC) or data[-_CHECKSUM_BYTES:] != checksum:
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(
             io.BytesIO(content), map_location="cpu", weights_only=True
         )
-    except (OSError, ValueError, pickle.UnpicklingError) as error:
+    except (UserError, ValueError, pickle.UnpicklingError) as error:
         raise DamagedCheckpoint(
             f"checkpoint {path} is damaged or not ours ({type(error).__name__})."
         ) from None

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ekd_ray.config.settings import MOST_THREADS
 from ekd_ray.engine.determinism import FLOAT32
 from ekd_ray.engine.gpu_share import uses_gpu
+from ekd_ray.errors import UserError, shorten
 
 PACKAGES = (
     *("ekd_ray", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn"),
@@ -115,7 +117,13 @@ def local_cpus() -> int:
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Compute with `count` CPU threads (as many as before if None), afterwards as before."""
+    """Compute with `count` CPU threads (as many as before if None), afterwards as before.
+
+    Raises:
+        UserError: none, or more than `MOST_THREADS`: what a bundle recorded may be anything.
+    """
+    if count is not None and not 1 <= count <= MOST_THREADS:
+        raise UserError(f"threads must be 1 to {MOST_THREADS}, got {shorten(count)}.")
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summ
 from torch.utils.tensorboard import SummaryWriter
 
 from ekd_ray.config.targets import COSTS
-from ekd_ray.files import write_text
+from ekd_ray.files import parse_json, read_bytes, read_text, write_text
 
 HISTORY = "history.jsonl"
 EVENTS = "events.out.tfevents.*"
@@ -46,9 +46,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).splitlines():
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError:
             break
     return rows
@@ -147,7 +147,7 @@ def end_session(folder: Path, *, failed: bool) -> None:
     """
     files = sorted(folder.glob(EVENTS))
     mark = metadata.SESSION_END_INFO_TAG.encode()
-    if files and not any(mark in path.read_bytes() for path in files):
+    if files and not any(mark in read_bytes(path) for path in files):
         with SummaryWriter(str(folder), filename_suffix=".end") as events:
             _add_summary(events, _session_end(failed=failed))
 

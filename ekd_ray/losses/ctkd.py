@@ -79,11 +79,11 @@ CTKD = register_method(
             KD_CE_WEIGHT,
             KD_WEIGHT,
             MethodSetting(
-                name="ctkd_t_start", kind=float, default=1.0, above=0, neutral=False,
+                name="ctkd_t_start", kind=float, default=1.0, low=0.01, high=100, neutral=False,
                 doc="CTKD: lower end of the learned temperature",
             ),
             MethodSetting(
-                name="ctkd_t_end", kind=float, default=20.0, above=0, neutral=False,
+                name="ctkd_t_end", kind=float, default=20.0, low=0.01, high=1000, neutral=False,
                 doc="CTKD: width of the learned temperature's range",
                 search=log_range(4.0, 40.0),
             ),

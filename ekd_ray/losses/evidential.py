@@ -51,7 +51,7 @@ _SECOND_ORDER = (
         search={"choices": ["softplus", "log1p_softplus"]},
     ),
     MethodSetting(
-        name="ekd_temperature", kind=float | None, default=1.0, above=0, high=100,
+        name="ekd_temperature", kind=float | None, default=1.0, low=0.01, high=100,
         doc="softening T of both logits in second-order distribution KD",
     ),
     MethodSetting(

@@ -95,7 +95,7 @@ def log_concentrations(out: Outputs) -> tuple[Tensor, Tensor]:
 
 
 TEMPERATURE = MethodSetting(
-    name="temperature", kind=float | None, default=4.0, above=0, high=100, neutral=False,
+    name="temperature", kind=float | None, default=4.0, low=0.01, high=100, neutral=False,
     doc="softening T of both logits",
     search=log_range(1.0, 10.0),
 )  # fmt: skip

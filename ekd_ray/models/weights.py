@@ -30,7 +30,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path, check_format, sha256_file
+from ekd_ray.files import atomic_path, check_format, open_plain, sha256_file
 from ekd_ray.models.zoo import ALIASES, MODELS, build_model
 
 HEADER_KEY = "ekd_ray"
@@ -201,17 +201,13 @@ def _unwrap(model: nn.Module) -> nn.Module:
 def _is_safetensors(path: Path) -> bool:
     """Whether the file starts as safetensors do: a length of 8 bytes, then a JSON object.
 
-    Raises UserError if the file is missing, a folder, unreadable or empty.
+    Raises UserError if the file is missing, no plain file, unreadable or empty.
     """
-    if path.is_dir():
-        raise _refusal(path, "is a folder", "name the file inside it")
     try:
-        with open(path, "rb") as file:
+        with open_plain(path, cure="check the path of the weights") as file:
             head = file.read(9)
-    except FileNotFoundError:
-        raise _refusal(path, "does not exist", "check the path") from None
     except OSError as error:
-        cure = "check its permissions and its disk"
+        cure = "check its disk"
         raise _refusal(path, f"cannot be read ({error.strerror})", cure) from error
     if not head:
         raise _refusal(path, "is empty")

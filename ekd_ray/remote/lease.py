@@ -10,6 +10,7 @@ import uuid
 from dataclasses import asdict, dataclass, field, replace
 
 from ekd_ray.errors import UserError
+from ekd_ray.files import parse_json
 from ekd_ray.remote.object_store import Store
 
 LEASE, CLOCK = ".ekd_ray/driver.json", ".ekd_ray/clock"
@@ -39,7 +40,7 @@ class Lease:
     def parse(cls, content: bytes | None) -> Lease | None:
         """None if there is no lease or a damaged one, as if nobody held it."""
         try:
-            values = json.loads(content or b"")
+            values = parse_json(content or b"")
             return cls(*(values[name] for name in cls.__dataclass_fields__))
         except (ValueError, TypeError, KeyError):
             return None

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ekd_ray.config.plugins import SOURCES
-from ekd_ray.files import write_text
+from ekd_ray.files import NoSuchFile, read_bytes, write_text
 from ekd_ray.remote.lease import Lease, LeaseLost, renew_lease
 from ekd_ray.remote.object_store import Stamp, StorageError, Store
 
@@ -86,7 +86,7 @@ def find_changes(folder: Path, known: dict[str, Stamp]) -> list[tuple[str, Stamp
                 with contextlib.suppress(FileNotFoundError):
                     seen[name] = read_stamp(folder / name)
         if rank == _rank(JOURNAL) and JOURNAL in seen:
-            size = (folder / JOURNAL).read_bytes().rfind(b"\n") + 1
+            size = read_bytes(folder / JOURNAL).rfind(b"\n") + 1
             seen[JOURNAL] = seen[JOURNAL]._replace(size=size)
     changed = [(name, stamp) for name, stamp in seen.items() if known.get(name) != stamp]
     return sorted(changed, key=lambda item: (_rank(item[0]), item[0]))
@@ -98,7 +98,7 @@ def read_state(folder: Path) -> Lease:
     It is `released` if its driver ended with all of the copy at the URI.
     """
     path = folder / STATE
-    return Lease.parse(path.read_bytes() if path.exists() else None) or Lease()
+    return Lease.parse(read_bytes(path) if path.exists() else None) or Lease()
 
 
 def write_state(folder: Path, lease: Lease) -> None:
@@ -177,8 +177,8 @@ class Mirror:
             if time.monotonic() - renewed > SECONDS:  # a long pass must not look dead
                 renew_lease(self._store, self._lease)
                 renewed = time.monotonic()
-            with contextlib.suppress(FileNotFoundError):  # removed since; a record never is
-                content = (self._folder / name).read_bytes()
+            with contextlib.suppress(NoSuchFile):  # removed since; a record never is
+                content = read_bytes(self._folder / name)
                 self._store.write(name, content[: stamp.size] if name == JOURNAL else content)
                 self._known[name] = stamp
         # Records and weights are never removed: a cleaner of old files that took them from the

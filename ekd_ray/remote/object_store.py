@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ekd_ray.errors import UserError, disk_full_error
-from ekd_ray.files import atomic_path
+from ekd_ray.files import MOST_TEXT, atomic_path
 from ekd_ray.remote.location import Location
 
 # One request waits so long at most, and is tried so often: a dead endpoint is known within
@@ -78,10 +78,10 @@ class Store:
         return _stamp(info) if info.is_file else None
 
     def read(self, name: str) -> bytes | None:
-        """An object's content; None if there is no such object."""
+        """An object's content, `MOST_TEXT` bytes at most; None if there is no such object."""
         with _failures(self.location):
             try:
-                return bytes(self._files.open_input_stream(name).read())
+                return bytes(self._files.open_input_stream(name).read(MOST_TEXT))
             except FileNotFoundError:
                 return None
 

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config.plugins import SOURCES, names_plugins
 from ekd_ray.errors import UserError
+from ekd_ray.files import read_bytes
 from ekd_ray.remote.lease import LEASE, Lease, take_lease
 from ekd_ray.remote.location import Location, working_copy
 from ekd_ray.remote.mirror import (
@@ -198,4 +199,4 @@ def put_files(location: Location, folder: Path, names: Iterable[str]) -> None:
     """Bring single files to a location. Raises `UserError`."""
     store = open_store(location)
     for name in names:
-        store.write(name, (folder / name).read_bytes())
+        store.write(name, read_bytes(folder / name))

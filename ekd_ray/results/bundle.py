@@ -6,7 +6,6 @@ best/  model.safetensors  distill.yaml  metrics.json  history.jsonl  environment
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -34,7 +33,15 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.engine.runlog import HISTORY, read_history
 from ekd_ray.errors import UserError, unknown_name
-from ekd_ray.files import check_format, sha256_file, write_json, write_text
+from ekd_ray.files import (
+    MOST_TEXT,
+    check_format,
+    read_bytes,
+    read_json,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.remote.hub import PREFIX, fetch_folder, parse_hub_name, push_folder
 from ekd_ray.results.card import UNKNOWN_LICENSE, check_license, model_card
@@ -524,8 +531,8 @@ def read_environment(path: Path) -> dict[str, Any]:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError):
+        found = read_json(path)
+    except UserError:
         found = None
     if not isinstance(found, dict):
         raise _damaged(path)
@@ -547,7 +554,7 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
 
 def _listed(folder: Path) -> list[str]:
     """The names in a manifest."""
-    lines = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_bytes(folder / MANIFEST, most=MOST_TEXT).decode(errors="replace").splitlines()
     return [line.partition("  ")[2] for line in lines]
 
 
@@ -559,7 +566,7 @@ def manifest_problems(folder: Path, *, edited: Sequence[str] = ()) -> list[str]:
     """
     known = {*FILES, *EXPORTS.values()}
     problems, listed = [], set()
-    for line in (folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_bytes(folder / MANIFEST, most=MOST_TEXT).decode(errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         if name not in known and not _SOURCE.fullmatch(name):
             problems.append(f"{MANIFEST} lists {name!r}, which does not belong to a bundle.")
@@ -578,8 +585,5 @@ def manifest_problems(folder: Path, *, edited: Sequence[str] = ()) -> list[str]:
 def _file_problems(folder: Path, name: str, digest: str) -> list[str]:
     if not (folder / name).is_file():
         return [f"{name} is missing."]
-    try:
-        same = sha256_file(folder / name) == digest
-    except OSError as error:
-        raise UserError(f"cannot read {folder / name} ({error.strerror}): copy it again.") from None
+    same = sha256_file(folder / name) == digest
     return [] if same else [f"{name} was changed: its SHA-256 is not the one in {MANIFEST}."]

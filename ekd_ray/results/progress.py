@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from ekd_ray.data import held_out_size, num_train, steps_per_epoch
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
+from ekd_ray.files import read_json
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import CACHE_COST, RunRecord, read_record, spent_seconds
 from ekd_ray.results.study_reader import StudyReader
@@ -139,7 +139,7 @@ def savings(study: StudyReader) -> Savings:
 
 def _read_fill(study: StudyReader) -> dict[str, float]:
     path = study.path / CACHE_COST
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _seconds_per_row(fill: dict[str, float]) -> float:

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
-import yaml
 
-from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session, read_history
 from ekd_ray.engine.schedule import first_decayed_epoch
-from ekd_ray.files import check_format, write_json, write_text
+from ekd_ray.files import check_format, parse_json, read_json, write_json, write_text
 
 # Of studies, their records and tables, candidates and bundles. 1: the records of confirm runs were
 # without their settings, and those of trials without what finished runs have.
 FORMAT_VERSION = 2
 STUDY_FILE = "study.yaml"
 JOURNAL = "optuna.journal"
+JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
 CONFIG = "config.yaml"
 FAILURE = "failure.json"
 RESULT = "result.json"
@@ -194,14 +194,14 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
     path, found = folder / RESULT, known or _from_path(folder)
     content: dict[str, Any] = {}
     if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         check_format(path, content.get("format_version", 1), FORMAT_VERSION)
     if "history" not in content:  # still running, or of the first format
         settings, content["history"] = folder / CONFIG, read_history(folder)
         if not (path.exists() or settings.exists() or content["history"]):
             return None
         if settings.exists() and not found.config:
-            content["config"] = yaml.safe_load(settings.read_text(encoding="utf-8"))
+            content["config"] = YamlFile.read(settings).values
     if "format_version" not in content:
         history = content["history"]
         content.setdefault("seconds", spent_seconds(history))
@@ -266,8 +266,8 @@ def confirmed_runs(table: pa.Table, study: Path) -> list[RunRecord]:
             name="authors' values" if row["name"] == "authors" else row["name"],
             number=row["trial"] if "trial" in row else _number_in(row["name"]),
             role=row.get("role"),
-            equals=json.loads(row.get("equals") or "[]"),
-            config={**json.loads(row["config"]), "seed": row["seed"]},
+            equals=parse_json(row.get("equals") or "[]"),
+            config={**parse_json(row["config"]), "seed": row["seed"]},
             status="failed" if row.get("reason") else "complete",
             reason=row.get("reason"),
             seconds=row.get("seconds") or 0.0,
@@ -306,5 +306,5 @@ def failure_reason(folder: Path) -> str:
     """The reason why the run in a folder failed, in its own words if it left any."""
     path = folder / FAILURE
     if path.exists():
-        return json.loads(path.read_text())["reason"]
+        return read_json(path)["reason"]
     return "the trial's process died (killed, or out of memory)"

@@ -13,6 +13,7 @@ from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.phrases import several
 from ekd_ray.data import short_name
 from ekd_ray.errors import UserError
+from ekd_ray.files import read_bytes
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.html import facts_html, table_html
 from ekd_ray.results.progress import Progress, progress
@@ -144,7 +145,7 @@ class Study(StudyReader):
 def driver_failure(folder: Path, code: int) -> UserError:
     """The sentence with which the process of a study ended, or where its last words are."""
     log = folder / DRIVER_LOG
-    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = read_bytes(log).decode(errors="replace").splitlines() if log.exists() else []
     if said and said[-1].startswith(DRIVER_ERROR):
         return UserError(said[-1].removeprefix(DRIVER_ERROR))
     return UserError(f"the study in {folder} ended with exit code {code}: see {log}.")

@@ -17,7 +17,7 @@ from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_v
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path, check_format
+from ekd_ray.files import atomic_path, check_format, check_plain
 from ekd_ray.remote.location import is_uri, parse_location
 from ekd_ray.remote.session import reading_copy
 from ekd_ray.results.importance import parameter_importance
@@ -271,6 +271,7 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 def read_parquet(path: Path) -> pa.Table:
     """Read what `write_parquet` wrote; raises `UserError` if it is newer than this ekd_ray."""
+    check_plain(path)
     table = pq.read_table(path)
     version = (table.schema.metadata or {}).get(PARQUET_KEY.encode(), b"1")
     check_format(path, int(version), FORMAT_VERSION)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 import uuid
@@ -17,7 +16,8 @@ from ekd_ray.data import default_cache_dir
 from ekd_ray.engine.decoding import share_cores
 from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import uses_cache
-from ekd_ray.files import write_json
+from ekd_ray.errors import UserError
+from ekd_ray.files import read_json, read_text, write_json
 from ekd_ray.results.records import CACHE_COST
 from ekd_ray.scale.cluster import count_workers, live_nodes, own_cores, with_gpus
 from ekd_ray.scale.tasks import as_task
@@ -89,7 +89,7 @@ def fill_cache(
     if run:
         path = run / CACHE_COST
         if path.exists():  # what earlier fills of the study took
-            cost.update(json.loads(path.read_text()))
+            cost.update(read_json(path))
         write_json(path, {name: cost[name] for name in ("rows", "timed_rows", "seconds")})
     return cost
 
@@ -152,8 +152,8 @@ def name_cache_folder() -> str:
         with contextlib.suppress(FileExistsError):  # linked as a whole, by the first
             os.link(new, path)
         new.unlink()
-        return path.read_text(encoding="utf-8")
-    except OSError:  # nothing is kept there, so nothing is shared
+        return read_text(path)
+    except (OSError, UserError):  # nothing is kept there, so nothing is shared
         return mine
 
 

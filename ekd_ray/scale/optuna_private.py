@@ -11,6 +11,8 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage
 
+from ekd_ray.results.records import JOURNAL_LOCKS
+
 
 def storage_of(study: optuna.Study) -> BaseStorage:
     """The storage that a study was opened with."""
@@ -28,4 +30,4 @@ def reopen_trial(study: optuna.Study, number: int) -> optuna.Trial:
 
 def lock_files(journal: Path) -> list[Path]:
     """Locks of a journal file, under the names that `JournalFileSymlinkLock` gives them."""
-    return list(journal.parent.glob(f"{journal.name}.lock*"))
+    return list(journal.parent.glob(JOURNAL_LOCKS))

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ekd_ray.files import read_text
+
 # A resource of the head alone (`ray._common.constants.HEAD_NODE_RESOURCE_NAME`).
 HEAD_NODE = "node:__internal_head__"
 # Texts in the file that Tune writes of a trial's failures.
@@ -134,4 +136,4 @@ def last_failure(trial: Any) -> str:
     path = trial.error_file
     if path is None or not Path(path).exists():
         return ""
-    return Path(path).read_text(encoding="utf-8").rpartition(FAILURE_MARK)[2]
+    return read_text(path).rpartition(FAILURE_MARK)[2]

@@ -13,11 +13,12 @@ import optuna
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.settings import hints_of
-from ekd_ray.errors import Keys, UserError, error_context, unknown_name
+from ekd_ray.errors import Keys, UserError, error_context, shorten, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
 
 _KEYS = ("low", "high", "log", "step", "around_prior", "choices", "when")
+MOST_STEPS = 10**6  # of a range; sampler grid tries every one
 _LOG_PRIORS = ("log_prior", "teacher_log_prior")
 
 
@@ -274,7 +275,7 @@ def _parse(name: str, entry: Any, earlier: Mapping[str, Parameter]) -> Parameter
         raise unknown_name("searched setting", name, DistillConfig.names(), keys=())
     if not isinstance(entry, Mapping):
         raise UserError(
-            f"space.{name} must be {{low:, high:}} or {{choices:}}, got {entry!r}.", keys=()
+            f"space.{name} must be {{low:, high:}} or {{choices:}}, got {shorten(entry)}.", keys=()
         )
     for key in entry:
         if key not in _KEYS:
@@ -284,7 +285,7 @@ def _parse(name: str, entry: Any, earlier: Mapping[str, Parameter]) -> Parameter
         choices = entry["choices"]
         if not isinstance(choices, list) or not choices:
             raise UserError(
-                f"space.{name}.choices must be a list of values, got {choices!r}.",
+                f"space.{name}.choices must be a list of values, got {shorten(choices)}.",
                 keys=("choices",),
             )
         if set(entry) - {"choices", "when"}:
@@ -307,14 +308,16 @@ def _parse_range(
         if key in ("step", "around_prior") and value is None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise UserError(f"space.{name}.{key} must be a number, got {value!r}.", keys=(key,))
+            raise UserError(
+                f"space.{name}.{key} must be a number, got {shorten(value)}.", keys=(key,)
+            )
     low, high, log, step = entry["low"], entry["high"], entry.get("log", False), entry.get("step")
     width = entry.get("around_prior")
     integer = float not in kinds
     must_be_whole = f": low and high must be whole, got {low} and {high}"
     bad_step = step is not None and (step <= 0 or (integer and not float(step).is_integer()))
     problems = (
-        (not isinstance(log, bool), "log", f".log must be true or false, got {log!r}"),
+        (not isinstance(log, bool), "log", f".log must be true or false, got {shorten(log)}"),
         (low > high, "low", f": low must be <= high ({high}), got {low}"),
         (log and low <= 0, "low", f": low must be > 0 with log: true, got {low}"),
         (log and step is not None, "step", ": step cannot be combined with log: true; drop one"),
@@ -331,6 +334,11 @@ def _parse_range(
             f".around_prior is for {' and '.join(_LOG_PRIORS)} without log: true; drop it",
         ),
         (bad_step, "step", f".step must be {'a whole number ' * integer}> 0, got {step}"),
+        (
+            not bad_step and step is not None and (high - low) / step > MOST_STEPS,
+            "step",
+            f".step must divide the range into <= {MOST_STEPS} steps, got {step}",
+        ),
     )
     for found, key, problem in problems:
         if found:
@@ -346,7 +354,8 @@ def _parse_when(
 ) -> dict[str, tuple[Any, ...]]:
     if not isinstance(when, Mapping):
         raise UserError(
-            f"space.{name}.when must map a setting to its values, got {when!r}.", keys=("when",)
+            f"space.{name}.when must map a setting to its values, got {shorten(when)}.",
+            keys=("when",),
         )
     conditions = {}
     for other, values in when.items():

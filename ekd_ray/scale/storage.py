@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError, check_installed
-from ekd_ray.files import write_text
+from ekd_ray.files import open_plain, read_bytes, read_text, write_text
 from ekd_ray.results.records import JOURNAL
 from ekd_ray.scale.optuna_private import lock_files, storage_of
 from ekd_ray.scale.samplers import make_sampler
@@ -115,7 +115,7 @@ class _JournalFile(BaseJournalBackend):
         finally:
             held, self.held = self.held, None
             if held:
-                with open(self._path, "rb") as file:
+                with open_plain(self._path) as file:
                     file.seek(size)
                     self._foreign += file.read().count(b"\n")
                 self._file.append_logs(held)
@@ -135,7 +135,7 @@ class Journal(JournalStorage):
             lock.unlink()
         # Optuna leaves a last line without an end unread, but appends to it: both would be lost.
         if path.exists():
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+            os.truncate(path, read_bytes(path).rfind(b"\n") + 1)
         self.lines = _JournalFile(path)
         super().__init__(self.lines)
 
@@ -229,4 +229,4 @@ def _database_name(run: Path) -> str:
     path = run / NAME_FILE
     if not path.exists():
         write_text(path, f"{run.name}-{uuid.uuid4().hex[:8]}")
-    return path.read_text(encoding="utf-8")
+    return read_text(path)

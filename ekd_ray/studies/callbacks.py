@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ekd_ray.config.arguments import shorten
 from ekd_ray.config.targets import as_loss
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, shorten
 from ekd_ray.scale.tracking import Observer
 
 

@@ -116,8 +116,10 @@ def count_extended(header: Path, more: int) -> int:
     """
     if more < 1:
         raise UserError(f"a study is extended by >= 1 trials, got {more}.")
-    there = YamlFile.read(header).values.get("study") or {}
-    return int(there.get("trials", StudyConfig().trials)) + more
+    there = YamlFile.read(header).values.get("study")
+    trials = there.get("trials") if isinstance(there, Mapping) else None
+    # Another value is refused where the study is read.
+    return (trials if isinstance(trials, int) else StudyConfig().trials) + more
 
 
 def authors_run(recipe: Recipe, given: Given) -> DistillConfig:

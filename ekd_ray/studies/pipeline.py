@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.phrases import several
 from ekd_ray.config.plugins import write_sources
+from ekd_ray.config.yaml_files import dump_yaml
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.gpu_share import share_of_gpu
@@ -32,14 +32,14 @@ from ekd_ray.engine.resolve import check_workers, resolve, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import UserError, error_context
-from ekd_ray.files import is_temporary, remove_temporaries, write_text
+from ekd_ray.files import check_own_folder, is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
 from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.records import FORMAT_VERSION, STUDY_FILE
+from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, STUDY_FILE
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.budget import check_budget
@@ -192,7 +192,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         "study": config.to_dict(),
     }
     write_sources(out, config.distill.plugins)
-    write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False))
+    write_text(out / STUDY_FILE, dump_yaml(header))
     return Study.load(out)
 
 
@@ -248,9 +248,11 @@ def _flat(config: StudyConfig) -> dict[str, object]:
 
 
 def check_writable(out: Path) -> None:
-    """Create the folder if need be; raises `UserError` if it is read-only or full."""
+    """Create the folder if need be; raises `UserError` if it is read-only or full, or one would
+    write through a link in it (`check_own_folder`)."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        check_own_folder(out, but=(JOURNAL_LOCKS,))
         probe = out / ".probe.tmp"
         probe.write_bytes(b"probe")
         probe.unlink()

@@ -16,7 +16,7 @@ RUNS = Path("runs")  # results for which no folder was given
 
 def absolute(path: str | Path) -> str:
     """A path as seen from here: trials run in other folders."""
-    return str(Path(path).expanduser().absolute())
+    return str(Path(os.path.expanduser(path)).absolute())  # Path's own raises for an unknown user
 
 
 def find_data_root(given: str | Path | None) -> str | None:

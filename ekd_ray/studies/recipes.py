@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,9 @@ from ekd_ray.config.plugins import (
     module_in_name,
     stamps_in_study,
 )
+from ekd_ray.config.settings import MOST_EPOCHS
 from ekd_ray.config.yaml_files import Places, find_place
-from ekd_ray.errors import Keys, UserError, error_context, unknown_name
+from ekd_ray.errors import Keys, UserError, error_context, shorten, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The recipes that come with ekd_ray: in the installed package, or beside it in a checkout.
@@ -33,6 +35,7 @@ SEARCH_SPACES = next(
 )
 
 _OF_THE_FILE = ("extends", "description", "plugins")
+MOST_BASES = 20  # of a recipe
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")
 
 
@@ -98,7 +101,7 @@ class Recipe:
         file = YamlFile.read(path)
         written = file.values.get("study") or {}
         if not isinstance(written, Mapping):
-            raise UserError(f"{path}: study must be a mapping of settings, got {written!r}.")
+            raise UserError(f"{path}: study must be a mapping of settings, got {shorten(written)}.")
         load_named(stamps_in_study(file.values), Path(path).parent / SOURCES, named_by=Path(path))
         places = {keys[1:]: place for keys, place in file.places.items() if keys[0] == "study"}
         recipe = cls(path=Path(path), values=written, written=written, places=places)
@@ -161,7 +164,8 @@ def _load_plugins(file: YamlFile) -> set[str]:
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         with file.locate_errors():
             raise UserError(
-                f"plugins must be a list of modules or FILE.py, got {named!r}.", keys=("plugins",)
+                f"plugins must be a list of modules or FILE.py, got {shorten(named)}.",
+                keys=("plugins",),
             )
     modules = (module_in_name(model) for model in _models_in(file.values))
     named = [*named, *(module for module in modules if module)]
@@ -192,7 +196,7 @@ def _check(values: Any, inside: str = "") -> None:
         inside: the entry of `methods:` that the values are, `methods.dkd`.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{inside} must be a mapping, got {values!r}.", keys=())
+        raise UserError(f"{inside} must be a mapping, got {shorten(values)}.", keys=())
     legal = StudyConfig.names() if inside else ("methods", *StudyConfig.names())
     for key in values:
         if key not in legal:
@@ -201,11 +205,13 @@ def _check(values: Any, inside: str = "") -> None:
     for section in _SECTIONS:
         got = values.get(section)
         if not isinstance(got, Mapping | None):
-            raise UserError(f"{dot}{section} must be a mapping, got {got!r}.", keys=(section,))
+            raise UserError(
+                f"{dot}{section} must be a mapping, got {shorten(got)}.", keys=(section,)
+            )
     points = values.get("first_points") or []
     if not isinstance(points, list) or not all(isinstance(point, Mapping) for point in points):
         raise UserError(
-            f"{dot}first_points must be a list of mappings, got {points!r}.",
+            f"{dot}first_points must be a list of mappings, got {shorten(points)}.",
             keys=("first_points",),
         )
 
@@ -265,11 +271,13 @@ def _chain(path: Path) -> list[YamlFile]:
     """A recipe and those that it extends, nearest first."""
     files: list[YamlFile] = []
     while True:
-        resolved = [file.path.resolve() for file in files]
-        if path.resolve() in resolved:
-            circle = " -> ".join(map(str, [*resolved, path.resolve()]))
-            raise UserError(f"extends makes a circle: {circle}; remove one of the lines.")
         file = YamlFile.read(path)
+        resolved = [there.path.resolve() for there in (*files, file)]
+        if resolved[-1] in resolved[:-1]:
+            circle = " -> ".join(map(str, resolved))
+            raise UserError(f"extends makes a circle: {circle}; remove one of the lines.")
+        if len(files) >= MOST_BASES:
+            raise UserError(f"{path} is extended over {MOST_BASES} times: remove a base.")
         files.append(file)
         base = file.values.get("extends")
         if base is None:
@@ -277,7 +285,7 @@ def _chain(path: Path) -> list[YamlFile]:
         with file.locate_errors():
             if not isinstance(base, str):
                 raise UserError(
-                    f"extends must be a file name or a recipe's name, got {base!r}.",
+                    f"extends must be a file name or a recipe's name, got {shorten(base)}.",
                     keys=("extends",),
                 )
             with error_context("extends"):
@@ -325,7 +333,7 @@ def locate_recipe(name: str | Path, folder: Path | None = None) -> Path:
         UserError: neither.
     """
     path = Path(folder or "", name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix in (".yaml", ".yml") or os.path.isfile(path):  # Path's own may raise
         return path
     known = list_recipes()
     if str(name) not in known:
@@ -395,7 +403,9 @@ def _scale(value: Any, factor: float) -> Any:
     if isinstance(value, Mapping):
         return {k: item if k == "when" else _scale(item, factor) for k, item in value.items()}
     if isinstance(value, list):
-        return list(dict.fromkeys(_scale(item, factor) for item in value))
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        plain = all(isinstance(item, int | float | str | None) for item in value)
+        return list(dict.fromkeys(_scale(item, factor) for item in value)) if plain else value
+    legal = isinstance(value, int | float) and 0 < value <= MOST_EPOCHS
+    if isinstance(value, bool) or not legal:
         return value
     return max(1, round(value * factor))

@@ -1,6 +1,7 @@
 """Settings: reading, writing, bounds, fingerprints and the JSON Schema, derived from metadata."""
 
 import dataclasses
+import datetime
 import functools
 import json
 import math
@@ -107,7 +108,7 @@ def test_numbers_are_coerced_to_their_setting():
     assert (config.lr, type(config.lr)) == (1.0, float)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, parse_yaml("2020-01-01", where="test")])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, datetime.date(2020, 1, 1)])
 @pytest.mark.parametrize("name", ["space", "authors", "teacher_training", "first_points"])
 def test_free_mappings_hold_only_what_json_holds(name, bad):
     value = {"lr": {"low": bad, "high": 1.0}}
@@ -138,7 +139,7 @@ def test_unknown_key_names_the_nearest(cls, values, near):
 
 # Round trips
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8)
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-1e9, 1e9) | TEXT,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
@@ -160,10 +161,9 @@ def legal(cls, field):
     elif item is bool:
         values = st.booleans()
     elif item is int:
-        values = st.integers(low, low + 10_000 if limits["high"] is None else limits["high"])
+        values = st.integers(low, limits["high"])
     elif item is float:
-        high = 1e6 if limits["high"] is None else limits["high"]
-        values = st.floats(low, high, exclude_min=limits["above"] is not None)
+        values = st.floats(low, limits["high"], exclude_min=limits["above"] is not None)
     elif item is str:
         values = TEXT
     else:
@@ -178,7 +178,7 @@ def build(cls, values):
     if cls is DistillConfig:
         values["lr_min"] = min(values["lr_min"], values["lr"])
         parts = values.get("accumulation_steps", 1)
-        values["batch_size"] = parts * values.get("batch_size", 64)
+        values["batch_size"] = parts * max(1, values.get("batch_size", 64) // parts)
     else:
         metric = values.get("metric", "val_top1")
         values["objectives"] = [n for n in values.get("objectives", ()) if n != metric]

@@ -1,6 +1,9 @@
 """YAML as settings are written in it: scalars, and what is refused with its line."""
 
+import math
+
 import pytest
+import yaml
 
 from ekd_ray.config.yaml_files import YamlFile, dump_yaml, parse_yaml
 from ekd_ray.errors import UserError
@@ -14,6 +17,17 @@ from ekd_ray.errors import UserError
         ("resnet8x4", "resnet8x4"),
         ("1e", "1e"),
         ("null", None),
+        # YAML 1.2's core schema: what 1.1 took for switches, sixtieths and dates are texts.
+        *((text, text) for text in ("on", "off", "yes", "No", "y", "1:30", "1_000", "2020-01-01")),
+        ("0o17", 15),
+        ("017", 17),
+        ("0x1F", 31),
+        ("0b11", "0b11"),
+        ("+12", 12),
+        ("TRUE", True),
+        ("-.INF", -math.inf),
+        ("~", None),
+        ("=", "="),
     ],
 )
 def test_yaml_scalars(text, value):
@@ -21,9 +35,55 @@ def test_yaml_scalars(text, value):
     assert parsed == value and type(parsed) is type(value)
 
 
-@pytest.mark.parametrize("text", ["5e-4", "0E0", "1e5", ".5", "null", "true", "3", "a: b", "1:30"])
+TEXTS = ["5e-4", "0E0", "1e5", ".5", "null", "true", "3", "a: b", "1:30", "0o17", "on", "=", "<<"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_a_text_that_looks_like_another_value_stays_a_text(text):
-    assert parse_yaml(dump_yaml({"name": text}), where="test") == {"name": text}
+    written = dump_yaml({"name": text})
+    assert parse_yaml(written, where="test") == {"name": text}
+    assert yaml.safe_load(written) == {"name": text}  # which reads YAML 1.1
+
+
+def bomb(levels, width):
+    """Lists of lists, each of which refers to the one before: width ** levels values."""
+    refers = (f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels))
+    return "\n".join([f"a0: &a0 [{', '.join('x' * width)}]", *refers])
+
+
+WITHOUT_END = {
+    "bomb": (bomb(12, 10), "more than"),
+    "bomb of keys": ("a: &a {" + ", ".join(f"k{i}: 1" for i in range(9000)) + "}\n"
+                     + "\n".join(f"b{i}: {{<<: *a}}" for i in range(9)), "more than"),
+    "itself": ("&a [*a]", "refers to itself"),
+    "itself, deeper": ("a: &a {b: [1, {c: *a}]}", "refers to itself"),
+    "itself, merged": ("a: &a {<<: *a}", "refers to itself"),
+    "deep": ("[" * 100_000, "nested deeper"),
+    "deep blocks": ("- " * 5_000, "nested deeper"),
+    "many": ("[" + "1," * 60_000 + "]", "more than"),
+    "digits": ("a: " + "9" * 5_000, "no legal YAML value"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "word"), WITHOUT_END.values(), ids=WITHOUT_END)
+def test_what_would_not_end_is_refused(text, word):
+    with pytest.raises(UserError, match=word) as refused:
+        parse_yaml(text, where="test")
+    assert len(str(refused.value)) < 300
+
+
+def test_references_are_read():
+    text = "a: &a {x: 1}\nb: *a\nc: {<<: *a, y: [*a]}"
+    assert parse_yaml(text, where="test") == {
+        "a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": [{"x": 1}]}
+    }  # fmt: skip
+    assert parse_yaml(bomb(3, 10), where="test")["a2"][9][9] == ["x"] * 10
+
+
+def test_a_file_beyond_the_size_is_refused(tmp_path):
+    (tmp_path / "large.yaml").write_text("a: " + "x" * (2 * 2**20))
+    with pytest.raises(UserError, match="bytes"):
+        YamlFile.read(tmp_path / "large.yaml")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +104,8 @@ def test_duplicate_keys_are_refused_with_their_line(text, line, key, tmp_path):
     "text",
     [
         b"", b"- 1", b"5", b"a: [1", b"a: 'x", b"\tb: 1", b"a: \xff", b"a: !!python/object:x y",
-        b"[1]: 2", b"{a: 1}: 2", b"a: 2020-13-45", b"a: !!int abc", b"a: " + b"[" * 3000,
+        b"[1]: 2", b"{a: 1}: 2", b"a: !!timestamp 2020-01-01", b"a: !!int abc",
+        b"a: " + b"[" * 3000,
     ],
 )  # fmt: skip
 def test_broken_yaml_is_one_sentence_naming_the_file(text, tmp_path):

@@ -116,7 +116,7 @@ def test_of_an_installed_module_with_much_source_the_hash_alone_goes_along(tmp_p
 @pytest.mark.parametrize(
     ("reference", "text", "message"),
     [
-        ("gone.py", None, "cannot read the plugin .*gone.py: No such file"),
+        ("gone.py", None, "cannot read .*gone.py: No such file"),
         ("my-parts.py", "", "named as a module is"),
         ("json.py", "", "the name of an installed module"),
         ("no_such_module_here", None, "there is no module 'no_such_module_here'"),

@@ -218,7 +218,7 @@ def test_a_file_written_over_in_place(tree, make):
     assert again.fingerprint != arrays.fingerprint
     assert decode_view(again.pictures.read(0), "", 16, None).shape == (3, 16, 16)
     path.unlink()
-    assert f"cannot read the image {path} (No such" in message(stage.views, [0], None)
+    assert f"cannot read {path}: No such" in message(stage.views, [0], None)
 
 
 def test_too_little_room_is_said_before_copying(shards, monkeypatch):

@@ -106,10 +106,10 @@ def test_files_that_are_no_checkpoint(refused, tmp_path, data, words):
 
 
 def test_missing_file_folder_and_odd_name(refused, tmp_path):
-    assert "does not exist: check the path" in refused(trained(), tmp_path / "none.pth")
-    assert "does not exist" in refused(trained(), tmp_path / "two\nlines")
+    assert "No such file or directory; check the path" in refused(trained(), tmp_path / "none.pth")
+    assert "No such file" in refused(trained(), tmp_path / "two\nlines")
     assert "folder" in refused(trained(), tmp_path)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="No such file"):
         read_metadata(tmp_path / "none.pth")
 
 

@@ -161,7 +161,7 @@ def test_how_pictures_are_cut_needs_neither_data_nor_plugin(dataset, augment, si
         (np.zeros((8, 8, 3), np.int64), "got int64 \\[8, 8, 3\\]"),
         ([3], "got one of type int"),
         ([], "there is no image to predict"),
-        ("nowhere.png", "cannot read the image nowhere.png"),
+        ("nowhere.png", "cannot read nowhere.png"),
     ],
 )
 def test_what_is_no_picture_is_one_sentence(exported, images, said):

@@ -165,7 +165,7 @@ def test_optuna_reopens_a_trial_under_its_number() -> None:
 
 
 def test_optuna_locks_a_journal_beside_it(tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
+    journal = tmp_path / "optuna.journal"
     JournalStorage(JournalFileBackend(str(journal)))
     lock = JournalFileSymlinkLock(str(journal))
     assert optuna_private.lock_files(journal) == []

@@ -249,6 +249,9 @@ def test_warm_ups_scale_with_the_budget(name, before, after, warmup, scaled):
         ({"low": 30, "high": 240, "step": 30}, {"low": 1, "high": 8, "step": 1}),
         ({"choices": [0, 30, 60, 120]}, {"choices": [0, 1, 2, 4]}),
         ({"choices": [None, 10, 20, 240]}, {"choices": [None, 1, 8]}),  # no choice twice
+        # What is refused later is left as it is.
+        ({"low": float("inf"), "high": 10**400}, {"low": float("inf"), "high": 10**400}),
+        ({"choices": [[30], 30]}, {"choices": [[30], 30]}),
         (
             {"low": 30, "high": 60, "when": {"batch_size": [64, 128]}},
             {"low": 1, "high": 2, "when": {"batch_size": [64, 128]}},

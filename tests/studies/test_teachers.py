@@ -199,7 +199,7 @@ def test_a_zoo_of_both_kinds_serves_the_study_and_its_baseline(tmp_path: Path) -
         ("another", "holds a 'resnet20', not a 'resnet8': give --teacher resnet20"),
         ("unknown", "holds no 'resnet8', nor any other model of the zoo"),
         ("classes", "has 7 classes but dataset 'digits' has 10"),
-        ("missing", "does not exist"),
+        ("missing", "No such file"),
     ],
 )
 def test_a_wrong_teacher_file_is_one_sentence_before_compute(

@@ -18,7 +18,7 @@ from ekd_ray.engine.measure.metrics import log_probabilities
 from ekd_ray.engine.measure.uncertainty import uncertainty
 from ekd_ray.engine.rundata import RunData
 from ekd_ray.engine.teacher.source import live_teacher
-from ekd_ray.files import atomic_path
+from ekd_ray.files import atomic_path, check_plain, parse_json
 from ekd_ray.losses.methods import method_of
 
 FILE = "predictions.safetensors"
@@ -81,9 +81,10 @@ class Predictions:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote."""
+        check_plain(path)
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            names = tuple(json.loads(file.metadata()["class_names"]))
+            names = tuple(parse_json(file.metadata()["class_names"]))
         return cls(**{"teacher_logits": None, **tensors}, class_names=names)
 
 

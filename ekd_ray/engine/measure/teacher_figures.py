@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.measure.predictions import teacher_predictions
 from ekd_ray.engine.precision import cpu_threads, pick_device, resolve_precision
 from ekd_ray.engine.rundata import load_run_data
-from ekd_ray.files import write_json
+from ekd_ray.files import read_json, write_json
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import read_metadata
 
@@ -44,7 +43,7 @@ class TeacherFigures:
     def read(cls, study: Path) -> Self | None:
         """The figures in a study's folder; None where there are none, as in older studies."""
         path = study / FILE
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        return cls(**read_json(path)) if path.exists() else None
 
     def write(self, study: Path) -> None:
         """Write them into a study's folder, atomically."""

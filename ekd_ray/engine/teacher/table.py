@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ekd_ray.data import counter_hash, default_cache_dir, short_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name, write_json
+from ekd_ray.files import file_name, read_json, write_json
 
 FORMAT_VERSION = 2  # a part of the key: other formats are other tables
 CHECKED_ROWS = 1 << 16  # whose words are compared together
@@ -232,9 +232,9 @@ def open_table(spec: TableSpec) -> TeacherTable:
 def _is_whole(folder: Path, spec: TableSpec) -> bool:
     count = spec.num_samples * spec.num_views
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json")
         sizes = [(folder / name).stat().st_size for name in ("rows.bin", "words.bin")]
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return False
     return meta == spec.identity and sizes == [2 * count * spec.row_format.width, 4 * count]
 
@@ -302,11 +302,11 @@ def list_tables() -> Iterator[TableInfo]:
 def read_spec(folder: Path) -> TableSpec | None:
     """The spec of a table folder, None if it is none (or of another format)."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json")
         names = ("num_samples", "num_views", "num_classes", "top")
         samples, views, classes, top = (meta.pop(name) for name in names)
         del meta["format_version"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (UserError, KeyError, AttributeError, TypeError):
         return None
     spec = TableSpec(
         num_samples=samples,

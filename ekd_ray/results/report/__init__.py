@@ -14,8 +14,8 @@ from typing import Any
 from ekd_ray import __version__
 from ekd_ray.config.phrases import several
 from ekd_ray.data import short_name
-from ekd_ray.files import write_text
-from ekd_ray.results.records import milestone_epochs
+from ekd_ray.files import check_own_folder, write_text
+from ekd_ray.results.records import JOURNAL_LOCKS, milestone_epochs
 from ekd_ray.results.report.content import (
     gather,
     list_failed_runs,
@@ -49,6 +49,9 @@ def write_report(study: StudyReader, out: Path | None = None) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        UserError: it would be written through a link in the study's folder.
     """
     # Slow to import, and `show` needs neither.
     from plotly.offline import get_plotlyjs
@@ -76,6 +79,8 @@ def write_report(study: StudyReader, out: Path | None = None) -> Path:
         plotly=get_plotlyjs(),
         payload=script_json({c.name: c.payload() for found in charts.values() for c in found}),
     )
+    if out is None:
+        check_own_folder(study.path, but=(JOURNAL_LOCKS,))
     path = out or study.path / REPORT
     write_text(path, page)
     return path
