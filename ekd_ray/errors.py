@@ -29,8 +29,22 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, keys: Keys | None = None) -> None:
-        super().__init__(message)
+        super().__init__(spell_controls(message))
         self.keys = keys
+
+
+def spell_controls(text: str) -> str:
+    """Foreign text for people: a sign that a terminal would obey or hide is spelt out.
+
+    Escape sequences, marks that turn the direction of writing and halves of signs become `\\x1b`,
+    `\\u202e`, ...; line breaks and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign in "\n\t" else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
 
 
 class Interrupted(Exception):

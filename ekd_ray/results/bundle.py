@@ -33,7 +33,7 @@ from ekd_ray.engine.resolve import student_size
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.engine.runlog import HISTORY, read_history
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError, spell_controls, unknown_name
 from ekd_ray.files import check_format, sha256_file, write_json, write_text
 from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
 from ekd_ray.remote.hub import PREFIX, fetch_folder, parse_hub_name, push_folder
@@ -185,7 +185,7 @@ class Bundle:
 
     def __repr__(self) -> str:
         run = self.config
-        return (
+        return spell_controls(
             f"Bundle {self.path}: {run.student} by {run.method} on {short_name(run.dataset)}"
             f"{list_figures(self.metrics['model'], TESTED)}"
         )

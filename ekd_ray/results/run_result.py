@@ -13,7 +13,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.data import short_name
 from ekd_ray.engine.final import WEIGHTS
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, spell_controls
 from ekd_ray.models import build_model, load_weights, read_metadata
 from ekd_ray.results.html import facts_html
 from ekd_ray.results.records import CANDIDATES, RunRecord, candidate_folder, read_record
@@ -89,7 +89,7 @@ class RunResult:
 
     def __repr__(self) -> str:
         run = self.config
-        return (
+        return spell_controls(
             f"RunResult {self.path}: {run.student} by {run.method} on {short_name(run.dataset)}"
             f"{list_figures(self.metrics, ('val_top1', 'test_top1'))}"
         )

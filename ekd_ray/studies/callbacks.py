@@ -9,7 +9,7 @@ from typing import Any
 
 from ekd_ray.config.arguments import shorten
 from ekd_ray.config.targets import as_loss
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, spell_controls
 from ekd_ray.scale.tracking import Observer
 
 
@@ -80,7 +80,7 @@ class ProgressBar(Callback):
         self._epochs = epochs
 
     def note(self, text: str) -> None:
-        self._tqdm.write(text, file=sys.stderr)
+        self._tqdm.write(spell_controls(text), file=sys.stderr)
 
     def epoch(self, number: int, row: dict[str, Any]) -> None:
         self._advance(number, row["epoch"])
