@@ -29,20 +29,20 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, keys: Keys | None = None) -> None:
-        super().__init__(spell_controls(message))
+        super().__init__(spell_controls(message, keep=""))
         self.keys = keys
 
 
-def spell_controls(text: str) -> str:
+def spell_controls(text: str, *, keep: str = "\n\t") -> str:
     """Foreign text for people: a sign that a terminal would obey or hide is spelt out.
 
     Escape sequences, marks that turn the direction of writing and halves of signs become `\\x1b`,
-    `\\u202e`, ...; line breaks and tabs stay.
+    `\\u202e`, ...; those of `keep` stay.
     """
     if text.isprintable():
         return text
     return "".join(
-        sign if sign.isprintable() or sign in "\n\t" else sign.encode("unicode_escape").decode()
+        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape").decode()
         for sign in text
     )
 

@@ -1,0 +1,97 @@
+"""How the fuzzers try inputs: for a time, each within a limit, and counted."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
+from report_studies import exported, real_study, winner_config
+
+from ekd_ray.errors import UserError
+
+__all__ = ["exported", "real_study", "winner_config"]  # fixtures
+
+# Of all fuzzers together; `make chaos` gives them ten minutes.
+SECONDS = float(os.environ.get("EKD_FUZZ_SECONDS", "20"))
+SEED = int(os.environ.get("EKD_CHAOS_SEED", "0"))
+LIMIT = 10  # seconds that an input may take
+MOST_GROWTH = 2**20  # KiB by which inputs may make this process grow
+CHUNK = 25  # inputs of one run of hypothesis
+
+
+class Hangs(BaseException):
+    """An input that is not done within the limit; no `except Exception` of the library holds it."""
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise Hangs(f"not done after {LIMIT} s")
+
+
+@contextmanager
+def within_limit() -> Iterator[None]:
+    """Raise `Hangs` where it is once the limit is over."""
+    before = signal.signal(signal.SIGALRM, _stop)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@dataclass
+class Fuzzer:
+    """Tries inputs of a kind; the outcomes are a result or a `UserError`, and nothing else."""
+
+    share: float
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def run(self, kind: str, inputs: SearchStrategy[Any], use: Callable[[Any], None]) -> None:
+        """Use new inputs until the share of the time is over."""
+        end = time.monotonic() + self.share * SECONDS
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for chunk in range(10**9):
+
+            @seed(1000 * SEED + chunk)
+            @settings(
+                max_examples=CHUNK, deadline=None, database=None, print_blob=False,
+                suppress_health_check=list(HealthCheck),
+                phases=(Phase.generate,),
+            )  # fmt: skip
+            @given(inputs)
+            def try_one(given_input: Any) -> None:
+                if time.monotonic() > end:
+                    return
+                try:
+                    with within_limit():
+                        use(given_input)
+                    outcome = "results"
+                except UserError as error:
+                    outcome = "refused" if str(error).isprintable() else "no sentence"
+                assert outcome != "no sentence"
+                self.counts[f"{kind}, {outcome}"] += 1
+
+            try_one()
+            after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            assert after - grown < MOST_GROWTH, f"{(after - grown) >> 10} MiB more"
+            if time.monotonic() > end:
+                break
+
+
+@pytest.fixture
+def fuzzer(record_property: Callable[[str, object], None]) -> Iterator[Fuzzer]:
+    found = Fuzzer(share=0.25)
+    yield found
+    for kind, count in found.counts.items():
+        record_property("fuzz", f"{kind}: {count}")
+        print(f"fuzz: {kind}: {count}")
