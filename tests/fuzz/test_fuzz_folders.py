@@ -3,11 +3,13 @@ sentence."""
 
 from __future__ import annotations
 
+import functools
 import io
 import shutil
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hypothesis import strategies as st
 from mutations import Data, changed_file
@@ -49,11 +51,13 @@ def use_study(study: Study, how: str, untouched: Study) -> None:
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """What is printed goes nowhere, but through everything that shows it; no t-SNE."""
+    """What is printed goes nowhere, but through everything that shows it; little is computed."""
     monkeypatch.setattr(
         study_text, "Console", lambda **given: Console(file=io.StringIO(), **{"width": 100} | given)
     )
     monkeypatch.setattr(measures, "TSNE_STEPS", 250)
+    small = functools.partial(optuna.importance.FanovaImportanceEvaluator, n_trees=2)
+    monkeypatch.setattr(optuna.importance, "FanovaImportanceEvaluator", small)
 
 
 def test_study_folders(tmp_path, fuzzer, quiet):
