@@ -21,11 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.measure import machine, spread
 from benchmarks.overhead import SPACE
 from benchmarks.sleeper import HISTORY
+from ekd_ray.cli.console import Console
 from ekd_ray.cli.terminal import Terminal
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve

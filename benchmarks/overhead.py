@@ -56,8 +56,8 @@ def gaps(spans: list[dict[str, float]]) -> list[float]:
 def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run the search; seconds of the driver by report, gaps by slot, and what it took."""
     import ray
-    from rich.console import Console
 
+    from ekd_ray.cli.console import Console
     from ekd_ray.cli.terminal import Terminal
     from ekd_ray.results.records import milestone_epochs
     from ekd_ray.results.study import Study

@@ -30,7 +30,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, *, keys: Keys | None = None) -> None:
-        super().__init__(message)
+        super().__init__(spell_controls(message, keep=""))
         self.keys = keys
 
 
@@ -47,6 +47,20 @@ _SHORT.maxother = _SHORT.maxstring = 80
 def shorten(value: object) -> str:
     """A value as an error shows it, in a line of moderate length."""
     return " ".join(_SHORT.repr(value).split())
+
+
+def spell_controls(text: str, *, keep: str = "\n\t") -> str:
+    """Foreign text for people: a sign that a terminal would obey or hide is spelt out.
+
+    Escape sequences, marks that turn the direction of writing and halves of signs become `\\x1b`,
+    `\\u202e`, ...; those of `keep` stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape").decode()
+        for sign in text
+    )
 
 
 class Interrupted(Exception):

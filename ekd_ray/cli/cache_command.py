@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import join_cluster, print_plan
+from ekd_ray.cli.output import join_cluster, print_plan, print_text
 from ekd_ray.cli.request import run_request
 from ekd_ray.config.phrases import size_text
 from ekd_ray.errors import UserError
@@ -77,14 +77,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ls(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
+    from ekd_ray.cli.console import Console
     from ekd_ray.cli.terminal import plain_table
     from ekd_ray.engine.teacher.table import list_tables, tables_dir
 
     tables = list(list_tables())
     if args.json:
-        print(json.dumps([_plain(table) for table in tables], indent=2))
+        print_text(json.dumps([_plain(table) for table in tables], indent=2))
         return 0
     columns = ("table", "rows", "filled", "on disk", "when full", "days since written")
     shown = plain_table(*columns)
@@ -94,11 +93,11 @@ def _ls(args: argparse.Namespace) -> int:
             table.folder.name, str(table.rows), f"{share:.1%}", size_text(table.bytes_used),
             size_text(table.bytes_full), f"{(time.time() - table.modified) / 86400:.1f}",
         )  # fmt: skip
-    console = Console(highlight=False)
+    console = Console()
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # names whole, whatever reads them
-    console.print(shown if tables else "no tables", markup=False)
-    print(f"in {tables_dir()}")
+        console = Console(width=160)  # names whole, whatever reads them
+    console.print(shown if tables else "no tables")
+    print_text(f"in {tables_dir()}")
     return 0
 
 
@@ -185,9 +184,9 @@ def _fill(args: argparse.Namespace) -> int:
                 )
     seconds = time.monotonic() - started
     if args.json:
-        print(json.dumps({"computed": computed, "seconds": seconds}))
+        print_text(json.dumps({"computed": computed, "seconds": seconds}))
     elif not args.quiet:
-        print(f"{computed} rows computed in {seconds:.1f} s")
+        print_text(f"{computed} rows computed in {seconds:.1f} s")
     return 0
 
 
@@ -213,9 +212,11 @@ def _verify(args: argparse.Namespace) -> int:
         found[folder.name] = {"sound": sound, "damaged": bad}
         damaged += bad
         if not args.json:
-            print(f"{folder.name}: {sound} rows sound, {bad} damaged (computed again when read)")
+            print_text(
+                f"{folder.name}: {sound} rows sound, {bad} damaged (computed again when read)"
+            )
     if args.json:
-        print(json.dumps(found, indent=2))
+        print_text(json.dumps(found, indent=2))
     return 1 if damaged else 0
 
 
@@ -226,9 +227,9 @@ def _export(args: argparse.Namespace) -> int:
     out = Path(args.out)
     count = export_table(find_table(args.table), out)
     if args.json:
-        print(json.dumps({"file": str(out), "rows": count}))
+        print_text(json.dumps({"file": str(out), "rows": count}))
     else:
-        print(f"{out}: {count} rows, {size_text(out.stat().st_size)}")
+        print_text(f"{out}: {count} rows, {size_text(out.stat().st_size)}")
     return 0
 
 
@@ -245,7 +246,7 @@ def _rm(args: argparse.Namespace) -> int:
     for folder in folders:
         shutil.rmtree(folder)
         if not args.json:
-            print(f"removed {folder.name}")
+            print_text(f"removed {folder.name}")
     if args.json:
-        print(json.dumps([folder.name for folder in folders]))
+        print_text(json.dumps([folder.name for folder in folders]))
     return 0

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import print_json
+from ekd_ray.cli.output import print_json, print_text
 from ekd_ray.errors import UserError
 
 EXAMPLES = (
@@ -35,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the test accuracies of the studies' winners, champions and baselines."""
     # These load torch and rich.
-    from rich.console import Console
-
+    from ekd_ray.cli.console import Console
     from ekd_ray.studies.comparison import (
         collect_cells,
         comparison_table,
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     studies = find_studies(args.runs)
     for path, study in list(studies.items()):
         if not any(row.test or row.failed for row in study.leaderboard()):
-            print(f"left out: {path} has no final run yet", file=sys.stderr)
+            print_text(f"left out: {path} has no final run yet", file=sys.stderr)
             del studies[path]
     if not studies:
         raise UserError("there is nothing to compare: give studies that have come to their end.")
@@ -58,5 +57,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json([asdict(cell) for cell in cells])
     else:
-        Console(highlight=False, soft_wrap=True).print(comparison_table(cells))
+        Console().print(comparison_table(cells))
     return 0

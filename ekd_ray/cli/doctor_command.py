@@ -14,7 +14,6 @@ import platform
 import re
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import join_cluster, print_json
+from ekd_ray.cli.output import join_cluster, print_json, print_text, show_passing
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.phrases import size_text
 from ekd_ray.files import default_cache_dir
@@ -57,19 +56,19 @@ def run(args: argparse.Namespace) -> int:
     join_cluster(args.address)
     findings = []
     for topic, check in CHECKS.items():
-        if not args.json and sys.stderr.isatty():
-            print(f"\r\x1b[K{topic} ...", end="", file=sys.stderr, flush=True)
+        if not args.json:
+            show_passing(f"{topic} ...")
         findings += _examine(topic, check)
-    if not args.json and sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if not args.json:
+        show_passing("")
     wrong = [finding.topic for finding in findings if not finding.ok]
     if args.json:
         print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         width = max(len(finding.topic) for finding in findings)
         for finding in findings:
-            print(f"{'' if finding.ok else '!!':2s} {finding.topic:{width}s}  {finding.found}")
-        print(f"does not work: {', '.join(wrong)}" if wrong else "all of it works")
+            print_text(f"{'' if finding.ok else '!!':2s} {finding.topic:{width}s}  {finding.found}")
+        print_text(f"does not work: {', '.join(wrong)}" if wrong else "all of it works")
     return EXIT_UNSOUND if wrong else 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import print_json
+from ekd_ray.cli.output import print_json, print_text
 from ekd_ray.errors import UserError
 from ekd_ray.remote.location import is_uri
 
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         check_exports(formats)
         winner = study.best()
         further = f", and push that to {target}" if target else ""
-        print(f"would export {winner.name} of {args.run} to {args.out}{further}")
+        print_text(f"would export {winner.name} of {args.run} to {args.out}{further}")
         return 0
     with contextlib.closing(Terminal(quiet=args.quiet)) as terminal:
         terminal.stage("export", 1, 0)
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     elif not args.quiet:
         _print_export(bundle, verified=args.verify and found.ok)
         if pushed:
-            print(f"hub: {pushed}")
+            print_text(f"hub: {pushed}")
     if not found.ok:
         raise UserError(f"{bundle.path}: {' '.join(found.problems)}")
     return 0
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 def _print_export(bundle: Bundle, *, verified: bool) -> None:
     stated = bundle.metrics["model"]["test_top1"]
     note = ", reproduced by the stored weights" if verified else ""
-    print(f"bundle: {bundle.path} ({bundle.config.student}, test top-1 {stated:.2%}{note})")
+    print_text(f"bundle: {bundle.path} ({bundle.config.student}, test top-1 {stated:.2%}{note})")
     for name, program in bundle.metrics.get("exports", {}).items():
         gap = program["largest_difference"]
-        print(f"{name}: differs from the PyTorch model by {gap:.1g} at most")
+        print_text(f"{name}: differs from the PyTorch model by {gap:.1g} at most")

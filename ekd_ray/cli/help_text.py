@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from ekd_ray.cli.output import print_text
 from ekd_ray.errors import UserError, unknown_name
 
 LINES = 25  # of the help at first
@@ -80,7 +81,7 @@ class _HelpAll(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         assert isinstance(parser, HelpParser)
-        print(parser.format_help_all(), end="")
+        print_text(parser.format_help_all(), end="")
         parser.exit()
 
 

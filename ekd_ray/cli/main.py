@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from ekd_ray.cli.help_text import HelpParser, all_actions
+from ekd_ray.cli.output import print_text
 from ekd_ray.errors import Interrupted, UserError, disk_full_error, unknown_name
 
 EXIT_INTERRUPTED = 130
@@ -153,14 +154,14 @@ def _answer(flag: str) -> int:
     if flag == "--version":
         from ekd_ray import __version__
 
-        print(f"ekd_ray {__version__}")
+        print_text(f"ekd_ray {__version__}")
     elif flag in ("-h", "--help"):
-        print(overview())
+        print_text(overview())
     elif flag == "--help-all":
-        print(overview())
+        print_text(overview())
         for name in COMMANDS:
             for inner in all_parsers(command_parser(name)):
-                print(f"\n{inner.format_help_all()}", end="")
+                print_text(f"\n{inner.format_help_all()}", end="")
     else:
         raise UserError(f"{flag} needs a command before it: ekd-ray COMMAND {flag}.")
     return 0
@@ -184,15 +185,15 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_text(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, Interrupted):
-        print("interrupted: run the same command with --resume to continue.", file=sys.stderr)
+        print_text("interrupted: run the same command with --resume to continue.", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
         full = disk_full_error(error)
         if full is not None:
-            print(f"error: {full}", file=sys.stderr)
+            print_text(f"error: {full}", file=sys.stderr)
             code = full.exit_code
         elif isinstance(error, BrokenPipeError) and _is_reader_gone():
             code = 0

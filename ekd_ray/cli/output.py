@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any
+
+from ekd_ray.errors import spell_controls
+
+
+def print_text(text: str, **options: Any) -> None:
+    """`print` for people: foreign text is shown, not obeyed."""
+    print(spell_controls(text), **options)
+
+
+def show_passing(text: str) -> None:
+    """A line on standard error that the next one replaces; nothing where that is no terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
     """Results for programs, on standard output."""
-    print(json.dumps(value, indent=2, sort_keys=True))
+    print_text(json.dumps(value, indent=2, sort_keys=True))
 
 
 def print_plan(text: str, values: dict[str, Any], *, as_json: bool) -> None:
@@ -17,7 +31,7 @@ def print_plan(text: str, values: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(values)
     else:
-        print(text)
+        print_text(text)
 
 
 def join_cluster(address: str | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ekd_ray.cli import flags, tune_command
 from ekd_ray.cli.help_text import HelpParser
+from ekd_ray.cli.output import print_text
 
 EXAMPLES = ("ekd-ray quickstart", "ekd-ray quickstart --out /tmp/quickstart")
 FIRST = ()
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     study.resume = args.resume or (Path(args.out) / "study.yaml").exists()
     code = tune_command.run(study)
     if code == 0 and not (args.dry_run or args.quiet or args.json):
-        print(
+        print_text(
             f"next: ekd-ray show {args.out}\n"
             f"      ekd-ray reproduce {args.out}/best      # bit-identical on this machine"
         )

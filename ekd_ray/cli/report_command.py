@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ekd_ray.cli import flags
+from ekd_ray.cli.output import print_text
 
 EXAMPLES = ("ekd-ray report runs/quickstart",)
 FIRST = ("--out",)
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     path = write_report(Study.load(args.run), Path(args.out) if args.out else None)
     if args.json:
-        print(json.dumps({"report": str(path)}))
+        print_text(json.dumps({"report": str(path)}))
     elif not args.quiet:
-        print(f"report: {path}")
+        print_text(f"report: {path}")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import print_json, print_plan
+from ekd_ray.cli.output import print_json, print_plan, print_text
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.studies.places import RUNS, find_data_root
@@ -119,17 +119,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: Reproduction, *, quiet: bool) -> None:
-    print(found.verdict)
+    print_text(found.verdict)
     if quiet:
         return
     if found.first:
-        print(f"first difference: {found.first}")
-        print(
+        print_text(f"first difference: {found.first}")
+        print_text(
             f"test_top1 {found.test_top1:.4f}, stated {found.stated:.4f}, "
             f"tolerance {found.tolerance:.4f}"
         )
     else:
-        print("every figure of every epoch, every tensor and every test metric are equal")
-    print(f"promised here: {found.promised}")
+        print_text("every figure of every epoch, every tensor and every test metric are equal")
+    print_text(f"promised here: {found.promised}")
     for line in found.elsewhere:
-        print(f"not as it was: {line}")
+        print_text(f"not as it was: {line}")

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from ekd_ray.cli.output import join_cluster, print_json, print_plan
+from ekd_ray.cli.output import join_cluster, print_json, print_plan, print_text
 from ekd_ray.cli.plan_text import run_plan
 from ekd_ray.cli.request import Request
 from ekd_ray.cli.terminal import Terminal
@@ -40,7 +40,7 @@ def train(request: Request) -> int:
 
             def show_plan() -> None:
                 if not request.quiet:
-                    terminal.console.print(plan, markup=False)
+                    terminal.console.print(plan)
 
             result = run_training(training, terminal, on_begin=show_plan)
     _print(result, training, as_json=request.json)
@@ -75,11 +75,11 @@ def _print(result: RunResult, training: Training, *, as_json: bool) -> None:
         for entry in result.candidates:
             figure = entry["reason"] or f"{metric} {entry['metrics'][metric]:.4f}"
             mark = ", chosen" if entry["seed"] == chosen else ""
-            print(f"seed {entry['seed']}: {entry['status']}, {figure}{mark}")
+            print_text(f"seed {entry['seed']}: {entry['status']}, {figure}{mark}")
     figures = {k: v for k, v in result.metrics.items() if k.startswith(("val_", "test_"))}
     if result.log_prior is not None:
         figures["log_prior"] = result.log_prior
     # The accuracy first: it is what one looks for.
     names = sorted(figures, key=lambda name: not name.endswith("_top1"))
-    print("  ".join(f"{name} {figures[name]:.4f}" for name in names))
-    print(f"weights: {result.weights}")
+    print_text("  ".join(f"{name} {figures[name]:.4f}" for name in names))
+    print_text(f"weights: {result.weights}")

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import print_json
+from ekd_ray.cli.output import print_json, print_text
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile, json_schema
 from ekd_ray.errors import UserError
 from ekd_ray.studies.recipes import Recipe, list_recipes, locate_recipe
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    print(json.dumps(json_schema(CLASSES[args.kind]), indent=2))
+    print_text(json.dumps(json_schema(CLASSES[args.kind]), indent=2))
     return 0
 
 
@@ -66,7 +66,7 @@ def _list(args: argparse.Namespace) -> int:
     width = max(map(len, rows))
     for name, row in rows.items():
         what = f"{row['dataset']}, {row['epochs']} epochs" if row["student"] else "a base of others"
-        print(f"{name:{width}s}  {what}")
+        print_text(f"{name:{width}s}  {what}")
     return 0
 
 
@@ -79,7 +79,7 @@ def _copy(args: argparse.Namespace) -> int:
         raise UserError(f"{target} is there already: name another file.")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    print(f"recipe: {target} (ekd-ray tune --space {target})")
+    print_text(f"recipe: {target} (ekd-ray tune --space {target})")
     return 0
 
 
@@ -92,9 +92,9 @@ def _show(args: argparse.Namespace) -> int:
     config = recipe.config
     # These load torch and optuna.
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
+    from ekd_ray.cli.console import Console
     from ekd_ray.losses.methods import resolve_method
     from ekd_ray.scale.space import check_space, first_points
 
@@ -119,12 +119,12 @@ def _show(args: argparse.Namespace) -> int:
         table.add_row(*row)
     # Names and figures whole: a line that the terminal breaks is better than one cut short.
     width = sum(3 + max(map(len, column)) for column in zip(*rows, strict=True))
-    console = Console(highlight=False, width=max(Console().width, width))
+    console = Console(width=max(Console().width, width))
     for name, parameter in space.parameters.items():
-        console.print(f"{name:16s} {parameter.describe()}", markup=False)
+        console.print(f"{name:16s} {parameter.describe()}")
     console.print(table)
     console.print("shared by all trials:")
     for name, value in base.to_dict().items():
         if value is not None and name not in space.parameters:
-            console.print(f"  {name}: {value}", markup=False)
+            console.print(f"  {name}: {value}")
     return 0

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
 from rich.table import Table
 
+from ekd_ray.cli.console import Console
 from ekd_ray.cli.terminal import (
     difference_lines,
     front_table,
@@ -93,9 +93,9 @@ def print_study(study: Study, bundle: Bundle) -> None:
 def _print(parts: list[str | Table], config: StudyConfig, *, least_width: int) -> None:
     # Figures whole: a line that the terminal breaks is better than one cut short.
     width = max(Console().width, least_width + 18 * (len(config.watched) - 1))
-    console = Console(highlight=False, soft_wrap=True, width=width)
+    console = Console(width=width)
     for part in parts:
-        console.print(part, markup=False)
+        console.print(part)
 
 
 def _other_names(board: list[Row]) -> list[str]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from ekd_ray.cli.console import Console
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.phrases import several
@@ -66,7 +67,7 @@ class Terminal:
         rungs: Iterable[int] = (), quiet: bool = False, console: Console | None = None,
         unit: str = "parts",
     ) -> None:  # fmt: skip
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = console or Console(stderr=True)
         self.metric, self.mode, self.shown = metric, mode, tuple(shown)
         self.rungs = tuple(rungs)
         self.quiet, self.unit = quiet, unit
@@ -109,12 +110,12 @@ class Terminal:
         if not epochs:
             self._line(f"{title} ...")
             if self.console.is_terminal:
-                self._live = Live(Spinner("dots", text=title), console=self.console, transient=True)
+                spinner = Spinner("dots", text=self.console.render_str(title))
+                self._live = Live(spinner, console=self.console, transient=True)
                 self._live.start()
             return
-        self.console.print(
-            f"[bold]{title}[/bold]: {several(total, 'run')} of up to {several(epochs, 'epoch')}"
-        )
+        runs = f": {several(total, 'run')} of up to {several(epochs, 'epoch')}"
+        self.console.print(Text.assemble(self.console.render_str(title, style="bold"), runs))
         if self.console.is_terminal:
             self._show(self._table())
 
@@ -175,7 +176,7 @@ class Terminal:
 
     def _line(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text.rstrip(), markup=False)
+            self.console.print(text.rstrip())
 
     def _draw(self) -> None:
         # A table for every report of 64 trials would be most of the driver's work.
@@ -282,7 +283,7 @@ def progress_line(title: str, share: float, text: str, *, width: int) -> Table:
     line.add_column(no_wrap=True)
     line.add_column(width=bar)
     line.add_column(overflow="fold")
-    line.add_row(title, ProgressBar(total=1.0, completed=share, width=bar), Text(text))
+    line.add_row(title, ProgressBar(total=1.0, completed=share, width=bar), text)
     return line
 
 
@@ -290,7 +291,7 @@ def folded(text: str) -> Table:
     """Text that goes on in the next line where the terminal ends."""
     line = Table.grid()
     line.add_column(overflow="fold")
-    line.add_row(Text(text))
+    line.add_row(text)
     return line
 
 

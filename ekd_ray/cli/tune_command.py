@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import join_cluster, print_json, print_plan
+from ekd_ray.cli.output import join_cluster, print_json, print_plan, print_text
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
@@ -115,8 +115,7 @@ def _run_one(recipe: Recipe, request: Request) -> int:
 
 def _run_many(request: Request) -> int:
     """A study for every pair and method, then one table; a study that fails stays one cell."""
-    from rich.console import Console
-
+    from ekd_ray.cli.console import Console
     from ekd_ray.cli.plan_text import study_plan
     from ekd_ray.remote.session import put_files
     from ekd_ray.results.study import Study
@@ -150,7 +149,7 @@ def _run_many(request: Request) -> int:
     with connected(*configs.values()):
         for name, config in configs.items():
             if not request.quiet:
-                Console(highlight=False).rule(name)
+                Console().rule(name)
             pair, _, method = name.rpartition("/")
             place = (pair, method)
             try:
@@ -158,7 +157,7 @@ def _run_many(request: Request) -> int:
                 done[place] = Study.load(out / name)
             except UserError as error:
                 done[place] = str(error)
-                print(f"error: {name}: {error}", file=sys.stderr)
+                print_text(f"error: {name}: {error}", file=sys.stderr)
     cells = collect_cells(done)
     write_comparison(out, cells)
     if location:
@@ -166,9 +165,9 @@ def _run_many(request: Request) -> int:
     if request.json:
         print_json({"out": str(out), "cells": [asdict(cell) for cell in cells]})
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console()
         console.print(comparison_table(cells))
-        console.print(f"table: {out / COMPARISON}.md", markup=False)
+        console.print(f"table: {out / COMPARISON}.md")
     return 1 if any(isinstance(study, str) for study in done.values()) else 0
 
 
@@ -198,7 +197,7 @@ def _run_study(
 
     def show_plan() -> None:
         if not request.quiet:
-            terminal.console.print(study_plan(config, out), markup=False)
+            terminal.console.print(study_plan(config, out))
 
     with contextlib.closing(terminal):
         return conduct_study(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ekd_ray.errors import UserError, shorten, unknown_name
@@ -21,6 +21,17 @@ class Normalization:
     def as_text(self) -> str:
         """The form that `teacher_normalization` takes: 'mean,mean,mean/std,std,std'."""
         return "/".join(",".join(str(value) for value in part) for part in (self.mean, self.std))
+
+
+# Beyond these, images in [0, 1] leave what float32 can hold apart.
+LARGEST_MEAN, LEAST_STD, LARGEST_STD = 1e3, 1e-6, 1e3
+
+
+def is_normalization(mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether these are three means and three deviations with which images can be normalised."""
+    within = [abs(value) <= LARGEST_MEAN for value in mean]  # no NaN is
+    within += [LEAST_STD <= value <= LARGEST_STD for value in std]
+    return len(mean) == len(std) == 3 and all(within)
 
 
 NORMALIZATIONS = {
@@ -43,13 +54,12 @@ def parse_normalization(text: str, *, setting: str = "teacher_normalization") ->
         parts = [tuple(float(v) for v in part.split(",")) for part in text.split("/")]
     except ValueError:
         parts = []
-    legal = [len(part) for part in parts] == [3, 3] and min(parts[1]) > 0
-    if not legal or not all(math.isfinite(value) for part in parts for value in part):
+    if len(parts) != 2 or not is_normalization(*parts):
         if re.fullmatch(r"\w+", text):
             raise unknown_name(setting, text, NORMALIZATIONS, keys=(setting,))
         raise UserError(
-            f"{setting} must be a name or 'mean,mean,mean/std,std,std' with std > 0, got "
-            f"{shorten(text)}.",
+            f"{setting} must be a name or 'mean,mean,mean/std,std,std' with std of {LEAST_STD:g} "
+            f"to {LARGEST_STD:g} and mean of at most {LARGEST_MEAN:g}, got {shorten(text)}.",
             keys=(setting,),
         )
     return Normalization(mean=parts[0], std=parts[1])  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from ekd_ray.data.datasets import (
     num_train,
     short_name,
 )
-from ekd_ray.data.registry import DATASETS, DatasetInfo, register_dataset
+from ekd_ray.data.registry import DATASETS, DatasetInfo, check_class_names, register_dataset
 from ekd_ray.data.splits import held_out_size, stratified_split, stratified_subset
 from ekd_ray.data.staging import (
     Stage,
@@ -40,6 +40,7 @@ __all__ = [
     "DatasetInfo",
     "EncodedImages",
     "ImageArrays",
+    "check_class_names",
     "check_dataset",
     "dataset_info",
     "default_cache_dir",

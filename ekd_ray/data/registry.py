@@ -77,6 +77,9 @@ class DatasetInfo:
     load_files: tuple[str, ...] = ()
     version: int = 1
 
+    def __post_init__(self) -> None:
+        check_class_names(self.name, self.class_names)
+
     @property
     def kind(self) -> str:
         """The name, or what stands before the PATH of one."""
@@ -88,6 +91,16 @@ class DatasetInfo:
         known = self.num_classes and self.image_size and self.std != UNKNOWN and self.view_scheme
         named = self.load is None or self.class_names
         return bool(known and named) and self.encoded is not None
+
+
+def check_class_names(where: str, names: Iterable[str]) -> None:
+    """Raise `UserError` for the name of a class that no line of a table can show."""
+    for name in names:
+        if not name.isprintable() and re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", name):
+            raise UserError(
+                f"{where} has a class with control characters in its name, {name[:40]!r}: "
+                "rename it."
+            )
 
 
 UNKNOWN: Triple = (0.0, 0.0, 0.0)  # a standard deviation that nobody has given

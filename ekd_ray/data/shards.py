@@ -13,7 +13,7 @@ import numpy as np
 
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import readable
-from ekd_ray.data.registry import HUB_PREFIX, DatasetInfo
+from ekd_ray.data.registry import HUB_PREFIX, DatasetInfo, check_class_names
 from ekd_ray.data.sources import EncodedBatch, EncodedSource, check_int64, one_line, row_name
 from ekd_ray.errors import UserError
 from ekd_ray.files import check_plain, parse_json, read_json
@@ -141,6 +141,7 @@ class ShardSource(EncodedSource):
                 raise UserError(f"column {column!r} of {path} must {needed}, got {got}.")
         count, known = self.info.num_classes, self.info.class_names
         names = _declared_names(schema, label)
+        check_class_names(str(path), names)
         if names and known and self.info.kind == _HUB and names != known:
             raise UserError(
                 f"{path} declares other classes than the training split of {self.info.name} "

@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import decode_fixed, read_picture, readable
-from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo
+from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo, check_class_names
 from ekd_ray.errors import UserError
 from ekd_ray.files import open_plain, read_text
 
@@ -229,6 +229,7 @@ class FolderSource(EncodedSource):
         self.side = train if split == "train" else held_out
         self._class_times = _list_classes(train)
         self.class_names = tuple(self._class_times)
+        check_class_names(str(train), self.class_names)
         if len(self.class_names) != info.num_classes:
             raise UserError(
                 f"{train} has {len(self.class_names)} class folders, but {info.name} has "

@@ -6,7 +6,13 @@ Wang et al. 2021 (PVT), Yuan et al. 2021 (T2T-ViT).
 """
 
 from ekd_ray.models.teacher_zoo import find_softmax_teacher, find_teacher, list_teachers
-from ekd_ray.models.weights import WeightsMetadata, load_weights, read_metadata, save_weights
+from ekd_ray.models.weights import (
+    WeightsMetadata,
+    load_model,
+    load_weights,
+    read_metadata,
+    save_weights,
+)
 from ekd_ray.models.zoo import (
     ALIASES,
     build_model,
@@ -25,6 +31,7 @@ __all__ = [
     "model_normalization",
     "register_model",
     "ALIASES",
+    "load_model",
     "load_weights",
     "save_weights",
     "read_metadata",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import pickle
 import re
@@ -29,12 +28,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ekd_ray.config.normalization import is_normalization
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, check_format, open_plain, sha256_file
-from ekd_ray.models.zoo import ALIASES, MODELS, build_model
+from ekd_ray.models.zoo import ALIASES, MODELS, build_model, is_of_library
 
 HEADER_KEY = "ekd_ray"
 FORMAT_VERSION = 1
+LARGEST_LOG_PRIOR = 80.0  # exp of more overflows float32
 # Names under which DistributedDataParallel and torch.compile hold a model, in its keys as well.
 _WRAPPERS = ("module", "_orig_mod")
 # Counters that checkpoints older than torch 0.4.1 lack; inference and training work without.
@@ -177,6 +178,25 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMetad
     return metadata
 
 
+def load_model(name: str, num_classes: int, path: str | os.PathLike[str]) -> nn.Module:
+    """A model of the zoo with the weights of a file, in evaluation mode.
+
+    A network of a library, which may be a giant, is first laid out without memory: it is built
+    when its parameters are known to be those of the file.
+
+    Raises UserError as `build_model` and `load_weights` do.
+    """
+    if is_of_library(name):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            layout = build_model(name, num_classes)
+        _, state, metadata = _read_tensors(Path(path))
+        own = _shapes(layout.state_dict())
+        _check_names_and_shapes(Path(path), layout, own, _shapes(state), metadata)
+    model = build_model(name, num_classes)
+    load_weights(model, path)
+    return model.eval()
+
+
 def _refusal(path: Path, problem: str, cure: str = "copy or download it again") -> UserError:
     # The representation of the path escapes what would break the line.
     return UserError(f"the weights file {str(path)!r} {problem}: {cure}.")
@@ -255,9 +275,11 @@ def _read_header(path: Path) -> WeightsMetadata | None:
             dataset=None if header["dataset"] is None else str(header["dataset"]),
             extra=dict(header["extra"]),
         )
-        values = (metadata.log_prior or 0.0, *(metadata.mean or ()), *(metadata.std or ()))
-        if not all(math.isfinite(value) for value in values):
-            raise ValueError("not finite")
+        stated = (metadata.mean, metadata.std)
+        if stated != (None, None) and not is_normalization(*(part or () for part in stated)):
+            raise ValueError("normalization")
+        if not abs(metadata.log_prior or 0.0) <= LARGEST_LOG_PRIOR:
+            raise ValueError("log_prior")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = "has ekd_ray metadata with missing or impossible values"
         raise _refusal(path, problem) from error

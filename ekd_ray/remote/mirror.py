@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ekd_ray.config.plugins import SOURCES
+from ekd_ray.errors import spell_controls
 from ekd_ray.files import NoSuchFile, read_bytes, write_text
 from ekd_ray.remote.lease import Lease, LeaseLost, renew_lease
 from ekd_ray.remote.object_store import Stamp, StorageError, Store
@@ -151,18 +152,18 @@ class Mirror:
         except LeaseLost as error:
             self._lost, self._failure = True, f"it was taken over by {error}"
             text = f"was taken over by {error}: what happens here stays in {self._folder}."
-            print(f"warning: {self._store.location} {text}", file=sys.stderr)
+            print(spell_controls(f"warning: {self._store.location} {text}"), file=sys.stderr)
         except StorageError as error:
             self._failure = error.reason
         except Exception as error:  # a thread that dies silently would lose all that follows
             self._failure = f"{type(error).__name__}: {error}"
         if self._failure and not (before or final or self._lost):
-            print(
+            text = (
                 f"warning: {self._store.location} does not take the study's files "
                 f"({self._failure}): the study goes on in {self._folder}, and uploading is tried "
-                "again.",
-                file=sys.stderr,
+                "again."
             )
+            print(spell_controls(text), file=sys.stderr)
 
     def upload(self, *, final: bool = False) -> None:
         """Send what has changed; if `final`, release the study.

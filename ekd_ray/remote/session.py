@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ekd_ray.config.plugins import SOURCES, names_plugins
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, spell_controls
 from ekd_ray.files import read_bytes
 from ekd_ray.remote.lease import LEASE, Lease, take_lease
 from ekd_ray.remote.location import Location, working_copy
@@ -82,7 +82,7 @@ def mirrored(
             yield
         except BaseException:
             if stale := mirror.close():
-                print(f"warning: {stale}", file=sys.stderr)
+                print(spell_controls(f"warning: {stale}"), file=sys.stderr)
             raise
         if stale := mirror.close():
             raise StaleCopy(stale)

@@ -22,17 +22,17 @@ from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
-from ekd_ray.data import dataset_info, load_dataset, short_name
+from ekd_ray.data import check_class_names, dataset_info, load_dataset, short_name
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model, predict
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.precision import environment, pick_device
-from ekd_ray.engine.resolve import student_size
+from ekd_ray.engine.resolve import check_model, student_size
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.engine.runlog import HISTORY, read_history
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError, spell_controls, unknown_name
 from ekd_ray.files import (
     MOST_TEXT,
     check_format,
@@ -42,7 +42,7 @@ from ekd_ray.files import (
     write_json,
     write_text,
 )
-from ekd_ray.models import WeightsMetadata, build_model, load_weights, read_metadata
+from ekd_ray.models import WeightsMetadata, load_model, read_metadata
 from ekd_ray.remote.hub import PREFIX, fetch_folder, parse_hub_name, push_folder
 from ekd_ray.results.card import UNKNOWN_LICENSE, check_license, model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
@@ -61,6 +61,7 @@ _SOURCE = re.compile(rf"{SOURCES}/(\w+/)*\w+\.py")  # a plugin's
 _PATTERNS = (MANIFEST, *FILES, *EXPORTS.values(), f"{SOURCES}/*.py")
 # Another processor, GPU or torch rounds otherwise: a few images may change sides.
 ELSEWHERE = 0.005
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,16 @@ class Bundle:
 
     def model(self) -> nn.Module:
         """The student in evaluation mode: normalised images [B, 3, H, W] -> logits [B, C]."""
-        model = build_model(self.config.student, len(self.class_names))
-        load_weights(model, self.path / WEIGHTS)
-        return model.eval()
+        classes, stated = len(self.class_names), self.weights.num_classes
+        if classes != stated:
+            raise UserError(
+                f"{self.path} names {classes} classes, and its weights have {stated}: export it "
+                "again."
+            )
+        student = self.config.student
+        model = load_model(student, classes, self.path / WEIGHTS)
+        check_model(student, classes, student_size(self.config), "image_size")
+        return model
 
     @cached_property
     def weights(self) -> WeightsMetadata:
@@ -192,7 +200,7 @@ class Bundle:
 
     def __repr__(self) -> str:
         run = self.config
-        return (
+        return spell_controls(
             f"Bundle {self.path}: {run.student} by {run.method} on {short_name(run.dataset)}"
             f"{list_figures(self.metrics['model'], TESTED)}"
         )
@@ -209,7 +217,10 @@ class Bundle:
 
     def history(self) -> list[dict[str, Any]]:
         """The rows of every epoch of the run that made the weights."""
-        return read_history(self.path)
+        rows = read_history(self.path)
+        if not all(isinstance(row, dict) for row in rows):
+            raise _damaged(self.path / HISTORY)
+        return rows
 
     def environment(self) -> dict[str, Any]:
         """The machine and packages of the training; raises `UserError` if the file is damaged."""
@@ -504,27 +515,45 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """Read `metrics.json` of a bundle; raises `UserError` if it is damaged, foreign or newer."""
     metrics = _read_mapping(path)
     check_format(path, metrics.get("format_version", 1), FORMAT_VERSION)
-    names, model, test = (metrics.get(key) for key in ("class_names", "model", "test"))
+    names: Any = metrics.get("class_names")
+    model: Any = metrics.get("model")
+    test, exports = metrics.get("test"), metrics.get("exports") or {}
     sound = (
         isinstance(names, list)
         and len(names) > 1
         and all(isinstance(name, str) for name in names)
-        and isinstance(model, dict)
-        and type(model.get("test_top1")) in (int, float)
+        and _are_figures(model)
+        and 0 <= model.get("test_top1", -1) <= 1
         and isinstance(test, dict)
-        and all(isinstance(entry, dict) for entry in test.values())
-        and isinstance(metrics.get("workers"), int)
+        and all(_are_figures(entry) for entry in test.values())
+        and isinstance(exports, dict)
+        and all(isinstance(entry, dict) for entry in exports.values())
+        and type(metrics.get("workers")) is int
     )
     if not sound:
         raise _damaged(path)
+    check_class_names(str(path), names)
     return metrics
+
+
+def _are_figures(found: Any) -> bool:
+    """Whether it is a mapping to numbers."""
+    return isinstance(found, dict) and all(type(v) in (int, float) for v in found.values())
 
 
 def read_environment(path: Path) -> dict[str, Any]:
     """Read `environment.json` of a bundle; raises `UserError` if it is damaged."""
     found = _read_mapping(path)
-    threads = found.get("threads")
-    if not (isinstance(threads, int) and threads > 0 and isinstance(found.get("packages"), dict)):
+    threads, gpus = found.get("threads"), found.get("gpus") or []
+    sound = (
+        type(threads) is int
+        and 0 < threads <= MOST_THREADS
+        and isinstance(found.get("packages"), dict)
+        and isinstance(gpus, list)
+        and all(isinstance(name, str) for name in gpus)
+        and isinstance(found.get("deterministic", False), bool)
+    )
+    if not sound:
         raise _damaged(path)
     return found
 
@@ -532,7 +561,8 @@ def read_environment(path: Path) -> dict[str, Any]:
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)
-    except UserError:
+        json.dumps(found, allow_nan=False)  # refuses 1e999, too
+    except (UserError, ValueError):
         found = None
     if not isinstance(found, dict):
         raise _damaged(path)

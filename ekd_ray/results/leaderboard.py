@@ -12,6 +12,7 @@ import pyarrow as pa
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import COSTS, DIRECTIONS, as_loss, total_violation
 from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.errors import spell_controls
 from ekd_ray.results.paired import SETTLED_LEVEL, Paired, paired_difference
 from ekd_ray.results.records import RunRecord, table_of_rows
 
@@ -96,9 +97,11 @@ class Leaderboard(list[Row]):
             figures = ("failed", "") if row.failed else (_spread(row.val), _spread(row.test))
             lines.append((row.name, row.role, *figures))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-            for line in lines
+        return spell_controls(
+            "\n".join(
+                "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+                for line in lines
+            )
         )
 
     def _plain_row(self, row: Row) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def prepare(
     if problems:
         raise UserError(f"{bundle.path} is not as it was exported: {' '.join(problems)}")
     bundle.environment()
+    bundle.model()  # a student that its weights do not fit is not worth a training
     config = bundle.config
     if dataset is not None:
         config = config.replace(dataset=dataset)

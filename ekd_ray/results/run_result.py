@@ -12,9 +12,9 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.data import short_name
 from ekd_ray.engine.final import WEIGHTS
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, spell_controls
 from ekd_ray.files import read_json
-from ekd_ray.models import build_model, load_weights, read_metadata
+from ekd_ray.models import load_model, read_metadata
 from ekd_ray.results.html import facts_html
 from ekd_ray.results.records import CANDIDATES, RunRecord, candidate_folder, read_record
 from ekd_ray.results.words import figure_text, list_figures, metric_name
@@ -83,13 +83,12 @@ class RunResult:
 
     def model(self) -> nn.Module:
         """The network in evaluation mode: normalised images [B, 3, H, W] -> logits [B, C]."""
-        model = build_model(self.config.student, read_metadata(self.weights).num_classes)
-        load_weights(model, self.weights)
-        return model.eval()
+        classes = read_metadata(self.weights).num_classes
+        return load_model(self.config.student, classes, self.weights)
 
     def __repr__(self) -> str:
         run = self.config
-        return (
+        return spell_controls(
             f"RunResult {self.path}: {run.student} by {run.method} on {short_name(run.dataset)}"
             f"{list_figures(self.metrics, ('val_top1', 'test_top1'))}"
         )

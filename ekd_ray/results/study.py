@@ -12,7 +12,7 @@ from typing import Any
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.phrases import several
 from ekd_ray.data import short_name
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, spell_controls
 from ekd_ray.files import read_bytes
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.html import facts_html, table_html
@@ -117,7 +117,7 @@ class Study(StudyReader):
             now, best = progress(found), found.ranked()[:1]
             text += f", {now.stage}, {sum(now.trials.values())} of {several(now.asked, 'trial')}"
             text += "".join(f", best{list_figures(trial.last, (metric,))[1:]}" for trial in best)
-        return text
+        return spell_controls(text)
 
     def _repr_html_(self) -> str:
         shared, now, metric = self.config.distill, progress(self), self.config.metric

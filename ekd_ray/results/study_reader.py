@@ -207,7 +207,7 @@ class StudyReader:
         return {
             row.name: paired_difference(board[0].test, row.test)
             for row in board[1:]
-            if board[0].test and row.test and not (row.failed or board[0].failed)
+            if len(row.test) == len(board[0].test) > 0 and not (row.failed or board[0].failed)
         }
 
     def validation_differences(self) -> dict[str, Paired]:

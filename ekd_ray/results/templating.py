@@ -7,6 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ekd_ray.errors import spell_controls
+
 
 def render(
     template: str, *, autoescape: bool, filters: Mapping[str, Callable[..., Any]], **values: Any
@@ -22,8 +24,14 @@ def render(
     """
     environment = Environment(
         loader=PackageLoader("ekd_ray.results"), autoescape=autoescape,
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=_spell_foreign, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= filters
     return environment.get_template(template).render(values)
+
+
+def _spell_foreign(value: Any) -> Any:
+    """The value without signs that a terminal or a browser would obey; markup of ours is ours."""
+    foreign = isinstance(value, str) and not hasattr(value, "__html__")
+    return spell_controls(value) if foreign else value

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ekd_ray.config.targets import as_loss
-from ekd_ray.errors import UserError, shorten
+from ekd_ray.errors import UserError, shorten, spell_controls
 from ekd_ray.scale.tracking import Observer
 
 
@@ -79,7 +79,7 @@ class ProgressBar(Callback):
         self._epochs = epochs
 
     def note(self, text: str) -> None:
-        self._tqdm.write(text, file=sys.stderr)
+        self._tqdm.write(spell_controls(text), file=sys.stderr)
 
     def epoch(self, number: int, row: dict[str, Any]) -> None:
         self._advance(number, row["epoch"])

@@ -16,7 +16,7 @@ from rich.table import Table
 from scipy import stats
 
 from ekd_ray.data import short_name
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, spell_controls
 from ekd_ray.files import write_json, write_text
 from ekd_ray.remote.location import is_uri
 from ekd_ray.results.leaderboard import Row, mean_sd
@@ -157,7 +157,7 @@ def write_comparison(out: Path, cells: list[Cell]) -> None:
     header, rows = _grid(cells)
     lines = [header, ["---"] * len(header), *rows]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    write_text(out / f"{COMPARISON}.md", text + "\n")
+    write_text(out / f"{COMPARISON}.md", spell_controls(text) + "\n")
     write_json(out / f"{COMPARISON}.json", [asdict(cell) for cell in cells])
 
 

@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from ekd_ray.cli.console import Console
 from ekd_ray.cli.terminal import Terminal, leaderboard_table, winner_settings
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.results.leaderboard import Row
@@ -19,7 +19,7 @@ CONFIG = StudyConfig(space={"kd_weight": {"low": 1, "high": 9}})
 
 def make(*, tty: bool = False, **options: Any) -> tuple[Terminal, io.StringIO]:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=tty, width=100, highlight=False, soft_wrap=True)
+    console = Console(file=text, force_terminal=tty, width=100)
     return Terminal(shown=("kd_weight",), rungs=(1, 3, 9), console=console, **options), text
 
 
@@ -51,7 +51,7 @@ def test_without_a_terminal_each_run_is_one_line() -> None:
 def test_the_live_view_fits_its_terminal(width: int) -> None:
     """Nothing is cut off or spills over: figures whole, long lines go on in the next."""
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=width, soft_wrap=True)
+    console = Console(file=text, force_terminal=True, width=width)
     terminal = Terminal(shown=("kd_weight",), rungs=(1, 3, 9, 27, 81, 200), console=console)
     terminal.stage("search", 30, 200)
     for number in range(20):
@@ -161,7 +161,7 @@ def rows() -> list[Row]:
 
 def test_the_leaderboard_fits_eighty_columns() -> None:
     text = io.StringIO()
-    Console(file=text, width=80, highlight=False).print(leaderboard_table(rows(), CONFIG))
+    Console(file=text, width=80).print(leaderboard_table(rows(), CONFIG))
     shown = text.getvalue()
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= 80

@@ -33,7 +33,7 @@ from ekd_ray.engine.teacher.table import (
     tables_dir,
 )
 from ekd_ray.losses.methods import method_of
-from ekd_ray.models import build_model, load_weights
+from ekd_ray.models import load_model
 
 # The network sees a multiple of this many images. On a CPU the last bits of a row depend on how
 # many are computed together: a matrix product of 1 to 3 rows (of a thread) takes another kernel.
@@ -179,8 +179,7 @@ def _network(
     precision: str, channels_last: bool, device: torch.device, plugins: tuple[str, ...],
     folded: bool,
 ) -> LiveTeacher:  # fmt: skip
-    model = build_model(name, num_classes).eval()
-    load_weights(model, path)
+    model = load_model(name, num_classes, path)
     if folded:
         fold_batch_norms(model, image_size)
     return LiveTeacher(
