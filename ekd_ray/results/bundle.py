@@ -6,6 +6,7 @@ best/  model.safetensors  distill.yaml  metrics.json  history.jsonl  environment
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
