@@ -189,8 +189,8 @@ def check_storage(config: StudyConfig) -> None:
         return
     split = urlsplit(given)
     options = dict(parse_qsl(split.query))
-    passwords = [split.password, *(options.get(name) for name in _PASSWORDS)]
-    passwords = [password for password in passwords if password]
+    found = [split.password, *(options.get(name) for name in _PASSWORDS)]
+    passwords = [password for password in found if password]
     if not all(map(_VARIABLE.fullmatch, passwords)):
         raise UserError(
             "optuna_storage holds a password in plain text, which the study's files would show: "

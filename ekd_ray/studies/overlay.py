@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from ekd_ray.config.candidates import Candidates
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.studies.places import absolute, absolute_paths
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge, with_epochs
-
 
 # Settings of a study by which its results, and the keys to a server, leave this machine: they are
 # used on the user's own word, whatever a recipe or a study's file says.

@@ -88,7 +88,9 @@ def test_an_error_of_the_driver_does_not_show_the_secret(monkeypatch):
     config = study_of("random", optuna_storage="postgresql://me:${EKD_TEST_SECRET}@host/x")
 
     def refuse(url):
-        raise ValueError(f"no answer from {url.render_as_string(hide_password=False)}, {url.password}")
+        raise ValueError(
+            f"no answer from {url.render_as_string(hide_password=False)}, {url.password}"
+        )
 
     monkeypatch.setattr("sqlalchemy.create_engine", refuse)
     with pytest.raises(UserError, match="cannot open") as refused:
