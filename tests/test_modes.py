@@ -56,8 +56,8 @@ def test_files_and_folders_that_are_renamed_into_place(tmp_path: Path, umask: in
 def test_a_run_its_study_and_its_cache(tmp_path: Path, umask: int, monkeypatch) -> None:
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "cache"))
     config = resolve(DistillConfig(
-        dataset="synthetic", student="resnet8", method="none", train_subset=40, batch_size=20, validation_fraction=0.5,
-        epochs=1, precision="float32",
+        dataset="synthetic", student="resnet8", method="none", train_subset=40, batch_size=20,
+        validation_fraction=0.5, epochs=1, precision="float32",
     ))  # fmt: skip
     study = tmp_path / "study"
     open_run(study, StudyConfig(distill=config), resume=False)
