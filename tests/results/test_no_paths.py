@@ -5,10 +5,10 @@ from __future__ import annotations
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import Maker
 from miniature import write_miniature
 from report_studies import BASE, final, select
 
@@ -45,9 +45,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(home: Path) -> tuple[Study, TrainedStudent]:
+def trained(home: Path, make_study: Any) -> tuple[Study, TrainedStudent]:
     """A study of that user with a winner and a failed trial, and what its final run gave."""
-    maker = Maker(home / "runs" / "pets-study")
+    maker = make_study(home / "runs" / "pets-study")
     base = BASE.replace(
         dataset=f"folder:{home / 'data' / 'pets'}", ood_dataset="synthetic",
         train_subset=None, image_size=32, epochs=1, teacher_cache="off", decode_threads=1,
