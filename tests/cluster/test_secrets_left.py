@@ -30,8 +30,8 @@ NAMES = (
 )  # fmt: skip
 CANARIES = {name: f"canary{zlib.crc32(name.encode()):08x}secret" for name in NAMES}
 STUDY = (
-    "--dataset", "digits", "--pair", "resnet20-resnet8", "--method", "none", "--train-subset", "120",
-    "--epochs", "1", "--trials", "2", "--seeds", "1", "--top-k", "1", "--max-concurrent", "2",
+    "--dataset", "digits", "--pair", "resnet20-resnet8", "--method", "none",
+    "--train-subset", "120", "--epochs", "1", "--trials", "2", "--seeds", "1", "--top-k", "1", "--max-concurrent", "2",
     "--set", "baselines=[]", "--set", "champions=[]",
 )  # fmt: skip
 
@@ -54,12 +54,18 @@ def run(environment: dict[str, str], root: Path, *argv: str) -> str:
     }  # fmt: skip
     for name in ("home", "tmp"):
         (root / name).mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "ekd_ray", *argv], cwd=root, text=True, timeout=900,
-        capture_output=True, env={**environment, **CANARIES, **places},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    printed = ""
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-m", "ekd_ray", *argv], cwd=root, text=True, timeout=900,
+            capture_output=True, env={**environment, **CANARIES, **places},
+        )  # fmt: skip
+        printed += done.stdout + done.stderr
+        if "Ray did not start in time" not in done.stderr:  # as on a machine that is too busy
+            break
+        argv = (*argv, "--resume")
+    assert done.returncode == 0, printed
+    return printed
 
 
 def check_no_canary(printed: str, *folders: Path) -> list[Path]:
@@ -90,7 +96,7 @@ def test_a_study_with_a_ray_of_its_own(root: Path) -> None:
         printed = run(
             environment, root, "tune", *STUDY, *own_word, "--keep-ray-logs", "--out", "run"
         )
-        (folder,) = root.glob("ekd+?????")
+        folder = max(root.glob("ekd+?????"), key=lambda path: path.stat().st_mtime)
         assert str(folder) in printed
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         logs = {path.name for path in folder.rglob("*.log")}
@@ -99,8 +105,9 @@ def test_a_study_with_a_ray_of_its_own(root: Path) -> None:
         printed += run(environment, root, "export", "run", "--out", "best")
         files = check_no_canary(printed, root)
         assert len(files) > 100
-        ours = [path for path in files if not path.is_relative_to(folder)]
-        check_modes([path for path in ours if path.parent != root], forbidden=0o077)
+        rays = [path for path in files if path.relative_to(root).parts[0].startswith("ekd+")]
+        ours = [path for path in files if path not in rays and path.parent != root]
+        check_modes(ours, forbidden=0o077)
         # Nothing is kept where nobody asked for it.
         printed = run(environment, root, "tune", "--resume", "--out", "run", *own_word)
         check_no_canary(printed, root)
