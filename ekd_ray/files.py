@@ -10,9 +10,9 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,22 +155,34 @@ def check_own_folder(folder: Path, *, but: tuple[str, ...] = ()) -> None:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it into place.
 
-    On any exception the temporary file is removed and `path` stays as it was.
+    On any exception the temporary file is removed and `path` stays as it was. Who may read it is
+    up to the umask.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary_name(path)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_folder(path: Path) -> Path:
+    """Create an empty folder beside `path`, to be renamed into its place; the umask counts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_name(path)
+    temporary.mkdir()
+    return temporary
+
+
+def _temporary_name(path: Path) -> Path:
+    # Not of `tempfile`, whose files are private (0600) whatever the umask.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def default_cache_dir() -> Path:

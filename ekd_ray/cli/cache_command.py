@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import join_cluster, print_plan, print_text
+from ekd_ray.cli.output import print_plan, print_text, set_up_ray
 from ekd_ray.cli.request import run_request
 from ekd_ray.config.phrases import size_text
 from ekd_ray.errors import UserError
@@ -152,7 +152,7 @@ def _fill(args: argparse.Namespace) -> int:
 
     # The tables lie on this machine, whatever cluster there is. All its GPUs compute at once, each
     # asked by a process of its own; without one this process does.
-    join_cluster("local")
+    set_up_ray("local")
     cpus = local_cpus()
     gpus: Gpus = "auto" if args.gpus_per_trial is None else args.gpus_per_trial
     study = StudyConfig(distill=config, data_root=request.data_root, gpus_per_trial=gpus)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import join_cluster, print_json, print_text, show_passing
+from ekd_ray.cli.output import print_json, print_text, set_up_ray, show_passing
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.phrases import size_text
 from ekd_ray.files import default_cache_dir
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 if something does not work."""
-    join_cluster(args.address)
+    set_up_ray(args.address)
     findings = []
     for topic, check in CHECKS.items():
         if not args.json:

@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
         if args.verify:
             terminal.stage("test split", 1, 0)
         data_root = args.data_root or study.config.data_root
-        found = bundle.verify(evaluate=args.verify, data_root=data_root)
+        dataset = study.config.distill.dataset
+        found = bundle.verify(evaluate=args.verify, data_root=data_root, dataset=dataset)
         pushed = None
         if target and found.ok:
             terminal.stage(f"push to {target}", 1, 0)

@@ -107,6 +107,10 @@ _COMMON: dict[str, dict[str, Any]] = {
     "--download": {"action": "store_true", "help": "fetch missing CIFAR archives"},
     "--dry-run": {"action": "store_true", "help": "print the resolved plan and stop"},
     "--json": {"action": "store_true", "help": "results as JSON on standard output"},
+    "--keep-ray-logs": {
+        "action": "store_true",
+        "help": "leave the folder of a Ray of its own, and say where it is (EKD_KEEP_RAY_LOGS)",
+    },
     "--method": {
         "help": "the recipe under another method: a name in docs/methods.md, such as kd, ekd or "
         "dkd+ekd, kd-standardized and the like, or any (the method is searched too)",
@@ -174,4 +178,4 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         help="data-parallel Ray Train workers (1); MIN:MAX takes as many as there is room for",
     )
     add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
-    add_common(group, "--address")
+    add_common(group, "--address", "--keep-ray-logs")

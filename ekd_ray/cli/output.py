@@ -34,9 +34,12 @@ def print_plan(text: str, values: dict[str, Any], *, as_json: bool) -> None:
         print_text(text)
 
 
-def join_cluster(address: str | None) -> None:
-    """Make the cluster of --address the one that Ray is told of."""
+def set_up_ray(address: str | None, *, keep_logs: bool = False) -> None:
+    """Make the cluster of --address the one that Ray is told of; `keep_logs` is --keep-ray-logs."""
     from ekd_ray.scale.cluster import ADDRESS  # loads ray
+    from ekd_ray.scale.ray_folder import KEEP
 
     if address:
         os.environ[ADDRESS] = address
+    if keep_logs:
+        os.environ[KEEP] = "1"

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="runs/quickstart", metavar="RUN",
         help="folder of the study (runs/quickstart)",
     )  # fmt: skip
-    flags.add_common(parser, "--resume", "--address", "--dry-run", "--quiet", "--json")
+    flags.add_common(parser, "--resume", "--address", "--keep-ray-logs")
+    flags.add_common(parser, "--dry-run", "--quiet", "--json")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     parser = HelpParser()
     tune_command.add_arguments(parser)
     study = parser.read([*STUDY, "--out", args.out])
-    for name in ("address", "dry_run", "quiet", "json"):
+    for name in ("address", "keep_ray_logs", "dry_run", "quiet", "json"):
         setattr(study, name, getattr(args, name))
     study.resume = args.resume or (Path(args.out) / "study.yaml").exists()
     code = tune_command.run(study)

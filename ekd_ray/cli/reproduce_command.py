@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle)
     data_root = find_data_root(args.data_root)
     if args.download:
-        name = args.dataset or bundle.config.dataset
+        name = bundle.locate_data(args.dataset).dataset
         load_dataset(name, "train", data_root=data_root, download=True)
     config = prepare(
         bundle,

@@ -51,6 +51,7 @@ class Request:
     location: Location | None = None
     data_root: str | None = None
     address: str | None = None
+    keep_ray_logs: bool = False
     workers: str = "1"
     cpus_per_trial: int | None = None
     gpus_per_trial: Gpus | None = None

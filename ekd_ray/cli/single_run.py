@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from ekd_ray.cli.output import join_cluster, print_json, print_plan, print_text
+from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
 from ekd_ray.cli.plan_text import run_plan
 from ekd_ray.cli.request import Request
 from ekd_ray.cli.terminal import Terminal
@@ -19,7 +19,7 @@ from ekd_ray.studies.training import Training, failures_in_sentences, planned, r
 def train(request: Request) -> int:
     """Train `request.run` into its folder: history, events, weights, result.json."""
     assert request.run is not None
-    join_cluster(request.address)
+    set_up_ray(request.address, keep_logs=request.keep_ray_logs)
     with planned(
         request.run, out=request.out, location=request.location, candidates=request.candidates,
         workers=request.workers, cpus_per_trial=request.cpus_per_trial,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import join_cluster, print_json, print_plan, print_text
+from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
@@ -76,14 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("max_concurrent", "workers_per_trial"):
         flags.add_setting(group, name)
     flags.add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
-    flags.add_common(group, "--address")
+    flags.add_common(group, "--address", "--keep-ray-logs")
     flags.add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one study, or one after the other, from teacher to exported winner."""
     request = study_request(args)
-    join_cluster(request.address)
+    set_up_ray(request.address, keep_logs=request.keep_ray_logs)
     if "" in request.studies:
         return _run_one(request.studies[""], request)
     return _run_many(request)

@@ -215,6 +215,21 @@ class DistillConfig(Settings):
                 del values[name]
         return values
 
+    def without_places(self) -> Self:
+        """The run as others may see it, and as equal runs of other machines have it.
+
+        Of a folder of images the last part of its path stays; what changes no result, such as the
+        teacher's file, is unset.
+        """
+        unset = {field.name: field.default for field in self.fields()
+                 if not field.metadata["identity"]}  # fmt: skip
+        names = {"dataset": self.dataset, "ood_dataset": self.ood_dataset}
+        for name, value in names.items():
+            kind, colon, path = (value or "").partition(":")
+            if colon and kind in ("folder", "hf"):
+                unset[name] = f"{kind}:{Path(path).name}"
+        return self.replace(**unset)
+
     def identity(self) -> dict[str, Any]:
         """As `Settings.identity`; `compile` counts as it did when it was true or false."""
         return {**super().identity(), "compile": self.compile == "on"}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# Not of a URL, and not of a relative path.
+_FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/'\"<>]+/)+")
 
 
 def several(count: float, noun: str) -> str:
@@ -16,6 +20,11 @@ def joined(parts: Sequence[str]) -> str:
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def hide_folders(text: str) -> str:
+    """A text that others may read: of absolute paths the last part alone, `.../data`."""
+    return _FOLDERS.sub(".../", text)
 
 
 def size_text(size: float) -> str:

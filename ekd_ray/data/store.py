@@ -20,7 +20,6 @@ import itertools
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from ekd_ray.data.decode import read_picture
 from ekd_ray.data.registry import DatasetInfo
 from ekd_ray.data.sources import EncodedSource, FolderSource, Source, row_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import check_plain, read_json, write_json
+from ekd_ray.files import check_plain, read_json, temporary_folder, write_json
 
 # Raise one when the same files would make another entry.
 _DECODED_VERSION = 2
@@ -280,12 +279,10 @@ def _load_array(path: Path, *, mapped: bool = False) -> Any:
 
 def _build(path: Path, info: DatasetInfo, source: Source) -> None:
     """Write into a folder beside `path`, then rename it into place. The lock is held."""
-    prefix = f".{path.name}."
-    for stale in path.parent.glob(f"{prefix}*"):  # of builders that were killed
+    for stale in path.parent.glob(f".{path.name}.*"):  # of builders that were killed
         shutil.rmtree(stale, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    folder = temporary_folder(path)
     try:
-        folder.chmod(0o755)
         if not info.encoded:
             _write_decoded(folder, info, source)
         elif isinstance(source, FolderSource):

@@ -49,9 +49,9 @@ def evaluate_test(
 
 
 def save_student(result: TrainedStudent, path: Path, *, data_root: str | None) -> None:
-    """Write a run's student with everything that is needed to use it again."""
-    config = result.config
-    info = dataset_info(config.dataset, data_root=data_root)
+    """Write a run's student with everything that is needed to use it again, and no path."""
+    info = dataset_info(result.config.dataset, data_root=data_root)
+    config = result.config.without_places()
     save_weights(
         result.model,
         path,

@@ -6,10 +6,10 @@ best/  model.safetensors  distill.yaml  metrics.json  history.jsonl  environment
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -40,6 +40,7 @@ from ekd_ray.files import (
     read_bytes,
     read_json,
     sha256_file,
+    temporary_folder,
     write_json,
     write_text,
 )
@@ -233,21 +234,21 @@ class Bundle:
         """Metrics of the stored weights on a test split, as `test_<name>`.
 
         Args:
-            dataset: another one, whose classes are among the bundle's by name; images of another
-                size are resized as the student needs them.
+            dataset: where the bundle's own is, or another one, whose classes are among the bundle's
+                by name; images of another size are resized as the student needs them.
 
         Raises:
             UserError: there are no such data, or one of its classes is none of the bundle's.
         """
-        config, device = self.config, pick_device()
-        if dataset is not None and dataset != config.dataset:
-            config = self._config_on(dataset)
+        device = pick_device()
+        own = dataset is None or self._is_own(dataset, data_root)
+        config = self.locate_data(dataset) if own else self._config_on(str(dataset))
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         data = load_test_data(config, stage=RunStage.FINAL, data_root=data_root, device=device)
         model = self.model().to(device).to(memory_format=layout)
         precision, log_prior = self.config.precision, self.weights.log_prior
         with arithmetic(deterministic=self.environment().get("deterministic", False)):
-            if config is self.config:
+            if own:
                 metrics = evaluate_model(
                     model, data, data.validation_ids, config=config, precision=precision,
                     log_prior=log_prior,
@@ -263,6 +264,41 @@ class Bundle:
                 logits, labels = predict(model, data, data.images, ids, config, precision)
                 metrics = classification_metrics(logits, there[labels], log_prior=log_prior)
         return {f"test_{name}": value for name, value in metrics.items()}
+
+    def locate_data(self, dataset: str | None = None) -> DistillConfig:
+        """The run with its data where they are here: a bundle has of a folder the name alone.
+
+        Args:
+            dataset: their name here; None for where the study around the bundle has them.
+
+        Raises:
+            UserError: they are a folder that nothing leads to.
+        """
+        config = self.config if dataset is None else self.config.replace(dataset=dataset)
+        folders = [name for name in ("dataset", "ood_dataset") if ":" in str(getattr(config, name))]
+        if folders:
+            with contextlib.suppress(UserError):
+                study = StudyReader.load(self.path.absolute().parent).config.distill
+                names = study.without_places()
+                here = [n for n in folders if getattr(names, n) == getattr(config, n)]
+                config = config.replace(**{name: getattr(study, name) for name in here})
+        kind, colon, path = config.dataset.partition(":")
+        if colon and not Path(path).expanduser().exists():
+            raise UserError(
+                f"{self.path} says of its data only that they are {config.dataset}, which is not "
+                f"here: give --dataset {kind}:PATH."
+            )
+        return config
+
+    def _is_own(self, dataset: str, data_root: str | None) -> bool:
+        """Whether a data set is the bundle's, perhaps in another place."""
+        if dataset == self.config.dataset:
+            return True
+        name = self.config.replace(dataset=dataset).without_places().dataset
+        if name != self.config.dataset:
+            return False
+        there = load_dataset(dataset, "train", data_root=data_root).fingerprint
+        return there == self.config.data_fingerprint
 
     def _config_on(self, dataset: str) -> DistillConfig:
         """The settings by which this student looks at the images of another data set."""
@@ -281,11 +317,17 @@ class Bundle:
             raise unknown_name(f"class of {dataset} for {self.path}:", strange[0], known)
         return torch.tensor([known[name] for name in names])
 
-    def verify(self, *, evaluate: bool = False, data_root: str | None = None) -> Verification:
+    def verify(
+        self,
+        *,
+        evaluate: bool = False,
+        data_root: str | None = None,
+        dataset: str | None = None,
+    ) -> Verification:
         """Check every file against the manifest; with `evaluate`, the test accuracy too.
 
         On the kind of machine that made the bundle the accuracy must be the stated one to the
-        last digit, elsewhere within half a point.
+        last digit, elsewhere within half a point. `dataset` says where a folder of images is.
 
         Returns:
             `.ok` and `.problems`; `.metrics` holds the test metrics where they were computed.
@@ -293,7 +335,7 @@ class Bundle:
         problems = manifest_problems(self.path)
         if problems or not evaluate:
             return Verification(tuple(problems))
-        found = self.evaluate(data_root=data_root)
+        found = self.evaluate(dataset=dataset, data_root=data_root)
         stated = self.metrics["model"]["test_top1"]
         allowed = 0.0 if same_arithmetic(self.environment(), environment()) else ELSEWHERE
         if abs(found["test_top1"] - stated) > allowed:
@@ -376,8 +418,7 @@ def export_bundle(
         run for run in study.confirm_runs if run.stage is RunStage.FINAL and run.name == winner.name
     ]
     run = _read_finished(final[0], study)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    temporary = temporary_folder(out)
     try:
         config = _write_run(temporary, run)
         metrics = bundle_metrics(study, board, run, seeds=[run.seed for run in final])
@@ -393,7 +434,6 @@ def export_bundle(
         sources = write_sources(temporary, config.plugins)
         names = (name for name in (*FILES, *EXPORTS.values()) if (temporary / name).exists())
         write_manifest(temporary, [*names, *sources])
-        temporary.chmod(0o755)
         _swap(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -425,8 +465,9 @@ def _write_run(folder: Path, run: RunRecord) -> DistillConfig:
         compile="on" if run.compiled else "off",
         data_fingerprint=run.data_fingerprint,
     )
-    # The teacher is named by its hash: a path of this machine says nothing on another.
-    write_text(folder / "distill.yaml", config.replace(teacher_weights=None).to_yaml())
+    # The teacher is named by its hash, data by their fingerprint.
+    config = config.without_places()
+    write_text(folder / "distill.yaml", config.to_yaml())
     write_json(folder / "environment.json", run.environment)
     return config
 

@@ -81,9 +81,7 @@ def prepare(
         raise UserError(f"{bundle.path} is not as it was exported: {' '.join(problems)}")
     bundle.environment()
     bundle.model()  # a student that its weights do not fit is not worth a training
-    config = bundle.config
-    if dataset is not None:
-        config = config.replace(dataset=dataset)
+    config = bundle.locate_data(dataset)
     if method_of(config).needs_teacher:
         found = teacher_weights or _own_teacher(bundle)
         config = config.replace(teacher_weights=str(Path(found).absolute()))

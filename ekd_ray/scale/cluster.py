@@ -20,6 +20,7 @@ from ekd_ray.config.phrases import several
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.precision import local_cpus as local_cpus
 from ekd_ray.errors import UserError
+from ekd_ray.scale.ray_folder import discard_folder, private_folder
 from ekd_ray.scale.ray_private import (
     dead_vital_processes,
     kill_own_ray,
@@ -72,7 +73,11 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
     try:
         import ray
 
-        with contextlib.nullcontext() if ray.is_initialized() else _ray_started():
+        with contextlib.ExitStack() as stack:
+            if not ray.is_initialized():
+                own = not on_cluster()
+                folder = stack.enter_context(private_folder()) if own else None
+                stack.enter_context(_ray_started(folder))
             for config in configs:
                 check_fits(config)
             yield
@@ -82,7 +87,8 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ray_started() -> Iterator[None]:
+def _ray_started(folder: Path | None) -> Iterator[None]:
+    """Ray for the duration; `folder` is for the files of one of our own, None on a cluster."""
     import ray
 
     check_address()
@@ -92,6 +98,7 @@ def _ray_started() -> Iterator[None]:
         # It may also see GPUs that torch, and so a trial, cannot use.
         ((cpus, gpus),) = local_nodes()
         options |= {"address": "local", "num_cpus": cpus, "num_gpus": gpus}
+        options["_temp_dir"] = str(folder)
         # Without the dashboard, placement groups of stopped nested trials are never freed.
         options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     terminated = signal.getsignal(signal.SIGTERM)
@@ -163,6 +170,7 @@ def end_without_ray() -> None:
         )
         with contextlib.suppress(Exception):
             kill_own_ray()
+            discard_folder()
         os._exit(EXIT_WITHOUT_RAY)
 
 

@@ -90,6 +90,22 @@ def address_for_workers(address: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_variables_passed_on() -> Iterator[None]:
+    """Keep Tune from handing variables of this process, cloud keys among them, to its trials.
+
+    It does so in their `runtime_env`, which Ray shows on its dashboard and writes into logs. On
+    this machine trials inherit the variables; the nodes of a cluster have their own.
+    """
+    from ray.tune.execution import class_cache
+
+    before, class_cache.ENV_VARS_TO_PROPAGATE = class_cache.ENV_VARS_TO_PROPAGATE, set()
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = before
+
+
+@contextlib.contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = value

@@ -22,7 +22,7 @@ from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.scale.cluster import with_gpus
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.full_runs import FullRuns
-from ekd_ray.scale.ray_private import memory_kills_are_deaths
+from ekd_ray.scale.ray_private import memory_kills_are_deaths, no_variables_passed_on
 from ekd_ray.scale.schedulers import ARRIVALS, Chance, NoStopping, make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.tracking import Observer, Tracker
@@ -165,7 +165,11 @@ def run_tuner(
     try:
         # Tune prints of a trial that ends without a report, which a resumed one may, also at
         # verbose=0: standard output is for results.
-        with contextlib.redirect_stdout(sys.stderr), memory_kills_are_deaths():
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            memory_kills_are_deaths(),
+            no_variables_passed_on(),
+        ):
             tuner.fit()
     except Exception as error:
         full = disk_full_error(error)  # Tune wraps what its searchers raise

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote_plus, urlsplit
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -52,7 +52,8 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
             name = known[0].study_name if known else run.resolve().name
         else:
             # A database drops connections that were idle through a long epoch.
-            storage = RDBStorage(_expand_variables(url), engine_kwargs={"pool_pre_ping": True})
+            full = _with_passwords(url).render_as_string(hide_password=False)
+            storage = RDBStorage(full, engine_kwargs={"pool_pre_ping": True})
             name = _database_name(run)
         study = optuna.create_study(
             storage=storage,
@@ -180,44 +181,60 @@ def check_storage(config: StudyConfig) -> None:
     """Connect to the study's database, if it has one, without writing to it.
 
     Raises:
-        UserError: a URL that cannot be used, or that holds a password in plain text: the
-            study's file would show it.
+        UserError: a URL that cannot be used, that holds a password in plain text (the study's
+            file would show it), or a variable elsewhere (the server's logs would).
     """
     given = config.optuna_storage
     if given is None:
         return
     split = urlsplit(given)
     options = dict(parse_qsl(split.query))
-    passwords = [split.password, *(options.get(name) for name in _PASSWORDS)]
-    if any(password and not _VARIABLE.fullmatch(password) for password in passwords):
+    found = [split.password, *(options.get(name) for name in _PASSWORDS)]
+    passwords = [password for password in found if password]
+    if not all(map(_VARIABLE.fullmatch, passwords)):
         raise UserError(
             "optuna_storage holds a password in plain text, which the study's files would show: "
             "put it into an environment variable and write ${NAME} in its place."
         )
-    url = _expand_variables(given)
+    names = _VARIABLE.findall(given)
+    if len(names) > len(passwords):
+        raise UserError(
+            f"in optuna_storage ${{NAME}} stands for the password alone, got {given}: write the "
+            "rest of the URL in full."
+        )
+    if missing := [name for name in names if name not in os.environ]:
+        raise UserError(
+            f"optuna_storage {given} needs the environment variable {missing[0]}: set it."
+        )
     check_installed("sqlalchemy", needed_by="optuna_storage", extra="database")
     import sqlalchemy  # only a study in a database needs it
 
     try:
-        sqlalchemy.create_engine(url).connect().close()
+        sqlalchemy.create_engine(_with_passwords(given)).connect().close()
     except Exception as error:  # of SQLAlchemy or of the driver beneath it
         raise _unreachable(given, error) from None
 
 
-def _expand_variables(url: str) -> str:
-    """The URL with `${NAME}` replaced by environment variables."""
-    missing = [name for name in _VARIABLE.findall(url) if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"optuna_storage {url} needs the environment variable {missing[0]}: set it."
-        )
-    return _VARIABLE.sub(lambda match: os.environ[match[1]], url)
+def _with_passwords(text: str) -> Any:
+    """SQLAlchemy's URL, each `${NAME}` in the place of a password replaced by its variable."""
+    from sqlalchemy.engine import make_url
+
+    def value_of(password: str) -> str:
+        match = _VARIABLE.fullmatch(password)
+        return os.environ[match[1]] if match else password
+
+    url = make_url(text)
+    if url.password:
+        url = url.set(password=value_of(str(url.password)))
+    options = {name: url.query[name] for name in _PASSWORDS if name in url.query}
+    return url.update_query_dict({name: value_of(str(value)) for name, value in options.items()})
 
 
 def _unreachable(url: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     for name in _VARIABLE.findall(url):
-        reason = reason.replace(os.environ[name], f"${{{name}}}")
+        for text in {os.environ[name], quote_plus(os.environ[name])} - {""}:
+            reason = reason.replace(text, f"${{{name}}}")
     return UserError(
         f"cannot open optuna_storage {url} ({reason}): check the URL, the server and its driver, "
         "or leave it out for a journal in the study's folder."

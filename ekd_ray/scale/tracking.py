@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ray import tune
 
-from ekd_ray.config import StudyConfig
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import COSTS
 from ekd_ray.results.records import RunRecord
 from ekd_ray.scale.tracking_services import SERVICES, Service, first_line, split_track
@@ -77,8 +77,8 @@ class Tracker(tune.Callback):
         if (service := self._service) is None or trial.trial_id in self._runs:
             return
         run = RunRecord.from_dict(trial.config[RUN])
-        settings = {k: v for k, v in run.config.items() if v is not None}
-        settings.pop("teacher_weights", None)  # a path; the hash is there
+        public = DistillConfig.from_dict(run.config).without_places().to_dict()
+        settings = {k: v for k, v in public.items() if v is not None}
 
         def start() -> None:
             self._runs[trial.trial_id] = service.start(run.title, settings)

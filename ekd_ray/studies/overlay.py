@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,10 @@ from ekd_ray.config.candidates import Candidates
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.studies.places import absolute, absolute_paths
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge, with_epochs
+
+# Settings of a study by which its results, and the keys to a server, leave this machine: they are
+# used on the user's own word, whatever a recipe or a study's file says.
+BY_FLAG = {"optuna_storage": "--optuna-storage", "track": "--track"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +76,18 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
     """The recipe with what is given in the place of its own values.
 
     Raises:
-        UserError: an unknown setting, or a teacher that is not in the zoo.
+        UserError: an unknown setting, a teacher that is not in the zoo, or one of `BY_FLAG` that
+            the recipe alone names.
     """
+    for name, flag in BY_FLAG.items():
+        if recipe.values.get(name) is not None and name not in given.settings:
+            with recipe.locate_errors(or_name_file=True):
+                raise UserError(
+                    f"{name} is used only if you say so yourself, because it names a place that "
+                    f"what you do is sent to: give {flag} {shlex.quote(str(recipe.values[name]))} "
+                    "if you trust it.",
+                    keys=(name,),
+                )
     values = {**recipe.values, "distill": {**(recipe.values.get("distill") or {})}}
     if given.epochs is not None:
         if given.epochs < 1:

@@ -21,6 +21,12 @@ def reported(tmp_path_factory):
     return study, write_report(study).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def make_study():
+    """`Maker`, for studies that several tests share."""
+    return Maker
+
+
 @pytest.fixture
 def maker(tmp_path):
     return Maker(tmp_path / "run")

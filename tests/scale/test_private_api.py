@@ -100,6 +100,23 @@ def test_ray_train_hands_variables_to_its_workers() -> None:
         assert "RAY_API_SERVER_ADDRESS" in ENV_VARS_TO_PROPAGATE
 
 
+def test_tune_hands_variables_to_its_trials_unless_it_is_kept_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.tune.execution.class_cache import _ActorClassCache
+
+    class Trainable: ...
+
+    def passed_on() -> str:
+        return str(vars(_ActorClassCache().get(Trainable)))
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    with ray_private.no_variables_passed_on():
+        assert "canary" not in passed_on() and "runtime_env" in passed_on()
+    # Once it is not there, ray_private can forget about it.
+    assert "canary" in passed_on()
+
+
 def test_the_head_has_a_resource_of_its_own() -> None:
     from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 

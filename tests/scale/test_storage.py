@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import optuna
 import pytest
@@ -10,6 +11,7 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from search_runs import run, study_of
+from sqlalchemy.engine import make_url
 
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
@@ -49,12 +51,20 @@ def test_an_interrupted_trial_continues_under_its_number(url, tmp_path):
 
 
 def test_secrets_stay_in_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("EKD_TEST_FOLDER", str(tmp_path))
-    config = study_of("random", optuna_storage="sqlite:///${EKD_TEST_FOLDER}/optuna.db", trials=2)
-    check_storage(config)
-    run(tmp_path, config, 2)
-    assert (tmp_path / "optuna.db").exists()
-    assert str(tmp_path) not in config.to_yaml()
+    secret = "p@ss/w:rd%"  # what would be another URL, were it pasted in
+    monkeypatch.setenv("EKD_TEST_PASSWORD", secret)
+    # SQLite takes a user and a password in a URL for part of the file's name: ask what it is given.
+    opened = []
+    monkeypatch.setattr("sqlalchemy.create_engine", lambda url: opened.append(url) or MagicMock())
+    for url in ("postgresql://me:${EKD_TEST_PASSWORD}@host:5432/studies",
+                "postgresql://host/studies?user=me&password=${EKD_TEST_PASSWORD}"):  # fmt: skip
+        config = study_of("random", optuna_storage=url, trials=2)
+        check_storage(config)
+        assert secret in (opened[-1].password, opened[-1].query.get("password"))
+        assert opened[-1].host == "host"
+        # Optuna takes a text, which must mean the same.
+        assert make_url(opened[-1].render_as_string(hide_password=False)) == opened[-1]
+        assert secret not in config.to_yaml()
     with pytest.raises(UserError, match="holds a password in plain text"):
         check_study(config.replace(optuna_storage="postgresql://me:secret@host/studies"))
     with pytest.raises(UserError, match="holds a password in plain text") as refused:
@@ -66,7 +76,7 @@ def test_secrets_stay_in_the_environment(tmp_path, monkeypatch):
     ("url", "message"),
     [("nonsense", "cannot open optuna_storage nonsense"), ("nodialect://x", "cannot open"),
      ("sqlite:////no/such/folder/x.db", "cannot open"),
-     ("sqlite:///${EKD_NO_SUCH}/x.db", "needs the environment variable EKD_NO_SUCH: set it")],
+     ("postgresql://me:${EKD_NO_SUCH}@host/x", "needs the environment variable EKD_NO_SUCH")],
 )  # fmt: skip
 def test_what_cannot_be_opened_is_refused_before_the_search(url, message):
     with pytest.raises(UserError, match=message):
@@ -74,11 +84,34 @@ def test_what_cannot_be_opened_is_refused_before_the_search(url, message):
 
 
 def test_an_error_of_the_driver_does_not_show_the_secret(monkeypatch):
-    monkeypatch.setenv("EKD_TEST_SECRET", "no/such/folder")
-    config = study_of("random", optuna_storage="sqlite:////${EKD_TEST_SECRET}/x.db")
-    with pytest.raises(UserError) as refused:
+    monkeypatch.setenv("EKD_TEST_SECRET", "hush hush")
+    config = study_of("random", optuna_storage="postgresql://me:${EKD_TEST_SECRET}@host/x")
+
+    def refuse(url):
+        raise ValueError(
+            f"no answer from {url.render_as_string(hide_password=False)}, {url.password}"
+        )
+
+    monkeypatch.setattr("sqlalchemy.create_engine", refuse)
+    with pytest.raises(UserError, match="cannot open") as refused:
         check_storage(config)
-    assert "no/such/folder" not in str(refused.value)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite:////tmp/${AWS_SECRET_ACCESS_KEY}.db", "postgresql://${AWS_SECRET_ACCESS_KEY}.evil/x",
+     "postgresql://me:${PASSWORD}@host/${AWS_SECRET_ACCESS_KEY}",
+     "postgresql://${AWS_SECRET_ACCESS_KEY}:${PASSWORD}@host/x",
+     "postgresql://host/x?application_name=${AWS_SECRET_ACCESS_KEY}"],
+)  # fmt: skip
+def test_a_variable_stands_for_a_password_alone(url, monkeypatch):
+    for name in ("AWS_SECRET_ACCESS_KEY", "PASSWORD"):
+        monkeypatch.setenv(name, "hush")
+    monkeypatch.setattr("sqlalchemy.create_engine", lambda url: pytest.fail("connected"))
+    with pytest.raises(UserError, match="stands for the password alone") as refused:
+        check_storage(study_of("random", optuna_storage=url))
+    assert "hush" not in str(refused.value)
 
 
 def test_without_sqlalchemy_one_sentence_says_what_to_install(monkeypatch):

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from ekd_ray.data import counter_hash, default_cache_dir, short_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name, read_json, write_json
+from ekd_ray.files import file_name, read_json, temporary_folder, write_json
 
 FORMAT_VERSION = 2  # a part of the key: other formats are other tables
 CHECKED_ROWS = 1 << 16  # whose words are compared together
@@ -241,10 +240,8 @@ def _is_whole(folder: Path, spec: TableSpec) -> bool:
 
 def _create(folder: Path, spec: TableSpec) -> None:
     """A new folder beside the place, renamed into it; another process may come first."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = temporary_folder(folder)
     try:
-        temporary.chmod(0o755)
         count = spec.num_samples * spec.num_views
         for name, size in (("rows.bin", 2 * spec.row_format.width), ("words.bin", 4)):
             with open(temporary / name, "wb") as file:

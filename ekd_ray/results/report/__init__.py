@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray import __version__
-from ekd_ray.config.phrases import several
+from ekd_ray.config.phrases import hide_folders, several
 from ekd_ray.data import short_name
 from ekd_ray.files import check_own_folder, write_text
 from ekd_ray.results.records import JOURNAL_LOCKS, milestone_epochs
@@ -35,8 +35,8 @@ from ekd_ray.results.words import (
 )
 
 REPORT = Path("report") / "index.html"
-FILTERS = (describe_teacher, duration, metric_name, row_label, several, short_name, spread,
-           value_text)  # fmt: skip
+FILTERS = (describe_teacher, duration, hide_folders, metric_name, row_label, several, short_name,
+           spread, value_text)  # fmt: skip
 
 
 def write_report(study: StudyReader, out: Path | None = None) -> Path:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.config.phrases import joined, several
+from ekd_ray.config.phrases import hide_folders, joined, several
 from ekd_ray.data import short_name
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
@@ -387,11 +387,11 @@ def _describe_time(content: Content) -> str:
 def list_failed_runs(content: Content) -> list[tuple[str, str, str]]:
     """(run, reason, settings) of each trial and confirm run that failed."""
     return [
-        (f"trial {r.number}", r.reason or "unknown",
+        (f"trial {r.number}", hide_folders(r.reason or "unknown"),
          ", ".join(f"{k}={value_text(v)}" for k, v in r.params.items()))
         for r in content.ended if r.status == "failed"
     ] + [
-        (f"{label(run.name)}, seed {run.seed} ({run.stage})", run.reason, "")
+        (f"{label(run.name)}, seed {run.seed} ({run.stage})", hide_folders(run.reason), "")
         for run in content.study.confirm_runs if run.reason
     ]  # fmt: skip
 
