@@ -27,6 +27,7 @@ from ekd_ray.scale.ray_private import (
     loopback_only,
     notices_on_stderr,
 )
+from ekd_ray.scale.session_end import ended_with_driver
 
 # Tune's own tables and per-trial loggers are switched off: a study has its own.
 ENVIRONMENT = {
@@ -77,6 +78,8 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
             if not ray.is_initialized():
                 own = not on_cluster()
                 folder = stack.enter_context(private_folder()) if own else None
+                if folder:
+                    stack.enter_context(ended_with_driver(folder))
                 stack.enter_context(_ray_started(folder))
             for config in configs:
                 check_fits(config)
