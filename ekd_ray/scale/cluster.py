@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import several
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.precision import local_cpus as local_cpus
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, end_process
 from ekd_ray.scale.ray_folder import discard_folder, private_folder
 from ekd_ray.scale.ray_private import (
     dead_vital_processes,
@@ -163,18 +162,14 @@ def end_without_ray() -> None:
         return
     dead = dead_vital_processes()
     if dead:
-        # A live table may have hidden it.
-        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        print(
-            f"{cursor}error: Ray's {' and '.join(dead)} died, and with it what was "
-            "running: run the same command with --resume to continue.",
-            file=sys.stderr,
-            flush=True,
-        )
         with contextlib.suppress(Exception):
             kill_own_ray()
             discard_folder()
-        os._exit(EXIT_WITHOUT_RAY)
+        end_process(
+            f"error: Ray's {' and '.join(dead)} died, and with it what was running: run the same "
+            "command with --resume to continue.",
+            EXIT_WITHOUT_RAY,
+        )
 
 
 def joined_address() -> dict[str, str]:

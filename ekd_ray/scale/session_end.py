@@ -43,7 +43,7 @@ def ended_with_driver(folder: Path) -> Iterator[None]:
 
 
 def processes_of(folder: str, session: int) -> list[int]:
-    """The processes of a terminal session that have a file below a folder open to write, as a log."""
+    """The processes of a terminal session that have a log below a folder open to write."""
     found = []
     for process in PROCESSES.glob("[0-9]*"):
         pid = int(process.name)
