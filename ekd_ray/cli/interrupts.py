@@ -3,7 +3,6 @@ next Ctrl-C."""
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import threading
@@ -18,16 +17,15 @@ def handle_interrupts() -> None:
     """Have SIGTERM end this process as Ctrl-C does, and a second Ctrl-C without any cleaning up.
 
     The second is heard by a thread, of a pipe into which Python writes each signal as it arrives:
-    the main thread may be busy with an import or in compiled code, or have had its handler
-    replaced by Tune's or Ray Train's. A file is as after a kill: whole, old or new.
+    the main thread may be busy with an import or in compiled code, and Tune and Ray Train have
+    handlers of their own while they run. Files are left as by a kill: each as it was, or new.
     """
     global _writer
     signal.signal(signal.SIGTERM, _handle_sigterm)
-    if _writer < 0:
-        # Last of all: an interrupt of what little is left by then would print a traceback.
-        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    else:
-        os.close(_writer)  # one command after another in a process counts anew
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _handle_sigint)
+    if _writer >= 0:  # one command after another in a process: each counts anew
+        os.close(_writer)
     reader, _writer = os.pipe()
     os.set_blocking(_writer, False)
     signal.set_wakeup_fd(_writer, warn_on_full_buffer=False)
@@ -44,6 +42,15 @@ def _hear_signals(reader: int) -> None:
                     EXIT_INTERRUPTED,
                 )
             asked |= number[0] in (signal.SIGINT, signal.SIGTERM)
+
+
+def _handle_sigint(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, _leave_to_thread)
+    raise KeyboardInterrupt
+
+
+def _leave_to_thread(number: int, frame: FrameType | None) -> None:
+    """Nothing may be raised, and its traceback printed, in the moment until the thread acts."""
 
 
 def _handle_sigterm(number: int, frame: FrameType | None) -> None:

@@ -8,6 +8,7 @@ A command's module is imported when it is asked for.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import os
 import select
@@ -84,7 +85,15 @@ def main(command: str | None = None, **defaults: object) -> None:
         command: the one command of a launcher; None for `ekd-ray`, whose first argument names it.
         defaults: what the launcher sets that no flag does, such as the folder of its recipes.
     """
-    run(lambda: run_command(sys.argv[1:], command, **defaults))
+    try:
+        run(lambda: run_command(sys.argv[1:], command, **defaults))
+    except SystemExit as left:
+        if left.code == EXIT_INTERRUPTED:
+            # Without taking modules apart: on a busy machine torch's take a minute, in which
+            # nobody hears another Ctrl-C.
+            atexit._run_exitfuncs()
+            os._exit(EXIT_INTERRUPTED)
+        raise
 
 
 def run_command(argv: Sequence[str], name: str | None, **defaults: object) -> int:
