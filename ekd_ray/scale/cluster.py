@@ -112,10 +112,11 @@ def _ray_started(folder: Path | None) -> Iterator[None]:
             raise
         raise KeyboardInterrupt from None  # Ray's handler, there already while Ray starts
     except Exception as error:
-        if "timed out during startup" in str(error):  # a plain Exception
+        if type(error) is Exception:  # its raylet or its dashboard was not there in time
             raise UserError(
                 "Ray did not start in time: this machine is too busy, or short of memory; run the "
-                "same command again when it is not (with --resume, if it had begun)."
+                "same command again when it is not (with --resume, if it had begun), and if that "
+                "does not help with --keep-ray-logs."
             ) from error
         kinds = (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError)
         if not (on_cluster() and isinstance(error, kinds)):

@@ -148,7 +148,7 @@ def interrupted(*_):
     exec("while True: pass")
 main.run_command = interrupted
 atexit.register(lambda: os.write(1, b"left in order"))
-main.{'main()' if name == 'run_command' else 'run(interrupted)'}
+main.{"main()" if name == "run_command" else "run(interrupted)"}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (130, "left in order")
