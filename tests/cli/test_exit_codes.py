@@ -102,6 +102,8 @@ def test_a_polite_kill_while_ray_starts_is_an_interrupt(monkeypatch, capsys) -> 
     assert ended(main, capsys) == ended(interrupted, capsys)
 
 
+# A shell has interrupts ignored for a test-suite that runs in its background.
+HEED = "signal.signal(signal.SIGINT, signal.default_int_handler)"
 # After the first Ctrl-C: cleaning up that takes long; a handler of somebody else that does nothing,
 # as Ray Train's; compiled code, in which Python handles no signal.
 STAGES = {
@@ -117,6 +119,7 @@ STAGES = {
 def test_a_second_interrupt_ends_a_command_at_once(stage, first) -> None:
     code = (
         "import hashlib, os, signal, sys, threading, time\n"
+        f"{HEED}\n"
         "from ekd_ray.cli import main\n"
         "def begin(): print('ready', flush=True); time.sleep(100)\n"
         f"def command(*_):\n    {STAGES[stage]}\n"
@@ -142,6 +145,7 @@ def test_a_first_interrupt_needs_no_second(name) -> None:
     """Also inside of an `exec`, which CPython under `-m` would leave by the signal."""
     code = f"""
 import atexit, os, signal, sys
+{HEED}
 from ekd_ray.cli import main
 def interrupted(*_):
     os.kill(os.getpid(), signal.SIGINT)
