@@ -100,12 +100,14 @@ def count(folder: Path) -> dict[str, int]:
     }
 
 
-def measure(folder: Path, *, trials: int, slots: int, nodes: int, seconds: float) -> dict[str, Any]:
+def measure(
+    folder: Path, *, trials: int, slots: int, nodes: int = 0, seconds: float = 0.1
+) -> dict[str, Any]:
     """Search once to warm up, count, search, and count until it is as before or has had its time.
 
     Returns:
-        `before`, `after` and `left` (what grew) by name, the `statuses` of the trials, the
-        `hosts` of their processes, and `seconds` of the search.
+        `before`, `after` and `left` (what grew) by name, the `statuses` of the trials, and the
+        `seconds` of the search.
     """
     with ray_of(slots, nodes):
         search_light(folder / "first" / "run", 2 * slots, slots, seconds)
