@@ -100,8 +100,9 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         began = time.time()
         wall, thread = time.perf_counter(), time.thread_time()
         # Light processes, so that many start on few cores; what they run does not matter here.
+        light = functools.partial(light_trainable, args.seconds)
         with (
-            patch("ekd_ray.scale.search.make_trainable", functools.partial(_light, args.seconds)),
+            patch("ekd_ray.scale.search.make_trainable", light),
             patch("ray.wait", timed("wait", ray.wait)),
             profile or contextlib.nullcontext(),
         ):
@@ -146,7 +147,8 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _light(seconds: float, config: StudyConfig, *_: Any) -> Any:
+def light_trainable(seconds: float, config: StudyConfig, *_: Any) -> Any:
+    """A trainable that sleeps, for the place of `make_trainable`."""
     from ray import tune
 
     return tune.with_resources(functools.partial(sleeper, seconds=seconds), {"cpu": 1})

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import gpu, launches, memory, startup, step, study
+from benchmarks import gpu, launches, leaks, memory, startup, step, study
 from benchmarks.measure import machine
 from ekd_ray.engine.resolve import check_compiler
 from ekd_ray.errors import UserError
@@ -28,7 +28,7 @@ from ekd_ray.models import model_names
 from ekd_ray.scale.cluster import local_cpus
 
 STEPS = ("step", "peer", "compile")  # parts of one measurement, taking turns
-THEMES = (*STEPS, "launches", "startup", "study", "memory")
+THEMES = (*STEPS, "launches", "startup", "study", "memory", "leaks")
 GPU = "gpu"  # has checks that can fail, and runs alone
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
@@ -39,8 +39,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="peer adds torchdistill to step, compile our own step under compile=on; launches "
-        "counts operations; study reports the overhead share as well; gpu checks the GPU paths and "
-        "times a step there, at sizes of its own.",
+        "counts operations, leaks what 1,000 trials leave behind; study reports the overhead share "
+        "as well; gpu checks the GPU paths and times a step there, at sizes of its own.",
     )
     parser.add_argument(
         "themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all), or {GPU}"
@@ -135,6 +135,11 @@ def main() -> None:
         if "memory" in args.themes:
             result["memory"], ratios = memory.measure(Path(folder), _note)
             result["ratios"] |= ratios
+        if "leaks" in args.themes:
+            result["leaks"] = leaks.measure(Path(folder), trials=1000, slots=40)
+            for name, count in result["leaks"]["after"].items():
+                before = result["leaks"]["before"][name]
+                print(f"{name + ' before and after 1,000 trials':50s} {before} {count}")
         if "study" in args.themes:
             result["study"], ratios = study.measure(args, _note)
             result["ratios"] |= ratios

@@ -1,6 +1,6 @@
 # PYTHON_ARGCOMPLETE_OK
-"""`ekd-ray`: the table of commands, and how every one runs and ends: flags, exit codes, signals,
-one sentence for a mistake.
+"""`ekd-ray`: the table of commands, and how every one runs and ends: flags, exit codes, one
+sentence for a mistake.
 
 A command's module is imported when it is asked for.
 """
@@ -8,21 +8,20 @@ A command's module is imported when it is asked for.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import os
 import select
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from ekd_ray.cli.help_text import HelpParser, all_actions
+from ekd_ray.cli.interrupts import handle_interrupts
 from ekd_ray.cli.output import print_text
-from ekd_ray.errors import Interrupted, UserError, disk_full_error, unknown_name
+from ekd_ray.errors import EXIT_INTERRUPTED, Interrupted, UserError, disk_full_error, unknown_name
 
-EXIT_INTERRUPTED = 130
 STDOUT = 1
 
 # Title -> command -> (module, one line of help).
@@ -81,7 +80,15 @@ def main(command: str | None = None, **defaults: object) -> None:
         command: the one command of a launcher; None for `ekd-ray`, whose first argument names it.
         defaults: what the launcher sets that no flag does, such as the folder of its recipes.
     """
-    run(lambda: run_command(sys.argv[1:], command, **defaults))
+    try:
+        run(lambda: run_command(sys.argv[1:], command, **defaults))
+    except SystemExit as left:
+        if left.code == EXIT_INTERRUPTED:
+            # Without taking modules apart: on a busy machine torch's take a minute, in which
+            # nobody hears another Ctrl-C.
+            atexit._run_exitfuncs()
+            os._exit(EXIT_INTERRUPTED)
+        raise
 
 
 def run_command(argv: Sequence[str], name: str | None, **defaults: object) -> int:
@@ -181,7 +188,7 @@ def overview() -> str:
 def run(main: Callable[[], int | None]) -> None:
     """Run a launcher's main and leave with its exit code: 0 done, 1 a check said no,
     2 the user's mistake (one sentence, no traceback), 130 interrupted or terminated."""
-    signal.signal(signal.SIGTERM, _handle_sigterm)
+    handle_interrupts()
     try:
         code = main() or 0
     except UserError as error:
@@ -211,11 +218,3 @@ def _is_reader_gone() -> bool:
     poll = select.poll()
     poll.register(STDOUT, 0)  # errors only
     return bool(poll.poll(0))
-
-
-def _handle_sigterm(number: int, frame: FrameType | None) -> None:
-    """A polite kill (of a batch system, a container) ends as Ctrl-C does."""
-    interrupted = signal.getsignal(signal.SIGINT)  # Tune has one of its own while it runs
-    if not callable(interrupted):  # ignored, as shells have it for jobs in the background
-        raise KeyboardInterrupt
-    interrupted(signal.SIGINT, frame)

@@ -12,7 +12,7 @@ from typing import Any
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.phrases import several
 from ekd_ray.data import short_name
-from ekd_ray.errors import UserError, spell_controls
+from ekd_ray.errors import EXIT_INTERRUPTED, UserError, spell_controls
 from ekd_ray.files import read_bytes
 from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.html import facts_html, table_html
@@ -25,7 +25,6 @@ SHOWN = 5  # trials that a notebook shows while none is confirmed
 # Of a study in a process of its own.
 DRIVER_LOG = "driver.log"
 DRIVER_ERROR = "error: "
-EXIT_INTERRUPTED = 130
 GRACE_SECONDS = 60.0  # to stop of itself: trials end, Ray is shut down
 
 

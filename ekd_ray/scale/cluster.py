@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import several
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.precision import local_cpus as local_cpus
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, end_process
 from ekd_ray.scale.ray_folder import discard_folder, private_folder
 from ekd_ray.scale.ray_private import (
     dead_vital_processes,
@@ -27,6 +26,7 @@ from ekd_ray.scale.ray_private import (
     loopback_only,
     notices_on_stderr,
 )
+from ekd_ray.scale.session_end import ended_with_driver
 
 # Tune's own tables and per-trial loggers are switched off: a study has its own.
 ENVIRONMENT = {
@@ -77,6 +77,8 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
             if not ray.is_initialized():
                 own = not on_cluster()
                 folder = stack.enter_context(private_folder()) if own else None
+                if folder:
+                    stack.enter_context(ended_with_driver(folder))
                 stack.enter_context(_ray_started(folder))
             for config in configs:
                 check_fits(config)
@@ -110,10 +112,11 @@ def _ray_started(folder: Path | None) -> Iterator[None]:
             raise
         raise KeyboardInterrupt from None  # Ray's handler, there already while Ray starts
     except Exception as error:
-        if "timed out during startup" in str(error):  # a plain Exception
+        if type(error) is Exception:  # its raylet or its dashboard was not there in time
             raise UserError(
                 "Ray did not start in time: this machine is too busy, or short of memory; run the "
-                "same command again when it is not (with --resume, if it had begun)."
+                "same command again when it is not (with --resume, if it had begun), and if that "
+                "does not help with --keep-ray-logs."
             ) from error
         kinds = (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError)
         if not (on_cluster() and isinstance(error, kinds)):
@@ -160,18 +163,14 @@ def end_without_ray() -> None:
         return
     dead = dead_vital_processes()
     if dead:
-        # A live table may have hidden it.
-        cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        print(
-            f"{cursor}error: Ray's {' and '.join(dead)} died, and with it what was "
-            "running: run the same command with --resume to continue.",
-            file=sys.stderr,
-            flush=True,
-        )
         with contextlib.suppress(Exception):
             kill_own_ray()
             discard_folder()
-        os._exit(EXIT_WITHOUT_RAY)
+        end_process(
+            f"error: Ray's {' and '.join(dead)} died, and with it what was running: run the same "
+            "command with --resume to continue.",
+            EXIT_WITHOUT_RAY,
+        )
 
 
 def joined_address() -> dict[str, str]:

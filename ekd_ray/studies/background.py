@@ -19,13 +19,12 @@ from typing import IO
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.plugins import LoadedPlugins
-from ekd_ray.errors import Interrupted, UserError
+from ekd_ray.errors import EXIT_INTERRUPTED, Interrupted, UserError
 from ekd_ray.remote.location import Location
 from ekd_ray.results.records import STUDY_FILE
 from ekd_ray.results.study import (
     DRIVER_ERROR,
     DRIVER_LOG,
-    EXIT_INTERRUPTED,
     GRACE_SECONDS,
     Study,
     driver_failure,

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,63 @@ def test_a_polite_kill_while_ray_starts_is_an_interrupt(monkeypatch, capsys) -> 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
     assert ended(main, capsys) == ended(interrupted, capsys)
+
+
+# A shell has interrupts ignored for a test-suite that runs in its background.
+HEED = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+# After the first Ctrl-C: cleaning up that takes long; a handler of somebody else that does nothing,
+# as Ray Train's; compiled code, in which Python handles no signal.
+STAGES = {
+    "cleaning up": "try: begin()\n    finally: time.sleep(100)",
+    "a handler of its own": "signal.signal(signal.SIGINT, lambda *_: None); begin()",
+    "compiled code": "threading.Timer(0.2, begin).start()\n"
+    "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_ends_a_command_at_once(stage, first) -> None:
+    code = (
+        "import hashlib, os, signal, sys, threading, time\n"
+        f"{HEED}\n"
+        "from ekd_ray.cli import main\n"
+        "def begin(): print('ready', flush=True); time.sleep(100)\n"
+        f"def command(*_):\n    {STAGES[stage]}\n"
+        "main.run_command = command; main.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        time.sleep(0.3)  # two that come before it looks are one
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("name", ["run_command", "run"])
+def test_a_first_interrupt_needs_no_second(name) -> None:
+    """Also inside of an `exec`, which CPython under `-m` would leave by the signal."""
+    code = f"""
+import atexit, os, signal, sys
+{HEED}
+from ekd_ray.cli import main
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    exec("while True: pass")
+main.run_command = interrupted
+atexit.register(lambda: os.write(1, b"left in order"))
+main.{"main()" if name == "run_command" else "run(interrupted)"}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "left in order")
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:

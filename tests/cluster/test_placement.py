@@ -315,11 +315,14 @@ def test_a_ray_of_our_own_has_the_gpus_that_torch_can_use(monkeypatch: pytest.Mo
     assert seen == [3]
 
 
-def test_a_ray_whose_node_is_late_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "said", ["The current node timed out", "\nThe last 20 lines of dashboard.log"]
+)
+def test_a_ray_that_is_late_is_one_sentence(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     def late(**_: Any) -> None:
-        raise Exception("The current node timed out during startup. This could happen because")
+        raise Exception(said)
 
     monkeypatch.delenv(cluster.ADDRESS, raising=False)
     monkeypatch.setattr(ray, "init", late)

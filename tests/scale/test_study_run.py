@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -39,8 +40,10 @@ def start(out: Path, *extra: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "launchers" / "tune_cifar.py"), *flags(out, *extra)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        # A shell has interrupts ignored for a test-suite that runs in its background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def results(out: Path) -> dict[str, str]:
@@ -86,6 +89,30 @@ def test_a_study_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path: Path
     assert driver.returncode == 130, said
     assert not re.search("Traceback|stack trace|PC: @|SIGTERM", said), said
     assert said.rstrip().endswith("run the same command with --resume to continue.")
+    before = results(out)
+    finish(out)
+    after = results(out)
+    assert {path: after[path] for path in before} == before
+    assert len(after) == TRIALS
+
+
+@pytest.mark.slow  # test_exit_codes.py has the signals, test_session_end.py what is left of Ray
+def test_a_study_that_is_interrupted_twice_ends_at_once_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    driver = start(out)
+    deadline = time.monotonic() + 240
+    while not results(out) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    started = psutil.Process(driver.pid).children(recursive=True)
+    assert any(process.name() == "raylet" for process in started)
+    driver.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    driver.send_signal(signal.SIGINT)
+    said = driver.communicate(timeout=30)[1]
+    assert driver.returncode == 130 and "Traceback" not in said, said
+    assert said.rstrip().endswith("run the same command with --resume to continue.")
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []
     before = results(out)
     finish(out)
     after = results(out)

@@ -1,0 +1,61 @@
+"""How a command ends when it is asked to: in order at the first Ctrl-C or SIGTERM, at once at the
+next Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+from ekd_ray.errors import EXIT_INTERRUPTED, end_process
+
+_writer = -1  # of the pipe that hears of every signal
+
+
+def handle_interrupts() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, and a second Ctrl-C without any cleaning up.
+
+    The second is heard by a thread, of a pipe into which Python writes each signal as it arrives:
+    the main thread may be busy with an import or in compiled code, and Tune and Ray Train have
+    handlers of their own while they run. Files are left as by a kill: each as it was, or new.
+    """
+    global _writer
+    signal.signal(signal.SIGTERM, _handle_sigterm)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _handle_sigint)
+    if _writer >= 0:  # one command after another in a process: each counts anew
+        os.close(_writer)
+    reader, _writer = os.pipe()
+    os.set_blocking(_writer, False)
+    signal.set_wakeup_fd(_writer, warn_on_full_buffer=False)
+    threading.Thread(target=_hear_signals, args=(reader,), daemon=True).start()
+
+
+def _hear_signals(reader: int) -> None:
+    asked = False
+    with os.fdopen(reader, "rb", buffering=0) as signals:
+        while number := signals.read(1):
+            if asked and number[0] == signal.SIGINT:
+                end_process(
+                    "ended at once: run the same command with --resume to continue.",
+                    EXIT_INTERRUPTED,
+                )
+            asked |= number[0] in (signal.SIGINT, signal.SIGTERM)
+
+
+def _handle_sigint(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, _leave_to_thread)
+    raise KeyboardInterrupt
+
+
+def _leave_to_thread(number: int, frame: FrameType | None) -> None:
+    """Nothing may be raised, and its traceback printed, in the moment until the thread acts."""
+
+
+def _handle_sigterm(number: int, frame: FrameType | None) -> None:
+    """A polite kill (of a batch system, a container) ends as Ctrl-C does."""
+    interrupted = signal.getsignal(signal.SIGINT)  # Tune has one of its own while it runs
+    if not callable(interrupted):  # ignored, as shells have it for jobs in the background
+        raise KeyboardInterrupt
+    interrupted(signal.SIGINT, frame)
