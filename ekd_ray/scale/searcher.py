@@ -50,6 +50,11 @@ def death_reason(folder: Path, result: dict[str, Any] | None) -> str | None:
     return None if (folder / FAILURE).exists() else (result or {}).get(DEATH_REASON)
 
 
+def _point_key(params: dict[str, Any]) -> str:
+    """Equal for equal points; choices may be of types that no set can hold."""
+    return json.dumps(params, sort_keys=True, default=str)
+
+
 class OptunaSearcher(Searcher):
     """Suggests configurations, and ends each trial in Optuna and on disk.
 
@@ -176,7 +181,7 @@ class OptunaSearcher(Searcher):
                 trial = self.study.ask()
                 point = self.space(trial)
                 self._begun += 1
-            first = self._points.setdefault(json.dumps(trial.params, sort_keys=True, default=str), trial.number)
+            first = self._points.setdefault(_point_key(trial.params), trial.number)
             if first == trial.number:
                 return trial, point
             self._end_repetition(trial, stored_trial(self.study, first))
@@ -187,7 +192,7 @@ class OptunaSearcher(Searcher):
         self._points = {}
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state != TrialState.WAITING:
-                self._points.setdefault(json.dumps(trial.params, sort_keys=True, default=str), trial.number)
+                self._points.setdefault(_point_key(trial.params), trial.number)
 
     def _end_repetition(self, trial: Trial, first: FrozenTrial) -> None:
         trial.set_user_attr(REPEATED, first.number)
