@@ -198,8 +198,8 @@ class Terminal:
     def _draw(self) -> None:
         # A table for every report of 64 trials would be most of the driver's work.
         if self._live and time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
-            self._drawn_at = time.monotonic()
             self._live.update(self._table())
+            self._drawn_at = time.monotonic()  # a slow machine too has time for the rest
 
     def _settings(self, run: _Progress) -> str:
         return _assignments(run.settings, self.shown)

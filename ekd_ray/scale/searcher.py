@@ -81,6 +81,7 @@ class OptunaSearcher(Searcher):
         self._running: dict[str, tuple[Trial, RunRecord]] = {}
         self._interrupted: deque[int] = deque()
         self._begun_again: set[int] = set()
+        self._found: dict[int, RunRecord] = {}  # on disk at the start
         self._points: dict[str, int] = {}  # the first trial at each point
         for point in first_points(config):  # a kill may have come after some of them
             self.study.enqueue_trial(self.space.searched_part(point), skip_if_exists=True)
@@ -90,9 +91,12 @@ class OptunaSearcher(Searcher):
 
     def _settle_trials(self) -> None:
         for frozen in self.study.get_trials(deepcopy=False):
-            self.budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
-        for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
             record = read_record(trial_folder(self.run, frozen.number))
+            if record is not None:
+                self._found[frozen.number] = record
+                self.budget.record(frozen.number, record.history)
+        for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
+            record = self._found.get(frozen.number)
             if record is not None and record.status != "running":
                 forget_checkpoint(record.folder)
                 self._end_trial(record)
@@ -121,9 +125,10 @@ class OptunaSearcher(Searcher):
         return any(running) or self.remaining > 0
 
     def records(self) -> list[RunRecord]:
-        """The trials that have begun, ended or not, by number, as they lie on disk."""
-        folders = [trial_folder(self.run, trial.number) for trial in self._own_trials()]
-        return [record for folder in folders if (record := read_record(folder)) is not None]
+        """The trials that had begun before, ended or not, by number; can be asked for once."""
+        found, self._found = self._found, {}
+        own = (trial.number for trial in self._own_trials())
+        return [found[number] for number in own if number in found]
 
     def end_stopped(self, numbers: Collection[int]) -> None:
         """End the interrupted trials that the scheduler had stopped before they were ended."""
