@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import gpu, launches, memory, startup, step, study
+from benchmarks import crowd, gpu, launches, memory, startup, step, study
 from benchmarks.measure import machine
 from ekd_ray.engine.resolve import check_compiler
 from ekd_ray.errors import UserError
@@ -29,6 +29,7 @@ from ekd_ray.scale.cluster import local_cpus
 
 STEPS = ("step", "peer", "compile")  # parts of one measurement, taking turns
 THEMES = (*STEPS, "launches", "startup", "study", "memory")
+CROWD = "crowd"  # takes minutes, and is measured only when it is asked for
 GPU = "gpu"  # has checks that can fail, and runs alone
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +44,7 @@ def parse() -> argparse.Namespace:
         "times a step there, at sizes of its own.",
     )
     parser.add_argument(
-        "themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all), or {GPU}"
+        "themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all), {CROWD} or {GPU}"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument(
@@ -58,9 +59,9 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if GPU in args.themes and len(args.themes) > 1:
         parser.error(f"{GPU} runs alone, got {' '.join(args.themes)}")
-    unknown = sorted(set(args.themes) - {*THEMES, GPU})
+    unknown = sorted(set(args.themes) - {*THEMES, CROWD, GPU})
     if unknown:
-        parser.error(f"unknown theme {unknown[0]!r}: choose of {', '.join((*THEMES, GPU))}")
+        parser.error(f"unknown theme {unknown[0]!r}: choose of {', '.join((*THEMES, CROWD, GPU))}")
     args.pairs = args.pairs.split(",")
     for pair in args.pairs:
         names = pair.split("-")
@@ -134,6 +135,9 @@ def main() -> None:
                 print(f"{'seconds of ' + name:50s} {found['median']:.3g}")
         if "memory" in args.themes:
             result["memory"], ratios = memory.measure(Path(folder), _note)
+            result["ratios"] |= ratios
+        if CROWD in args.themes:
+            result[CROWD], ratios = crowd.measure(Path(folder), _note)
             result["ratios"] |= ratios
         if "study" in args.themes:
             result["study"], ratios = study.measure(args, _note)

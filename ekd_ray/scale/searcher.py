@@ -140,6 +140,7 @@ class OptunaSearcher(Searcher):
             ended = replace(record, params=params).close("pruned")
             forget_checkpoint(ended.folder)
             self._end_trial(ended)
+            self._found[number] = ended
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with write_together(self.study):
