@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import gpu, launches, leaks, memory, startup, step, study
+from benchmarks import crowd, gpu, launches, leaks, memory, startup, step, study
 from benchmarks.measure import machine
 from ekd_ray.engine.resolve import check_compiler
 from ekd_ray.errors import UserError
@@ -28,7 +28,8 @@ from ekd_ray.models import model_names
 from ekd_ray.scale.cluster import local_cpus
 
 STEPS = ("step", "peer", "compile")  # parts of one measurement, taking turns
-THEMES = (*STEPS, "launches", "startup", "study", "memory", "leaks")
+THEMES = (*STEPS, "launches", "startup", "study", "memory")
+LONG = ("crowd", "leaks")  # take minutes, and are measured only when they are asked for
 GPU = "gpu"  # has checks that can fail, and runs alone
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
@@ -43,7 +44,10 @@ def parse() -> argparse.Namespace:
         "as well; gpu checks the GPU paths and times a step there, at sizes of its own.",
     )
     parser.add_argument(
-        "themes", nargs="*", metavar="THEME", help=f"of {', '.join(THEMES)} (all), or {GPU}"
+        "themes",
+        nargs="*",
+        metavar="THEME",
+        help=f"of {', '.join(THEMES)} (all), {', '.join(LONG)} or {GPU}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument(
@@ -58,9 +62,9 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if GPU in args.themes and len(args.themes) > 1:
         parser.error(f"{GPU} runs alone, got {' '.join(args.themes)}")
-    unknown = sorted(set(args.themes) - {*THEMES, GPU})
+    unknown = sorted(set(args.themes) - {*THEMES, *LONG, GPU})
     if unknown:
-        parser.error(f"unknown theme {unknown[0]!r}: choose of {', '.join((*THEMES, GPU))}")
+        parser.error(f"unknown theme {unknown[0]!r}: choose of {', '.join((*THEMES, *LONG, GPU))}")
     args.pairs = args.pairs.split(",")
     for pair in args.pairs:
         names = pair.split("-")
@@ -134,6 +138,9 @@ def main() -> None:
                 print(f"{'seconds of ' + name:50s} {found['median']:.3g}")
         if "memory" in args.themes:
             result["memory"], ratios = memory.measure(Path(folder), _note)
+            result["ratios"] |= ratios
+        if "crowd" in args.themes:
+            result["crowd"], ratios = crowd.measure(Path(folder), _note)
             result["ratios"] |= ratios
         if "leaks" in args.themes:
             result["leaks"] = leaks.measure(Path(folder), trials=1000, slots=40)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +51,7 @@ class _Progress:
 
     name: str
     settings: dict[str, Any]
+    order: int  # in which runs began
     row: dict[str, Any] = field(default_factory=dict)
     state: str = "running"
 
@@ -78,6 +81,10 @@ class Terminal:
     def _reset(self, title: str, total: int, epochs: int) -> None:
         self.title, self.total, self.epochs = title, total, epochs
         self.runs: dict[int, _Progress] = {}
+        # What the view says of all runs, without a look at each: there may be thousands.
+        self._running: dict[int, _Progress] = {}
+        self._ended_at: Counter[int] = Counter()  # how many ended after so many epochs
+        self._best_ended: _Progress | None = None
         self.started_at = time.monotonic()
         self.epochs_done = 0
 
@@ -126,9 +133,17 @@ class Terminal:
 
     def started(self, name: str, number: int, settings: dict[str, Any]) -> None:
         """A run begins, or goes on after a pause."""
-        before = self.runs.get(number, _Progress(name, settings))
-        self.runs[number] = _Progress(name, settings, row=before.row)
+        self._begin(number, name, settings)
         self._draw()
+
+    def _begin(self, number: int, name: str, settings: dict[str, Any]) -> _Progress:
+        before = self.runs.get(number)
+        order, row = (before.order, before.row) if before else (len(self.runs), {})
+        run = self.runs[number] = _Progress(name, settings, order, row)
+        if before and number not in self._running:
+            self._ended_at[before.row.get("epoch", 0)] -= 1
+        self._running[number] = run
+        return run
 
     def epoch(self, number: int, row: dict[str, Any]) -> None:
         """A run has finished an epoch."""
@@ -142,12 +157,15 @@ class Terminal:
     def ended(self, number: int, *, failed: bool) -> None:
         """A run has ended: all epochs done, stopped early, or failed."""
         # A run whose process never came up ends without having started.
-        run = self.runs.setdefault(number, _Progress(f"trial {number}", {}))
+        run = self.runs.get(number) or self._begin(number, f"trial {number}", {})
         complete = run.row.get("epoch") == self.epochs
         run.state = "complete" if complete else "stopped early"
         if failed or not run.row:
             run.state = "failed"
-        done = sum(r.state != "running" for r in self.runs.values())
+        if self._running.pop(number, None):
+            self._ended_at[run.row.get("epoch", 0)] += 1
+        self._best_ended = self._better(self._best_ended, run)
+        done = len(self.runs) - len(self._running)
         if not self._live:
             epoch = run.row.get("epoch", 0)
             self._line(
@@ -181,17 +199,23 @@ class Terminal:
     def _draw(self) -> None:
         # A table for every report of 64 trials would be most of the driver's work.
         if self._live and time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
-            self._drawn_at = time.monotonic()
             self._live.update(self._table())
+            self._drawn_at = time.monotonic()  # a slow machine too has time for the rest
 
     def _settings(self, run: _Progress) -> str:
         return _assignments(run.settings, self.shown)
 
     def best(self) -> _Progress | None:
         """The run of this stage with the best latest metric."""
-        scored = [run for run in self.runs.values() if self.metric in run.row]
-        pick = max if self.mode == "max" else min
-        return pick(scored, key=lambda run: run.row[self.metric], default=None)
+        return functools.reduce(self._better, self._running.values(), self._best_ended)
+
+    def _better(self, best: _Progress | None, other: _Progress) -> _Progress | None:
+        if self.metric not in other.row:
+            return best
+        if best is None:
+            return other
+        ahead = other.row[self.metric] - best.row[self.metric]
+        return other if (ahead if self.mode == "max" else -ahead) > 0 else best
 
     def _summary(self) -> str:
         best = self.best()
@@ -209,9 +233,8 @@ class Terminal:
 
     def _possible(self, epochs: float) -> float:
         """Epochs still to come if every run that has not ended goes on to `epochs`."""
-        ended = sum(run.state != "running" for run in self.runs.values())
-        running = [run.row.get("epoch", 0) for run in self.runs.values() if run.state == "running"]
-        waiting = max(0, self.total - ended - len(running))
+        running = self._running_epochs()
+        waiting = max(0, self.total - len(self.runs))
         return waiting * epochs + sum(max(0.0, epochs - done) for done in running)
 
     def seconds_left(self, epochs: float | None = None) -> float | None:
@@ -223,14 +246,28 @@ class Terminal:
 
     def seconds_expected(self) -> float | None:
         """Estimate with the mean length of the runs that have ended; None before three have."""
-        ended = [r.row.get("epoch", 0) for r in self.runs.values() if r.state != "running"]
-        return self.seconds_left(sum(ended) / len(ended)) if len(ended) >= 3 else None
+        ended = self._ended_at.total()
+        epochs = sum(epoch * count for epoch, count in self._ended_at.items())
+        return self.seconds_left(epochs / ended) if ended >= 3 else None
+
+    def _running_epochs(self) -> list[int]:
+        return [run.row.get("epoch", 0) for run in self._running.values()]
 
     def _state(self, run: _Progress) -> str:
         done = run.row.get("epoch") == self.epochs
         if run.state == "running" and done and self.title in _TESTED:
             return "test split"
         return run.state
+
+    def _latest(self) -> list[_Progress]:
+        """At most `LIVE_ROWS` runs, in order: those that run, and of the others the last."""
+        shown = {*[*self._running][-LIVE_ROWS:]}
+        for number in reversed(self.runs):
+            if len(shown) == LIVE_ROWS:
+                break
+            if number not in self._running:
+                shown.add(number)
+        return sorted((self.runs[number] for number in shown), key=lambda run: run.order)
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -243,7 +280,7 @@ class Terminal:
         for column in columns:
             table.add_column(column, no_wrap=column != "settings", overflow="fold")
         best = self.best()
-        for run in latest(self.runs, LIVE_ROWS):
+        for run in self._latest():
             epoch = run.row.get("epoch", 0)
             cells = {
                 "run": run.name,
@@ -258,7 +295,7 @@ class Terminal:
             }
             style = "bold green" if run is best else _STYLES.get(run.state)
             table.add_row(*(cells[column] for column in columns), style=style)
-        ended = sum(run.state != "running" for run in self.runs.values())
+        ended = len(self.runs) - len(self._running)
         share = 1 - self._possible(self.epochs) / max(1, self.total * self.epochs)
         text = f"{ended}/{self.total} ended{self._summary()}"
         views: list[RenderableType] = [
@@ -266,8 +303,8 @@ class Terminal:
             progress_line(self.title, share, text, width=self.console.width),
         ]
         if self.title == "search":
-            runs = [(r.row.get("epoch", 0), r.state == "running") for r in self.runs.values()]
-            views.append(folded(rung_occupancy(self.rungs, runs)))
+            occupancy = rung_occupancy(self.rungs, self._ended_at, self._running_epochs())
+            views.append(folded(occupancy))
         if best and not wide and self._settings(best):
             views.append(folded(f"best: {self._settings(best)}"))
         return Group(*views)
@@ -295,33 +332,24 @@ def folded(text: str) -> Table:
     return line
 
 
-def rung_occupancy(rungs: Sequence[int], runs: Iterable[tuple[int, bool]]) -> str:
+def rung_occupancy(rungs: Sequence[int], ended: Mapping[int, int], running: Sequence[int]) -> str:
     """How many runs have reached each rung, and how many of them are running.
 
     Args:
-        rungs: epochs at which trials are compared, ascending; runs: (epochs done, whether it
-            is running) of each.
+        rungs: epochs at which trials are compared, ascending; ended: how many runs ended after so
+            many epochs; running: epochs done of each that runs.
 
     Returns:
         "rungs: epoch 1: 9 (2 running), epoch 3: 4, epoch 9: 1"; a running one is counted as
         such at the last rung that it has reached.
     """
     parts = []
-    runs = list(runs)
     for rung, following in zip(rungs, [*rungs[1:], None], strict=True):
-        reached = [(done, running) for done, running in runs if done >= rung]
-        here = sum(running and (following is None or done < following) for done, running in reached)
-        parts.append(f"epoch {rung}: {len(reached)}" + (f" ({here} running)" if here else ""))
+        reached = sum(count for epochs, count in ended.items() if epochs >= rung)
+        reached += sum(done >= rung for done in running)
+        here = sum(rung <= done and (following is None or done < following) for done in running)
+        parts.append(f"epoch {rung}: {reached}" + (f" ({here} running)" if here else ""))
     return f"rungs: {', '.join(parts)}" if parts else ""
-
-
-def latest(runs: dict[int, Any], count: int) -> list[Any]:
-    """At most `count` runs, in order: all that are running, and of the others the last."""
-    running = [number for number, run in runs.items() if run.state == "running"]
-    ended = [number for number in runs if number not in set(running)]
-    room = max(0, count - len(running))
-    chosen = {*running[-count:], *(ended[-room:] if room else ())}
-    return [run for number, run in runs.items() if number in chosen]
 
 
 def _metric(name: str, row: dict[str, Any]) -> str:

@@ -82,11 +82,12 @@ def pareto_front(
         for index, row in enumerate(rows)
         if all(row.get(name) is not None for name in objectives)
     }
-    return [
-        index
-        for index, point in points.items()
-        if not any(_dominates(other, point) for other in points.values())
-    ]
+    front: list[int] = []
+    # What dominates a point comes before it in this order, and so does one of the front that does.
+    for index in sorted(points, key=points.__getitem__):
+        if not any(_dominates(points[other], points[index]) for other in front):
+            front.append(index)
+    return sorted(front)
 
 
 def as_loss(value: float, name: str) -> float:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.config.targets import COSTS, DIRECTIONS
+from ekd_ray.config.targets import COSTS, DIRECTIONS, evenly_spaced
 from ekd_ray.errors import UserError
 from ekd_ray.results.optuna_study import evaluate_importance
 from ekd_ray.results.records import RunRecord
 
 LEAST_TRIALS = 8  # fewer rank nothing
+MOST_TRIALS = 500  # more make fANOVA slow, and its shares no surer
 SCHEMA = pa.schema(
     {
         "parameter": pa.string(), "fanova": pa.float64(), "ped_anova": pa.float64(),
@@ -51,6 +52,13 @@ def judged_trials(
     return [(record, score) for record, score in found if score is not None]
 
 
+def thin_out(scored: Sequence[tuple[RunRecord, float]], most: int) -> list[tuple[RunRecord, float]]:
+    """At most so many trials, evenly over their ranking by score, the best and the worst among
+    them; in the order in which they came."""
+    order = sorted(range(len(scored)), key=lambda index: scored[index][1])
+    return [scored[index] for index in sorted(evenly_spaced(order, most))]
+
+
 def parameter_importance(
     records: Sequence[RunRecord],
     config: StudyConfig,
@@ -68,7 +76,7 @@ def parameter_importance(
     Returns:
         Columns `parameter`, `fanova`, `ped_anova` (each sums to 1; fanova is null for a
         parameter that not every trial has), `metric`, `epoch` (null without one) and
-        `trials` (how many were judged). Empty with fewer than `LEAST_TRIALS` trials, or where all
+        `trials` (how many were judged, at most `MOST_TRIALS`: see `thin_out`). Empty with fewer than `LEAST_TRIALS` trials, or where all
         scored the same.
 
     Raises:
@@ -79,7 +87,7 @@ def parameter_importance(
         raise UserError(
             f"metric of the importance must be one of {', '.join(DIRECTIONS)}, got {metric!r}."
         )
-    scored = judged_trials(records, metric, epoch)
+    scored = thin_out(judged_trials(records, metric, epoch), MOST_TRIALS)
     if len(scored) < LEAST_TRIALS or statistics.pstdev(score for _, score in scored) == 0:
         return SCHEMA.empty_table()
     fanova, ped = evaluate_importance(scored, config.space or {}, DIRECTIONS[metric])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -154,17 +155,22 @@ def _count_views(study: StudyReader) -> int | None:
         total = shared.train_subset or num_train(shared.dataset, data_root=study.config.data_root)
     except (UserError, OSError):
         return None
-    return sum(
-        _drawn_views(DistillConfig.from_dict(run.config), total, len(run.history))
-        for run in study.runs
-        if run.config and run.status != "running"
-    )
+    by_epoch: dict[tuple[Any, ...], int] = {}  # a configuration is slow to make, and alike in these
+    views = 0
+    for run in study.runs:
+        if run.config and run.status != "running":
+            key = tuple(run.config.get(n) for n in ("method", "batch_size", "validation_fraction"))
+            if key not in by_epoch:
+                by_epoch[key] = _drawn_views(DistillConfig.from_dict(run.config), total)
+            views += len(run.history) * by_epoch[key]
+    return views
 
 
-def _drawn_views(config: DistillConfig, total: int, epochs: int) -> int:
+def _drawn_views(config: DistillConfig, total: int) -> int:
+    """How many answers of the teacher an epoch needs."""
     method = method_of(config)
     if not method.needs_teacher:
         return 0
     trained = total - held_out_size(total, config.validation_fraction)
     seen = steps_per_epoch(trained, config.batch_size) * config.batch_size
-    return epochs * seen * (2 if method.strong_view else 1)
+    return seen * (2 if method.strong_view else 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -141,7 +141,9 @@ class RunRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, which Ray carries to a process without this class."""
-        return {**asdict(self), "folder": str(self.folder), "stage": str(self.stage)}
+        # Not `asdict`, which copies every row of the history.
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "folder": str(self.folder), "stage": str(self.stage)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

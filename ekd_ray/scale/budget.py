@@ -22,27 +22,31 @@ class Budget:
         self._config = config
         self._started = time.monotonic()
         self._used: dict[int, tuple[int, float]] = {}
+        self._epochs, self._seconds = 0, 0.0  # of all trials
 
     def record(self, number: int, history: Sequence[dict[str, Any]]) -> None:
         """Take these rows for all epochs of a trial."""
-        seconds = sum(row.get("seconds", 0.0) for row in history)
-        self._used[number] = (len(history), seconds)
+        self._use(number, len(history), sum(row.get("seconds", 0.0) for row in history))
 
     def add(self, number: int, row: dict[str, Any]) -> None:
         """Count one more epoch of a trial."""
         epochs, seconds = self._used.get(number, (0, 0.0))
-        self._used[number] = (epochs + 1, seconds + row.get("seconds", 0.0))
+        self._use(number, epochs + 1, seconds + row.get("seconds", 0.0))
+
+    def _use(self, number: int, epochs: int, seconds: float) -> None:
+        before = self._used.get(number, (0, 0.0))
+        self._used[number] = (epochs, seconds)
+        self._epochs += epochs - before[0]
+        self._seconds += seconds - before[1]
 
     def is_spent(self) -> bool:
         """Whether no further trial should start."""
         config = self._config
-        epochs = sum(epochs for epochs, _ in self._used.values())
-        hours = sum(seconds for _, seconds in self._used.values()) / 3600
         gpus = config.gpus * config.workers_per_trial if config.budget_gpu_hours else 0.0
         limits = (
-            (config.budget_epochs, epochs),
+            (config.budget_epochs, self._epochs),
             (config.budget_hours, (time.monotonic() - self._started) / 3600),
-            (config.budget_gpu_hours, hours * gpus),
+            (config.budget_gpu_hours, self._seconds / 3600 * gpus),
         )
         return any(limit is not None and used >= limit for limit, used in limits)
 

@@ -25,16 +25,15 @@ from optuna.samplers import (
     BaseSampler,
     BruteForceSampler,
     CmaEsSampler,
-    GPSampler,
     NSGAIIISampler,
     NSGAIISampler,
     QMCSampler,
     RandomSampler,
-    TPESampler,
 )
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError, check_installed
+from ekd_ray.scale.optuna_private import BoundedGP, BoundedTPE
 from ekd_ray.scale.space import Space
 
 STARTUP_TRIALS = 8  # drawn at random before a model of the objective is asked
@@ -74,14 +73,11 @@ SAMPLERS: dict[str, SamplerKind] = {
     # Each parameter by itself: on recorded curves (docs/search.md) the multivariate form settled
     # on what had been lucky, and was no better than chance.
     "tpe": SamplerKind(
-        make=functools.partial(
-            TPESampler, multivariate=False, group=False, constant_liar=True,
-            n_startup_trials=STARTUP_TRIALS,
-        ),
+        make=functools.partial(BoundedTPE, n_startup_trials=STARTUP_TRIALS),
     ),
     "gp": SamplerKind(
         make=functools.partial(
-            GPSampler, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
+            BoundedGP, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
         ),
         full_length=True,
     ),

@@ -10,6 +10,7 @@ are the truth of a study; Tune's own snapshots are not needed to resume.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Collection
 from dataclasses import replace
@@ -27,7 +28,7 @@ from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import FAILURE, RunRecord, read_record, trial_folder, trial_name
 from ekd_ray.scale.budget import Budget
-from ekd_ray.scale.optuna_private import reopen_trial
+from ekd_ray.scale.optuna_private import reopen_trial, stored_trial
 from ekd_ray.scale.space import Space, first_points, point_config
 from ekd_ray.scale.storage import open_study, write_together
 from ekd_ray.scale.trial_slots import DEATH_REASON
@@ -47,6 +48,11 @@ _STATES = {
 def death_reason(folder: Path, result: dict[str, Any] | None) -> str | None:
     """The reason of a failure that only Tune knows, unless the run has left one of its own."""
     return None if (folder / FAILURE).exists() else (result or {}).get(DEATH_REASON)
+
+
+def _point_key(params: dict[str, Any]) -> str:
+    """Equal for equal points; choices may be of types that no set can hold."""
+    return json.dumps(params, sort_keys=True, default=str)
 
 
 class OptunaSearcher(Searcher):
@@ -75,15 +81,22 @@ class OptunaSearcher(Searcher):
         self._running: dict[str, tuple[Trial, RunRecord]] = {}
         self._interrupted: deque[int] = deque()
         self._begun_again: set[int] = set()
+        self._found: dict[int, RunRecord] = {}  # on disk at the start
+        self._points: dict[str, int] = {}  # the first trial at each point
         for point in first_points(config):  # a kill may have come after some of them
             self.study.enqueue_trial(self.space.searched_part(point), skip_if_exists=True)
         self._settle_trials()
+        self._begun = sum(trial.state != TrialState.WAITING for trial in self._own_trials())
+        self._index_points()
 
     def _settle_trials(self) -> None:
         for frozen in self.study.get_trials(deepcopy=False):
-            self.budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
-        for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
             record = read_record(trial_folder(self.run, frozen.number))
+            if record is not None:
+                self._found[frozen.number] = record
+                self.budget.record(frozen.number, record.history)
+        for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
+            record = self._found.get(frozen.number)
             if record is not None and record.status != "running":
                 forget_checkpoint(record.folder)
                 self._end_trial(record)
@@ -97,10 +110,8 @@ class OptunaSearcher(Searcher):
     @property
     def remaining(self) -> int:
         """Trials that this run still has to start: interrupted ones and new ones."""
-        known = self._own_trials()
-        begun = sum(trial.state != TrialState.WAITING for trial in known)
         over = _EXHAUSTED in self.study.user_attrs or self.budget.is_spent()
-        return len(self._interrupted) + (0 if over else max(0, self.config.trials - begun))
+        return len(self._interrupted) + (0 if over else max(0, self.config.trials - self._begun))
 
     def _own_trials(self) -> list[FrozenTrial]:
         """The trials of this searcher, but those that repeat another one's point."""
@@ -114,9 +125,10 @@ class OptunaSearcher(Searcher):
         return any(running) or self.remaining > 0
 
     def records(self) -> list[RunRecord]:
-        """The trials that have begun, ended or not, by number, as they lie on disk."""
-        folders = [trial_folder(self.run, trial.number) for trial in self._own_trials()]
-        return [record for folder in folders if (record := read_record(folder)) is not None]
+        """The trials that had begun before, ended or not, by number; can be asked for once."""
+        found, self._found = self._found, {}
+        own = (trial.number for trial in self._own_trials())
+        return [found[number] for number in own if number in found]
 
     def end_stopped(self, numbers: Collection[int]) -> None:
         """End the interrupted trials that the scheduler had stopped before they were ended."""
@@ -124,10 +136,11 @@ class OptunaSearcher(Searcher):
             self._interrupted.remove(number)
             record = read_record(trial_folder(self.run, number))
             assert record is not None
-            params = self.study.get_trials(deepcopy=False)[number].params
+            params = stored_trial(self.study, number).params
             ended = replace(record, params=params).close("pruned")
             forget_checkpoint(ended.folder)
             self._end_trial(ended)
+            self._found[number] = ended
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with write_together(self.study):
@@ -168,23 +181,28 @@ class OptunaSearcher(Searcher):
             if self._interrupted:
                 # Its stored values are suggested again, whatever it had of them when it died.
                 trial = reopen_trial(self.study, self._interrupted.popleft())
+                point = self.space(trial)
+                self._index_points()
             else:
                 trial = self.study.ask()
-            point = self.space(trial)
-            params = trial.params  # copied by Optuna whenever it is asked for
-            first = next(
-                other
-                for other in self.study.get_trials(deepcopy=False)
-                if other.params == params and other.state != TrialState.WAITING
-            )
-            if first.number == trial.number:
+                point = self.space(trial)
+                self._begun += 1
+            first = self._points.setdefault(_point_key(trial.params), trial.number)
+            if first == trial.number:
                 return trial, point
-            self._end_repetition(trial, first)
+            self._end_repetition(trial, stored_trial(self.study, first))
         self.study.set_user_attr(_EXHAUSTED, True)
         return None
 
+    def _index_points(self) -> None:
+        self._points = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state != TrialState.WAITING:
+                self._points.setdefault(_point_key(trial.params), trial.number)
+
     def _end_repetition(self, trial: Trial, first: FrozenTrial) -> None:
         trial.set_user_attr(REPEATED, first.number)
+        self._begun -= 1
         self._report_epochs(trial, read_history(trial_folder(self.run, first.number)))
         for name, violation in first.constraints.items():
             trial.set_constraint(name, violation)
@@ -200,7 +218,7 @@ class OptunaSearcher(Searcher):
     def _report_epochs(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
         if self.config.objectives:  # Optuna keeps the epochs of one objective only
             return
-        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        known = stored_trial(self.study, trial.number).intermediate_values
         for row in rows:  # a kill may have come after some of them
             if row["epoch"] not in known and self.metric in row:
                 trial.report(row[self.metric], row["epoch"])
@@ -235,7 +253,7 @@ class OptunaSearcher(Searcher):
         assert record.number is not None
         self.budget.record(record.number, record.history)
         state = _STATES[record.status]
-        stored = self.study.get_trials(deepcopy=False)[record.number]
+        stored = stored_trial(self.study, record.number)
         trial = reopen_trial(self.study, record.number)
         with write_together(self.study):
             self._report_epochs(trial, record.history)

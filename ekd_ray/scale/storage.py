@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -83,15 +84,16 @@ class _JournalFile(BaseJournalBackend):
 
     Optuna flushes every value of every trial to the disk by itself, which is most of what a
     trial costs the driver. Within `hold` lines are kept back, and seen by nobody but this
-    process.
+    process. Every line is read once; those of others (a dashboard's notes) that come while lines
+    are held are left for the next process.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = JournalFileBackend(str(path))
+        self._offset = 0  # of what the storage has not read yet
         self.held: list[dict[str, Any]] | None = None
         self._read = 0  # of those held, by the storage
-        self._foreign = 0  # lines of others (a dashboard's notes) that came in between
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         if self.held is None:
@@ -101,25 +103,34 @@ class _JournalFile(BaseJournalBackend):
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         if self.held is None:
-            yield from self._file.read_logs(log_number_from + self._foreign)
+            yield from map(json.loads, self._new_lines())
             return
         new = self.held[self._read :]
         self._read = len(self.held)
         yield from new
 
+    def _new_lines(self) -> Iterator[bytes]:
+        if self._path.stat().st_size == self._offset:
+            return
+        with open_plain(self._path) as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):  # being written by another
+                    return
+                self._offset += len(line)
+                yield line
+
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         self.held, self._read = [], 0
-        size = self._path.stat().st_size
         try:
             yield
         finally:
             held, self.held = self.held, None
             if held:
-                with open_plain(self._path) as file:
-                    file.seek(size)
-                    self._foreign += file.read().count(b"\n")
                 self._file.append_logs(held)
+                for _ in self._new_lines():
+                    pass  # which the storage has had, from `held`
 
 
 class Journal(JournalStorage):

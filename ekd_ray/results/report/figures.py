@@ -23,7 +23,7 @@ from ekd_ray.config.targets import (
 )
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import reliability_bins
-from ekd_ray.results.importance import LEAST_TRIALS, judged_trials
+from ekd_ray.results.importance import LEAST_TRIALS, judged_trials, thin_out
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
 from ekd_ray.results.paired import Paired, mean_interval
@@ -65,7 +65,7 @@ STATUS = {
     "failed": ("failed", FAILED),
     "running": ("running", KD),
 }
-MOST_CURVES, MOST_EPOCHS, MOST_POINTS, MOST_ROWS = 300, 120, 1000, 200
+MOST_CURVES, MOST_EPOCHS, MOST_POINTS, MOST_ROWS = 300, 120, 500, 200
 MOST_LINES, MOST_FITTED = 300, 200
 MOST_CLASSES, MOST_EMBEDDED, NAMED_CLASSES = 100, 500, 20
 LEAST_IN_BIN = 10  # a bin of fewer predictions is noise to the eye; the table has it
@@ -499,7 +499,7 @@ def draw_importance(content: Content) -> Iterator[Chart]:
 
 def _judge_trials(content: Content, most: int = MOST_POINTS) -> list[Any]:
     """At most so many trials of full length, with their metric: see `judged_trials`."""
-    return evenly_spaced(judged_trials(content.ended, content.config.metric), most)
+    return thin_out(judged_trials(content.ended, content.config.metric), most)
 
 
 def _ordered_parameters(content: Content, scored: Sequence[Any]) -> list[str]:
@@ -553,7 +553,7 @@ def draw_contour(content: Content) -> Iterator[Chart]:
     known = [(r, s) for r, s in scored if all(n in r.params for n in names)]
     if len(names) < 2 or len(known) < LEAST_TRIALS:
         return
-    fitted = evenly_spaced(known, MOST_FITTED)
+    fitted = thin_out(known, MOST_FITTED)
     ends = np.array([[coordinate(space[n][end], space[n]) for n in names]
                      for end in ("low", "high")])  # fmt: skip
     places = np.array([[coordinate(r.params[n], space[n]) for n in names] for r, _ in fitted])
@@ -644,7 +644,8 @@ def draw_trade_off(content: Content) -> Iterator[Chart]:
     rows = [{**r.last, "seconds": r.seconds} for r in records]
     names = (config.metric, cost)
     if config.objectives:
-        front = {i for i, r in enumerate(records) if r.number in {f.number for f in content.front}}
+        best = {trial.number for trial in content.front}
+        front = {i for i, r in enumerate(records) if r.number in best}
     else:
         # Seconds are no objective: less is better, as with the parameters whose place they take.
         timed = [{**row, "parameters": row["seconds"]} for row in rows]
