@@ -31,7 +31,8 @@ NAMES = (
 CANARIES = {name: f"canary{zlib.crc32(name.encode()):08x}secret" for name in NAMES}
 STUDY = (
     "--dataset", "digits", "--pair", "resnet20-resnet8", "--method", "none",
-    "--train-subset", "120", "--epochs", "1", "--trials", "2", "--seeds", "1", "--top-k", "1", "--max-concurrent", "2",
+    "--train-subset", "120", "--epochs", "1", "--trials", "2", "--seeds", "1", "--top-k", "1",
+    "--max-concurrent", "2",
     "--set", "baselines=[]", "--set", "champions=[]",
 )  # fmt: skip
 
