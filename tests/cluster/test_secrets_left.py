@@ -32,7 +32,8 @@ CANARIES = {name: f"canary{zlib.crc32(name.encode()):08x}secret" for name in NAM
 STUDY = (
     "--dataset", "digits", "--pair", "resnet20-resnet8", "--method", "none",
     "--train-subset", "120", "--epochs", "1", "--trials", "2", "--seeds", "1", "--top-k", "1",
-    "--max-concurrent", "2", "--set", "baselines=[]", "--set", "champions=[]",
+    "--max-concurrent", "2",
+    "--set", "baselines=[]", "--set", "champions=[]",
 )  # fmt: skip
 
 
