@@ -27,10 +27,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ekd_ray.config.targets import evenly_spaced
+from ekd_ray.results.records import JOURNAL_LOCKS
 
 MOST_TRIALS = 500  # that a model of the objective is built from
-
-from ekd_ray.results.records import JOURNAL_LOCKS
 
 
 def storage_of(study: optuna.Study) -> BaseStorage:
