@@ -19,6 +19,7 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 from ekd_ray.scale.session_end import ended_with_driver
+log = open(Path(sys.argv[1], "driver.log"), "a")
 with ended_with_driver(Path(sys.argv[1])):
     print("ready", flush=True)
     sys.stdin.read()
