@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import yaml
+from report_studies import predictions
 from safetensors import safe_open
 
 from ekd_ray.data import DATASETS
 from ekd_ray.data.registry import folder_info
+from ekd_ray.engine.measure.predictions import FILE, Predictions
 from ekd_ray.errors import UserError
 from ekd_ray.results import Bundle
 from ekd_ray.results.reproduce import prepare
@@ -123,6 +125,27 @@ def test_images_that_the_student_does_not_take(bundle):
     change_settings(bundle.path / "distill.yaml", student="vgg8", image_size=8)
     change_header(bundle.path / "model.safetensors", model="vgg8")
     assert complaint(bundle)
+
+
+@pytest.mark.parametrize("change", ["cut", "shape", "index", "nan", "names"])
+def test_predictions_that_nothing_could_draw(tmp_path, change):
+    path = tmp_path / FILE
+    made = predictions(2.0, 0)
+    made.save(path)
+    assert Predictions.load(path).class_names == made.class_names
+    tensors = safetensors.torch.load_file(path)
+    if change == "shape":
+        tensors["logits"] = tensors["logits"][:, 1:].contiguous()
+    elif change == "index":
+        tensors["predicted"][0] = 99
+    elif change == "nan":
+        tensors["confidence"][0] = float("nan")
+    names = [] if change == "names" else list(made.class_names)
+    safetensors.torch.save_file(tensors, path, {"class_names": json.dumps(names)})
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="is damaged"):
+        Predictions.load(path)
 
 
 def test_a_data_set_has_no_such_names_either():

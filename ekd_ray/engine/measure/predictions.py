@@ -14,10 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.data import check_class_names
 from ekd_ray.engine.measure.metrics import log_probabilities
 from ekd_ray.engine.measure.uncertainty import uncertainty
 from ekd_ray.engine.rundata import RunData
 from ekd_ray.engine.teacher.source import live_teacher
+from ekd_ray.errors import UserError, require
 from ekd_ray.files import atomic_path, check_plain, parse_json
 from ekd_ray.losses.methods import method_of
 
@@ -80,12 +82,36 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
+        """Read what `save` wrote; raises `UserError` for any other content."""
         check_plain(path)
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            names = tuple(parse_json(file.metadata()["class_names"]))
-        return cls(**{"teacher_logits": None, **tensors}, class_names=names)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = tuple(parse_json(file.metadata()["class_names"]))
+            found = cls(**{"teacher_logits": None, **tensors}, class_names=names)
+            found._check()
+        except Exception as error:  # damage comes as errors of every kind
+            raise UserError(
+                f"{path} is damaged: remove it, and the figures do without it."
+            ) from error
+        return found
+
+    def _check(self) -> None:
+        """Raise `AssertionError` unless shapes, dtypes and indices are those of the class."""
+        count, classes = len(self.labels), len(self.class_names)
+        of_all = (self.labels, self.predicted, self.confidence, self.uncertainty)
+        logits = [found for found in (self.logits, self.teacher_logits) if found is not None]
+        indices = ((self.labels, classes), (self.predicted, classes), (self.kept, count))
+        sound = (
+            all(found.shape == (count,) for found in of_all)
+            and all(found.shape == (len(self.kept), classes) for found in logits)
+            and all(found.is_floating_point() for found in (*of_all[2:], *logits))
+            and all(found.isfinite().all() for found in (*of_all[2:], *logits))
+            and all(i.dtype == torch.int64 and ((i >= 0) & (i < n)).all() for i, n in indices)
+            and len(self.kept) > 1
+        )
+        require(sound, "no predictions")
+        check_class_names("predictions", self.class_names)
 
 
 def kept_images(count: int, classes: int) -> Tensor:

@@ -5,6 +5,7 @@ How it looks is up to the templates, and what is drawn to `figures`.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.errors import UserError
 from ekd_ray.results.importance import LEAST_TRIALS, judged_trials, parameter_importance
 from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd
 from ekd_ray.results.paired import Paired
@@ -104,7 +106,12 @@ def _read_predictions(study: StudyReader) -> dict[str, list[Predictions]]:
     for run in study.confirm_runs:
         path = run.folder / PREDICTIONS
         if run.stage is RunStage.FINAL and not run.reason and path.is_file():
-            found.setdefault(run.name, []).append(Predictions.load(path))
+            try:
+                predictions = Predictions.load(path)
+            except UserError as error:  # its figures are left out, not the study
+                warnings.warn(str(error), stacklevel=2)
+            else:
+                found.setdefault(run.name, []).append(predictions)
     return found
 
 
