@@ -33,6 +33,13 @@ class UserError(Exception):
         self.keys = keys
 
 
+class Damaged(UserError):
+    """A file of ours that is torn, changed, or holds what we never write."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{path} is damaged: {reason}.")
+
+
 class Interrupted(Exception):
     """Work that was asked to stop before it was finished; `--resume` continues it."""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.errors import UserError
+from ekd_ray.errors import Damaged, UserError
 
 
 @contextlib.contextmanager
@@ -71,6 +71,31 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
+def parse_json(text: str) -> Any:
+    """Strict JSON, as we write it; raises `ValueError` for anything else, NaN and infinity too."""
+    return _STRICT_JSON.decode(text)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+_STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant)  # built once: rows are many
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping in a file that `write_json` wrote; raises `Damaged` for any other content."""
+    try:
+        found = parse_json(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise Damaged(path, "it is no JSON text") from None
+    except OSError as error:
+        raise Damaged(path, f"it cannot be read ({error.strerror})") from None
+    if not isinstance(found, dict):
+        raise Damaged(path, f"it holds a {type(found).__name__} where a mapping belongs")
+    return found
+
+
 def check_format(file: str | os.PathLike[str], version: object, newest: int) -> None:
     """Refuse a file of a newer ekd_ray, whose content this one would misread.
 
@@ -83,9 +108,7 @@ def check_format(file: str | os.PathLike[str], version: object, newest: int) -> 
         UserError: the number is higher, or none at all.
     """
     if type(version) is not int or version < 1:
-        raise UserError(
-            f"{file} is damaged: its format_version is {version!r}, not a whole number from 1."
-        )
+        raise Damaged(file, f"its format_version is {version!r}, not a whole number from 1")
     if version > newest:
         raise UserError(
             f"{file} has format version {version}, and this ekd_ray reads up to {newest}: upgrade "

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     # These load torch and rich.
     from rich.console import Console
 
+    from ekd_ray.results.words import describe_damage
     from ekd_ray.studies.comparison import (
         collect_cells,
         comparison_table,
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         if not any(row.test or row.failed for row in study.leaderboard()):
             print(f"left out: {path} has no final run yet", file=sys.stderr)
             del studies[path]
+        for line in describe_damage(study.damaged()):
+            print(line, file=sys.stderr)
     if not studies:
         raise UserError("there is nothing to compare: give studies that have come to their end.")
     cells = collect_cells(place_studies(studies))

@@ -208,7 +208,7 @@ class Settings:
         Returns:
             By name (`seed`, `distill.seed`), in order, the value here and that of `other`.
         """
-        found = {}
+        found: dict[str, tuple[Any, Any]] = {}
         for field in self.fields():
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             effect, alike = field.metadata["effect"], field.metadata["alike"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +13,7 @@ from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.data import short_name
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.errors import UserError
+from ekd_ray.files import read_json
 from ekd_ray.models import build_model, load_weights, read_metadata
 from ekd_ray.results.html import facts_html
 from ekd_ray.results.records import CANDIDATES, RunRecord, candidate_folder, read_record
@@ -46,9 +46,9 @@ class RunResult:
         folder = chosen = Path(path)
         candidates: list[dict[str, Any]] = []
         if (folder / CANDIDATES).exists():
-            found = json.loads((folder / CANDIDATES).read_text(encoding="utf-8"))
-            candidates = found["candidates"]
-            if found["chosen"] is not None:
+            found = read_json(folder / CANDIDATES)
+            candidates = found.get("candidates", [])
+            if found.get("chosen") is not None:
                 chosen = candidate_folder(folder, found["chosen"])
         record = read_record(chosen)
         if record is None or record.status != "complete" or not (folder / WEIGHTS).is_file():

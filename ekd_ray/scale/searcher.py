@@ -25,7 +25,14 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.results.records import FAILURE, RunRecord, read_record, trial_folder, trial_name
+from ekd_ray.results.records import (
+    FAILURE,
+    RunRecord,
+    read_or_put_aside,
+    read_whole,
+    trial_folder,
+    trial_name,
+)
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.optuna_private import reopen_trial
 from ekd_ray.scale.space import Space, first_points, point_config
@@ -83,7 +90,7 @@ class OptunaSearcher(Searcher):
         for frozen in self.study.get_trials(deepcopy=False):
             self.budget.record(frozen.number, read_history(trial_folder(self.run, frozen.number)))
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
-            record = read_record(trial_folder(self.run, frozen.number))
+            record = read_or_put_aside(trial_folder(self.run, frozen.number))
             if record is not None and record.status != "running":
                 forget_checkpoint(record.folder)
                 self._end_trial(record)
@@ -116,13 +123,13 @@ class OptunaSearcher(Searcher):
     def records(self) -> list[RunRecord]:
         """The trials that have begun, ended or not, by number, as they lie on disk."""
         folders = [trial_folder(self.run, trial.number) for trial in self._own_trials()]
-        return [record for folder in folders if (record := read_record(folder)) is not None]
+        return [record for folder in folders if (record := read_whole(folder)) is not None]
 
     def end_stopped(self, numbers: Collection[int]) -> None:
         """End the interrupted trials that the scheduler had stopped before they were ended."""
         for number in [number for number in self._interrupted if number in numbers]:
             self._interrupted.remove(number)
-            record = read_record(trial_folder(self.run, number))
+            record = read_whole(trial_folder(self.run, number))
             assert record is not None
             params = self.study.get_trials(deepcopy=False)[number].params
             ended = replace(record, params=params).close("pruned")

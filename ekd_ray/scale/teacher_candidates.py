@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +14,14 @@ from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path, check_format, write_json
+from ekd_ray.files import atomic_path, check_format, read_json, write_json
 from ekd_ray.results.records import (
     CANDIDATES,
     FORMAT_VERSION,
     RESULT,
     RunRecord,
     candidate_folder,
-    read_record,
+    read_or_put_aside,
 )
 from ekd_ray.scale.cluster import local_cpus, on_cluster
 from ekd_ray.scale.run_list import run_all
@@ -81,7 +80,7 @@ def train_candidates(
     if not path.exists():
         write_json(folder / CANDIDATES, _summary(candidates, [], None))
         for run in runs:
-            known = read_record(run.folder)
+            known = read_or_put_aside(run.folder)
             # A copy from elsewhere may have lost its weights, which are chosen with it.
             if known and known.status == "complete" and not (run.folder / WEIGHTS).exists():
                 (run.folder / RESULT).unlink(missing_ok=True)
@@ -98,7 +97,7 @@ def train_candidates(
             shutil.copyfile(chosen.folder / WEIGHTS, temporary)
     for run in runs:
         (run.folder / WEIGHTS).unlink(missing_ok=True)
-    return json.loads((folder / CANDIDATES).read_text(encoding="utf-8"))
+    return read_json(folder / CANDIDATES)
 
 
 def choose_candidate(runs: Sequence[RunRecord], metric: str) -> RunRecord | None:
@@ -110,7 +109,7 @@ def choose_candidate(runs: Sequence[RunRecord], metric: str) -> RunRecord | None
 def check_candidate_folder(folder: Path, candidates: Candidates | None) -> None:
     """Raise `UserError` if a folder holds other candidates, or a single training."""
     path = folder / CANDIDATES
-    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    there = read_json(path) if path.exists() else None
     if there:
         check_format(path, there.get("format_version", 1), FORMAT_VERSION)
     wanted = _summary(candidates, [], None) if candidates else None

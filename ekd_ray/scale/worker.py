@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ekd_ray.engine.out_of_memory import out_of_memory
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import Session
 from ekd_ray.errors import NoSpace, UserError, disk_full_error
-from ekd_ray.files import write_json
+from ekd_ray.files import read_json, write_json
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.scale.cluster import own_cores
@@ -165,7 +164,7 @@ def check_disk(folder: Path) -> None:
         NoSpace: it did; the study is to stop, because the configuration is not to blame.
     """
     if (folder / FULL).exists():
-        raise NoSpace(json.loads((folder / FULL).read_text(encoding="utf-8"))["reason"])
+        raise NoSpace(str(read_json(folder / FULL).get("reason")))
     with contextlib.suppress(FileNotFoundError):
         free = shutil.disk_usage(folder).free
         if free < _LEAST_FREE:

@@ -32,7 +32,7 @@ from ekd_ray.engine.precision import environment, hardware, warn_of_change
 from ekd_ray.engine.resolve import check_workers, resolve, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
-from ekd_ray.errors import UserError, error_context
+from ekd_ray.errors import Damaged, UserError, error_context
 from ekd_ray.files import is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
@@ -468,7 +468,9 @@ def _measure_teacher(
     out: Path, config: StudyConfig, base: DistillConfig, observer: Observer
 ) -> None:
     """Write the teacher's own figures to `teacher.json`, once, and say them."""
-    found = TeacherFigures.read(out)
+    found = None
+    with contextlib.suppress(Damaged):  # it is measured again
+        found = TeacherFigures.read(out)
     if found is None or found.sha256 != base.teacher_sha256:
         measure = functools.partial(
             measure_teacher,

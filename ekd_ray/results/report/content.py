@@ -63,6 +63,7 @@ class Content:
     time: pa.Table
     saved: Savings
     teacher: TeacherFigures | None
+    damaged: list[str]
 
     @property
     def winner(self) -> Row | None:
@@ -96,6 +97,7 @@ def gather(study: StudyReader) -> Content:
         time=time_table(study),
         saved=savings(study),
         teacher=study.teacher(),
+        damaged=study.damaged(),
     )
 
 
