@@ -228,11 +228,16 @@ class StudyReader:
 
     @cached_property
     def confirm_runs(self) -> list[RunRecord]:
-        """The runs of the confirm stage, as `confirm.parquet` has them; before its end none."""
+        """The runs of the confirm stage, as `confirm.parquet` has them; before its end none.
+
+        Configurations are compared seed by seed: one that a damaged row has lost, all lose.
+        """
         table = self._whole(self.confirmed)
         rows = [] if table is None else table.to_pylist()
-        runs = (self._whole(functools.partial(self._confirmed_run, row)) for row in rows)
-        return [run for run in runs if run is not None]
+        runs = [self._whole(functools.partial(self._confirmed_run, row)) for row in rows]
+        lost = [(row.get("stage"), row.get("seed"))
+                for row, run in zip(rows, runs, strict=True) if run is None]  # fmt: skip
+        return [run for run in runs if run is not None and (run.stage, run.seed) not in lost]
 
     def _confirmed_run(self, row: dict[str, Any]) -> RunRecord:
         """The run of a row; raises `Damaged` unless it has what a leaderboard needs of it."""
@@ -268,7 +273,7 @@ class StudyReader:
         return {
             row.name: paired_difference(board[0].test, row.test)
             for row in board[1:]
-            if board[0].test and row.test and not (row.failed or board[0].failed)
+            if len(row.test) == len(board[0].test) > 0 and not (row.failed or board[0].failed)
         }
 
     def validation_differences(self) -> dict[str, Paired]:

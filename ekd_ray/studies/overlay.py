@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,9 @@ from ekd_ray.config.candidates import Candidates
 from ekd_ray.errors import UserError, error_context, unknown_name
 from ekd_ray.studies.places import absolute, absolute_paths
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge, with_epochs
+
+# In a study's file, from its extension to its next end: how many trials it had before.
+EXTENDED_FROM = "extended_from"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +115,19 @@ def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, An
 def count_extended(header: Path, more: int) -> int:
     """The number of trials of the study in `study.yaml`, and so many more.
 
+    One that was being extended by as many when it was killed is not extended again.
+
     Raises:
         UserError: `more` is less than 1.
     """
     if more < 1:
         raise UserError(f"a study is extended by >= 1 trials, got {more}.")
-    there = YamlFile.read(header).values.get("study") or {}
-    return int(there.get("trials", StudyConfig().trials)) + more
+    values = YamlFile.read(header).values
+    trials = (values.get("study") or {}).get("trials", StudyConfig().trials)
+    before = values.get(EXTENDED_FROM, trials)
+    if not isinstance(trials, int) or not isinstance(before, int):
+        raise UserError(f"{header} is damaged: its number of trials is {reprlib.repr(trials)}.")
+    return trials if before + more == trials else trials + more
 
 
 def authors_run(recipe: Recipe, given: Given) -> DistillConfig:

@@ -67,6 +67,7 @@ from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.tracking_services import check_tracking
 from ekd_ray.scale.trainer import SCRATCH
+from ekd_ray.studies.overlay import EXTENDED_FROM
 from ekd_ray.studies.recipes import Recipe
 from ekd_ray.studies.warm_start import warm_started
 
@@ -191,14 +192,20 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     check_folder(out, config, resume=resume)
     check_writable(out)
     now = environment()
+    before: int | None = None
     if resume:
+        there = Study.load(out)
+        before = there.header.get(EXTENDED_FROM)
+        if there.config.trials < config.trials:
+            before = there.config.trials
         with contextlib.suppress(KeyError, TypeError):  # where nothing, or nonsense, is recorded
-            warn_of_change(out, hardware(Study.load(out).header["environment"]), hardware(now))
+            warn_of_change(out, hardware(there.header["environment"]), hardware(now))
     header = {
         "format_version": FORMAT_VERSION,
         "fingerprint": config.fingerprint(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": now,
+        **({} if before is None else {EXTENDED_FROM: before}),
         "study": config.to_dict(),
     }
     write_sources(out, config.distill.plugins)
@@ -318,7 +325,15 @@ def run_study(study: Study, observer: Observer) -> Bundle:
         _sweep(study.path)
         bundle = _run_stages(study.config, study.path, observer)
         _sweep(study.path)
+        _end_extension(study.path)
     return bundle
+
+
+def _end_extension(out: Path) -> None:
+    """From here on the same --extend adds trials again."""
+    header = YamlFile.read(out / STUDY_FILE).values
+    if header.pop(EXTENDED_FROM, None) is not None:
+        write_text(out / STUDY_FILE, yaml.safe_dump(header, sort_keys=False))
 
 
 @contextlib.contextmanager
