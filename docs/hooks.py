@@ -29,14 +29,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def settings_table(kind: type[Settings]) -> str:
-    """One row a setting: name, type, default, what it is and its bounds."""
+    """One row a setting: name, type, default, what a resume may do, what it is and its bounds."""
     fields, hints = kind.fields(), typing.get_type_hints(kind)
-    rows = ["| setting | type | default | |", "|---|---|---|---|"]
+    rows = ["| setting | type | default | effect | |", "|---|---|---|---|---|"]
     for field in fields:
         default = "" if dataclasses.is_dataclass(field.default) else f"`{field.default}`"
         words = [field.metadata["doc"], *limits_in_words(field)]
         text = "; ".join(words).replace("|", "\\|")
-        rows.append(f"| `{field.name}` | {_kind(hints[field.name])} | {default} | {text} |")
+        effect = field.metadata["effect"]
+        cells = (f"`{field.name}`", _kind(hints[field.name]), default, effect, text)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

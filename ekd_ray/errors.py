@@ -37,6 +37,13 @@ class UserError(Exception):
         self.keys = keys
 
 
+class Damaged(UserError):
+    """A file of ours that is torn, changed, or holds what we never write."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{path} is damaged: {reason}.")
+
+
 class _Shortener(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
         # Python refuses to write numbers of more than 4300 digits.

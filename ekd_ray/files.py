@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.errors import UserError, shorten
+from ekd_ray.errors import Damaged, UserError, shorten
 
 # Bytes of a file, at most: of one that is read as text, and of one that is mapped or hashed.
 MOST_TEXT = 64 * 2**20
@@ -32,7 +32,17 @@ _KINDS = {
 }
 
 
-class NoSuchFile(UserError):
+class Unreadable(Damaged):
+    """A file that cannot be read: too large, no plain file, without permission, no UTF-8 text."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, cure: str = "") -> None:
+        name = str(path)
+        if not name.isprintable() or len(name) > os.pathconf("/", "PC_PATH_MAX"):
+            name = shorten(name)
+        UserError.__init__(self, f"cannot read {name}: {reason}{'; ' * bool(cure)}{cure}.")
+
+
+class NoSuchFile(Unreadable):
     """A file that is to be read is not there."""
 
 
@@ -61,16 +71,16 @@ def open_plain(
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags) if stat.S_ISREG(kind) else None
     except FileNotFoundError as error:
-        raise NoSuchFile(*_unreadable(path, error.strerror, cure).args) from None
+        raise NoSuchFile(path, str(error.strerror), cure) from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise _unreadable(path, getattr(error, "strerror", None) or str(error), cure) from None
+        raise Unreadable(path, getattr(error, "strerror", None) or str(error), cure) from None
     if descriptor is None:
-        raise _unreadable(path, f"it is {_kind_of(kind)}", cure or "name a plain file")
+        raise Unreadable(path, f"it is {_kind_of(kind)}", cure or "name a plain file")
     with open(descriptor, "rb") as file:
         size = os.fstat(descriptor).st_size
         if size > most:
             reason = f"it has {size:,} bytes, of which {most:,} may be"
-            raise _unreadable(path, reason, cure)
+            raise Unreadable(path, reason, cure)
         yield file
 
 
@@ -82,9 +92,9 @@ def read_bytes(path: str | os.PathLike[str], *, most: int = MOST_DATA, cure: str
             # What is appended meanwhile is left out. Files of /proc say that they are empty.
             content = file.read(size or unknown + 1)
         except OSError as error:
-            raise _unreadable(path, error.strerror, cure) from None
+            raise Unreadable(path, str(error.strerror), cure) from None
     if not size and len(content) > unknown:
-        raise _unreadable(path, f"it has more than {unknown:,} bytes", cure)
+        raise Unreadable(path, f"it has more than {unknown:,} bytes", cure)
     return content
 
 
@@ -94,30 +104,36 @@ def read_text(path: str | os.PathLike[str], *, most: int = MOST_TEXT, cure: str 
         # As in text mode: Windows's ends of lines become one character.
         return io.TextIOWrapper(io.BytesIO(read_bytes(path, most=most, cure=cure)), "utf-8").read()
     except UnicodeDecodeError:
-        raise _unreadable(path, "not UTF-8 text", cure) from None
+        raise Unreadable(path, "not UTF-8 text", cure) from None
 
 
-def read_json(path: str | os.PathLike[str], *, cure: str = "") -> Any:
-    """The value of a JSON file. As `check_plain`; `UserError` too where it is no JSON."""
+def read_json(path: str | os.PathLike[str], *, cure: str = "") -> dict[str, Any]:
+    """The mapping in a JSON file; raises `Damaged` for any other content."""
     try:
-        return parse_json(read_text(path, cure=cure))
+        found = parse_json(read_text(path, cure=cure))
     except ValueError:
-        raise _unreadable(path, "it is damaged, no JSON", cure) from None
+        raise Damaged(path, "it is no JSON text") from None
+    if not isinstance(found, dict):
+        raise Damaged(path, f"it holds a {type(found).__name__} where a mapping belongs")
+    return found
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text; raises ValueError, for one that is nested too deep as well."""
+    """The value of a strict JSON text, as we write it.
+
+    Raises ValueError for anything else: NaN, infinity, and what is nested too deep.
+    """
     try:
-        return json.loads(text)
+        return _STRICT_JSON.decode(text if isinstance(text, str) else text.decode())
     except RecursionError:
         raise ValueError("nested too deep") from None
 
 
-def _unreadable(path: str | os.PathLike[str], reason: str | None, cure: str) -> UserError:
-    name = str(path)
-    if not name.isprintable() or len(name) > os.pathconf("/", "PC_PATH_MAX"):
-        name = shorten(name)
-    return UserError(f"cannot read {name}: {reason}{'; ' * bool(cure)}{cure}.")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+_STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant)  # built once: rows are many
 
 
 def _kind_of(mode: int) -> str:
@@ -230,9 +246,7 @@ def check_format(file: str | os.PathLike[str], version: object, newest: int) -> 
         UserError: the number is higher, or none at all.
     """
     if type(version) is not int or version < 1:
-        raise UserError(
-            f"{file} is damaged: its format_version is {version!r}, not a whole number from 1."
-        )
+        raise Damaged(file, f"its format_version is {version!r}, not a whole number from 1")
     if version > newest:
         raise UserError(
             f"{file} has format version {version}, and this ekd_ray reads up to {newest}: upgrade "

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the test accuracies of the studies' winners, champions and baselines."""
     # These load torch and rich.
     from ekd_ray.cli.console import Console
+    from ekd_ray.results.words import describe_damage
     from ekd_ray.studies.comparison import (
         collect_cells,
         comparison_table,
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         if not any(row.test or row.failed for row in study.leaderboard()):
             print_text(f"left out: {path} has no final run yet", file=sys.stderr)
             del studies[path]
+        for line in describe_damage(study.damaged()):
+            print(line, file=sys.stderr)
     if not studies:
         raise UserError("there is nothing to compare: give studies that have come to their end.")
     cells = collect_cells(place_studies(studies))

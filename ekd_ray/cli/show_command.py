@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json
@@ -26,10 +27,16 @@ def run(args: argparse.Namespace) -> int:
     # These load torch and pyarrow.
     from ekd_ray.cli.study_text import print_progress, progress_values
     from ekd_ray.results.study import Study
+    from ekd_ray.results.words import describe_damage
     from ekd_ray.studies.comparison import compare_studies
 
     study = Study.load(args.run)
-    other = compare_studies(study, Study.load(args.compare)) if args.compare else None
+    other = None
+    if args.compare:
+        second = Study.load(args.compare)
+        other = compare_studies(study, second)
+        for line in describe_damage(second.damaged()):
+            print(line, file=sys.stderr)
     if args.json:
         print_json(progress_values(study, other))
     else:

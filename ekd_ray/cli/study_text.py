@@ -31,6 +31,7 @@ from ekd_ray.results.report.content import (
 )
 from ekd_ray.results.study import Study
 from ekd_ray.results.words import (
+    describe_damage,
     describe_teacher,
     duration,
     figure_text,
@@ -63,6 +64,7 @@ def print_progress(study: Study, other: pa.Table | None, other_name: str) -> Non
     parts.append(_importance(content) if content.importance.num_rows else
                  describe_parameters(content))  # fmt: skip
     parts += [_time(content), *_savings(content), *_failures(content)]
+    parts += describe_damage(content.damaged)
     if other is not None:
         parts += _comparison(other, other_name)
     _print(parts, study.config, least_width=110)
@@ -81,6 +83,7 @@ def print_study(study: Study, bundle: Bundle) -> None:
         *difference_lines(study),
         *_selection_gap(study, board[0]),
         *_teacher(study),
+        *describe_damage(study.damaged()),
         "The winner was chosen on validation; the test split was read once, after.",
         f"bundle: {bundle.path}",
         *([f"report: {report}"] if report.is_file() else []),
@@ -139,6 +142,7 @@ def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
             for r in content.ended
             if r.status == "failed"
         ],
+        "damaged": content.damaged,
         "comparison": other.to_pylist() if other is not None else None,
     }
 

@@ -391,8 +391,8 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
             *(short_spread(row.figures(name), name) for name in config.watched[1:]),
             short_spread(row.test, "test_top1") if not row.failed else "failed",
             difference if not row.winner else "",
-            _mean([m["test_nll"] for m in row.test_metrics]),
-            _mean([m["test_ece"] for m in row.test_metrics]),
+            _mean(row.figures("test_nll")),
+            _mean(row.figures("test_ece")),
             style="bold" if row.winner else None,
         )
     return table
@@ -442,5 +442,5 @@ def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:
     )
 
 
-def _mean(values: list[float]) -> str:
+def _mean(values: Sequence[float]) -> str:
     return f"{mean_sd(values)[0]:.3f}" if values else ""

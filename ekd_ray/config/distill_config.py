@@ -67,7 +67,7 @@ class DistillConfig(Settings):
         "auto",
         "threads that decode pictures; auto: the node's cores for each of its GPUs, without a GPU "
         "as many as compute",
-        low=1, high=MOST_THREADS, identity=False, neutral="auto",
+        low=1, high=MOST_THREADS, effect="free", neutral="auto",
     )  # fmt: skip
     ood_dataset: str | None = setting(
         None, "second data set, out of distribution, for ood_auroc (unused by the training)"
@@ -79,7 +79,7 @@ class DistillConfig(Settings):
         None, "side to which the student's views are resized, e.g. 224 for a ViT", low=8, high=1024
     )
     teacher: str | None = setting(None, "teacher architecture, a name of the zoo")
-    teacher_weights: str | None = setting(None, "the teacher's checkpoint", identity=False)
+    teacher_weights: str | None = setting(None, "the teacher's checkpoint", effect="free")
     teacher_sha256: str | None = setting(None, "SHA-256 of the teacher's checkpoint; checked")
     teacher_normalization: str | None = setting(
         None,
@@ -88,7 +88,7 @@ class DistillConfig(Settings):
 
     teacher_cache: str = setting(
         "auto", "keep the teacher's logits on disk: on, off, or auto (where the disk has room)",
-        choices=("auto", "on", "off"), identity=False,
+        choices=("auto", "on", "off"), effect="free",
     )  # fmt: skip
     teacher_top: int | None = setting(
         None, "keep this many of the teacher's logits per view, and the mass of the rest", low=1,
@@ -134,7 +134,7 @@ class DistillConfig(Settings):
     deterministic: bool | None = setting(
         None, "refuse algorithms whose bits differ from run to run on a GPU; by default no in a "
         "search, yes in what it exports, in runs of no study and in `reproduce`",
-        identity=False,
+        effect="pinned",
     )  # fmt: skip
     seed: int = setting(
         0, "one seed for the weights, the order and the views", low=0, high=MOST_SEED

@@ -32,6 +32,10 @@ MOST_THREADS = 1024
 _ILLEGAL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # The neutral value of a setting that counts in every fingerprint.
 COUNTS = object()
+# What another value does. A run of other identity is another run: it has another fingerprint.
+# Another value of a pinned setting may change bits or records of the same run: who resumes keeps
+# it. A free one changes no run's result, though perhaps how many there are, and when.
+Effect = Literal["identity", "pinned", "free"]
 
 
 def setting(
@@ -42,19 +46,20 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
-    identity: bool = True,
+    effect: Effect = "identity",
+    alike: Callable[[Any], Any] | None = None,
     neutral: Any = COUNTS,
 ) -> Any:
     """A dataclass field with its description and limits.
 
     `low` and `high` are inclusive bounds and `above` an exclusive lower one, and every number
-    has one at each end; `choices` are the legal strings; `identity=False` keeps
-    places and resources, which do not change a result, out of the fingerprint. At its `neutral`
-    value a setting is left out too, so that a new one leaves the fingerprints of older runs alone;
-    `COUNTS` has no such value.
+    has one at each end; `choices` are the legal strings; `effect`: see `Effect`. Pinned values of
+    which `alike` is the same may be exchanged. At its `neutral` value a setting is left out of the
+    fingerprint, so that a new one leaves those of older runs alone, and pins nothing; `COUNTS` has
+    no such value.
     """
     limits = {"low": low, "high": high, "above": above, "choices": choices}
-    metadata = {"doc": doc, "identity": identity, "neutral": neutral, **limits}
+    metadata = {"doc": doc, "effect": effect, "alike": alike, "neutral": neutral, **limits}
     if isinstance(default, dict | list):
         raise TypeError("a setting's default must be immutable: use a tuple or None")
     return dataclasses.field(default=default, metadata=metadata)
@@ -194,19 +199,39 @@ class Settings:
         return type(self).from_dict({**values, **changes})
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result, without places and resources."""
+        """The settings that tell runs apart, without places and resources."""
         kept = {}
         for field in self.fields():
             value = getattr(self, field.name)
-            if field.metadata["identity"] and value != field.metadata["neutral"]:
+            counts = field.metadata["effect"] == "identity"
+            if counts and value != field.metadata["neutral"]:
                 inner = isinstance(value, Settings)
                 kept[field.name] = value.identity() if inner else _plain(value)
         return kept
 
     def fingerprint(self) -> str:
         """16 hex digits of SHA-256 over the identity: equal settings, equal fingerprint."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = _text(self.identity())
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def changes(self, other: Self) -> dict[str, tuple[Any, Any]]:
+        """What one that resumes this may not have otherwise, but `other` has.
+
+        Returns:
+            By name (`seed`, `distill.seed`), in order, the value here and that of `other`.
+        """
+        found: dict[str, tuple[Any, Any]] = {}
+        for field in self.fields():
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            effect, alike = field.metadata["effect"], field.metadata["alike"]
+            if isinstance(mine, Settings):
+                inner = mine.changes(theirs).items()
+                found |= {f"{field.name}.{name}": values for name, values in inner}
+            elif effect == "free" or (effect == "pinned" and mine == field.metadata["neutral"]):
+                continue
+            elif alike(mine) != alike(theirs) if alike else _text(mine) != _text(theirs):
+                found[field.name] = _plain(mine), _plain(theirs)
+        return found
 
 
 def json_schema(cls: type[Settings]) -> dict[str, Any]:
@@ -255,6 +280,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
+
+
+def _text(value: Any) -> str:
+    """JSON by which values are told apart: 1 and 1.0 are two, a tuple and a list one."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _is_optional(hint: Any) -> bool:

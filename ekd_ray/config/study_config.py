@@ -55,24 +55,27 @@ class StudyConfig(Settings):
     )
     softmax_teacher_weights: str | None = setting(
         None, "checkpoint of a teacher trained by plain cross-entropy, for baseline ekd-softmax",
-        identity=False,
+        effect="pinned", alike=bool,
     )  # fmt: skip
+    softmax_teacher_sha256: str | None = setting(
+        None, "SHA-256 of softmax_teacher_weights; filled in", effect="pinned", neutral=None
+    )
     authors: dict[str, Any] | None = setting(
         None, "the authors' values for this pair: first point and champion"
     )
 
-    trials: int = setting(16, "configurations to try", low=1, high=MOST_TRIALS, identity=False)
+    trials: int = setting(16, "configurations to try", low=1, high=MOST_TRIALS, effect="free")
     budget_epochs: int | None = setting(
         None, "start no trial once all together have trained so many epochs", low=1,
-        high=MOST_TRIALS * MOST_EPOCHS, identity=False,
+        high=MOST_TRIALS * MOST_EPOCHS, effect="free",
     )  # fmt: skip
     budget_hours: float | None = setting(
         None, "start no trial so many hours after the search (or its continuation) began",
-        above=0, high=10**6, identity=False,
+        above=0, high=10**6, effect="free",
     )  # fmt: skip
     budget_gpu_hours: float | None = setting(
         None, "start no trial once all together have trained so many GPU-hours", above=0,
-        high=10**9, identity=False,
+        high=10**9, effect="free",
     )  # fmt: skip
     metric: str = setting("val_top1", "objective on the validation split", choices=METRICS)
     objectives: tuple[str, ...] = setting(
@@ -116,31 +119,31 @@ class StudyConfig(Settings):
 
     teacher_fill: str = setting(
         "eager", "when the teacher cache is filled: before the trials (eager) or by them (lazy)",
-        choices=("eager", "lazy"), identity=False,
+        choices=("eager", "lazy"), effect="free",
     )  # fmt: skip
 
     optuna_storage: str | None = setting(
         None, "database URL of the Optuna study (a journal file in the study's folder)",
-        identity=False,
+        effect="pinned",
     )  # fmt: skip
     track: str | None = setting(
         None, "also tell a tracking service of every run: mlflow[:URI] or wandb[:PROJECT]",
-        identity=False,
+        effect="free",
     )  # fmt: skip
-    data_root: str | None = setting(None, "folder of the data sets", identity=False)
+    data_root: str | None = setting(None, "folder of the data sets", effect="free")
     max_concurrent: int | None = setting(
-        None, "trials at once (as many as fit)", low=1, high=MOST_TRIALS, identity=False
+        None, "trials at once (as many as fit)", low=1, high=MOST_TRIALS, effect="free"
     )
     workers_per_trial: int = setting(1, "data-parallel workers per trial", low=1, high=10_000)
     cpus_per_trial: int = setting(
-        1, "CPU threads per worker", low=1, high=MOST_THREADS, identity=False
+        1, "CPU threads per worker", low=1, high=MOST_THREADS, effect="pinned"
     )
     gpus_per_trial: Gpus = setting(
         "auto", "GPUs per worker; a fraction shares one, 0: on CPUs, auto: 1 where there are GPUs",
-        low=0, high=1024, identity=False,
+        low=0, high=1024, effect="pinned", alike=bool,  # all shares of a GPU compute the same
     )  # fmt: skip
     limit_gpu_memory: bool = setting(
-        True, "a trial on a fraction of a GPU gets no more of its memory than that", identity=False
+        True, "a trial on a fraction of a GPU gets no more of its memory than that", effect="free"
     )
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ from ekd_ray.engine.precision import (
     make_scaler,
     pick_device,
     resolve_precision,
+    warn_of_change,
 )
 from ekd_ray.engine.random_state import random_state, restore_random_state, seed_generator
 from ekd_ray.engine.resolve import resolve
@@ -434,8 +435,21 @@ def _save(run: Run, path: Path) -> None:
             "scaler": run.scaler.state_dict(),
             "compiled": run.compiled,
             "fingerprint": run.config.fingerprint(),
+            "conditions": _conditions(run),
         }
         save_checkpoint(path, learner=run.learner, optimizer=run.optimizer, progress=progress)
+
+
+def _conditions(run: Run) -> dict[str, Any]:
+    """What decides a run's bits and is no part of its identity."""
+    return {
+        "threads": torch.get_num_threads(),
+        "workers": ranks.world_size(),
+        "device": run.device.type,
+        "precision": run.precision,
+        "deterministic": bool(run.config.deterministic),
+        "torch": str(torch.__version__),
+    }
 
 
 def _restore(run: Run, path: Path) -> None:
@@ -443,6 +457,8 @@ def _restore(run: Run, path: Path) -> None:
     progress = load_checkpoint(
         path, fingerprint=fingerprint, learner=run.learner, optimizer=run.optimizer
     )
+    if ranks.is_first():
+        warn_of_change(path.parent, progress.get("conditions", {}), _conditions(run))
     run.epoch, run.step, run.history = progress["epoch"], progress["step"], progress["history"]
     run.learner.sums.copy_(progress["sums"])
     # Under `auto`, a run may go on where another precision is fast.

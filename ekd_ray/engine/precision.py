@@ -6,7 +6,8 @@ import contextlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,28 @@ def environment() -> dict[str, Any]:
         "float32": FLOAT32,
         **_git(),
     }
+
+
+def hardware(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the bits of a run in an `environment`, as `warn_of_change` compares it."""
+    names = ("processor", "gpus", "cuda", "cudnn")
+    return {"torch": found["packages"]["torch"], **{name: found[name] for name in names}}
+
+
+def warn_of_change(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Warn that what began in a folder goes on under other conditions, by name: they may decide
+    its bits."""
+    changed = [
+        f"{name} {here[name]} instead of {there[name]}"
+        for name in here.keys() & there.keys()
+        if there[name] != here[name]
+    ]
+    if changed:
+        warnings.warn(
+            f"{folder} goes on with {', '.join(sorted(changed))}: what is trained from here on "
+            "need not have the bits that it would have had.",
+            stacklevel=2,
+        )
 
 
 def _version(package: str) -> str | None:

@@ -76,8 +76,8 @@ def parameter_importance(
     Returns:
         Columns `parameter`, `fanova`, `ped_anova` (each sums to 1; fanova is null for a
         parameter that not every trial has), `metric`, `epoch` (null without one) and
-        `trials` (how many were judged, at most `MOST_TRIALS`: see `thin_out`). Empty with fewer than `LEAST_TRIALS` trials, or where all
-        scored the same.
+        `trials` (how many were judged, at most `MOST_TRIALS`: see `thin_out`). Empty with fewer
+        than `LEAST_TRIALS` trials, or where all scored the same.
 
     Raises:
         UserError: an unknown metric.

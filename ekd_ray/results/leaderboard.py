@@ -67,6 +67,7 @@ class Leaderboard(list[Row]):
     def __init__(self, rows: Iterable[Row], config: StudyConfig) -> None:
         super().__init__(rows)
         self.config = config
+        self.damaged: list[str] = []  # a sentence on each file that was left out
 
     def to_table(self) -> pa.Table:
         """One row per configuration, the winner first.
@@ -91,18 +92,17 @@ class Leaderboard(list[Row]):
 
     def __repr__(self) -> str:
         if not self:
-            return "Leaderboard: no configuration is confirmed yet"
+            return "\n".join(["Leaderboard: no configuration is confirmed yet", *self.damaged])
         lines = [("name", "role", self.config.metric, "test_top1")]
         for row in self:
             figures = ("failed", "") if row.failed else (_spread(row.val), _spread(row.test))
             lines.append((row.name, row.role, *figures))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return spell_controls(
-            "\n".join(
-                "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-                for line in lines
-            )
-        )
+        texts = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
+        return spell_controls("\n".join([*texts, *self.damaged]))
 
     def _plain_row(self, row: Row) -> dict[str, Any]:
         plain = {"name": row.name, "role": row.role, "winner": row.winner, "failed": row.failed}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +14,11 @@ import pyarrow as pa
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import held_out_size, num_train, steps_per_epoch
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import HISTORY
-from ekd_ray.errors import UserError
+from ekd_ray.engine.runlog import HISTORY, is_epoch
+from ekd_ray.errors import Damaged, UserError
 from ekd_ray.files import read_json
 from ekd_ray.losses.methods import method_of
-from ekd_ray.results.records import CACHE_COST, RunRecord, read_record, spent_seconds
+from ekd_ray.results.records import CACHE_COST, RunRecord, spent_seconds
 from ekd_ray.results.study_reader import StudyReader
 
 SCHEMA = pa.schema(
@@ -71,8 +73,7 @@ def time_table(study: StudyReader) -> pa.Table:
     stages: dict[str, list[RunRecord]] = {
         name: [] for name in ("teacher", *SEARCH_STAGES.values(), *CONFIRM_STAGES.values())
     }
-    teachers = map(read_record, (study.path / "teacher", *study.path.glob("teacher/seed-*")))
-    for run in (*study.runs, *filter(None, teachers)):
+    for run in (*study.runs, *study.teacher_runs):
         name = CONFIRM_STAGES.get(run.stage, str(run.stage))
         stages[SEARCH_STAGES[run.status] if run.stage is RunStage.SEARCH else name].append(run)
     rows = [
@@ -85,7 +86,7 @@ def time_table(study: StudyReader) -> pa.Table:
         for name, found in stages.items()
         if (runs := [run for run in found if run.history])
     ]
-    fill = _read_fill(study)
+    fill = read_fill(study.path)
     if fill.get("rows"):
         hours = _seconds_per_row(fill) * fill["rows"] / 3600
         after_teacher = 1 if rows and rows[0]["stage"] == "teacher" else 0
@@ -123,7 +124,7 @@ def savings(study: StudyReader) -> Savings:
     ]
     left = [total - len(trial.history) for trial in stopped]
     seconds = [n * t.seconds / len(t.history) for n, t in zip(left, stopped, strict=True)]
-    fill = _read_fill(study)
+    fill = read_fill(study.path)
     views, asked, spared = _count_views(study) if fill else None, None, None
     if views is not None:
         asked = int(fill["rows"])
@@ -138,9 +139,14 @@ def savings(study: StudyReader) -> Savings:
     )
 
 
-def _read_fill(study: StudyReader) -> dict[str, float]:
-    path = study.path / CACHE_COST
-    return read_json(path) if path.exists() else {}
+def read_fill(study: Path) -> dict[str, float]:
+    """What the fill of the teacher's cache has cost; empty without a record that is whole."""
+    path = study / CACHE_COST
+    with contextlib.suppress(Damaged):
+        found = read_json(path) if path.exists() else {}
+        if is_epoch({"epoch": 0, **found}) and {"rows", "seconds", "timed_rows"} <= found.keys():
+            return found
+    return {}
 
 
 def _seconds_per_row(fill: dict[str, float]) -> float:

@@ -7,7 +7,12 @@ its end); a run of the final stage, or of no study, also its weights.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import types
+import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,8 +24,9 @@ from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import end_session, read_history
+from ekd_ray.engine.runlog import end_session, is_epoch, read_history
 from ekd_ray.engine.schedule import first_decayed_epoch
+from ekd_ray.errors import Damaged, UserError, shorten
 from ekd_ray.files import check_format, parse_json, read_json, write_json, write_text
 
 # Of studies, their records and tables, candidates and bundles. 1: the records of confirm runs were
@@ -32,6 +38,7 @@ JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
 CONFIG = "config.yaml"
 FAILURE = "failure.json"
 RESULT = "result.json"
+STATUSES = ("running", "complete", "pruned", "failed")
 CONFIRMED = "confirm.parquet"
 CACHE_COST = "cache.json"
 CANDIDATES = "candidates.json"
@@ -176,6 +183,20 @@ class RunRecord:
         return record
 
 
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes of the values that JSON has for a type."""
+    hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(one) or one for one in hints)
+    return (*kinds, int) if float in kinds else kinds
+
+
+_KINDS = {
+    name: _kinds(hint)
+    for name, hint in {**typing.get_type_hints(RunRecord), "stage": str}.items()
+    if name != "folder"
+}
+
+
 def single_run(config: DistillConfig, folder: Path) -> RunRecord:
     """The record of a run of no study, before it begins."""
     return RunRecord(
@@ -191,7 +212,7 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
             share a folder) and, for a file of the first format, its settings.
 
     Raises:
-        UserError: the record is of a newer ekd_ray.
+        Damaged: its files hold what no run writes. UserError: it is of a newer ekd_ray.
     """
     path, found = folder / RESULT, known or _from_path(folder)
     content: dict[str, Any] = {}
@@ -203,16 +224,67 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
         if not (path.exists() or settings.exists() or content["history"]):
             return None
         if settings.exists() and not found.config:
-            content["config"] = YamlFile.read(settings).values
+            content["config"] = _read_settings(settings)
     if "format_version" not in content:
         history = content["history"]
         content.setdefault("seconds", spent_seconds(history))
         if path.exists():
             content.setdefault("status", "failed" if content.get("reason") else "complete")
             content.setdefault("metrics", history[-1] if history else {})
+    if path.exists():
+        _check_content(path, content, found)
     if known:
         content |= {name: getattr(known, name) for name in ("name", "number", "role", "equals")}
     return RunRecord.from_dict({**found.to_dict(), **content})
+
+
+def read_or_put_aside(folder: Path, known: RunRecord | None = None) -> RunRecord | None:
+    """As `read_record`; a record that is damaged is renamed, with a warning.
+
+    Its run is then one that has not ended, and goes on from what else it has left.
+    """
+    try:
+        return read_record(folder, known)
+    except Damaged as error:
+        for name in (RESULT, CONFIG):
+            if (folder / name).exists():
+                os.replace(folder / name, folder / f"{name}.damaged")
+        warnings.warn(f"{error} It is put aside, and its run goes on.", stacklevel=2)
+    return read_record(folder, known)
+
+
+def read_whole(folder: Path) -> RunRecord | None:
+    """As `read_record`; None for one that is damaged, too."""
+    with contextlib.suppress(Damaged):
+        return read_record(folder)
+    return None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return YamlFile.read(path).values
+    except UserError as error:
+        raise Damaged(path, str(error).rstrip(".")) from None
+
+
+def _check_content(path: Path, content: Mapping[str, Any], found: RunRecord) -> None:
+    """Raise `Damaged` if the content of a record is none that we write."""
+    unknown = content.keys() - _KINDS.keys() - {"format_version"}
+    if unknown and "format_version" in content:
+        raise Damaged(path, f"{shorten(min(unknown))} is no part of a record")
+    check_kinds(path, content)
+    stages = {*RunStage} if found.stage in (RunStage.TEACHER, RunStage.SINGLE) else {found.stage}
+    legal: dict[str, set[Any]] = {"status": {*STATUSES}, "stage": stages}
+    if found.stage is RunStage.SEARCH:
+        legal["number"] = {found.number}
+    for name, values in legal.items():
+        if content.get(name, getattr(found, name)) not in values:
+            got = shorten(content.get(name))
+            raise Damaged(path, f"its {name} is {got}, not {' or '.join(sorted(map(str, values)))}")
+    history, metrics = content["history"], {"epoch": 0, **content.get("metrics", {})}
+    epochs = [row["epoch"] for row in history if is_epoch(row)]
+    if epochs != sorted({*epochs}) or len(epochs) < len(history) or not is_epoch(metrics):
+        raise Damaged(path, "its history or its metrics are no finite numbers by epoch")
 
 
 def _from_path(folder: Path) -> RunRecord:
@@ -256,27 +328,48 @@ def confirm_table(runs: Iterable[RunRecord], study: Path) -> pa.Table:
     )
 
 
-def confirmed_runs(table: pa.Table, study: Path) -> list[RunRecord]:
-    """The runs of a table that `confirm_table` made, in its order, without their histories."""
+def confirmed_run(row: Mapping[str, Any], study: Path) -> RunRecord:
+    """The run of a row that `confirm_table` made, without its history."""
     shown = ("stage", "name", "role", "trial", "equals", "seed", "config", "folder", "reason",
              "seconds")  # fmt: skip
-    return [
-        RunRecord(
-            folder=study / row["folder"],
-            stage=RunStage(row["stage"]),
-            # Older studies had them as a baseline, `authors`.
-            name="authors' values" if row["name"] == "authors" else row["name"],
-            number=row["trial"] if "trial" in row else _number_in(row["name"]),
-            role=row.get("role"),
-            equals=parse_json(row.get("equals") or "[]"),
-            config={**parse_json(row["config"]), "seed": row["seed"]},
-            status="failed" if row.get("reason") else "complete",
-            reason=row.get("reason"),
-            seconds=row.get("seconds") or 0.0,
-            metrics={k: v for k, v in row.items() if k not in shown and v is not None},
-        )
-        for row in table.to_pylist()
-    ]
+    return RunRecord(
+        folder=study / row["folder"],
+        stage=RunStage(row["stage"]),
+        # Older studies had them as a baseline, `authors`.
+        name="authors' values" if row["name"] == "authors" else row["name"],
+        number=row["trial"] if "trial" in row else _number_in(row["name"]),
+        role=row.get("role"),
+        equals=parse_json(row.get("equals") or "[]"),
+        config={**parse_json(row["config"]), "seed": row["seed"]},
+        status="failed" if row.get("reason") else "complete",
+        reason=row.get("reason"),
+        seconds=row.get("seconds") or 0.0,
+        metrics={k: v for k, v in row.items() if k not in shown and v is not None},
+    )
+
+
+def check_kinds(path: Path, values: Mapping[str, Any]) -> None:
+    """Raise `Damaged` if a value is of another type than that of the record."""
+    for name, value in values.items():
+        if not isinstance(value, _KINDS.get(name, object)):
+            raise Damaged(path, f"its {name} is {shorten(value)}")
+
+
+def check_settings(run: RunRecord) -> None:
+    """Raise `Damaged` if the settings of a run are no configuration.
+
+    Those of the runs of a study are alike: of each form only the first is checked by its values.
+    """
+    form = (tuple(run.config), tuple(map(type, run.config.values())))
+    if run.config and form not in _LEGAL_FORMS:
+        try:
+            DistillConfig.from_dict(run.config)
+        except UserError as error:
+            raise Damaged(run.folder, f"no settings of a run ({str(error).rstrip('.')})") from None
+        _LEGAL_FORMS.add(form)
+
+
+_LEGAL_FORMS: set[tuple[tuple[str, ...], tuple[type, ...]]] = set()
 
 
 def _number_in(name: str) -> int | None:
@@ -306,7 +399,6 @@ def spent_seconds(history: Iterable[Mapping[str, Any]]) -> float:
 
 def failure_reason(folder: Path) -> str:
     """The reason why the run in a folder failed, in its own words if it left any."""
-    path = folder / FAILURE
-    if path.exists():
-        return read_json(path)["reason"]
+    if (folder / FAILURE).exists():
+        return str(read_json(folder / FAILURE).get("reason"))
     return "the trial's process died (killed, or out of memory)"

@@ -47,8 +47,8 @@ class RunResult:
         candidates: list[dict[str, Any]] = []
         if (folder / CANDIDATES).exists():
             found = read_json(folder / CANDIDATES)
-            candidates = found["candidates"]
-            if found["chosen"] is not None:
+            candidates = found.get("candidates", [])
+            if found.get("chosen") is not None:
                 chosen = candidate_folder(folder, found["chosen"])
         record = read_record(chosen)
         if record is None or record.status != "complete" or not (folder / WEIGHTS).is_file():

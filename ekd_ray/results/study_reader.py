@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +18,8 @@ from ekd_ray.config.plugins import SOURCES, files_trusted, load_named, stamps_in
 from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_violation
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.errors import UserError
+from ekd_ray.engine.runlog import is_epoch
+from ekd_ray.errors import Damaged, UserError, shorten
 from ekd_ray.files import atomic_path, check_format, check_plain
 from ekd_ray.remote.location import is_uri, parse_location
 from ekd_ray.remote.session import reading_copy
@@ -28,13 +31,16 @@ from ekd_ray.results.records import (
     FORMAT_VERSION,
     STUDY_FILE,
     RunRecord,
-    confirmed_runs,
+    check_kinds,
+    check_settings,
+    confirmed_run,
     milestone_epochs,
     read_record,
     spent_seconds,
     table_of_rows,
 )
 
+T = TypeVar("T")
 PARQUET_KEY = "ekd_ray.format_version"  # in the metadata of a table's file
 
 
@@ -99,12 +105,47 @@ class StudyReader:
         for stage in (RunStage.SELECT, RunStage.FINAL):
             folders += sorted(self.path.glob(f"confirm/{stage}-*"))
         known = {run.folder: run for run in reversed(self.confirm_runs)}
-        runs = [run for f in folders if (run := read_record(f, known.get(f))) is not None]
+        runs = [run for f in folders if (run := self._read(f, known.get(f))) is not None]
         for run in runs:  # only its end records the searched values of a trial
             if run.stage is RunStage.SEARCH and run.status == "running":
                 values = {name: run.config.get(name) for name in self.config.space or {}}
                 run.params.update({k: v for k, v in values.items() if v is not None})
         return runs
+
+    @cached_property
+    def teacher_runs(self) -> list[RunRecord]:
+        """The trainings of its teacher that have begun, ended or not."""
+        folders = (self.path / "teacher", *sorted(self.path.glob("teacher/seed-*")))
+        return [run for folder in folders if (run := self._read(folder)) is not None]
+
+    def damaged(self) -> list[str]:
+        """A sentence on each file that is left out because it holds what no study writes.
+
+        Such of runs, of the table of the confirm stage and of the teacher.
+        """
+        _ = self.runs, self.teacher_runs, self.teacher()
+        return list(dict.fromkeys(self._damaged))
+
+    @cached_property
+    def _damaged(self) -> list[str]:
+        return []
+
+    def _whole(self, read: Callable[[], T]) -> T | None:
+        """What `read` returns; None, and a word in `damaged`, if its file is damaged."""
+        try:
+            return read()
+        except Damaged as error:
+            self._damaged.append(str(error))
+            return None
+
+    def _read(self, folder: Path, known: RunRecord | None = None) -> RunRecord | None:
+        def read() -> RunRecord | None:
+            run = read_record(folder, known)
+            if run:
+                check_settings(run)
+            return run
+
+        return self._whole(read)
 
     def records(self) -> Trials:
         """Every trial that has ended, by number."""
@@ -173,7 +214,7 @@ class StudyReader:
 
     def teacher(self) -> TeacherFigures | None:
         """The teacher's own validation figures; None before they are measured, and without one."""
-        return TeacherFigures.read(self.path)
+        return self._whole(lambda: TeacherFigures.read(self.path))
 
     def write_tables(self) -> None:
         """Write `trials.parquet` (one row per trial and rung) atomically."""
@@ -186,9 +227,31 @@ class StudyReader:
 
     @cached_property
     def confirm_runs(self) -> list[RunRecord]:
-        """The runs of the confirm stage, as `confirm.parquet` has them; before its end none."""
-        table = self.confirmed()
-        return [] if table is None else confirmed_runs(table, self.path)
+        """The runs of the confirm stage, as `confirm.parquet` has them; before its end none.
+
+        Configurations are compared seed by seed: one that a damaged row has lost, all lose.
+        """
+        table = self._whole(self.confirmed)
+        rows = [] if table is None else table.to_pylist()
+        runs = [self._whole(functools.partial(self._confirmed_run, row)) for row in rows]
+        lost = [(row.get("stage"), row.get("seed"))
+                for row, run in zip(rows, runs, strict=True) if run is None]  # fmt: skip
+        return [run for run in runs if run is not None and (run.stage, run.seed) not in lost]
+
+    def _confirmed_run(self, row: dict[str, Any]) -> RunRecord:
+        """The run of a row; raises `Damaged` unless it has what a leaderboard needs of it."""
+        path, text = self.path / CONFIRMED, f"the row of {shorten(row.get('name'))}"
+        try:
+            run = confirmed_run(row, self.path)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise Damaged(path, f"{text} is none of a confirm run") from None
+        check_kinds(path, run.to_dict())
+        check_settings(run)
+        needed = "test_top1" if run.stage is RunStage.FINAL else self.config.metric
+        figures = {"epoch": 0, **run.metrics}
+        if not is_epoch(figures) or (run.reason is None and needed not in figures):
+            raise Damaged(path, f"{text} has no finite {needed}")
+        return run
 
     def leaderboard(self) -> Leaderboard:
         """Confirmed configurations, the winner first, then champions and baselines, then finalists.
@@ -196,7 +259,9 @@ class StudyReader:
         The winner is the champion or finalist with the best mean validation score over the
         confirm seeds; its test figures played no part. Before confirm: empty.
         """
-        return make_leaderboard(self.confirm_runs, self.config)
+        board = make_leaderboard(self.confirm_runs, self.config)
+        board.damaged = list(dict.fromkeys(self._damaged))
+        return board
 
     def differences(self) -> dict[str, Paired]:
         """The winner's test top-1 minus that of each champion and baseline, paired over the seeds.
@@ -270,9 +335,16 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def read_parquet(path: Path) -> pa.Table:
-    """Read what `write_parquet` wrote; raises `UserError` if it is newer than this ekd_ray."""
+    """Read what `write_parquet` wrote.
+
+    Raises:
+        Damaged: it is no such table. UserError: it is newer than this ekd_ray.
+    """
     check_plain(path)
-    table = pq.read_table(path)
-    version = (table.schema.metadata or {}).get(PARQUET_KEY.encode(), b"1")
-    check_format(path, int(version), FORMAT_VERSION)
+    try:
+        table = pq.read_table(path)
+        version = int((table.schema.metadata or {}).get(PARQUET_KEY.encode(), b"1"))
+    except (pa.ArrowException, OSError, ValueError):
+        raise Damaged(path, "it is no Parquet table of ours") from None
+    check_format(path, version, FORMAT_VERSION)
     return table

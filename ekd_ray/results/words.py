@@ -12,6 +12,7 @@ from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.paired import Paired
 
 DASH = "\N{EN DASH}"  # where there is no value
+MOST_NAMED = 10  # of what is damaged
 LABELS = {"none": "student alone", "kd": "KD", "ekd-softmax": "EKD, softmax teacher"}
 _PLURALS = ("authors' values", "defaults")
 METRIC_NAMES = {
@@ -50,6 +51,14 @@ def metric_name(name: str) -> str:
 def is_share(name: str) -> bool:
     """Whether a metric is an accuracy, shown in percent."""
     return name.endswith(("top1", "top5"))
+
+
+def describe_damage(damaged: Sequence[str]) -> list[str]:
+    """How many files of a study are left out, and each of the first ones in a sentence."""
+    more = len(damaged) - MOST_NAMED
+    head = f"left out because of damage: {several(len(damaged), 'file')} of the study"
+    lines = [head, *damaged[:MOST_NAMED], *([f"... and {more} more"] if more > 0 else [])]
+    return lines if damaged else []
 
 
 def figure_text(name: str, value: float | None) -> str:

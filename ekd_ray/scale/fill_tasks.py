@@ -17,7 +17,8 @@ from ekd_ray.engine.decoding import share_cores
 from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import uses_cache
 from ekd_ray.errors import UserError
-from ekd_ray.files import read_json, read_text, write_json
+from ekd_ray.files import read_text, write_json
+from ekd_ray.results.progress import read_fill
 from ekd_ray.results.records import CACHE_COST
 from ekd_ray.scale.cluster import count_workers, live_nodes, own_cores, with_gpus
 from ekd_ray.scale.tasks import as_task
@@ -87,10 +88,10 @@ def fill_cache(
         for reference in pending:
             ray.cancel(reference)
     if run:
-        path = run / CACHE_COST
-        if path.exists():  # what earlier fills of the study took
-            cost.update(read_json(path))
-        write_json(path, {name: cost[name] for name in ("rows", "timed_rows", "seconds")})
+        cost.update(read_fill(run))  # what earlier fills of the study took
+        write_json(
+            run / CACHE_COST, {name: cost[name] for name in ("rows", "timed_rows", "seconds")}
+        )
     return cost
 
 

@@ -15,7 +15,14 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session
 from ekd_ray.errors import Interrupted, UserError
 from ekd_ray.files import write_json
-from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason, read_record
+from ekd_ray.results.records import (
+    FAILURE,
+    RESULT,
+    RunRecord,
+    failure_reason,
+    read_or_put_aside,
+    read_record,
+)
 from ekd_ray.scale.schedulers import NoStopping
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import death_reason
@@ -57,6 +64,7 @@ def run_all(
     """
     waiting: dict[Path, RunRecord] = {}
     for run in runs:
+        read_or_put_aside(run.folder, run)
         if (run.folder / RESULT).exists():
             forget_checkpoint(run.folder)  # a kill may have come between the result and this
         elif run.folder not in waiting:

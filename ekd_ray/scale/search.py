@@ -68,6 +68,8 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         unfinished = full_runs.unfinished
     study = StudyReader.load(run)
     study.write_tables()
+    for text in study.damaged():
+        observer.note(f"left out: {text}")
     if unfinished:
         raise Interrupted
     if not study.feasible():

@@ -26,7 +26,14 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
-from ekd_ray.results.records import FAILURE, RunRecord, read_record, trial_folder, trial_name
+from ekd_ray.results.records import (
+    FAILURE,
+    RunRecord,
+    read_or_put_aside,
+    read_whole,
+    trial_folder,
+    trial_name,
+)
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.optuna_private import reopen_trial, stored_trial
 from ekd_ray.scale.space import Space, first_points, point_config
@@ -91,10 +98,13 @@ class OptunaSearcher(Searcher):
 
     def _settle_trials(self) -> None:
         for frozen in self.study.get_trials(deepcopy=False):
-            record = read_record(trial_folder(self.run, frozen.number))
+            folder = trial_folder(self.run, frozen.number)
+            running = frozen.state == TrialState.RUNNING
+            record = read_or_put_aside(folder) if running else read_whole(folder)
             if record is not None:
                 self._found[frozen.number] = record
-                self.budget.record(frozen.number, record.history)
+            history = read_history(folder) if record is None else record.history
+            self.budget.record(frozen.number, history)
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
             record = self._found.get(frozen.number)
             if record is not None and record.status != "running":
@@ -134,7 +144,7 @@ class OptunaSearcher(Searcher):
         """End the interrupted trials that the scheduler had stopped before they were ended."""
         for number in [number for number in self._interrupted if number in numbers]:
             self._interrupted.remove(number)
-            record = read_record(trial_folder(self.run, number))
+            record = read_whole(trial_folder(self.run, number))
             assert record is not None
             params = stored_trial(self.study, number).params
             ended = replace(record, params=params).close("pruned")

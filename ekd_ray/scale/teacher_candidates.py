@@ -21,7 +21,7 @@ from ekd_ray.results.records import (
     RESULT,
     RunRecord,
     candidate_folder,
-    read_record,
+    read_or_put_aside,
 )
 from ekd_ray.scale.cluster import local_cpus, on_cluster
 from ekd_ray.scale.run_list import run_all
@@ -80,7 +80,7 @@ def train_candidates(
     if not path.exists():
         write_json(folder / CANDIDATES, _summary(candidates, [], None))
         for run in runs:
-            known = read_record(run.folder)
+            known = read_or_put_aside(run.folder)
             # A copy from elsewhere may have lost its weights, which are chosen with it.
             if known and known.status == "complete" and not (run.folder / WEIGHTS).exists():
                 (run.folder / RESULT).unlink(missing_ok=True)
@@ -116,10 +116,12 @@ def check_candidate_folder(folder: Path, candidates: Candidates | None) -> None:
     names = ("seeds", "choose_by")
     if there is None and not (wanted and _holds_training(folder)):
         return
-    if wanted is None or there is None or any(there[name] != wanted[name] for name in names):
+    if wanted is None or there is None or any(there.get(name) != wanted[name] for name in names):
         found = "one training without candidates"
         if there:
-            found = f"candidates of the seeds {there['seeds']}, chosen by {there['choose_by']}"
+            found = (
+                f"candidates of the seeds {there.get('seeds')}, chosen by {there.get('choose_by')}"
+            )
         raise UserError(
             f"{folder} holds {found}: continue it with the same --candidates, --seeds and "
             "--choose-by, or choose another --out."

@@ -164,7 +164,7 @@ def check_disk(folder: Path) -> None:
         NoSpace: it did; the study is to stop, because the configuration is not to blame.
     """
     if (folder / FULL).exists():
-        raise NoSpace(read_json(folder / FULL)["reason"])
+        raise NoSpace(str(read_json(folder / FULL).get("reason")))
     with contextlib.suppress(FileNotFoundError):
         free = shutil.disk_usage(folder).free
         if free < _LEAST_FREE:

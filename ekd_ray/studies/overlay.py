@@ -10,13 +10,15 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.candidates import Candidates
-from ekd_ray.errors import UserError, error_context, unknown_name
+from ekd_ray.errors import UserError, error_context, shorten, unknown_name
 from ekd_ray.studies.places import absolute, absolute_paths
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge, with_epochs
 
 # Settings of a study by which its results, and the keys to a server, leave this machine: they are
 # used on the user's own word, whatever a recipe or a study's file says.
 BY_FLAG = {"optuna_storage": "--optuna-storage", "track": "--track"}
+# In a study's file, from its extension to its next end: how many trials it had before.
+EXTENDED_FROM = "extended_from"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +128,21 @@ def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, An
 def count_extended(header: Path, more: int) -> int:
     """The number of trials of the study in `study.yaml`, and so many more.
 
+    One that was being extended by as many when it was killed is not extended again.
+
     Raises:
         UserError: `more` is less than 1.
     """
     if more < 1:
         raise UserError(f"a study is extended by >= 1 trials, got {more}.")
-    there = YamlFile.read(header).values.get("study")
-    trials = there.get("trials") if isinstance(there, Mapping) else None
-    # Another value is refused where the study is read.
-    return (trials if isinstance(trials, int) else StudyConfig().trials) + more
+    values = YamlFile.read(header).values
+    there = values.get("study")
+    default = StudyConfig().trials
+    trials = there.get("trials", default) if isinstance(there, Mapping) else default
+    before = values.get(EXTENDED_FROM, trials)
+    if not isinstance(trials, int) or not isinstance(before, int):
+        raise UserError(f"{header} is damaged: its number of trials is {shorten(trials)}.")
+    return trials if before + more == trials else trials + more
 
 
 def authors_run(recipe: Recipe, given: Given) -> DistillConfig:

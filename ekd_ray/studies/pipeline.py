@@ -21,17 +21,18 @@ from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.phrases import several
 from ekd_ray.config.plugins import write_sources
+from ekd_ray.config.settings import Settings
 from ekd_ray.config.yaml_files import dump_yaml
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures, measure_teacher
 from ekd_ray.engine.out_of_memory import refused_memory_reported
-from ekd_ray.engine.precision import environment
+from ekd_ray.engine.precision import environment, hardware, warn_of_change
 from ekd_ray.engine.resolve import check_workers, resolve, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
-from ekd_ray.errors import UserError, error_context
+from ekd_ray.errors import Damaged, UserError, error_context
 from ekd_ray.files import check_own_folder, is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
@@ -66,6 +67,7 @@ from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.tracking_services import check_tracking
 from ekd_ray.scale.trainer import SCRATCH
+from ekd_ray.studies.overlay import EXTENDED_FROM
 from ekd_ray.studies.recipes import Recipe
 from ekd_ray.studies.warm_start import warm_started
 
@@ -118,7 +120,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         config = around_prior(config, base)
     rows = baselines(config, base)
     if "ekd-softmax" in rows:
-        _check_softmax_teacher(config, base)
+        config = config.replace(softmax_teacher_sha256=_check_softmax_teacher(config, base))
     elif "ekd-softmax" in config.baselines:
         raise UserError(
             f"baseline ekd-softmax needs an evidential method with a teacher, got {base.method!r}: "
@@ -152,8 +154,12 @@ def prepare_study(
         return check_study(config, download=download)
 
 
-def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> None:
-    """Refuse the baseline ekd-softmax unless the study's teacher is evidential and another."""
+def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> str | None:
+    """Refuse the baseline ekd-softmax unless the study's teacher is evidential and another.
+
+    Returns:
+        The SHA-256 of the softmax teacher, None where it is still to be trained.
+    """
     given, softmax = base.teacher_weights, config.softmax_teacher_weights
     teacher = read_metadata(given, whole_classifier=False) if given else None
     trained = (config.teacher_training or {}).get("method") if teacher is None else None
@@ -174,6 +180,7 @@ def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> None:
             f"baseline ekd-softmax needs a softmax {base.teacher}: give --softmax-teacher-weights "
             f"FILE, or a --teacher-zoo with a folder {base.teacher}_vanilla."
         )
+    return found.sha256 if softmax else None
 
 
 def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
@@ -184,11 +191,21 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     """
     check_folder(out, config, resume=resume)
     check_writable(out)
+    now = environment()
+    before: int | None = None
+    if resume:
+        there = Study.load(out)
+        before = there.header.get(EXTENDED_FROM)
+        if there.config.trials < config.trials:
+            before = there.config.trials
+        with contextlib.suppress(KeyError, TypeError):  # where nothing, or nonsense, is recorded
+            warn_of_change(out, hardware(there.header["environment"]), hardware(now))
     header = {
         "format_version": FORMAT_VERSION,
         "fingerprint": config.fingerprint(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment(),
+        "environment": now,
+        **({} if before is None else {EXTENDED_FROM: before}),
         "study": config.to_dict(),
     }
     write_sources(out, config.distill.plugins)
@@ -202,7 +219,7 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
         study = Study.load(out)
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
-        _check_same(study, config)
+        check_unchanged(study.path, study.config, config)
         _check_continues(study)
     elif out.exists() and (out.is_file() or not all(map(is_left_over, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
@@ -215,17 +232,16 @@ def is_left_over(path: Path) -> bool:
     return is_temporary(path) or path.name in (MIRROR_STATE, LOCK, DRIVER_LOG)
 
 
-def _check_same(study: Study, config: StudyConfig) -> None:
-    if study.config.fingerprint() == config.fingerprint():
-        return
-    old, new = _flat(study.config), _flat(config)
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    key, name = changed[0], changed[0].removeprefix("distill.")
-    raise UserError(
-        f"{study.path} belongs to another configuration: {name} is {old.get(key)} there and "
-        f"{new.get(key)} here ({len(changed)} setting(s) differ): resume it with its own "
-        "settings, or choose another --out."
-    )
+def check_unchanged(folder: Path, there: Settings, here: Settings) -> None:
+    """Raise `UserError` unless `here` may resume the study or run in a folder, begun as `there`."""
+    changed = there.changes(here)
+    if changed:
+        name, (old, new) = min(changed.items())
+        raise UserError(
+            f"{folder} belongs to another configuration: {name.removeprefix('distill.')} is {old} "
+            f"there and {new} here ({len(changed)} setting(s) differ): --resume --out {folder} "
+            "alone continues it with its own settings; or choose another --out."
+        )
 
 
 def _check_continues(study: Study) -> None:
@@ -239,12 +255,6 @@ def _check_continues(study: Study) -> None:
             "with another second order of EKD, so that further trials would not compare with its "
             "own: finish it with that release, or choose another --out."
         )
-
-
-def _flat(config: StudyConfig) -> dict[str, object]:
-    """Every setting by name; those of the runs under `distill.`, because both have a seed."""
-    values = config.identity()
-    return {**{f"distill.{name}": v for name, v in values.pop("distill").items()}, **values}
 
 
 def check_writable(out: Path) -> None:
@@ -317,7 +327,15 @@ def run_study(study: Study, observer: Observer) -> Bundle:
         _sweep(study.path)
         bundle = _run_stages(study.config, study.path, observer)
         _sweep(study.path)
+        _end_extension(study.path)
     return bundle
+
+
+def _end_extension(out: Path) -> None:
+    """From here on the same --extend adds trials again."""
+    header = YamlFile.read(out / STUDY_FILE).values
+    if header.pop(EXTENDED_FROM, None) is not None:
+        write_text(out / STUDY_FILE, dump_yaml(header))
 
 
 @contextlib.contextmanager
@@ -467,7 +485,9 @@ def _measure_teacher(
     out: Path, config: StudyConfig, base: DistillConfig, observer: Observer
 ) -> None:
     """Write the teacher's own figures to `teacher.json`, once, and say them."""
-    found = TeacherFigures.read(out)
+    found = None
+    with contextlib.suppress(Damaged):  # it is measured again
+        found = TeacherFigures.read(out)
     if found is None or found.sha256 != base.teacher_sha256:
         measure = functools.partial(
             measure_teacher,

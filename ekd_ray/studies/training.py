@@ -36,7 +36,7 @@ from ekd_ray.scale.teacher_candidates import (
 )
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.trainer import Workers
-from ekd_ray.studies.pipeline import check_writable, is_left_over, lock_folder
+from ekd_ray.studies.pipeline import check_unchanged, check_writable, is_left_over, lock_folder
 from ekd_ray.studies.places import default_folder
 
 
@@ -193,9 +193,7 @@ def check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:
     """Refuse to mix runs: another configuration's folder, or this one's without --resume."""
     check_writable(out)
     if (out / "config.yaml").exists():
-        there = DistillConfig.from_yaml(out / "config.yaml")
-        if there.fingerprint() != config.fingerprint():
-            raise UserError(f"{out} belongs to another configuration: choose another --out.")
+        check_unchanged(out, DistillConfig.from_yaml(out / "config.yaml"), config)
         if not resume:
             raise UserError(f"{out} holds this run already: add --resume, or choose another --out.")
     elif not all(map(is_left_over, out.iterdir())):

@@ -17,7 +17,7 @@ class Toy(Settings):
     size: int | None = setting(None, "a size", low=0)
     rate: float = setting(0.5, "a rate")
     parts: tuple[float, ...] = setting((1.0, 2.0), "parts")
-    place: str | None = setting(None, "a folder", identity=False)
+    place: str | None = setting(None, "a folder", effect="free")
 
 
 def test_fingerprint_is_frozen():
@@ -57,22 +57,12 @@ def another(cls, field):
     return start + (1 if kind is int else 0.01)
 
 
-PLACES = {
-    DistillConfig: {"teacher_weights", "teacher_cache", "deterministic", "decode_threads"},
-    StudyConfig: {
-        *("trials", "budget_epochs", "budget_hours", "budget_gpu_hours"),
-        *("data_root", "teacher_fill", "optuna_storage", "track", "softmax_teacher_weights"),
-        *("max_concurrent", "cpus_per_trial", "gpus_per_trial", "limit_gpu_memory"),
-    },
-}
-
-
 @pytest.mark.parametrize(("cls", "field"), FIELDS, ids=case_id)
-def test_fingerprint_follows_every_setting_but_places_and_resources(cls, field):
+def test_fingerprint_follows_the_settings_of_identity_and_no_other(cls, field):
     changed = cls(**{field.name: another(cls, field)})
     assert changed != cls()
     same = changed.fingerprint() == cls().fingerprint()
-    assert same == (field.name in PLACES[cls])
+    assert same == (field.metadata["effect"] != "identity")
 
 
 def test_study_fingerprint_ignores_places_of_the_shared_run():

@@ -13,6 +13,8 @@ from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.measure.predictions import teacher_predictions
 from ekd_ray.engine.precision import cpu_threads, pick_device, resolve_precision
 from ekd_ray.engine.rundata import load_run_data
+from ekd_ray.engine.runlog import is_epoch
+from ekd_ray.errors import Damaged
 from ekd_ray.files import read_json, write_json
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import read_metadata
@@ -41,9 +43,22 @@ class TeacherFigures:
 
     @classmethod
     def read(cls, study: Path) -> Self | None:
-        """The figures in a study's folder; None where there are none, as in older studies."""
+        """The figures in a study's folder; None where there are none, as in older studies.
+
+        Raises:
+            Damaged: the file holds something else.
+        """
         path = study / FILE
-        return cls(**read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found = cls(**read_json(path))
+            figures = {"epoch": found.images, **found.metrics, "log_prior": found.log_prior}
+        except TypeError:
+            figures = {}
+        if not is_epoch(figures):
+            raise Damaged(path, "it has not the finite figures of a teacher")
+        return found
 
     def write(self, study: Path) -> None:
         """Write them into a study's folder, atomically."""

@@ -27,6 +27,7 @@ from ekd_ray.results.report.content import (
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.templating import render
 from ekd_ray.results.words import (
+    describe_damage,
     describe_teacher,
     duration,
     metric_name,
@@ -74,6 +75,7 @@ def write_report(study: StudyReader, out: Path | None = None) -> Path:
         charts=charts,
         rungs=milestone_epochs(content.config)[:-1],
         failures=list_failed_runs(content),
+        damage=describe_damage(content.damaged),
         run=_run_name(study.path),
         footer=f"ekd_ray {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         plotly=get_plotlyjs(),

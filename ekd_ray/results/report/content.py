@@ -65,6 +65,7 @@ class Content:
     time: pa.Table
     saved: Savings
     teacher: TeacherFigures | None
+    damaged: list[str]
 
     @property
     def winner(self) -> Row | None:
@@ -98,6 +99,7 @@ def gather(study: StudyReader) -> Content:
         time=time_table(study),
         saved=savings(study),
         teacher=study.teacher(),
+        damaged=study.damaged(),
     )
 
 

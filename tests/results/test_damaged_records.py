@@ -1,0 +1,162 @@
+"""What a run folder holds besides what we write is left out, counted and named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_studies import final, searched, select
+
+from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.errors import Damaged, UserError
+from ekd_ray.results import Study
+from ekd_ray.results.records import RESULT, RunRecord, read_or_put_aside, read_record, read_whole
+from ekd_ray.results.report import write_report
+
+# Of a record, what a stranger or an accident makes of it.
+CONTENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "an unknown key": lambda r: {**r, "surprise": 1},
+    "an unknown setting": lambda r: {**r, "config": {**r["config"], "surprise": 1}},
+    "a setting of another type": lambda r: {**r, "config": {**r["config"], "lr": [1]}},
+    "a list": lambda r: [r],
+    "a number": lambda r: 7,
+    "an odd status": lambda r: {**r, "status": "odd"},
+    "a status that is a list": lambda r: {**r, "status": ["complete"]},
+    "an odd stage": lambda r: {**r, "stage": "odd"},
+    "another's number": lambda r: {**r, "number": 9999},
+    "no number": lambda r: {**r, "number": "3"},
+    "a history of words": lambda r: {**r, "history": ["a"]},
+    "a history without epochs": lambda r: {**r, "history": [{"val_top1": 0.5}]},
+    "an epoch twice": lambda r: {**r, "history": [r["history"][0]] * 2},
+    "a metric that is a text": lambda r: {**r, "history": [{**r["history"][0], "val_top1": "x"}]},
+    "a metric too large": lambda r: {**r, "history": [{**r["history"][0], "val_top1": 10**400}]},
+    "params that are none": lambda r: {**r, "params": None},
+    "a reason that is a number": lambda r: {**r, "status": "failed", "reason": 5},
+    "an odd version": lambda r: {**r, "format_version": "two"},
+}  # fmt: skip
+TEXTS = {
+    "nothing": "", "half": '{"format_version": 2, "stat', "bytes": "\x00\x01", "deep": "[" * 10**5,
+    "NaN": None, "infinity": None,
+}  # fmt: skip
+
+
+def spoil(path: Path, kind: str) -> None:
+    values = json.loads(path.read_text())
+    if kind in CONTENTS:
+        path.write_text(json.dumps(CONTENTS[kind](values)))
+    elif TEXTS[kind] is not None:
+        path.write_text(TEXTS[kind])
+    else:
+        word = {"NaN": "NaN", "infinity": "1e999"}[kind]
+        path.write_text(path.read_text().replace('"val_top1": ', f'"val_top1": {word}, "x": ', 1))
+
+
+@pytest.mark.parametrize("kind", [*CONTENTS, *TEXTS])
+def test_a_record_that_no_run_writes_is_left_out(kind: str, maker) -> None:
+    maker.study(space={"lr": {"low": 0.01, "high": 0.1}})
+    spoilt, whole = (maker.trial(number, [0.5, 0.6], lr=0.05) for number in (0, 1))
+    spoil(spoilt.folder / RESULT, kind)
+    study = Study.load(maker.path)
+    assert [run.number for run in study.runs] == [whole.number]
+    (sentence,) = study.damaged()
+    assert str(spoilt.folder) in sentence and len(sentence) < 300 + len(str(spoilt.folder))
+    if "setting" not in kind:  # a record without its plugins has settings that are not known
+        assert read_whole(spoilt.folder) is None
+        with pytest.raises(Damaged):
+            read_record(spoilt.folder)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with two records, a row, and the files beside them damaged."""
+    from conftest import Maker  # of this folder
+
+    maker = Maker(tmp_path_factory.mktemp("damaged") / "run")
+    searched(maker)
+    rows = [select("trial 3", s, 0.6) for s in (1, 2)]
+    rows += [final(n, s, 0.5) for n in ("trial 3", "none") for s in (1, 2)]
+    rows[-1]["test_top1"] = float("nan")
+    maker.confirm(rows)
+    spoil(maker.path / "trials" / "0003" / RESULT, "a list")
+    spoil(maker.path / "trials" / "0007" / RESULT, "an odd status")
+    (maker.path / "teacher.json").write_text('{"model": 1}')
+    (maker.path / "cache.json").write_text("[]")
+    return maker.path
+
+
+NAMED = ("trials/0003/result.json", "trials/0007/result.json", "'none'", "teacher.json")
+
+
+def test_show_counts_and_names_what_is_left_out(damaged: Path, launch) -> None:
+    code, out, err = launch("show", damaged)
+    assert (code, err) == (0, "") and "4 files" in out
+    assert all(name in out.replace("\n", "") for name in NAMED)
+    code, out, _ = launch("show", damaged, "--json", "--compare", damaged)
+    assert code == 0 and len(json.loads(out)["damaged"]) == 4
+
+
+def test_report_compare_and_leaderboard_name_it_too(damaged: Path, launch, tmp_path) -> None:
+    study = Study.load(damaged)
+    page = write_report(study, tmp_path / "page.html").read_text()
+    assert all(name.strip("'") in page for name in NAMED) and "4 files" in page
+    code, _, err = launch("compare", damaged)
+    assert code == 0 and "Traceback" not in err and all(name in err for name in NAMED)
+    board = Study.load(damaged).leaderboard()
+    assert [len(row.test) for row in board] == [1, 1], "they are compared under the same seeds"
+    assert "'none'" in repr(board)
+
+
+def test_a_table_that_is_none_costs_the_leaderboard_only(maker) -> None:
+    maker.study()
+    maker.trial(0, [0.5] * 9)
+    (maker.path / "confirm.parquet").write_bytes(b"PAR1 and no more")
+    study = Study.load(maker.path)
+    assert study.leaderboard() == [] and study.best().number == 0
+    assert "confirm.parquet" in study.damaged()[0]
+    with pytest.raises(UserError, match="no Parquet table of ours"):
+        study.confirmed()
+
+
+@pytest.mark.parametrize("text", ["", "study: [", "[1]", "study: {trials: x}", "study: 5"])
+def test_a_study_file_that_is_none_is_one_sentence(text: str, maker, launch) -> None:
+    maker.study()
+    (maker.path / "study.yaml").write_text(text)
+    for command in ("show", "report"):
+        code, _, err = launch(command, maker.path)
+        assert code == 0 if text == "" and not err else code == 2 and "study.yaml" in err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("line", ["[1]", "7", '{"epoch": "x"}', '{"epoch": 2, "val_top1": NaN}'])
+def test_the_history_of_a_running_trial_ends_where_it_is_no_history(line: str, maker) -> None:
+    maker.study()
+    folder = maker.path / "trials" / "0000"
+    folder.mkdir(parents=True)
+    rows = ['{"epoch": 1, "val_top1": 0.5}', line, '{"epoch": 3, "val_top1": 0.5}']
+    (folder / "history.jsonl").write_text("\n".join(rows))
+    (run,) = Study.load(maker.path).running()
+    assert [row["epoch"] for row in run.history] == [1]
+
+
+def test_a_run_whose_record_is_damaged_goes_on(maker) -> None:
+    maker.study()
+    record = maker.trial(0, [0.5])
+    record.write_config()
+    spoil(record.folder / RESULT, "a list")
+    with pytest.warns(UserWarning, match="put aside"):
+        again = read_or_put_aside(record.folder)
+    assert again is None and not (record.folder / RESULT).exists()
+    assert list(record.folder.glob("*.damaged")), "what was there may be looked at"
+
+
+def test_settings_of_a_form_are_checked_once_and_another_form_again(maker) -> None:
+    """As many as there are trials: to check each by its values would take longer than all else."""
+    maker.study()
+    runs: list[RunRecord] = [maker.trial(number, [0.5]) for number in range(3)]
+    spoil(runs[2].folder / RESULT, "a setting of another type")
+    found = Study.load(maker.path)
+    assert [run.number for run in found.records()] == [0, 1]
+    assert {run.stage for run in found.runs} == {RunStage.SEARCH}
