@@ -28,6 +28,7 @@ _MOST_NESTED = 16
 MOST_EPOCHS = 100_000
 MOST_SEED = 2**63 - 1
 MOST_THREADS = 1024
+_NONSENSE = 10**6  # a bound from here on stops slips only, and help need not name it
 # Control characters cut a path short or steer a terminal, and lone surrogates cannot be written.
 _ILLEGAL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # The neutral value of a setting that counts in every fingerprint.
@@ -106,7 +107,7 @@ def limits_in_words(field: dataclasses.Field[Any]) -> list[str]:
     """The limits of a setting for help and documents: `["> 0", "<= 1"]`, `["one of a, b"]`."""
     limits = field.metadata
     words = [f"{sign} {limits[kind]:g}" for kind, (sign, *_) in _BOUNDS.items()
-             if limits[kind] is not None]  # fmt: skip
+             if limits[kind] is not None and abs(limits[kind]) < _NONSENSE]  # fmt: skip
     return words + ([f"one of {', '.join(limits['choices'])}"] if limits["choices"] else [])
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import yaml
 
+from ekd_ray.config import DistillConfig
 from ekd_ray.config.yaml_files import YamlFile, dump_yaml, parse_yaml
 from ekd_ray.errors import UserError
 
@@ -165,3 +166,11 @@ def test_the_line_of_a_value(keys, line, tmp_path):
 @pytest.mark.parametrize("keys", [None, (), ("trials",)])
 def test_a_value_that_is_not_there_has_no_line(keys, tmp_path):
     assert place_of_error(tmp_path, keys) == f"{tmp_path}/lines.yaml"
+
+
+def test_a_switch_is_set_by_a_flag():
+    """`--set teacher_cache=off`, as the README has it; to YAML 1.1 `off` is false."""
+    for text in ("on", "off", "auto"):
+        value = parse_yaml(text, where="--set")
+        assert value == text and DistillConfig(teacher_cache=value).teacher_cache == text
+    assert DistillConfig(teacher_cache=False).teacher_cache == "off"  # as JSON and Python have it
