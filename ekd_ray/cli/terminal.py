@@ -331,9 +331,7 @@ def folded(text: str) -> Table:
     return line
 
 
-def rung_occupancy(
-    rungs: Sequence[int], ended: Mapping[int, int], running: Sequence[int]
-) -> str:
+def rung_occupancy(rungs: Sequence[int], ended: Mapping[int, int], running: Sequence[int]) -> str:
     """How many runs have reached each rung, and how many of them are running.
 
     Args:

@@ -52,9 +52,7 @@ def judged_trials(
     return [(record, score) for record, score in found if score is not None]
 
 
-def thin_out(
-    scored: Sequence[tuple[RunRecord, float]], most: int
-) -> list[tuple[RunRecord, float]]:
+def thin_out(scored: Sequence[tuple[RunRecord, float]], most: int) -> list[tuple[RunRecord, float]]:
     """At most so many trials, evenly over their ranking by score, the best and the worst among
     them; in the order in which they came."""
     order = sorted(range(len(scored)), key=lambda index: scored[index][1])
@@ -78,7 +76,8 @@ def parameter_importance(
     Returns:
         Columns `parameter`, `fanova`, `ped_anova` (each sums to 1; fanova is null for a
         parameter that not every trial has), `metric`, `epoch` (null without one) and
-        `trials` (how many were judged, at most `MOST_TRIALS`: see `thin_out`). Empty with fewer than `LEAST_TRIALS` trials, or where all
+        `trials` (how many were judged, at most `MOST_TRIALS`: see `thin_out`).
+        Empty with fewer than `LEAST_TRIALS` trials, or where all
         scored the same.
 
     Raises:

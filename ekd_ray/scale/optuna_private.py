@@ -48,7 +48,9 @@ def reopen_trial(study: optuna.Study, number: int) -> optuna.Trial:
 def stored_trial(study: optuna.Study, number: int) -> FrozenTrial:
     """A trial as it is stored, not to be changed; `get_trials` would make a list of all."""
     storage = study._storage
-    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+    return storage.get_trial(
+        storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    )
 
 
 class KnownTrials:
