@@ -20,7 +20,7 @@ import itertools
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from ekd_ray.data.decode import read_picture
 from ekd_ray.data.registry import DatasetInfo
 from ekd_ray.data.sources import EncodedSource, FolderSource, Source, row_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import write_json
+from ekd_ray.files import close_to_others, is_own_entry, make_private, write_json
 
 # Raise one when the same files would make another entry.
 _DECODED_VERSION = 2
@@ -142,7 +142,7 @@ def load_entry(
 def locked(path: Path) -> Iterator[None]:
     """Inside, no other process makes `path`; raises UserError where the cache is not writable."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         with FileLock(path.with_name(path.name + ".lock")):
             yield
     except OSError as error:
@@ -164,6 +164,7 @@ def _read(path: Path, info: DatasetInfo, split: str) -> ImageArrays | EncodedIma
             meta["version"] != (_ENCODED_VERSION if info.encoded else _DECODED_VERSION)
             or len(meta["class_names"]) != info.num_classes
             or not folders_unchanged(meta.get("folders", {}))
+            or not is_own_entry(path)
         ):
             return None
         names, fingerprint = tuple(meta["class_names"]), str(meta["fingerprint"])
@@ -277,15 +278,16 @@ def _build(path: Path, info: DatasetInfo, source: Source) -> None:
     prefix = f".{path.name}."
     for stale in path.parent.glob(f"{prefix}*"):  # of builders that were killed
         shutil.rmtree(stale, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+    folder = path.with_name(f"{prefix}{uuid.uuid4().hex}")
+    folder.mkdir(mode=0o755)
     try:
-        folder.chmod(0o755)
         if not info.encoded:
             _write_decoded(folder, info, source)
         elif isinstance(source, FolderSource):
             _write_index(folder, source)
         elif isinstance(source, EncodedSource):
             _write_packed(folder, source)
+        close_to_others(folder)
         if path.exists():  # damaged: out of the way first, rename needs a free name
             os.rename(path, folder / "damaged")
             shutil.rmtree(folder / "damaged", ignore_errors=True)

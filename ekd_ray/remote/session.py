@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config.plugins import SOURCES, names_plugins
 from ekd_ray.errors import UserError
+from ekd_ray.files import make_private
 from ekd_ray.remote.lease import LEASE, Lease, take_lease
 from ekd_ray.remote.location import Location, working_copy
 from ekd_ray.remote.mirror import (
@@ -66,7 +67,7 @@ def mirrored(
     if location is None:
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_private(folder.parent)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(FileLock(f"{folder}.lock", timeout=0))
@@ -132,6 +133,7 @@ def _no_study(location: Location) -> UserError:
 
 def _fetch(store: Store, folder: Path, objects: dict[str, Stamp]) -> None:
     """Download objects; the files are as old as the objects."""
+    make_private(folder)
 
     def download(name: str) -> None:
         store.download(name, folder / name)
@@ -180,7 +182,7 @@ def reading_copy(location: Location) -> Path:
     store, folder = open_store(location), _reading_folder(location)
     found = store.list_objects()
     objects = {n: found[n] for n in found if is_study_file(n) and not n.endswith(CHECKPOINT)}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     with FileLock(f"{folder}.lock"):
         here = {name: read_stamp(folder / name) for name in study_files(folder)}
         _fetch(store, folder, {n: stamp for n, stamp in objects.items() if here.get(n) != stamp})

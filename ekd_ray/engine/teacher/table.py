@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ekd_ray.data import counter_hash, default_cache_dir, short_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name, write_json
+from ekd_ray.files import close_to_others, file_name, is_own_entry, make_private, write_json
 
 FORMAT_VERSION = 2  # a part of the key: other formats are other tables
 CHECKED_ROWS = 1 << 16  # whose words are compared together
@@ -236,20 +236,22 @@ def _is_whole(folder: Path, spec: TableSpec) -> bool:
         sizes = [(folder / name).stat().st_size for name in ("rows.bin", "words.bin")]
     except (OSError, ValueError):
         return False
-    return meta == spec.identity and sizes == [2 * count * spec.row_format.width, 4 * count]
+    fits = meta == spec.identity and sizes == [2 * count * spec.row_format.width, 4 * count]
+    return fits and is_own_entry(folder)
 
 
 def _create(folder: Path, spec: TableSpec) -> None:
     """A new folder beside the place, renamed into it; another process may come first."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    make_private(folder.parent)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir(mode=0o755)
     try:
-        temporary.chmod(0o755)
         count = spec.num_samples * spec.num_views
         for name, size in (("rows.bin", 2 * spec.row_format.width), ("words.bin", 4)):
             with open(temporary / name, "wb") as file:
                 file.truncate(count * size)
         write_json(temporary / "meta.json", spec.identity)
+        close_to_others(temporary)
         if folder.exists() and not _is_whole(folder, spec):
             folder.rename(temporary / "damaged")
         try:
