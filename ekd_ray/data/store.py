@@ -34,7 +34,13 @@ from ekd_ray.data.decode import read_picture
 from ekd_ray.data.registry import DatasetInfo
 from ekd_ray.data.sources import EncodedSource, FolderSource, Source, row_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import close_to_others, is_own_entry, make_private, write_json
+from ekd_ray.files import (
+    close_to_others,
+    is_own_entry,
+    make_private,
+    remove_path,
+    write_json,
+)
 
 # Raise one when the same files would make another entry.
 _DECODED_VERSION = 2
@@ -290,7 +296,7 @@ def _build(path: Path, info: DatasetInfo, source: Source) -> None:
         close_to_others(folder)
         if path.exists():  # damaged: out of the way first, rename needs a free name
             os.rename(path, folder / "damaged")
-            shutil.rmtree(folder / "damaged", ignore_errors=True)
+            remove_path(folder / "damaged")
         os.rename(folder, path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -31,7 +31,14 @@ from torch import Tensor
 
 from ekd_ray.data import counter_hash, default_cache_dir, short_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import close_to_others, file_name, is_own_entry, make_private, write_json
+from ekd_ray.files import (
+    close_to_others,
+    file_name,
+    is_own_entry,
+    make_private,
+    remove_path,
+    write_json,
+)
 
 FORMAT_VERSION = 2  # a part of the key: other formats are other tables
 CHECKED_ROWS = 1 << 16  # whose words are compared together
@@ -254,6 +261,7 @@ def _create(folder: Path, spec: TableSpec) -> None:
         close_to_others(temporary)
         if folder.exists() and not _is_whole(folder, spec):
             folder.rename(temporary / "damaged")
+            remove_path(temporary / "damaged")
         try:
             temporary.rename(folder)
         except OSError:
