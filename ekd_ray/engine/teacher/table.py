@@ -2,13 +2,14 @@
 
 A table is a folder `<cache>/teachers/<teacher>-<dataset>-<key>/` of three files: `meta.json`
 with all that decides a row, `rows.bin` (uint16 [N * V, W], sparse) and `words.bin` (uint32
-[N * V], sparse). A row's check word is a hash of its bits, its position and the table's key,
+[N * V]). A row's check word is a hash of its bits, its position and the table's key,
 never 0. A reader trusts a row whose word fits and takes any other for missing: never written,
 half written, or damaged. So readers need no lock, and several processes fill a table at once;
 the worst that can happen is that two of them compute the same row.
 
 Writing goes through `pwrite` and reading through a memory map: on a full disk the former
-fails with an error, a map with SIGBUS.
+fails with an error, a map with SIGBUS. That is so of a file in memory (tmpfs) where a hole of it
+is read, too: so words have their room from the start, and a row is read only where it has a word.
 """
 
 from __future__ import annotations
@@ -185,7 +186,9 @@ class TeacherTable:
         positions = np.asarray(sample_ids, np.int64) * self.spec.num_views + view_ids
         # The word first: a writer stores it last, so a word that is there has its row.
         words = self._words[positions]
-        rows = np.asarray(self._rows[positions])
+        written = words != 0
+        rows = np.zeros((len(positions), self.spec.row_format.width), np.uint16)
+        rows[written] = self._rows[positions[written]]
         return rows, words == self._check_words(rows, positions)
 
     def write(self, sample_ids: Ids, view_ids: Ids, rows: Rows) -> None:
@@ -257,6 +260,8 @@ def _create(folder: Path, spec: TableSpec) -> None:
         for name, size in (("rows.bin", 2 * spec.row_format.width), ("words.bin", 4)):
             with open(temporary / name, "wb") as file:
                 file.truncate(count * size)
+                if name == "words.bin" and count and hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, count * size)
         write_json(temporary / "meta.json", spec.identity)
         close_to_others(temporary)
         if folder.exists() and not _is_whole(folder, spec):
