@@ -23,6 +23,7 @@ from ekd_ray.remote.mirror import (
     STATE,
     Mirror,
     is_study_file,
+    read_sent,
     read_stamp,
     read_state,
     study_files,
@@ -107,8 +108,7 @@ def _begin(
         )
     lease = Lease(session=last.session) if ours else Lease()
     take_lease(store, lease, held)
-    # When the copy was last known to be the same as the URI, in ns.
-    same = read_stamp(folder / STATE).changed if last.released else 0
+    sent = read_sent(folder)
     if not ours:
         shutil.rmtree(folder, ignore_errors=True)
     write_state(folder, lease)
@@ -118,7 +118,7 @@ def _begin(
         if checkpoint.with_name(RESULT).exists():
             checkpoint.unlink()
     here = {name: read_stamp(folder / name) for name in study_files(folder)}
-    known = {n: s for n, s in here.items() if n in missing or (n in there and s.changed <= same)}
+    known = {n: s for n, s in here.items() if n in missing or (n in there and sent.get(n) == s)}
     known = dict.fromkeys(there, Stamp(-1, -1)) | known
     settle(folder)
     for name in [name for name in there if not (folder / name).exists()]:
