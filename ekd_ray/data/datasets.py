@@ -94,7 +94,7 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    cache = default_cache_dir() if cache_dir is None else private_cache(Path(cache_dir).expanduser())
+    cache = private_cache(Path(cache_dir).expanduser()) if cache_dir else default_cache_dir()
     info = _uncounted_info(name, data_root, cache)
     source = find_source(info, split, root_folder(data_root), download=download)
     path = entry_path(cache, info, split, source)

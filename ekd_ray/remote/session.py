@@ -20,7 +20,6 @@ from ekd_ray.remote.location import Location, working_copy
 from ekd_ray.remote.mirror import (
     CHECKPOINT,
     RESULT,
-    STATE,
     Mirror,
     is_study_file,
     read_sent,
