@@ -59,7 +59,7 @@ test-all: test test-slow test-lowest
 # change of its files, runs of several workers; then ten minutes of hostile bundles, folders and
 # recipes. EKD_CHAOS_SEED draws other moments and inputs.
 chaos: install
-	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 EKD_CHAOS_NODES=1 EKD_WORKERS=1 \
+	EKD_CHAOS_KILLS=20 EKD_CHAOS_CHANGES=110 EKD_CHAOS_FILLS=40 EKD_CHAOS_NODES=1 EKD_WORKERS=1 \
 		$(BIN)/python -m pytest -s tests/chaos tests/cluster/test_lost_nodes.py \
 		tests/cluster/test_namespaces.py tests/scale/test_one_run.py \
 		tests/scale/test_groups_stopped.py

@@ -103,7 +103,7 @@ def disk_full_error(error: BaseException) -> NoSpace | None:
             return found
         # safetensors and pyarrow put the system's number into the text of errors of their own.
         number = getattr(found, "errno", None) or _number_in(str(found))
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             name = getattr(found, "filename", None)
             where = f" for {name}" if name else ""
             return NoSpace(

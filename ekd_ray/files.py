@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import stat
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -201,12 +202,88 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
+CACHE_KINDS = ("compiled", "datasets", "given", "studies", "teachers")  # the folders of a cache
+
+
 def default_cache_dir() -> Path:
-    """$EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else ~/.cache/ekd_ray; `~` is expanded."""
+    """$EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else ~/.cache/ekd_ray; `~` is expanded.
+
+    As `private_cache` has it.
+    """
     folder = os.environ.get("EKD_CACHE_DIR")
     if not folder:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ekd_ray")
-    return Path(folder).expanduser()
+    return private_cache(Path(folder).expanduser())
+
+
+def private_cache(folder: Path) -> Path:
+    """The folder itself, or `u<uid>` in it where another user could write, with a warning.
+
+    Nothing is made here: see `make_private`.
+
+    Raises:
+        UserError: another user could write that one as well.
+    """
+    places = (folder, *(folder / kind for kind in CACHE_KINDS))
+    if not any(map(others_could_write, places)):
+        return folder
+    own = folder / f"u{os.geteuid()}"
+    if others_could_write(own):
+        raise UserError(
+            f"other users can write the cache {own}, and so plant what runs would read: name a "
+            "folder of your own by EKD_CACHE_DIR."
+        )
+    warnings.warn(
+        f"other users can write the cache {folder}: going on with {own}; `chmod -R go-w` makes a "
+        "cache of your own usable.",
+        stacklevel=1,  # one place, so that it is said once
+    )
+    return own
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that lack, for nobody else to write, whatever the umask."""
+    for part in reversed([part for part in (folder, *folder.parents) if not part.exists()]):
+        part.mkdir(mode=0o755, exist_ok=True)
+
+
+def others_could_write(path: Path) -> bool:
+    """Whether a user who is neither this one nor root could have written what is at `path`.
+
+    It is theirs, or leads there by a link of theirs, or is open to them. What is not there is
+    nobody's.
+    """
+    try:
+        link, status = path.lstat(), path.stat()
+    except OSError:
+        return False
+    known = {os.geteuid(), 0}
+    is_open = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return bool(is_open) or not {link.st_uid, status.st_uid} <= known
+
+
+def is_own_entry(path: Path) -> bool:
+    """Whether only this user and root could have written an entry of the cache; else warns.
+
+    Args:
+        path: a file, or a folder of files.
+    """
+    try:
+        files = [*path.iterdir()] if path.is_dir() else []
+    except OSError:  # readable to others alone
+        return False
+    if not any(map(others_could_write, (path, *files))):
+        return True
+    warnings.warn(
+        f"another user could have written {path}: it is not read, but made again.", stacklevel=2
+    )
+    return False
+
+
+def close_to_others(path: Path) -> None:
+    """Take the right to write a file, or a folder and what is in it, from all other users."""
+    for part in (path, *path.rglob("*")):
+        part.chmod(stat.S_IMODE(part.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
 
 
 def is_temporary(path: Path) -> bool:
@@ -217,10 +294,15 @@ def is_temporary(path: Path) -> bool:
 def remove_temporaries(folder: Path) -> None:
     """Remove what writers that were killed have left below `folder`, files and folders."""
     for left in filter(is_temporary, list(folder.rglob(".*"))):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        remove_path(left)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

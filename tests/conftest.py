@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from launchers_run import run_here
+from memory_groups import MEMORY_LIMITS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +41,42 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["EKD_CACHE_DIR"]
     else:
         os.environ["EKD_CACHE_DIR"] = before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own of 48 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group of one's own: who writes its pid to `cgroup.procs` there gets no more than
+    `limit_memory` says, and is killed by the kernel when it needs more."""
+    root = Path("/sys/fs/cgroup")
+    root = root / "memory" if (root / "memory").is_dir() else root
+    folder = root / f"ekd-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("no control group can be made here")
+    if not any((folder / name).exists() for name in MEMORY_LIMITS):
+        folder.rmdir()
+        pytest.skip("control groups do not limit memory here")
+    yield folder
+    for _ in range(100):  # until the kernel has let go of who was in it
+        try:
+            return folder.rmdir()
+        except OSError:
+            time.sleep(0.1)
 
 
 @pytest.fixture

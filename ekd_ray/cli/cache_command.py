@@ -91,7 +91,7 @@ def _ls(args: argparse.Namespace) -> int:
         share = table.filled / table.rows
         shown.add_row(
             table.folder.name, str(table.rows), f"{share:.1%}", size_text(table.bytes_used),
-            size_text(table.bytes_full), f"{(time.time() - table.modified) / 86400:.1f}",
+            size_text(table.bytes_full), f"{max(0.0, time.time() - table.modified) / 86400:.1f}",
         )  # fmt: skip
     console = Console()
     if not console.is_terminal:

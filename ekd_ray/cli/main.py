@@ -13,6 +13,7 @@ import importlib
 import os
 import select
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -189,6 +190,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a launcher's main and leave with its exit code: 0 done, 1 a check said no,
     2 the user's mistake (one sentence, no traceback), 130 interrupted or terminated."""
     handle_interrupts()
+    threading.excepthook = _report_in_thread
     try:
         code = main() or 0
     except UserError as error:
@@ -211,6 +213,12 @@ def run(main: Callable[[], int | None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _report_in_thread(error: threading.ExceptHookArgs) -> None:
+    """A thread that writes meets a full disk before the one that says so."""
+    if error.exc_value is None or disk_full_error(error.exc_value) is None:
+        threading.__excepthook__(error)
 
 
 def _is_reader_gone() -> bool:

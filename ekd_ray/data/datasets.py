@@ -21,7 +21,7 @@ from ekd_ray.data.shards import ShardSource
 from ekd_ray.data.sources import SPLITS, FolderSource, folder_classes
 from ekd_ray.data.store import EncodedImages, ImageArrays, entry_path, load_entry
 from ekd_ray.errors import unknown_name
-from ekd_ray.files import default_cache_dir
+from ekd_ray.files import default_cache_dir, private_cache
 
 # Opening an entry takes milliseconds and every trial of a reused process asks again.
 _opened: dict[Path, ImageArrays | EncodedImages] = {}
@@ -94,7 +94,7 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    cache = private_cache(Path(cache_dir).expanduser()) if cache_dir else default_cache_dir()
     info = _uncounted_info(name, data_root, cache)
     source = find_source(info, split, root_folder(data_root), download=download)
     path = entry_path(cache, info, split, source)

@@ -19,7 +19,7 @@ from ekd_ray.data.shards import ShardSource
 from ekd_ray.data.store import entry_path, load_entry, locked
 from ekd_ray.data.views import RESIZED_CROP
 from ekd_ray.errors import UserError
-from ekd_ray.files import read_json, write_json
+from ekd_ray.files import close_to_others, is_own_entry, read_json, write_json
 
 LARGEST_DECODED = 128  # pixels a side: 2.5 GB of pixels for 50,000 images
 _LARGE = 64  # from this side on a crop is padded with 8 pixels, as for Tiny ImageNet
@@ -65,12 +65,13 @@ def _read(path: Path, info: DatasetInfo) -> DatasetInfo | None:
         found = replace(info, **values)
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found if found.is_complete else None
+    return found if found.is_complete and is_own_entry(path) else None
 
 
 def _write(path: Path, info: DatasetInfo) -> DatasetInfo:
     names = ("num_classes", "class_names", "image_size", "num_train", "mean", "std", "view_scheme")
     write_json(path, {name: getattr(info, name) for name in (*names, "encoded")})
+    close_to_others(path)
     return info
 
 

@@ -33,7 +33,16 @@ from ekd_ray.data.decode import read_picture
 from ekd_ray.data.registry import DatasetInfo
 from ekd_ray.data.sources import EncodedSource, FolderSource, Source, row_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import check_plain, read_json, temporary_folder, write_json
+from ekd_ray.files import (
+    check_plain,
+    close_to_others,
+    is_own_entry,
+    make_private,
+    read_json,
+    remove_path,
+    temporary_folder,
+    write_json,
+)
 
 # Raise one when the same files would make another entry.
 _DECODED_VERSION = 2
@@ -141,7 +150,7 @@ def load_entry(
 def locked(path: Path) -> Iterator[None]:
     """Inside, no other process makes `path`; raises UserError where the cache is not writable."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         with FileLock(path.with_name(path.name + ".lock")):
             yield
     except OSError as error:
@@ -163,6 +172,7 @@ def _read(path: Path, info: DatasetInfo, split: str) -> ImageArrays | EncodedIma
             meta["version"] != (_ENCODED_VERSION if info.encoded else _DECODED_VERSION)
             or len(meta["class_names"]) != info.num_classes
             or not folders_unchanged(meta.get("folders", {}))
+            or not is_own_entry(path)
         ):
             return None
         names, fingerprint = tuple(meta["class_names"]), str(meta["fingerprint"])
@@ -289,9 +299,10 @@ def _build(path: Path, info: DatasetInfo, source: Source) -> None:
             _write_index(folder, source)
         elif isinstance(source, EncodedSource):
             _write_packed(folder, source)
+        close_to_others(folder)
         if path.exists():  # damaged: out of the way first, rename needs a free name
             os.rename(path, folder / "damaged")
-            shutil.rmtree(folder / "damaged", ignore_errors=True)
+            remove_path(folder / "damaged")
         os.rename(folder, path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from torch import nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
+from ekd_ray.files import default_cache_dir, make_private
 from ekd_ray.losses.methods import method_of
 
 # The longest of our own compilations (docs/speed.md): what a process takes for the start-up until
@@ -43,6 +46,15 @@ def wants_compilation(config: DistillConfig, device: torch.device, steps: int) -
     return config.compile == "on"
 
 
+def _keep_programs_private() -> None:
+    """Have torch keep what it compiles in the cache: its own place is a folder of the machine's
+    temporary ones with a known name, where another user could leave programs that it would run."""
+    folder = default_cache_dir().absolute() / "compiled"
+    with contextlib.suppress(OSError):  # on a read-only disk torch keeps its place
+        make_private(folder)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
 class CompiledForward:
     """`learner.forward` as one program, which is compiled when it is called first.
 
@@ -54,6 +66,7 @@ class CompiledForward:
         # Trials that follow each other in a process are other modules: without this the ninth
         # would silently run uncompiled. What they compiled is kept on disk.
         torch.compiler.reset()
+        _keep_programs_private()
         mode = "reduce-overhead" if graphs else None
         self._learner = learner
         self._program = torch.compile(learner.forward, fullgraph=True, dynamic=False, mode=mode)

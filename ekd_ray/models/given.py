@@ -19,7 +19,7 @@ from torch import nn
 
 from ekd_ray.config.plugins import MAIN, given_in_python, load_plugin
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path, default_cache_dir
+from ekd_ray.files import atomic_path, default_cache_dir, make_private
 from ekd_ray.models.zoo import REGISTERED, Builder, register_model
 
 
@@ -66,6 +66,7 @@ def write_given_weights(model: nn.Module) -> Path:
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     data = safetensors.torch.save({name: value.clone() for name, value in state.items()})
     path = default_cache_dir() / "given" / f"{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
+    make_private(path.parent)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return path

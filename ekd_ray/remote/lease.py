@@ -65,7 +65,7 @@ def take_lease(store: Store, own: Lease, held: Lease | None) -> None:
         # By the storage's own clock: those of two machines may differ by more than the bound.
         store.write(CLOCK, b"")
         now, renewed = store.stat(CLOCK), store.stat(LEASE)
-        age = (now.changed - renewed.changed) / 1e9 if now and renewed else 0.0
+        age = max(0.0, (now.changed - renewed.changed) / 1e9) if now and renewed else 0.0
         if age < STALE_SECONDS:
             raise UserError(
                 f"{store.location} is being run by {held}, heard of {age:.0f} s ago: wait for it "

@@ -10,12 +10,13 @@ are dropped when the study is continued (`ekd_ray.scale.storage.drop_unknown_tri
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ekd_ray.config.plugins import SOURCES
@@ -102,9 +103,21 @@ def read_state(folder: Path) -> Lease:
     return Lease.parse(read_bytes(path) if path.exists() else None) or Lease()
 
 
-def write_state(folder: Path, lease: Lease) -> None:
-    """Replace the lease of a working copy."""
-    write_text(folder / STATE, lease.encode().decode())
+def read_sent(folder: Path) -> dict[str, Stamp]:
+    """The files of a released working copy, by the stamps that they were sent with.
+
+    No order of times says this: a clock may have been set back since.
+    """
+    try:
+        sent = json.loads((folder / STATE).read_text(encoding="utf-8"))["sent"]
+        return {name: Stamp(*stamp) for name, stamp in sent.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def write_state(folder: Path, lease: Lease, sent: Mapping[str, Stamp] | None = None) -> None:
+    """Replace the lease of a working copy; `sent` as `read_sent` gives it."""
+    write_text(folder / STATE, json.dumps({**asdict(lease), "sent": sent or {}}))
 
 
 class Mirror:
@@ -127,7 +140,7 @@ class Mirror:
         self._closing.set()
         self.thread.join()
         if self._failure is None:
-            write_state(self._folder, replace(self._lease, released=True))
+            write_state(self._folder, replace(self._lease, released=True), self._known)
             return None
         cure = "run the same command with --resume on this machine to bring it there"
         if self._lost:

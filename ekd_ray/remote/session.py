@@ -14,15 +14,15 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config.plugins import SOURCES, names_plugins
 from ekd_ray.errors import UserError, spell_controls
-from ekd_ray.files import read_bytes
+from ekd_ray.files import make_private, read_bytes
 from ekd_ray.remote.lease import LEASE, Lease, take_lease
 from ekd_ray.remote.location import Location, working_copy
 from ekd_ray.remote.mirror import (
     CHECKPOINT,
     RESULT,
-    STATE,
     Mirror,
     is_study_file,
+    read_sent,
     read_stamp,
     read_state,
     study_files,
@@ -67,7 +67,7 @@ def mirrored(
     if location is None:
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_private(folder.parent)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(FileLock(f"{folder}.lock", timeout=0))
@@ -107,8 +107,7 @@ def _begin(
         )
     lease = Lease(session=last.session) if ours else Lease()
     take_lease(store, lease, held)
-    # When the copy was last known to be the same as the URI, in ns.
-    same = read_stamp(folder / STATE).changed if last.released else 0
+    sent = read_sent(folder)
     if not ours:
         shutil.rmtree(folder, ignore_errors=True)
     write_state(folder, lease)
@@ -118,7 +117,7 @@ def _begin(
         if checkpoint.with_name(RESULT).exists():
             checkpoint.unlink()
     here = {name: read_stamp(folder / name) for name in study_files(folder)}
-    known = {n: s for n, s in here.items() if n in missing or (n in there and s.changed <= same)}
+    known = {n: s for n, s in here.items() if n in missing or (n in there and sent.get(n) == s)}
     known = dict.fromkeys(there, Stamp(-1, -1)) | known
     settle(folder)
     for name in [name for name in there if not (folder / name).exists()]:
@@ -133,6 +132,7 @@ def _no_study(location: Location) -> UserError:
 
 def _fetch(store: Store, folder: Path, objects: dict[str, Stamp]) -> None:
     """Download objects; the files are as old as the objects."""
+    make_private(folder)
 
     def download(name: str) -> None:
         store.download(name, folder / name)
@@ -181,7 +181,7 @@ def reading_copy(location: Location) -> Path:
     store, folder = open_store(location), _reading_folder(location)
     found = store.list_objects()
     objects = {n: found[n] for n in found if is_study_file(n) and not n.endswith(CHECKPOINT)}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     with FileLock(f"{folder}.lock"):
         here = {name: read_stamp(folder / name) for name in study_files(folder)}
         _fetch(store, folder, {n: stamp for n, stamp in objects.items() if here.get(n) != stamp})

@@ -68,25 +68,19 @@ def parameter_importance(
 ) -> pa.Table:
     """Importance of the searched parameters, the most important by fANOVA first.
 
-        Args:
-            metric: an objective or another metric of the trials (the study's metric).
-            epoch: trials are judged by the metric after this epoch; without it those of full length
-                by their last, of which the rungs let through the better ones only.
+    Args:
+        metric: an objective or another metric of the trials (the study's metric).
+        epoch: trials are judged by the metric after this epoch; without it those of full length
+            by their last, of which the rungs let through the better ones only.
 
-        Returns:
-            Columns `parameter`, `fanova`, `ped_anova` (each sums to 1; fanova is null for a
-            parameter that not every trial has), `metric`, `epoch` (null without one) and
-    <<<<<<< HEAD
-            `trials` (how many were judged, at most `MOST_TRIALS`: see `thin_out`). Empty with fewer
-            than `LEAST_TRIALS` trials, or where all scored the same.
-    =======
-            `trials` (how many were judged, at most `MOST_TRIALS`: see `thin_out`).
-            Empty with fewer than `LEAST_TRIALS` trials, or where all
-            scored the same.
-    >>>>>>> w21-crowd
+    Returns:
+        Columns `parameter`, `fanova`, `ped_anova` (each sums to 1; fanova is null for a
+        parameter that not every trial has), `metric`, `epoch` (null without one) and
+        `trials` (how many were judged, at most `MOST_TRIALS`: see `thin_out`). Empty with fewer
+        than `LEAST_TRIALS` trials, or where all scored the same.
 
-        Raises:
-            UserError: an unknown metric.
+    Raises:
+        UserError: an unknown metric.
     """
     metric = metric or config.metric
     if metric not in DIRECTIONS:

@@ -17,7 +17,7 @@ from ekd_ray.engine.decoding import share_cores
 from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import uses_cache
 from ekd_ray.errors import UserError
-from ekd_ray.files import read_text, write_json
+from ekd_ray.files import make_private, read_text, write_json
 from ekd_ray.results.progress import read_fill
 from ekd_ray.results.records import CACHE_COST
 from ekd_ray.scale.cluster import count_workers, live_nodes, own_cores, with_gpus
@@ -147,7 +147,7 @@ def name_cache_folder() -> str:
     path = default_cache_dir() / IDENTITY
     mine = uuid.uuid4().hex
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         new = path.with_name(f".{path.name}.{mine}.tmp")
         new.write_text(mine, encoding="utf-8")
         with contextlib.suppress(FileExistsError):  # linked as a whole, by the first

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -263,9 +264,8 @@ def check_writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         check_own_folder(out, but=(JOURNAL_LOCKS,))
-        probe = out / ".probe.tmp"
-        probe.write_bytes(b"probe")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=out) as probe:  # no name that a link could wait at
+            probe.write(b"probe")
         free = shutil.disk_usage(out).free
     except OSError as error:
         raise UserError(

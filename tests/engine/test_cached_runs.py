@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 from engine_runs import CPU, assert_same_run, state
 
+import ekd_ray.data.datasets as datasets
 import ekd_ray.engine.distill as engine
 import ekd_ray.engine.teacher.source as teachers
 from ekd_ray.data import HostCopy, epoch_batches, load_dataset
@@ -21,6 +23,7 @@ from ekd_ray.engine.rundata import split_ids
 from ekd_ray.engine.teacher.fill import FillPart, fill_tables
 from ekd_ray.engine.teacher.source import LiveTeacher, Teacher, load_teacher
 from ekd_ray.engine.teacher.table import RowFormat, list_tables
+from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model
 
@@ -277,8 +280,43 @@ def test_a_full_disk_leaves_the_live_teacher(
     assert_same_run(run(live[0], "on"), *live[1:])
 
 
+def fill(disk, left):
+    """Write until nothing goes in, then give `left` bytes back."""
+    with open(disk / "filler", "wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        file.truncate(file.tell() - left)
+
+
+def test_a_cache_on_a_full_disk_leaves_the_live_teacher(live, small_disk, asked, monkeypatch):
+    monkeypatch.setenv("EKD_CACHE_DIR", str(small_disk / "cache"))
+    for split in ("train", "test"):
+        load_dataset("synthetic", split)
+    fill(small_disk, 16 * 1024)  # for some rows: a sparse table takes a page for each
+    with pytest.warns(UserWarning, match=r"cannot be written \(No space left"):
+        assert_same_run(run(live[0], "on"), *live[1:])
+    assert asked[0].table is None
+    (small_disk / "filler").unlink()
+    assert_same_run(run(live[0], "on"), *live[1:])
+    assert asked[1].table.filled() == 48
+
+
+@pytest.mark.parametrize("left", [0, 100_000])
+def test_pictures_that_do_not_fit_are_refused_in_one_sentence(left, small_disk, monkeypatch):
+    monkeypatch.setenv("EKD_CACHE_DIR", str(small_disk / "cache"))
+    monkeypatch.setattr(datasets, "_opened", {})
+    fill(small_disk, left)
+    with pytest.raises(UserError, match=r"No space left .* EKD_CACHE_DIR") as refused:
+        load_dataset("synthetic", "train")
+    assert "\n" not in str(refused.value)
+    assert not list(small_disk.rglob("*.npy"))
+    (small_disk / "filler").unlink()
+    assert len(load_dataset("synthetic", "train")) == 2000
+
+
 def test_a_table_that_may_only_be_read_is_read(live, own_cache, asked, monkeypatch):
-    """Another user's cache: what it holds is used, what it lacks is computed and not stored."""
+    """A read-only disk: what it holds is used, what it lacks is computed and not stored."""
     half = FillPart(index=0, count=2)
     config = live[0].replace(teacher_cache="on")
     held = fill_tables(config, data_root=None, seeds=[config.seed], part=half, threads=1)

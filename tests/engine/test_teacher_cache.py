@@ -114,8 +114,10 @@ def test_a_row_in_another_rows_place_is_missing(table):
     assert np.flatnonzero(~found(table)).tolist() == [4, 5, 33]
 
 
-def test_the_rows_of_another_table_are_missing(table):
-    other = open_table(replace(SPEC, facts={**FACTS, "teacher_sha256": "1"}))
+@pytest.mark.parametrize("fact", ["teacher_sha256", "data_fingerprint", "view_scheme"])
+def test_the_rows_of_another_table_are_missing(table, fact):
+    """Check words are of the teacher's weights, the pictures and the views."""
+    other = open_table(replace(SPEC, facts={**FACTS, fact: "1"}))
     for name in ("rows.bin", "words.bin"):
         shutil.copyfile(table.folder / name, other.folder / name)
     assert other.filled() == 60

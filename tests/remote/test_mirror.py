@@ -1,6 +1,7 @@
 """A working copy and its URI: what goes up when, who wins, who may drive. Storage in memory."""
 
 import math
+import os
 import shutil
 
 import pytest
@@ -136,6 +137,25 @@ def test_a_resumed_copy_sends_only_what_is_new(store, tmp_path):
         drive(tmp_path / folder, {"new": folder}, resume=True)
         expected = {LEASE, "new", "study.yaml"} if folder == "a" else {LEASE, "new"}
         assert {name for what, name in store.calls if what != "get"} == expected
+
+
+def test_a_clock_that_was_set_back_leaves_no_change_behind(store, tmp_path):
+    """A file that was written after the end has then an older time than the end."""
+    changed = tmp_path / "a/study.yaml"
+    drive(tmp_path / "a", FILES)
+    changed.write_text("x: 3")
+    before = changed.stat().st_mtime_ns - 3600 * 10**9
+    os.utime(changed, ns=(before, before))
+    drive(tmp_path / "a", resume=True)
+    assert study(store)["study.yaml"] == "x: 3"
+
+
+def test_a_storage_whose_clock_was_set_back_has_no_lease_of_the_future(store, tmp_path):
+    write(tmp_path / "a", FILES)
+    start_mirror(store, tmp_path / "a").upload()
+    store.now -= 3600
+    with pytest.raises(UserError, match=r"heard of 0 s ago"):
+        drive(tmp_path / "b", resume=True)
 
 
 def test_checkpoints_go_up_and_leave_with_their_trial(store, tmp_path):

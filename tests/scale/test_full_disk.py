@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 from launchers_run import DIGITS
@@ -21,25 +22,10 @@ from ekd_ray.results.records import FAILURE, RESULT, RunRecord, single_run
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import FULL, RUN, TrainOptions, check_disk, train_run
 
-SIZE = 40 * 2**20
 CONFIG = DistillConfig(
     dataset="digits", student="resnet8", method="none", epochs=2, batch_size=32, train_subset=120,
     precision="float32",
 )  # fmt: skip
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own of 40 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill(disk, left):
@@ -108,11 +94,26 @@ def test_a_launcher_says_it_in_one_sentence_and_continues(small_disk, launch, mo
     assert len(read_history(out)) == 2
 
 
+def test_no_thread_of_a_writer_tells_of_the_disk_as_well(small_disk):
+    """TensorBoard's own thread meets a full disk first, where not even a history fits."""
+    fill(small_disk, 100)
+    script = (
+        "import threading; from ekd_ray.cli.main import run; from ekd_ray.engine.runlog import "
+        "RunLog; from pathlib import Path; run(lambda: [log.write({'epoch': n, 'loss': 0.5}) "
+        f"for log in [RunLog(Path({str(small_disk / 'run')!r}), hyperparameters={{}}, history=[])] "
+        "for n in range(9)])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and "no space is left" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device", "/runs/x"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),  # than `ulimit -f` lets it be
         RuntimeError("I/O error: No space left on device (os error 28)"),
         NoSpace("full"),
     ],

@@ -2,13 +2,14 @@
 
 A table is a folder `<cache>/teachers/<teacher>-<dataset>-<key>/` of three files: `meta.json`
 with all that decides a row, `rows.bin` (uint16 [N * V, W], sparse) and `words.bin` (uint32
-[N * V], sparse). A row's check word is a hash of its bits, its position and the table's key,
+[N * V]). A row's check word is a hash of its bits, its position and the table's key,
 never 0. A reader trusts a row whose word fits and takes any other for missing: never written,
 half written, or damaged. So readers need no lock, and several processes fill a table at once;
 the worst that can happen is that two of them compute the same row.
 
 Writing goes through `pwrite` and reading through a memory map: on a full disk the former
-fails with an error, a map with SIGBUS.
+fails with an error, a map with SIGBUS. That is so of a file in memory (tmpfs) where a hole of it
+is read, too: so words have their room from the start, and a row is read only where it has a word.
 """
 
 from __future__ import annotations
@@ -30,7 +31,16 @@ from torch import Tensor
 
 from ekd_ray.data import counter_hash, default_cache_dir, short_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name, read_json, temporary_folder, write_json
+from ekd_ray.files import (
+    close_to_others,
+    file_name,
+    is_own_entry,
+    make_private,
+    read_json,
+    remove_path,
+    temporary_folder,
+    write_json,
+)
 
 FORMAT_VERSION = 2  # a part of the key: other formats are other tables
 CHECKED_ROWS = 1 << 16  # whose words are compared together
@@ -177,7 +187,9 @@ class TeacherTable:
         positions = np.asarray(sample_ids, np.int64) * self.spec.num_views + view_ids
         # The word first: a writer stores it last, so a word that is there has its row.
         words = self._words[positions]
-        rows = np.asarray(self._rows[positions])
+        written = words != 0
+        rows = np.zeros((len(positions), self.spec.row_format.width), np.uint16)
+        rows[written] = self._rows[positions[written]]
         return rows, words == self._check_words(rows, positions)
 
     def write(self, sample_ids: Ids, view_ids: Ids, rows: Rows) -> None:
@@ -235,20 +247,26 @@ def _is_whole(folder: Path, spec: TableSpec) -> bool:
         sizes = [(folder / name).stat().st_size for name in ("rows.bin", "words.bin")]
     except (OSError, UserError):
         return False
-    return meta == spec.identity and sizes == [2 * count * spec.row_format.width, 4 * count]
+    fits = meta == spec.identity and sizes == [2 * count * spec.row_format.width, 4 * count]
+    return fits and is_own_entry(folder)
 
 
 def _create(folder: Path, spec: TableSpec) -> None:
     """A new folder beside the place, renamed into it; another process may come first."""
+    make_private(folder.parent)
     temporary = temporary_folder(folder)
     try:
         count = spec.num_samples * spec.num_views
         for name, size in (("rows.bin", 2 * spec.row_format.width), ("words.bin", 4)):
             with open(temporary / name, "wb") as file:
                 file.truncate(count * size)
+                if name == "words.bin" and count and hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, count * size)
         write_json(temporary / "meta.json", spec.identity)
+        close_to_others(temporary)
         if folder.exists() and not _is_whole(folder, spec):
             folder.rename(temporary / "damaged")
+            remove_path(temporary / "damaged")
         try:
             temporary.rename(folder)
         except OSError:
