@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -46,16 +46,17 @@ study(Path(sys.argv[1]))
 class Command:
     """A command that minds holds, and the log of its last start."""
 
-    def __init__(self, kind: str, folder: Path, *words: str) -> None:
+    def __init__(
+        self, kind: str, folder: Path, *words: str, environment: Mapping[str, str] = os.environ
+    ) -> None:
         self.kind, self.words, self.log = kind, words, folder / "log"
         self.holds = Holds(folder / "holds")
+        self.environment = self.holds.environment(environment)
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ekd_ray", *self.words, *more]
         with open(self.log, "w") as log:
-            return subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=ROOT, env=self.holds.environment(os.environ)
-            )
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=self.environment)
 
     def kill_at(self, point: str, *words: str, more: tuple[str, ...] = ()) -> None:
         self.holds.arm(point, *words)
@@ -105,7 +106,10 @@ def test_killed_candidates_of_a_teacher_are_chosen_from_as_ever(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    command = Command("train-teacher, candidates", tmp_path, *TEACHER, "--candidates", "2")
+    command = Command(
+        "train-teacher, candidates", tmp_path, *TEACHER, "--candidates", "2",
+        environment=environment,
+    )  # fmt: skip
     records: dict[str, bytes] = {}
     with nothing_left(environment):
         for point, words in (
