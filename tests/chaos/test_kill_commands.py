@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from agreement import ended
-from chaos_run import HOLDS, ROOT, Holds, nothing_left, without_seconds
+from chaos_run import nothing_left, without_seconds
+from holding import ROOT, Holds
 from kill_tally import TALLY, WITHOUT_RAY
 
 from ekd_ray.results import Bundle
@@ -131,7 +132,7 @@ def test_killed_candidates_of_a_teacher_are_chosen_from_as_ever(
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with all of its files and made-up figures."""
     folder = tmp_path_factory.mktemp("study")
-    environment = {**os.environ, "PYTHONPATH": f"{HOLDS.parent}:{ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"}
     subprocess.run(
         [sys.executable, "-c", MADE_UP, str(folder / "run")], env=environment, check=True
     )

@@ -14,17 +14,14 @@ from pathlib import Path
 
 import pytest
 from chaos_run import (
-    LIMIT,
-    Held,
-    Holds,
     Run,
     check_metrics,
     check_records,
     check_whole,
-    kill,
     nothing_left,
     processes,
 )
+from holding import LIMIT, Held, Holds, kill
 from kill_tally import TALLY
 
 pytestmark = [

@@ -16,7 +16,6 @@ import torch
 import yaml
 from agreement import journal
 from chaos_run import (
-    Holds,
     Run,
     check_metrics,
     check_records,
@@ -24,6 +23,7 @@ from chaos_run import (
     nothing_left,
     processes,
 )
+from holding import Holds
 from kill_tally import TALLY
 
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher

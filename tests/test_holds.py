@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from chaos_run import HOLDS, Holds
+from holding import HOLDS, Holds
 from holds.sitecustomize import POINTS
 
 WRITES = """
