@@ -64,7 +64,7 @@ class Command:
         process = self.start(*more)
         held = self.holds.wait(process)
         assert held, f"nobody came to {point} {words}: {self.log.read_text()}"
-        held.kill()
+        held.kill(process.pid)
         process.wait()
         TALLY.add(self.kind, kills=1)
         print(f"kill: {self.kind}, at {point} {' '.join(words)}", flush=True)
@@ -89,7 +89,7 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
     Command(words[0], tmp_path / "other", *words).finish("--out", str(alone))
     command = Command(WITHOUT_RAY + words[0], tmp_path, *words, "--out", str(out))
     for point, label in POINTS:
-        command.kill_at(point, *label, more=("--resume",) if history_is_there(out) else ())
+        command.kill_at(point, *label, more=("--resume",) if begun(out) else ())
     command.finish("--resume")
     command.check(history(out) == history(alone))
     for path in alone.glob("*.safetensors"):
@@ -98,8 +98,8 @@ def test_a_killed_training_ends_as_an_undisturbed_one(
     command.check(names[0] == names[1])
 
 
-def history_is_there(out: Path) -> bool:
-    return (out / "history.jsonl").exists()
+def begun(out: Path) -> bool:
+    return (out / "config.yaml").exists()
 
 
 @pytest.mark.ray
@@ -118,7 +118,7 @@ def test_killed_candidates_of_a_teacher_are_chosen_from_as_ever(
             ("rename", ("result.json",)),
             ("rename", (f"{out}/", ".safetensors")),
         ):
-            more = ("--resume",) if out.exists() else ()
+            more = ("--resume",) if begun(out) else ()
             command.kill_at(point, *words, more=("--out", str(out), *more))
             now = {str(p): p.read_bytes() for p in out.rglob("result.json")}
             command.check(records.items() <= now.items())
