@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,7 +100,7 @@ class Holds:
                     found.append(Held(path, said["pid"], said["label"]))
         return found
 
-    def wait(self, driver: subprocess.Popen[Any], limit: float = LIMIT) -> Held | None:
+    def wait(self, driver: Any, limit: float = LIMIT) -> Held | None:
         """The process that stands at a point; None if the driver ended and nobody came there.
 
         Raises:

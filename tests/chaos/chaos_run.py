@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import subprocess
 import sys
 import time
@@ -21,6 +22,49 @@ from ekd_ray.engine.distill import distill
 from ekd_ray.results import Study
 
 
+class Forks:
+    """Starts commands as forks of a process that has imported what they need; one at a time."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        script = str(Path(__file__).with_name("forked_command.py"))
+        self.process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            env=environment, cwd=ROOT,
+        )  # fmt: skip
+
+    def start(self, words: list[str], environment: Mapping[str, str], log: Path) -> ForkedCommand:
+        asked = {"log": str(log), "words": words, "environment": dict(environment)}
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(asked).encode() + b"\n")
+        return ForkedCommand(self.process)
+
+    def close(self) -> None:
+        kill(self.process.pid)
+        self.process.wait()
+
+
+class ForkedCommand:
+    """As much of a `Popen` as is needed of a command that `Forks` has started."""
+
+    def __init__(self, parent: subprocess.Popen[bytes]) -> None:
+        assert parent.stdout
+        self._said = parent.stdout
+        self.pid, self.returncode = int(self._said.readline()), None
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._said], [], [], 0)[0]:
+            self.returncode = int(self._said.readline())
+        return self.returncode
+
+    def wait(self, timeout: float = LIMIT) -> int:
+        until = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return code
+
+
 @dataclass
 class Run:
     """One driver of the study, from its start to its death or end."""
@@ -32,10 +76,12 @@ class Run:
     extra: tuple[str, ...] = ()
     bare: bool = False
     """Continue by `--resume` and `--out` alone, with `extra`."""
+    forks: Forks | None = None
+    """Starts it without the time of its imports."""
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        command = [sys.executable, str(ROOT / "launchers" / "tune_cifar.py")]
+        command = [str(ROOT / "launchers" / "tune_cifar.py")]
         if not self.bare:
             command += [
                 "--dataset", "digits", "--pair", "resnet20-resnet8", "--train-subset", "120",
@@ -47,9 +93,13 @@ class Run:
         if (self.out / "study.yaml").exists():
             command.append("--resume")
         self.before = ended(self.out)
+        self.driver: subprocess.Popen[bytes] | ForkedCommand
+        if self.forks:
+            self.driver = self.forks.start(command, self.environment, self.log)
+            return
         with open(self.log, "w") as log:
             self.driver = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment, cwd=ROOT
+                [sys.executable, *command], stdout=log, stderr=log, env=self.environment, cwd=ROOT
             )
 
     def age(self) -> float:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from agreement import journal
 from chaos_run import (
+    Forks,
     Run,
     check_metrics,
     check_records,
@@ -101,7 +102,8 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     extended = 0
     with nothing_left(environment), cluster() as standing:
         standing.add(cpus=2, **holds.variables)
-        joined = own | standing.environment(RAY_ADDRESS=standing.address, **holds.variables)
+        own |= standing.environment(**holds.variables)
+        forks = Forks(own)
         for count, (when, point, words) in enumerate(COURSE, 1):
             # The first of them does not come to extend the study.
             begin = when == EXTENDED and extended < 2
@@ -109,8 +111,11 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             flags = ("--extend", str(MORE)) if begin else ()
             log = folder / f"driver-{count:02d}.log"
             holds.arm(point, *words)
-            # A Ray that is there already serves two of three, also to be quicker.
-            run = Run(out, joined if count % 3 else own, log, TRIALS, flags, bare=extended > 0)
+            # A Ray that is there already serves two of three, and imports are paid once: both
+            # only make it quicker.
+            where = {**own, "RAY_ADDRESS": standing.address if count % 3 else ""}
+            quick = forks if when != "imports" else None
+            run = Run(out, where, log, TRIALS, flags, bare=extended > 0, forks=quick)
             held = holds.wait(run.driver)
             assert held, f"nobody came to {point} {words}: {log.read_text()}"
             held.kill(run.driver.pid)
@@ -127,6 +132,7 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             if extended:
                 header = yaml.safe_load((out / "study.yaml").read_text())
                 assert header["study"]["trials"] == TRIALS + MORE * (extended > 1)
+        forks.close()
         run = Run(out, own, folder / "last.log", TRIALS, bare=True)
         check_whole(run, records, kind_of("search"))
         print(f"ended by itself after {run.age():.1f} s", flush=True)
