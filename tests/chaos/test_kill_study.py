@@ -37,7 +37,8 @@ pytestmark = [
     pytest.mark.timeout(5400),
     pytest.mark.skipif(not os.environ.get("EKD_CHAOS_KILLS"), reason="minutes: make chaos"),
 ]
-TRIALS, MORE = 14, 2
+TRIALS, MORE = 10, 2
+STARTS = 4  # of a Ray of its own, on a machine that is too busy for it
 AGAIN = "again while it recovers"
 EXTENDED = "while it is extended"
 # When, and at which point of the study: those of a stage are in the order in which a study passes
@@ -70,7 +71,7 @@ COURSE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("search", "epoch", ("trials/", "epoch 3.")),
     (EXTENDED, "begin", ("study.yaml",)),
     (EXTENDED, "settle", ()),
-    (EXTENDED, "epoch", ("trials/0014", "epoch 1.")),
+    (EXTENDED, "epoch", (f"trials/{TRIALS:04d}", "epoch 1.")),
     ("tables", "rename", ("trials.parquet",)),
     ("confirm", "epoch", ("confirm/select", "epoch 2.")),
     (AGAIN, "restore", ("confirm/select",)),
@@ -111,12 +112,16 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             flags = ("--extend", str(MORE)) if begin else ()
             log = folder / f"driver-{count:02d}.log"
             holds.arm(point, *words)
-            # A Ray that is there already serves two of three, and imports are paid once: both
-            # only make it quicker.
-            where = {**own, "RAY_ADDRESS": standing.address if count % 3 else ""}
+            # A Ray that is there already serves five of six, and imports are paid once: both only
+            # make it quicker.
+            where = {**own, "RAY_ADDRESS": standing.address if count % 6 else ""}
             quick = forks if when != "imports" else None
-            run = Run(out, where, log, TRIALS, flags, bare=extended > 0, forks=quick)
-            held = holds.wait(run.driver)
+            held = None
+            for _ in range(STARTS):
+                run = Run(out, where, log, TRIALS, flags, bare=extended > 0, forks=quick)
+                held = holds.wait(run.driver)
+                if held or "Ray did not start in time" not in log.read_text():
+                    break
             assert held, f"nobody came to {point} {words}: {log.read_text()}"
             held.kill(run.driver.pid)
             age = run.age()
