@@ -112,9 +112,10 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             flags = ("--extend", str(MORE)) if begin else ()
             log = folder / f"driver-{count:02d}.log"
             holds.arm(point, *words)
-            # A Ray that is there already serves five of six, and imports are paid once: both only
-            # make it quicker.
-            where = {**own, "RAY_ADDRESS": standing.address if count % 6 else ""}
+            # A Ray that is there already serves five of six, while it lives, and imports are paid
+            # once: both only make it quicker.
+            joins = count % 6 and standing.nodes[0].process.poll() is None
+            where = {**own, "RAY_ADDRESS": standing.address if joins else ""}
             quick = forks if when != "imports" else None
             held = None
             for _ in range(STARTS):
