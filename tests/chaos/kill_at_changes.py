@@ -237,11 +237,11 @@ def main(folder: Path, seed: int, count: int) -> None:
         again, tears = draw.randint(1, total), [draw.randint(0, 99) for _ in range(2)]
         assert in_child(out, turn, tears[0]) is None
         seen = [ended(out)]
-        in_child(out, again, tears[1])
+        came = in_child(out, again, tears[1]) is None
         seen.append(ended(out))
         in_child(out, None)
         records = [{path: text.decode() for path, text in found.items()} for found in seen]
-        out.with_suffix(".json").write_text(json.dumps({"again": again, "records": records}))
+        out.with_suffix(".json").write_text(json.dumps({"again": came, "records": records}))
     print(f"{total} changes of {len(of_each_kind)} kinds")
 
 

@@ -1,163 +1,159 @@
-"""Studies whose driver lives while parts of them get SIGKILL, and Ray's own processes with it.
+"""Studies whose driver lives while parts of them get SIGKILL, and Ray's own processes with it:
+`make chaos`.
 
-`make chaos` runs it (EKD_CHAOS_KILLS=20: twenty trial processes, and so many of the others as
-`PARTS` says). Every kill is printed with what was killed and when.
+All kills of a study are armed at its start, each at a point of a run of its own: whoever comes to
+one stands still there until it, or what it belongs to, is dead (holds/sitecustomize.py). So one
+start of Ray serves many kills, and none finds nobody.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
-import re
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agreement import check_ended
-from chaos_run import Run, check_records, processes
+from chaos_run import (
+    Run,
+    check_metrics,
+    check_records,
+    check_whole,
+    nothing_left,
+    processes,
+)
+from holding import LIMIT, Held, Holds, kill
+from kill_tally import TALLY
 
-from ekd_ray.results import Study
-from ekd_ray.results.records import RESULT
-
-KILLS = int(os.environ.get("EKD_CHAOS_KILLS", "0"))
-SEED = int(os.environ.get("EKD_CHAOS_SEED", "0"))
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(5400),
-    pytest.mark.skipif(not KILLS, reason="minutes: make chaos"),
+    pytest.mark.skipif(not os.environ.get("EKD_CHAOS_KILLS"), reason="minutes: make chaos"),
 ]
+# The points of a run at which its process dies; each run loses one.
+FATES = (
+    ("run", ()),
+    ("epoch", ("epoch 1.",)),
+    ("rename", ("checkpoint.pt",)),
+    ("epoch", ("epoch 2.",)),
+    ("epoch", ("epoch 3.",)),
+    ("begin", ("history.jsonl",)),
+)
+CONFIRM_FATES = {"select": ("finish", "rename"), "final": ("epoch", "begin")}
 NESTED = ("--workers-per-trial", "2", "--max-concurrent", "1")
-# What is killed: how its processes are called, of KILLS how many, and the flags of its study.
-PARTS: dict[str, tuple[str, float, tuple[str, ...]]] = {
-    "trial": ("ray::ImplicitFunc", 1.0, ()),
-    "worker of a trial of two": ("ray::RayTrainWorker", 0.3, NESTED),
-    "controller of a trial of two": ("ray::TrainController", 0.2, NESTED),
-    "teacher's cache": ("ray::_fill_part", 0.2, ()),
-}
-RAYS_OWN = {"raylet": "raylet/raylet", "GCS": "gcs_server"}
+# No trial is stopped early, so that each comes to its point.
+FULL = ("--set", "scheduler=none")
 
 
-def victims(environment: dict[str, str], name: str) -> list[int]:
+def names_of(held: Held, environment: dict[str, str], name: str) -> list[int]:
     return sorted(pid for pid, command in processes(environment).items() if name in command)
 
 
-def say(run: Run, count: int, what: str) -> None:
-    print(f"kill {count}: {what}, {run.age():5.1f} s, during {run.stage()}", flush=True)
-
-
-def at_work(run: Run) -> dict[int, Path]:
-    """Process id -> folder of the runs that have begun and not ended, by their events' names."""
-    found = {}
-    for events in run.out.glob("*/*/events.out.tfevents.*"):
-        pid = re.fullmatch(r"events\.out\.tfevents\.\d+\..+\.(\d+)\.\d+", events.name)
-        if pid and not (events.parent / RESULT).exists():
-            found[int(pid[1])] = events.parent
-    return found
-
-
-def in_turn(run: Run) -> Path | None:
-    """The run that a study of one trial at once is at: begun last, and not ended."""
-    begun = [path for stage in ("trials", "confirm") for path in (run.out / stage).glob("*")]
-    newest = max(begun, key=lambda path: path.stat().st_mtime, default=None)
-    return newest if newest and not (newest / RESULT).exists() else None
-
-
-def kill_one(run: Run, name: str, draw: random.Random, struck: set[Path] | None) -> bool:
-    """Kill one such process as soon as there is one; False if the driver ended before.
+def kill_all(run: Run, holds: Holds, kind_of: dict[str, str]) -> dict[str, bytes]:
+    """Kill whoever comes to a point, until the driver ends; returns the records by then.
 
     Args:
-        struck: runs that have lost their process once. They are spared, since a second death is
-            a failure (tests/scale/test_deaths.py), and so is a process of which is not known
-            what it runs. None: any process will do.
+        kind_of: a word of the label -> the kind of process that dies. Of `controller` the
+            controller of the group dies while its worker stands.
     """
-    while run.driver.poll() is None:
-        time.sleep(draw.uniform(0, 1.5))
-        found = victims(run.environment, name)
-        if struck is not None:
-            if NESTED[0] in run.extra:
-                now = in_turn(run)
-                runs = dict.fromkeys(found, now) if now else {}
-            else:
-                runs = at_work(run)
-            found = [pid for pid in found if pid in runs and runs[pid] not in struck]
-        if found:
-            pid = draw.choice(found)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                if struck is not None:
-                    struck.add(runs[pid])
-                return True
-    return False
-
-
-def check_whole(run: Run) -> None:
-    assert run.driver.wait() == 0, run.log.read_text()
-    check_ended(run.out)
-    statuses = [record.status for record in Study.load(run.out).records()]
-    assert set(statuses) <= {"complete", "pruned"}, statuses
-
-
-@pytest.fixture
-def studies(environment: dict[str, str], tmp_path: Path) -> Iterator[list[Path]]:
-    """Folders for studies, one after the other; what still runs at the end is ended."""
-    yield [tmp_path / f"run-{index}" for index in range(50)]
-    for pid in processes(environment):
-        os.kill(pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_killed_part_costs_no_trial(
-    part: str, environment: dict[str, str], studies: list[Path]
-) -> None:
-    name, share, flags = PARTS[part]
-    kills, draw, count = max(1, round(share * KILLS)), random.Random(SEED), 0
-    struck: set[Path] | None = None if "cache" in part else set()
-    trials = 4 if flags else 12
-    for out in studies:
-        # A teacher's cache that is filled already is not filled again.
-        own = {**environment, "EKD_CACHE_DIR": str(out.with_suffix(".cache"))}
-        run = Run(out, own, out.with_suffix(".log"), trials, flags)
-        before: dict[str, bytes] = {}
-        had, at_most = count, count + (2 if "cache" in part else kills)
-        while count < min(kills, at_most) and kill_one(run, name, draw, struck):
-            count += 1
-            say(run, count, part)
-            before = check_records(run, before)
-            pause = run.age() + draw.uniform(1, 4)
-            run.wait_for(lambda run=run, pause=pause: run.age() >= pause)
-        check_whole(run)
-        check_records(run, before)
-        if count >= kills:
-            return
-        assert count > had, f"nothing to kill by the name of {name}"
-    pytest.fail(f"only {count} of {kills} kills came")
-
-
-@pytest.mark.parametrize("process", RAYS_OWN)
-def test_a_study_outlives_its_ray(
-    process: str, environment: dict[str, str], studies: list[Path]
-) -> None:
-    """Without them nothing can run: the driver ends, and the same command goes on."""
-    draw, out = random.Random(SEED), studies[0]
     records: dict[str, bytes] = {}
-    for count in range(max(1, KILLS // 7)):
-        run = Run(out, environment, out.with_suffix(f".{count}.log"), 8)
-        assert run.wait_for(lambda run=run: run.newer(".ray")), run.log.read_text()
-        delay = run.age() + draw.uniform(0, 10)
-        run.wait_for(lambda run=run, delay=delay: run.age() >= delay)
-        own = victims(environment, RAYS_OWN[process])
-        if run.driver.poll() is not None or not own:  # it was too quick
-            break
-        os.kill(own[0], signal.SIGKILL)
-        say(run, count + 1, process)
-        assert run.driver.wait(timeout=240) != 0
-        assert "--resume" in run.log.read_text(), run.log.read_text()
-        records = check_records(run, records)
-        for pid in processes(environment):  # what Ray itself has not ended by now
-            os.kill(pid, signal.SIGKILL)
-    run = Run(out, environment, out.with_suffix(".last.log"), 8)
-    check_whole(run)
-    check_records(run, records)
+    while held := holds.wait(run.driver, 2 * LIMIT):
+        kind = next(kind for word, kind in kind_of.items() if word in held.label)
+        victim = held.pid
+        if "controller" in kind:
+            # Groups run one at a time, and what an earlier one has left is idle.
+            victim = names_of(held, run.environment, "ray::TrainController")[-1]
+        held.kill(victim)
+        TALLY.add(kind, kills=1)
+        print(f"kill: {run.age():5.1f} s, {kind}, at {held.file.name} {held.label}", flush=True)
+        records = check_records(run, records, kind)
+    return records
+
+
+@pytest.mark.parametrize("study", range(2))
+def test_killed_processes_of_runs_and_cache_cost_nothing(
+    study: int, environment: dict[str, str], tmp_path: Path
+) -> None:
+    trials = 18
+    holds = Holds(tmp_path / "holds")
+    cache = {"EKD_CACHE_DIR": str(tmp_path / "cache")}  # one that is filled is not filled again
+    own = holds.environment({**environment, **cache})
+    for number in range(trials):
+        point, words = FATES[(number + study) % len(FATES)]
+        holds.arm(point, f"trials/{number:04d}", *words, once=True)
+    for stage, points in CONFIRM_FATES.items():
+        for point in points:
+            words = ("epoch 2.",) if point == "epoch" else () if point == "finish" else ("json",)
+            holds.arm(point, f"confirm/{stage}", *words, once=True)
+    for part in (0, 1, 2, 3, 3, 5, 7):  # one of them twice
+        holds.arm("fill", f"part {part}. seed 0.")
+    for part in (1, 4):
+        holds.arm("fill", f"part {part}. seed 1.")
+    kinds = {"trials/": "process of a trial", "confirm/": "process of a confirm run"}
+    kinds["part "] = "process that fills the teacher's cache"
+    with nothing_left(environment):
+        run = Run(tmp_path / "run", own, tmp_path / "log", trials, FULL)
+        records = kill_all(run, holds, kinds)
+        check_whole(run, records, "process of a trial")
+    assert not holds.armed(), f"nobody came to {holds.armed()}"
+    check_metrics(run.out, "process of a trial")
+
+
+def test_killed_workers_and_controllers_of_groups_cost_nothing(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Trials of two workers: of one a worker dies, of the next the controller of its group."""
+    trials = 6
+    holds = Holds(tmp_path / "holds")
+    own = holds.environment(environment)
+    points = ("epoch", "run", "epoch")
+    for number in range(trials):
+        words = ("epoch 2.",) if points[number % 3] == "epoch" else ()
+        holds.arm(points[number % 3], f"trials/{number:04d}", *words, once=True)
+    holds.arm("epoch", "confirm/select", "epoch 1.", once=True)
+    holds.arm("epoch", "confirm/final", "epoch 2.", once=True)
+    worker, controller = "worker of a run of two", "controller of a run of two"
+    kinds = {f"trials/{n:04d}": controller if n % 2 else worker for n in range(trials)}
+    kinds |= {"confirm/select": worker, "confirm/final": controller}
+    with nothing_left(environment):
+        run = Run(tmp_path / "run", own, tmp_path / "log", trials, (*FULL, *NESTED))
+        records = kill_all(run, holds, kinds)
+        check_whole(run, records, worker)
+    assert not holds.armed(), f"nobody came to {holds.armed()}"
+
+
+# At which points of a study Ray's own processes die, and how these are called.
+RAYS_OWN = {"raylet": "raylet/raylet", "GCS": "gcs_server"}
+STAGES = {
+    "teacher's cache": ("fill", ("part 1.",)),
+    "search": ("epoch", ("trials/", "epoch 2.")),
+    "confirm": ("epoch", ("confirm/", "epoch 1.")),
+}
+
+
+def test_a_study_outlives_its_ray(environment: dict[str, str], tmp_path: Path) -> None:
+    """Without them nothing can run: the driver ends, and the same command goes on."""
+    out, holds = tmp_path / "run", Holds(tmp_path / "holds")
+    own = holds.environment({**environment, "EKD_CACHE_DIR": str(tmp_path / "cache")})
+    records: dict[str, bytes] = {}
+    with nothing_left(environment):
+        for stage, (point, words) in STAGES.items():
+            for process, name in RAYS_OWN.items():
+                kind = f"{process}, {stage}"
+                log = tmp_path / f"{process}-{stage.split()[-1]}.log"
+                holds.arm(point, *words)
+                run = Run(out, own, log, 4)
+                held = holds.wait(run.driver)
+                assert held, f"nobody came to {point} {words}: {log.read_text()}"
+                (victim,) = names_of(held, run.environment, name)[:1]
+                kill(victim)
+                TALLY.add(kind, kills=1)
+                print(f"kill: {run.age():5.1f} s, {kind}", flush=True)
+                # Until the driver is dead, for what stands there could else fail of it.
+                code, said = run.wait(240), log.read_text()
+                held.release()
+                assert code not in (0, 2) and "--resume" in said, said
+                records = check_records(run, records, kind)
+                with nothing_left(environment):  # what Ray itself has not ended by now
+                    time.sleep(0.1)
+        run = Run(out, own, tmp_path / "last.log", 4)
+        check_whole(run, records, "raylet, search")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from clusters import Cluster, cluster
+from holding import Holds
+from kill_tally import TALLY
 from test_job import study
 
 from ekd_ray.results import Bundle, Study
@@ -20,8 +22,6 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get("EKD_CHAOS_NODES"), reason="minutes: make chaos"),
 ]
 TRIALS, EPOCHS = 6, 8
-# A node takes up to a minute to come up beside a study, which must still be at work then.
-LONG = 60
 
 
 def until(sign: Callable[[], bool], made: Cluster, what: str, seconds: float = 400) -> None:
@@ -31,31 +31,27 @@ def until(sign: Callable[[], bool], made: Cluster, what: str, seconds: float = 4
         time.sleep(0.2)
 
 
-def epochs_done(out: Path) -> int:
-    return sum(len(path.read_text().splitlines()) for path in out.glob("trials/*/history.jsonl"))
-
-
-def check(out: Path, epochs: int = EPOCHS) -> None:
+def check(out: Path) -> None:
     assert Bundle.load(out / "best").verify().ok
     records = Study.load(out).records()
     assert [record.number for record in records] == list(range(TRIALS))
     assert {record.status for record in records} == {"complete"}, [r.reason for r in records]
     for record in records:
-        assert [row["epoch"] for row in record.history] == list(range(1, epochs + 1))
+        assert [row["epoch"] for row in record.history] == list(range(1, EPOCHS + 1))
 
 
 def test_a_node_dies_in_mid_search_and_nothing_is_lost(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    with cluster() as made:
+    out, holds = tmp_path / "run", Holds(tmp_path / "holds")
+    with TALLY.watch("node, search"), cluster() as made:
         made.add(cpus=0)
-        victim, _ = made.add(cpus=1), made.add(cpus=1)
+        victim, _ = [made.add(cpus=1, **holds.variables) for _ in range(2)]
         job = made.submit(*study(out, trials=TRIALS, epochs=EPOCHS))
         try:
-            # Both nodes are at work, and one trial has ended.
-            until(lambda: len(list(out.glob("trials/*/result.json"))) >= 1, made, "a first result")
-            until(lambda: len(running(out)) >= 2, made, "two trials at work")
+            hold_two(out, holds, made)
             before = {p: p.read_bytes() for p in out.glob("trials/*/result.json")}
             victim.kill()
+            TALLY.add("node, search", kills=1)
+            holds.clear()
             said, _ = job.communicate(timeout=900)
         finally:
             job.kill()
@@ -65,29 +61,31 @@ def test_a_node_dies_in_mid_search_and_nothing_is_lost(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def running(out: Path) -> list[Path]:
-    return [
-        path.parent for path in out.glob("trials/*/history.jsonl")
-        if path.read_text() and not (path.parent / "result.json").exists()
-    ]  # fmt: skip
+def hold_two(out: Path, holds: Holds, made: Cluster) -> None:
+    """Wait until a trial has ended, and both nodes stand still in the middle of another."""
+    until(lambda: len(list(out.glob("trials/*/result.json"))) >= 1, made, "a first result")
+    for _ in range(2):
+        holds.arm("epoch", "trials/", "epoch 3.", once=True)
+    until(lambda: len(holds.held()) == 2, made, "two trials at work")
 
 
 def test_a_node_that_joins_is_used(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out, holds = tmp_path / "run", Holds(tmp_path / "holds")
     with cluster() as made:
         made.add(cpus=0)
-        made.add(cpus=1)
-        job = made.submit(*study(out, trials=TRIALS, epochs=LONG))
+        made.add(cpus=1, **holds.variables)
+        holds.arm("epoch", "trials/", "epoch 2.")
+        job = made.submit(*study(out, trials=TRIALS, epochs=EPOCHS))
         try:
-            until(lambda: epochs_done(out) >= 1, made, "a first epoch")
-            assert len(running(out)) == 1
-            made.add(cpus=1)
-            until(lambda: len(running(out)) >= 2 or job.poll() is not None, made, "a second trial")
-            assert job.poll() is None, "the study ended before the node had a trial"
+            until(lambda: len(holds.held()) == 1, made, "a first trial")
+            made.add(cpus=1, **holds.variables)
+            holds.clear()
+            hold_two(out, holds, made)
+            holds.clear()
             said, _ = job.communicate(timeout=900)
         finally:
             job.kill()
         assert job.returncode == 0, said
-    check(out, LONG)
+    check(out)
     header = json.dumps(Study.load(out).header, default=str)
     assert made.token not in header, "the token is nobody's to read"

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from clusters import Cluster, cluster
+from holding import Holds
 from test_job import nodes_of_trials, study
-from test_lost_nodes import check, running, until
+from test_lost_nodes import check, hold_two
 
 pytestmark = [
     pytest.mark.ray,
@@ -95,19 +96,19 @@ def namespaces() -> Iterator[None]:
 def test_nodes_of_their_own_networks_share_a_study_and_one_is_cut_off(
     namespaces: None, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
+    out, holds = tmp_path / "run", Holds(tmp_path / "holds")
     with cluster(Namespaced) as made:
         for cpus in (0, 1, 1):
-            made.add(cpus=cpus)
+            made.add(cpus=cpus, **(holds.variables if cpus else {}))
         addresses = {node["node_id"]: node["node_ip"] for node in made.alive()}
         assert set(addresses.values()) == {made.host(number) for number in range(NODES)}
         job = made.submit(*study(out, trials=6, epochs=8))
         try:
-            until(lambda: len(list(out.glob("trials/*/result.json"))) >= 1, made, "a first result")
-            until(lambda: len(running(out)) >= 2, made, "two trials at work")
+            hold_two(out, holds, made)
             used = {addresses[node] for node in nodes_of_trials(made, out)}
             before = {p: p.read_bytes() for p in out.glob("trials/*/result.json")}
             made.pull_cable(1)
+            holds.clear()
             said, _ = job.communicate(timeout=900)
         finally:
             job.kill()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from holding import Holds
+from kill_tally import TALLY
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.resolve import check_workers
@@ -181,28 +181,17 @@ def test_an_elastic_group_goes_on_after_a_killed_worker(alone, tmp_path):
     """More workers are asked for than there is room for; one is killed after epoch 1."""
     out = tmp_path / "elastic"
     flags = ("--workers", "1:16", "--cpus-per-worker", "1")
-    mark = str(tmp_path)  # known by it: Ray's processes inherit the environment
+    holds = Holds(tmp_path / "holds")
+    holds.arm("epoch", "epoch 2.")
     driver = subprocess.Popen(
         distill(out, *flags), stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "EKD_TEST_RUN": mark},
+        env=holds.environment({**os.environ, "OMP_NUM_THREADS": "1"}),
     )  # fmt: skip
-    deadline = time.monotonic() + 400
-    while not read_history(out) and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    found = workers(mark)
-    assert found and len(read_history(out)) < EPOCHS, "there was nobody left to kill"
-    os.kill(found[0], signal.SIGKILL)
+    held = holds.wait(driver)
+    assert held, "nobody came to epoch 2"
+    held.kill()
+    TALLY.add("worker of an elastic run", kills=1)
     stdout, _ = driver.communicate(timeout=400)
-    assert driver.returncode == 0
-    assert_same_run(out, json.loads(stdout), alone)
-
-
-def workers(mark):
-    """The Ray Train workers of the driver that has `mark` in its environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            ours = f"EKD_TEST_RUN={mark}".encode() in (folder / "environ").read_bytes()
-            if ours and b"RayTrainWorker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
+    with TALLY.watch("worker of an elastic run"):
+        assert driver.returncode == 0
+        assert_same_run(out, json.loads(stdout), alone)
