@@ -127,6 +127,7 @@ class Driver:
         self.terminal = Terminal(rungs=milestone_epochs(config), shown=SPACE, console=console)
         self.terminal.stage("search", config.trials, EPOCHS)
         for record in records:  # as a driver that has seen all of them
+            assert record.number is not None
             self.terminal.started(record.title, record.number, record.config)
             self.terminal.epoch(record.number, record.last)
             self.terminal.ended(record.number, failed=False)
