@@ -122,8 +122,9 @@ class Settings:
     retired: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        for name in self.names():
-            object.__setattr__(self, name, self.check_value(name, getattr(self, name)))
+        for field in dataclasses.fields(self):
+            value = self.check_value(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def check_value(cls, name: str, value: Any) -> Any:
