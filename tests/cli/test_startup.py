@@ -67,7 +67,7 @@ def test_help_of_no_command_loads_anything_heavy():
 FIRST = {"ekd_ray", "ekd_ray.errors", "ekd_ray.files", "ekd_ray.config"}
 OVERVIEW = {
     *("ekd_ray.__main__", "ekd_ray.cli", "ekd_ray.cli.main", "ekd_ray.cli.help_text"),
-    "ekd_ray.cli.output",
+    *("ekd_ray.cli.output", "ekd_ray.cli.interrupts"),
 }
 
 
