@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import json
 import os
 import tempfile
@@ -89,6 +90,7 @@ def count(folder: Path) -> dict[str, int]:
     from ray.util import placement_group_table
     from ray.util.state import list_actors, list_objects
 
+    gc.collect()  # Tune's trials refer to each other, and each to an object
     groups = placement_group_table().values()
     address = ray.get_runtime_context().gcs_address  # left out, it must be the machine's only Ray
     alive = list_actors(address, filters=[("state", "!=", "DEAD")], limit=MOST_LISTED)
