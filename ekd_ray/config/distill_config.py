@@ -222,7 +222,7 @@ class DistillConfig(Settings):
         teacher's file, is unset.
         """
         unset = {field.name: field.default for field in self.fields()
-                 if not field.metadata["identity"]}  # fmt: skip
+                 if field.metadata["effect"] != "identity"}  # fmt: skip
         names = {"dataset": self.dataset, "ood_dataset": self.ood_dataset}
         for name, value in names.items():
             kind, colon, path = (value or "").partition(":")

@@ -122,15 +122,18 @@ class Settings:
     retired: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        hints = hints_of(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) and _has_switch(field):
-                value = "on" if value else "off"
-            choices = field.metadata["choices"]
-            value = _coerce((field.name,), hints[field.name], value, choices)
-            _check_limits(field.name, value, field.metadata)
-            object.__setattr__(self, field.name, value)
+        for name in self.names():
+            object.__setattr__(self, name, self.check_value(name, getattr(self, name)))
+
+    @classmethod
+    def check_value(cls, name: str, value: Any) -> Any:
+        """The value as its setting has it, a float for a whole number; raises `UserError`."""
+        field = cls.__dataclass_fields__[name]
+        if isinstance(value, bool) and _has_switch(field):
+            value = "on" if value else "off"
+        value = _coerce((name,), hints_of(cls)[name], value, field.metadata["choices"])
+        _check_limits(name, value, field.metadata)
+        return value
 
     @classmethod
     def fields(cls) -> tuple[dataclasses.Field[Any], ...]:

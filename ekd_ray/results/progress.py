@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.history import HISTORY, is_epoch
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Damaged, UserError
 from ekd_ray.files import read_json
@@ -151,7 +151,8 @@ def read_fill(study: Path) -> dict[str, float]:
     path = study / CACHE_COST
     with contextlib.suppress(Damaged):
         found = read_json(path) if path.exists() else {}
-        if is_epoch({"epoch": 0, **found}) and {"rows", "seconds", "timed_rows"} <= found.keys():
+        names = ("rows", "seconds", "timed_rows")
+        if all(type(found.get(name)) in (int, float) and found[name] >= 0 for name in names):
             return found
     return {}
 

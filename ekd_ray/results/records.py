@@ -185,6 +185,9 @@ class RunRecord:
         return record
 
 
+_PLAIN = (bool, int, float, str, types.NoneType)
+
+
 def _kinds(hint: Any) -> tuple[type, ...]:
     """The classes of the values that JSON has for a type."""
     hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -287,6 +290,11 @@ def _check_content(path: Path, content: Mapping[str, Any], found: RunRecord) -> 
     history, metrics = content["history"], {"epoch": 0, **content.get("metrics", {})}
     if not (are_epochs(history) and is_epoch(metrics)):
         raise Damaged(path, "its history or its metrics are no finite numbers by epoch")
+    config = content.get("config") or {}
+    for name, value in content.get("params", {}).items():
+        kinds = {isinstance(known, int | float) for known in (value, config.get(name, value))}
+        if len(kinds) > 1 or not isinstance(value, _PLAIN):
+            raise Damaged(path, f"its params have {shorten(value)} as {name}")
 
 
 def _from_path(folder: Path) -> RunRecord:
@@ -360,18 +368,26 @@ def check_kinds(path: Path, values: Mapping[str, Any]) -> None:
 def check_settings(run: RunRecord) -> None:
     """Raise `Damaged` if the settings of a run are no configuration.
 
-    Those of the runs of a study are alike: of each form only the first is checked by its values.
+    Those of a study's runs are alike: after the first, what others have else is looked at.
     """
-    form = (tuple(run.config), tuple(map(type, run.config.values())))
-    if run.config and form not in _LEGAL_FORMS:
-        try:
+    names = tuple(run.config)
+    known = _LEGAL.get(names)
+    try:
+        if known is None:
             DistillConfig.from_dict(run.config)
-        except UserError as error:
-            raise Damaged(run.folder, f"no settings of a run ({str(error).rstrip('.')})") from None
-        _LEGAL_FORMS.add(form)
+            _LEGAL[names] = run.config
+            return
+        for name, value in run.config.items():
+            if type(value) is not type(known[name]) or value != known[name]:
+                if name in DistillConfig.retired:
+                    DistillConfig.from_dict({name: value})
+                else:
+                    DistillConfig.check_value(name, value)
+    except UserError as error:
+        raise Damaged(run.folder, f"no settings of a run ({str(error).rstrip('.')})") from None
 
 
-_LEGAL_FORMS: set[tuple[tuple[str, ...], tuple[type, ...]]] = set()
+_LEGAL: dict[tuple[str, ...], dict[str, Any]] = {}  # settings of a run, by their names
 
 
 def _number_in(name: str) -> int | None:

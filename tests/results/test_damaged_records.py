@@ -34,6 +34,11 @@ CONTENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a metric that is a text": lambda r: {**r, "history": [{**r["history"][0], "val_top1": "x"}]},
     "a metric too large": lambda r: {**r, "history": [{**r["history"][0], "val_top1": 10**400}]},
     "params that are none": lambda r: {**r, "params": None},
+    "params that hold a list": lambda r: {**r, "params": {"lr": [0.05]}},
+    "params of another kind": lambda r: {**r, "params": {"lr": "0.05"}},
+    "a setting out of bounds": lambda r: {
+        **r, "config": {**r["config"], "lr": -1.0}, "params": {"lr": -1.0}
+    },
     "a reason that is a number": lambda r: {**r, "status": "failed", "reason": 5},
     "an odd version": lambda r: {**r, "format_version": "two"},
 }  # fmt: skip
@@ -72,7 +77,7 @@ def test_a_record_that_no_run_writes_is_left_out(kind: str, maker) -> None:
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with two records, a row, and the files beside them damaged."""
-    from conftest import Maker  # of this folder
+    from report_studies import Maker
 
     maker = Maker(tmp_path_factory.mktemp("damaged") / "run")
     searched(maker)
