@@ -30,9 +30,9 @@ from benchmarks.overhead import SPACE
 from ekd_ray.cli.console import Console
 from ekd_ray.cli.terminal import Terminal
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.records import (
     JOURNAL,
     RunRecord,

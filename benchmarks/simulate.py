@@ -38,8 +38,8 @@ from benchmarks.curves import EPOCHS, IMAGES, VALIDATION, recorded_study
 from benchmarks.landscape import METRIC, Landscape, Point
 from benchmarks.reference import random_teacher
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.files import write_json
 from ekd_ray.results.records import RunRecord
 from ekd_ray.scale.cluster import local_cpus

@@ -111,7 +111,9 @@ def read_text(path: str | os.PathLike[str], *, most: int = MOST_TEXT, cure: str 
 def read_json(path: str | os.PathLike[str], *, cure: str = "") -> dict[str, Any]:
     """The mapping in a JSON file; raises `Damaged` for any other content."""
     try:
-        found = parse_json(read_text(path, cure=cure))
+        found = parse_json(read_bytes(path, most=MOST_TEXT, cure=cure))
+    except UnicodeDecodeError:
+        raise Unreadable(path, "not UTF-8 text", cure) from None
     except ValueError:
         raise Damaged(path, "it is no JSON text") from None
     if not isinstance(found, dict):

@@ -15,9 +15,9 @@ from ekd_ray.data.decode import fit_file
 from ekd_ray.data.shards import _open_table
 from ekd_ray.data.store import _load_array
 from ekd_ray.engine.checkpoint import DamagedCheckpoint, _read
+from ekd_ray.engine.history import read_rows
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
-from ekd_ray.engine.runlog import read_rows
 from ekd_ray.engine.teacher.table import read_spec
 from ekd_ray.errors import UserError
 from ekd_ray.files import NoSuchFile, check_own_folder

@@ -24,16 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a study, running or finished, and what differs from another one."""
-    # These load torch and pyarrow.
+    # These load pyarrow.
     from ekd_ray.cli.study_text import print_progress, progress_values
-    from ekd_ray.results.study import Study
-    from ekd_ray.results.words import describe_damage
-    from ekd_ray.studies.comparison import compare_studies
+    from ekd_ray.results.study_reader import StudyReader
 
-    study = Study.load(args.run)
+    study = StudyReader.load(args.run)
     other = None
     if args.compare:
-        second = Study.load(args.compare)
+        from ekd_ray.results.words import describe_damage
+        from ekd_ray.studies.comparison import compare_studies  # loads SciPy
+
+        second = StudyReader.load(args.compare)
         other = compare_studies(study, second)
         for line in describe_damage(second.damaged()):
             print_text(line, file=sys.stderr)

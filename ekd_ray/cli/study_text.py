@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from rich.table import Table
@@ -18,7 +18,7 @@ from ekd_ray.cli.terminal import (
 )
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import joined, several
-from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.importance import SCHEMA, read_importance
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import REPORT
@@ -29,7 +29,7 @@ from ekd_ray.results.report.content import (
     list_other_names,
     write_headline,
 )
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_damage,
     describe_teacher,
@@ -40,14 +40,18 @@ from ekd_ray.results.words import (
     value_text,
 )
 
+if TYPE_CHECKING:
+    from ekd_ray.results.bundle import Bundle
+
 MOST_FAILURES = 10
 STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",
             "running": "running"}  # fmt: skip
 
 
-def print_progress(study: Study, other: pa.Table | None, other_name: str) -> None:
+def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) -> None:
     """Print a study, running or finished, and what differs from another one."""
-    content = gather(study)
+    known = read_importance(study.records(), study.config, study.path)
+    content = gather(study, pa.Table.from_batches([], schema=SCHEMA) if known is None else known)
     parts: list[str | Table] = [*write_headline(content), _status(content), *_teacher(study)]
     if content.config.objectives:
         parts.append(front_table(study.pareto(), content.config))
@@ -61,8 +65,7 @@ def print_progress(study: Study, other: pa.Table | None, other_name: str) -> Non
         ]
     else:
         parts.append(_search_table(content))
-    parts.append(_importance(content) if content.importance.num_rows else
-                 describe_parameters(content))  # fmt: skip
+    parts.append(_importance(content, known))
     parts += [_time(content), *_savings(content), *_failures(content)]
     parts += describe_damage(content.damaged)
     if other is not None:
@@ -70,7 +73,7 @@ def print_progress(study: Study, other: pa.Table | None, other_name: str) -> Non
     _print(parts, study.config, least_width=110)
 
 
-def print_study(study: Study, bundle: Bundle) -> None:
+def print_study(study: StudyReader, bundle: Bundle) -> None:
     """Print a finished study: leaderboard, winner, differences, and where its files are."""
     board, config = study.leaderboard(), study.config
     report = study.path / REPORT
@@ -109,7 +112,7 @@ def _other_names(board: list[Row]) -> list[str]:
     ]
 
 
-def _selection_gap(study: Study, winner: Row) -> list[str]:
+def _selection_gap(study: StudyReader, winner: Row) -> list[str]:
     """The winner's curse in one line: its search score against its score under fresh seeds."""
     metric = study.config.metric
     scores = [r.value(metric) for r in study.ranked() if r.number == winner.number]
@@ -119,9 +122,10 @@ def _selection_gap(study: Study, winner: Row) -> list[str]:
     return [f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"]
 
 
-def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
+def progress_values(study: StudyReader, other: pa.Table | None) -> dict[str, Any]:
     """Everything that `print_progress` shows, as plain values."""
-    content = gather(study)
+    known = read_importance(study.records(), study.config, study.path)
+    content = gather(study, pa.Table.from_batches([], schema=SCHEMA) if known is None else known)
     return {
         "study": str(study.path),
         "progress": asdict(content.progress),
@@ -134,8 +138,8 @@ def progress_values(study: Study, other: pa.Table | None) -> dict[str, Any]:
         "differences": {name: asdict(found) for name, found in content.differences.items()},
         "best": _best(content),
         "pareto_front": study.pareto().to_table().to_pylist() if content.config.objectives else [],
-        "importance": content.importance.to_pylist(),
-        "time": content.time.to_pylist(),
+        "importance": None if known is None else known.to_pylist(),
+        "time": content.time,
         "saved": asdict(content.saved),
         "failures": [
             {"trial": r.number, "reason": r.reason, "params": r.params}
@@ -193,8 +197,13 @@ def _search_table(content: Content) -> Table:
     return table
 
 
-def _importance(content: Content) -> Table:
-    rows = content.importance.to_pylist()
+def _importance(content: Content, known: pa.Table | None) -> str | Table:
+    """The shares that the last report has computed, which takes seconds."""
+    if known is None:
+        return f"Which parameter mattered: ekd-ray report {content.study.path} computes it."
+    rows = known.to_pylist()
+    if not rows:
+        return describe_parameters(content)
     title = f"importance for {rows[0]['metric']} ({rows[0]['trials']} trials of full length)"
     table = plain_table("parameter", "fANOVA", "PED-ANOVA", title=title)
     for row in rows:
@@ -203,14 +212,14 @@ def _importance(content: Content) -> Table:
     return table
 
 
-def _teacher(study: Study) -> list[str]:
+def _teacher(study: StudyReader) -> list[str]:
     found = study.teacher()
     return [describe_teacher(found)] if found else []
 
 
 def _time(content: Content) -> Table:
     table = plain_table("stage", "runs", "epochs", "time", title="time, all runs together")
-    for row in content.time.to_pylist():
+    for row in content.time:
         counts = ("" if row[name] is None else str(row[name]) for name in ("runs", "epochs"))
         table.add_row(row["stage"], *counts, duration(row["hours"]))
     return table

@@ -25,7 +25,7 @@ from ekd_ray.config.targets import total_violation
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.records import RunRecord
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     countdown,
     describe_better_on_test,
@@ -419,7 +419,7 @@ def winner_settings(board: list[Row], config: StudyConfig) -> str:
     return text
 
 
-def difference_lines(study: Study) -> list[str]:
+def difference_lines(study: StudyReader) -> list[str]:
     """The winner against champions and baselines, a line each; then how sure its place is, and
     what is better on the test split."""
     board = study.leaderboard()

@@ -30,3 +30,8 @@ def hide_folders(text: str) -> str:
 def size_text(size: float) -> str:
     """Bytes: `2.30 GiB`, `4.1 MiB`."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
+
+
+def short_name(name: str) -> str:
+    """A data set's name for folders and titles: of "folder:PATH" the path's last part."""
+    return name.rpartition("/")[2]

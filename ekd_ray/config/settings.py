@@ -8,6 +8,7 @@ all derive from those metadata, so that a bound is written once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import operator
@@ -92,6 +93,7 @@ def value_type(cls: type, name: str) -> type:
     return typing.get_origin(hint) or hint
 
 
+@functools.cache
 def words_of(hint: Any) -> tuple[str, ...]:
     """The texts that may stand for a number: `auto` of `int | Literal["auto"]`."""
     literals = (arg for arg in typing.get_args(hint) if typing.get_origin(arg) is Literal)
@@ -122,7 +124,7 @@ class Settings:
     retired: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(self):  # not `fields`, which imports all methods
             value = self.check_value(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
 

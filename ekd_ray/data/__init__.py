@@ -14,7 +14,6 @@ from ekd_ray.data.datasets import (
     dataset_info,
     load_dataset,
     num_train,
-    short_name,
 )
 from ekd_ray.data.registry import DATASETS, DatasetInfo, check_class_names, register_dataset
 from ekd_ray.data.splits import held_out_size, stratified_split, stratified_subset
@@ -47,7 +46,6 @@ __all__ = [
     "load_dataset",
     "num_train",
     "register_dataset",
-    "short_name",
     # splits
     "held_out_size",
     "stratified_split",

@@ -44,11 +44,6 @@ def dataset_info(name: str, *, data_root: str | os.PathLike[str] | None = None) 
     return dataclasses.replace(info, num_train=num_train(name, data_root=data_root))
 
 
-def short_name(name: str) -> str:
-    """A data set's name for folders and titles: of "folder:PATH" the path's last part."""
-    return name.rpartition("/")[2]
-
-
 def num_train(name: str, *, data_root: str | os.PathLike[str] | None = None) -> int:
     """Number of images in the training split, without decoding any.
 

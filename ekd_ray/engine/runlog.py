@@ -8,10 +8,7 @@ group are shown as one line with the mean of their metrics.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
-import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -24,9 +21,9 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summ
 from torch.utils.tensorboard import SummaryWriter
 
 from ekd_ray.config.targets import COSTS
-from ekd_ray.files import parse_json, read_bytes, write_text
+from ekd_ray.engine.history import HISTORY
+from ekd_ray.files import read_bytes, write_text
 
-HISTORY = "history.jsonl"
 EVENTS = "events.out.tfevents.*"
 
 
@@ -37,33 +34,6 @@ def metric_tag(name: str) -> str:
         return f"cost/{name}"
     group, _, rest = name.partition("_")
     return f"{group}/{rest}" if group in ("train", "val", "test", "loss") else f"solver/{name}"
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs recorded in a run's folder, oldest first, up to the first line that is torn."""
-    return list(itertools.takewhile(is_epoch, read_rows(folder / HISTORY)))
-
-
-def is_epoch(row: Any) -> bool:
-    """Whether a value is the row of an epoch, which has finite numbers, or null, by name."""
-    if not isinstance(row, dict) or type(row.get("epoch")) is not int:
-        return False
-    values = [value for value in row.values() if value is not None]
-    try:
-        return {*map(type, values)} <= {int, float} and math.isfinite(math.fsum(values))
-    except (OverflowError, ValueError):  # too large, or two infinities
-        return False
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that is appended to, up to the first torn one; none without a file."""
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = []
-    with contextlib.suppress(ValueError):
-        for line in read_bytes(path).splitlines():
-            rows.append(parse_json(line))
-    return list(itertools.takewhile(lambda row: isinstance(row, dict), rows))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ B >= 1 and C >= 2, a target that is not int64 [B], T <= 0, and a prior that is n
 0-d; and `UserError` for an unknown evidence function.
 """
 
+from typing import TYPE_CHECKING, Any
+
 # isort: off
 # The files that register methods, in the order in which tables show them.
 from ekd_ray.losses.kd import kd_loss, standardize_logits
@@ -49,7 +51,9 @@ from ekd_ray.losses.methods import (
     resolve_method,
     share_of_epochs,
 )
-from ekd_ray.losses.objective import Objective
+
+if TYPE_CHECKING:
+    from ekd_ray.losses.objective import Objective
 
 __all__ = [
     # methods
@@ -97,3 +101,11 @@ __all__ = [
     "checked",
     "Scalar",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Objective":  # a module of torch's
+        from ekd_ray.losses.objective import Objective
+
+        return Objective
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

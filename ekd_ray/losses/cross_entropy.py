@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.losses.inputs import at_least_float32, checked
+from ekd_ray.losses.late_torch import torch
 from ekd_ray.losses.methods import Method, Outputs, Term, register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @checked
@@ -16,7 +19,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
     Raises as every loss (`ekd_ray.losses`).
     """
-    return functional.cross_entropy(at_least_float32(logits), target)
+    return torch.nn.functional.cross_entropy(at_least_float32(logits), target)
 
 
 def _losses(out: Outputs) -> dict[str, Tensor]:

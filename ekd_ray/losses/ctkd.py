@@ -7,17 +7,18 @@ temperature of their released code.
 from __future__ import annotations
 
 import math
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.losses.cross_entropy import CROSS_ENTROPY
 from ekd_ray.losses.evidential import evidential
 from ekd_ray.losses.inputs import Scalar, scalar_like
 from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_TERM, KD_WEIGHT, STANDARDIZE
+from ekd_ray.losses.late_torch import torch
 from ekd_ray.losses.methods import Method, log_range, register_method, share_of_epochs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Where the learned scalar starts: T = t_start + t_end * sigmoid(1).
 INITIAL_LOGIT = 1.0
@@ -31,20 +32,6 @@ def reversal_strength(epoch: Tensor, warmup: int) -> Tensor:
     """
     share = (epoch / max(warmup, 1)).clamp(max=1.0)
     return (torch.cos(math.pi * share) - 1.0) / 2.0
-
-
-class _ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor, 0-d."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        return gradients[0] * factor, None
 
 
 def adversarial_temperature(
@@ -61,9 +48,11 @@ def adversarial_temperature(
 
     Li et al. 2023, the global temperature of the released code.
     """
+    from ekd_ray.losses.gradients import ScaledGradient  # made of torch's classes
+
     with torch.autocast(logit.device.type, enabled=False):
         strength = reversal_strength(scalar_like(epoch, logit.float()), warmup)
-        reversed_logit: Tensor = _ScaledGradient.apply(logit, strength)
+        reversed_logit: Tensor = ScaledGradient.apply(logit, strength)
         return t_start + t_end * torch.sigmoid(reversed_logit.float())
 
 

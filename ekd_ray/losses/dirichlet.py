@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
-
-import torch
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from ekd_ray.errors import unknown_name
 from ekd_ray.losses.inputs import (
@@ -27,6 +23,10 @@ from ekd_ray.losses.inputs import (
     times_square,
     without_autocast,
 )
+from ekd_ray.losses.late_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # `exp` evidence stops growing here (4.9e8 observations of a class, far beyond any training
 # set). The Dirichlet KL grows with the concentration itself: unbounded, exp(z) overflows
@@ -34,26 +34,24 @@ from ekd_ray.losses.inputs import (
 # of 1,000 saturated classes is below 0.01, on values of 1e9 and more; gradients fit float32.
 EXP_EVIDENCE_LIMIT = 20.0
 
-# From e^40 on digamma is the logarithm to the last bit of float64 (the next term is 2e-18).
-_LOGARITHM_FROM = 40.0
-
 EVIDENCE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softplus": functional.softplus,  # EKD, current release
-    "log1p_softplus": lambda logits: functional.softplus(logits).log1p(),  # EKD, first release
+    "softplus": lambda logits: torch.nn.functional.softplus(logits),  # EKD, current release
+    # EKD, first release
+    "log1p_softplus": lambda logits: torch.nn.functional.softplus(logits).log1p(),
     "exp": lambda logits: logits.clamp(max=EXP_EVIDENCE_LIMIT).exp(),
-    "relu": functional.relu,
+    "relu": lambda logits: torch.nn.functional.relu(logits),
 }
 
 
 def teacher_prior(log_prior: Scalar, teacher_log_prior: Scalar | None) -> Scalar:
     """The teacher side's lambda, without gradient: its own, or else the student's."""
     prior = log_prior if teacher_log_prior is None else teacher_log_prior
-    return prior.detach() if isinstance(prior, Tensor) else prior
+    return prior.detach() if isinstance(prior, torch.Tensor) else prior
 
 
 def prior_like(log_prior: Scalar, like: Tensor) -> Tensor:
     """`log_prior` as a 0-d tensor of the dtype and device of `like`; raises `ValueError`."""
-    if isinstance(log_prior, Tensor):
+    if isinstance(log_prior, torch.Tensor):
         if log_prior.dim():
             raise ValueError(f"log_prior must be 0-d, got shape {tuple(log_prior.shape)}")
     elif not math.isfinite(log_prior):
@@ -104,7 +102,7 @@ def log_expectation(logits: Tensor, temperature: Scalar, log_prior: Scalar) -> T
 
     Args and raises as `log_concentration`. Returns [B, C] log-probabilities, nats.
     """
-    return functional.log_softmax(log_concentration(logits, log_prior, temperature), dim=1)
+    return torch.nn.functional.log_softmax(log_concentration(logits, log_prior, temperature), dim=1)
 
 
 @without_autocast
@@ -117,32 +115,6 @@ def vacuity(logits: Tensor, log_prior: Scalar) -> Tensor:
     log_a = log_concentration(logits, log_prior)
     log_prior_mass = prior_like(log_prior, log_a) + math.log(log_a.shape[1])
     return (log_prior_mass - log_a.logsumexp(dim=1)).exp().clamp(max=1.0)
-
-
-class _ExpectedCrossEntropy(torch.autograd.Function):
-    """`psi(S) - psi(a_y)` of `log a` [B, C], mean over the batch, finite for every finite log.
-
-    Only [B, 2] values reach digamma, in float64 because trigamma, its derivative, is 1 / x^2 near
-    zero, which a small prior takes out of float32's range.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, log_a: Tensor, target: Tensor) -> Tensor:
-        log_total = log_a.logsumexp(dim=1, keepdim=True)
-        logs = torch.cat([log_a.gather(1, target[:, None]), log_total], dim=1).double()
-        near = logs.clamp(max=_LOGARITHM_FROM)
-        x = near.exp()
-        ctx.save_for_backward(log_a, target, log_total, x)
-        digamma = torch.digamma(x) + (logs - near)
-        return (digamma[:, 1] - digamma[:, 0]).mean().to(log_a.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        log_a, target, log_total, x = ctx.saved_tensors
-        # By the logs: x psi'(x), which is 1 where the logarithm has taken over.
-        slopes = (x * torch.polygamma(1, x)).to(log_a.dtype) * (gradients[0] / len(x))
-        of_total = (log_a - log_total).exp() * slopes[:, 1:]
-        return of_total.scatter_add(1, target[:, None], -slopes[:, :1]), None
 
 
 @checked
@@ -159,7 +131,10 @@ def evidential_cross_entropy(logits: Tensor, target: Tensor, log_prior: Scalar) 
 
 def expected_cross_entropy(log_a: Tensor, target: Tensor) -> Tensor:
     """`evidential_cross_entropy` of the log of a concentration [B, C], unchecked."""
-    return cast(Tensor, _ExpectedCrossEntropy.apply(log_a, target))
+    from ekd_ray.losses.gradients import ExpectedCrossEntropy  # made of torch's classes
+
+    mean: Tensor = ExpectedCrossEntropy.apply(log_a, target)
+    return mean
 
 
 @checked
@@ -188,39 +163,16 @@ def expectation_kd_loss(
 def expectation_kd(student: Tensor, teacher: Tensor, temperature: Scalar) -> Tensor:
     """`expectation_kd_loss` of the logs of two concentrations [B, C], unchecked."""
     log_p_teacher, log_p_student = (
-        functional.log_softmax(log_a, dim=1) for log_a in (teacher, student)
+        torch.nn.functional.log_softmax(log_a, dim=1) for log_a in (teacher, student)
     )
     return times_square(categorical_kl(log_p_teacher, log_p_student).mean(), temperature)
 
 
-class _DirichletKL(torch.autograd.Function):
-    """`KL(Dir(p) || Dir(q))` [B] of float64 [B, C], as a sum of Bregman divergences of lgamma.
+def _dirichlet_kl(p: Tensor, q: Tensor) -> Tensor:
+    from ekd_ray.losses.gradients import DirichletKL  # made of torch's classes
 
-    The row's total is one more column, so that every special function is called once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, q: Tensor) -> Tensor:
-        p, q = (torch.cat([a, a.sum(dim=1, keepdim=True)], dim=1) for a in (p, q))
-        digamma = torch.digamma(p)
-        ctx.save_for_backward(p, q, digamma)
-        columns = torch.lgamma(p) - torch.lgamma(q) - (p - q) * digamma
-        return columns[:, -1] - columns[:, :-1].sum(dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        p, q, digamma = ctx.saved_tensors
-        by_p, by_q = ctx.needs_input_grad
-        gradient = gradients[0][:, None]
-        return (
-            gradient * _less_the_total((p - q) * torch.polygamma(1, p)) if by_p else None,
-            gradient * _less_the_total(torch.digamma(q) - digamma) if by_q else None,
-        )
-
-
-def _less_the_total(columns: Tensor) -> Tensor:
-    """Each of C columns minus the last one: [B, C + 1] -> [B, C]."""
-    return columns[:, :-1] - columns[:, -1:]
+    kl: Tensor = DirichletKL.apply(p, q)
+    return kl
 
 
 @checked
@@ -240,7 +192,7 @@ def dirichlet_kl(concentration_p: Tensor, concentration_q: Tensor) -> Tensor:
     """
     dtype = _float_dtype(concentration_p, concentration_q)
     # lnG(S) reaches 1e8 where the divergence itself may be 1: float32 keeps no digit of it.
-    kl: Tensor = _DirichletKL.apply(concentration_p.double(), concentration_q.double())
+    kl = _dirichlet_kl(concentration_p.double(), concentration_q.double())
     return kl.to(dtype)
 
 
@@ -270,7 +222,7 @@ def distribution_kd_loss(
     teacher_prior = prior.detach()
     if teacher_log_prior is not None:
         teacher_prior = prior_like(teacher_log_prior, teacher).exp().detach()
-    kl: Tensor = _DirichletKL.apply(
+    kl = _dirichlet_kl(
         _evidence(teacher, evidence) + teacher_prior, _evidence(student, evidence) + prior
     )
     return times_square(kl.mean(), temperature).to(_float_dtype(student_logits, teacher_logits))
@@ -292,5 +244,5 @@ def prior_kl_loss(
     z = logits.double()
     prior = prior_like(log_prior, z).exp()
     wrong = _evidence(z, evidence).scatter(1, target[:, None], 0.0)
-    kl: Tensor = _DirichletKL.apply(wrong + prior, prior.expand_as(z))
+    kl = _dirichlet_kl(wrong + prior, prior.expand_as(z))
     return kl.mean().to(_float_dtype(logits))

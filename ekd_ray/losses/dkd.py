@@ -6,9 +6,7 @@ Zhao et al., "Decoupled knowledge distillation", CVPR 2022; with EKD (ICCV 2025)
 from __future__ import annotations
 
 from dataclasses import replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.losses.cross_entropy import CE_WEIGHT, CROSS_ENTROPY
@@ -29,6 +27,7 @@ from ekd_ray.losses.kd import (
     log_concentrations,
     softmax_inputs,
 )
+from ekd_ray.losses.late_torch import torch
 from ekd_ray.losses.methods import (
     Method,
     Outputs,
@@ -37,6 +36,9 @@ from ekd_ray.losses.methods import (
     register_method,
     share_of_epochs,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _decoupled_kl(

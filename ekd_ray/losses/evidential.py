@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.losses.cross_entropy import NONE
@@ -27,6 +25,9 @@ from ekd_ray.losses.methods import (
     register_method,
     share_of_epochs,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOG_PRIOR = MethodSetting(
     name="log_prior", kind=float | None, low=-20, high=20, neutral=False,

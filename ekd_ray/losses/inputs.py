@@ -6,13 +6,15 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
-import torch
-from torch import Tensor
+from ekd_ray.losses.late_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A scalar setting: a number, or a 0-d tensor when it is learned.
-Scalar = float | Tensor
+Scalar: TypeAlias = "float | Tensor"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +31,7 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         values: Iterable[object] = (*args, *kwargs.values())
-        device = next((v.device.type for v in values if isinstance(v, Tensor)), "cpu")
+        device = next((v.device.type for v in values if isinstance(v, torch.Tensor)), "cpu")
         with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)
 
@@ -46,7 +48,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     names = [
         name
         for name, parameter in parameters.items()
-        if parameter.annotation in ("Tensor", Tensor) and name != "target"
+        if "Tensor" in (kind := parameter.annotation, getattr(kind, "__name__", None))
+        and name != "target"
     ]
     positions = tuple(parameters)
 
@@ -91,7 +94,7 @@ def check_target(target: Tensor, logits: Tensor) -> None:
 
 def check_temperature(temperature: Scalar) -> None:
     """Raise `ValueError` unless it is a finite number > 0, or a 0-d tensor (value not read)."""
-    if isinstance(temperature, Tensor):
+    if isinstance(temperature, torch.Tensor):
         if temperature.dim():
             raise ValueError(f"temperature must be 0-d, got shape {tuple(temperature.shape)}")
     elif not (math.isfinite(temperature) and temperature > 0):
@@ -100,7 +103,7 @@ def check_temperature(temperature: Scalar) -> None:
 
 def scalar_like(value: Scalar, like: Tensor) -> Tensor:
     """A scalar as a 0-d tensor of the dtype and device of `like`; a number is not copied there."""
-    return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
+    return value.to(like) if isinstance(value, torch.Tensor) else like.new_full((), value)
 
 
 def soften(logits: Tensor, temperature: Scalar) -> Tensor:
@@ -116,7 +119,7 @@ def times_square(loss: Tensor, temperature: Scalar) -> Tensor:
 
 def is_one(temperature: Scalar) -> bool:
     """Whether it is the number 1; a tensor's value is not read."""
-    return not isinstance(temperature, Tensor) and temperature == 1
+    return not isinstance(temperature, torch.Tensor) and temperature == 1
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -7,9 +7,7 @@ standardization in knowledge distillation", CVPR 2024.
 from __future__ import annotations
 
 from dataclasses import replace
-
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.losses.cross_entropy import CE_WEIGHT, CROSS_ENTROPY
@@ -24,7 +22,11 @@ from ekd_ray.losses.inputs import (
     soften,
     times_square,
 )
+from ekd_ray.losses.late_torch import torch
 from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Sun et al. 2024, eq. 10 as released: keeps a row of equal logits finite.
 STANDARDIZE_EPSILON = 1e-7
@@ -62,7 +64,8 @@ def kd_loss(
     """
     student, teacher = softmax_inputs(student_logits, teacher_logits, standardize)
     log_p_teacher, log_p_student = (
-        functional.log_softmax(soften(logits, temperature), dim=1) for logits in (teacher, student)
+        torch.nn.functional.log_softmax(soften(logits, temperature), dim=1)
+        for logits in (teacher, student)
     )
     return times_square(categorical_kl(log_p_teacher, log_p_student).mean(), temperature)
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.arguments import checks_arguments
@@ -17,6 +15,9 @@ from ekd_ray.config.method_settings import REGISTRY, MethodSetting
 from ekd_ray.config.plugins import registers
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.losses.inputs import Scalar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MethodValues:

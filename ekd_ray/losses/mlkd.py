@@ -15,10 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-
-import torch
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING, TypeAlias
 
 from ekd_ray.losses.cross_entropy import CROSS_ENTROPY, cross_entropy
 from ekd_ray.losses.dirichlet import evidential_cross_entropy, prior_like, teacher_prior
@@ -30,7 +27,11 @@ from ekd_ray.losses.inputs import (
     scalar_like,
 )
 from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_WEIGHT, STANDARDIZE, TEMPERATURE, softmax_inputs
+from ekd_ray.losses.late_torch import torch
 from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The temperatures that go with T in every sum of the released code. The instance terms that it
 # calls strong take the first three, T, 3 and 5, on the strong view, and 2 and 6 on the weak one.
@@ -38,12 +39,12 @@ TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
 _STRONG = 3
 
 # Log-probabilities [2, K, B, C] of (teacher, student) at K temperatures, from logits [B, C].
-_Predictions = Callable[[Tensor, Tensor, Tensor], Tensor]
+_Predictions: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
 
 
 def _softmaxes(student: Tensor, teacher: Tensor, temperatures: Tensor) -> Tensor:
     logits = torch.stack([teacher, student])[:, None]
-    return functional.log_softmax(logits / temperatures[:, None, None], dim=3)
+    return torch.nn.functional.log_softmax(logits / temperatures[:, None, None], dim=3)
 
 
 def _expectations(log_prior: Scalar, teacher_log_prior: Scalar | None) -> _Predictions:
@@ -53,7 +54,7 @@ def _expectations(log_prior: Scalar, teacher_log_prior: Scalar | None) -> _Predi
         logits = torch.stack([teacher, student])[:, None] / temperatures[:, None, None]
         log_priors = torch.stack([prior_like(prior, logits) for prior in priors])
         log_a = torch.logaddexp(logits, log_priors[:, None, None, None])
-        return functional.log_softmax(log_a, dim=3)
+        return torch.nn.functional.log_softmax(log_a, dim=3)
 
     return predictions
 

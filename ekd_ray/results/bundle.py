@@ -22,17 +22,18 @@ from torch import nn
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import checks_arguments
+from ekd_ray.config.phrases import short_name
 from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
-from ekd_ray.data import check_class_names, dataset_info, load_dataset, short_name
+from ekd_ray.data import check_class_names, dataset_info, load_dataset
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model, predict
 from ekd_ray.engine.final import WEIGHTS
+from ekd_ray.engine.history import HISTORY, read_history
 from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.precision import environment, pick_device
 from ekd_ray.engine.resolve import check_model, student_size
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
-from ekd_ray.engine.runlog import HISTORY, read_history
 from ekd_ray.errors import UserError, spell_controls, unknown_name
 from ekd_ray.files import (
     MOST_TEXT,

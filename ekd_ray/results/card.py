@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import short_name
+from ekd_ray.config.phrases import short_name
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.errors import UserError
 from ekd_ray.models import ALIASES, WeightsMetadata

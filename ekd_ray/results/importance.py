@@ -7,17 +7,22 @@ tenth of the trials have in common.
 
 from __future__ import annotations
 
-import statistics
+import contextlib
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import COSTS, DIRECTIONS, evenly_spaced
-from ekd_ray.errors import UserError
+from ekd_ray.errors import Damaged, UserError
+from ekd_ray.files import read_json, write_json
 from ekd_ray.results.optuna_study import evaluate_importance
 from ekd_ray.results.records import RunRecord
 
+FILE = "importance.json"
 LEAST_TRIALS = 8  # fewer rank nothing
 MOST_TRIALS = 500  # more make fANOVA slow, and its shares no surer
 SCHEMA = pa.schema(
@@ -87,9 +92,9 @@ def parameter_importance(
         raise UserError(
             f"metric of the importance must be one of {', '.join(DIRECTIONS)}, got {metric!r}."
         )
-    scored = thin_out(judged_trials(records, metric, epoch), MOST_TRIALS)
-    if len(scored) < LEAST_TRIALS or statistics.pstdev(score for _, score in scored) == 0:
-        return SCHEMA.empty_table()
+    scored = _scored(records, metric, epoch)
+    if not scored:
+        return pa.Table.from_batches([], schema=SCHEMA)
     fanova, ped = evaluate_importance(scored, config.space or {}, DIRECTIONS[metric])
     order = sorted(ped, key=lambda name: (-fanova.get(name, -1.0), -ped[name], name))
     rows = [
@@ -100,3 +105,43 @@ def parameter_importance(
         for name in order
     ]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _scored(
+    records: Sequence[RunRecord], metric: str, epoch: int | None = None
+) -> list[tuple[RunRecord, float]]:
+    """The trials that are evaluated; none where too few or equal scores would rank nothing."""
+    scored = thin_out(judged_trials(records, metric, epoch), MOST_TRIALS)
+    equal = len({score for _, score in scored}) < 2
+    return [] if equal or len(scored) < LEAST_TRIALS else scored
+
+
+def write_importance(
+    table: pa.Table, records: Sequence[RunRecord], config: StudyConfig, study: Path
+) -> None:
+    """Keep the importance for the study's metric in its folder, with the mark of what it is of."""
+    write_json(study / FILE, {"of": _mark(records, config), "rows": table.to_pylist()})
+
+
+def read_importance(
+    records: Sequence[RunRecord], config: StudyConfig, study: Path
+) -> pa.Table | None:
+    """The table that `write_importance` has kept; None if it is of other trials, or damaged.
+
+    An empty one, as of `parameter_importance`, where nothing can be ranked.
+    """
+    if not _scored(records, config.metric):
+        return pa.Table.from_batches([], schema=SCHEMA)
+    path = study / FILE
+    with contextlib.suppress(Damaged, KeyError, TypeError, AttributeError, pa.ArrowException):
+        found = read_json(path) if path.exists() else {}
+        if found.get("of") == _mark(records, config):
+            return pa.Table.from_pylist(found["rows"], schema=SCHEMA)
+    return None
+
+
+def _mark(records: Sequence[RunRecord], config: StudyConfig) -> str:
+    """A hash of all that the importance for the study's metric is computed from."""
+    judged = [(r.number, r.params, score) for r, score in _scored(records, config.metric)]
+    text = json.dumps([config.metric, config.space, judged], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

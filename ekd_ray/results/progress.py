@@ -12,9 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import held_out_size, num_train, steps_per_epoch
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import Damaged, UserError
 from ekd_ray.files import read_json
 from ekd_ray.losses.methods import method_of
@@ -68,15 +67,20 @@ def progress(study: StudyReader) -> Progress:
 
 
 def time_table(study: StudyReader) -> pa.Table:
-    """One row per stage that ran: `stage`, `runs`, `epochs` and `hours` of training and
-    validation, all runs together."""
+    """`time_rows` as a table."""
+    return pa.Table.from_pylist(time_rows(study), schema=SCHEMA)
+
+
+def time_rows(study: StudyReader) -> list[dict[str, Any]]:
+    """One row per stage that ran: `stage`, `runs`, `epochs` (None of the cache's fill) and `hours`
+    of training and validation, all runs together."""
     stages: dict[str, list[RunRecord]] = {
         name: [] for name in ("teacher", *SEARCH_STAGES.values(), *CONFIRM_STAGES.values())
     }
     for run in (*study.runs, *study.teacher_runs):
         name = CONFIRM_STAGES.get(run.stage, str(run.stage))
         stages[SEARCH_STAGES[run.status] if run.stage is RunStage.SEARCH else name].append(run)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "stage": name,
             "runs": len(runs),
@@ -90,8 +94,11 @@ def time_table(study: StudyReader) -> pa.Table:
     if fill.get("rows"):
         hours = _seconds_per_row(fill) * fill["rows"] / 3600
         after_teacher = 1 if rows and rows[0]["stage"] == "teacher" else 0
-        rows.insert(after_teacher, {"stage": "teacher's cache", "hours": hours})
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+        rows.insert(
+            after_teacher,
+            {"stage": "teacher's cache", "runs": None, "epochs": None, "hours": hours},
+        )
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +164,8 @@ def _seconds_per_row(fill: dict[str, float]) -> float:
 
 def _count_views(study: StudyReader) -> int | None:
     """How often runs that ended needed the teacher; None where the data set is not known here."""
+    from ekd_ray.data import num_train  # loads torch, and only a study with a cache needs it
+
     shared = study.config.distill
     try:
         total = shared.train_subset or num_train(shared.dataset, data_root=study.config.data_root)
@@ -175,6 +184,8 @@ def _count_views(study: StudyReader) -> int | None:
 
 def _drawn_views(config: DistillConfig, total: int) -> int:
     """How many answers of the teacher an epoch needs."""
+    from ekd_ray.data import held_out_size, steps_per_epoch  # as above
+
     method = method_of(config)
     if not method.needs_teacher:
         return 0

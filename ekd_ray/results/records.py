@@ -23,8 +23,8 @@ import pyarrow as pa
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.targets import COSTS
+from ekd_ray.engine.history import are_epochs, is_epoch, read_history
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import end_session, is_epoch, read_history
 from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.errors import Damaged, UserError, shorten
 from ekd_ray.files import check_format, parse_json, read_json, write_json, write_text
@@ -178,6 +178,8 @@ class RunRecord:
             self, status=status, reason=reason, history=history,
             metrics=history[-1] if history else {}, seconds=spent_seconds(history),
         )  # fmt: skip
+        from ekd_ray.engine.runlog import end_session  # loads torch, which a reader does not need
+
         end_session(self.folder, failed=status == "failed")
         record.write()
         return record
@@ -219,26 +221,27 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
     """
     path, found = folder / RESULT, known or _from_path(folder)
     content: dict[str, Any] = {}
-    if path.exists():
+    if ended := path.exists():
         content = read_json(path)
         check_format(path, content.get("format_version", 1), FORMAT_VERSION)
     if "history" not in content:  # still running, or of the first format
         settings, content["history"] = folder / CONFIG, read_history(folder)
-        if not (path.exists() or settings.exists() or content["history"]):
+        if not (ended or settings.exists() or content["history"]):
             return None
         if settings.exists() and not found.config:
             content["config"] = _read_settings(settings)
     if "format_version" not in content:
         history = content["history"]
         content.setdefault("seconds", spent_seconds(history))
-        if path.exists():
+        if ended:
             content.setdefault("status", "failed" if content.get("reason") else "complete")
             content.setdefault("metrics", history[-1] if history else {})
-    if path.exists():
+    if ended:
         _check_content(path, content, found)
     if known:
         content |= {name: getattr(known, name) for name in ("name", "number", "role", "equals")}
-    return RunRecord.from_dict({**found.to_dict(), **content})
+    content["stage"] = RunStage(content.get("stage", found.stage))
+    return replace(found, **{name: content[name] for name in content.keys() & _KINDS.keys()})
 
 
 def read_or_put_aside(folder: Path, known: RunRecord | None = None) -> RunRecord | None:
@@ -285,8 +288,7 @@ def _check_content(path: Path, content: Mapping[str, Any], found: RunRecord) -> 
             got = shorten(content.get(name))
             raise Damaged(path, f"its {name} is {got}, not {' or '.join(sorted(map(str, values)))}")
     history, metrics = content["history"], {"epoch": 0, **content.get("metrics", {})}
-    epochs = [row["epoch"] for row in history if is_epoch(row)]
-    if epochs != sorted({*epochs}) or len(epochs) < len(history) or not is_epoch(metrics):
+    if not (are_epochs(history) and is_epoch(metrics)):
         raise Damaged(path, "its history or its metrics are no finite numbers by epoch")
     config = content.get("config") or {}
     for name, value in content.get("params", {}).items():

@@ -10,7 +10,7 @@ from torch import nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.arguments import checks_arguments
-from ekd_ray.data import short_name
+from ekd_ray.config.phrases import short_name
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.errors import UserError, spell_controls
 from ekd_ray.files import read_json

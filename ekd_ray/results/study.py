@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config.arguments import checks_arguments
-from ekd_ray.config.phrases import several
-from ekd_ray.data import short_name
+from ekd_ray.config.phrases import several, short_name
 from ekd_ray.errors import EXIT_INTERRUPTED, UserError, spell_controls
 from ekd_ray.files import read_bytes
 from ekd_ray.results.bundle import Bundle, export_bundle

@@ -16,9 +16,9 @@ from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.plugins import SOURCES, files_trusted, load_named, stamps_in_study
 from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_violation
+from ekd_ray.engine.history import is_epoch
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import is_epoch
 from ekd_ray.errors import Damaged, UserError, shorten
 from ekd_ray.files import atomic_path, check_format, check_plain
 from ekd_ray.remote.location import is_uri, parse_location

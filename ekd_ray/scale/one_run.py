@@ -13,7 +13,7 @@ from typing import Any
 from ekd_ray.config.phrases import several
 from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.config.study_config import Gpus
-from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.history import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason
 from ekd_ray.scale.cluster import (

@@ -27,8 +27,8 @@ from ray.tune.schedulers import FIFOScheduler
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import as_loss
 from ekd_ray.data import dataset_info
+from ekd_ray.engine.history import read_rows
 from ekd_ray.engine.resolve import split_sizes
-from ekd_ray.engine.runlog import read_rows
 from ekd_ray.engine.schedule import settled_since
 from ekd_ray.files import write_text
 from ekd_ray.results.records import RunRecord, milestone_epochs

@@ -22,9 +22,9 @@ from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.history import read_history
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import (
     FAILURE,

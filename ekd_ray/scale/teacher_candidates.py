@@ -11,8 +11,8 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.targets import as_loss
 from ekd_ray.engine.final import WEIGHTS
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, check_format, read_json, write_json
 from ekd_ray.results.records import (

@@ -15,14 +15,14 @@ from rich import box
 from rich.table import Table
 from scipy import stats
 
-from ekd_ray.data import short_name
+from ekd_ray.config.phrases import short_name
 from ekd_ray.errors import UserError, spell_controls
 from ekd_ray.files import write_json, write_text
 from ekd_ray.remote.location import is_uri
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import LEAST_SEEDS, LEVEL
 from ekd_ray.results.records import STUDY_FILE
-from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import label
 
 COMPARISON = "comparison"
@@ -57,7 +57,7 @@ class Cell:
         return f"{text} ± {100 * self.sd:.2f}" if self.n > 1 else text
 
 
-def find_studies(runs: Sequence[str]) -> dict[str, Study]:
+def find_studies(runs: Sequence[str]) -> dict[str, StudyReader]:
     """The studies at these paths or URIs, by path.
 
     A folder that holds no study, but some in `<pair>/<method>/`, stands for these.
@@ -69,11 +69,11 @@ def find_studies(runs: Sequence[str]) -> dict[str, Study]:
     for run in runs:
         below = [] if is_uri(run) else sorted(map(str, Path(run).glob(f"*/*/{STUDY_FILE}")))
         for path in [path.removesuffix(f"/{STUDY_FILE}") for path in below] or [run]:
-            studies[path] = Study.load(path)
+            studies[path] = StudyReader.load(path)
     return studies
 
 
-def place_studies(studies: Mapping[str, Study]) -> dict[Place, Study]:
+def place_studies(studies: Mapping[str, StudyReader]) -> dict[Place, StudyReader]:
     """The studies, given by path, by their places in a table.
 
     Where data sets differ, a pair is named with its own; where two studies are of one pair and
@@ -96,7 +96,7 @@ def place_studies(studies: Mapping[str, Study]) -> dict[Place, Study]:
     return found
 
 
-def collect_cells(studies: Mapping[Place, Study | str]) -> list[Cell]:
+def collect_cells(studies: Mapping[Place, StudyReader | str]) -> list[Cell]:
     """The cells of finished studies, or of one that failed: then why it has no result."""
     cells: dict[tuple[str, str], Cell] = {}
     shared: dict[tuple[str, str], str] = {}
@@ -161,7 +161,7 @@ def write_comparison(out: Path, cells: list[Cell]) -> None:
     write_json(out / f"{COMPARISON}.json", [asdict(cell) for cell in cells])
 
 
-def compare_studies(this: Study, other: Study) -> pa.Table:
+def compare_studies(this: StudyReader, other: StudyReader) -> pa.Table:
     """One table of three kinds of rows.
 
     `result`: a leaderboard row of both (winner, champion or baseline) and a `figure`: the
@@ -193,14 +193,14 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float | None
     return float(found.low), float(found.high)
 
 
-def _named(study: Study) -> dict[str, Row]:
+def _named(study: StudyReader) -> dict[str, Row]:
     """Rows of the leaderboard by what they are: the trial's number says nothing elsewhere."""
     board = study.leaderboard()
     named = {row.name: row for row in board if row.entered_as in ("champion", "baseline")}
     return {"winner": board[0], **named} if board and board[0].winner else named
 
 
-def _results(this: Study, other: Study) -> list[dict[str, Any]]:
+def _results(this: StudyReader, other: StudyReader) -> list[dict[str, Any]]:
     ours, theirs = _named(this), _named(other)
     found = []
     for name in (name for name in ours if name in theirs):
@@ -219,7 +219,7 @@ def _figure_row(kind: str, name: str, figure: str, this: float, other: float) ->
     return {"kind": kind, "name": name, "figure": figure, **values}
 
 
-def _costs(this: Study, other: Study) -> list[dict[str, Any]]:
+def _costs(this: StudyReader, other: StudyReader) -> list[dict[str, Any]]:
     ours, theirs = this.records(), other.records()
     figures = {
         "trials": len,
@@ -232,7 +232,7 @@ def _costs(this: Study, other: Study) -> list[dict[str, Any]]:
     ]
 
 
-def _settings(this: Study, other: Study) -> list[dict[str, Any]]:
+def _settings(this: StudyReader, other: StudyReader) -> list[dict[str, Any]]:
     ours, theirs = (_flat(study.config.to_dict()) for study in (this, other))
     return [
         {

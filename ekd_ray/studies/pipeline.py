@@ -27,7 +27,8 @@ from ekd_ray.config.yaml_files import dump_yaml
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.gpu_share import share_of_gpu
-from ekd_ray.engine.measure.teacher_figures import TeacherFigures, measure_teacher
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.engine.measure.teacher_pass import measure_teacher
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment, hardware, warn_of_change
 from ekd_ray.engine.resolve import check_workers, resolve, used_plugins

@@ -42,7 +42,8 @@ from ekd_ray.data import load_dataset
 from ekd_ray.engine import train_teacher as teacher_module
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.distill import TrainedStudent
-from ekd_ray.engine.runlog import HISTORY, RunLog
+from ekd_ray.engine.history import HISTORY
+from ekd_ray.engine.runlog import RunLog
 from ekd_ray.files import write_json, write_text
 from ekd_ray.losses.methods import with_method
 from ekd_ray.models import build_model

@@ -8,7 +8,8 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from ekd_ray.engine.runlog import HISTORY, RunLog, read_history
+from ekd_ray.engine.history import HISTORY, read_history
+from ekd_ray.engine.runlog import RunLog
 from ekd_ray.scale.storage import Journal
 
 

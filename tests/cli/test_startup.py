@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from report_studies import Maker
 
 import ekd_ray
+from ekd_ray.results.importance import write_importance
 
 ROOT = Path(ekd_ray.__file__).parents[1]
 LAUNCHERS = sorted((ROOT / "launchers").glob("*.py"))
@@ -15,8 +17,14 @@ HEAVY = {"torch", "torchvision", "ray", "optuna", "sklearn", "pyarrow", "tensorb
 
 
 def modules_after(code):
-    """Names of the modules that a new process has loaded after `code`."""
-    code += "\nimport json, sys; print(json.dumps(list(sys.modules)))"
+    """Names of the modules that a new process has loaded after `code`.
+
+    torch may be there and not loaded (`ekd_ray.losses.late_torch`).
+    """
+    code += (
+        "\nimport json, sys; names = {*sys.modules}"
+        "\nprint(json.dumps(sorted(names if 'torch._C' in names else names - {'torch'})))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
@@ -32,13 +40,20 @@ READ_FLAGS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("code", "needed"),
-    [(READ_FLAGS, set()), (READ_FLAGS + "request.study_request(args)", {"torch"})],
-)
-def test_the_command_line_loads_nothing_heavy(code, needed):
-    """The settings of methods, which a recipe has, stand beside their losses: they need torch."""
-    assert {name.split(".")[0] for name in modules_after(code)} & HEAVY == needed
+@pytest.mark.parametrize("code", [READ_FLAGS, READ_FLAGS + "request.study_request(args)"])
+def test_the_command_line_loads_nothing_heavy(code):
+    """The settings of methods, which a recipe has, stand beside their losses."""
+    assert not {name.split(".")[0] for name in modules_after(code)} & HEAVY
+
+
+def test_settings_of_methods_need_no_torch_and_their_losses_get_it():
+    loaded = modules_after("from ekd_ray import losses; assert losses.METHODS['dkd'].settings")
+    assert "ekd_ray.losses.dkd" in loaded and "torch" not in loaded
+    assert "torch.nn" in modules_after(
+        "from ekd_ray.losses.late_torch import torch; import ekd_ray.losses as losses\n"
+        "losses.kd_loss(torch.zeros(2, 3), torch.ones(2, 3), 4.0); import torch as own\n"
+        "assert own is torch and losses.Objective"
+    )
 
 
 def after_command(*words, start="runpy.run_module('ekd_ray', run_name='__main__')"):
@@ -61,6 +76,19 @@ def test_help_of_no_command_loads_anything_heavy():
     loaded = after_command("--help-all")
     assert "ekd_ray.cli.tune_command" in loaded and "ekd_ray.cli.doctor_command" in loaded
     assert not {name.split(".")[0] for name in loaded} & {*HEAVY, "rich"}
+
+
+@pytest.mark.parametrize("reported", [False, True])
+def test_a_study_is_shown_without_what_makes_a_report(tmp_path, reported):
+    """Of a search that has ended, its importance computed by a report or not."""
+    study = Maker(tmp_path).study(space={"lr": {"low": 0.001, "high": 0.1}})
+    for number in range(9):
+        Maker(tmp_path).trial(number, [0.1 + number / 20] * 9, lr=0.01 * (number + 1))
+    if reported:
+        importance = study.importance()
+        write_importance(importance, study.records(), study.config, study.path)
+    loaded = {name.split(".")[0] for name in after_command("show", str(tmp_path))}
+    assert loaded & {*HEAVY, "pandas", "scipy", "jinja2", "PIL"} == {"pyarrow"}
 
 
 # What the first call of a session waits for, beside the standard library.

@@ -9,7 +9,7 @@ import time
 from engine_runs import Killed, assert_same_run, state
 
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.history import read_history
 from ekd_ray.losses.methods import with_method
 
 HOUR = 3600

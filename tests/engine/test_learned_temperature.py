@@ -18,7 +18,7 @@ from torch.nn import functional
 
 import ekd_ray.engine.distill as engine
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.history import read_history
 from ekd_ray.losses.methods import with_method
 
 START = 1 + 4 / (1 + math.exp(-1.0))  # t_start + t_end * sigmoid(1)

@@ -15,8 +15,8 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import epoch_batches, load_dataset
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import distill
+from ekd_ray.engine.history import read_history
 from ekd_ray.engine.rundata import split_ids
-from ekd_ray.engine.runlog import read_history
 from ekd_ray.losses.methods import with_method
 
 WORLD = 2

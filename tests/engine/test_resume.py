@@ -16,7 +16,7 @@ import ekd_ray.engine.checkpoint as checkpoints
 import ekd_ray.engine.distill as engine
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.runlog import read_history
+from ekd_ray.engine.history import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path
 from ekd_ray.losses.methods import with_method

@@ -10,7 +10,8 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ekd_ray.engine.distill import distill
-from ekd_ray.engine.runlog import HISTORY, RunLog, metric_tag, read_history
+from ekd_ray.engine.history import HISTORY, read_history
+from ekd_ray.engine.runlog import RunLog, metric_tag
 
 
 class Killed(Exception):

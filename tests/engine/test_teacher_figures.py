@@ -8,8 +8,9 @@ import torch
 
 from ekd_ray.data import load_dataset
 from ekd_ray.engine import rundata
-from ekd_ray.engine.measure import teacher_figures
-from ekd_ray.engine.measure.teacher_figures import TeacherFigures, measure_teacher
+from ekd_ray.engine.measure import teacher_pass
+from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.engine.measure.teacher_pass import measure_teacher
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.losses.methods import with_method
@@ -93,14 +94,14 @@ def test_a_teacher_without_a_prior_is_read_as_the_method_reads_it(
 
 
 def test_of_many_images_evenly_spaced_ones_are_taken(student, monkeypatch):
-    monkeypatch.setattr(teacher_figures, "MOST_IMAGES", 10)
+    monkeypatch.setattr(teacher_pass, "MOST_IMAGES", 10)
     asked = []
 
     def ask(config, data, ids, *, precision):
         asked.extend(np.searchsorted(data.validation_ids, ids).tolist())
         return torch.full((len(ids), 10), float("nan"))
 
-    monkeypatch.setattr(teacher_figures, "teacher_predictions", ask)
+    monkeypatch.setattr(teacher_pass, "teacher_predictions", ask)
     found = measure_teacher(student, candidates=0, data_root=None, threads=1)
     assert found.images == 10 and asked == [0, 3, 6, 9, 12, 16, 19, 22, 25, 28]
     assert "val_nll" not in found.metrics, "JSON has no NaN"

@@ -235,3 +235,34 @@ def test_views_are_counted_with_the_rounding_of_the_split():
     # round(25 * 0.9) is 22, but the split holds out round(2.5) = 2 and trains on 23.
     config = DistillConfig(method="kd", batch_size=23, validation_fraction=0.1)
     assert _drawn_views(config, 25) == 23
+
+
+def test_the_importance_of_the_report_is_shown_while_it_is_of_these_trials(maker, launch):
+    study = search(maker, lambda p: p["momentum"])
+    assert "ekd-ray report" in launch("show", study.path)[1]
+    assert json.loads(launch("show", study.path, "--json")[1])["importance"] is None
+    assert launch("report", study.path)[0] == 0
+    shown = json.loads(launch("show", study.path, "--json")[1])["importance"]
+    assert shown == study.importance().to_pylist() and "fANOVA" in launch("show", study.path)[1]
+    maker.trial(40, [0.5] * 9, lr=0.1, momentum=0.5)  # one more: it is of other trials now
+    assert json.loads(launch("show", study.path, "--json")[1])["importance"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"of": 1}',
+        '{"of": "MARK", "rows": [{"trials": "x"}]}',
+        '{"of": "MARK", "rows": [3]}',
+        '{"of": "MARK"}',
+    ],
+)
+def test_a_kept_importance_that_is_damaged_is_none(maker, launch, text):
+    study = search(maker, lambda p: p["momentum"], count=9)
+    assert launch("report", study.path)[0] == 0
+    path = study.path / "importance.json"
+    path.write_text(text.replace("MARK", json.loads(path.read_text())["of"]))
+    code, out, _ = launch("show", study.path)
+    assert code == 0 and "ekd-ray report" in out

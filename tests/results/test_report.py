@@ -22,7 +22,8 @@ from ekd_ray.results import Study
 from ekd_ray.results.leaderboard import Lead, Leaderboard, Row
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.report import figures, script_json, write_report
-from ekd_ray.results.report.content import describe_parameters, gather, write_headline
+from ekd_ray.results.report.content import describe_parameters, write_headline
+from ekd_ray.results.report.content import gather as gather_with
 from ekd_ray.results.report.measures import correlation_gap, risk_over_coverage
 from ekd_ray.results.words import describe_lead
 from ekd_ray.studies import pipeline
@@ -32,6 +33,10 @@ SECTIONS = ("certainty", "leaderboard", "curves-section", "parameters", "trade-o
 CHARTS = ("validation-differences", "differences", "board", "curves", "importance", "parallel",
           "contour", "slice-0", "slice-2", "front", "reliability", "risk", "correlation-0",
           "tsne-0", "tsne-1", "time")  # fmt: skip
+
+
+def gather(study):
+    return gather_with(study, study.importance())
 
 
 class Elements(HTMLParser):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.records import RunRecord
 from ekd_ray.scale.samplers import SAMPLERS
 from ekd_ray.scale.searcher import OptunaSearcher

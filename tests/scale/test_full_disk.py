@@ -15,8 +15,8 @@ from search_runs import study_of
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.history import read_history
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import NoSpace, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, single_run
 from ekd_ray.scale.searcher import OptunaSearcher

@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.records import RunRecord, read_record, trial_folder
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.schedulers import NoStopping

@@ -19,8 +19,8 @@ from memory_groups import join_group, limit_memory
 from safetensors.torch import load_file
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.records import RunRecord, read_record, trial_folder
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.schedulers import NoStopping

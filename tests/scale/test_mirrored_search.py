@@ -13,8 +13,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from search_runs import EPOCHS, run, score, study_of
 
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.remote import lease as leases
 from ekd_ray.remote import session
 from ekd_ray.remote.lease import LEASE, Lease

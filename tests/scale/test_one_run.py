@@ -16,8 +16,8 @@ from holding import Holds
 from kill_tally import TALLY
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.engine.history import read_history
 from ekd_ray.engine.resolve import check_workers
-from ekd_ray.engine.runlog import read_history
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import single_run
 from ekd_ray.scale import one_run, worker

@@ -10,8 +10,8 @@ import pytest
 from optuna.trial import TrialState
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.engine.runlog import HISTORY
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, read_record, trial_folder
 from ekd_ray.scale import search
 from ekd_ray.scale.schedulers import make_scheduler

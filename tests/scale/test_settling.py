@@ -12,7 +12,7 @@ from test_searcher import make, suggest
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.checkpoint import CHECKPOINT
-from ekd_ray.engine.runlog import HISTORY
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import FAILURE, RunRecord, read_record, trial_folder
 from ekd_ray.scale import worker

@@ -29,7 +29,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ekd_ray.data import counter_hash, default_cache_dir, short_name
+from ekd_ray.config.phrases import short_name
+from ekd_ray.data import counter_hash, default_cache_dir
 from ekd_ray.errors import UserError
 from ekd_ray.files import (
     close_to_others,

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ekd_ray.data import RESIZED_CROP, short_name, view_count
+from ekd_ray.config.phrases import short_name
+from ekd_ray.data import RESIZED_CROP, view_count
 from ekd_ray.data.views import view_scheme
 from ekd_ray.engine.teacher.table import Ids, Rows, TableSpec, TeacherTable, read_spec
 from ekd_ray.errors import UserError

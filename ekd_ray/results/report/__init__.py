@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray import __version__
-from ekd_ray.config.phrases import hide_folders, several
-from ekd_ray.data import short_name
+from ekd_ray.config.phrases import hide_folders, several, short_name
 from ekd_ray.files import check_own_folder, write_text
+from ekd_ray.results.importance import write_importance
 from ekd_ray.results.records import JOURNAL_LOCKS, milestone_epochs
 from ekd_ray.results.report.content import (
     gather,
@@ -25,7 +25,6 @@ from ekd_ray.results.report.content import (
     write_headline,
 )
 from ekd_ray.results.study_reader import StudyReader
-from ekd_ray.results.templating import render
 from ekd_ray.results.words import (
     describe_damage,
     describe_teacher,
@@ -58,8 +57,10 @@ def write_report(study: StudyReader, out: Path | None = None) -> Path:
     from plotly.offline import get_plotlyjs
 
     from ekd_ray.results.report.figures import draw_figures
+    from ekd_ray.results.templating import render
 
-    content = gather(study)
+    importance = study.importance()
+    content = gather(study, importance)
     charts = draw_figures(content)
     sentence, lead = write_headline(content)
     page = render(
@@ -83,6 +84,7 @@ def write_report(study: StudyReader, out: Path | None = None) -> Path:
     )
     if out is None:
         check_own_folder(study.path, but=(JOURNAL_LOCKS,))
+        write_importance(importance, study.records(), study.config, study.path)
     path = out or study.path / REPORT
     write_text(path, page)
     return path

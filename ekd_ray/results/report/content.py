@@ -9,26 +9,22 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.config.phrases import hide_folders, joined, several
-from ekd_ray.data import short_name
-from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
-from ekd_ray.engine.measure.predictions import Predictions
+from ekd_ray.config.phrases import hide_folders, joined, several, short_name
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
-from ekd_ray.results.importance import LEAST_TRIALS, judged_trials, parameter_importance
+from ekd_ray.results.importance import LEAST_TRIALS, judged_trials
 from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd
 from ekd_ray.results.paired import Paired
-from ekd_ray.results.progress import Progress, Savings, progress, savings, time_table
+from ekd_ray.results.progress import Progress, Savings, progress, savings, time_rows
 from ekd_ray.results.records import RunRecord, trial_name
-from ekd_ray.results.report.measures import correlation_gap
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_better_on_test,
@@ -45,10 +41,13 @@ from ekd_ray.results.words import (
     value_text,
 )
 
+if TYPE_CHECKING:
+    from ekd_ray.engine.measure.predictions import Predictions
+
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """A study as its report sees it; `predictions` by leaderboard row, one per final run."""
+    """A study as its report sees it."""
 
     study: StudyReader
     config: StudyConfig
@@ -60,12 +59,16 @@ class Content:
     differences: dict[str, Paired]
     validation_differences: dict[str, Paired]
     importance: pa.Table
-    predictions: dict[str, list[Predictions]]
     progress: Progress
-    time: pa.Table
+    time: list[dict[str, Any]]
     saved: Savings
     teacher: TeacherFigures | None
     damaged: list[str]
+
+    @cached_property
+    def predictions(self) -> dict[str, list[Predictions]]:
+        """By leaderboard row, one per final run."""
+        return _read_predictions(self.study)
 
     @property
     def winner(self) -> Row | None:
@@ -80,8 +83,8 @@ class Content:
         return self.ranked[0].number if self.ranked else None
 
 
-def gather(study: StudyReader) -> Content:
-    """Read a study, running or finished."""
+def gather(study: StudyReader, importance: pa.Table) -> Content:
+    """Read a study, running or finished, with the importance of its parameters."""
     ended = study.records()
     return Content(
         study=study,
@@ -93,10 +96,9 @@ def gather(study: StudyReader) -> Content:
         board=study.leaderboard(),
         differences=study.differences(),
         validation_differences=study.validation_differences(),
-        importance=parameter_importance(ended, study.config),
-        predictions=_read_predictions(study),
+        importance=importance,
         progress=progress(study),
-        time=time_table(study),
+        time=time_rows(study),
         saved=savings(study),
         teacher=study.teacher(),
         damaged=study.damaged(),
@@ -104,9 +106,12 @@ def gather(study: StudyReader) -> Content:
 
 
 def _read_predictions(study: StudyReader) -> dict[str, list[Predictions]]:
+    # Loads torch, and only a page shows them.
+    from ekd_ray.engine.measure.predictions import FILE, Predictions
+
     found: dict[str, list[Predictions]] = {}
     for run in study.confirm_runs:
-        path = run.folder / PREDICTIONS
+        path = run.folder / FILE
         if run.stage is RunStage.FINAL and not run.reason and path.is_file():
             try:
                 predictions = Predictions.load(path)
@@ -120,6 +125,8 @@ def _read_predictions(study: StudyReader) -> dict[str, list[Predictions]]:
 def measure_correlation_gaps(content: Content) -> dict[str, tuple[Row, np.ndarray]]:
     """By row, the gap of its first seed to the teacher [C, C], on the images whose logits were
     kept; see `correlation_gap`."""
+    from ekd_ray.results.report.measures import correlation_gap  # as above
+
     firsts = [(row, content.predictions[row.name][0]) for row in content.board
               if row.name in content.predictions]  # fmt: skip
     taught = next((p for _, p in firsts if p.teacher_logits is not None), None)
@@ -128,7 +135,7 @@ def measure_correlation_gaps(content: Content) -> dict[str, tuple[Row, np.ndarra
     return {
         row.name: (row, correlation_gap(p.logits, taught.teacher_logits))
         for row, p in firsts
-        if torch.equal(p.kept, taught.kept)
+        if p.kept.equal(taught.kept)
     }
 
 
@@ -212,7 +219,7 @@ def list_tiles(content: Content) -> list[tuple[str, str]]:
         ("test accuracy", spread(tested, "test_top1").split(" (")[0], tested),
         ("trials", str(len(content.ended)), True),
         ("stopped early", str(counts.get("pruned")), counts.get("pruned")),
-        ("training time", duration(sum(content.time["hours"].to_pylist())), True),
+        ("training time", duration(sum(row["hours"] for row in content.time)), True),
         ("time saved", duration(hours_saved), hours_saved > 0),
         ("failed trials", str(counts.get("failed")), counts.get("failed")),
     ]
@@ -384,7 +391,7 @@ def _describe_teacher(content: Content) -> str:
 
 
 def _describe_time(content: Content) -> str:
-    rows, saved = content.time.to_pylist(), content.saved
+    rows, saved = content.time, content.saved
     total, largest = sum(r["hours"] for r in rows), max(rows, key=lambda row: row["hours"])
     stops = f"; early stops saved {duration(saved.stopped_hours)}" if saved.stopped_epochs else ""
     return (

@@ -684,7 +684,7 @@ def draw_trade_off(content: Content) -> Iterator[Chart]:
 
 def draw_time(content: Content) -> Iterator[Chart]:
     """Hours by stage, and what was saved, hatched."""
-    rows = [row for row in content.time.to_pylist() if row["hours"] > 0]
+    rows = [row for row in content.time if row["hours"] > 0]
     if not rows:
         return
     spared = {"saved by early stops": content.saved.stopped_hours,

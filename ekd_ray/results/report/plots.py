@@ -82,7 +82,7 @@ class StudyPlots:
         from ekd_ray.results.report import figures
         from ekd_ray.results.report.content import describe_parameters, gather
 
-        content = gather(self._study)
+        content = gather(self._study, self._study.importance())
         charts = list(getattr(figures, f"draw_{name}")(content))
         if not charts:
             why = "let the study go on."
