@@ -56,8 +56,10 @@ def progress(study: StudyReader) -> Progress:
         stage = "confirm"
     elif any((study.path / "trials").glob("*")):
         stage = "search"
-    histories = (*study.path.glob(f"*/*/{HISTORY}"), *study.path.glob(f"teacher/{HISTORY}"))
-    written = [path.stat().st_mtime for path in histories]
+    written = []
+    for run in (*study.runs, *study.teacher_runs):
+        with contextlib.suppress(FileNotFoundError):
+            written.append((run.folder / HISTORY).stat().st_mtime)
     return Progress(
         stage=stage,
         trials=dict(Counter(run.status for run in (*study.records(), *study.running()))),
