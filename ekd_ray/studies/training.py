@@ -22,6 +22,7 @@ from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.engine.train_teacher import check_candidates
 from ekd_ray.errors import UserError
+from ekd_ray.files import remove_temporaries
 from ekd_ray.remote.location import Location
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.finish import finish_run
@@ -143,6 +144,7 @@ def run_training(
     with mirrored(training.location, out, resume=training.resume), lock_folder(out):
         check_run_folder(out, config, resume=training.resume)
         check_candidate_folder(out, training.candidates)
+        remove_temporaries(out)  # a command that was killed has left them
         if not (out / RESULT).exists():  # else it has ended before
             if training.download:
                 load_dataset(config.dataset, "train", data_root=training.data_root, download=True)
