@@ -34,6 +34,7 @@ def test_each_kind_of_leak_is_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     from ray.util import placement_group
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
     class Kept:
         """An actor that stays; Ray's workers cannot import this module."""
 
