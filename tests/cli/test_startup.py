@@ -95,7 +95,7 @@ def test_a_study_is_shown_without_what_makes_a_report(tmp_path, reported):
 FIRST = {"ekd_ray", "ekd_ray.errors", "ekd_ray.files", "ekd_ray.config"}
 OVERVIEW = {
     *("ekd_ray.__main__", "ekd_ray.cli", "ekd_ray.cli.main", "ekd_ray.cli.help_text"),
-    "ekd_ray.cli.output",
+    *("ekd_ray.cli.output", "ekd_ray.cli.interrupts"),
 }
 
 
