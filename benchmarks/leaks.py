@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import json
 import os
 import tempfile
@@ -85,15 +86,19 @@ def search_light(run: Path, trials: int, slots: int, seconds: float) -> Counter[
 
 def count(folder: Path) -> dict[str, int]:
     """What there is now that a search could leave; trials' own files are left out."""
+    import ray
     from ray.util import placement_group_table
     from ray.util.state import list_actors, list_objects
 
+    gc.collect()  # Tune's trials refer to each other, and each to an object
     groups = placement_group_table().values()
+    address = ray.get_runtime_context().gcs_address  # left out, it must be the machine's only Ray
+    alive = list_actors(address, filters=[("state", "!=", "DEAD")], limit=MOST_LISTED)
     files = [path for path in folder.rglob("*") if "trials" not in path.parts]
     return {
-        "actors": len(list_actors(filters=[("state", "!=", "DEAD")], limit=MOST_LISTED)),
+        "actors": len(alive),
         "placement groups": sum(group["state"] != "REMOVED" for group in groups),
-        "objects in Ray's store": len(list_objects(limit=MOST_LISTED)),
+        "objects in Ray's store": len(list_objects(address, limit=MOST_LISTED)),
         "files of the study": len(files),
         "open files of the driver": len(os.listdir("/proc/self/fd")),
         "threads of the driver": threading.active_count(),

@@ -40,8 +40,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="peer adds torchdistill to step, compile our own step under compile=on; launches "
-        "counts operations, leaks what 1,000 trials leave behind; study reports the overhead share "
-        "as well; gpu checks the GPU paths and times a step there, at sizes of its own.",
+        "counts operations, crowd measures studies of 5,000 trials, leaks what 1,000 leave behind; "
+        "study reports the overhead share as well; gpu checks the GPU paths and times a step "
+        "there, at sizes of its own.",
     )
     parser.add_argument(
         "themes",

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             print_text(f"left out: {path} has no final run yet", file=sys.stderr)
             del studies[path]
         for line in describe_damage(study.damaged()):
-            print(line, file=sys.stderr)
+            print_text(line, file=sys.stderr)
     if not studies:
         raise UserError("there is nothing to compare: give studies that have come to their end.")
     cells = collect_cells(place_studies(studies))

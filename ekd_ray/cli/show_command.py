@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import print_json
+from ekd_ray.cli.output import print_json, print_text
 
 EXAMPLES = (
     "ekd-ray show runs/quickstart",
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         second = StudyReader.load(args.compare)
         other = compare_studies(study, second)
         for line in describe_damage(second.damaged()):
-            print(line, file=sys.stderr)
+            print_text(line, file=sys.stderr)
     if args.json:
         print_json(progress_values(study, other))
     else:

@@ -21,7 +21,9 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 def are_epochs(rows: list[Any]) -> bool:
     """Whether all are rows of epochs, each of a later one: see `is_epoch`."""
-    epochs = [row["epoch"] if isinstance(row, dict) and "epoch" in row else None for row in rows]
+    epochs: list[Any] = [
+        row["epoch"] if isinstance(row, dict) and "epoch" in row else None for row in rows
+    ]
     if {*map(type, epochs)} - {int} or epochs != sorted({*epochs}):
         return False
     # All numbers at once, as thousands of histories are read: a sum that is finite has none that

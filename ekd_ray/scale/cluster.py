@@ -16,7 +16,7 @@ import torch
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import several
-from ekd_ray.config.study_config import Gpus
+from ekd_ray.config.study_config import LEAST_SHARE, Gpus
 from ekd_ray.engine.precision import local_cpus as local_cpus
 from ekd_ray.errors import UserError, end_process
 from ekd_ray.scale.ray_folder import discard_folder, private_folder
@@ -49,7 +49,6 @@ EXIT_WITHOUT_RAY = 1
 REACH_SECONDS = 10.0  # until an address counts as unreachable
 ANSWER_SECONDS = 60.0  # for a node to say whether it sees a file
 _DEFAULT_PORT = 6379
-LEAST_SHARE = 0.0001  # of a GPU that Ray takes
 # CPUs and GPUs of one node.
 Node = tuple[float, float]
 
@@ -258,9 +257,7 @@ def check_gpus(gpus: Gpus, workers: int) -> None:
             "worker."
         )
     if 0 < gpus < LEAST_SHARE:
-        raise UserError(
-            f"{flag} must be 0 or >= {LEAST_SHARE:g}, the least that Ray shares out, got {gpus:g}."
-        )
+        raise UserError(f"{flag} must be 0 or >= {LEAST_SHARE:g}, got {gpus:g}.")
     if gpus > 1 and not gpus.is_integer():
         raise UserError(f"{flag} must be a fraction of one or a whole number, got {gpus:g}.")
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, spell_controls
 
 KEEP = "EKD_KEEP_RAY_LOGS"
 # Short, because the path of a socket may have 107 characters (103 on macOS).
@@ -59,7 +59,8 @@ def discard_folder() -> None:
     if folder is None:
         return
     if folder.name.startswith(_KEPT):
-        print(f"Ray's logs: {folder / 'r' / 'session_latest' / 'logs'}", file=sys.stderr)
+        logs = folder / "r" / "session_latest" / "logs"
+        print(spell_controls(f"Ray's logs: {logs}"), file=sys.stderr)
         return
     deadline = time.monotonic() + REMOVE_SECONDS
     while folder.exists() and time.monotonic() < deadline:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ekd_ray.results import Bundle, Study
 from ekd_ray.results.bundle import FILES, MANIFEST
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of each journal that is read
 STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,

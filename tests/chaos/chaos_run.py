@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from agreement import check_ended, ended
-from holding import LIMIT, ROOT, kill
+from holding import LIMIT, ROOT, Held, Holds, kill
 from kill_tally import TALLY
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.distill import distill
 from ekd_ray.results import Study
+
+# On a machine that is too busy for a Ray; a driver that has none begins nothing, and is no kill.
+NO_RAY, STARTS = ("Ray did not start in time", "cannot join the Ray cluster"), 4
 
 
 class Forks:
@@ -124,6 +127,17 @@ class Run:
             return self.driver.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"no end in {limit:g} s: {self.log.read_text()}") from None
+
+
+def start_held(start: Callable[[], Run], holds: Holds) -> tuple[Run, Held]:
+    """A driver of which somebody stands at a point; one that gets no Ray is started again."""
+    for _ in range(STARTS):
+        run = start()
+        if held := holds.wait(run.driver):
+            return run, held
+        if not any(said in run.log.read_text() for said in NO_RAY):
+            break
+    raise AssertionError(f"nobody came to {holds.armed()}: {run.log.read_text()}")
 
 
 def check_records(run: Run, before: dict[str, bytes], kind: str = "no kill") -> dict[str, bytes]:

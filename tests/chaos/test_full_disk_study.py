@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from agreement import check_ended
-from chaos_run import Run, check_records, processes
+from chaos_run import Run, check_records, nothing_left
+from holding import Holds
 
 from ekd_ray.results import Study
 
 KILLS = int(os.environ.get("EKD_CHAOS_KILLS", "0"))
-SEED = int(os.environ.get("EKD_CHAOS_SEED", "0"))
 TRIALS = 6
 pytestmark = [
     pytest.mark.ray,
@@ -58,23 +56,22 @@ def test_a_study_outlives_a_full_disk(
     left: int, disk: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Without room for a byte, and with room for a history but not for a checkpoint."""
-    run = Run(disk / "run", environment, tmp_path / "first.log", TRIALS)
-    try:
-        assert run.wait_for(lambda: run.grown("trials")), run.log.read_text()
-        delay = run.age() + random.Random(SEED).uniform(0, 1)
-        run.wait_for(lambda: run.age() >= delay)
+    holds = Holds(tmp_path / "holds")
+    holds.arm("epoch", "trials/0003", "epoch 1.")
+    with nothing_left(environment):
+        run = Run(disk / "run", holds.environment(environment), tmp_path / "first.log", TRIALS)
+        held = holds.wait(run.driver)
+        assert held, run.log.read_text()
         filler = fill(disk, left)
-        assert run.driver.wait(timeout=300) == 2, run.log.read_text()
+        held.release()
+        assert run.wait() == 2, run.log.read_text()
         said = run.log.read_text().strip().splitlines()[-1]
         assert said.startswith("error: ") and "--resume" in said and "free" in said, said
         filler.unlink()
         records = check_records(run, {})
-        assert len(records) < TRIALS + 4
+        assert 2 <= len(records) < TRIALS
         again = Run(run.out, environment, tmp_path / "second.log", TRIALS)
-        assert again.driver.wait(timeout=300) == 0, again.log.read_text()
-    finally:
-        for pid in processes(environment):
-            os.kill(pid, signal.SIGKILL)
+        assert again.wait() == 0, again.log.read_text()
     check_records(again, records)
     check_ended(run.out)
     statuses = {record.status for record in Study.load(run.out).records()}

@@ -8,8 +8,10 @@ start of Ray serves many kills, and none finds nobody.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from chaos_run import (
     check_whole,
     nothing_left,
     processes,
+    start_held,
 )
 from holding import LIMIT, Held, Holds, kill
 from kill_tally import TALLY
@@ -48,15 +51,18 @@ def names_of(held: Held, environment: dict[str, str], name: str) -> list[int]:
     return sorted(pid for pid, command in processes(environment).items() if name in command)
 
 
-def kill_all(run: Run, holds: Holds, kind_of: dict[str, str]) -> dict[str, bytes]:
-    """Kill whoever comes to a point, until the driver ends; returns the records by then.
+def kill_all(
+    start: Callable[[], Run], holds: Holds, kind_of: dict[str, str]
+) -> tuple[Run, dict[str, bytes]]:
+    """Kill whoever comes to a point, until the driver ends; returns it and the records by then.
 
     Args:
         kind_of: a word of the label -> the kind of process that dies. Of `controller` the
             controller of the group dies while its worker stands.
     """
     records: dict[str, bytes] = {}
-    while held := holds.wait(run.driver, 2 * LIMIT):
+    run, held = start_held(start, holds)
+    while held:
         kind = next(kind for word, kind in kind_of.items() if word in held.label)
         victim = held.pid
         if "controller" in kind:
@@ -66,7 +72,8 @@ def kill_all(run: Run, holds: Holds, kind_of: dict[str, str]) -> dict[str, bytes
         TALLY.add(kind, kills=1)
         print(f"kill: {run.age():5.1f} s, {kind}, at {held.file.name} {held.label}", flush=True)
         records = check_records(run, records, kind)
-    return records
+        held = holds.wait(run.driver, 2 * LIMIT)
+    return run, records
 
 
 @pytest.mark.parametrize("study", range(2))
@@ -91,8 +98,8 @@ def test_killed_processes_of_runs_and_cache_cost_nothing(
     kinds = {"trials/": "process of a trial", "confirm/": "process of a confirm run"}
     kinds["part "] = "process that fills the teacher's cache"
     with nothing_left(environment):
-        run = Run(tmp_path / "run", own, tmp_path / "log", trials, FULL)
-        records = kill_all(run, holds, kinds)
+        start = functools.partial(Run, tmp_path / "run", own, tmp_path / "log", trials, FULL)
+        run, records = kill_all(start, holds, kinds)
         check_whole(run, records, "process of a trial")
     assert not holds.armed(), f"nobody came to {holds.armed()}"
     check_metrics(run.out, "process of a trial")
@@ -115,8 +122,9 @@ def test_killed_workers_and_controllers_of_groups_cost_nothing(
     kinds = {f"trials/{n:04d}": controller if n % 2 else worker for n in range(trials)}
     kinds |= {"confirm/select": worker, "confirm/final": controller}
     with nothing_left(environment):
-        run = Run(tmp_path / "run", own, tmp_path / "log", trials, (*FULL, *NESTED))
-        records = kill_all(run, holds, kinds)
+        flags = (*FULL, *NESTED)
+        start = functools.partial(Run, tmp_path / "run", own, tmp_path / "log", trials, flags)
+        run, records = kill_all(start, holds, kinds)
         check_whole(run, records, worker)
     assert not holds.armed(), f"nobody came to {holds.armed()}"
 
@@ -141,9 +149,7 @@ def test_a_study_outlives_its_ray(environment: dict[str, str], tmp_path: Path) -
                 kind = f"{process}, {stage}"
                 log = tmp_path / f"{process}-{stage.split()[-1]}.log"
                 holds.arm(point, *words)
-                run = Run(out, own, log, 4)
-                held = holds.wait(run.driver)
-                assert held, f"nobody came to {point} {words}: {log.read_text()}"
+                run, held = start_held(functools.partial(Run, out, own, log, 4), holds)
                 (victim,) = names_of(held, run.environment, name)[:1]
                 kill(victim)
                 TALLY.add(kind, kills=1)

@@ -7,9 +7,11 @@ driver is dead (holds/sitecustomize.py), so that no kill comes too early or too 
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from chaos_run import (
     check_whole,
     nothing_left,
     processes,
+    start_held,
 )
 from clusters import cluster
 from holding import Holds
@@ -38,8 +41,6 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get("EKD_CHAOS_KILLS"), reason="minutes: make chaos"),
 ]
 TRIALS, MORE = 10, 2
-# On a machine that is too busy for a Ray; a driver that has none begins nothing, and is no kill.
-NO_RAY, STARTS = ("Ray did not start in time", "cannot join the Ray cluster"), 4
 AGAIN = "again while it recovers"
 EXTENDED = "while it is extended"
 # When, and at which point of the study: those of a stage are in the order in which a study passes
@@ -106,6 +107,13 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         standing.add(cpus=2, **holds.variables)
         own |= standing.environment(**holds.variables)
         forks = Forks(own)
+
+        def start(count: int, log: Path, **options: Any) -> Run:
+            # A Ray that is there already serves five of six, while it lives: quicker, too.
+            joins = count % 6 and standing.nodes[0].process.poll() is None
+            where = {**own, "RAY_ADDRESS": standing.address if joins else ""}
+            return Run(out, where, log, TRIALS, **options)
+
         for count, (when, point, words) in enumerate(COURSE, 1):
             # The first of them does not come to extend the study.
             begin = when == EXTENDED and extended < 2
@@ -113,18 +121,12 @@ def killed(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             flags = ("--extend", str(MORE)) if begin else ()
             log = folder / f"driver-{count:02d}.log"
             holds.arm(point, *words)
-            # A Ray that is there already serves five of six, while it lives, and imports are paid
-            # once: both only make it quicker.
+            # Imports are paid once: it only makes it quicker.
             quick = forks if when != "imports" else None
-            held = None
-            for _ in range(STARTS):
-                joins = count % 6 and standing.nodes[0].process.poll() is None
-                where = {**own, "RAY_ADDRESS": standing.address if joins else ""}
-                run = Run(out, where, log, TRIALS, flags, bare=extended > 0, forks=quick)
-                held = holds.wait(run.driver)
-                if held or not any(said in log.read_text() for said in NO_RAY):
-                    break
-            assert held, f"nobody came to {point} {words}: {log.read_text()}"
+            driver = functools.partial(
+                start, count, log, extra=flags, bare=extended > 0, forks=quick
+            )
+            run, held = start_held(driver, holds)
             held.kill(run.driver.pid)
             age = run.age()
             run.driver.wait()

@@ -294,12 +294,14 @@ def test_plan_refusal_and_trials_know_the_same_nodes(monkeypatch: pytest.MonkeyP
 def test_ranks_on_fractions_of_a_gpu_are_refused(
     workers: int, gpus: Any, refused: str | None
 ) -> None:
-    config = StudyConfig(workers_per_trial=workers, gpus_per_trial=gpus)
     if refused is None:
-        cluster.check_gpus(config.gpus_per_trial, workers)
+        cluster.check_gpus(gpus, workers)
         return
     with pytest.raises(UserError, match=refused) as raised:
-        cluster.check_fits(config)
+        cluster.check_fits(StudyConfig(workers_per_trial=workers, gpus_per_trial=gpus))
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=refused) as raised:
+        cluster.check_gpus(gpus, workers)
     assert "\n" not in str(raised.value)
 
 

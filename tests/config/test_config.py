@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from setting_fields import CLASSES, FIELDS, case_id, hint_of
 
 from ekd_ray.config import DistillConfig, StudyConfig, json_schema
+from ekd_ray.config.study_config import LEAST_SHARE
 from ekd_ray.config.yaml_files import parse_yaml
 from ekd_ray.errors import UserError
 
@@ -182,6 +183,9 @@ def build(cls, values):
     else:
         metric = values.get("metric", "val_top1")
         values["objectives"] = [n for n in values.get("objectives", ()) if n != metric]
+        gpus = values.get("gpus_per_trial")
+        if isinstance(gpus, float) and gpus < LEAST_SHARE:
+            values["gpus_per_trial"] = 0.0
     return cls(**values)
 
 

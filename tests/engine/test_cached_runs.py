@@ -47,7 +47,7 @@ def no_network(monkeypatch):
 
     def forbid():
         teachers._network.cache_clear()
-        monkeypatch.setattr(teachers, "build_model", None)
+        monkeypatch.setattr(teachers, "load_model", None)
 
     return forbid
 
