@@ -18,7 +18,7 @@ from ekd_ray.cli.terminal import (
 )
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import joined, several
-from ekd_ray.results.importance import SCHEMA, read_importance
+from ekd_ray.results.importance import read_importance
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import REPORT
@@ -51,7 +51,7 @@ STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "
 def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) -> None:
     """Print a study, running or finished, and what differs from another one."""
     known = read_importance(study.records(), study.config, study.path)
-    content = gather(study, pa.Table.from_batches([], schema=SCHEMA) if known is None else known)
+    content = gather(study)
     parts: list[str | Table] = [*write_headline(content), _status(content), *_teacher(study)]
     if content.config.objectives:
         parts.append(front_table(study.pareto(), content.config))
@@ -125,7 +125,7 @@ def _selection_gap(study: StudyReader, winner: Row) -> list[str]:
 def progress_values(study: StudyReader, other: pa.Table | None) -> dict[str, Any]:
     """Everything that `print_progress` shows, as plain values."""
     known = read_importance(study.records(), study.config, study.path)
-    content = gather(study, pa.Table.from_batches([], schema=SCHEMA) if known is None else known)
+    content = gather(study)
     return {
         "study": str(study.path),
         "progress": asdict(content.progress),
@@ -138,7 +138,7 @@ def progress_values(study: StudyReader, other: pa.Table | None) -> dict[str, Any
         "differences": {name: asdict(found) for name, found in content.differences.items()},
         "best": _best(content),
         "pareto_front": study.pareto().to_table().to_pylist() if content.config.objectives else [],
-        "importance": None if known is None else known.to_pylist(),
+        "importance": known,
         "time": content.time,
         "saved": asdict(content.saved),
         "failures": [
@@ -197,13 +197,13 @@ def _search_table(content: Content) -> Table:
     return table
 
 
-def _importance(content: Content, known: pa.Table | None) -> str | Table:
+def _importance(content: Content, known: list[dict[str, Any]] | None) -> str | Table:
     """The shares that the last report has computed, which takes seconds."""
     if known is None:
         return f"Which parameter mattered: ekd-ray report {content.study.path} computes it."
-    rows = known.to_pylist()
-    if not rows:
+    if not known:
         return describe_parameters(content)
+    rows = known
     title = f"importance for {rows[0]['metric']} ({rows[0]['trials']} trials of full length)"
     table = plain_table("parameter", "fANOVA", "PED-ANOVA", title=title)
     for row in rows:

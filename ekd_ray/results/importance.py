@@ -12,11 +12,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import COSTS, DIRECTIONS, evenly_spaced
+from ekd_ray.engine.history import is_epoch
 from ekd_ray.errors import Damaged, UserError
 from ekd_ray.files import read_json, write_json
 from ekd_ray.results.optuna_study import evaluate_importance
@@ -125,19 +127,29 @@ def write_importance(
 
 def read_importance(
     records: Sequence[RunRecord], config: StudyConfig, study: Path
-) -> pa.Table | None:
-    """The table that `write_importance` has kept; None if it is of other trials, or damaged.
+) -> list[dict[str, Any]] | None:
+    """The rows that `write_importance` has kept; None if they are of other trials, or damaged.
 
-    An empty one, as of `parameter_importance`, where nothing can be ranked.
+    Without any, as `parameter_importance`, where nothing can be ranked. Not as a table, which
+    pyarrow makes of rows with the help of pandas: half a second to import.
     """
     if not _scored(records, config.metric):
-        return pa.Table.from_batches([], schema=SCHEMA)
+        return []
     path = study / FILE
-    with contextlib.suppress(Damaged, KeyError, TypeError, AttributeError, pa.ArrowException):
+    with contextlib.suppress(Damaged):
         found = read_json(path) if path.exists() else {}
-        if found.get("of") == _mark(records, config):
-            return pa.Table.from_pylist(found["rows"], schema=SCHEMA)
+        rows = found.get("rows")
+        if found.get("of") == _mark(records, config) and isinstance(rows, list):
+            return rows if all(_is_row(row, config) for row in rows) else None
     return None
+
+
+def _is_row(row: Any, config: StudyConfig) -> bool:
+    if not isinstance(row, dict) or row.keys() != {*SCHEMA.names} or row["ped_anova"] is None:
+        return False
+    shares = {name: row[name] for name in ("fanova", "ped_anova", "trials")}
+    known = row["metric"] == config.metric and row["parameter"] in list(config.space or {})
+    return known and is_epoch({"epoch": 0, **shares})
 
 
 def _mark(records: Sequence[RunRecord], config: StudyConfig) -> str:

@@ -25,6 +25,7 @@ STATES = {
 # Everything that an ended study holds; whatever else is there, a killed writer has left.
 BELONGS = {
     "study.yaml", ".lock", "optuna.journal", "arrivals.jsonl", "teacher.json", "trials.parquet",
+    "importance.json",
     "confirm.parquet",
     "config.yaml", "history.jsonl", "result.json", "teacher.safetensors", *FILES, MANIFEST,
     "cache.json", "predictions.safetensors", "index.html",

@@ -20,7 +20,7 @@ from ekd_ray.config.phrases import hide_folders, joined, several, short_name
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
-from ekd_ray.results.importance import LEAST_TRIALS, judged_trials
+from ekd_ray.results.importance import LEAST_TRIALS, SCHEMA, judged_trials
 from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.progress import Progress, Savings, progress, savings, time_rows
@@ -83,8 +83,8 @@ class Content:
         return self.ranked[0].number if self.ranked else None
 
 
-def gather(study: StudyReader, importance: pa.Table) -> Content:
-    """Read a study, running or finished, with the importance of its parameters."""
+def gather(study: StudyReader, importance: pa.Table | None = None) -> Content:
+    """Read a study, running or finished, with the importance of its parameters if it is known."""
     ended = study.records()
     return Content(
         study=study,
@@ -96,7 +96,7 @@ def gather(study: StudyReader, importance: pa.Table) -> Content:
         board=study.leaderboard(),
         differences=study.differences(),
         validation_differences=study.validation_differences(),
-        importance=importance,
+        importance=pa.Table.from_batches([], SCHEMA) if importance is None else importance,
         progress=progress(study),
         time=time_rows(study),
         saved=savings(study),
