@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ekd_ray.config import DistillConfig
@@ -78,7 +78,8 @@ class Predictions:
         """Write to a safetensors file, atomically."""
         tensors = {k: v.contiguous() for k, v in vars(self).items() if isinstance(v, Tensor)}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"class_names": json.dumps(list(self.class_names))})
+            names = {"class_names": json.dumps(list(self.class_names))}
+            temporary.write_bytes(save(tensors, names))  # save_file makes it private (0600)
 
     @classmethod
     def load(cls, path: Path) -> Self:
