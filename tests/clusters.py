@@ -105,7 +105,7 @@ class Cluster:
             command += [
                 "--head", f"--port={self.port}", "--dashboard-host=127.0.0.1",
                 f"--dashboard-port={self.dashboard}",
-                "--ray-client-server-port=0",  # none, which would listen on all interfaces
+                f"--ray-client-server-port={free_port()}",
             ]  # fmt: skip
         else:
             command.append(f"--address={self.address}")
