@@ -10,7 +10,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.candidates import Candidates
-from ekd_ray.errors import UserError, error_context, shorten, unknown_name
+from ekd_ray.errors import UserError, error_context, hide_secrets, shorten, unknown_name
 from ekd_ray.studies.places import absolute, absolute_paths
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge, with_epochs
 
@@ -84,10 +84,10 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
     for name, flag in BY_FLAG.items():
         if recipe.values.get(name) is not None and name not in given.settings:
             with recipe.locate_errors(or_name_file=True):
+                place = shlex.quote(hide_secrets(str(recipe.values[name])))
                 raise UserError(
                     f"{name} is used only if you say so yourself, because it names a place that "
-                    f"what you do is sent to: give {flag} {shlex.quote(str(recipe.values[name]))} "
-                    "if you trust it.",
+                    f"what you do is sent to: give {flag} {place} if you trust it.",
                     keys=(name,),
                 )
     values = {**recipe.values, "distill": {**(recipe.values.get("distill") or {})}}
