@@ -35,14 +35,21 @@ _DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 # Options by which drivers of databases take one, besides the place before the host.
 _PASSWORDS = ("password", "passwd", "sslpassword", "token")
 # The other options that a URL may have. Any else might be another driver's word for a password.
-_OPTIONS = frozenset(
-    "application_name autocommit cached_statements channel_binding charset check_same_thread "
-    "client_encoding collation connect_timeout detect_types driver encoding encrypt gssencmode "
-    "host isolation_level keepalives multisubnetfailover port read_timeout service service_name "
-    "ssl ssl_ca ssl_capath ssl_cert ssl_check_hostname ssl_cipher ssl_key ssl_mode ssl_verify_cert "
-    "sslcert sslcrl sslkey sslmode sslrootcert target_session_attrs timeout trusted_connection "
-    "trustservercertificate unix_socket use_unicode user write_timeout".split()
-)
+_OPTIONS = {
+    # of SQLite
+    "cached_statements", "check_same_thread", "detect_types", "isolation_level", "timeout",
+    # of PostgreSQL
+    "application_name", "channel_binding", "client_encoding", "connect_timeout", "gssencmode",
+    "host", "keepalives", "port", "service", "sslcert", "sslcrl", "sslkey", "sslmode",
+    "sslrootcert", "target_session_attrs", "user",
+    # of MySQL
+    "autocommit", "charset", "collation", "read_timeout", "ssl", "ssl_ca", "ssl_capath",
+    "ssl_cert", "ssl_check_hostname", "ssl_cipher", "ssl_key", "ssl_mode", "ssl_verify_cert",
+    "unix_socket", "use_unicode", "write_timeout",
+    # of SQL Server, Oracle
+    "driver", "encoding", "encrypt", "multisubnetfailover", "service_name", "trusted_connection",
+    "trustservercertificate",
+}  # fmt: skip
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 

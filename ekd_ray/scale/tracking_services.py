@@ -50,9 +50,9 @@ class Mlflow:
         server = place.partition("://")[2]
         if "?" in server or ("@" in server and not server.startswith("/")):
             raise UserError(
-                "track holds a user, password or options, which the study's files would show: leave it out, and "
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-                "MLFLOW_TRACKING_TOKEN."
+                "track holds a user, password or options, which the study's files would show: "
+                "leave them out, and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
             )
         _mlflow_client(place).search_experiments(max_results=1)
 
@@ -178,8 +178,8 @@ def check_tracking(config: StudyConfig) -> None:
         raise
     except Exception as error:  # of the service's package, its database or the network
         raise UserError(
-            f"cannot open track {hide_secrets(config.track)} ({first_line(error)}): check its name and the "
-            "server, or leave it out."
+            f"cannot open track {hide_secrets(config.track)} ({first_line(error)}): check its "
+            "name and the server, or leave it out."
         ) from None
 
 

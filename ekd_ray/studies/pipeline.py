@@ -247,10 +247,11 @@ def check_unchanged(folder: Path, there: Settings, here: Settings) -> None:
     """Raise `UserError` unless `here` may resume the study or run in a folder, begun as `there`."""
     changed = there.changes(here)
     if changed:
-        name, (old, new) = min(changed.items())
+        name, values = min(changed.items())
+        old, new = (hide_secrets(str(value)) for value in values)
         raise UserError(
-            f"{folder} belongs to another configuration: {name.removeprefix('distill.')} is "
-            f"{hide_secrets(str(old))} there and {hide_secrets(str(new))} here ({len(changed)} setting(s) differ): --resume --out {folder} "
+            f"{folder} belongs to another configuration: {name.removeprefix('distill.')} is {old} "
+            f"there and {new} here ({len(changed)} setting(s) differ): --resume --out {folder} "
             "alone continues it with its own settings; or choose another --out."
         )
 

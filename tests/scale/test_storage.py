@@ -13,9 +13,9 @@ from optuna.trial import TrialState
 from search_runs import run, study_of
 from sqlalchemy.engine import make_url
 
-from ekd_ray.engine.resolve import resolve
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.yaml_files import dump_yaml
+from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError, hide_secrets
 from ekd_ray.files import write_text
 from ekd_ray.scale.searcher import OptunaSearcher
