@@ -232,7 +232,8 @@ def _parse_url(given: str) -> Any:
     try:
         return make_url(given)
     except Exception:  # whose text may hold a part of the URL
-        raise _unreachable(given, "it is not DIALECT://USER@HOST:PORT/DATABASE") from None
+        shown = "***" if "@" in given and "://" not in given else given
+        raise _unreachable(shown, "it is not DIALECT://USER@HOST:PORT/DATABASE") from None
 
 
 def _check_secrets(given: str, url: Any) -> None:

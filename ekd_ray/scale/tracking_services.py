@@ -47,8 +47,8 @@ class Mlflow:
 
     @staticmethod
     def check(place: str) -> None:
-        server = place.partition("://")[2]
-        if "?" in server or ("@" in server and not server.startswith("/")):
+        server = place.partition("://")[2] or place
+        if "?" in server or ("@" in server and not server.startswith(("/", "."))):
             raise UserError(
                 "track holds a user, password or options, which the study's files would show: "
                 "leave them out, and set MLFLOW_TRACKING_USERNAME and "

@@ -124,6 +124,7 @@ def test_a_variable_stands_for_a_password_alone(url, monkeypatch):
      "postgresql://u:hun/ter2@h/db", "postgresql://u:hun?ter2@h/db", "mysql://u/x:hunter2@h/db",
      "postgresql:///user=u password=hunter2", "mssql+pymssql://h/db;PWD=hunter2",
      "postgresql://u:${HOME}@h/db?sslpassword=hunter2", "://u:hunter2@h/db",
+     "postgresql:/u:hunter2@h/db",
      "postgresql://u:hunter2@h:port/db"],
 )  # fmt: skip
 def test_a_password_is_found_wherever_a_driver_would(url, monkeypatch):

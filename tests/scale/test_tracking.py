@@ -170,6 +170,7 @@ def test_a_service_that_fails_is_given_up_with_one_warning(tmp_path, caplog, mon
         ("mlflow:https://me:hunter2@host/", "track holds a .*password"),
         ("mlflow:https://me:hun/ter2@host/", "track holds a .*password"),
         ("mlflow:https://hunter2@host/", "track holds a .*password"),
+        ("mlflow:me:hunter2@host", "track holds a .*password"),
         ("mlflow:https://host/?token=hunter2", "track holds a .*options"),
         ("mlflow:gopher://nowhere", "cannot open track mlflow:gopher://nowhere"),
         ("mlflow:http://127.0.0.1:1", "cannot open track mlflow:http://127.0.0.1:1"),
