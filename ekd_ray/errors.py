@@ -73,6 +73,27 @@ def spell_controls(text: str, *, keep: str = "\n\t") -> str:
     )
 
 
+def hide_secrets(url: str) -> str:
+    """A URL as messages show it, whatever parser would find a password in it.
+
+    All before the last `@`, and every value of an option, becomes `***`, but for plain names of
+    users and `${NAME}`. Other texts stay as they are.
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    login, at, place = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
+    if not re.fullmatch(r"[\w.+-]*(:\$\{\w+\})?", login):
+        login = "***"
+    place, question, query = place.partition("?")
+    options = "&".join(
+        part if re.fullmatch(r"\w+=\$\{\w+\}", part) else re.sub(r"^([\w+.]+=)?.*", r"\1***", part)
+        for part in query.split("&")
+        if part
+    )
+    return f"{scheme}{mark}{login}{at}{place}{question}{options}"
+
+
 class Interrupted(Exception):
     """Work that was asked to stop before it was finished; `--resume` continues it."""
 

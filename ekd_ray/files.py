@@ -23,6 +23,8 @@ from ekd_ray.errors import Damaged, UserError, shorten
 # Bytes of a file, at most: of one that is read as text, and of one that is mapped or hashed.
 MOST_TEXT = 64 * 2**20
 MOST_DATA = 64 * 2**30
+# Of a whole number in a text, which then is within the range of a float.
+MOST_DIGITS = 200
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -45,6 +47,18 @@ class Unreadable(Damaged):
 
 class NoSuchFile(Unreadable):
     """A file that is to be read is not there."""
+
+
+def check_name(path: str | os.PathLike[str]) -> Path:
+    """The path; raises `UserError` for one that no file could have, such as one too long."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Unreadable(path, reason, "give another path") from None
+    return Path(path)
 
 
 def check_plain(path: str | os.PathLike[str], *, most: int = MOST_DATA, cure: str = "") -> None:
@@ -124,7 +138,8 @@ def read_json(path: str | os.PathLike[str], *, cure: str = "") -> dict[str, Any]
 def parse_json(text: str | bytes) -> Any:
     """The value of a strict JSON text, as we write it.
 
-    Raises ValueError for anything else: NaN, infinity, and what is nested too deep.
+    Raises ValueError for anything else: NaN, infinity, a whole number of more digits than
+    `MOST_DIGITS`, and what is nested too deep.
     """
     try:
         return _STRICT_JSON.decode(text if isinstance(text, str) else text.decode())
@@ -136,7 +151,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-_STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant)  # built once: rows are many
+def _bounded_int(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of more than {MOST_DIGITS} digits")
+    return int(text)
+
+
+# Built once: rows are many.
+_STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_bounded_int)
 
 
 def _kind_of(mode: int) -> str:
@@ -204,6 +226,15 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` and `~user` expanded; as it is where there is no such user.
+
+    As `check_name`.
+    """
+    # Path's own raises for an unknown user.
+    return check_name(os.path.expanduser(check_name(path)))
+
+
 CACHE_KINDS = ("compiled", "datasets", "given", "studies", "teachers")  # the folders of a cache
 
 
@@ -215,7 +246,7 @@ def default_cache_dir() -> Path:
     folder = os.environ.get("EKD_CACHE_DIR")
     if not folder:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ekd_ray")
-    return private_cache(Path(folder).expanduser())
+    return private_cache(expand_home(folder))
 
 
 def private_cache(folder: Path) -> Path:

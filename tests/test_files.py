@@ -20,7 +20,7 @@ from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.teacher.table import read_spec
 from ekd_ray.errors import UserError
-from ekd_ray.files import NoSuchFile, check_own_folder
+from ekd_ray.files import NoSuchFile, check_name, check_own_folder, expand_home
 from ekd_ray.models import read_metadata
 from ekd_ray.results.bundle import manifest_problems
 from ekd_ray.results.records import read_record
@@ -247,3 +247,20 @@ def test_files_are_read_by_one_reader(path):
 def test_the_scan_sees_it():
     source = "p.read_text()\nopen(p)\nopen(p, 'rb')\nopen(p, 'wb')\nnp.load(p)\nread_text(p)"
     assert [line for line, _ in reads(ast.parse(source))] == [1, 2, 3, 5]
+
+
+# Names
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "a/" * 3000, "~" + "a" * 300, "a\0b", "~a\0b"])
+def test_a_name_that_no_file_could_have(path):
+    for read in (check_name, expand_home):
+        with pytest.raises(UserError, match="cannot read"):
+            read(path)
+
+
+def test_the_home_of_nobody_is_a_plain_name():
+    assert expand_home("~nosuchuser/x") == Path("~nosuchuser/x")
+    assert expand_home("~/x") == Path.home() / "x"
+    others = [p.name for p in LIBRARY.rglob("*.py") if "expanduser" in p.read_text()]
+    assert others == ["files.py"], "Path's own raises for an unknown user"

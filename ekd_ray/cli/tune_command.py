@@ -98,7 +98,10 @@ def _run_one(recipe: Recipe, request: Request) -> int:
     shared = recipe.config.distill
     out = request.out or default_folder(shared, shared.teacher or "none", shared.student)
     out = out.absolute()
-    config = prepare_study(recipe, warm_start=request.warm_start, download=request.download)
+    config = prepare_study(
+        recipe, warm_start=request.warm_start, download=request.download,
+        resumed=out if request.resume else None,
+    )  # fmt: skip
     if request.dry_run:
         if request.location is None:
             check_folder(out, config, resume=request.resume)
@@ -132,9 +135,12 @@ def _run_many(request: Request) -> int:
     location = request.location
     # All are checked before the first one costs anything.
     configs = {
-        name: prepare_study(recipe, warm_start=request.warm_start, download=request.download)
+        name: prepare_study(
+            recipe, warm_start=request.warm_start, download=request.download,
+            resumed=out / name if request.resume else None,
+        )
         for name, recipe in request.studies.items()
-    }
+    }  # fmt: skip
     copies = {name: location and location.child(name) for name in configs}
     begun = [name for name in configs if _holds_study(out / name, copies[name])]
     if begun and not request.resume:

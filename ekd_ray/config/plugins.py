@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ekd_ray.errors import UserError, shorten
-from ekd_ray.files import read_text, write_text
+from ekd_ray.files import expand_home, read_text, write_text
 
 ENTRY_POINTS = "ekd_ray.plugins"
 SOURCES = "plugins"  # the folder of their sources, in a study or a bundle
@@ -98,7 +98,7 @@ def load_plugin(reference: str) -> Plugin:
         UserError: it is not there, fails when it is imported, or another one has its name.
     """
     if reference.endswith(".py"):
-        return _load(_read_file(Path(reference).expanduser().absolute()))
+        return _load(_read_file(expand_home(reference).absolute()))
     return _load(_find_module(reference))
 
 

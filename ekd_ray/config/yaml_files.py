@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ekd_ray.errors import Keys, UserError, shorten
-from ekd_ray.files import read_text
+from ekd_ray.files import MOST_DIGITS, read_text
 
 Places = dict[Keys, str]  # the keys that lead to a value -> FILE:LINE
 
@@ -25,7 +25,7 @@ MOST_DEPTH = 32
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema with `<<`, without duplicate keys, bounded in depth and size.
+    """YAML 1.2's core schema with `<<`, without duplicate keys and tags, bounded in depth and size.
 
     `on`, `no` and `1:30` are texts, `0o17` is a number. A reference counts as all that it stands
     for, so that a few lines cannot grow to billions of values.
@@ -37,7 +37,10 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        mark = self.peek_event().start_mark
+        event = self.peek_event()
+        mark = event.start_mark
+        if tag := getattr(event, "tag", None):
+            raise _refused(f"a tag {shorten(tag)}, which settings do not need", mark)
         self._depth += 1
         if self._depth > MOST_DEPTH:
             raise _refused(f"nested deeper than {MOST_DEPTH}", mark)
@@ -71,6 +74,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
+        if len(text) > MOST_DIGITS:
+            raise _refused(f"a number of more than {MOST_DIGITS} digits", node.start_mark)
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
     def construct_float(self, node: yaml.ScalarNode) -> float:

@@ -21,7 +21,7 @@ from ekd_ray.data.shards import ShardSource
 from ekd_ray.data.sources import SPLITS, FolderSource, folder_classes
 from ekd_ray.data.store import EncodedImages, ImageArrays, entry_path, load_entry
 from ekd_ray.errors import unknown_name
-from ekd_ray.files import default_cache_dir, private_cache
+from ekd_ray.files import default_cache_dir, expand_home, private_cache
 
 # Opening an entry takes milliseconds and every trial of a reused process asks again.
 _opened: dict[Path, ImageArrays | EncodedImages] = {}
@@ -89,7 +89,7 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    cache = private_cache(Path(cache_dir).expanduser()) if cache_dir else default_cache_dir()
+    cache = private_cache(expand_home(cache_dir)) if cache_dir else default_cache_dir()
     info = _uncounted_info(name, data_root, cache)
     source = find_source(info, split, root_folder(data_root), download=download)
     path = entry_path(cache, info, split, source)
@@ -136,4 +136,4 @@ def _uncounted_info(
 def root_folder(data_root: str | os.PathLike[str] | None) -> Path:
     """The folder to look in: the given one, else $EKD_DATA_ROOT, else ./data."""
     default = os.environ.get("EKD_DATA_ROOT") or "data"
-    return Path(default if data_root is None else data_root).expanduser()
+    return expand_home(default if data_root is None else data_root)

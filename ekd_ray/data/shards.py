@@ -16,7 +16,7 @@ from ekd_ray.data.decode import readable
 from ekd_ray.data.registry import HUB_PREFIX, DatasetInfo, check_class_names
 from ekd_ray.data.sources import EncodedBatch, EncodedSource, check_int64, one_line, row_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import check_plain, parse_json, read_json
+from ekd_ray.files import check_plain, expand_home, parse_json, read_json
 
 _READ_AHEAD = 1 << 20  # bytes that Arrow buffers, instead of a whole column of a row group
 _IMAGE_COLUMNS = ("img", "image")
@@ -238,7 +238,7 @@ def _hub_path(name: str) -> Path:
     path = name.removeprefix(HUB_PREFIX)
     if not path:
         raise UserError(f"the data set {name!r} names no folder; give hf:PATH.")
-    found = Path(os.path.expanduser(path))  # Path's own raises for an unknown user
+    found = expand_home(path)
     if not found.exists():
         raise UserError(
             f"there is no folder {found}; hf:PATH names one on this disk, such as `hf download "

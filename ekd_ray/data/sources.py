@@ -27,7 +27,7 @@ from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import decode_fixed, read_picture, readable
 from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo, check_class_names
 from ekd_ray.errors import UserError
-from ekd_ray.files import open_plain, read_text
+from ekd_ray.files import expand_home, open_plain, read_text
 
 SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -363,7 +363,7 @@ def folder_path(name: str) -> Path:
     path = name.removeprefix(FOLDER_PREFIX)
     if not path:
         raise UserError(f"the data set {name!r} names no folder; give folder:PATH.")
-    return Path(os.path.expanduser(path))  # Path's own raises for an unknown user
+    return expand_home(path)
 
 
 def _list_classes(side: Path) -> dict[str, int]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ekd_ray.errors import UserError
-from ekd_ray.files import default_cache_dir, file_name
+from ekd_ray.errors import UserError, hide_secrets
+from ekd_ray.files import default_cache_dir, expand_home, file_name
 
 OBJECT_STORES = ("s3", "gs")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -49,10 +49,16 @@ def parse_location(text: str) -> Location | Path:
         UserError: an unknown scheme, no bucket or no folder in it, or credentials, which the
             study's files and logs would show.
     """
-    split = urlsplit(text)
+    try:
+        split = urlsplit(text)
+    except ValueError as error:
+        raise UserError(
+            f"{hide_secrets(text)} is no URI ({error}): give a folder, or s3://BUCKET/FOLDER."
+        ) from None
     scheme = "gs" if split.scheme == "gcs" else split.scheme
-    if "@" in split.netloc or split.query or split.fragment:
-        what = "credentials" if "@" in split.netloc else "options after '?' or '#'"
+    is_login = "@" in split.netloc or (":" in split.netloc and scheme in OBJECT_STORES)
+    if is_login or split.query or split.fragment:
+        what = "credentials" if is_login else "options after '?' or '#'"
         raise UserError(
             f"a URI of {scheme}:// may not hold {what}, which logs would show: give "
             f"{scheme}://BUCKET/FOLDER alone, and keys, region and endpoint in the environment "
@@ -62,7 +68,9 @@ def parse_location(text: str) -> Location | Path:
         return Path(unquote(split.path))
     if scheme not in OBJECT_STORES:
         known = ", ".join(f"{name}://" for name in (*OBJECT_STORES, "file"))
-        raise UserError(f"cannot keep a study at {text}: give a folder, or one of {known}.")
+        raise UserError(
+            f"cannot keep a study at {hide_secrets(text)}: give a folder, or one of {known}."
+        )
     parts = split.path.strip("/").split("/")
     if not split.netloc or any(part in ("", ".", "..") for part in parts):
         raise UserError(
@@ -75,7 +83,7 @@ def parse_location(text: str) -> Location | Path:
 def studies_dir() -> Path:
     """$EKD_STUDIES_DIR, else `studies` in the cache: where studies at URIs are worked on."""
     if folder := os.environ.get("EKD_STUDIES_DIR"):
-        return Path(folder).expanduser().absolute()
+        return expand_home(folder).absolute()
     return default_cache_dir().absolute() / "studies"
 
 

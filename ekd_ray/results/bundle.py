@@ -38,6 +38,8 @@ from ekd_ray.errors import UserError, spell_controls, unknown_name
 from ekd_ray.files import (
     MOST_TEXT,
     check_format,
+    check_name,
+    expand_home,
     read_bytes,
     read_json,
     sha256_file,
@@ -103,7 +105,7 @@ class Bundle:
             UserError: it is incomplete, foreign, newer, (from the hub) damaged or not there, or has
                 plugins that are not trusted.
         """
-        path = _fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
+        path = _fetch(str(path)) if str(path).startswith(PREFIX) else check_name(path)
         if not (path / MANIFEST).is_file():
             raise UserError(f"{path} holds no bundle (no {MANIFEST}): export one first.")
         missing = [name for name in FILES if not (path / name).is_file()]
@@ -284,7 +286,7 @@ class Bundle:
                 here = [n for n in folders if getattr(names, n) == getattr(config, n)]
                 config = config.replace(**{name: getattr(study, name) for name in here})
         kind, colon, path = config.dataset.partition(":")
-        if colon and not Path(path).expanduser().exists():
+        if colon and not expand_home(path).exists():
             raise UserError(
                 f"{self.path} says of its data only that they are {config.dataset}, which is not "
                 f"here: give --dataset {kind}:PATH."

@@ -20,7 +20,7 @@ from ekd_ray.engine.history import is_epoch
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Damaged, UserError, shorten
-from ekd_ray.files import atomic_path, check_format, check_plain
+from ekd_ray.files import atomic_path, check_format, check_name, check_plain
 from ekd_ray.remote.location import is_uri, parse_location
 from ekd_ray.remote.session import reading_copy
 from ekd_ray.results.importance import parameter_importance
@@ -83,10 +83,11 @@ class StudyReader:
             UserError: there is no study, a newer one, no way to it, or plugins that are not
                 trusted.
         """
-        folder = Path(path)
         if isinstance(path, str) and is_uri(path):
             found = parse_location(path)
             folder = found if isinstance(found, Path) else reading_copy(found)
+        else:
+            folder = check_name(path)
         if not (folder / STUDY_FILE).is_file():
             raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
         file = YamlFile.read(folder / STUDY_FILE)
@@ -245,6 +246,7 @@ class StudyReader:
             run = confirmed_run(row, self.path)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise Damaged(path, f"{text} is none of a confirm run") from None
+        check_name(run.folder)
         check_kinds(path, run.to_dict())
         check_settings(run)
         needed = "test_top1" if run.stage is RunStage.FINAL else self.config.metric

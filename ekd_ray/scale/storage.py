@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote_plus, urlsplit
+from urllib.parse import quote_plus
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -22,8 +22,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.errors import UserError, check_installed
-from ekd_ray.files import open_plain, read_bytes, read_text, write_text
+from ekd_ray.errors import UserError, check_installed, hide_secrets, shorten
+from ekd_ray.files import NoSuchFile, check_plain, open_plain, read_bytes, read_text, write_text
 from ekd_ray.results.records import JOURNAL
 from ekd_ray.scale.optuna_private import lock_files, storage_of
 from ekd_ray.scale.samplers import make_sampler
@@ -34,6 +34,22 @@ NAME_FILE = "optuna.study"
 _DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 # Options by which drivers of databases take one, besides the place before the host.
 _PASSWORDS = ("password", "passwd", "sslpassword", "token")
+# The other options that a URL may have. Any else might be another driver's word for a password.
+_OPTIONS = {
+    # of SQLite
+    "cached_statements", "check_same_thread", "detect_types", "isolation_level", "timeout",
+    # of PostgreSQL
+    "application_name", "channel_binding", "client_encoding", "connect_timeout", "gssencmode",
+    "host", "keepalives", "port", "service", "sslcert", "sslcrl", "sslkey", "sslmode",
+    "sslrootcert", "target_session_attrs", "user",
+    # of MySQL
+    "autocommit", "charset", "collation", "read_timeout", "ssl", "ssl_ca", "ssl_capath",
+    "ssl_cert", "ssl_check_hostname", "ssl_cipher", "ssl_key", "ssl_mode", "ssl_verify_cert",
+    "unix_socket", "use_unicode", "write_timeout",
+    # of SQL Server, Oracle
+    "driver", "encoding", "encrypt", "multisubnetfailover", "service_name", "trusted_connection",
+    "trustservercertificate",
+}  # fmt: skip
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -189,7 +205,7 @@ def drop_unknown_trials(run: Path) -> list[str]:
 
 
 def check_storage(config: StudyConfig) -> None:
-    """Connect to the study's database, if it has one, without writing to it.
+    """Connect to the study's database, if it has one; nothing is written, and no file made.
 
     Raises:
         UserError: a URL that cannot be used, that holds a password in plain text (the study's
@@ -198,57 +214,107 @@ def check_storage(config: StudyConfig) -> None:
     given = config.optuna_storage
     if given is None:
         return
-    split = urlsplit(given)
-    options = dict(parse_qsl(split.query))
-    found = [split.password, *(options.get(name) for name in _PASSWORDS)]
-    passwords = [password for password in found if password]
-    if not all(map(_VARIABLE.fullmatch, passwords)):
+    check_installed("sqlalchemy", needed_by="optuna_storage", extra="database")
+    import sqlalchemy  # only a study in a database needs it
+
+    url = _parse_url(given)
+    _check_secrets(given, url)
+    if not _is_to_be_made(given, url):
+        try:
+            sqlalchemy.create_engine(_with_passwords(given)).connect().close()
+        except Exception as error:  # of SQLAlchemy or of the driver beneath it
+            raise _unreachable(given, error) from None
+
+
+def _parse_url(given: str) -> Any:
+    from sqlalchemy.engine import make_url
+
+    try:
+        return make_url(given)
+    except Exception:  # whose text may hold a part of the URL
+        shown = "***" if "@" in given and "://" not in given else given
+        raise _unreachable(shown, "it is not DIALECT://USER@HOST:PORT/DATABASE") from None
+
+
+def _check_secrets(given: str, url: Any) -> None:
+    """Refuse a password in plain text, wherever in the URL, and a variable that is none."""
+    options = [(name, value) for name, values in url.normalized_query.items() for value in values]
+    for name, _ in options:
+        if name not in _PASSWORDS and name.lower() not in _OPTIONS:
+            raise UserError(
+                f"optuna_storage has an option {shorten(name)}, which might hold a password: leave "
+                "it out, or set it where the driver reads it (its environment or its file)."
+            )
+    passwords = [value for name, value in options if name in _PASSWORDS]
+    passwords += [str(url.password)] if url.password else []
+    # SQLAlchemy drops an option without a value, and takes a password with a slash for a place.
+    written = given.rpartition("@")[2].partition("?")[2]
+    place = f"{url.host or ''}{url.database or ''}" if url.host or not _is_sqlite(url) else ""
+    is_plain = written.count("&") + bool(written) != len(options) or re.search("[@=;]", place)
+    if is_plain or not all(map(_VARIABLE.fullmatch, passwords)):
         raise UserError(
             "optuna_storage holds a password in plain text, which the study's files would show: "
             "put it into an environment variable and write ${NAME} in its place."
         )
-    names = _VARIABLE.findall(given)
-    if len(names) > len(passwords):
+    if len(_VARIABLE.findall(given)) > len(passwords):
         raise UserError(
-            f"in optuna_storage ${{NAME}} stands for the password alone, got {given}: write the "
-            "rest of the URL in full."
+            f"in optuna_storage ${{NAME}} stands for the password alone, got "
+            f"{hide_secrets(given)}: write the rest of the URL in full."
         )
+    names = [name for password in passwords for name in _VARIABLE.findall(password)]
     if missing := [name for name in names if name not in os.environ]:
         raise UserError(
-            f"optuna_storage {given} needs the environment variable {missing[0]}: set it."
+            f"optuna_storage {hide_secrets(given)} needs the environment variable {missing[0]}: "
+            "set it."
         )
-    check_installed("sqlalchemy", needed_by="optuna_storage", extra="database")
-    import sqlalchemy  # only a study in a database needs it
 
+
+def _is_sqlite(url: Any) -> bool:
+    return bool(url.get_backend_name() == "sqlite")
+
+
+def _is_to_be_made(given: str, url: Any) -> bool:
+    """Whether it is a file of SQLite that is not there yet, which connecting would create.
+
+    Raises:
+        UserError: the file is no plain one, or could not be made.
+    """
+    if not _is_sqlite(url) or url.database in (None, "", ":memory:"):
+        return False
     try:
-        sqlalchemy.create_engine(_with_passwords(given)).connect().close()
-    except Exception as error:  # of SQLAlchemy or of the driver beneath it
-        raise _unreachable(given, error) from None
+        check_plain(url.database)
+    except NoSuchFile:
+        folder = os.path.dirname(os.path.abspath(url.database))
+        if os.path.lexists(url.database) or not os.access(folder, os.W_OK | os.X_OK):
+            raise _unreachable(given, f"nothing can be made in {folder}") from None
+        return True
+    return False
 
 
 def _with_passwords(text: str) -> Any:
     """SQLAlchemy's URL, each `${NAME}` in the place of a password replaced by its variable."""
-    from sqlalchemy.engine import make_url
 
     def value_of(password: str) -> str:
         match = _VARIABLE.fullmatch(password)
         return os.environ[match[1]] if match else password
 
-    url = make_url(text)
+    url = _parse_url(text)
     if url.password:
         url = url.set(password=value_of(str(url.password)))
-    options = {name: url.query[name] for name in _PASSWORDS if name in url.query}
-    return url.update_query_dict({name: value_of(str(value)) for name, value in options.items()})
+    for name in {*_PASSWORDS} & {*url.query}:
+        url = url.update_query_pairs((name, value_of(v)) for v in url.normalized_query[name])
+    return url
 
 
-def _unreachable(url: str, error: Exception) -> UserError:
+def _unreachable(url: str, error: Exception | str) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     for name in _VARIABLE.findall(url):
-        for text in {os.environ[name], quote_plus(os.environ[name])} - {""}:
+        value = os.environ.get(name, "")
+        for text in {value, quote_plus(value)} - {""}:
             reason = reason.replace(text, f"${{{name}}}")
     return UserError(
-        f"cannot open optuna_storage {url} ({reason}): check the URL, the server and its driver, "
-        "or leave it out for a journal in the study's folder."
+        f"cannot open optuna_storage {hide_secrets(url)} ({reason}): check the URL, the server and "
+        "its driver, or leave it out for a journal in the study's folder."
     )
 
 

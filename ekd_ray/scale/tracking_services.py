@@ -7,10 +7,9 @@ import os
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.errors import UserError, check_installed, unknown_name
+from ekd_ray.errors import UserError, check_installed, hide_secrets, unknown_name
 
 # How long a service that does not answer may hold up the search.
 _SECONDS = 30
@@ -48,11 +47,12 @@ class Mlflow:
 
     @staticmethod
     def check(place: str) -> None:
-        if urlsplit(place).password is not None:
+        server = place.partition("://")[2] or place
+        if "?" in server or ("@" in server and not server.startswith(("/", "."))):
             raise UserError(
-                "track holds a password, which the study's files would show: leave it out, and "
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-                "MLFLOW_TRACKING_TOKEN."
+                "track holds a user, password or options, which the study's files would show: "
+                "leave them out, and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
             )
         _mlflow_client(place).search_experiments(max_results=1)
 
@@ -107,7 +107,7 @@ class Wandb:
         if place.count("/") > 1 or place.startswith("/") or place.endswith("/"):
             raise UserError(
                 f"track of wandb is wandb, wandb:PROJECT or wandb:ENTITY/PROJECT, got "
-                f"wandb:{place}."
+                f"{hide_secrets(f'wandb:{place}')}."
             )
         import wandb  # only a tracked study needs it
 
@@ -178,8 +178,8 @@ def check_tracking(config: StudyConfig) -> None:
         raise
     except Exception as error:  # of the service's package, its database or the network
         raise UserError(
-            f"cannot open track {config.track} ({first_line(error)}): check its name and the "
-            "server, or leave it out."
+            f"cannot open track {hide_secrets(config.track)} ({first_line(error)}): check its "
+            "name and the server, or leave it out."
         ) from None
 
 

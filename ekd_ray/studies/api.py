@@ -141,7 +141,8 @@ def tune(
         folder = found or default_folder(shared, shared.teacher or "none", shared.student)
         folder = folder.absolute()
         config = prepare_study(
-            chosen, warm_start=[*map(_text, warm_start)], download=download
+            chosen, warm_start=[*map(_text, warm_start)], download=download,
+            resumed=folder if resume else None,
         )  # fmt: skip
         if location is None:
             check_folder(folder, config, resume=resume)

@@ -17,7 +17,7 @@ from scipy import stats
 
 from ekd_ray.config.phrases import short_name
 from ekd_ray.errors import UserError, spell_controls
-from ekd_ray.files import write_json, write_text
+from ekd_ray.files import check_name, write_json, write_text
 from ekd_ray.remote.location import is_uri
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import LEAST_SEEDS, LEVEL
@@ -67,7 +67,7 @@ def find_studies(runs: Sequence[str]) -> dict[str, StudyReader]:
     """
     studies = {}
     for run in runs:
-        below = [] if is_uri(run) else sorted(map(str, Path(run).glob(f"*/*/{STUDY_FILE}")))
+        below = [] if is_uri(run) else sorted(map(str, check_name(run).glob(f"*/*/{STUDY_FILE}")))
         for path in [path.removesuffix(f"/{STUDY_FILE}") for path in below] or [run]:
             studies[path] = StudyReader.load(path)
     return studies

@@ -10,7 +10,8 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.candidates import Candidates
-from ekd_ray.errors import UserError, error_context, shorten, unknown_name
+from ekd_ray.errors import UserError, error_context, hide_secrets, shorten, unknown_name
+from ekd_ray.files import expand_home
 from ekd_ray.studies.places import absolute, absolute_paths
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge, with_epochs
 
@@ -84,10 +85,10 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
     for name, flag in BY_FLAG.items():
         if recipe.values.get(name) is not None and name not in given.settings:
             with recipe.locate_errors(or_name_file=True):
+                place = shlex.quote(hide_secrets(str(recipe.values[name])))
                 raise UserError(
                     f"{name} is used only if you say so yourself, because it names a place that "
-                    f"what you do is sent to: give {flag} {shlex.quote(str(recipe.values[name]))} "
-                    "if you trust it.",
+                    f"what you do is sent to: give {flag} {place} if you trust it.",
                     keys=(name,),
                 )
     values = {**recipe.values, "distill": {**(recipe.values.get("distill") or {})}}
@@ -220,7 +221,7 @@ def _from_zoo(values: dict[str, Any], zoo: str | Path | None) -> dict[str, Any]:
     from ekd_ray.losses.methods import METHODS
     from ekd_ray.models import find_softmax_teacher, find_teacher
 
-    model, folder = distill.get("teacher"), Path(zoo).expanduser()
+    model, folder = distill.get("teacher"), expand_home(zoo)
     if not isinstance(model, str):
         raise UserError("--teacher-zoo needs to know the teacher: give --teacher NAME or --pair.")
     if missing[0]:

@@ -34,7 +34,7 @@ from ekd_ray.engine.precision import environment, hardware, warn_of_change
 from ekd_ray.engine.resolve import check_workers, resolve, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
-from ekd_ray.errors import Damaged, UserError, error_context
+from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets
 from ekd_ray.files import check_own_folder, is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
@@ -142,15 +142,25 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
 
 
 def prepare_study(
-    recipe: Recipe, *, warm_start: Sequence[str | Path] = (), download: bool = False
+    recipe: Recipe,
+    *,
+    warm_start: Sequence[str | Path] = (),
+    download: bool = False,
+    resumed: Path | None = None,
 ) -> StudyConfig:
     """The study of a recipe, warm-started and checked; a mistake of its file is located.
 
     Args:
         warm_start: finished studies whose best points are tried first.
+        resumed: the folder of the study that it is to continue.
     """
     with recipe.locate_errors():
         config = recipe.config
+        if resumed and (resumed / STUDY_FILE).exists():
+            there = Study.load(resumed).config
+            # Before anything connects to another place than the study's own.
+            same = there.replace(optuna_storage=config.optuna_storage)
+            check_unchanged(resumed, there, same)
         if warm_start:
             config = warm_started(config, warm_start)
         return check_study(config, download=download)
@@ -238,7 +248,8 @@ def check_unchanged(folder: Path, there: Settings, here: Settings) -> None:
     """Raise `UserError` unless `here` may resume the study or run in a folder, begun as `there`."""
     changed = there.changes(here)
     if changed:
-        name, (old, new) = min(changed.items())
+        name, values = min(changed.items())
+        old, new = (hide_secrets(str(value)) for value in values)
         raise UserError(
             f"{folder} belongs to another configuration: {name.removeprefix('distill.')} is {old} "
             f"there and {new} here ({len(changed)} setting(s) differ): --resume --out {folder} "

@@ -8,7 +8,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.errors import UserError
-from ekd_ray.files import file_name
+from ekd_ray.files import check_name, expand_home, file_name
 from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
 
 RUNS = Path("runs")  # results for which no folder was given
@@ -16,7 +16,7 @@ RUNS = Path("runs")  # results for which no folder was given
 
 def absolute(path: str | Path) -> str:
     """A path as seen from here: trials run in other folders."""
-    return str(Path(os.path.expanduser(path)).absolute())  # Path's own raises for an unknown user
+    return str(expand_home(path).absolute())
 
 
 def find_data_root(given: str | Path | None) -> str | None:
@@ -40,7 +40,7 @@ def absolute_paths(distill: dict[str, Any]) -> dict[str, Any]:
 
 def locate(out: str | Path) -> tuple[Path, Location | None]:
     """The folder of the results on this machine, and the URI that it is a copy of, if any."""
-    found = parse_location(out) if isinstance(out, str) and is_uri(out) else Path(out)
+    found = parse_location(out) if isinstance(out, str) and is_uri(out) else check_name(out)
     return (found, None) if isinstance(found, Path) else (working_copy(found), found)
 
 

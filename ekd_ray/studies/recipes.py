@@ -140,7 +140,7 @@ class Recipe:
             found, raw = _follow(self.written, way)
             if found == way:
                 # A flag's value is in no file. Compared as text: NaN is not equal to itself.
-                return find_place(self.places, way) if repr(raw) == repr(value) else None
+                return find_place(self.places, way) if shorten(raw) == shorten(value) else None
         return None
 
     def _written_keys(self, keys: Keys) -> tuple[Keys, ...]:

@@ -62,7 +62,9 @@ WITHOUT_END = {
     "deep": ("[" * 100_000, "nested deeper"),
     "deep blocks": ("- " * 5_000, "nested deeper"),
     "many": ("[" + "1," * 60_000 + "]", "more than"),
-    "digits": ("a: " + "9" * 5_000, "no legal YAML value"),
+    "digits": ("a: " + "9" * 5_000, "digits"),
+    "hexadecimal": ("a: [1, 0x1" + "0" * 5_000 + "]", "digits"),
+    "octal": ("? 0o1" + "0" * 5_000 + "\n: 1", "digits"),
 }  # fmt: skip
 
 
@@ -71,6 +73,18 @@ def test_what_would_not_end_is_refused(text, word):
     with pytest.raises(UserError, match=word) as refused:
         parse_yaml(text, where="test")
     assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: !!bool maybe", "a: !!int 1_0", "a: !!int \u0663", "a: !!float '\u0663'", "!!map [ab, cd]",
+     "? !!bool no\n: 1", "a: !!str {b: 1}", "a: !!merge b", "a: !b c", "a: ! c", "[!<tag:x> b]",
+     "a: !!python/object:x y"],
+)  # fmt: skip
+def test_a_tag_is_refused(text):
+    """It would make a value of a text that the core schema takes for another, or for none."""
+    with pytest.raises(UserError, match="a tag"):
+        parse_yaml(text, where="test")
 
 
 def test_references_are_read():

@@ -31,6 +31,9 @@ def test_a_file_uri_is_a_folder():
     ("uri", "words"),
     [
         ("s3://AKIA:canary@bucket/run", "may not hold credentials"),
+        ("s3://AKIA:can/ary@bucket/run", "may not hold credentials"),
+        ("s3://[x", "is no URI"),
+        ("ftp://u:can/ary@bucket/run", "cannot keep a study"),
         ("s3://bucket/run?access_key=canary", "may not hold options"),
         ("ftp://bucket/run", r"give a folder, or one of s3://, gs://, file://"),
         ("file://host/run", "give a folder, or one of"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from report_studies import final, searched, select
 
@@ -15,6 +16,7 @@ from ekd_ray.errors import Damaged, UserError
 from ekd_ray.results import Study
 from ekd_ray.results.records import RESULT, RunRecord, read_or_put_aside, read_record, read_whole
 from ekd_ray.results.report import write_report
+from ekd_ray.results.study_reader import read_parquet, write_parquet
 
 # Of a record, what a stranger or an accident makes of it.
 CONTENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -123,6 +125,21 @@ def test_a_table_that_is_none_costs_the_leaderboard_only(maker) -> None:
     assert "confirm.parquet" in study.damaged()[0]
     with pytest.raises(UserError, match="no Parquet table of ours"):
         study.confirmed()
+
+
+@pytest.mark.parametrize("folder", ["a" * 5_000, "a" * 300, "a\0b"])
+def test_a_row_in_a_folder_that_cannot_be_costs_its_seed_only(folder: str, maker) -> None:
+    maker.study()
+    maker.trial(0, [0.5] * 9)
+    (maker.path / "confirm").mkdir()
+    maker.confirm([select(name, seed, 0.6) for name in ("trial 0", "none") for seed in (1, 2)])
+    table = read_parquet(maker.path / "confirm.parquet")
+    rows = table.to_pylist()
+    write_parquet(maker.path / "confirm.parquet", pa.Table.from_pylist(
+        [{**rows[0], "folder": folder}, *rows[1:]], schema=table.schema))  # fmt: skip
+    study = Study.load(maker.path)
+    assert {run.seed for run in study.confirm_runs} == {2}
+    assert len(study.damaged()) == 1 and len(study.damaged()[0]) < 1_000
 
 
 @pytest.mark.parametrize("text", ["", "study: [", "[1]", "study: {trials: x}", "study: 5"])

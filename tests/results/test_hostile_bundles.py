@@ -70,11 +70,14 @@ def test_weights_that_nothing_could_use(bundle, values):
     [
         {"model": {"test_top1": float("nan")}}, {"model": {"test_top1": 0.5, "x": float("inf")}},
         {"model": {"test_top1": 1.5}}, {"model": {"test_top1": True}}, {"model": []},
-        {"test": {"test_top1": {"sd": "much"}}}, {"workers": True}, {"exports": {"a": 1}},
-        {"class_names": ["a"]}, {"class_names": [1, 2]}, {"format_version": 10**30},
+        {"model": {"test_top1": 0.5, "test_nll": 10**400}},
+        {"test": {"test_nll": {"n": -(10**400)}}}, {"workers": True},
+        {"test": {"test_top1": {"sd": "much"}}}, {"exports": {"a": 1}},
+        {"seeds": 10**400}, {"class_names": ["a"]}, {"class_names": [1, 2]},
+        {"format_version": 10**30},
         {"class_names": ["\x1b]0;owned\x07", *"bcdefghij"]}, {"class_names": ["a\nb", "c"]},
     ],
-    ids=str,
+    ids=lambda values: str(values)[:60],
 )  # fmt: skip
 def test_figures_and_names_that_nothing_could_show(bundle, values):
     change_json(bundle.path / "metrics.json", **values)

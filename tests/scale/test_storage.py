@@ -13,12 +13,15 @@ from optuna.trial import TrialState
 from search_runs import run, study_of
 from sqlalchemy.engine import make_url
 
+from ekd_ray.config import StudyConfig
+from ekd_ray.config.yaml_files import dump_yaml
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, hide_secrets
+from ekd_ray.files import write_text
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.storage import NAME_FILE, Journal, check_storage, open_study, write_together
 from ekd_ray.scale.worker import RUN
-from ekd_ray.studies.pipeline import check_study
+from ekd_ray.studies.pipeline import check_study, prepare_study
 
 
 @pytest.fixture
@@ -112,6 +115,54 @@ def test_a_variable_stands_for_a_password_alone(url, monkeypatch):
     with pytest.raises(UserError, match="stands for the password alone") as refused:
         check_storage(study_of("random", optuna_storage=url))
     assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite:////tmp/x.db?password=hunter2&password=${HOME}", "sqlite:////tmp/x.db?pwd=hunter2",
+     "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3Dhunter2", "postgresql://h/db?hunter2",
+     "postgresql://u:hun/ter2@h/db", "postgresql://u:hun?ter2@h/db", "mysql://u/x:hunter2@h/db",
+     "postgresql:///user=u password=hunter2", "mssql+pymssql://h/db;PWD=hunter2",
+     "postgresql://u:${HOME}@h/db?sslpassword=hunter2", "://u:hunter2@h/db",
+     "postgresql:/u:hunter2@h/db",
+     "postgresql://u:hunter2@h:port/db"],
+)  # fmt: skip
+def test_a_password_is_found_wherever_a_driver_would(url, monkeypatch):
+    monkeypatch.setattr("sqlalchemy.create_engine", lambda url: pytest.fail("connected"))
+    with pytest.raises(UserError, match="optuna_storage") as refused:
+        check_storage(study_of("random", optuna_storage=url))
+    assert "ter2" not in str(refused.value)
+
+
+def test_messages_hide_what_may_be_a_password():
+    for url in ("a://u:${P}@h/x?y=${A}", "sqlite:////home/me@x/y.db", "a://u@h", "folder", "${X}"):
+        assert hide_secrets(url) == url
+    assert hide_secrets("a://u:x@h/x?ssl=b&p=${Q}&c") == "a://***@h/x?ssl=***&p=${Q}&***"
+    for url in ("a://u:q?q/q@h", "a://q@q:q@h/x", "a:///x?p=q@q", "a://h?p=q=q&q;r=q", "a://u:q@"):
+        assert "q" not in hide_secrets(url)
+
+
+def test_a_file_of_sqlite_is_a_plain_one_and_is_not_made_by_a_look(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("nowhere/x.db")
+    for name, word in {"fifo": "a FIFO", "link": "cannot open", ".": "a folder"}.items():
+        with pytest.raises(UserError, match=word):
+            check_storage(study_of("random", optuna_storage=f"sqlite:///{tmp_path / name}"))
+    with pytest.raises(UserError, match="a device"):
+        check_storage(study_of("random", optuna_storage="sqlite:////dev/zero"))
+    there = sorted(tmp_path.iterdir())
+    check_storage(study_of("random", optuna_storage=f"sqlite:///{tmp_path / 'new.db'}"))
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_resumed_study_is_not_looked_for_in_another_place(tmp_path, monkeypatch):
+    config = study_of("random", trials=2)
+    write_text(tmp_path / "study.yaml", dump_yaml({"format_version": 1, "study": config.to_dict()}))
+    values = {**config.to_dict(), "optuna_storage": "postgresql://u:${HOME}@h/db"}
+    recipe = MagicMock(config=StudyConfig.from_dict(values))
+    monkeypatch.setattr("sqlalchemy.create_engine", lambda url: pytest.fail("connected"))
+    with pytest.raises(UserError, match="another configuration: optuna_storage"):
+        prepare_study(recipe, resumed=tmp_path)
 
 
 def test_without_sqlalchemy_one_sentence_says_what_to_install(monkeypatch):

@@ -167,7 +167,11 @@ def test_a_service_that_fails_is_given_up_with_one_warning(tmp_path, caplog, mon
     ("track", "said"),
     [
         ("mflow:x", r"unknown service in track: 'mflow'. Did you mean 'mlflow'\?"),
-        ("mlflow:https://me:hunter2@host/", "track holds a password"),
+        ("mlflow:https://me:hunter2@host/", "track holds a .*password"),
+        ("mlflow:https://me:hun/ter2@host/", "track holds a .*password"),
+        ("mlflow:https://hunter2@host/", "track holds a .*password"),
+        ("mlflow:me:hunter2@host", "track holds a .*password"),
+        ("mlflow:https://host/?token=hunter2", "track holds a .*options"),
         ("mlflow:gopher://nowhere", "cannot open track mlflow:gopher://nowhere"),
         ("mlflow:http://127.0.0.1:1", "cannot open track mlflow:http://127.0.0.1:1"),
         ("wandb:a/b/c", "wandb:ENTITY/PROJECT, got wandb:a/b/c"),

@@ -4,6 +4,9 @@ import pytest
 import yaml
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.errors import UserError
+from ekd_ray.studies.overlay import Given, lay_over
+from ekd_ray.studies.recipes import Recipe
 
 BASE = """\
 description: what the recipes of this test share
@@ -218,6 +221,13 @@ def test_a_config_file(launch, tmp_path):
     (tmp_path / "run.yaml").write_text("dataset: digits")
     code, _, err = launch("distill", "--dry-run", "--config", "run.yaml", "--epochs", 0)
     assert (code, err) == (2, "error: epochs must be >= 1, got 0.\n")
+
+
+def test_a_number_of_the_flags_that_nobody_could_write(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("trials: 5")
+    recipe = lay_over(Recipe.load(tmp_path / "recipe.yaml"), Given(settings={"trials": 10**5000}))
+    with pytest.raises(UserError, match="trials"), recipe.locate_errors():
+        _ = recipe.config
 
 
 def test_a_study_that_is_continued(launch, tmp_path):
