@@ -9,11 +9,12 @@ group are shown as one line with the mean of their metrics.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
-import math
 import os
 import time
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from torch.utils.tensorboard import SummaryWriter
 
-from ekd_ray.config.targets import COSTS
+from ekd_ray.config.targets import COSTS, figure_limits
 from ekd_ray.files import parse_json, read_bytes, write_text
 
 HISTORY = "history.jsonl"
@@ -39,20 +40,42 @@ def metric_tag(name: str) -> str:
     return f"{group}/{rest}" if group in ("train", "val", "test", "loss") else f"solver/{name}"
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs recorded in a run's folder, oldest first, up to the first line that is torn."""
-    return list(itertools.takewhile(is_epoch, read_rows(folder / HISTORY)))
+def read_history(folder: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The epochs recorded in a run's folder, as far as `leading_epochs` has it."""
+    return leading_epochs(read_rows(folder / HISTORY), needed)
+
+
+def leading_epochs(rows: Iterable[Any], needed: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The rows up to the first that is torn, or no later epoch than those before it.
+
+    Args:
+        needed: metrics that each of them has.
+    """
+    found: list[dict[str, Any]] = []
+    needed = tuple(needed)
+    for row in rows:
+        if not is_epoch(row) or (found and row["epoch"] <= found[-1]["epoch"]):
+            break
+        if any(row.get(name) is None for name in needed):
+            break
+        found.append(row)
+    return found
 
 
 def is_epoch(row: Any) -> bool:
-    """Whether a value is the row of an epoch, which has finite numbers, or null, by name."""
+    """Whether a value is the row of an epoch, which has numbers that can be, or null, by name."""
     if not isinstance(row, dict) or type(row.get("epoch")) is not int:
         return False
-    values = [value for value in row.values() if value is not None]
-    try:
-        return {*map(type, values)} <= {int, float} and math.isfinite(math.fsum(values))
-    except (OverflowError, ValueError):  # too large, or two infinities
+    kinds = {*map(type, row.values())}
+    if not kinds <= {int, float, types.NoneType} or row.get("seconds", 0) is None:
         return False
+    limits = zip(row.values(), _limits_of(tuple(row)), strict=True)
+    return all(value is None or low <= value <= high for value, (low, high) in limits)
+
+
+@functools.lru_cache(maxsize=64)
+def _limits_of(names: tuple[str, ...]) -> tuple[tuple[float, float], ...]:
+    return tuple(map(figure_limits, names))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -23,8 +22,8 @@ from optuna.trial import TrialState
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError, check_installed
-from ekd_ray.files import open_plain, read_bytes, read_text, write_text
-from ekd_ray.results.records import JOURNAL
+from ekd_ray.files import open_plain, read_bytes, read_text, remove_path, write_text
+from ekd_ray.results.records import JOURNAL, trial_folders
 from ekd_ray.scale.optuna_private import lock_files, storage_of
 from ekd_ray.scale.samplers import make_sampler
 from ekd_ray.scale.space import silence_optuna
@@ -181,9 +180,9 @@ def drop_unknown_trials(run: Path) -> list[str]:
             trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
             known |= {trial.number for trial in trials if trial.state != TrialState.WAITING}
     dropped = []
-    for folder in sorted((run / "trials").glob("[0-9]*")):
-        if int(folder.name) not in known:
-            shutil.rmtree(folder)
+    for number, folder in trial_folders(run).items():
+        if number not in known:
+            remove_path(folder)
             dropped.append(f"trials/{folder.name}")
     return dropped
 
