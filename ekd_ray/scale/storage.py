@@ -21,7 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.errors import UserError, check_installed
+from ekd_ray.errors import Damaged, UserError, check_installed
 from ekd_ray.files import open_plain, read_bytes, read_text, remove_path, write_text
 from ekd_ray.results.records import JOURNAL, trial_folders
 from ekd_ray.scale.optuna_private import lock_files, storage_of
@@ -91,6 +91,7 @@ class _JournalFile(BaseJournalBackend):
         self._path = path
         self._file = JournalFileBackend(str(path))
         self._offset = 0  # of what the storage has not read yet
+        self.count = 0  # of the lines before it
         self.held: list[dict[str, Any]] | None = None
         self._read = 0  # of those held, by the storage
 
@@ -117,6 +118,7 @@ class _JournalFile(BaseJournalBackend):
                 if not line.endswith(b"\n"):  # being written by another
                     return
                 self._offset += len(line)
+                self.count += 1
                 yield line
 
     @contextlib.contextmanager
@@ -148,7 +150,16 @@ class Journal(JournalStorage):
         if path.exists():
             os.truncate(path, read_bytes(path).rfind(b"\n") + 1)
         self.lines = _JournalFile(path)
-        super().__init__(self.lines)
+        try:
+            super().__init__(self.lines)
+        except (MemoryError, OSError, UserError):
+            raise
+        except Exception:  # whatever Optuna makes of a line that it has not written
+            reason = (
+                f"its line {self.lines.count} is none that Optuna writes; put a copy of the file "
+                "in its place, or begin another study with --warm-start and this one"
+            )
+            raise Damaged(path, reason) from None
 
 
 @contextlib.contextmanager
