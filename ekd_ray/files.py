@@ -4,6 +4,7 @@ what others hand over is a plain file of bounded size."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import io
@@ -259,6 +260,31 @@ def make_private(folder: Path) -> None:
     """Make a folder, and those above it that lack, for nobody else to write, whatever the umask."""
     for part in reversed([part for part in (folder, *folder.parents) if not part.exists()]):
         part.mkdir(mode=0o755, exist_ok=True)
+
+
+def make_closed(folder: Path) -> None:
+    """Make a folder that no other user can enter; one that others could enter is made anew.
+
+    What a library writes there by the umask may be open to others, who do not get to it.
+
+    Raises:
+        OSError: it is another user's, or on a disk that cannot be written.
+    """
+    make_private(folder.parent)
+    if not _is_closed(folder):
+        remove_path(folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if not (_is_closed(folder) and os.access(folder, os.W_OK)):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _is_closed(folder: Path) -> bool:
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
+        return False
+    is_open = status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not is_open
 
 
 def others_could_write(path: Path) -> bool:
