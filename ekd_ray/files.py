@@ -4,6 +4,7 @@ what others hand over is a plain file of bounded size."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import io
@@ -23,8 +24,6 @@ from ekd_ray.errors import Damaged, UserError, shorten
 # Bytes of a file, at most: of one that is read as text, and of one that is mapped or hashed.
 MOST_TEXT = 64 * 2**20
 MOST_DATA = 64 * 2**30
-# Of a whole number in a text, which then is within the range of a float.
-MOST_DIGITS = 200
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -129,7 +128,7 @@ def read_json(path: str | os.PathLike[str], *, cure: str = "") -> dict[str, Any]
     except UnicodeDecodeError:
         raise Unreadable(path, "not UTF-8 text", cure) from None
     except ValueError:
-        raise Damaged(path, "it is no JSON text") from None
+        raise Damaged(path, "it is no JSON text of ours") from None
     if not isinstance(found, dict):
         raise Damaged(path, f"it holds a {type(found).__name__} where a mapping belongs")
     return found
@@ -138,11 +137,15 @@ def read_json(path: str | os.PathLike[str], *, cure: str = "") -> dict[str, Any]
 def parse_json(text: str | bytes) -> Any:
     """The value of a strict JSON text, as we write it.
 
-    Raises ValueError for anything else: NaN, infinity, a whole number of more digits than
-    `MOST_DIGITS`, and what is nested too deep.
+    Raises ValueError for anything else: NaN, infinity, whole numbers of more than 64 bits, halves
+    of signs, and what is nested too deep.
     """
     try:
-        return _STRICT_JSON.decode(text if isinstance(text, str) else text.decode())
+        text = text if isinstance(text, str) else text.decode()
+        found = _STRICT_JSON.decode(text)
+        if _HALF_SIGN.search(text):  # maybe one of a pair
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -151,14 +154,16 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def _bounded_int(text: str) -> int:
-    if len(text) > MOST_DIGITS:
-        raise ValueError(f"a number of more than {MOST_DIGITS} digits")
-    return int(text)
+def _whole_number(text: str) -> int:
+    # Python's own limit is thousands of digits; no float, table or database holds as many.
+    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**64:
+        raise ValueError(f"{shorten(text)} has more than 64 bits")
+    return number
 
 
+_HALF_SIGN = re.compile(r"\\u[dD][89a-fA-F]")
 # Built once: rows are many.
-_STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_bounded_int)
+_STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole_number)
 
 
 def _kind_of(mode: int) -> str:
@@ -278,6 +283,31 @@ def make_private(folder: Path) -> None:
     """Make a folder, and those above it that lack, for nobody else to write, whatever the umask."""
     for part in reversed([part for part in (folder, *folder.parents) if not part.exists()]):
         part.mkdir(mode=0o755, exist_ok=True)
+
+
+def make_closed(folder: Path) -> None:
+    """Make a folder that no other user can enter; one that others could enter is made anew.
+
+    What a library writes there by the umask may be open to others, who do not get to it.
+
+    Raises:
+        OSError: it is another user's, or on a disk that cannot be written.
+    """
+    make_private(folder.parent)
+    if not _is_closed(folder):
+        remove_path(folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if not (_is_closed(folder) and os.access(folder, os.W_OK)):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _is_closed(folder: Path) -> bool:
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
+        return False
+    is_open = status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not is_open
 
 
 def others_could_write(path: Path) -> bool:

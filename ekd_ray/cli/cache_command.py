@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import json
 import math
-import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from ekd_ray.cli.output import print_plan, print_text, set_up_ray
 from ekd_ray.cli.request import run_request
 from ekd_ray.config.phrases import size_text
 from ekd_ray.errors import UserError
+from ekd_ray.files import remove_path
 
 if TYPE_CHECKING:
     from ekd_ray.engine.teacher.table import TableInfo
@@ -79,9 +80,13 @@ def run(args: argparse.Namespace) -> int:
 def _ls(args: argparse.Namespace) -> int:
     from ekd_ray.cli.console import Console
     from ekd_ray.cli.terminal import plain_table
-    from ekd_ray.engine.teacher.table import list_tables, tables_dir
+    from ekd_ray.engine.teacher.table import list_tables, table_folders, tables_dir
 
     tables = list(list_tables())
+    known = {table.folder for table in tables}
+    for folder in table_folders():
+        if folder not in known:
+            print_text(_left_out(folder), file=sys.stderr)
     if args.json:
         print_text(json.dumps([_plain(table) for table in tables], indent=2))
         return 0
@@ -99,6 +104,10 @@ def _ls(args: argparse.Namespace) -> int:
     console.print(shown if tables else "no tables")
     print_text(f"in {tables_dir()}")
     return 0
+
+
+def _left_out(folder: Path) -> str:
+    return f"{folder.name} is no table of this version, or damaged: remove it with rm."
 
 
 def _plain(table: TableInfo) -> dict[str, Any]:
@@ -205,7 +214,9 @@ def _verify(args: argparse.Namespace) -> int:
     for folder in _chosen(args):
         spec = read_spec(folder)
         if spec is None:
-            raise UserError(f"{folder} is not a table of this version: remove it with rm.")
+            print_text(_left_out(folder), file=sys.stderr)
+            damaged += 1
+            continue
         table = TeacherTable(folder, spec)
         sound, bad = table.sound()
         table.close()
@@ -244,7 +255,7 @@ def _rm(args: argparse.Namespace) -> int:
         old = {table.folder for table in list_tables() if table.modified < newest}
         folders = [folder for folder in folders if folder in old]
     for folder in folders:
-        shutil.rmtree(folder)
+        remove_path(folder)
         if not args.json:
             print_text(f"removed {folder.name}")
     if args.json:

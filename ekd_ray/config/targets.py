@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ekd_ray.config.settings import MOST_EPOCHS
 from ekd_ray.errors import UserError, shorten, unknown_name
 
 # What the rows of a trial's epochs carry, and which way each is better.
@@ -22,9 +23,23 @@ DIRECTIONS = {
 }
 METRICS = tuple(name for name in DIRECTIONS if name.startswith("val_"))
 COSTS = tuple(name for name in DIRECTIONS if name not in METRICS)  # of the student alone
+MOST_FIGURE = 1e100  # of what is recorded, either sign: squares and sums of it are finite
+_MOST_SECONDS = 1e10
+_SHARES = ("top1", "top5", "ece", "aurc", "auroc")  # metrics of any split that are from 0 to 1
 
 T = TypeVar("T")
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*$")
+
+
+def figure_limits(name: str) -> tuple[float, float]:
+    """The least and the largest value that a figure of an epoch can have."""
+    if name == "epoch":
+        return 1, MOST_EPOCHS
+    if name.startswith(("train_", "val_", "test_")) and name.endswith(_SHARES):
+        return -1e-6, 1 + 1e-6  # a mean of floats may be beside its bound
+    if name == "seconds":
+        return 0, _MOST_SECONDS
+    return (0 if name in COSTS else -MOST_FIGURE), MOST_FIGURE
 
 
 @dataclass(frozen=True, kw_only=True)

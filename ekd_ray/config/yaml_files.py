@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ekd_ray.errors import Keys, UserError, shorten
-from ekd_ray.files import MOST_DIGITS, read_text
+from ekd_ray.files import read_text
 
 Places = dict[Keys, str]  # the keys that lead to a value -> FILE:LINE
 
@@ -22,6 +22,7 @@ Places = dict[Keys, str]  # the keys that lead to a value -> FILE:LINE
 MOST_BYTES = 2 * 2**20
 MOST_VALUES = 50_000
 MOST_DEPTH = 32
+MOST_DIGITS = 200  # of a whole number, which then is within the range of a float
 
 
 class _Loader(yaml.SafeLoader):

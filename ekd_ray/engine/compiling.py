@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
-from ekd_ray.files import default_cache_dir, make_private
+from ekd_ray.files import default_cache_dir, make_closed, remove_path
 from ekd_ray.losses.methods import method_of
 
 # The longest of our own compilations (docs/speed.md): what a process takes for the start-up until
@@ -24,6 +26,7 @@ START_UP_SECONDS = 66.0
 SAVED_SECONDS = 1e-3
 # CUDA graphs warm up in the first call, are recorded in the second and replayed in the third.
 _GRAPH_CALLS = 3
+_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 _start_up = START_UP_SECONDS  # of this process; later ones find on disk what was compiled
 
@@ -49,10 +52,15 @@ def wants_compilation(config: DistillConfig, device: torch.device, steps: int) -
 def _keep_programs_private() -> None:
     """Have torch keep what it compiles in the cache: its own place is a folder of the machine's
     temporary ones with a known name, where another user could leave programs that it would run."""
+    if _VARIABLE in os.environ:
+        return
     folder = default_cache_dir().absolute() / "compiled"
-    with contextlib.suppress(OSError):  # on a read-only disk torch keeps its place
-        make_private(folder)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    try:
+        make_closed(folder)
+    except OSError:  # a read-only disk, or another user's cache: for this process alone
+        folder = Path(tempfile.mkdtemp(prefix="ekd_ray-"))
+        atexit.register(remove_path, folder)
+    os.environ[_VARIABLE] = str(folder)
 
 
 class CompiledForward:

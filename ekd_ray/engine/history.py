@@ -3,49 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-import math
+import types
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ekd_ray.config.targets import figure_limits
 from ekd_ray.files import parse_json, read_bytes
 
 HISTORY = "history.jsonl"
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs recorded in a run's folder, oldest first, up to the first line that is torn."""
-    return list(itertools.takewhile(is_epoch, read_rows(folder / HISTORY)))
+def read_history(folder: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The epochs recorded in a run's folder, as far as `leading_epochs` has it."""
+    return leading_epochs(read_rows(folder / HISTORY), needed)
 
 
-def are_epochs(rows: list[Any]) -> bool:
-    """Whether all are rows of epochs, each of a later one: see `is_epoch`."""
-    epochs: list[Any] = [
-        row["epoch"] if isinstance(row, dict) and "epoch" in row else None for row in rows
-    ]
-    if {*map(type, epochs)} - {int} or epochs != sorted({*epochs}):
-        return False
-    # All numbers at once, as thousands of histories are read: a sum that is finite has none that
-    # is not.
-    return _are_finite([value for row in rows for value in row.values()]) or all(
-        map(is_epoch, rows)
-    )
+def leading_epochs(rows: Iterable[Any], needed: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The rows up to the first that is torn, or no later epoch than those before it.
+
+    Args:
+        needed: metrics that each of them has.
+    """
+    found: list[dict[str, Any]] = []
+    needed = tuple(needed)
+    for row in rows:
+        if not is_epoch(row) or (found and row["epoch"] <= found[-1]["epoch"]):
+            break
+        if any(row.get(name) is None for name in needed):
+            break
+        found.append(row)
+    return found
 
 
 def is_epoch(row: Any) -> bool:
-    """Whether a value is the row of an epoch, which has finite numbers, or null, by name."""
+    """Whether a value is the row of an epoch, which has numbers that can be, or null, by name."""
     if not isinstance(row, dict) or type(row.get("epoch")) is not int:
         return False
-    return _are_finite(row.values())
-
-
-def _are_finite(values: Iterable[Any]) -> bool:
-    values = [value for value in values if value is not None]
-    try:
-        return {*map(type, values)} <= {int, float} and math.isfinite(math.fsum(values))
-    except (OverflowError, ValueError):  # too large, or two infinities
+    kinds = {*map(type, row.values())}
+    if not kinds <= {int, float, types.NoneType} or row.get("seconds", 0) is None:
         return False
+    limits = zip(row.values(), _limits_of(tuple(row)), strict=True)
+    return all(value is None or low <= value <= high for value, (low, high) in limits)
+
+
+@functools.lru_cache(maxsize=64)
+def _limits_of(names: tuple[str, ...]) -> tuple[tuple[float, float], ...]:
+    return tuple(map(figure_limits, names))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

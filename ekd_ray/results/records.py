@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import types
 import typing
 import warnings
@@ -22,8 +23,8 @@ import pyarrow as pa
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.plugins import write_sources
-from ekd_ray.config.targets import COSTS
-from ekd_ray.engine.history import are_epochs, is_epoch, read_history
+from ekd_ray.config.targets import COSTS, MOST_FIGURE
+from ekd_ray.engine.history import is_epoch, leading_epochs, read_history
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.errors import Damaged, UserError, shorten
@@ -42,11 +43,18 @@ STATUSES = ("running", "complete", "pruned", "failed")
 CONFIRMED = "confirm.parquet"
 CACHE_COST = "cache.json"
 CANDIDATES = "candidates.json"
+_TRIAL = re.compile(r"[0-9]{4,}")
 
 
 def trial_folder(run: Path, number: int) -> Path:
     """`<run>/trials/<number, 4 digits>`."""
     return run / "trials" / f"{number:04d}"
+
+
+def trial_folders(run: Path) -> dict[int, Path]:
+    """The folders of the trials that have begun, by their numbers, ascending."""
+    found = [path for path in run.glob("trials/*") if _TRIAL.fullmatch(path.name)]
+    return dict(sorted((int(p.name), p) for p in found if p == trial_folder(run, int(p.name))))
 
 
 def candidate_folder(teacher: Path, seed: int) -> Path:
@@ -178,7 +186,6 @@ class RunRecord:
             self, status=status, reason=reason, history=history,
             metrics=history[-1] if history else {}, seconds=spent_seconds(history),
         )  # fmt: skip
-        from ekd_ray.engine.runlog import end_session  # loads torch, which a reader does not need
 
         end_session(self.folder, failed=status == "failed")
         record.write()
@@ -186,6 +193,14 @@ class RunRecord:
 
 
 _PLAIN = (bool, int, float, str, types.NoneType)
+_MOST_SIGNS = 10_000  # of a text
+
+
+def _is_bounded(value: Any) -> bool:
+    """Whether a text is of bounded length, and a number finite and in bounds."""
+    if isinstance(value, str):
+        return len(value) <= _MOST_SIGNS
+    return not isinstance(value, int | float) or abs(value) <= MOST_FIGURE
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
@@ -209,23 +224,27 @@ def single_run(config: DistillConfig, folder: Path) -> RunRecord:
     )
 
 
-def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | None:
+def read_record(
+    folder: Path, known: RunRecord | None = None, *, needed: Iterable[str] = ()
+) -> RunRecord | None:
     """The record of the run in a folder, ended or running; None if it has not begun.
 
     Args:
         known: what else is known of the run: its name and role (runs of equal configurations
             share a folder) and, for a file of the first format, its settings.
+        needed: metrics that every epoch of a trial has, such as the study's objectives.
 
     Raises:
         Damaged: its files hold what no run writes. UserError: it is of a newer ekd_ray.
     """
     path, found = folder / RESULT, known or _from_path(folder)
+    needed = tuple(needed)
     content: dict[str, Any] = {}
     if ended := path.exists():
         content = read_json(path)
         check_format(path, content.get("format_version", 1), FORMAT_VERSION)
     if "history" not in content:  # still running, or of the first format
-        settings, content["history"] = folder / CONFIG, read_history(folder)
+        settings, content["history"] = folder / CONFIG, read_history(folder, needed)
         if not (ended or settings.exists() or content["history"]):
             return None
         if settings.exists() and not found.config:
@@ -237,32 +256,34 @@ def read_record(folder: Path, known: RunRecord | None = None) -> RunRecord | Non
             content.setdefault("status", "failed" if content.get("reason") else "complete")
             content.setdefault("metrics", history[-1] if history else {})
     if ended:
-        _check_content(path, content, found)
+        _check_content(path, content, found, needed)
     if known:
         content |= {name: getattr(known, name) for name in ("name", "number", "role", "equals")}
     content["stage"] = RunStage(content.get("stage", found.stage))
     return replace(found, **{name: content[name] for name in content.keys() & _KINDS.keys()})
 
 
-def read_or_put_aside(folder: Path, known: RunRecord | None = None) -> RunRecord | None:
+def read_or_put_aside(
+    folder: Path, known: RunRecord | None = None, *, needed: Iterable[str] = ()
+) -> RunRecord | None:
     """As `read_record`; a record that is damaged is renamed, with a warning.
 
     Its run is then one that has not ended, and goes on from what else it has left.
     """
     try:
-        return read_record(folder, known)
+        return read_record(folder, known, needed=needed)
     except Damaged as error:
         for name in (RESULT, CONFIG):
             if (folder / name).exists():
                 os.replace(folder / name, folder / f"{name}.damaged")
         warnings.warn(f"{error} It is put aside, and its run goes on.", stacklevel=2)
-    return read_record(folder, known)
+    return read_record(folder, known, needed=needed)
 
 
-def read_whole(folder: Path) -> RunRecord | None:
+def read_whole(folder: Path, *, needed: Iterable[str] = ()) -> RunRecord | None:
     """As `read_record`; None for one that is damaged, too."""
     with contextlib.suppress(Damaged):
-        return read_record(folder)
+        return read_record(folder, needed=needed)
     return None
 
 
@@ -273,7 +294,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise Damaged(path, str(error).rstrip(".")) from None
 
 
-def _check_content(path: Path, content: Mapping[str, Any], found: RunRecord) -> None:
+def _check_content(
+    path: Path, content: Mapping[str, Any], found: RunRecord, needed: Iterable[str]
+) -> None:
     """Raise `Damaged` if the content of a record is none that we write."""
     unknown = content.keys() - _KINDS.keys() - {"format_version"}
     if unknown and "format_version" in content:
@@ -287,21 +310,35 @@ def _check_content(path: Path, content: Mapping[str, Any], found: RunRecord) -> 
         if content.get(name, getattr(found, name)) not in values:
             got = shorten(content.get(name))
             raise Damaged(path, f"its {name} is {got}, not {' or '.join(sorted(map(str, values)))}")
-    history, metrics = content["history"], {"epoch": 0, **content.get("metrics", {})}
-    if not (are_epochs(history) and is_epoch(metrics)):
-        raise Damaged(path, "its history or its metrics are no finite numbers by epoch")
+    history, metrics = content["history"], {"epoch": 1, **content.get("metrics", {})}
+    if leading_epochs(history) != history or not is_epoch(metrics):
+        raise Damaged(path, "its history or its metrics are no numbers that epochs have")
+    scored = content.get("status", found.status) in ("complete", "pruned")
+    rows = leading_epochs(history, needed)
+    if found.stage is RunStage.SEARCH and scored and (not rows or rows != history):
+        raise Damaged(path, f"its history has not {' and '.join(needed) or 'an epoch'}")
+    _check_params(path, content)
+
+
+def _check_params(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise `Damaged` unless the searched values are such as the settings could have."""
     config = content.get("config") or {}
     for name, value in content.get("params", {}).items():
-        kinds = {isinstance(known, int | float) for known in (value, config.get(name, value))}
-        if len(kinds) > 1 or not isinstance(value, _PLAIN):
-            raise Damaged(path, f"its params have {shorten(value)} as {name}")
+        try:
+            known = isinstance(value, _PLAIN) and _is_bounded(value)
+            if known and name in config and name in DistillConfig.names():
+                DistillConfig.check_value(name, value)
+        except UserError:
+            known = False
+        if not known:
+            raise Damaged(path, f"its params have {shorten(value)} as {shorten(name)}")
 
 
 def _from_path(folder: Path) -> RunRecord:
     """The record of a run of which only the folder is known."""
     name, number, kind = folder.name, None, folder.parent.name
     stage = RunStage.TEACHER if "teacher" in (name, kind) else RunStage.SINGLE
-    if kind == "trials":
+    if kind == "trials" and _TRIAL.fullmatch(name):
         stage, number = RunStage.SEARCH, int(name)
         name = trial_name(number)
     elif kind == "confirm":
@@ -359,9 +396,10 @@ def confirmed_run(row: Mapping[str, Any], study: Path) -> RunRecord:
 
 
 def check_kinds(path: Path, values: Mapping[str, Any]) -> None:
-    """Raise `Damaged` if a value is of another type than that of the record."""
+    """Raise `Damaged` if a value is of another type than that of the record, or out of bounds."""
     for name, value in values.items():
-        if not isinstance(value, _KINDS.get(name, object)):
+        legal = isinstance(value, _KINDS.get(name, object)) and _is_bounded(value)
+        if not legal or (name == "seconds" and not is_epoch({"epoch": 1, name: value})):
             raise Damaged(path, f"its {name} is {shorten(value)}")
 
 

@@ -38,6 +38,7 @@ from ekd_ray.results.records import (
     read_record,
     spent_seconds,
     table_of_rows,
+    trial_folders,
 )
 
 T = TypeVar("T")
@@ -101,8 +102,7 @@ class StudyReader:
     @cached_property
     def runs(self) -> list[RunRecord]:
         """Every run that has begun, ended or not: trials by number, then confirm runs by folder."""
-        folders = [path for path in self.path.glob("trials/*") if path.name.isdecimal()]
-        folders.sort(key=lambda path: int(path.name))
+        folders = [*trial_folders(self.path).values()]
         for stage in (RunStage.SELECT, RunStage.FINAL):
             folders += sorted(self.path.glob(f"confirm/{stage}-*"))
         known = {run.folder: run for run in reversed(self.confirm_runs)}
@@ -141,7 +141,7 @@ class StudyReader:
 
     def _read(self, folder: Path, known: RunRecord | None = None) -> RunRecord | None:
         def read() -> RunRecord | None:
-            run = read_record(folder, known)
+            run = read_record(folder, known, needed=self.config.all_objectives)
             if run:
                 check_settings(run)
             return run
@@ -250,7 +250,7 @@ class StudyReader:
         check_kinds(path, run.to_dict())
         check_settings(run)
         needed = "test_top1" if run.stage is RunStage.FINAL else self.config.metric
-        figures = {"epoch": 0, **run.metrics}
+        figures = {"epoch": 1, **run.metrics}
         if not is_epoch(figures) or (run.reason is None and needed not in figures):
             raise Damaged(path, f"{text} has no finite {needed}")
         return run

@@ -44,7 +44,7 @@ class FullRuns(OptunaSearcher):
             if trial.state == TrialState.PRUNED
             and trial.number not in begun
             and not {FULL_RUN, REPEATED} & trial.user_attrs.keys()
-            and (record := read_whole(trial_folder(run, trial.number))) is not None
+            and (record := read_whole(trial_folder(run, trial.number), needed=self._needed))
         ]
         self._stopped = deque(sorted(stopped, key=lambda trial: promise(trial, config, chance)))
 

@@ -20,6 +20,7 @@ HEAD_NODE = "node:__internal_head__"
 FAILURE_MARK = "Failure #"
 NODE_DIED = "node has died"
 LOW_ON_MEMORY = "running low on memory"
+TRACEBACK = '\n  File "'  # of an error that Python raised
 VITAL_PROCESSES = {"raylet", "gcs_server"}
 
 

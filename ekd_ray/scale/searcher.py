@@ -81,6 +81,7 @@ class OptunaSearcher(Searcher):
         super().__init__(metric=config.metric, mode=config.mode)
         self.run = run
         self.config = config
+        self._needed = config.all_objectives
         self.base = base
         self.space = Space(config.space)
         self.study = open_study(run, config)
@@ -100,10 +101,10 @@ class OptunaSearcher(Searcher):
         for frozen in self.study.get_trials(deepcopy=False):
             folder = trial_folder(self.run, frozen.number)
             running = frozen.state == TrialState.RUNNING
-            record = read_or_put_aside(folder) if running else read_whole(folder)
+            record = (read_or_put_aside if running else read_whole)(folder, needed=self._needed)
             if record is not None:
                 self._found[frozen.number] = record
-            history = read_history(folder) if record is None else record.history
+            history = read_history(folder, self._needed) if record is None else record.history
             self.budget.record(frozen.number, history)
         for frozen in self.study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
             record = self._found.get(frozen.number)
@@ -144,7 +145,7 @@ class OptunaSearcher(Searcher):
         """End the interrupted trials that the scheduler had stopped before they were ended."""
         for number in [number for number in self._interrupted if number in numbers]:
             self._interrupted.remove(number)
-            record = read_whole(trial_folder(self.run, number))
+            record = read_whole(trial_folder(self.run, number), needed=self._needed)
             assert record is not None
             params = stored_trial(self.study, number).params
             ended = replace(record, params=params).close("pruned")
@@ -230,7 +231,7 @@ class OptunaSearcher(Searcher):
             return
         known = stored_trial(self.study, trial.number).intermediate_values
         for row in rows:  # a kill may have come after some of them
-            if row["epoch"] not in known and self.metric in row:
+            if row["epoch"] not in known and row.get(self.metric) is not None:
                 trial.report(row[self.metric], row["epoch"])
 
     def on_trial_complete(

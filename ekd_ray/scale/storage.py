@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -22,9 +21,17 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.errors import UserError, check_installed, hide_secrets, shorten
-from ekd_ray.files import NoSuchFile, check_plain, open_plain, read_bytes, read_text, write_text
-from ekd_ray.results.records import JOURNAL
+from ekd_ray.errors import Damaged, UserError, check_installed, hide_secrets, shorten
+from ekd_ray.files import (
+    NoSuchFile,
+    check_plain,
+    open_plain,
+    read_bytes,
+    read_text,
+    remove_path,
+    write_text,
+)
+from ekd_ray.results.records import JOURNAL, trial_folders
 from ekd_ray.scale.optuna_private import lock_files, storage_of
 from ekd_ray.scale.samplers import make_sampler
 from ekd_ray.scale.space import silence_optuna
@@ -108,6 +115,7 @@ class _JournalFile(BaseJournalBackend):
         self._path = path
         self._file = JournalFileBackend(str(path))
         self._offset = 0  # of what the storage has not read yet
+        self.count = 0  # of the lines before it
         self.held: list[dict[str, Any]] | None = None
         self._read = 0  # of those held, by the storage
 
@@ -134,6 +142,7 @@ class _JournalFile(BaseJournalBackend):
                 if not line.endswith(b"\n"):  # being written by another
                     return
                 self._offset += len(line)
+                self.count += 1
                 yield line
 
     @contextlib.contextmanager
@@ -165,7 +174,16 @@ class Journal(JournalStorage):
         if path.exists():
             os.truncate(path, read_bytes(path).rfind(b"\n") + 1)
         self.lines = _JournalFile(path)
-        super().__init__(self.lines)
+        try:
+            super().__init__(self.lines)
+        except (MemoryError, OSError, UserError):
+            raise
+        except Exception:  # whatever Optuna makes of a line that it has not written
+            reason = (
+                f"its line {self.lines.count} is none that Optuna writes; put a copy of the file "
+                "in its place, or begin another study with --warm-start and this one"
+            )
+            raise Damaged(path, reason) from None
 
 
 @contextlib.contextmanager
@@ -197,9 +215,9 @@ def drop_unknown_trials(run: Path) -> list[str]:
             trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
             known |= {trial.number for trial in trials if trial.state != TrialState.WAITING}
     dropped = []
-    for folder in sorted((run / "trials").glob("[0-9]*")):
-        if int(folder.name) not in known:
-            shutil.rmtree(folder)
+    for number, folder in trial_folders(run).items():
+        if number not in known:
+            remove_path(folder)
             dropped.append(f"trials/{folder.name}")
     return dropped
 

@@ -10,7 +10,13 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.scale.cluster import count_trials, end_without_ray, live_nodes, on_cluster
-from ekd_ray.scale.ray_private import LOW_ON_MEMORY, NODE_DIED, forgive_failure, last_failure
+from ekd_ray.scale.ray_private import (
+    LOW_ON_MEMORY,
+    NODE_DIED,
+    TRACEBACK,
+    forgive_failure,
+    last_failure,
+)
 
 REFRESH_SECONDS = 5.0  # between two looks at the nodes
 NODE_LOSSES = 8  # of one trial, before it counts as what has ended its nodes
@@ -79,14 +85,18 @@ class ProcessDeaths(tune.Callback):
         self._trials = trials  # which hold those that never came to start, too
 
     def reason(self, trial_id: str) -> str | None:
-        """Why the process of a trial that failed has died, if that is known of its last death."""
+        """Why a trial that failed has ended the last time, if that is known."""
         trial = next((trial for trial in self._trials if trial.trial_id == trial_id), None)
-        if trial is None or LOW_ON_MEMORY not in last_failure(trial):
-            return None
-        return (
-            "the trial's process was ended twice, the last time by Ray because its node ran low on "
-            "memory: lower --max-concurrent, or give each trial more CPUs"
-        )
+        failure = "" if trial is None else last_failure(trial)
+        if LOW_ON_MEMORY in failure:
+            return (
+                "the trial's process was ended twice, the last time by Ray because its node ran "
+                "low on memory: lower --max-concurrent, or give each trial more CPUs"
+            )
+        if TRACEBACK in failure:  # it did not die
+            error = failure.strip().splitlines()[-1]
+            return f"an error of the program or of a plugin ended it: {error[:300]}"
+        return None
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         if NODE_DIED not in last_failure(trial):

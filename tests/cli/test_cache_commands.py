@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -93,6 +94,23 @@ def test_list_verify_and_remove(cache, teacher):
         os.utime(path, (old, old))
     assert cache("rm", "--unused-days", 1)[1] == f"removed {name}\n"
     assert not table.folder.exists()
+
+
+def test_a_damaged_table_is_named_and_the_others_are_looked_at(cache, teacher):
+    cache("fill", *RUN, "--teacher-weights", teacher)
+    (table,) = list_tables()
+    damaged = table.folder.with_name("aaa-damaged")
+    shutil.copytree(table.folder, damaged)
+    meta = json.loads((damaged / "meta.json").read_text())
+    (damaged / "meta.json").write_text(json.dumps({**meta, "num_samples": None}))
+    code, out, err = cache("ls", "--json")
+    assert (code, [row["table"] for row in json.loads(out)]) == (0, [table.folder.name])
+    assert damaged.name in err and err.count("\n") == 1
+    code, out, err = cache("verify", "--json")
+    assert code == 1 and [*json.loads(out)] == [table.folder.name] and damaged.name in err
+    damaged.with_name("aaa-link").symlink_to(teacher.parent)
+    assert cache("rm", "aaa-link")[0] == cache("rm", damaged.name)[0] == 0
+    assert teacher.exists() and not damaged.exists() and cache("verify")[0] == 0
 
 
 @pytest.mark.parametrize(

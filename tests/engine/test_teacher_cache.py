@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -161,6 +162,11 @@ def shorten(path, count=1):
     path.write_bytes(path.read_bytes()[:-count])
 
 
+def change_meta(folder, key, value):
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, key: value}))
+
+
 DAMAGES = {
     "short rows": lambda folder: shorten(folder / "rows.bin"),
     "short words": lambda folder: shorten(folder / "words.bin"),
@@ -171,6 +177,18 @@ DAMAGES = {
     "other meta": lambda folder: (folder / "meta.json").write_text('{"top": null}'),
     "a list": lambda folder: (folder / "meta.json").write_text("[1, 2]"),
     "a number": lambda folder: (folder / "meta.json").write_text("3"),
+    **{
+        f"{key} {value!a}": lambda folder, key=key, value=value: change_meta(folder, key, value)
+        for key, values in {
+            "num_samples": (None, "x", -1, 0, 2.5, 10**12, True),
+            "num_views": ([1], None),
+            "num_classes": ("x", None),
+            "top": ("x", 9, -3),
+            "teacher": (None, "\ud800"),
+            "dataset": (5,),
+        }.items()
+        for value in values
+    },
     "empty": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
 }
 

@@ -14,6 +14,7 @@ import pytest
 from engine_runs import assert_same_run, state
 
 import ekd_ray.data.datasets as datasets
+import ekd_ray.engine.compiling as compiling
 import ekd_ray.engine.teacher.source as teachers
 import ekd_ray.engine.teacher.table as tables
 from ekd_ray.data import load_dataset
@@ -211,6 +212,61 @@ def test_a_cache_is_closed_whatever_the_umask(umask, shared, config, live):
     assert {part.name for part in parts} >= {"teachers", "rows.bin", "images.npy"}
     for part in parts:
         assert part.stat().st_mode & (0o022 | (umask if part.is_dir() else 0)) == 0, part
+
+
+@pytest.fixture
+def place_of_programs(monkeypatch):
+    """Where torch is told to keep what it compiles, as each process asks for it."""
+
+    def place():
+        monkeypatch.delenv(compiling._VARIABLE, raising=False)
+        compiling._keep_programs_private()
+        return Path(os.environ[compiling._VARIABLE])
+
+    return place
+
+
+@pytest.mark.parametrize("planted", ["open to a group", "theirs", "in a folder of theirs", "link"])
+def test_programs_that_another_could_have_left_are_not_run(planted, shared, place_of_programs):
+    """Also once the cache is closed again by `chmod -R go-w`, and below the first level."""
+    compiled = shared / "compiled"
+    program = compiled / "ab" / "program.py"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    if planted == "open to a group":
+        compiled.chmod(0o775)
+    elif planted == "link":
+        compiled.rename(shared / "elsewhere")
+        compiled.symlink_to(shared / "elsewhere")
+    else:
+        give_away(compiled if planted == "theirs" else program.parent)
+    for part in shared.rglob("*"):
+        part.chmod(part.stat().st_mode & ~0o022)
+    place = place_of_programs()
+    assert not [*place.iterdir()]
+    assert place.stat().st_mode & 0o777 == 0o700
+
+
+def test_programs_are_kept_and_out_of_reach_whatever_the_umask(shared, place_of_programs):
+    before = os.umask(0)
+    try:
+        program = place_of_programs() / "ab" / "program.py"
+        program.parent.mkdir()
+        program.touch()
+    finally:
+        os.umask(before)
+    with pytest.raises(AssertionError):
+        as_other(lambda: program.write_text("planted"))
+    assert place_of_programs() == program.parent.parent == shared / "compiled"
+    assert program.exists()
+    os.chown(shared / "compiled", 0, 0)
+
+    def ask():
+        place = place_of_programs()
+        assert shared not in place.parents and place.stat().st_mode & 0o777 == 0o700
+        shutil.rmtree(place)
+
+    as_other(ask)
 
 
 @pytest.mark.parametrize("epochs", [0, 1], ids=["no table", "a table of half the rows"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from ekd_ray.results import Study
 from ekd_ray.results.records import RESULT, RunRecord, read_or_put_aside, read_record, read_whole
 from ekd_ray.results.report import write_report
 from ekd_ray.results.study_reader import read_parquet, write_parquet
+from ekd_ray.scale.storage import drop_unknown_trials
+
+
+def row(record: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """The record with one epoch, in which some figures are others."""
+    return {**record, "history": [{**record["history"][0], **changed}]}
+
 
 # Of a record, what a stranger or an accident makes of it.
 CONTENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -42,6 +50,28 @@ CONTENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
         **r, "config": {**r["config"], "lr": -1.0}, "params": {"lr": -1.0}
     },
     "a reason that is a number": lambda r: {**r, "status": "failed", "reason": 5},
+    "a history of nothing": lambda r: {**r, "history": []},
+    "a history without the metric": lambda r: {**r, "history": [{"epoch": 1, "val_nll": 1.0}]},
+    "no accuracy": lambda r: row(r, val_top1=None),
+    "an accuracy of seven": lambda r: row(r, val_top1=7.0),
+    "an accuracy below none": lambda r: row(r, val_top1=-0.5),
+    "a loss beyond all": lambda r: row(r, val_nll=1e308),
+    "a negative size": lambda r: row(r, parameters=-5),
+    "an epoch before the first": lambda r: row(r, epoch=-3),
+    "an epoch beyond all": lambda r: row(r, epoch=10**9),
+    "an epoch that no float holds": lambda r: row(r, epoch=10**400),
+    "an epoch of no time": lambda r: row(r, seconds=None),
+    "an epoch of negative time": lambda r: row(r, seconds=-1e9),
+    "a negative time": lambda r: {**r, "seconds": -1.0},
+    "a time beyond all": lambda r: {**r, "seconds": 1e308},
+    "a prior beyond all": lambda r: {**r, "log_prior": -1e308},
+    "half a sign": lambda r: {**r, "name": "\ud800"},
+    "half a sign as a key": lambda r: row(r, **{"\ud800": 1}),
+    "half a sign in its environment": lambda r: {**r, "environment": {"gpus": ["\udfff"]}},
+    "a reason without end": lambda r: {**r, "status": "failed", "reason": "x" * 10**6},
+    "params beyond all": lambda r: {**r, "params": {"lr": 1e308}},
+    "params that no float holds": lambda r: {**r, "params": {"lr": 10**400}},
+    "params of half a sign": lambda r: {**r, "params": {"lr": "\ud800"}},
     "an odd version": lambda r: {**r, "format_version": "two"},
 }  # fmt: skip
 TEXTS = {
@@ -71,9 +101,21 @@ def test_a_record_that_no_run_writes_is_left_out(kind: str, maker) -> None:
     (sentence,) = study.damaged()
     assert str(spoilt.folder) in sentence and len(sentence) < 300 + len(str(spoilt.folder))
     if "setting" not in kind:  # a record without its plugins has settings that are not known
-        assert read_whole(spoilt.folder) is None
+        needed = study.config.all_objectives
+        assert read_whole(spoilt.folder, needed=needed) is None
         with pytest.raises(Damaged):
-            read_record(spoilt.folder)
+            read_record(spoilt.folder, needed=needed)
+
+
+@pytest.mark.parametrize("name", ["1", "00001", "٣", "000٣", "²", "00x", "12345678901234567890x"])
+def test_a_folder_of_another_name_is_no_trial(name: str, maker) -> None:
+    maker.study()
+    trial = maker.trial(1, [0.5])
+    shutil.copytree(trial.folder, trial.folder.with_name(name))
+    study = Study.load(maker.path)
+    assert ([run.folder for run in study.runs], study.damaged()) == ([trial.folder], [])
+    assert drop_unknown_trials(maker.path) == ["trials/0001"], "no journal knows it"
+    assert trial.folder.with_name(name).is_dir(), "not ours"
 
 
 @pytest.fixture(scope="module")

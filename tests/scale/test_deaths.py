@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 import ray
 import torch
 from optuna.trial import TrialState
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.experiment import Trial
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
@@ -37,12 +40,12 @@ from ekd_ray.scale.run_list import RunList
 from ekd_ray.scale.schedulers import NoStopping
 from ekd_ray.scale.search import ObserverCallback, run_tuner, search
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.trial_slots import DEATH_REASON
+from ekd_ray.scale.trial_slots import DEATH_REASON, ProcessDeaths
 from ekd_ray.scale.worker import RUN, Report, TrainOptions, train_run
 from ekd_ray.studies.pipeline import check_study, open_run
 
-RATES = (0.05, 0.04, 0.03, 0.01, 0.02)
-DIES_ALWAYS, DIES_ONCE, ASKS_TOO_MUCH, DIVERGES, LIVES = range(len(RATES))
+RATES = (0.05, 0.04, 0.03, 0.01, 0.02, 0.06)
+DIES_ALWAYS, DIES_ONCE, ASKS_TOO_MUCH, DIVERGES, LIVES, BREAKS = range(len(RATES))
 EPOCHS = 2
 OPTIONS = TrainOptions(data_root=None, threads=1)
 
@@ -73,6 +76,8 @@ def perilous(job: RunRecord, report: Report) -> object:
             os.kill(os.getpid(), signal.SIGKILL)
         if job.number == ASKS_TOO_MUCH:
             torch.empty(2**50)
+        if job.number == BREAKS:
+            raise KeyError("surprise")
         report(row)
 
     # No legal rate makes a loss infinite for sure.
@@ -116,6 +121,7 @@ def ended(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         ),
         (DIVERGES, "failed", "train_loss became", 0),
         (LIVES, "complete", None, 0),
+        (BREAKS, "failed", "an error of the program or of a plugin ended it: KeyError", 0),
     ],
 )
 def test_a_trial_has_one_process_to_spare_and_its_reason(
@@ -149,6 +155,20 @@ def test_a_trial_of_two_workers_runs_nested(one_ray: None, tmp_path: Path) -> No
     assert [row["epoch"] for row in record.history] == [1, 2]
     reported = [row["val_top1"] for _, row in (call.args for call in observer.epoch.mock_calls)]
     assert reported == [row["val_top1"] for row in record.history]
+
+
+def test_an_error_of_the_program_is_named(tmp_path: Path) -> None:
+    trial = Trial("function", stub=True)
+    trial.storage = SimpleNamespace(trial_driver_staging_path=str(tmp_path))
+    deaths = ProcessDeaths()
+    deaths.on_step_begin(0, [trial])
+    try:
+        _ = {}["surprise"]
+    except KeyError as error:
+        trial.handle_error(RayTaskError("train", traceback.format_exc(), error))
+    assert "KeyError: 'surprise'" in str(deaths.reason(trial.trial_id))
+    trial.handle_error(RayActorError())
+    assert deaths.reason(trial.trial_id) is None, "it died"
 
 
 def test_a_run_of_the_confirm_stage_has_the_reason_too(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def late_mean(tmp_path_factory):
     def made(sampler):
         folder = tmp_path_factory.mktemp(sampler)
         config = study_of(sampler, space=FLOATS, trials=30)
-        return np.mean([score(settings) for settings in run(folder, config, 30)[20:]])
+        return np.mean([np.log(score(settings)) for settings in run(folder, config, 30)[20:]])
 
     return made
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -12,11 +15,12 @@ from optuna.trial import TrialState
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.results.records import FAILURE, RESULT, RunRecord, read_record, trial_folder
+from ekd_ray.errors import Damaged
+from ekd_ray.results.records import FAILURE, JOURNAL, RESULT, RunRecord, read_record, trial_folder
 from ekd_ray.scale import search
 from ekd_ray.scale.schedulers import make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.storage import open_study
+from ekd_ray.scale.storage import drop_unknown_trials, open_study
 from ekd_ray.scale.worker import RUN
 
 EPOCHS = 9
@@ -130,6 +134,50 @@ def test_a_killed_run_is_settled_on_resume(tmp_path: Path, config: StudyConfig) 
     assert not second.unfinished
     after = {i: (jobs[i].folder / RESULT).read_bytes() for i in (0, 1)}
     assert before == after
+
+
+@pytest.mark.parametrize(
+    "history",
+    [[], [{"epoch": 1, "val_nll": 1.0}], [{"epoch": 1, "val_top1": None}],
+     [{"epoch": -3, "val_top1": 0.3}], [{"epoch": 1, "val_top1": 0.3, "seconds": None}]],
+)  # fmt: skip
+@pytest.mark.parametrize("ended", ["complete", "pruned", "running"])
+def test_a_damaged_record_is_put_aside_on_resume(
+    tmp_path: Path, config: StudyConfig, history: list[dict[str, Any]], ended: str
+) -> None:
+    """Killed before Optuna knew its end: the trial goes on under its number."""
+    first = make(tmp_path, config)
+    job = suggest(first, "a")
+    train(first, "a", job, [0.3])
+    if ended == "running":
+        (job.folder / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in history))
+    else:
+        replace(job, status=ended, history=history).write()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        second = make(tmp_path, config)
+    assert ended == "running" or "put aside" in str(said[-1].message)
+    assert second.remaining == 4 and suggest(second, "b").number == 0
+    assert not (job.folder / RESULT).exists()
+
+
+@pytest.mark.parametrize("when", ["resume", "fetched"])
+@pytest.mark.parametrize(
+    "line",
+    ["garbage", "[1]", "\0" * 50, "[" * 10**5, '{"op_code": 99, "worker_id": "x"}',
+     '{"op_code": 4, "worker_id": "x"}', '{"op_code": 0, "study_name": "x", "directions": [7]}'],
+    ids=["words", "list", "nulls", "deep", "operation", "keys", "direction"],
+)  # fmt: skip
+def test_a_damaged_line_of_the_journal_is_named(
+    tmp_path: Path, config: StudyConfig, line: str, when: str
+) -> None:
+    suggest(make(tmp_path, config), "a")
+    journal = tmp_path / JOURNAL
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:3], line, *lines[3:], ""]))
+    with pytest.raises(Damaged, match="line 4") as refused:
+        make(tmp_path, config) if when == "resume" else drop_unknown_trials(tmp_path)
+    assert str(journal) in str(refused.value) and len(str(refused.value)) < 600
 
 
 def test_more_trials_extend_a_finished_study(tmp_path: Path, config: StudyConfig) -> None:

@@ -322,7 +322,13 @@ def read_spec(folder: Path) -> TableSpec | None:
         names = ("num_samples", "num_views", "num_classes", "top")
         samples, views, classes, top = (meta.pop(name) for name in names)
         del meta["format_version"]
+        counts = (samples, views, classes, *(() if top is None else (top, classes - top)))
+        texts = (meta["teacher"], meta["dataset"])
     except (UserError, KeyError, AttributeError, TypeError):
+        return None
+    if not all(type(count) is int and count > 0 for count in counts):
+        return None
+    if not all(isinstance(text, str) for text in texts):
         return None
     spec = TableSpec(
         num_samples=samples,
