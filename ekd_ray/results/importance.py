@@ -149,7 +149,7 @@ def _is_row(row: Any, config: StudyConfig) -> bool:
         return False
     shares = {name: row[name] for name in ("fanova", "ped_anova", "trials")}
     known = row["metric"] == config.metric and row["parameter"] in list(config.space or {})
-    return known and is_epoch({"epoch": 0, **shares})
+    return known and is_epoch({"epoch": 1, **shares})
 
 
 def _mark(records: Sequence[RunRecord], config: StudyConfig) -> str:

@@ -179,6 +179,8 @@ class RunRecord:
         Args:
             reason: of a failure; without it the one that the run has left.
         """
+        from ekd_ray.engine.runlog import end_session  # loads torch, which a reader does not need
+
         if status == "failed" and reason is None:
             reason = failure_reason(self.folder)
         history = read_history(self.folder)

@@ -42,7 +42,12 @@ class TeacherFigures:
             return None
         try:
             found = cls(**read_json(path))
-            figures = {"epoch": found.images, **found.metrics, "log_prior": found.log_prior}
+            figures = {
+                "epoch": 1,
+                "images": found.images,
+                **found.metrics,
+                "log_prior": found.log_prior,
+            }
         except TypeError:
             figures = {}
         if not is_epoch(figures):
