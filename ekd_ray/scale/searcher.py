@@ -101,7 +101,11 @@ class OptunaSearcher(Searcher):
         for frozen in self.study.get_trials(deepcopy=False):
             folder = trial_folder(self.run, frozen.number)
             running = frozen.state == TrialState.RUNNING
-            record = (read_or_put_aside if running else read_whole)(folder, needed=self._needed)
+            record = (
+                read_or_put_aside(folder, needed=self._needed)
+                if running
+                else read_whole(folder, needed=self._needed)
+            )
             if record is not None:
                 self._found[frozen.number] = record
             history = read_history(folder, self._needed) if record is None else record.history

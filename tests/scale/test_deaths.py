@@ -163,7 +163,7 @@ def test_an_error_of_the_program_is_named(tmp_path: Path) -> None:
     deaths = ProcessDeaths()
     deaths.on_step_begin(0, [trial])
     try:
-        _ = {}["surprise"]
+        raise KeyError("surprise")
     except KeyError as error:
         trial.handle_error(RayTaskError("train", traceback.format_exc(), error))
     assert "KeyError: 'surprise'" in str(deaths.reason(trial.trial_id))
