@@ -10,6 +10,7 @@ import os
 import re
 import reprlib
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
@@ -63,12 +64,14 @@ def spell_controls(text: str, *, keep: str = "\n\t") -> str:
     """Foreign text for people: a sign that a terminal would obey or hide is spelt out.
 
     Escape sequences, marks that turn the direction of writing and halves of signs become `\\x1b`,
-    `\\u202e`, ...; those of `keep` stay.
+    `\\u202e`, ...; spaces of every width and those of `keep` stay.
     """
     if text.isprintable():
         return text
     return "".join(
-        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape").decode()
+        sign
+        if sign.isprintable() or sign in keep or unicodedata.category(sign) == "Zs"
+        else sign.encode("unicode_escape").decode()
         for sign in text
     )
 

@@ -20,8 +20,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ekd_ray.config.plugins import SOURCES
-from ekd_ray.errors import spell_controls
-from ekd_ray.files import NoSuchFile, read_bytes, write_text
+from ekd_ray.errors import UserError, spell_controls
+from ekd_ray.files import NoSuchFile, read_bytes, read_json, write_text
 from ekd_ray.remote.lease import Lease, LeaseLost, renew_lease
 from ekd_ray.remote.object_store import Stamp, StorageError, Store
 
@@ -109,9 +109,9 @@ def read_sent(folder: Path) -> dict[str, Stamp]:
     No order of times says this: a clock may have been set back since.
     """
     try:
-        sent = json.loads((folder / STATE).read_text(encoding="utf-8"))["sent"]
+        sent = read_json(folder / STATE)["sent"]
         return {name: Stamp(*stamp) for name, stamp in sent.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (UserError, TypeError, KeyError, AttributeError):
         return {}
 
 

@@ -163,6 +163,8 @@ def legal(cls, field):
         values = st.booleans()
     elif item is int:
         values = st.integers(low, limits["high"])
+    elif field.name == "gpus_per_trial":
+        values = st.just(0.0) | st.floats(LEAST_SHARE, limits["high"])
     elif item is float:
         values = st.floats(low, limits["high"], exclude_min=limits["above"] is not None)
     elif item is str:
@@ -183,9 +185,6 @@ def build(cls, values):
     else:
         metric = values.get("metric", "val_top1")
         values["objectives"] = [n for n in values.get("objectives", ()) if n != metric]
-        gpus = values.get("gpus_per_trial")
-        if isinstance(gpus, float) and gpus < LEAST_SHARE:
-            values["gpus_per_trial"] = 0.0
     return cls(**values)
 
 

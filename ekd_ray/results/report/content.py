@@ -101,7 +101,7 @@ def gather(study: StudyReader, importance: pa.Table | None = None) -> Content:
         time=time_rows(study),
         saved=savings(study),
         teacher=study.teacher(),
-        damaged=study.damaged(),
+        damaged=[line.replace(f"{study.path}/", "") for line in study.damaged()],
     )
 
 
