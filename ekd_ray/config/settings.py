@@ -76,6 +76,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
 
 
 _HINTS: dict[type, dict[str, Any]] = {}
+_NAMES: dict[type, tuple[str, ...]] = {}
 
 
 def hints_of(cls: type) -> dict[str, Any]:
@@ -146,7 +147,9 @@ class Settings:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The names of `fields`."""
-        return tuple(field.name for field in cls.fields())
+        if cls not in _NAMES:
+            _NAMES[cls] = tuple(field.name for field in cls.fields())
+        return _NAMES[cls]
 
     @classmethod
     def add_fields(cls, added: Mapping[str, tuple[Any, Any]], *, after: str) -> None:
@@ -169,6 +172,7 @@ class Settings:
             cls.__annotations__[name] = kind
             setattr(cls, name, field.default)
         _HINTS.pop(cls, None)
+        _NAMES.pop(cls, None)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:

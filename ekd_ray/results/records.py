@@ -313,11 +313,12 @@ def _check_content(
             got = shorten(content.get(name))
             raise Damaged(path, f"its {name} is {got}, not {' or '.join(sorted(map(str, values)))}")
     history, metrics = content["history"], {"epoch": 1, **content.get("metrics", {})}
-    if leading_epochs(history) != history or not is_epoch(metrics):
-        raise Damaged(path, "its history or its metrics are no numbers that epochs have")
     scored = content.get("status", found.status) in ("complete", "pruned")
-    rows = leading_epochs(history, needed)
-    if found.stage is RunStage.SEARCH and scored and (not rows or rows != history):
+    scored &= found.stage is RunStage.SEARCH
+    whole = leading_epochs(history, needed if scored else ()) == history
+    if not is_epoch(metrics) or not (whole or leading_epochs(history) == history):
+        raise Damaged(path, "its history or its metrics are no numbers that epochs have")
+    if scored and not (whole and history):
         raise Damaged(path, f"its history has not {' and '.join(needed) or 'an epoch'}")
     _check_params(path, content)
 
@@ -418,7 +419,8 @@ def check_settings(run: RunRecord) -> None:
             _LEGAL[names] = run.config
             return
         for name, value in run.config.items():
-            if type(value) is not type(known[name]) or value != known[name]:
+            checked = known[name], run.params.get(name)
+            if not any(type(value) is type(other) and value == other for other in checked):
                 if name in DistillConfig.retired:
                     DistillConfig.from_dict({name: value})
                 else:
