@@ -26,7 +26,7 @@ from ekd_ray.results.records import RunRecord
 
 FILE = "importance.json"
 LEAST_TRIALS = 8  # fewer rank nothing
-MOST_TRIALS = 500  # more make fANOVA slow, and its shares no surer
+MOST_TRIALS = 250  # more make fANOVA slow, and its shares no surer
 SCHEMA = pa.schema(
     {
         "parameter": pa.string(), "fanova": pa.float64(), "ped_anova": pa.float64(),

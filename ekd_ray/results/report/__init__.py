@@ -14,7 +14,7 @@ from typing import Any
 from ekd_ray import __version__
 from ekd_ray.config.phrases import hide_folders, several, short_name
 from ekd_ray.files import check_own_folder, write_text
-from ekd_ray.results.importance import write_importance
+from ekd_ray.results.importance import MOST_TRIALS, write_importance
 from ekd_ray.results.records import JOURNAL_LOCKS, milestone_epochs
 from ekd_ray.results.report.content import (
     gather,
@@ -77,6 +77,7 @@ def write_report(study: StudyReader, out: Path | None = None) -> Path:
         rungs=milestone_epochs(content.config)[:-1],
         failures=list_failed_runs(content),
         damage=describe_damage(content.damaged),
+        most_judged=MOST_TRIALS,
         run=_run_name(study.path),
         footer=f"ekd_ray {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         plotly=get_plotlyjs(),

@@ -23,7 +23,7 @@ from ekd_ray.config.targets import (
 )
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import reliability_bins
-from ekd_ray.results.importance import LEAST_TRIALS, judged_trials, thin_out
+from ekd_ray.results.importance import LEAST_TRIALS, MOST_TRIALS, judged_trials, thin_out
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
 from ekd_ray.results.paired import Paired, mean_interval
@@ -497,7 +497,7 @@ def draw_importance(content: Content) -> Iterator[Chart]:
     )
 
 
-def _judge_trials(content: Content, most: int = MOST_POINTS) -> list[Any]:
+def _judge_trials(content: Content, most: int = MOST_TRIALS) -> list[Any]:
     """At most so many trials of full length, with their metric: see `judged_trials`."""
     return thin_out(judged_trials(content.ended, content.config.metric), most)
 
