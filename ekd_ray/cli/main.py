@@ -14,6 +14,7 @@ import os
 import select
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from ekd_ray.cli.output import print_text
 from ekd_ray.errors import EXIT_INTERRUPTED, Interrupted, UserError, disk_full_error, unknown_name
 
 STDOUT = 1
+PACKAGE = Path(__file__).parents[1]
 
 # Title -> command -> (module, one line of help).
 GROUPS = {
@@ -190,6 +192,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a launcher's main and leave with its exit code: 0 done, 1 a check said no,
     2 the user's mistake (one sentence, no traceback), 130 interrupted or terminated."""
     handle_interrupts()
+    warnings.showwarning = _show_warning(warnings.showwarning)
     threading.excepthook = _report_in_thread
     try:
         code = main() or 0
@@ -213,6 +216,18 @@ def run(main: Callable[[], int | None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
+    """Show warnings of ours in one line, and those of other packages as Python does."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if Path(filename).is_relative_to(PACKAGE):
+            print_text(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            others(message, category, filename, *rest)
+
+    return show
 
 
 def _report_in_thread(error: threading.ExceptHookArgs) -> None:
