@@ -56,9 +56,10 @@ def is_share(name: str) -> bool:
 def describe_damage(damaged: Sequence[str]) -> list[str]:
     """How many files of a study are left out, and each of the first ones in a sentence."""
     more = len(damaged) - MOST_NAMED
-    head = f"left out because of damage: {several(len(damaged), 'file')} of the study"
-    lines = [head, *damaged[:MOST_NAMED], *([f"... and {more} more"] if more > 0 else [])]
-    return lines if damaged else []
+    head = f"left out because of damage: {several(len(damaged), 'file')} of the study:"
+    if len(damaged) < 2:
+        return [f"{head} {text}" for text in damaged]
+    return [head, *damaged[:MOST_NAMED], *([f"... and {more} more"] if more > 0 else [])]
 
 
 def figure_text(name: str, value: float | None) -> str:
