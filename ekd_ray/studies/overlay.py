@@ -119,6 +119,11 @@ def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, An
     of_run, of_study = name in DistillConfig.names(), name in StudyConfig.names()
     if not (of_run or of_study):
         names = {*DistillConfig.names(), *StudyConfig.names()}
+        if name == "threads":  # of which there are two kinds
+            raise UserError(
+                "threads is no setting: give --cpus-per-trial N for the threads that train, "
+                "--decode-threads N for those that decode pictures."
+            )
         raise unknown_name("setting", name, names)
     if of_run:
         space = {k: v for k, v in (values.get("space") or {}).items() if k != name}
