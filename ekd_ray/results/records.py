@@ -36,6 +36,7 @@ FORMAT_VERSION = 2
 STUDY_FILE = "study.yaml"
 JOURNAL = "optuna.journal"
 JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
+LOCK = ".lock"  # held by the process that runs what is in the folder
 CONFIG = "config.yaml"
 FAILURE = "failure.json"
 RESULT = "result.json"

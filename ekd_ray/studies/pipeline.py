@@ -23,6 +23,7 @@ from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.phrases import several
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.settings import Settings
+from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.config.yaml_files import dump_yaml
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
@@ -42,7 +43,7 @@ from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, STUDY_FILE
+from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, LOCK, STUDY_FILE
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher
 from ekd_ray.scale.budget import check_budget
@@ -69,13 +70,11 @@ from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.tracking_services import check_tracking
 from ekd_ray.scale.trainer import SCRATCH
-from ekd_ray.studies.overlay import EXTENDED_FROM
 from ekd_ray.studies.recipes import Recipe
 from ekd_ray.studies.warm_start import warm_started
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 SOFTMAX_TEACHER = Path("teacher-softmax") / TEACHER.name
-LOCK = ".lock"
 LEAST_FREE_BYTES = 200 * 2**20
 
 
