@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ekd_ray.cli.help_text import HelpParser, all_actions
-from ekd_ray.cli.interrupts import handle_interrupts
+from ekd_ray.cli.interrupts import describe_interrupt, handle_interrupts
 from ekd_ray.cli.output import print_text
 from ekd_ray.errors import EXIT_INTERRUPTED, Interrupted, UserError, disk_full_error, unknown_name
 
@@ -104,13 +104,15 @@ def run_command(argv: Sequence[str], name: str | None, **defaults: object) -> in
 
         complete(root_parser() if name is None else command_parser(name, defaults=defaults))
     if name is not None:
-        prog = Path(sys.argv[0]).name
+        prog, typed = Path(sys.argv[0]).name, ("python", sys.argv[0], *argv)
     else:
         if not argv or argv[0].startswith("-"):
             return _answer(argv[0] if argv else "--help")
+        typed = ("ekd-ray", *argv)
         name, *argv = argv
         prog = f"ekd-ray {name}"
     args = command_parser(name, prog, defaults).read(argv)
+    args.typed = typed
     from ekd_ray.cli.flags import load_plugins  # the help of all commands does without
 
     load_plugins(args)
@@ -200,7 +202,7 @@ def run(main: Callable[[], int | None]) -> None:
         print_text(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, Interrupted):
-        print_text("interrupted: run the same command with --resume to continue.", file=sys.stderr)
+        print_text(describe_interrupt(), file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
         full = disk_full_error(error)

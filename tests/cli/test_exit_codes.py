@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 import ekd_ray
+from ekd_ray.cli.interrupts import continue_with
 from ekd_ray.cli.main import run
+from ekd_ray.cli.request import resumed_command
 from ekd_ray.errors import Interrupted, UserError
 
 
@@ -73,6 +75,17 @@ def test_a_warning_of_ours_is_one_line_and_one_of_others_is_pythons(capsys) -> N
 
     _, err = ended(main, capsys)
     assert err == "warning: a b \\x1b[2J\n", "pytest hears the other"
+
+
+def test_an_interrupt_names_the_command_that_goes_on_once_there_is_one(capsys) -> None:
+    def begun() -> int:
+        continue_with(resumed_command(("ekd-ray", "distill", "--set", "lr=log:1:2"), False, "a b"))
+        raise KeyboardInterrupt
+
+    _, err = ended(begun, capsys)
+    assert err.endswith("ekd-ray distill --set lr=log:1:2 --resume --out 'a b'\n")
+    _, err = ended(interrupted, capsys)
+    assert "resume" not in err, "of the command before"
 
 
 def test_what_stopped_before_its_end_is_an_interrupt(capsys) -> None:
