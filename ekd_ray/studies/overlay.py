@@ -111,7 +111,8 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
     values["distill"] = absolute_paths(values["distill"])
     if isinstance(softmax := values.get("softmax_teacher_weights"), str | Path):
         values["softmax_teacher_weights"] = absolute(softmax)
-    return replace(recipe, values=values)
+    named = {*given.settings, *given.space}
+    return replace(recipe, values=values, given=frozenset(named))
 
 
 def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
