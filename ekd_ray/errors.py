@@ -43,6 +43,7 @@ class Damaged(UserError):
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(f"{path} is damaged: {reason}.")
+        self.path = os.fspath(path)
 
 
 class _Shortener(reprlib.Repr):

@@ -14,16 +14,18 @@ import os
 import select
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from ekd_ray.cli.help_text import HelpParser, all_actions
-from ekd_ray.cli.interrupts import handle_interrupts
+from ekd_ray.cli.interrupts import describe_interrupt, handle_interrupts
 from ekd_ray.cli.output import print_text
 from ekd_ray.errors import EXIT_INTERRUPTED, Interrupted, UserError, disk_full_error, unknown_name
 
 STDOUT = 1
+PACKAGE = Path(__file__).parents[1]
 
 # Title -> command -> (module, one line of help).
 GROUPS = {
@@ -102,13 +104,15 @@ def run_command(argv: Sequence[str], name: str | None, **defaults: object) -> in
 
         complete(root_parser() if name is None else command_parser(name, defaults=defaults))
     if name is not None:
-        prog = Path(sys.argv[0]).name
+        prog, typed = Path(sys.argv[0]).name, ("python", sys.argv[0], *argv)
     else:
         if not argv or argv[0].startswith("-"):
             return _answer(argv[0] if argv else "--help")
+        typed = ("ekd-ray", *argv)
         name, *argv = argv
         prog = f"ekd-ray {name}"
     args = command_parser(name, prog, defaults).read(argv)
+    args.typed = typed
     from ekd_ray.cli.flags import load_plugins  # the help of all commands does without
 
     load_plugins(args)
@@ -190,6 +194,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a launcher's main and leave with its exit code: 0 done, 1 a check said no,
     2 the user's mistake (one sentence, no traceback), 130 interrupted or terminated."""
     handle_interrupts()
+    warnings.showwarning = _show_warning(warnings.showwarning)
     threading.excepthook = _report_in_thread
     try:
         code = main() or 0
@@ -197,7 +202,7 @@ def run(main: Callable[[], int | None]) -> None:
         print_text(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, Interrupted):
-        print_text("interrupted: run the same command with --resume to continue.", file=sys.stderr)
+        print_text(describe_interrupt(), file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
         full = disk_full_error(error)
@@ -213,6 +218,18 @@ def run(main: Callable[[], int | None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
+    """Show warnings of ours in one line, and those of other packages as Python does."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if Path(filename).is_relative_to(PACKAGE):
+            print_text(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            others(message, category, filename, *rest)
+
+    return show
 
 
 def _report_in_thread(error: threading.ExceptHookArgs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from ekd_ray.cli import flags
@@ -25,8 +26,12 @@ def run(args: argparse.Namespace) -> int:
     # These load torch and plotly.
     from ekd_ray.results.report import write_report
     from ekd_ray.results.study import Study
+    from ekd_ray.results.words import describe_damage
 
-    path = write_report(Study.load(args.run), Path(args.out) if args.out else None)
+    study = Study.load(args.run)
+    path = write_report(study, Path(args.out) if args.out else None)
+    for line in describe_damage(study.damaged()):
+        print_text(line, file=sys.stderr)
     if args.json:
         print_text(json.dumps({"report": str(path)}))
     elif not args.quiet:

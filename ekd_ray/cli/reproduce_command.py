@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
+from ekd_ray.cli.interrupts import continue_with
 from ekd_ray.cli.output import print_json, print_plan, print_text
+from ekd_ray.cli.request import resumed_command
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.studies.places import RUNS, find_data_root
@@ -98,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_run_folder(out, config, resume=args.resume)
     single_run(config, out).write_config()
+    continue_with(resumed_command(args.typed, args.resume, None if args.out else out))
     with show_run("reproduction", config, quiet=args.quiet) as terminal:
         found = reproduce(
             bundle,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ekd_ray.config import DistillConfig, StudyConfig, parse_yaml
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.study_config import Gpus
-from ekd_ray.errors import UserError, shorten
+from ekd_ray.errors import UserError, hide_secrets, shorten
 from ekd_ray.remote.location import Location
 from ekd_ray.studies.overlay import (
     Given,
@@ -41,6 +42,7 @@ class Request:
         workers: `N` or `MIN:MAX`.
         warm_start: finished studies whose best points are tried first.
         test: read the test split once, after the last epoch.
+        typed: the command and its flags, as they were given.
     """
 
     studies: Mapping[str, Recipe] = field(default_factory=dict)
@@ -62,6 +64,17 @@ class Request:
     dry_run: bool = False
     quiet: bool = False
     json: bool = False
+    typed: tuple[str, ...] = ()
+
+    def typed_resume(self, out: object) -> str:
+        """The command that was typed, as it continues what it has begun in `out`."""
+        return resumed_command(self.typed, self.resume, None if self.out else out)
+
+
+def resumed_command(typed: Sequence[str], resume: bool, out: object | None) -> str:
+    """The command that was typed, with --resume, and with --out where that was not given."""
+    added = [*([] if resume else ["--resume"]), *([] if out is None else ["--out", out])]
+    return shlex.join([*map(hide_secrets, typed), *map(str, added)])
 
 
 def study_request(args: argparse.Namespace) -> Request:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from ekd_ray.cli.interrupts import continue_with
 from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
 from ekd_ray.cli.plan_text import run_plan
 from ekd_ray.cli.request import Request
@@ -39,6 +40,7 @@ def train(request: Request) -> int:
         with contextlib.closing(_terminal(training, quiet=request.quiet)) as terminal:
 
             def show_plan() -> None:
+                continue_with(request.typed_resume(training.out))
                 if not request.quiet:
                     terminal.console.print(plan)
 

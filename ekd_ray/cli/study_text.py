@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ekd_ray.cli.terminal import (
     winner_settings,
 )
 from ekd_ray.config import StudyConfig
-from ekd_ray.config.phrases import joined, several
+from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.results.importance import read_importance
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import mean_interval
@@ -37,6 +38,7 @@ from ekd_ray.results.words import (
     figure_text,
     label,
     metric_name,
+    resume_command,
     value_text,
 )
 
@@ -76,7 +78,7 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
 def print_study(study: StudyReader, bundle: Bundle) -> None:
     """Print a finished study: leaderboard, winner, differences, and where its files are."""
     board, config = study.leaderboard(), study.config
-    report = study.path / REPORT
+    report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
     parts: list[str | Table] = [
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
@@ -90,8 +92,8 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
         "The winner was chosen on validation; the test split was read once, after.",
         f"bundle: {bundle.path}",
         *([f"report: {report}"] if report.is_file() else []),
-        f"curves: tensorboard --logdir {study.path}",
-        *([f"again: ekd-ray show {study.path} --trust-plugins"] if config.distill.plugins else []),
+        f"curves: tensorboard --logdir {shlex.quote(str(study.path))}",
+        *([f"again: {again}"] if config.distill.plugins else []),
     ]
     _print(parts, config, least_width=80)
 
@@ -160,15 +162,20 @@ def _best(content: Content) -> dict[str, Any] | None:
 
 
 def _status(content: Content) -> str:
-    counts = content.progress.trials
-    parts = [f"{counts[name]} {text}" for name, text in STATUSES.items() if counts.get(name)]
-    text = f"stage: {content.progress.stage}; trials: {', '.join(parts) or 'none yet'}"
+    now = content.progress
+    states = STATUSES if now.driven is not False else {**STATUSES, "running": "not ended"}
+    parts = [f"{now.trials[name]} {text}" for name, text in states.items() if now.trials.get(name)]
+    stage = now.stage
+    if stage != "finished" and now.driven is not None:
+        stage += ", running" if now.driven else ", interrupted"
+    text = f"stage: {stage}; trials: {', '.join(parts) or 'none yet'}"
     in_full = sum(run.full_run_of is not None for run in content.ended)
     if in_full:
         text += f"; {several(in_full, 'full run')} of stopped trials among them"
-    quiet = content.progress.quiet_seconds
-    if content.progress.stage != "finished" and quiet is not None:
-        text += f"; last epoch recorded {duration(quiet / 3600)} ago"
+    if now.stage != "finished" and now.quiet_seconds is not None:
+        text += f"; last epoch recorded {duration(now.quiet_seconds / 3600)} ago"
+    if now.stage != "finished" and now.driven is False:
+        text += f"\ncontinue with: {resume_command(content.config, content.study.path)}"
     return text
 
 
@@ -200,7 +207,8 @@ def _search_table(content: Content) -> Table:
 def _importance(content: Content, known: list[dict[str, Any]] | None) -> str | Table:
     """The shares that the last report has computed, which takes seconds."""
     if known is None:
-        return f"Which parameter mattered: ekd-ray report {content.study.path} computes it."
+        command = command_text("report", content.study.path)
+        return f"Which parameter mattered: {command} computes it."
     if not known:
         return describe_parameters(content)
     rows = known

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
+from ekd_ray.cli.interrupts import continue_with
 from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
@@ -191,6 +192,7 @@ def _run_study(
     from ekd_ray.cli.plan_text import study_plan
     from ekd_ray.cli.terminal import Terminal
     from ekd_ray.results.records import milestone_epochs
+    from ekd_ray.results.words import resume_command
     from ekd_ray.studies.pipeline import conduct_study
 
     terminal = Terminal(
@@ -202,6 +204,9 @@ def _run_study(
     )
 
     def show_plan() -> None:
+        several = "" not in request.studies
+        command = resume_command(config, location or out)
+        continue_with(request.typed_resume(out.parents[1]) if several else command)
         if not request.quiet:
             terminal.console.print(study_plan(config, out))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
 # Not of a URL, and not of a relative path.
@@ -30,6 +31,11 @@ def hide_folders(text: str) -> str:
 def size_text(size: float) -> str:
     """Bytes: `2.30 GiB`, `4.1 MiB`."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
+
+
+def command_text(*words: object) -> str:
+    """A command of ekd-ray as it can be pasted into a shell."""
+    return shlex.join(["ekd-ray", *map(str, words)])
 
 
 def short_name(name: str) -> str:

@@ -22,6 +22,8 @@ SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 MOST_TRIALS = 10**6
 LEAST_SHARE = 0.001  # of a GPU
+# In a study's file, from its extension to its next end: how many trials it had before.
+EXTENDED_FROM = "extended_from"
 # GPUs per worker of a run.
 Gpus = float | Literal["auto"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Damaged, UserError
 from ekd_ray.files import read_json
 from ekd_ray.losses.methods import method_of
-from ekd_ray.results.records import CACHE_COST, RunRecord, spent_seconds
+from ekd_ray.results.records import CACHE_COST, LOCK, RunRecord, spent_seconds
 from ekd_ray.results.study_reader import StudyReader
 
 SCHEMA = pa.schema(
@@ -39,18 +42,23 @@ CONFIRM_STAGES = {
 class Progress:
     """`stage` is teacher, search, confirm or finished; `trials` the number of trials by status,
     `asked` how many the study is to have; `quiet_seconds` since an epoch was last recorded, None
-    before the first."""
+    before the first; `driven` whether a process of this machine runs it now, None where nothing
+    says so, as in a copy."""
 
     stage: str
     trials: dict[str, int]
     asked: int
     quiet_seconds: float | None
+    driven: bool | None
 
 
 def progress(study: StudyReader) -> Progress:
-    """See `Progress`. A study whose driver was killed looks like one that is quiet for long."""
-    stage = "teacher"
-    if (study.path / "best" / "MANIFEST").exists():
+    """See `Progress`."""
+    stage, trials = "teacher", dict(Counter(r.status for r in (*study.records(), *study.running())))
+    if EXTENDED_FROM in study.header:  # its bundle and confirm runs are from before
+        begun = sum(trials.values()) >= study.config.trials
+        stage = "confirm" if begun and not trials.get("running") else "search"
+    elif (study.path / "best" / "MANIFEST").exists():
         stage = "finished"
     elif any((study.path / "confirm").glob("*")):
         stage = "confirm"
@@ -62,10 +70,28 @@ def progress(study: StudyReader) -> Progress:
             written.append((run.folder / HISTORY).stat().st_mtime)
     return Progress(
         stage=stage,
-        trials=dict(Counter(run.status for run in (*study.records(), *study.running()))),
+        trials=trials,
         asked=study.config.trials,
         quiet_seconds=max(0.0, time.time() - max(written)) if written else None,
+        driven=_is_locked(study.path / LOCK),
     )
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether a process holds a lock of `filelock`; None where there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:  # beside other readers, and for no longer than this takes
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # of a disk without locks
+        return None
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def time_table(study: StudyReader) -> pa.Table:

@@ -36,6 +36,7 @@ FORMAT_VERSION = 2
 STUDY_FILE = "study.yaml"
 JOURNAL = "optuna.journal"
 JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
+LOCK = ".lock"  # held by the process that runs what is in the folder
 CONFIG = "config.yaml"
 FAILURE = "failure.json"
 RESULT = "result.json"
@@ -268,17 +269,19 @@ def read_record(
 def read_or_put_aside(
     folder: Path, known: RunRecord | None = None, *, needed: Iterable[str] = ()
 ) -> RunRecord | None:
-    """As `read_record`; a record that is damaged is renamed, with a warning.
+    """As `read_record`; a file of it that is damaged is renamed, with a warning.
 
-    Its run is then one that has not ended, and goes on from what else it has left.
+    Its run is then one that has not ended, and goes on from its checkpoint if it has left one.
     """
-    try:
-        return read_record(folder, known, needed=needed)
-    except Damaged as error:
-        for name in (RESULT, CONFIG):
-            if (folder / name).exists():
-                os.replace(folder / name, folder / f"{name}.damaged")
-        warnings.warn(f"{error} It is put aside, and its run goes on.", stacklevel=2)
+    from ekd_ray.engine.checkpoint import CHECKPOINT  # loads torch, which a reader does without
+
+    for _ in (RESULT, CONFIG):
+        try:
+            return read_record(folder, known, needed=needed)
+        except Damaged as error:
+            os.replace(error.path, f"{error.path}.damaged")
+            then = "goes on" if (folder / CHECKPOINT).exists() else "is run again"
+            warnings.warn(f"{error} It is put aside, and its run {then}.", stacklevel=2)
     return read_record(folder, known, needed=needed)
 
 

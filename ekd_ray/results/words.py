@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ekd_ray.config.phrases import several
+from ekd_ray.config import StudyConfig
+from ekd_ray.config.phrases import command_text, several
 from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.errors import hide_secrets
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.paired import Paired
 
@@ -53,12 +55,24 @@ def is_share(name: str) -> bool:
     return name.endswith(("top1", "top5"))
 
 
+def resume_command(config: StudyConfig, out: object) -> str:
+    """The command that continues a study in a folder or at a URI, with what the user must allow
+    each time."""
+    words = ["tune", "--resume", "--out", out]
+    if config.optuna_storage:
+        words += ["--optuna-storage", hide_secrets(config.optuna_storage)]
+    if config.track:
+        words += ["--track", hide_secrets(config.track)]
+    return command_text(*words, *(["--trust-plugins"] if config.distill.plugins else []))
+
+
 def describe_damage(damaged: Sequence[str]) -> list[str]:
     """How many files of a study are left out, and each of the first ones in a sentence."""
     more = len(damaged) - MOST_NAMED
-    head = f"left out because of damage: {several(len(damaged), 'file')} of the study"
-    lines = [head, *damaged[:MOST_NAMED], *([f"... and {more} more"] if more > 0 else [])]
-    return lines if damaged else []
+    head = f"left out because of damage: {several(len(damaged), 'file')} of the study:"
+    if len(damaged) < 2:
+        return [f"{head} {text}" for text in damaged]
+    return [head, *damaged[:MOST_NAMED], *([f"... and {more} more"] if more > 0 else [])]
 
 
 def figure_text(name: str, value: float | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.candidates import Candidates
+from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.errors import UserError, error_context, hide_secrets, shorten, unknown_name
 from ekd_ray.files import expand_home
 from ekd_ray.studies.places import absolute, absolute_paths
@@ -18,8 +19,6 @@ from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge, w
 # Settings of a study by which its results, and the keys to a server, leave this machine: they are
 # used on the user's own word, whatever a recipe or a study's file says.
 BY_FLAG = {"optuna_storage": "--optuna-storage", "track": "--track"}
-# In a study's file, from its extension to its next end: how many trials it had before.
-EXTENDED_FROM = "extended_from"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +111,19 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
     values["distill"] = absolute_paths(values["distill"])
     if isinstance(softmax := values.get("softmax_teacher_weights"), str | Path):
         values["softmax_teacher_weights"] = absolute(softmax)
-    return replace(recipe, values=values)
+    named = {*given.settings, *given.space}
+    return replace(recipe, values=values, given=frozenset(named))
 
 
 def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     of_run, of_study = name in DistillConfig.names(), name in StudyConfig.names()
     if not (of_run or of_study):
         names = {*DistillConfig.names(), *StudyConfig.names()}
+        if name == "threads":  # of which there are two kinds
+            raise UserError(
+                "threads is no setting: give --cpus-per-trial N for the threads that train, "
+                "--decode-threads N for those that decode pictures."
+            )
         raise unknown_name("setting", name, names)
     if of_run:
         space = {k: v for k, v in (values.get("space") or {}).items() if k != name}

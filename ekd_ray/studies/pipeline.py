@@ -11,7 +11,7 @@ import functools
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.method_settings import REGISTRY
-from ekd_ray.config.phrases import several
+from ekd_ray.config.phrases import command_text, several
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.settings import Settings
+from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.config.yaml_files import dump_yaml
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
@@ -34,7 +35,7 @@ from ekd_ray.engine.precision import environment, hardware, warn_of_change
 from ekd_ray.engine.resolve import check_workers, resolve, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
-from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets
+from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
 from ekd_ray.files import check_own_folder, is_temporary, remove_temporaries, write_text
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
@@ -42,9 +43,9 @@ from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, STUDY_FILE
+from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, LOCK, STUDY_FILE
 from ekd_ray.results.study import DRIVER_LOG, Study
-from ekd_ray.results.words import describe_teacher
+from ekd_ray.results.words import describe_teacher, resume_command
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import (
     check_address,
@@ -69,13 +70,12 @@ from ekd_ray.scale.teacher_candidates import candidate_study, train_candidates
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.tracking_services import check_tracking
 from ekd_ray.scale.trainer import SCRATCH
-from ekd_ray.studies.overlay import EXTENDED_FROM
 from ekd_ray.studies.recipes import Recipe
 from ekd_ray.studies.warm_start import warm_started
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 SOFTMAX_TEACHER = Path("teacher-softmax") / TEACHER.name
-LOCK = ".lock"
+MOST_NAMED = 3  # settings that differ
 LEAST_FREE_BYTES = 200 * 2**20
 
 
@@ -160,7 +160,7 @@ def prepare_study(
             there = Study.load(resumed).config
             # Before anything connects to another place than the study's own.
             same = there.replace(optuna_storage=config.optuna_storage)
-            check_unchanged(resumed, there, same)
+            check_unchanged(resumed, there, same, given=recipe.given)
         if warm_start:
             config = warm_started(config, warm_start)
         return check_study(config, download=download)
@@ -244,17 +244,43 @@ def is_left_over(path: Path) -> bool:
     return is_temporary(path) or path.name in (MIRROR_STATE, LOCK, DRIVER_LOG)
 
 
-def check_unchanged(folder: Path, there: Settings, here: Settings) -> None:
-    """Raise `UserError` unless `here` may resume the study or run in a folder, begun as `there`."""
-    changed = there.changes(here)
-    if changed:
-        name, values = min(changed.items())
-        old, new = (hide_secrets(str(value)) for value in values)
-        raise UserError(
-            f"{folder} belongs to another configuration: {name.removeprefix('distill.')} is {old} "
-            f"there and {new} here ({len(changed)} setting(s) differ): --resume --out {folder} "
-            "alone continues it with its own settings; or choose another --out."
-        )
+def check_unchanged(
+    folder: Path, there: Settings, here: Settings, *, given: Collection[str] = ()
+) -> None:
+    """Raise `UserError` unless `here` may resume the study or run in a folder, begun as `there`.
+
+    Args:
+        given: the settings that the user has named, which are the first to be blamed.
+    """
+    changed = {name.removeprefix("distill."): v for name, v in there.changes(here).items()}
+    if not changed:
+        return
+    searched = there.space or {} if isinstance(there, StudyConfig) else {}
+
+    def derived(name: str) -> tuple[bool, bool, bool, str]:
+        mappings = any(isinstance(value, dict | list) for value in changed[name])
+        return name not in given, name != "method", mappings, name
+
+    def differ(name: str) -> str:
+        old, new = ("searched" if name in searched else _value_text(name, changed[name][0]),
+                    _value_text(name, changed[name][1]))  # fmt: skip
+        return f"{name} is {old} there and {new} here"
+
+    first, *others = sorted(changed, key=derived)
+    more = ", ".join(others) if len(others) < MOST_NAMED else several(len(others), "other setting")
+    also = f" ({more} differ{'s' if len(others) == 1 else ''} too)" if others else ""
+    command = (resume_command(there, folder) if isinstance(there, StudyConfig)
+               else command_text("distill", "--resume", "--out", folder))  # fmt: skip
+    raise UserError(
+        f"{folder} belongs to another configuration: {differ(first)}{also}: `{command}` continues "
+        "it with its own settings; or choose another --out."
+    )
+
+
+def _value_text(name: str, value: object) -> str:
+    if name == "optuna_storage" and value is None:
+        return "the journal in the folder"
+    return hide_secrets(str(value)) if isinstance(value, str) else shorten(value)
 
 
 def _check_continues(study: Study) -> None:

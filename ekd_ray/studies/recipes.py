@@ -49,6 +49,7 @@ class Recipe:
         method: what `select_method` was given.
         written: what the file and its bases say together, before a method was selected.
         places: the `FILE:LINE` of each value in `written`.
+        given: the settings by name that were laid over it, but for method and epochs.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Recipe:
     method: str | None = None
     written: Mapping[str, Any]
     places: Places
+    given: frozenset[str] = frozenset()
 
     @classmethod
     def load(cls, path: str | Path, method: str | None = None) -> Recipe:

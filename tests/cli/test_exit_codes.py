@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import ekd_ray
+from ekd_ray.cli.interrupts import continue_with
 from ekd_ray.cli.main import run
+from ekd_ray.cli.request import resumed_command
 from ekd_ray.errors import Interrupted, UserError
 
 
@@ -22,7 +25,9 @@ from ekd_ray.errors import Interrupted, UserError
 def handlers() -> Iterator[None]:
     """A launcher's handlers are its process's; here they are pytest's again afterwards."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    shown = warnings.showwarning
     yield
+    warnings.showwarning = shown
     for number, handler in kept.items():
         signal.signal(number, handler)
 
@@ -58,6 +63,29 @@ def test_a_launcher_ends_with_the_documented_code(code, capsys) -> None:
     found, err = ended(CODES[code], capsys)
     assert found == code
     assert err.count("\n") == (code in (2, 130))
+
+
+def test_a_warning_of_ours_is_one_line_and_one_of_others_is_pythons(capsys) -> None:
+    def main() -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn_explicit("a\nb \x1b[2J", UserWarning, run.__code__.co_filename, 1)
+            warnings.warn_explicit("theirs", UserWarning, "other.py", 1)
+        return 0
+
+    _, err = ended(main, capsys)
+    assert err == "warning: a b \\x1b[2J\n", "pytest hears the other"
+
+
+def test_an_interrupt_names_the_command_that_goes_on_once_there_is_one(capsys) -> None:
+    def begun() -> int:
+        continue_with(resumed_command(("ekd-ray", "distill", "--set", "lr=log:1:2"), False, "a b"))
+        raise KeyboardInterrupt
+
+    _, err = ended(begun, capsys)
+    assert err.endswith("ekd-ray distill --set lr=log:1:2 --resume --out 'a b'\n")
+    _, err = ended(interrupted, capsys)
+    assert "resume" not in err, "of the command before"
 
 
 def test_what_stopped_before_its_end_is_an_interrupt(capsys) -> None:

@@ -12,10 +12,18 @@ import pyarrow as pa
 import pytest
 from report_studies import final, searched, select
 
+from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Damaged, UserError
 from ekd_ray.results import Study
-from ekd_ray.results.records import RESULT, RunRecord, read_or_put_aside, read_record, read_whole
+from ekd_ray.results.records import (
+    CONFIG,
+    RESULT,
+    RunRecord,
+    read_or_put_aside,
+    read_record,
+    read_whole,
+)
 from ekd_ray.results.report import write_report
 from ekd_ray.results.study_reader import read_parquet, write_parquet
 from ekd_ray.scale.storage import drop_unknown_trials
@@ -210,10 +218,16 @@ def test_a_run_whose_record_is_damaged_goes_on(maker) -> None:
     record = maker.trial(0, [0.5])
     record.write_config()
     spoil(record.folder / RESULT, "a list")
-    with pytest.warns(UserWarning, match="put aside"):
+    with pytest.warns(UserWarning, match=r"put aside.*is run again"):
         again = read_or_put_aside(record.folder)
-    assert again is None and not (record.folder / RESULT).exists()
-    assert list(record.folder.glob("*.damaged")), "what was there may be looked at"
+    assert again is not None and again.status == "running" and again.config == record.config
+    assert not (record.folder / RESULT).exists()
+    (left,) = record.folder.glob("*.damaged")
+    assert left.name == f"{RESULT}.damaged", "config.yaml is sound, and stays"
+    (record.folder / CONFIG).write_text("- a list")
+    (record.folder / CHECKPOINT).touch()
+    with pytest.warns(UserWarning, match=r"put aside.*goes on"):
+        assert read_or_put_aside(record.folder) is None
 
 
 def test_settings_of_a_form_are_checked_once_and_another_form_again(maker) -> None:

@@ -13,11 +13,14 @@ from report_studies import final, select
 from scipy import stats
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.results import Study
 from ekd_ray.results.progress import _drawn_views, progress, savings, time_table
+from ekd_ray.results.records import LOCK
 from ekd_ray.studies.comparison import compare_studies
+from ekd_ray.studies.pipeline import lock_folder
 
 SPACE = {"lr": {"low": 1e-4, "high": 1.0, "log": True}, "momentum": {"low": 0.0, "high": 1.0}}
 
@@ -206,6 +209,26 @@ def test_progress_of_a_running_study(maker):
     assert 0 <= found.quiet_seconds <= time.time()
     (trial,) = study.running()
     assert (trial.number, trial.params["lr"], trial.last["val_top1"]) == (1, 0.2, 0.2)
+
+
+def test_progress_of_an_extension_is_not_that_of_the_study_before(maker, tmp_path):
+    study = maker.study(space=SPACE, trials=2)
+    maker.trial(0, [0.5] * 9, lr=0.1)
+    (maker.path / "best").mkdir()
+    (maker.path / "best" / "MANIFEST").touch()
+    (maker.path / "confirm").mkdir()
+    (maker.path / "confirm" / "select-0").mkdir()
+    assert progress(study).stage == "finished" and progress(study).driven is None
+    extended = replace(study, header={**study.header, EXTENDED_FROM: 1})
+    with lock_folder(maker.path):
+        assert (progress(extended).stage, progress(extended).driven) == ("search", True)
+    (maker.path / LOCK).touch()
+    assert progress(extended).driven is False
+    with lock_folder(maker.path):
+        pass
+    maker.trial(1, [0.5] * 9, lr=0.2)
+    again = replace(Study.load(study.path), header=extended.header)
+    assert progress(again).stage == "confirm"
 
 
 def test_time_is_that_of_all_epochs_and_stops_save_the_rest(maker):

@@ -88,7 +88,7 @@ def test_a_study_that_is_asked_to_stop_says_how_to_go_on_and_does(tmp_path: Path
     said = stop_after(driver, out, 1, signal.SIGTERM)
     assert driver.returncode == 130, said
     assert not re.search("Traceback|stack trace|PC: @|SIGTERM", said), said
-    assert said.rstrip().endswith("run the same command with --resume to continue.")
+    assert said.rstrip().endswith(f"ekd-ray tune --resume --out {out}")
     before = results(out)
     finish(out)
     after = results(out)
@@ -110,7 +110,7 @@ def test_a_study_that_is_interrupted_twice_ends_at_once_and_goes_on(tmp_path: Pa
     driver.send_signal(signal.SIGINT)
     said = driver.communicate(timeout=30)[1]
     assert driver.returncode == 130 and "Traceback" not in said, said
-    assert said.rstrip().endswith("run the same command with --resume to continue.")
+    assert said.rstrip().endswith("at once.")
     _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []
     before = results(out)

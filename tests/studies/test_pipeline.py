@@ -21,7 +21,7 @@ from ekd_ray.results import Study
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.confirm import baselines
 from ekd_ray.studies import pipeline
-from ekd_ray.studies.pipeline import check_study, open_run, run_study
+from ekd_ray.studies.pipeline import check_study, check_unchanged, open_run, run_study
 
 SPACE = {"lr": {"low": 0.01, "high": 0.1}}
 
@@ -75,8 +75,14 @@ def test_a_folder_is_one_study(tmp_path: Path) -> None:
         open_run(out, config, resume=False)
     assert open_run(out, config.replace(trials=99), resume=True).config.trials == 99
     other = config.replace(distill=config.distill.replace(seed=5, weight_decay=0.1))
-    with pytest.raises(UserError, match=r"seed is 0 there and 5 here \(2 setting"):
+    with pytest.raises(UserError, match=r"seed is 0 there and 5 here \(weight_decay "):
         open_run(out, other, resume=True)
+    shared = other.distill.replace(method="evidential", epochs=9, batch_size=32, lr=0.5)
+    other = other.replace(distill=shared, space={"momentum": SPACE["lr"]})
+    with pytest.raises(UserError, match=r"method is none there .*\(\d+ other settings differ"):
+        check_unchanged(out, config, other)
+    with pytest.raises(UserError, match=r"configuration: lr is searched there and 0\.5 here"):
+        check_unchanged(out, config, other, given=["lr"])
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("x")
     with pytest.raises(UserError, match="holds no study: choose another"):
