@@ -33,7 +33,7 @@ def command(name, *argv):
 
 def forked(name: str, *argv: object) -> subprocess.CompletedProcess[str]:
     """As `command`, in a copy of this process: what it registers stays there, and nothing is
-    imported again. For commands that start no Ray and no threads of torch."""
+    imported again. For commands that start no Ray and train nothing."""
     # Of a plan, and of its count of FLOPs: seconds in each copy, were they not here.
     for module in ("torch._dynamo", "ekd_ray.studies.training", "ekd_ray.cli.single_run"):
         importlib.import_module(module)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from launchers_run import forked as command
+from launchers_run import command, forked
 
 NETS = """
 from pathlib import Path
@@ -64,27 +64,27 @@ def test_one_run_with_parts_of_ones_own_and_again_from_its_folder(parts):
 
 def test_a_recipe_runs_no_code_unless_the_user_says_so(parts):
     recipe = ("distill", *RUN, "--space", "recipe.yaml", "--dry-run")
-    refused = command(*recipe)
+    refused = forked(*recipe)
     assert (refused.returncode, (parts / "ran").exists()) == (2, False)
     assert (
         refused.stderr.startswith("error: recipe.yaml names code")
         and "--trust-plugins" in refused.stderr
     )
-    half = command(*recipe, "--plugin", "my_method.py")
+    half = forked(*recipe, "--plugin", "my_method.py")
     assert half.returncode == 2 and "my_nets.py" in half.stderr and not (parts / "ran").exists()
-    done = command(*recipe, "--trust-plugins")
+    done = forked(*recipe, "--trust-plugins")
     assert done.returncode == 0, done.stderr
     assert "my_nets, SHA-256" in done.stdout and "my_method, SHA-256" in done.stdout
-    same = command(*recipe, "--plugin", "my_method.py", "--plugin", "my_nets.py")
+    same = forked(*recipe, "--plugin", "my_method.py", "--plugin", "my_nets.py")
     assert same.stdout == done.stdout
 
 
 def test_a_model_by_its_function_on_the_command_line_is_the_users_word(parts):
     plan = ("--method", "none", "--dry-run")
-    done = command("distill", *RUN, "--plugin", "my_nets.py", "--student", "my_nets:build", *plan)
+    done = forked("distill", *RUN, "--plugin", "my_nets.py", "--student", "my_nets:build", *plan)
     assert done.returncode == 0 and "my_nets, SHA-256" in done.stdout
     (parts / "recipe.yaml").write_text("distill: {student: 'my_nets:build', method: none}\n")
-    refused = command("distill", *RUN, "--space", "recipe.yaml", "--dry-run")
+    refused = forked("distill", *RUN, "--space", "recipe.yaml", "--dry-run")
     assert refused.returncode == 2 and "my_nets" in refused.stderr
 
 
@@ -92,14 +92,14 @@ def test_the_settings_of_a_plugins_method_are_searched(parts):
     (parts / "recipe.yaml").write_text(
         "plugins: [my_method.py]\ndistill: {student: resnet8}\nmethods: {squares: {}}\n"
     )
-    done = command("space", "show", "recipe.yaml", "--method", "squares", "--trust-plugins",
+    done = forked("space", "show", "recipe.yaml", "--method", "squares", "--trust-plugins",
                    "--json", "--points", "3")  # fmt: skip
     points = json.loads(done.stdout)["points"]
     assert all(0.1 <= point["square_weight"] <= 0.9 for point in points) and len(points) == 3
 
 
 def test_a_plugin_that_is_not_there_is_one_sentence(parts):
-    done = command("distill", *RUN, "--student", "resnet8", "--method", "none",
+    done = forked("distill", *RUN, "--student", "resnet8", "--method", "none",
                    "--plugin", "gone.py")  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "gone.py" in done.stderr
 
@@ -109,5 +109,5 @@ def test_models_anywhere_in_a_recipe_need_the_users_word(parts):
         "distill: {student: resnet8, method: none}\n"
         "methods: {kd: {distill: {student: 'my_nets:build'}}}\n"
     )
-    refused = command("distill", *RUN, "--space", "recipe.yaml", "--dry-run")
+    refused = forked("distill", *RUN, "--space", "recipe.yaml", "--dry-run")
     assert refused.returncode == 2 and "--plugin my_nets" in refused.stderr
