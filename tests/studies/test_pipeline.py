@@ -49,7 +49,7 @@ def test_an_untrained_teacher_is_planned_or_refused() -> None:
     ("changes", "message"),
     [
         ({"space": {}}, "search space is empty"),
-        ({"cpus_per_trial": 4096}, r"4,096 CPUs .*: lower --cpus-per-trial\."),
+        ({"cpus_per_trial": 1024}, r"1,024 CPUs .*: lower --cpus-per-trial\."),
         ({"gpus_per_trial": 64.0}, "GPU"),
         (
             {"distill": DistillConfig(dataset="digits", student="resnet8", method="none",
