@@ -63,7 +63,7 @@ chaos: install
 	EKD_CHAOS_KILLS=1 EKD_CHAOS_CHANGES=110 EKD_CHAOS_FILLS=40 EKD_CHAOS_NODES=1 EKD_WORKERS=1 \
 		EKD_CHAOS_JSON=chaos.json $(BIN)/python -m pytest -s tests/chaos \
 		tests/cluster/test_lost_nodes.py tests/cluster/test_namespaces.py \
-		tests/scale/test_one_run.py tests/scale/test_groups_stopped.py
+		tests/scale/test_one_run.py tests/scale/test_groups_stopped.py tests/benchmarks/test_leaks.py
 	EKD_FUZZ_SECONDS=600 $(BIN)/python -m pytest --override-ini timeout=1200 tests/fuzz
 
 # EKD_DATA_ROOT with CIFAR-10 and its teacher adds the benchmark of a whole study.
