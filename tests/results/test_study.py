@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_studies import final, select
 
+from ekd_ray import files
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results import Study
@@ -281,9 +281,9 @@ def test_best_before_confirm_is_the_best_complete_trial(maker):
 def test_a_study_is_read_once(maker, monkeypatch):
     maker.study()
     maker.trial(0, [0.1], lr=0.1)
-    reads, read = [], Path.read_text
+    reads, read = [], files.read_bytes
     monkeypatch.setattr(
-        Path, "read_text", lambda path, **kw: reads.append(path.name) or read(path, **kw)
+        files, "read_bytes", lambda path, **kw: reads.append(path.name) or read(path, **kw)
     )
     study = Study.load(maker.path)
     for _ in range(2):
