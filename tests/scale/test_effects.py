@@ -308,7 +308,8 @@ THROUGH_SETTINGS = {
     *("pair", "pairs", "methods", "recipe", "set", "teacher_zoo", "extend", "warm_start"),
     *("model", "evidential", "seeds", "candidates", "candidate_count", "choose_by", "config"),
 }
-FREE_FLAGS = {"address", "download", "plugin", "trust_plugins", "out", "resume", "test"}
+FREE_FLAGS = {"address", "download", "keep_ray_logs", "plugin", "trust_plugins", "out", "resume",
+              "test"}  # fmt: skip
 SAID = {"workers"}  # of a single run, which may have MIN:MAX of them: see the conditions above
 SHOWING = {"dry_run", "quiet", "json", "help", "help_all"}
 
