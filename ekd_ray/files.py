@@ -39,7 +39,7 @@ class Unreadable(Damaged):
 
     def __init__(self, path: str | os.PathLike[str], reason: str, cure: str = "") -> None:
         name = str(path)
-        if not name.isprintable() or len(name) > os.pathconf("/", "PC_PATH_MAX"):
+        if len(name) > os.pathconf("/", "PC_PATH_MAX"):
             name = shorten(name)
         UserError.__init__(self, f"cannot read {name}: {reason}{'; ' * bool(cure)}{cure}.")
 

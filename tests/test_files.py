@@ -208,6 +208,7 @@ OWN = {
     "table.py": "folder /",  # of the size that its specification says
     "main.py": "os.devnull",
     "ray_folder.py": "os.O_NOFOLLOW",  # to be locked
+    "progress.py": "os.O_NOFOLLOW",  # whether it is locked
     "checkpoint.py": "io.BytesIO",
     "decode.py": "io.BytesIO",
     "method_checks.py": "torch.load(file",
