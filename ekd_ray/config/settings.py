@@ -226,7 +226,7 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def changes(self, other: Self) -> dict[str, tuple[Any, Any]]:
-        """What one that resumes this may not have otherwise, but `other` has.
+        """The settings in which `other` may not resume this, because they differ.
 
         Returns:
             By name (`seed`, `distill.seed`), in order, the value here and that of `other`.

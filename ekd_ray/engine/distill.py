@@ -441,7 +441,7 @@ def _save(run: Run, path: Path) -> None:
 
 
 def _conditions(run: Run) -> dict[str, Any]:
-    """What decides a run's bits and is no part of its identity."""
+    """The conditions that decide a run's bits and are no part of its identity."""
     return {
         "threads": torch.get_num_threads(),
         "workers": ranks.world_size(),

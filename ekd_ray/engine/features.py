@@ -1,4 +1,4 @@
-"""What named layers of a network give in a forward pass, for methods that compare features."""
+"""Outputs of named layers of a network in a forward pass, for methods that compare features."""
 
 from __future__ import annotations
 

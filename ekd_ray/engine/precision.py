@@ -181,7 +181,7 @@ def environment() -> dict[str, Any]:
 
 
 def hardware(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the bits of a run in an `environment`, as `warn_of_change` compares it."""
+    """The part of an `environment` that decides a run's bits, for `warn_of_change`."""
     names = ("processor", "gpus", "cuda", "cudnn")
     return {"torch": found["packages"]["torch"], **{name: found[name] for name in names}}
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import as_loss, total_violation
-from ekd_ray.results.records import RunRecord, milestone_epochs, read_whole, trial_folder
+from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.optuna_private import reopen_trial
 from ekd_ray.scale.schedulers import ACCURACY, Chance, rung_score
@@ -44,7 +44,7 @@ class FullRuns(OptunaSearcher):
             if trial.state == TrialState.PRUNED
             and trial.number not in begun
             and not {FULL_RUN, REPEATED} & trial.user_attrs.keys()
-            and (record := read_whole(trial_folder(run, trial.number), needed=self._needed))
+            and (record := self._found.get(trial.number))
         ]
         self._stopped = deque(sorted(stopped, key=lambda trial: promise(trial, config, chance)))
 

@@ -100,12 +100,8 @@ class OptunaSearcher(Searcher):
     def _settle_trials(self) -> None:
         for frozen in self.study.get_trials(deepcopy=False):
             folder = trial_folder(self.run, frozen.number)
-            running = frozen.state == TrialState.RUNNING
-            record = (
-                read_or_put_aside(folder, needed=self._needed)
-                if running
-                else read_whole(folder, needed=self._needed)
-            )
+            read = read_or_put_aside if frozen.state == TrialState.RUNNING else read_whole
+            record = read(folder, needed=self._needed)
             if record is not None:
                 self._found[frozen.number] = record
             history = read_history(folder, self._needed) if record is None else record.history

@@ -22,11 +22,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from agreement import check_ended, ended
-from kill_at_changes import CONFIG, Changes, in_child, study
+from kill_at_changes import Changes, draw_changes, in_child, study
 
-from ekd_ray.data import load_dataset
 from ekd_ray.errors import UserError, disk_full_error
 from ekd_ray.results import Study
 from ekd_ray.studies import pipeline
@@ -81,16 +79,9 @@ def run_filled(out: Path, fill_at: int, left: int) -> int:
 
 
 def main(folder: Path, seed: int, count: int) -> None:
-    torch.set_num_threads(1)
-    # Once here, and not in every child: decoding, and what torch imports late.
-    load_dataset("synthetic", "train", data_root=None)
-    pipeline.check_study(CONFIG)
-    kinds = in_child(folder / "whole", None)
-    assert kinds is not None
-    total, draw, codes = len(kinds), random.Random(seed), Counter[int]()
-    turns = draw.sample(range(1, total + 1), total)
-    of_each_kind = {kinds[turn - 1]: turn for turn in turns}.values()
-    for turn in sorted(sorted(turns, key=lambda turn: turn not in of_each_kind)[: count or total]):
+    draw, codes = random.Random(seed), Counter[int]()
+    kinds, turns = draw_changes(folder, draw, count)
+    for turn in turns:
         out, left = folder / f"{turn:04d}", draw.choice([0, 0, draw.randint(1, 50_000)])
         code = run_filled(out, turn, left)
         assert code in (0, SAID), f"change {turn} ({kinds[turn - 1]}), {left} bytes left"
@@ -103,7 +94,7 @@ def main(folder: Path, seed: int, count: int) -> None:
         assert {record.status for record in Study.load(out).records()} <= {"complete", "pruned"}
         shutil.rmtree(out)
     stopped, harmless = codes[SAID], codes[0]
-    print(json.dumps({"kinds": len(of_each_kind), "stopped": stopped, "harmless": harmless}))
+    print(json.dumps({"kinds": len({*kinds}), "stopped": stopped, "harmless": harmless}))
 
 
 if __name__ == "__main__":

@@ -223,17 +223,30 @@ def in_child(out: Path, kill_at: int | None, tear: int = 0) -> list[str] | None:
     return said.read_text().splitlines()
 
 
-def main(folder: Path, seed: int, count: int) -> None:
+def draw_changes(folder: Path, draw: random.Random, count: int) -> tuple[list[str], list[int]]:
+    """Run the study undisturbed in `folder/whole`, and draw so many of its changes (0: all).
+
+    Returns:
+        The kinds of all changes, in order; the drawn ones by their numbers from 1, ascending: first
+        one of each kind, as far as `count` goes.
+    """
     torch.set_num_threads(1)
     # Once here, and not in every child: decoding, and what torch imports late.
     load_dataset("synthetic", "train", data_root=None)
     pipeline.check_study(CONFIG)
     kinds = in_child(folder / "whole", None)
     assert kinds is not None
-    total, draw = len(kinds), random.Random(seed)
-    turns = draw.sample(range(1, total + 1), total)
+    turns = draw.sample(range(1, len(kinds) + 1), len(kinds))
     of_each_kind = {kinds[turn - 1]: turn for turn in turns}.values()
-    for turn in sorted(sorted(turns, key=lambda turn: turn not in of_each_kind)[: count or total]):
+    turns.sort(key=lambda turn: turn not in of_each_kind)
+    return kinds, sorted(turns[: count or len(turns)])
+
+
+def main(folder: Path, seed: int, count: int) -> None:
+    draw = random.Random(seed)
+    kinds, turns = draw_changes(folder, draw, count)
+    total = len(kinds)
+    for turn in turns:
         out = folder / f"{turn:04d}"
         again, tears = draw.randint(1, total), [draw.randint(0, 99) for _ in range(2)]
         assert in_child(out, turn, tears[0]) is None
@@ -243,7 +256,7 @@ def main(folder: Path, seed: int, count: int) -> None:
         in_child(out, None)
         records = [{path: text.decode() for path, text in found.items()} for found in seen]
         out.with_suffix(".json").write_text(json.dumps({"again": came, "records": records}))
-    print(f"{total} changes of {len(of_each_kind)} kinds")
+    print(f"{total} changes of {len({*kinds})} kinds")
 
 
 if __name__ == "__main__":

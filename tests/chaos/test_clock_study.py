@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 
 import pytest
 from agreement import check_ended
-from chaos_run import Run, check_records, processes
+from chaos_run import Run, check_records, nothing_left
 
 from ekd_ray.results import Study
 
@@ -44,7 +43,7 @@ def test_a_study_outlives_a_clock_that_is_set_back(
     clock, out = tmp_path / "clock", tmp_path / "run"
     paths = os.pathsep.join([str(tmp_path / "python"), environment.get("PYTHONPATH", "")])
     own = {**environment, "PYTHONPATH": paths, "EKD_TEST_CLOCK": str(clock)}
-    try:
+    with nothing_left(environment):
         run = Run(out, own, tmp_path / "first.log", TRIALS)
         assert run.wait_for(lambda: run.grown("trials")), run.log.read_text()
         clock.write_text("3600")
@@ -56,9 +55,6 @@ def test_a_study_outlives_a_clock_that_is_set_back(
         clock.write_text("7200")
         again = Run(out, own, tmp_path / "second.log", TRIALS)
         assert again.driver.wait(timeout=1200) == 0, again.log.read_text()
-    finally:
-        for pid in processes(environment):
-            os.kill(pid, signal.SIGKILL)
     check_records(again, records)
     check_ended(out)
     study = Study.load(out)

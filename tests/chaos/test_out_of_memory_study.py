@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from agreement import check_ended
-from chaos_run import Run, check_records, processes
+from chaos_run import Run, check_records, nothing_left
 from memory_groups import join_group, limit_memory
 
 from ekd_ray.results import Study
@@ -28,7 +28,7 @@ def test_a_study_outlives_a_driver_that_the_kernel_ends(
 ) -> None:
     out = tmp_path / "run"
     limit_memory(memory_group, 2**20)
-    try:
+    with nothing_left(environment):
         run = Run(out, environment, tmp_path / "first.log", TRIALS)
         assert run.wait_for(lambda: run.grown("trials")), run.log.read_text()
         join_group(memory_group, run.driver.pid)  # from now on it gets no other page
@@ -36,9 +36,6 @@ def test_a_study_outlives_a_driver_that_the_kernel_ends(
         records = check_records(run, {})
         again = Run(out, environment, tmp_path / "second.log", TRIALS)
         assert again.driver.wait(timeout=1200) == 0, again.log.read_text()
-    finally:
-        for pid in processes(environment):
-            os.kill(pid, signal.SIGKILL)
     check_records(again, records)
     check_ended(out)
     assert {record.status for record in Study.load(out).records()} <= {"complete", "pruned"}

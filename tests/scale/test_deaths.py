@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,11 +15,11 @@ from typing import Any
 from unittest.mock import Mock, patch
 
 import pytest
-import ray
 import torch
 from optuna.trial import TrialState
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.experiment import Trial
+from tuned_runs import tune_with
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
@@ -37,8 +36,7 @@ from ekd_ray.results.records import (
 from ekd_ray.scale import worker
 from ekd_ray.scale.cluster import connected
 from ekd_ray.scale.run_list import RunList
-from ekd_ray.scale.schedulers import NoStopping
-from ekd_ray.scale.search import ObserverCallback, run_tuner, search
+from ekd_ray.scale.search import ObserverCallback, search
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.trial_slots import DEATH_REASON, ProcessDeaths
 from ekd_ray.scale.worker import RUN, Report, TrainOptions, train_run
@@ -95,15 +93,7 @@ def one_ray() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def ended(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OptunaSearcher]:
     run = tmp_path_factory.mktemp("deaths") / "run"
-    open_run(run, STUDY, resume=False)
-    searcher = OptunaSearcher(run, STUDY, resolve(STUDY.distill))
-    # Ray's processes cannot import this file.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        run_tuner(run, STUDY, perilous, searcher=searcher, scheduler=NoStopping(), observer=Mock())
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    return run, searcher
+    return run, tune_with(run, STUDY, perilous)
 
 
 @pytest.mark.ray

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
-import ray
+from tuned_runs import tune_with
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.history import HISTORY
-from ekd_ray.engine.resolve import resolve
 from ekd_ray.results.records import RunRecord, read_record, trial_folder
-from ekd_ray.scale.cluster import connected
-from ekd_ray.scale.schedulers import NoStopping
-from ekd_ray.scale.search import run_tuner
-from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import Report
-from ekd_ray.studies.pipeline import open_run
 
 
 def lives_long(job: RunRecord, report: Report) -> None:
@@ -46,16 +38,7 @@ def test_trials_that_ray_ends_for_memory_fail_and_say_so(
         distill=DistillConfig(dataset="digits", student="resnet8", method="none", epochs=601),
         space={"lr": {"low": 0.01, "high": 0.1}}, trials=2, scheduler="none", max_concurrent=2,
     )  # fmt: skip
-    open_run(run, config, resume=False)
-    searcher = OptunaSearcher(run, config, resolve(config.distill))
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        with connected():
-            run_tuner(
-                run, config, lives_long, searcher=searcher, scheduler=NoStopping(), observer=Mock()
-            )
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    tune_with(run, config, lives_long)
     for number in range(2):
         record = read_record(trial_folder(run, number))
         assert record is not None and record.status == "failed"

@@ -9,25 +9,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
-import ray
 import torch
 from launchers_run import DIGITS
 from memory_groups import join_group, limit_memory
 from safetensors.torch import load_file
+from tuned_runs import tune_with
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.history import HISTORY
-from ekd_ray.engine.resolve import resolve
 from ekd_ray.results.records import RunRecord, read_record, trial_folder
-from ekd_ray.scale.cluster import connected
-from ekd_ray.scale.schedulers import NoStopping
-from ekd_ray.scale.search import run_tuner
-from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import Report
-from ekd_ray.studies.pipeline import open_run
 
 ROOM = 256 * 2**20
 GROUP = "EKD_TEST_MEMORY_GROUP"
@@ -57,16 +50,7 @@ def test_a_trial_that_the_kernel_ends_has_failed_and_the_search_goes_on(
         distill=DistillConfig(dataset="digits", student="resnet8", method="none", epochs=1),
         space={"lr": {"low": 0.01, "high": 0.1}}, trials=3, scheduler="none", max_concurrent=1,
     )  # fmt: skip
-    open_run(run, config, resume=False)
-    searcher = OptunaSearcher(run, config, resolve(config.distill))
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        with connected():
-            run_tuner(
-                run, config, needs_much, searcher=searcher, scheduler=NoStopping(), observer=Mock()
-            )
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    tune_with(run, config, needs_much)
     records = [read_record(trial_folder(run, number)) for number in range(3)]
     assert [record and record.status for record in records] == ["failed", "complete", "complete"]
     assert records[0] is not None and "process died (killed, or out of memory)" in str(

@@ -48,7 +48,7 @@ LARGEST_TABLE = 40 * 2**30
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What a teacher says about one batch, without gradient.
+    """The outputs of a teacher for one batch, without gradient.
 
     `weak` and `strong` are its logits, float32 [B, C]: of the weak view, and of the strong one
     where the method looks at one. `features` are the outputs [B, ...] of its layers on the weak
