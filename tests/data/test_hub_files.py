@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from refusals import message, refused
 
+from ekd_ray.config.phrases import short_name
 from ekd_ray.data import (
     DATASETS,
     check_dataset,
     dataset_info,
     load_dataset,
     num_train,
-    short_name,
     stage_images,
 )
 from ekd_ray.data.conformance import check_dataset as check_conformance
