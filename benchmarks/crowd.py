@@ -13,7 +13,8 @@ import contextlib
 import io
 import json
 import math
-import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ from ekd_ray.scale.worker import RUN
 from ekd_ray.studies.pipeline import check_study, open_run
 
 COUNTS = (100, 1000, 5000)
-EPOCHS, SLOTS, DRIVEN = 30, 32, 120
+EPOCHS, SLOTS, DRIVEN, REPEATS = 30, 32, 120, 5
 CHANCE = Chance(classes=10, images=200)
 
 
@@ -212,8 +213,18 @@ def drive_study(run: Path, sampler: str) -> dict[str, float]:
         "wall_ms_per_report": 1e3 * (time.perf_counter() - before) / driver.reports,
         "reports": driver.reports,
         **{f"ms_per_trial_{name}": 1e3 * spent / DRIVEN for name, spent in driver.spent.items()},
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "memory_mb": peak_memory(),
     }
+
+
+def peak_memory() -> float:
+    """The most MB of memory that this process has had, shared libraries among them.
+
+    `getrusage` would count the process from which it was started as well.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def _in_own_process(*command: str) -> tuple[float, str]:
@@ -226,29 +237,44 @@ def _in_own_process(*command: str) -> tuple[float, str]:
 def measure(
     folder: Path, note: Callable[[str], None], counts: Sequence[int] = COUNTS, sampler: str = "tpe"
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """(figures by number of recorded trials, ratios of the largest study to the smallest)."""
+    """(figures by number of recorded trials, ratios of the largest study to the smallest).
+
+    A machine is now faster and now slower: the drivers of all sizes are measured by turns,
+    `REPEATS` times, each on a copy of its study; the figures are medians.
+    """
     found: dict[str, dict[str, float]] = {}
     for count in counts:
         run = folder / f"crowd-{count}"
         began = time.perf_counter()
         record_study(run, study_config(count), count)
         note(f"crowd: {count} trials recorded in {time.perf_counter() - began:.0f} s")
+    driven: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+    for _ in range(REPEATS):
+        for count in counts:
+            copied = folder / "driven"
+            shutil.copytree(folder / f"crowd-{count}", copied)
+            _, said = _in_own_process("-m", "benchmarks.crowd", str(copied), sampler)
+            driven[count].append(json.loads(said))
+            shutil.rmtree(copied)
+    for count in counts:
+        run = folder / f"crowd-{count}"
         show, _ = _in_own_process("-m", "ekd_ray", "show", str(run))
         report, _ = _in_own_process("-m", "ekd_ray", "report", str(run))
-        size = (run / REPORT).stat().st_size / 1e6
-        journal = (run / JOURNAL).stat().st_size / 1e6
-        _, said = _in_own_process("-m", "benchmarks.crowd", str(run), sampler)
+        runs = driven[count]
         found[str(count)] = {
-            "show_seconds": show, "report_seconds": report, "report_mb": size,
-            "journal_mb": journal, **json.loads(said),
+            "show_seconds": show, "report_seconds": report,
+            "report_mb": (run / REPORT).stat().st_size / 1e6,
+            "journal_mb": (run / JOURNAL).stat().st_size / 1e6,
+            **{name: statistics.median(one[name] for one in runs) for name in runs[0]},
         }  # fmt: skip
         note(f"crowd: {count} {found[str(count)]}")
-    first, last = (found[str(count)] for count in (counts[0], counts[-1]))
-    name = f"{counts[-1]}_over_{counts[0]}"
-    return {"setup": {"epochs": EPOCHS, "slots": SLOTS, "driven": DRIVEN, "sampler": sampler},
-            **found}, {
-        f"driver_ms_per_report/{name}": last["ms_per_report"] / first["ms_per_report"],
-    }  # fmt: skip
+    costs = {count: [one["ms_per_report"] for one in runs] for count, runs in driven.items()}
+    ratios = [b / a for a, b in zip(costs[counts[0]], costs[counts[-1]], strict=True)]
+    setup = {"epochs": EPOCHS, "slots": SLOTS, "driven": DRIVEN, "sampler": sampler,
+             "repeats": REPEATS}  # fmt: skip
+    return {"setup": setup, "ratios_by_turn": ratios, **found}, {
+        f"driver_ms_per_report/{counts[-1]}_over_{counts[0]}": statistics.median(ratios)
+    }
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def _are_alike(rows: list[Any], needed: tuple[str, ...]) -> bool:
     """Whether all rows are `leading_epochs` with the same figures, looked at by column: thousands
     of histories are read."""
     names = tuple(rows[0]) if rows and isinstance(rows[0], dict) else ()
-    if not {"epoch", *needed} <= {*names} or any(type(row) is not dict for row in rows):
+    if not {"epoch", *needed} <= {*names} or {*map(type, rows)} != {dict}:
         return False
-    if any(tuple(row) != names for row in rows):
+    if {*map(tuple, rows)} != {names}:
         return False
     columns = dict(zip(names, zip(*(row.values() for row in rows), strict=True), strict=True))
     if {*map(type, columns["epoch"])} != {int}:

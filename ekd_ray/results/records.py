@@ -422,14 +422,17 @@ def check_settings(run: RunRecord) -> None:
             _LEGAL[names] = run.config
             return
         for name, value in run.config.items():
-            checked = known[name], run.params.get(name)
-            if not any(type(value) is type(other) and value == other for other in checked):
+            if not _is_same(value, known[name]) and not _is_same(value, run.params.get(name)):
                 if name in DistillConfig.retired:
                     DistillConfig.from_dict({name: value})
                 else:
                     DistillConfig.check_value(name, value)
     except UserError as error:
         raise Damaged(run.folder, f"no settings of a run ({str(error).rstrip('.')})") from None
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and bool(value == other)
 
 
 _LEGAL: dict[tuple[str, ...], dict[str, Any]] = {}  # settings of a run, by their names

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import GPSampler, TPESampler
 from optuna.samplers._tpe.sampler import (
@@ -144,7 +145,9 @@ class BoundedTPE(TPESampler):
         self._known = KnownTrials()
         self._drawn: int | None = None
         self._split: tuple[list[FrozenTrial], list[FrozenTrial]] = [], []
-        self._internal: dict[str, dict[int, float]] = {}  # values by parameter and trial
+        self._numbers: list[NDArray[np.int64]] = []  # of the trials in `_split`
+        # Values by parameter and number of trial, NaN where none is known.
+        self._internal: dict[str, NDArray[np.float64]] = {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str,
@@ -153,6 +156,7 @@ class BoundedTPE(TPESampler):
         if trial.number != self._drawn:  # the parameters of a trial are drawn one after the other
             self._known.update(study)
             self._split = self._split_known(study, trial.number)
+            self._numbers = [np.array([t.number for t in part], int) for part in self._split]
             self._drawn = trial.number
         if len(self._known.ended) < self._n_startup_trials:
             return self._random_sampler.sample_independent(
@@ -189,11 +193,15 @@ class BoundedTPE(TPESampler):
         study: optuna.Study,
     ) -> dict[str, Any]:  # fmt: skip
         ((name, kind),) = search_space.items()
-        values = self._internal.setdefault(name, {})
-        for trial in trials:
-            if trial.number not in values and name in trial.params:
-                values[trial.number] = kind.to_internal_repr(trial.params[name])
-        return {name: np.asarray([values[t.number] for t in trials if t.number in values])}
+        numbers = self._numbers[0 if trials is self._split[0] else 1]
+        values = self._internal.get(name, np.empty(0))
+        values = np.append(values, np.full(len(self._known.trials) - len(values), np.nan))
+        for number in numbers[np.isnan(values[numbers])]:
+            params = self._known.trials[number].params
+            if name in params:
+                values[number] = kind.to_internal_repr(params[name])
+        self._internal[name], chosen = values, values[numbers]
+        return {name: chosen[~np.isnan(chosen)]}
 
 
 class BoundedGP(GPSampler):
