@@ -16,7 +16,8 @@ from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
 Keys = tuple[str | int, ...]
-NEAREST = 5  # names that an error lists
+MOST_LISTED = 10  # names in an error
+SAME_COMMAND = "the same command with --resume"
 _OF_PLUGINS = ("model", "dataset", "method")  # what plugins register
 
 
@@ -102,6 +103,26 @@ class Interrupted(Exception):
     """Work that was asked to stop before it was finished; `--resume` continues it."""
 
 
+_continuation: str | None = None
+
+
+def continue_with(command: str | None) -> None:
+    """From now on messages name this command as the one that continues what was begun; None where
+    nothing was begun yet."""
+    global _continuation
+    _continuation = command
+
+
+def continuing_command() -> str | None:
+    """The command of `continue_with`, as it can be pasted into a shell."""
+    return _continuation
+
+
+def name_continuation() -> str:
+    """The command that continues what was begun, for the middle of a sentence."""
+    return f"`{_continuation}`" if _continuation else SAME_COMMAND
+
+
 def _number_in(text: str) -> int | None:
     found = re.search(r"\b(?:os error|errno) (\d+)", text)
     return int(found[1]) if found else None
@@ -132,8 +153,8 @@ def disk_full_error(error: BaseException) -> NoSpace | None:
             name = getattr(found, "filename", None)
             where = f" for {name}" if name else ""
             return NoSpace(
-                f"no space is left on the disk{where} ({os.strerror(number)}): free some, "
-                "then run the same command with --resume; what was finished is kept."
+                f"no space is left on the disk{where} ({os.strerror(number)}): free some, then run "
+                f"{name_continuation()}; what was finished is kept."
             )
     return None
 
@@ -175,15 +196,23 @@ def unknown_name(
 
 def nearest_names(got: object, known: Iterable[object]) -> str:
     """The end of an error's sentence: which name was meant, and the nearest that there are."""
-    names = sorted(str(name) for name in known)
-    near = difflib.get_close_matches(str(got), names, n=NEAREST, cutoff=0.0)
-    meant = difflib.get_close_matches(str(got), near, n=1, cutoff=0.6)
-    hint = f" Did you mean {meant[0]!r}?" if meant else ""
+    names = sorted({str(name) for name in known}, key=lambda name: (-_likeness(got, name), name))
     if not names:
         return " None is known."
-    if len(names) <= NEAREST:
-        return f"{hint} Known: {', '.join(names)}."
-    return f"{hint} Known: {', '.join(near)} and {len(names) - NEAREST} others."
+    more = len(names) - MOST_LISTED
+    others = f" and {more} others" if more > 0 else ""
+    return f"{meant_name(got, names[:1])} Known: {', '.join(names[:MOST_LISTED])}{others}."
+
+
+def meant_name(got: object, known: Iterable[str]) -> str:
+    """A sentence that asks whether the nearest name was meant; empty where none is near."""
+    name = max(known, key=lambda name: _likeness(got, name), default="")
+    return f" Did you mean {name!r}?" if _likeness(got, name) >= 0.6 else ""
+
+
+def _likeness(got: object, name: str) -> float:
+    """From 0 to 1; capitals count as small letters."""
+    return difflib.SequenceMatcher(None, str(got)[:100].casefold(), name.casefold()).ratio()
 
 
 def check_installed(package: str, *, needed_by: str, extra: str) -> None:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_plan, print_text, set_up_ray
 from ekd_ray.cli.request import run_request
 from ekd_ray.config.phrases import size_text
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, continue_with
 from ekd_ray.files import remove_path
 
 if TYPE_CHECKING:
@@ -176,6 +177,7 @@ def _fill(args: argparse.Namespace) -> int:
         plan = fill_plan(study, seeds, processes=processes, threads=threads)
         print_plan(plan, config.to_dict(), as_json=args.json)
         return 0
+    continue_with(shlex.join(args.typed))  # what is filled stays
     quiet = args.json or args.quiet
     with contextlib.closing(Terminal(quiet=quiet, unit="parts" if apart else "rows")) as terminal:
         if apart:

@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--public", action="store_true", help="a repository that --hub makes is seen by everyone"
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the bundle of another study, and files beside a bundle",
+    )
     flags.add_common(parser, "--data-root")
     parser.add_argument(
         "--verify", action="store_true", help="also evaluate the stored weights on the test split"
@@ -62,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     # These load torch.
     from ekd_ray.cli.terminal import Terminal
     from ekd_ray.remote.hub import check_login, parse_hub_name
-    from ekd_ray.results.bundle import export_bundle
+    from ekd_ray.results.bundle import check_replaceable, export_bundle
     from ekd_ray.results.card import check_license
     from ekd_ray.results.exports import check_exports
     from ekd_ray.results.study import Study
@@ -84,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         check_login("--hub")
     if args.dry_run:
         check_exports(formats)
+        check_replaceable(Path(args.out), study, force=args.force)
         winner = study.best()
         further = f", and push that to {target}" if target else ""
         print_text(f"would export {winner.name} of {args.run} to {args.out}{further}")
@@ -92,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         terminal.stage("export", 1, 0)
         bundle = export_bundle(
             study, Path(args.out), formats=formats, normalized_input=args.normalized_input,
-            license=args.license,
+            license=args.license, force=args.force,
         )  # fmt: skip
         if args.verify:
             terminal.stage("test split", 1, 0)

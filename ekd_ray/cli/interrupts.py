@@ -8,21 +8,15 @@ import signal
 import threading
 from types import FrameType
 
-from ekd_ray.errors import EXIT_INTERRUPTED, end_process
+from ekd_ray.errors import EXIT_INTERRUPTED, continue_with, continuing_command, end_process
 
 _writer = -1  # of the pipe that hears of every signal
-_continuation: str | None = None  # the command that goes on, once there is something to go on with
-
-
-def continue_with(command: str) -> None:
-    """From now on an interrupt is answered by this command, which continues what was begun."""
-    global _continuation
-    _continuation = command
 
 
 def describe_interrupt() -> str:
     """The line with which an interrupted command ends."""
-    return f"interrupted; continue with: {_continuation}" if _continuation else "interrupted."
+    command = continuing_command()
+    return f"interrupted; continue with: {command}" if command else "interrupted."
 
 
 def handle_interrupts() -> None:
@@ -32,8 +26,8 @@ def handle_interrupts() -> None:
     the main thread may be busy with an import or in compiled code, and Tune and Ray Train have
     handlers of their own while they run. Files are left as by a kill: each as it was, or new.
     """
-    global _writer, _continuation
-    _continuation = None
+    global _writer
+    continue_with(None)
     signal.signal(signal.SIGTERM, _handle_sigterm)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _handle_sigint)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.interrupts import continue_with
 from ekd_ray.cli.output import print_json, print_plan, print_text
 from ekd_ray.cli.request import resumed_command
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, continue_with
 from ekd_ray.files import write_json
 from ekd_ray.studies.places import RUNS, find_data_root
 
@@ -76,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.engine.checkpoint import forget_checkpoint
     from ekd_ray.results.bundle import Bundle
     from ekd_ray.results.records import single_run
-    from ekd_ray.results.reproduce import IDENTICAL, WITHIN, prepare, reproduce
+    from ekd_ray.results.reproduce import IDENTICAL, WITHIN, own_data_root, prepare, reproduce
+    from ekd_ray.studies.pipeline import lock_folder
     from ekd_ray.studies.training import check_run_folder
 
     if args.tolerance is not None and not 0 <= args.tolerance < 1:
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads must be >= 1, got {args.threads}.")
     bundle = Bundle.load(args.bundle)
-    data_root = find_data_root(args.data_root)
+    data_root = find_data_root(args.data_root) or own_data_root(bundle)
     if args.download:
         name = bundle.locate_data(args.dataset).dataset
         load_dataset(name, "train", data_root=data_root, download=True)
@@ -98,21 +98,22 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_plan(run_plan(config, out, data_root), config.to_dict(), as_json=args.json)
         return 0
-    check_run_folder(out, config, resume=args.resume)
-    single_run(config, out).write_config()
-    continue_with(resumed_command(args.typed, args.resume, None if args.out else out))
-    with show_run("reproduction", config, quiet=args.quiet) as terminal:
-        found = reproduce(
-            bundle,
-            config,
-            out,
-            data_root=data_root,
-            threads=args.threads,
-            tolerance=args.tolerance,
-            on_epoch=functools.partial(terminal.epoch, 0),
-        )
-    write_json(out / REPORT, asdict(found))
-    forget_checkpoint(out)
+    with lock_folder(out):
+        check_run_folder(out, config, resume=args.resume)
+        single_run(config, out).write_config()
+        continue_with(resumed_command(args.typed, args.resume, None if args.out else out))
+        with show_run("reproduction", config, quiet=args.quiet) as terminal:
+            found = reproduce(
+                bundle,
+                config,
+                out,
+                data_root=data_root,
+                threads=args.threads,
+                tolerance=args.tolerance,
+                on_epoch=functools.partial(terminal.epoch, 0),
+            )
+        write_json(out / REPORT, asdict(found))
+        forget_checkpoint(out)
     if args.json:
         print_json({**asdict(found), "out": str(out)})
     else:

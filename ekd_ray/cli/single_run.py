@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from ekd_ray.cli.interrupts import continue_with
 from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
 from ekd_ray.cli.plan_text import run_plan
 from ekd_ray.cli.request import Request
 from ekd_ray.cli.terminal import Terminal
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.targets import DIRECTIONS
+from ekd_ray.errors import continue_with
 from ekd_ray.results.run_result import RunResult
 from ekd_ray.studies.training import Training, failures_in_sentences, planned, run_training
 

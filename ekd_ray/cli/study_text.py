@@ -175,7 +175,7 @@ def _status(content: Content) -> str:
     if now.stage != "finished" and now.quiet_seconds is not None:
         text += f"; last epoch recorded {duration(now.quiet_seconds / 3600)} ago"
     if now.stage != "finished" and now.driven is False:
-        text += f"\ncontinue with: {resume_command(content.config, content.study.path)}"
+        text += f"\ncontinue with: {resume_command(content.config, content.study.place)}"
     return text
 
 

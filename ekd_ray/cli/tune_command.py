@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.interrupts import continue_with
 from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, continue_with
 from ekd_ray.studies.places import RUNS, default_folder
 from ekd_ray.studies.recipes import Recipe
 
@@ -205,7 +204,8 @@ def _run_study(
 
     def show_plan() -> None:
         several = "" not in request.studies
-        command = resume_command(config, location or out)
+        joined = ["--address", request.address] if request.address else []
+        command = resume_command(config, location or out, *joined)
         continue_with(request.typed_resume(out.parents[1]) if several else command)
         if not request.quiet:
             terminal.console.print(study_plan(config, out))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from ekd_ray.config.yaml_files import YamlFile, dump_yaml
-from ekd_ray.errors import Keys, UserError, error_context, shorten, unknown_name
+from ekd_ray.errors import Keys, UserError, error_context, meant_name, shorten, unknown_name
 
 MOST_ITEMS = 1000  # of a list or a mapping; recipes have some ten
 MOST_CHARACTERS = 4096  # of a text, the longest of which are paths
@@ -417,8 +417,10 @@ def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         return
     for item in value if isinstance(value, tuple) else (value,):
         if limits["choices"] and item not in limits["choices"]:
-            legal = ", ".join(limits["choices"])
-            raise UserError(f"{name} must be one of {legal}, got {shorten(item)}.", keys=(name,))
+            legal, meant = ", ".join(limits["choices"]), meant_name(item, limits["choices"])
+            raise UserError(
+                f"{name} must be one of {legal}, got {shorten(item)}.{meant}", keys=(name,)
+            )
         for kind, (sign, is_within, _) in _BOUNDS.items():
             bound = limits[kind]
             if bound is not None and not isinstance(item, str) and not is_within(item, bound):

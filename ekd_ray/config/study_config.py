@@ -128,6 +128,9 @@ class StudyConfig(Settings):
         None, "database URL of the Optuna study (a journal file in the study's folder)",
         effect="pinned",
     )  # fmt: skip
+    recipe_name: str | None = setting(
+        None, "the recipe that the study was begun with; filled in", effect="free"
+    )
     track: str | None = setting(
         None, "also tell a tracking service of every run: mlflow[:URI] or wandb[:PROJECT]",
         effect="free",
@@ -186,6 +189,11 @@ class StudyConfig(Settings):
     def most_seeds(self) -> int:
         """Seeds of the confirm stage, at most."""
         return self.confirm_seeds_cap if self.confirm_seeds == "auto" else self.confirm_seeds
+
+    @property
+    def half_more(self) -> int:
+        """The trials of an extension that is worth its while: half as many again."""
+        return max(1, self.trials // 2)
 
     @property
     def mode(self) -> str:

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ekd_ray.config.plugins import SOURCES
-from ekd_ray.errors import UserError, spell_controls
+from ekd_ray.errors import UserError, name_continuation, spell_controls
 from ekd_ray.files import NoSuchFile, read_bytes, read_json, write_text
 from ekd_ray.remote.lease import Lease, LeaseLost, renew_lease
 from ekd_ray.remote.object_store import Stamp, StorageError, Store
@@ -142,7 +142,7 @@ class Mirror:
         if self._failure is None:
             write_state(self._folder, replace(self._lease, released=True), self._known)
             return None
-        cure = "run the same command with --resume on this machine to bring it there"
+        cure = f"run {name_continuation()} on this machine to bring it there"
         if self._lost:
             cure = "move that folder away before you use --resume on this machine"
         return (

@@ -22,7 +22,7 @@ from torch import nn
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import checks_arguments
-from ekd_ray.config.phrases import short_name
+from ekd_ray.config.phrases import joined, short_name
 from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
 from ekd_ray.data import check_class_names, dataset_info, load_dataset
 from ekd_ray.engine.determinism import arithmetic
@@ -56,7 +56,7 @@ from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, cla
 from ekd_ray.results.leaderboard import TESTED, Leaderboard, Row, mean_sd, select_metrics
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
 from ekd_ray.results.study_reader import StudyReader
-from ekd_ray.results.words import figure_text, list_figures, metric_name
+from ekd_ray.results.words import figure_text, list_figures, metric_name, resume_command
 
 MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
 CARD = "README.md"
@@ -106,6 +106,10 @@ class Bundle:
                 plugins that are not trusted.
         """
         path = _fetch(str(path)) if str(path).startswith(PREFIX) else check_name(path)
+        if not path.exists():
+            raise UserError(
+                f"there is no folder {path}: give the bundle that ekd-ray export wrote."
+            )
         if not (path / MANIFEST).is_file():
             raise UserError(f"{path} holds no bundle (no {MANIFEST}): export one first.")
         missing = [name for name in FILES if not (path / name).is_file()]
@@ -390,16 +394,19 @@ def export_bundle(
     formats: Sequence[str] = (),
     normalized_input: bool = False,
     license: str = UNKNOWN_LICENSE,
+    force: bool = False,
 ) -> Bundle:
     """Write the confirmed winner of a study to the folder `out`, all of it or nothing.
 
     The weights are those of the first confirm seed: choosing the best seed would choose
-    on the test split. A bundle already there is replaced; any other content is refused.
+    on the test split. A bundle of this study that is there is replaced; any other content is
+    refused.
 
     Args:
         formats: further forms of the model, of `EXPORTS`; normalized_input: they take
             normalised images instead of images in [0, 1]; license: of the weights, for the card,
-            by its name on the hub ("mit", "cc-by-nc-4.0").
+            by its name on the hub ("mit", "cc-by-nc-4.0"); force: also replace the bundle of
+            another study, and one that holds further files.
 
     Raises:
         UserError: the study has no confirmed winner yet, `out` holds something else, or a
@@ -410,13 +417,13 @@ def export_bundle(
     board = study.leaderboard()
     if not board or not board[0].test:
         raise UserError(
-            f"{study.path} has no confirmed winner yet: finish it with --resume, then export."
+            f"{study.path} has no confirmed winner yet: finish it with "
+            f"`{resume_command(study.config, study.place)}`, then export."
         )
     winner = board[0]
     if winner.failed:
         raise UserError(f"the winner of {study.path}, {winner.name}, failed: {winner.failed}")
-    if out.exists() and not (out / MANIFEST).exists() and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not a bundle: choose another --out.")
+    check_replaceable(out, study, force=force)
     final = [
         run for run in study.confirm_runs if run.stage is RunStage.FINAL and run.name == winner.name
     ]
@@ -443,17 +450,34 @@ def export_bundle(
     return Bundle.load(out)
 
 
+def check_replaceable(out: Path, study: StudyReader, *, force: bool) -> None:
+    """Raise `UserError` if a folder holds what an export of this study may not remove."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MANIFEST).is_file():
+        raise UserError(f"{out} exists and is not a bundle: choose another --out.")
+    if force:
+        return
+    cure = "choose another --out, or give --force to replace it with all that it holds."
+    metrics = out / "metrics.json"
+    if not metrics.is_file() or _read_mapping(metrics).get("study") != study.config.fingerprint():
+        raise UserError(f"{out} holds the bundle of another study: {cure}")
+    if further := _unlisted(out):
+        raise UserError(f"{out} holds {joined(further[:3])} beside its bundle: {cure}")
+
+
 def _read_finished(run: RunRecord, study: StudyReader) -> RunRecord:
     """The full record of a final run; raises `UserError` if its files are not there."""
     folder = run.folder
     if not folder.resolve().is_relative_to(study.path.resolve()):
         raise UserError(
             f"{study.path / CONFIRMED} is damaged: it names {str(folder)!r}, which lies "
-            "outside of the study: run the study again with --resume."
+            f"outside of the study: run `{resume_command(study.config, study.place)}`."
         )
     lost = [name for name in (WEIGHTS, HISTORY, RESULT) if not (folder / name).is_file()]
     if lost:
-        raise UserError(f"{folder} lacks {', '.join(lost)}: run the study again with --resume.")
+        again = resume_command(study.config, study.place)
+        raise UserError(f"{folder} lacks {', '.join(lost)}: run `{again}`.")
     found = read_record(folder, run)
     assert found is not None
     return found
@@ -650,11 +674,17 @@ def manifest_problems(folder: Path, *, edited: Sequence[str] = ()) -> list[str]:
         if name not in edited or not (folder / name).is_file():
             problems += _file_problems(folder, name, digest)
     problems += [f"{MANIFEST} does not list {name}." for name in FILES if name not in listed]
+    return problems + [
+        f"{name} is there, but {MANIFEST} does not list it." for name in _unlisted(folder)
+    ]
+
+
+def _unlisted(folder: Path) -> list[str]:
+    """The files and folders in a bundle's folder that are no part of it."""
     there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {SOURCES}
     sources = filter(Path.is_file, (folder / SOURCES).rglob("*"))
     there |= {path.relative_to(folder).as_posix() for path in sources}
-    extra = sorted(there - {*listed, *FILES, MANIFEST})
-    return problems + [f"{name} is there, but {MANIFEST} does not list it." for name in extra]
+    return sorted(there - {*_listed(folder), *FILES, MANIFEST})
 
 
 def _file_problems(folder: Path, name: str, digest: str) -> list[str]:

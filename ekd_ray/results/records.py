@@ -34,6 +34,9 @@ from ekd_ray.files import check_format, parse_json, read_json, write_json, write
 # without their settings, and those of trials without what finished runs have.
 FORMAT_VERSION = 2
 STUDY_FILE = "study.yaml"
+REPORT = Path("report") / "index.html"
+BEST = "best"  # the bundle of its winner
+PLACE = "uri"  # in that file: where the study is kept, of which its folder is a copy
 JOURNAL = "optuna.journal"
 JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
 LOCK = ".lock"  # held by the process that runs what is in the folder

@@ -197,6 +197,13 @@ def _elsewhere(bundle: Bundle, recorded: dict[str, Any]) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def own_data_root(bundle: Bundle) -> str | None:
+    """The folder of the data sets of the study around the bundle; None without one."""
+    with contextlib.suppress(UserError):
+        return StudyReader.load(bundle.path.absolute().parent).config.data_root
+    return None
+
+
 def _own_teacher(bundle: Bundle) -> str:
     """The teacher's file in the study around the bundle, known by its hash."""
     study = bundle.path.absolute().parent

@@ -92,19 +92,27 @@ class Study(StudyReader):
 
     @checks_arguments
     def export(
-        self, out: str | Path, *, formats: Sequence[str] = (), normalized_input: bool = False
+        self,
+        out: str | Path,
+        *,
+        formats: Sequence[str] = (),
+        normalized_input: bool = False,
+        force: bool = False,
     ) -> Bundle:
         """Write the confirmed winner to the folder `out`, all of it or nothing.
 
         Args:
             formats: also as programs: "pt2" (torch.export), "onnx".
             normalized_input: these take normalised images instead of images in [0, 1].
+            force: also replace the bundle of another study, and one that holds further files.
 
         Raises:
             UserError: the study has no confirmed winner yet, `out` holds something else, or a
                 format is unknown, lacks its packages or fails.
         """
-        return export_bundle(self, Path(out), formats=formats, normalized_input=normalized_input)
+        return export_bundle(
+            self, Path(out), formats=formats, normalized_input=normalized_input, force=force
+        )
 
     def __repr__(self) -> str:
         shared, metric = self.config.distill, self.config.metric

@@ -29,6 +29,7 @@ from ekd_ray.results.paired import Paired, paired_difference
 from ekd_ray.results.records import (
     CONFIRMED,
     FORMAT_VERSION,
+    PLACE,
     STUDY_FILE,
     RunRecord,
     check_kinds,
@@ -98,6 +99,11 @@ class StudyReader:
         with file.locate_errors("study"):
             config = StudyConfig.from_dict(file.values.get("study") or {})
         return cls(path=folder, config=config, header=file.values)
+
+    @property
+    def place(self) -> str:
+        """Its URI, of which the folder is a copy, or its folder."""
+        return str(self.header.get(PLACE) or self.path)
 
     @cached_property
     def runs(self) -> list[RunRecord]:

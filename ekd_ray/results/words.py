@@ -55,10 +55,10 @@ def is_share(name: str) -> bool:
     return name.endswith(("top1", "top5"))
 
 
-def resume_command(config: StudyConfig, out: object) -> str:
+def resume_command(config: StudyConfig, out: object, *more: object) -> str:
     """The command that continues a study in a folder or at a URI, with what the user must allow
-    each time."""
-    words = ["tune", "--resume", "--out", out]
+    each time, and further flags."""
+    words = ["tune", "--resume", "--out", out, *more]
     if config.optuna_storage:
         words += ["--optuna-storage", hide_secrets(config.optuna_storage)]
     if config.track:

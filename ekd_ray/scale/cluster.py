@@ -18,7 +18,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import several
 from ekd_ray.config.study_config import LEAST_SHARE, Gpus
 from ekd_ray.engine.precision import local_cpus as local_cpus
-from ekd_ray.errors import UserError, end_process
+from ekd_ray.errors import SAME_COMMAND, UserError, continuing_command, end_process
 from ekd_ray.scale.ray_folder import discard_folder, private_folder
 from ekd_ray.scale.ray_private import (
     dead_vital_processes,
@@ -113,9 +113,9 @@ def _ray_started(folder: Path | None) -> Iterator[None]:
     except Exception as error:
         if type(error) is Exception:  # its raylet or its dashboard was not there in time
             raise UserError(
-                "Ray did not start in time: this machine is too busy, or short of memory; run the "
-                "same command again when it is not (with --resume, if it had begun), and if that "
-                "does not help with --keep-ray-logs."
+                "Ray did not start in time: this machine is too busy, or short of memory; when it "
+                f"is not, run {continuing_command() or 'the same command'} again, and if that does "
+                "not help, with --keep-ray-logs."
             ) from error
         kinds = (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError)
         if not (on_cluster() and isinstance(error, kinds)):
@@ -166,8 +166,8 @@ def end_without_ray() -> None:
             kill_own_ray()
             discard_folder()
         end_process(
-            f"error: Ray's {' and '.join(dead)} died, and with it what was running: run the same "
-            "command with --resume to continue.",
+            f"error: Ray's {' and '.join(dead)} died, and with it what was running; continue with: "
+            f"{continuing_command() or SAME_COMMAND}",
             EXIT_WITHOUT_RAY,
         )
 

@@ -14,7 +14,7 @@ from ekd_ray.config.phrases import several
 from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.history import read_history
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, name_continuation
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason
 from ekd_ray.scale.cluster import (
     Node,
@@ -107,7 +107,7 @@ def run_on_workers(
                 reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
             raise UserError(
                 f"the workers died {RESTARTS + 1} times ({reason.rstrip('.')}): continue with "
-                "--resume."
+                f"{name_continuation()}."
             ) from error
         finally:
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)

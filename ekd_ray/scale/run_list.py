@@ -13,7 +13,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session
-from ekd_ray.errors import Interrupted, UserError
+from ekd_ray.errors import Interrupted, UserError, name_continuation
 from ekd_ray.files import write_json
 from ekd_ray.results.records import (
     FAILURE,
@@ -88,7 +88,7 @@ def run_all(
         if (run.folder / FAILURE).exists():
             raise UserError(
                 f"{run.name} (seed {run.seed}) did not finish the {run.stage} step: "
-                f"{failure_reason(run.folder)}; continue with --resume."
+                f"{failure_reason(run.folder)}; continue with {name_continuation()}."
             )
     if missing:
         raise Interrupted

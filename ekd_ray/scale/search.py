@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.errors import Interrupted, UserError, disk_full_error
+from ekd_ray.errors import Interrupted, UserError, disk_full_error, name_continuation
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.scale.cluster import with_gpus
@@ -31,6 +31,10 @@ from ekd_ray.scale.trial_slots import ProcessDeaths, TrialSlots
 from ekd_ray.scale.worker import RUN, Train, TrainOptions, train_run
 
 
+class NoWinner(UserError):
+    """All trials have ended, and none of them can be confirmed."""
+
+
 def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observer) -> None:
     """Run (or continue) the search of a study until all of its trials have ended.
 
@@ -41,8 +45,8 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         run: the study's folder; base: `config.distill` resolved.
 
     Raises:
-        UserError: every trial failed. NoSpace: the disk is full. Interrupted: stopped by
-            the user. After both of these the study can be resumed.
+        NoWinner: every trial failed, or none keeps the constraints. NoSpace: the disk is full.
+            Interrupted: stopped by the user. After both of these the study can be resumed.
     """
     config = with_gpus(config)
     train = functools.partial(train_run, options=TrainOptions.of_study(config))
@@ -76,13 +80,13 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         nearest = study.ranked()[:1]
         if nearest:
             figures = ", ".join(f"{b.metric} {nearest[0].value(b.metric)}" for b in config.bounds)
-            raise UserError(
+            raise NoWinner(
                 f"no trial of {run} keeps {', '.join(config.constraints)}; the nearest is trial "
                 f"{nearest[0].number} with {figures}: loosen the constraints, or search longer "
-                "with --extend."
+                f"by --extend {config.half_more} with {name_continuation()}."
             )
         reasons = {record.reason.rstrip(".") for record in study.records() if record.reason}
-        raise UserError(
+        raise NoWinner(
             f"no trial of {run} finished its {config.distill.epochs} epochs; "
             f"reasons: {'; '.join(sorted(reasons)) or 'all were stopped early'}."
         )

@@ -20,7 +20,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from ekd_ray.config import StudyConfig
+from ekd_ray.config import StudyConfig, YamlFile
 from ekd_ray.errors import Damaged, UserError, check_installed, hide_secrets, shorten
 from ekd_ray.files import (
     NoSuchFile,
@@ -31,7 +31,7 @@ from ekd_ray.files import (
     remove_path,
     write_text,
 )
-from ekd_ray.results.records import JOURNAL, trial_folders
+from ekd_ray.results.records import JOURNAL, PLACE, REPORT, STUDY_FILE, trial_folders
 from ekd_ray.scale.optuna_private import lock_files, storage_of
 from ekd_ray.scale.samplers import make_sampler
 from ekd_ray.scale.space import silence_optuna
@@ -96,10 +96,29 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
         if url is None:
             raise
         raise _unreachable(url, error) from None
+    _describe(study, run, config)
     # Values count too: a kill may come between the beginning of a trial and its drawing.
     begun = sum(1 + len(trial.params) for trial in study.get_trials(deepcopy=False))
     study.sampler = make_sampler(config, begun=begun)
     return study
+
+
+def _describe(study: optuna.Study, run: Path, config: StudyConfig) -> None:
+    """Say what the study is about where Optuna's own tools show it, in its attributes."""
+    shared, header = config.distill, {}
+    if (run / STUDY_FILE).exists():
+        header = YamlFile.read(run / STUDY_FILE).values
+    facts = {
+        "pair": f"{shared.teacher or 'none'}-{shared.student}",
+        "data": shared.dataset,
+        "recipe": config.recipe_name,
+        "report": f"{header.get(PLACE) or run.absolute()}/{REPORT.as_posix()}",
+    }
+    known = study.user_attrs
+    with write_together(study):
+        for name, value in facts.items():
+            if known.get(name) != value:
+                study.set_user_attr(name, value)
 
 
 class _JournalFile(BaseJournalBackend):

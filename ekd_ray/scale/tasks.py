@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.engine.gpu_share import share_of_gpu
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, name_continuation
 
 T = TypeVar("T")
 
@@ -57,7 +57,8 @@ def compute_off_driver(config: StudyConfig, function: Callable[..., T], *argumen
     except ray.exceptions.RayError as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
         raise UserError(
-            f"the process of the teacher died again and again ({reason}): continue with --resume."
+            f"the process of the teacher died again and again ({reason}): continue with "
+            f"{name_continuation()}."
         ) from error
     finally:
         ray.cancel(reference)  # if this process was asked to stop

@@ -24,7 +24,7 @@ from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.out_of_memory import out_of_memory
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import Session
-from ekd_ray.errors import NoSpace, UserError, disk_full_error
+from ekd_ray.errors import SAME_COMMAND, NoSpace, UserError, disk_full_error, name_continuation
 from ekd_ray.files import read_json, write_json
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
@@ -164,11 +164,13 @@ def check_disk(folder: Path) -> None:
         NoSpace: it did; the study is to stop, because the configuration is not to blame.
     """
     if (folder / FULL).exists():
-        raise NoSpace(str(read_json(folder / FULL).get("reason")))
+        # The process of the run did not know by which command the study was begun.
+        reason = str(read_json(folder / FULL).get("reason"))
+        raise NoSpace(reason.replace(SAME_COMMAND, name_continuation()))
     with contextlib.suppress(FileNotFoundError):
         free = shutil.disk_usage(folder).free
         if free < _LEAST_FREE:
             raise NoSpace(
                 f"a run failed with {free // 2**20} MiB free on the disk of {folder}: free some, "
-                "then run the same command with --resume; what was finished is kept."
+                f"then run {name_continuation()}; what was finished is kept."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,7 +135,8 @@ def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, An
 def count_extended(header: Path, more: int) -> int:
     """The number of trials of the study in `study.yaml`, and so many more.
 
-    One that was being extended by as many when it was killed is not extended again.
+    One that was being extended when it was interrupted is not extended again: until it has come to
+    its end, the number in its file stands.
 
     Raises:
         UserError: `more` is less than 1.
@@ -145,10 +147,18 @@ def count_extended(header: Path, more: int) -> int:
     there = values.get("study")
     default = StudyConfig().trials
     trials = there.get("trials", default) if isinstance(there, Mapping) else default
-    before = values.get(EXTENDED_FROM, trials)
-    if not isinstance(trials, int) or not isinstance(before, int):
+    if not isinstance(trials, int):
         raise UserError(f"{header} is damaged: its number of trials is {shorten(trials)}.")
-    return trials if before + more == trials else trials + more
+    before = values.get(EXTENDED_FROM)
+    if before is None:
+        return trials + more
+    if trials != before + more:
+        warnings.warn(
+            f"{header.parent} is being extended from {before} to {trials} trials already, which "
+            f"stands until it has come to its end: --trials {trials + more} says another number.",
+            stacklevel=2,
+        )
+    return trials
 
 
 def authors_run(recipe: Recipe, given: Given) -> DistillConfig:

@@ -43,7 +43,14 @@ from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, LOCK, STUDY_FILE
+from ekd_ray.results.records import (
+    BEST,
+    FORMAT_VERSION,
+    JOURNAL_LOCKS,
+    LOCK,
+    PLACE,
+    STUDY_FILE,
+)
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher, resume_command
 from ekd_ray.scale.budget import check_budget
@@ -62,7 +69,7 @@ from ekd_ray.scale.cluster import (
 from ekd_ray.scale.confirm import baselines, champions, confirm
 from ekd_ray.scale.one_run import epochs_reported
 from ekd_ray.scale.samplers import check_sampler
-from ekd_ray.scale.search import search
+from ekd_ray.scale.search import NoWinner, search
 from ekd_ray.scale.space import around_prior, check_space, with_pairs_prior
 from ekd_ray.scale.storage import check_storage, drop_unknown_trials
 from ekd_ray.scale.tasks import compute_off_driver
@@ -163,6 +170,8 @@ def prepare_study(
             check_unchanged(resumed, there, same, given=recipe.given)
         if warm_start:
             config = warm_started(config, warm_start)
+        if config.recipe_name is None and recipe.path.name != STUDY_FILE:
+            config = config.replace(recipe_name=recipe.name)
         return check_study(config, download=download)
 
 
@@ -195,8 +204,13 @@ def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> str | No
     return found.sha256 if softmax else None
 
 
-def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
+def open_run(
+    out: Path, config: StudyConfig, *, resume: bool, location: Location | None = None
+) -> Study:
     """Create the study's folder, or join the one that is there with `resume`.
+
+    Args:
+        location: the URI that `out` is this machine's copy of, which the study's file then names.
 
     Raises:
         UserError: the folder holds another study, or something else, or cannot be written.
@@ -208,7 +222,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
     if resume:
         there = Study.load(out)
         before = there.header.get(EXTENDED_FROM)
-        if there.config.trials < config.trials:
+        if before is None and there.config.trials < config.trials:
             before = there.config.trials
         with contextlib.suppress(KeyError, TypeError):  # where nothing, or nonsense, is recorded
             warn_of_change(out, hardware(there.header["environment"]), hardware(now))
@@ -218,6 +232,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": now,
         **({} if before is None else {EXTENDED_FROM: before}),
+        **({} if location is None else {PLACE: str(location)}),
         "study": config.to_dict(),
     }
     write_sources(out, config.distill.plugins)
@@ -346,7 +361,7 @@ def conduct_study(
         if download:
             dataset, root = config.distill.dataset, config.data_root
             load_dataset(dataset, "train", data_root=root, download=True)
-        study = open_run(out, config, resume=resume)
+        study = open_run(out, config, resume=resume, location=location)
         on_begin()
         return run_study(study, observer)
 
@@ -363,7 +378,11 @@ def run_study(study: Study, observer: Observer) -> Bundle:
     """
     with lock_folder(study.path):
         _sweep(study.path)
-        bundle = _run_stages(study.config, study.path, observer)
+        try:
+            bundle = _run_stages(study.config, study.path, observer)
+        except NoWinner:  # only more trials help
+            _end_extension(study.path)
+            raise
         _sweep(study.path)
         _end_extension(study.path)
     return bundle
@@ -435,7 +454,7 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
             confirm(out, config, base, observer)
     observer.stage("export", 1, 0)
     study = Study.load(out)  # as its stages have left it
-    bundle = export_bundle(study, out / "best")
+    bundle = export_bundle(study, out / BEST, force=True)
     _report(study)
     return bundle
 

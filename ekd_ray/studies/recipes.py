@@ -91,6 +91,14 @@ class Recipe:
                     _check(changes, f"methods.{name}")
         return recipe.under(method)
 
+    @property
+    def name(self) -> str:
+        """Its name in `list_recipes`, or its file."""
+        path = self.path.absolute()
+        if not path.is_relative_to(SEARCH_SPACES):
+            return str(path)
+        return path.relative_to(SEARCH_SPACES).with_suffix("").as_posix()
+
     @functools.cached_property
     def config(self) -> StudyConfig:
         """The study, checked; a value that is refused is located."""

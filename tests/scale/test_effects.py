@@ -44,7 +44,7 @@ SPACE = {"lr": {"low": 0.01, "high": 0.1}}
 FREE_IN_STUDY: dict[str, Any] = {
     "trials": 9, "budget_epochs": 10**6, "budget_hours": 1e3, "budget_gpu_hours": 1e3,
     "teacher_fill": "lazy", "track": "mlflow", "data_root": "/nowhere", "max_concurrent": 3,
-    "limit_gpu_memory": False,
+    "limit_gpu_memory": False, "recipe_name": "mine",
 }  # fmt: skip
 FREE_IN_RUN = ("teacher_weights", "teacher_cache", "decode_threads")
 
@@ -271,7 +271,12 @@ def test_an_extension_that_was_killed_is_not_begun_again(
     for _ in range(3):  # killed, and killed again
         open_run(tmp_path, config.replace(trials=7), resume=True)
         assert count_extended(header, 3) == 7
-    assert count_extended(header, 2) == 9
+    with pytest.warns(UserWarning, match="from 4 to 7 .*--trials 9"):
+        assert count_extended(header, 2) == 7, "what is recorded is the target"
+    open_run(tmp_path, config.replace(trials=9), resume=True)  # --trials 9
+    assert yaml.safe_load(header.read_text())["extended_from"] == 4
+    assert count_extended(header, 5) == 9
+    open_run(tmp_path, config.replace(trials=7), resume=True)
     monkeypatch.setattr("ekd_ray.studies.pipeline._run_stages", Mock())
     run_study(Study.load(tmp_path), Mock())
     assert count_extended(header, 3) == 10, "it has come to its end"

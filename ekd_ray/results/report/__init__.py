@@ -6,16 +6,15 @@ Made at the end of a study, and at any time by `ekd-ray report RUN`.
 from __future__ import annotations
 
 import json
-import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ekd_ray import __version__
-from ekd_ray.config.phrases import hide_folders, several, short_name
+from ekd_ray.config.phrases import command_text, hide_folders, several, short_name
 from ekd_ray.files import check_own_folder, write_text
 from ekd_ray.results.importance import MOST_TRIALS, write_importance
-from ekd_ray.results.records import JOURNAL_LOCKS, milestone_epochs
+from ekd_ray.results.records import BEST, JOURNAL_LOCKS, PLACE, REPORT, milestone_epochs
 from ekd_ray.results.report.content import (
     gather,
     list_failed_runs,
@@ -30,11 +29,11 @@ from ekd_ray.results.words import (
     describe_teacher,
     duration,
     metric_name,
+    resume_command,
     spread,
     value_text,
 )
 
-REPORT = Path("report") / "index.html"
 FILTERS = (describe_teacher, duration, hide_folders, metric_name, row_label, several, short_name,
            spread, value_text)  # fmt: skip
 
@@ -78,7 +77,7 @@ def write_report(study: StudyReader, out: Path | None = None) -> Path:
         failures=list_failed_runs(content),
         damage=describe_damage(content.damaged),
         most_judged=MOST_TRIALS,
-        run=_run_name(study.path),
+        commands=list_commands(study),
         footer=f"ekd_ray {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         plotly=get_plotlyjs(),
         payload=script_json({c.name: c.payload() for found in charts.values() for c in found}),
@@ -97,9 +96,30 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _run_name(path: Path) -> str:
-    """The study's folder as it is typed where the report is made; a page that may be shown to
-    others names no folder above that."""
-    path = path.absolute()
-    inside = path.is_relative_to(Path.cwd()) and path != Path.cwd()
-    return shlex.quote(str(path.relative_to(Path.cwd())) if inside else path.name)
+def list_commands(study: StudyReader) -> list[tuple[str, str]]:
+    """What can be done with the study, in words, and the command as it can be pasted.
+
+    In the study's folder, because a page that may be shown to others names none above it; of a
+    study at a URI anywhere.
+    """
+    uri = study.header.get(PLACE)
+    run, name = uri or ".", study.path.absolute().name
+    beside = "" if uri else "../"
+    best = f"{beside}{name}-best"
+    found = [
+        ("show the figures of this page in the terminal", command_text("show", run)),
+        ("continue the study", resume_command(study.config, run)),
+        (
+            "add trials, once it has ended",
+            resume_command(study.config, run, "--extend", study.config.half_more),
+        ),
+    ]
+    board = study.leaderboard()
+    if board and board[0].winner:
+        found += [
+            ("write the winner's weights, configuration and evidence, also as a program",
+             command_text("export", run, "--out", best, "--format", "pt2")),
+            ("train the winner again, and compare",
+             command_text("reproduce", best if uri else BEST, "--out", f"{beside}{name}-again")),
+        ]  # fmt: skip
+    return found
