@@ -18,7 +18,13 @@ EXIT_INTERRUPTED = 130
 Keys = tuple[str | int, ...]
 MOST_LISTED = 10  # names in an error
 SAME_COMMAND = "the same command with --resume"
-_OF_PLUGINS = ("model", "dataset", "method")  # what plugins register
+# Of what people add by themselves: how.
+_OWN = {
+    "model": " One of your own needs --plugin FILE.py.",
+    "method": " One of your own needs --plugin FILE.py.",
+    "dataset": " Pictures of your own are folder:PATH or hf:PATH; code that reads others needs "
+    "--plugin FILE.py.",
+}
 
 
 class UserError(Exception):
@@ -189,8 +195,7 @@ def unknown_name(
     kind: str, got: object, known: Iterable[object], *, keys: Keys | None = None
 ) -> UserError:
     """The error for a name that is not in a registry; suggests the nearest known ones."""
-    own = " One of your own needs --plugin FILE.py." if kind in _OF_PLUGINS else ""
-    text = f"unknown {kind} {shorten(got)}.{nearest_names(str(got)[:100], known)}{own}"
+    text = f"unknown {kind} {shorten(got)}.{nearest_names(got, known)}{_OWN.get(kind, '')}"
     return UserError(text, keys=keys)
 
 

@@ -87,16 +87,23 @@ def run_plan(
     workers: Workers | None = None,
     candidates: Candidates | None = None,
     study: StudyConfig | None = None,
+    teaching: StudyConfig | None = None,
     role: str = "student",
 ) -> str:
     """The plan of one run, in this process or on `workers`, or of several candidates.
 
     Args:
         study: of `candidate_study`, where there are candidates.
+        teaching: the study whose teacher is trained first.
         role: what the network that is trained is called.
     """
-    lines = [*_setup(config, data_root, role=role), f"out        {out} ({_free(out)})"]
+    lines = [f"out        {out} ({_free(out)})"]
     flops = run_flops(config, data_root) + teacher_flops(config, data_root)
+    trained = []
+    if teaching:
+        trained = [f"           {_teacher_training(teaching)}"]
+        flops += _teaching_flops(teaching)
+    lines = [*_setup(config, data_root, trained, role=role), *lines]
     if candidates and study:
         lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
         flops *= len(candidates.seeds)
@@ -275,20 +282,26 @@ def _aims(config: StudyConfig) -> str:
 
 def _teacher_lines(config: StudyConfig, out: Path) -> list[str]:
     """The trainings that a study's teacher costs, and its figures; empty without a teacher."""
-    base, settings = config.distill, config.teacher_training or {}
+    base = config.distill
     if not method_of(base).needs_teacher:
         return []
     lines = []
     if base.teacher_weights is None and base.teacher:
-        epochs = teacher_config(base, base.teacher, settings).epochs
-        candidates = teacher_candidates(base, settings)
-        text = f"1 training of {several(epochs, 'epoch')}"
-        lines.append(candidates.describe_cost(epochs) if len(candidates.seeds) > 1 else text)
+        lines.append(_teacher_training(config))
     found = TeacherFigures.read(out)
     known = found and base.teacher_sha256 in (None, found.sha256)
     text = "its own validation figures are measured at the start"
     lines.append(describe_teacher(found) if found and known else text)
     return [f"           {line}" for line in lines]
+
+
+def _teacher_training(config: StudyConfig) -> str:
+    """The trainings of a study's own teacher."""
+    base, settings = config.distill, config.teacher_training or {}
+    epochs = teacher_config(base, str(base.teacher), settings).epochs
+    candidates = teacher_candidates(base, settings)
+    text = f"1 training of {several(epochs, 'epoch')}"
+    return candidates.describe_cost(epochs) if len(candidates.seeds) > 1 else text
 
 
 def _setup(
@@ -383,12 +396,16 @@ def _study_flops(config: StudyConfig) -> float:
         flops += (config.trials * trial_share + select) * teacher_flops(base, root)
         flops += seeds * sum(teacher_flops(entry, root, final=True) for entry in finals)
     if base.teacher_weights is None and config.teacher_training and base.teacher:
-        trainings = len(teacher_candidates(base, config.teacher_training).seeds)
-        if "ekd-softmax" in baselines(config, base) and config.softmax_teacher_weights is None:
-            trainings *= 2
-        training = teacher_config(base, base.teacher, config.teacher_training)
-        flops += trainings * run_flops(training, root)
+        own = "ekd-softmax" in baselines(config, base) and config.softmax_teacher_weights is None
+        flops += (2 if own else 1) * _teaching_flops(config)
     return flops
+
+
+def _teaching_flops(config: StudyConfig) -> float:
+    """FLOPs of the trainings of a study's own teacher."""
+    base, settings = config.distill, config.teacher_training or {}
+    training = teacher_config(base, str(base.teacher), settings)
+    return len(teacher_candidates(base, settings).seeds) * run_flops(training, config.data_root)
 
 
 def _decoding(

@@ -37,6 +37,7 @@ class Request:
         run: the configuration to train, of a command that searches nothing.
         role: what the plan calls its network.
         candidates: several trainings of it, one of which is chosen.
+        teacher_training: settings to train its teacher with, where that has no weights.
         out: folder of the results; None for the command's own choice.
         location: the URI that `out` is this machine's copy of.
         workers: `N` or `MIN:MAX`.
@@ -49,6 +50,7 @@ class Request:
     run: DistillConfig | None = None
     role: str = "student"
     candidates: Candidates | None = None
+    teacher_training: Mapping[str, Any] | None = None
     out: Path | None = None
     location: Location | None = None
     data_root: str | None = None
@@ -122,7 +124,9 @@ def run_request(args: argparse.Namespace) -> Request:
     if not file and _is_continued(args):
         file = find_header(args.out, "config.yaml")
     if not file:
-        return _request(args, run=authors_run(_recipe(args, given), given))
+        recipe = _recipe(args, given)
+        training = recipe.config.teacher_training
+        return _request(args, run=authors_run(recipe, given), teacher_training=training)
     if args.pair or args.recipe:
         raise UserError("--config is complete by itself: drop --pair and --space.")
     base = DistillConfig.from_yaml(file)

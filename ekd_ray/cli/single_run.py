@@ -23,13 +23,14 @@ def train(request: Request) -> int:
     set_up_ray(request.address, keep_logs=request.keep_ray_logs)
     with planned(
         request.run, out=request.out, location=request.location, candidates=request.candidates,
+        teacher_training=request.teacher_training,
         workers=request.workers, cpus_per_trial=request.cpus_per_trial,
         gpus_per_trial=request.gpus_per_trial, data_root=request.data_root, test=request.test,
         download=request.download, resume=request.resume,
     ) as training:  # fmt: skip
         plan = run_plan(
             training.config, training.out, request.data_root, training.workers,
-            training.candidates, training.study, request.role,
+            training.candidates, training.study, training.teaching, request.role,
         )  # fmt: skip
         if request.dry_run:
             values = training.config.to_dict()

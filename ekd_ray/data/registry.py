@@ -347,8 +347,7 @@ def find_registered(name: str) -> DatasetInfo:
     if name not in DATASETS:
         load_installed()
     if name not in DATASETS:
-        known = [*DATASETS, f"{FOLDER_PREFIX}PATH", f"{HUB_PREFIX}PATH"]
-        raise unknown_name("dataset", name, known, keys=())
+        raise unknown_name("dataset", name, DATASETS, keys=())
     return DATASETS[name]
 
 

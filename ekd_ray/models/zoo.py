@@ -202,6 +202,9 @@ def _timm(name: str, num_classes: int) -> nn.Module:
         ) from error
     if not timm.is_model(name):
         raise unknown_name("timm model", name, timm.list_models(), keys=())
+    base, dot, _ = name.partition(".")
+    if dot and name not in (known := timm.list_pretrained(f"{base}.*")):
+        raise unknown_name("timm weights", name, [base, *known], keys=())
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
     facts = getattr(model, "pretrained_cfg", None) or {}
     if facts.get("fixed_input_size"):

@@ -208,9 +208,10 @@ def distill(
         )  # fmt: skip
         if config is None and resume and out and not (pair or student or recipe):
             config = find_header(_text(out), "config.yaml")
+        training = None
         if config is None:
             chosen = lay_over(_recipe(pair, given, dataset, recipe, method), given)
-            run = authors_run(chosen, given)
+            run, training = authors_run(chosen, given), chosen.config.teacher_training
         elif pair or recipe:
             raise UserError("config is complete by itself: drop pair and recipe.")
         elif isinstance(config, DistillConfig):
@@ -219,10 +220,10 @@ def distill(
             run = with_settings(DistillConfig.from_yaml(_text(config)), given, where=_text(config))
         found, location = locate(_text(out)) if out else (None, None)
         with planned(
-            run, out=found, location=location, workers=str(workers), data_root=given.data_root,
-            test=test, download=download, resume=resume, **resources,
-        ) as training:  # fmt: skip
-            return _run(training, callbacks, progress=progress)
+            run, out=found, location=location, teacher_training=training, workers=str(workers),
+            data_root=given.data_root, test=test, download=download, resume=resume, **resources,
+        ) as planned_run:  # fmt: skip
+            return _run(planned_run, callbacks, progress=progress)
 
 
 @checks_arguments

@@ -113,15 +113,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         )
     check_workers(base, config.workers_per_trial)
     if method_of(base).needs_teacher and base.teacher_weights is None:
-        if not config.teacher_training or base.teacher is None:
-            with error_context("distill"):  # says what is missing
-                resolve(base, data_root=config.data_root, download=download)
-        with error_context("teacher_training"):
-            teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
-        resolve(teacher, data_root=config.data_root, download=download)
-        with error_context("distill"):
-            resolve(with_method(base, "none"), data_root=config.data_root, download=download)
-        base = resolve_method(base)
+        base = check_teaching(config, download=download)
     else:
         with error_context("distill"):
             base = with_pairs_prior(config, resolve_method(base))
@@ -146,6 +138,24 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         if row.teacher_weights is not None or not method_of(row).needs_teacher:
             resolve(row, data_root=config.data_root, download=download)
     return config.replace(distill=base.replace(plugins=used_plugins(base, config.space)))
+
+
+def check_teaching(config: StudyConfig, *, download: bool = False) -> DistillConfig:
+    """The shared settings of a study that trains its teacher, resolved as far as they can be.
+
+    Raises:
+        UserError: the teacher or the student cannot be trained, or nothing says how the teacher is.
+    """
+    base, root = config.distill, config.data_root
+    if not config.teacher_training or base.teacher is None:
+        with error_context("distill"):  # says what is missing
+            resolve(base, data_root=root, download=download)
+    with error_context("teacher_training"):
+        teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
+    resolve(teacher, data_root=root, download=download)
+    with error_context("distill"):
+        resolve(with_method(base, "none"), data_root=root, download=download)
+    return resolve_method(base)
 
 
 def prepare_study(
@@ -428,7 +438,7 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
     with contextlib.ExitStack() as stack:
         # A cluster is joined before anything is computed; a Ray of our own would only be in the
         # way, but of several trainings of a teacher, and of those that are to run on a GPU.
-        if on_cluster() or _count_candidates(config) > 1 or with_gpus(config).gpus:
+        if on_cluster() or teaches_on_ray(config):
             stack.enter_context(connected(config))
         nodes = known_nodes() or []
         if on_cluster():  # of which the plan knew nothing
@@ -478,7 +488,7 @@ def _teacher_stage(out: Path, config: StudyConfig, observer: Observer) -> Distil
     if not method_of(base).needs_teacher or base.teacher_weights is not None:
         return resolve(base, data_root=config.data_root)
     path = out / TEACHER
-    _train(path, config, config.teacher_training or {}, observer)
+    teach(path, config, config.teacher_training or {}, observer)
     base = with_pairs_prior(config, base.replace(teacher_weights=str(path)))
     return resolve(base, data_root=config.data_root)
 
@@ -494,11 +504,11 @@ def _softmax_teacher_stage(
     given = config.teacher_training or {}
     settings = {name: value for name, value in given.items() if name not in unused}
     path = out / SOFTMAX_TEACHER
-    _train(path, config, {**settings, "method": "none"}, observer)
+    teach(path, config, {**settings, "method": "none"}, observer)
     return config.replace(softmax_teacher_weights=str(path))
 
 
-def _train(path: Path, config: StudyConfig, settings: dict[str, Any], observer: Observer) -> None:
+def teach(path: Path, config: StudyConfig, settings: dict[str, Any], observer: Observer) -> None:
     """Train the study's teacher architecture to `path`, unless that is there already."""
     base = config.distill
     training = teacher_config(base, str(base.teacher), settings)
@@ -517,6 +527,11 @@ def _train(path: Path, config: StudyConfig, settings: dict[str, Any], observer: 
             )
         observer.ended(0, failed=False)
     forget_checkpoint(path.parent)  # a kill may have come before the training did
+
+
+def teaches_on_ray(config: StudyConfig) -> bool:
+    """Whether the study's own teacher is trained in processes of Ray."""
+    return _count_candidates(config) > 1 or with_gpus(config).gpus > 0
 
 
 def _train_alone(training: DistillConfig, path: Path, data_root: str | None, threads: int) -> None:

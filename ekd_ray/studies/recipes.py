@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config.distill_config import DATASETS
 from ekd_ray.config.method_settings import REGISTRY, load
 from ekd_ray.config.plugins import (
     SOURCES,
@@ -354,9 +355,14 @@ def locate_recipe(name: str | Path, folder: Path | None = None) -> Path:
 def known_pairs(folder: Path, home: str) -> list[str]:
     """The pairs with a recipe in `<folder>/<home>/`; raises `UserError` where there is none."""
     known = sorted(p.stem for p in (folder / home).glob("*.yaml") if not p.stem.startswith("_"))
+    homes = {path.parent.name for path in folder.glob("*/*.yaml")} & {*DATASETS}
+    if not known and home in DATASETS:
+        raise UserError(
+            f"no pair has a recipe for {home}, but for {', '.join(sorted(homes))}: give --teacher T "
+            "--student S, or --space RECIPE (ekd-ray space list)."
+        )
     if not known:
-        homes = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-        raise unknown_name(f"dataset with recipes in {folder}:", home, homes)
+        raise unknown_name("dataset", home, DATASETS)
     return known
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.data import load_dataset
-from ekd_ray.engine.checkpoint import CHECKPOINT, forget_checkpoint
+from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.final import WEIGHTS
@@ -23,12 +24,20 @@ from ekd_ray.engine.resolve import check_workers, resolve
 from ekd_ray.engine.train_teacher import check_candidates
 from ekd_ray.errors import UserError
 from ekd_ray.files import remove_temporaries
+from ekd_ray.losses.methods import method_of
 from ekd_ray.remote.location import Location
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import RESULT, single_run
 from ekd_ray.results.run_result import RunResult
-from ekd_ray.scale.cluster import check_fits, check_visible, connected, known_nodes, local_nodes
+from ekd_ray.scale.cluster import (
+    check_fits,
+    check_visible,
+    connected,
+    known_nodes,
+    local_nodes,
+    with_gpus,
+)
 from ekd_ray.scale.one_run import check_workers_fit, parse_workers, run_on_workers
 from ekd_ray.scale.teacher_candidates import (
     candidate_study,
@@ -37,7 +46,16 @@ from ekd_ray.scale.teacher_candidates import (
 )
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.trainer import Workers
-from ekd_ray.studies.pipeline import check_unchanged, check_writable, is_left_over, lock_folder
+from ekd_ray.studies.pipeline import (
+    TEACHER,
+    check_teaching,
+    check_unchanged,
+    check_writable,
+    is_left_over,
+    lock_folder,
+    teach,
+    teaches_on_ray,
+)
 from ekd_ray.studies.places import default_folder
 
 
@@ -49,6 +67,8 @@ class Training:
         config: of the run, resolved; of the first of several candidates.
         workers: data-parallel, of a single run.
         study: of `candidate_study`, where there are candidates.
+        teaching: the study whose teacher is trained first, in the run's folder; None where that is
+            given, or not needed.
         location: the URI that `out` is this machine's copy of.
         test: read the test split once, after the last epoch.
     """
@@ -58,6 +78,7 @@ class Training:
     workers: Workers
     candidates: Candidates | None = None
     study: StudyConfig | None = None
+    teaching: StudyConfig | None = None
     location: Location | None = None
     data_root: str | None = None
     test: bool = False
@@ -72,6 +93,7 @@ def planned(
     out: Path | None = None,
     location: Location | None = None,
     candidates: Candidates | None = None,
+    teacher_training: Mapping[str, Any] | None = None,
     workers: str = "1",
     cpus_per_trial: int | None = None,
     gpus_per_trial: Gpus | None = None,
@@ -86,6 +108,7 @@ def planned(
 
     Args:
         out: None for a folder below `runs/`.
+        teacher_training: settings to train the teacher with, where no weights are given.
         workers: `N` or `MIN:MAX`.
         cpus_per_trial, gpus_per_trial: of each worker; None for what there is.
 
@@ -106,7 +129,14 @@ def planned(
                 )
     # Before anything asks for a GPU.
     with share_of_gpu(0) if group.gpus == 0 else contextlib.nullcontext():
-        config = resolve(run, data_root=data_root, download=download)
+        default = default_folder(run, run.student, run.method, f"seed{run.seed}")
+        out = (out or default).absolute()
+        teaching = None
+        if method_of(run).needs_teacher and run.teacher_weights is None and teacher_training:
+            teaching = resources.replace(distill=run, teacher_training=dict(teacher_training))
+            config = check_teaching(teaching, download=download)
+        else:
+            config = resolve(run, data_root=data_root, download=download)
         check_workers(config, group.most)
         study = None
         if candidates:
@@ -120,11 +150,10 @@ def planned(
             check_workers_fit(replace(group.on(nodes), cpus=1), nodes)
         elif (there := known_nodes()) is not None:
             check_workers_fit(group.on(there), there)
-        default = default_folder(config, config.student, config.method, f"seed{config.seed}")
         yield Training(
-            config=config, out=(out or default).absolute(), workers=group, candidates=candidates,
-            study=study, location=location, data_root=data_root, test=test, download=download,
-            resume=resume,
+            config=config, out=out, workers=group, candidates=candidates, study=study,
+            teaching=teaching, location=location, data_root=data_root, test=test,
+            download=download, resume=resume,
         )  # fmt: skip
 
 
@@ -140,19 +169,41 @@ def run_training(
         UserError: the folder holds something else, the run diverges or gets no memory, or its
             workers died again and again.
     """
-    out, config = training.out, training.config
+    out = training.out
     with mirrored(training.location, out, resume=training.resume), lock_folder(out):
-        check_run_folder(out, config, resume=training.resume)
+        if (out / TEACHER).exists():
+            training = _taught(training, observer)
+        check_run_folder(out, training.config, resume=training.resume)
         check_candidate_folder(out, training.candidates)
         remove_temporaries(out)  # a command that was killed has left them
         if not (out / RESULT).exists():  # else it has ended before
             if training.download:
-                load_dataset(config.dataset, "train", data_root=training.data_root, download=True)
-            single_run(config, out).write_config()
+                name, root = training.config.dataset, training.data_root
+                load_dataset(name, "train", data_root=root, download=True)
+            if training.teaching is None:
+                single_run(training.config, out).write_config()
+            else:  # which comes before its student is known
+                (out / TEACHER).parent.mkdir(exist_ok=True)
             on_begin()
-            with failures_in_sentences(config):
+            with failures_in_sentences(training.config):
+                if training.teaching is not None:
+                    training = _taught(training, observer)
+                    single_run(training.config, out).write_config()
                 _train(training, observer)
         return RunResult.load(out)
+
+
+def _taught(training: Training, observer: Observer) -> Training:
+    """The training with its teacher, which is trained in `out/teacher` unless it is there."""
+    path, study = training.out / TEACHER, training.teaching
+    if study is not None:
+        needs_ray = teaches_on_ray(study) and not path.exists()
+        with connected(study) if needs_ray else contextlib.nullcontext():
+            teach(path, with_gpus(study), study.teacher_training or {}, observer)
+        given = study.distill.replace(teacher_weights=str(path))
+        config = resolve(given, data_root=training.data_root)
+        training = replace(training, config=config, teaching=None)
+    return training
 
 
 def _train(training: Training, observer: Observer) -> None:
@@ -194,11 +245,12 @@ def failures_in_sentences(config: DistillConfig) -> Iterator[None]:
 def check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:
     """Refuse to mix runs: another configuration's folder, or this one's without --resume."""
     check_writable(out)
+    own = (out / TEACHER).parent  # of a run that was interrupted before its student began
     if (out / "config.yaml").exists():
         check_unchanged(out, DistillConfig.from_yaml(out / "config.yaml"), config)
         if not resume:
             raise UserError(f"{out} holds this run already: add --resume, or choose another --out.")
-    elif not all(map(is_left_over, out.iterdir())):
+    elif not all(is_left_over(p) or (resume and p == own) for p in out.iterdir()):
         raise UserError(f"{out} holds something else: choose another --out.")
-    elif resume and not (out / CHECKPOINT).exists():
+    elif resume and not own.exists():
         raise UserError(f"{out} holds no run to resume: check --out, or drop --resume.")
