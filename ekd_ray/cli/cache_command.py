@@ -44,10 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fill.set_defaults(home=None, config=None, resume=False)
     flags.add_pair(flags.add_run_settings(fill))
     fill.add_argument(
-        "--seeds", dest="run_seeds", default="0", metavar="LIST", help="seeds of the runs (0)"
+        "--seeds",
+        dest="run_seeds",
+        default="0",
+        metavar="LIST",
+        help="seeds of the runs (default: 0)",
     )
     flags.add_common(fill, "--data-root")
-    fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (all)")
+    fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     flags.add_setting(
         fill, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker",
         doc="GPUs per process, of which there are as many as fit; a fraction shares one, 0: on the "

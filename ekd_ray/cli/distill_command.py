@@ -12,8 +12,8 @@ EXAMPLES = (
     "ekd-ray distill --config best/distill.yaml --seed 1 --test --out runs/again",
 )
 FIRST = (
-    *("--dataset", "--pair", "--teacher-weights", "--method", "--set", "--epochs", "--config"),
-    *("--test", "--out", "--data-root", "--resume", "--dry-run"),
+    *("--dataset", "--pair", "--teacher-weights", "--method", "--set", "--list-settings"),
+    *("--epochs", "--config", "--test", "--out", "--data-root", "--resume", "--dry-run"),
 )
 
 

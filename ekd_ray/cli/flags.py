@@ -10,20 +10,28 @@ import argparse
 import functools
 from typing import Any
 
+from ekd_ray.cli.help_text import ListSettings
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.plugins import load_plugin, module_in_name, trust_files
+from ekd_ray.config.setting_list import default_text
 from ekd_ray.config.settings import hints_of, limits_in_words, value_type, words_of
 
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 def add_setting(
-    group: Group, name: str, *flags: str, metavar: str | None = None, doc: str | None = None
+    group: Group,
+    name: str,
+    *flags: str,
+    metavar: str | None = None,
+    doc: str | None = None,
+    in_recipe: bool = False,
 ) -> None:
     """A flag for a setting of `DistillConfig` or `StudyConfig`; repeatable where that is a list.
 
     Args:
         flags: its names; without any, the setting's own.
+        in_recipe: the command has a recipe, whose value goes before the default.
         doc: what it means to this command, if that is not what the setting's field says.
     """
     # Not names(): those of the methods' settings, which have no flag of their own, need torch.
@@ -31,9 +39,11 @@ def add_setting(
     field = cls.__dataclass_fields__[name]
     kind = value_type(cls, name)
     several = isinstance(field.default, tuple)
-    limits = "; ".join([*limits_in_words(field), *(["repeatable"] if several else [])])
+    notes = [*limits_in_words(field), *(["repeatable"] if several else [])]
+    if default := default_text(field):
+        notes.append(f"default: {'the recipe, else ' * in_recipe}{default}")
     flags = flags or (f"--{name.replace('_', '-')}",)
-    text = (doc or field.metadata["doc"]) + (f" ({limits})" if limits else "")
+    text = (doc or field.metadata["doc"]) + (f" ({'; '.join(notes)})" if notes else "")
     options: dict[str, Any] = {"type": kind} if kind in (int, float) else {}
     if words_of(hints_of(cls)[name]):
         options = {"type": functools.partial(_number_or_word, kind)}
@@ -55,10 +65,17 @@ def _number_or_word(kind: type[float], text: str) -> float | str:
         return text
 
 
-def add_run_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Flags that say which run is meant; returns their group."""
+def add_run_settings(
+    parser: argparse.ArgumentParser, *, study: bool = False, in_recipe: bool = True
+) -> argparse._ArgumentGroup:
+    """Flags that say which run is meant; returns their group.
+
+    Args:
+        study: the command has the settings of a study, too.
+        in_recipe: it has a recipe.
+    """
     group = parser.add_argument_group("what to train")
-    add_setting(group, "dataset", "--dataset", "--data", metavar="NAME")
+    add_setting(group, "dataset", "--dataset", "--data", metavar="NAME", in_recipe=in_recipe)
     group.add_argument(
         "--set",
         action="append",
@@ -67,8 +84,14 @@ def add_run_settings(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         help="any setting, or a range to search it (log:LOW:HIGH, range:LOW:HIGH[:STEP], "
         "choice:A,B); repeatable",
     )
+    group.add_argument(
+        "--list-settings",
+        action=ListSettings,
+        classes=(DistillConfig, StudyConfig) if study else (DistillConfig,),
+        help="all settings that --set takes, the most used first",
+    )
     for name in ("epochs", "train_subset", "seed"):
-        add_setting(group, name)
+        add_setting(group, name, in_recipe=in_recipe)
     add_setting(group, "ood_dataset", metavar="NAME")
     return group
 
@@ -79,7 +102,7 @@ def add_pair(group: argparse._ArgumentGroup) -> None:
         "--pair", metavar="T-S", help="T-S pair that has a recipe, see ekd-ray space list"
     )
     add_setting(group, "teacher")
-    add_setting(group, "student")
+    add_setting(group, "student", in_recipe=True)
     add_setting(group, "teacher_weights", metavar="FILE")
     group.add_argument(
         "--teacher-zoo",
@@ -92,7 +115,8 @@ def add_pair(group: argparse._ArgumentGroup) -> None:
         "--space",
         dest="recipe",
         metavar="RECIPE",
-        help="recipe instead of the pair's own: a file, or a name of ekd-ray space list",
+        help="recipe instead of the pair's own: a file, or a name of ekd-ray space list "
+        "(default: the pair's)",
     )
 
 
@@ -113,7 +137,8 @@ _COMMON: dict[str, dict[str, Any]] = {
     },
     "--method": {
         "help": "the recipe under another method: a name in docs/methods.md, such as kd, ekd or "
-        "dkd+ekd, kd-standardized and the like, or any (the method is searched too)",
+        "dkd+ekd, kd-standardized and the like, or any, which is searched too (default: the "
+        "recipe's)",
     },
     "--quiet": {"action": "store_true", "help": "no progress, results only"},
     "--resume": {"action": "store_true", "help": "continue an interrupted run"},
@@ -175,7 +200,8 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         "--workers",
         default="1",
         metavar="N",
-        help="data-parallel Ray Train workers (1); MIN:MAX takes as many as there is room for",
+        help="data-parallel Ray Train workers; MIN:MAX takes as many as there is room for "
+        "(default: 1)",
     )
     add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
     add_common(group, "--address", "--keep-ray-logs")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from ekd_ray.cli.output import print_text
+from ekd_ray.config.setting_list import list_settings
+from ekd_ray.config.settings import Settings
 from ekd_ray.errors import UserError, unknown_name
 
 LINES = 25  # of the help at first
+_KINDS = {"int": "a whole number", "float": "a number"}
 
 
 class HelpParser(argparse.ArgumentParser):
@@ -38,7 +43,10 @@ class HelpParser(argparse.ArgumentParser):
         if whole.count("\n") <= LINES:
             return whole
         count = sum(bool(action.option_strings) for action in self._actions)
-        return f"{self._format(_Short, self.first)}--help-all shows all {count} flags.\n"
+        return (
+            f"{self._format(_Short, self.first)}In parentheses: what holds without the flag. "
+            f"--help-all shows all {count} flags.\n"
+        )
 
     def format_help_all(self) -> str:
         """The help with all flags."""
@@ -46,6 +54,15 @@ class HelpParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the flags as a `UserError`."""
+        if found := re.fullmatch(r"argument (\S+?)(/\S+)?: invalid (\w+) value: (.*)", message):
+            raise UserError(f"{found[1]} must be {_KINDS[found[3]]}, got {found[4]}.")
+        if found := re.fullmatch(
+            r"argument (\S+): invalid choice: '(.*)' \(choose from .*", message
+        ):
+            known = next(a.choices for a in self._actions if found[1] in (a.metavar, a.dest))
+            raise unknown_name(f"{found[1]} of {self.prog}:", found[2], known or ())
+        if found := re.fullmatch(r"argument (\S+?)(/\S+)?: expected (.*)", message):
+            raise UserError(f"{found[1]} needs {found[3]}; see {self.prog} --help.")
         raise UserError(f"{message}; see {self.prog} --help.")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -85,6 +102,33 @@ class _HelpAll(argparse.Action):
         parser.exit()
 
 
+class ListSettings(argparse.Action):
+    """`--list-settings`: prints every setting of some configurations, and leaves."""
+
+    def __init__(self, *, classes: Sequence[type[Settings]], **options: Any) -> None:
+        super().__init__(**{**options, "nargs": 0, "default": argparse.SUPPRESS})
+        self.classes = classes
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print_text("\n\n".join(map(_settings_text, self.classes)))
+        parser.exit()
+
+
+def _settings_text(cls: type[Settings]) -> str:
+    title = {"DistillConfig": "a run", "StudyConfig": "a study"}[cls.__name__]
+    width = max(60, shutil.get_terminal_size().columns - 2)
+    lines = []
+    for subject, rows in list_settings(cls).items():
+        lines += ["", f"{title}: {subject}"]
+        for row in rows:
+            text = f"{row.doc} (default: {row.default})" if row.default else row.doc
+            lines += textwrap.wrap(
+                text, width, initial_indent=f"  {row.name:24s} ", subsequent_indent=" " * 27,
+                break_on_hyphens=False,
+            )  # fmt: skip
+    return "\n".join(lines[1:])
+
+
 class _Whole(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
@@ -104,7 +148,10 @@ class _Short(_Whole):
         return action.option_strings[0] + value
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return re.split(r"; | \(|: |, e\.g\.|, such as", action.help or "")[0]
+        text = action.help or ""
+        clause = re.split(r"; | \(|: |, e\.g\.|, such as", text)[0]
+        default = re.search(r"[(;] ?default: ([^)]*)\)$", text)
+        return f"{clause} ({default[1]})" if default else clause
 
 
 def _is_shown(action: argparse.Action, only: Sequence[str] | None) -> bool:

@@ -21,7 +21,7 @@ STUDY = ("--dataset", "digits", "--pair", "resnet20-resnet8", "--train-subset", 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="runs/quickstart", metavar="RUN",
-        help="folder of the study (runs/quickstart)",
+        help="folder of the study (default: runs/quickstart)",
     )  # fmt: skip
     flags.add_common(parser, "--resume", "--address", "--keep-ray-logs")
     flags.add_common(parser, "--dry-run", "--quiet", "--json")

@@ -16,7 +16,7 @@ FIRST = ("--out",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a study")
-    parser.add_argument("--out", metavar="FILE", help="where to (RUN/report/index.html)")
+    parser.add_argument("--out", metavar="FILE", help="where to (default: RUN/report/index.html)")
     flags.add_common(parser, "--quiet", "--json")
     flags.add_plugins(parser)
 

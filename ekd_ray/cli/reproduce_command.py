@@ -49,12 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="RUN", help="folder of the run (default: below runs/)")
     flags.add_common(parser, "--resume")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (as recorded)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: as recorded)"
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
         metavar="X",
-        help="of the test accuracy, a fraction (2.8 sd of the seeds, at least 0.005)",
+        help="of the test accuracy, a fraction (default: 2.8 sd of the seeds, at least 0.005)",
     )
     parser.add_argument("--exact", action="store_true", help="1 unless bit-identical")
     flags.add_common(parser, "--dry-run", "--quiet", "--json")

@@ -30,16 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     copy = commands.add_parser("copy", help="write one to a file of your own")
     for command in (show, copy):
         command.add_argument("recipe", metavar="RECIPE", help="name (ekd-ray space list), or file")
-    copy.add_argument("file", nargs="?", metavar="FILE", help="where to (NAME.yaml, here)")
+    copy.add_argument("file", nargs="?", metavar="FILE", help="where to (default: NAME.yaml, here)")
     flags.add_common(show, "--method")
-    show.add_argument("--points", type=int, default=5, metavar="N", help="points to sample (5)")
-    show.add_argument("--seed", type=int, default=0, help="seed of the points (0)")
+    show.add_argument(
+        "--points", type=int, default=5, metavar="N", help="points to sample (default: 5)"
+    )
+    show.add_argument("--seed", type=int, default=0, help="seed of the points (default: 0)")
     flags.add_common(show, "--json")
     flags.add_plugins(show)
     schema = commands.add_parser("schema", help="JSON Schema of recipes, for an editor")
     schema.add_argument(
         "kind", nargs="?", choices=CLASSES, default=StudyConfig.__name__,
-        help="of a study (the default) or of one run",
+        help="of a study or of one run (default: StudyConfig)",
     )  # fmt: skip
 
 

@@ -13,13 +13,13 @@ EXAMPLES = (
     "ekd-ray train-teacher --model resnet56 --evidential --data-root data --candidates 3",
 )
 FIRST = (
-    *("--dataset", "--model", "--evidential", "--set", "--epochs", "--candidates", "--test"),
-    *("--out", "--data-root", "--resume", "--dry-run"),
+    *("--dataset", "--model", "--evidential", "--set", "--list-settings", "--epochs"),
+    *("--candidates", "--test", "--out", "--data-root", "--resume", "--dry-run"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    flags.add_run_settings(parser)
+    flags.add_run_settings(parser, in_recipe=False)
     parser.add_argument("--model", required=True, help="architecture to train")
     parser.add_argument(
         "--evidential", action="store_true", help="evidential cross-entropy with a learned prior"
@@ -31,15 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="candidate_count",
         type=int,
         metavar="K",
-        help="train K teachers that differ by seed, and keep the best (1)",
+        help="train K teachers that differ by seed, and keep the best (default: 1)",
     )
     group.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help="their seeds (--seed and those after it)"
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="their seeds (default: --seed and those after it)",
     )
     group.add_argument(
         "--choose-by",
         metavar="METRIC",
-        help=f"{', '.join(CHOOSE_BY[:-1])} or {CHOOSE_BY[-1]} ({CHOOSE_BY[0]})",
+        help=f"{', '.join(CHOOSE_BY[:-1])} or {CHOOSE_BY[-1]} (default: {CHOOSE_BY[0]})",
     )
     flags.add_workers(parser)
     flags.add_output(parser)

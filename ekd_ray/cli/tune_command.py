@@ -32,14 +32,14 @@ EXAMPLES = (
     "ekd-ray tune --resume --out runs/first",
 )
 FIRST = (
-    *("--dataset", "--pair", "--space", "--teacher-weights", "--method", "--set", "--epochs"),
-    *("--trials", "--budget-hours", "--out", "--data-root", "--resume", "--dry-run"),
+    *("--dataset", "--pair", "--space", "--teacher-weights", "--method", "--set"),
+    *("--list-settings", "--epochs", "--trials", "--out", "--data-root", "--resume", "--dry-run"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(home=None)  # the folder of search_spaces/ that pairs are looked up in
-    flags.add_pair(flags.add_run_settings(parser))
+    flags.add_pair(flags.add_run_settings(parser, study=True))
     group = parser.add_argument_group("search")
     group.add_argument(
         "--pairs", metavar="LIST", help="'all', or pairs with commas between: a study for each"
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--methods", metavar="LIST", help="methods with commas between: a study for each"
     )
-    flags.add_setting(group, "trials")
+    flags.add_setting(group, "trials", in_recipe=True)
     group.add_argument(
         "--extend", type=int, metavar="N", help="N more configurations for the study in --out"
     )
@@ -68,11 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baselines",
         nargs="*",
         metavar="NAME",
-        help="rows the winner is compared with: none, kd, ekd-softmax (the first two)",
+        help="rows the winner is compared with: none, kd, ekd-softmax (default: the first two)",
     )
     flags.add_setting(group, "softmax_teacher_weights", metavar="FILE")
-    flags.add_setting(group, "confirm_seeds", "--seeds")
-    flags.add_setting(group, "confirm_top_k", "--top-k")
+    flags.add_setting(group, "confirm_seeds", "--seeds", in_recipe=True)
+    flags.add_setting(group, "confirm_top_k", "--top-k", in_recipe=True)
     for name in ("max_concurrent", "workers_per_trial"):
         flags.add_setting(group, name)
     flags.add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")

@@ -26,7 +26,7 @@ from ekd_ray.config.plugins import (
 )
 from ekd_ray.config.settings import MOST_EPOCHS
 from ekd_ray.config.yaml_files import Places, find_place
-from ekd_ray.errors import Keys, UserError, error_context, shorten, unknown_name
+from ekd_ray.errors import Keys, UserError, error_context, meant_name, shorten, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The recipes that come with ekd_ray: in the installed package, or beside it in a checkout.
@@ -355,14 +355,13 @@ def locate_recipe(name: str | Path, folder: Path | None = None) -> Path:
 def known_pairs(folder: Path, home: str) -> list[str]:
     """The pairs with a recipe in `<folder>/<home>/`; raises `UserError` where there is none."""
     known = sorted(p.stem for p in (folder / home).glob("*.yaml") if not p.stem.startswith("_"))
-    homes = {path.parent.name for path in folder.glob("*/*.yaml")} & {*DATASETS}
-    if not known and home in DATASETS:
-        raise UserError(
-            f"no pair has a recipe for {home}, but for {', '.join(sorted(homes))}: give --teacher T "
-            "--student S, or --space RECIPE (ekd-ray space list)."
-        )
     if not known:
-        raise unknown_name("dataset", home, DATASETS)
+        homes = sorted({path.parent.name for path in folder.glob("*/*.yaml")} & {*DATASETS})
+        raise UserError(
+            f"no pair has a recipe for the data set {shorten(home)}.{meant_name(home, homes)} "
+            f"There are some for {', '.join(homes)}; for other data give --teacher T --student S, or "
+            "--space RECIPE (ekd-ray space list)."
+        )
     return known
 
 
