@@ -10,12 +10,10 @@ import argparse
 import inspect
 import re
 import textwrap
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ekd_ray
 from ekd_ray import config as configs
 from ekd_ray.cli.main import COMMANDS, all_parsers, command_parser
 from ekd_ray.config import DistillConfig

@@ -20,6 +20,11 @@ class Console(rich.console.Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command's end, which says nothing and is no failure."""
+        self.quiet = True
+        raise
+
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich's, of the text with its signs spelt out."""
         return super().render_str(spell_controls(text), **options)

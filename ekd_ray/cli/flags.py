@@ -184,7 +184,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--out",
         metavar="RUN",
-        help="folder of the results, or s3://BUCKET/FOLDER (default: below runs/)",
+        help="folder or s3://BUCKET/FOLDER to write (default: below runs/)",
     )
     add_common(group, "--data-root", "--download")
     add_setting(group, "cpus_per_trial", "--cpus-per-trial", "--cpus-per-worker")

@@ -24,7 +24,7 @@ from ekd_ray.cli.interrupts import describe_interrupt, handle_interrupts
 from ekd_ray.cli.output import print_text
 from ekd_ray.errors import EXIT_INTERRUPTED, Interrupted, UserError, disk_full_error, unknown_name
 
-STDOUT = 1
+STDOUT, STDERR = 1, 2
 PACKAGE = Path(__file__).parents[1]
 
 # Title -> command -> (module, one line of help).
@@ -209,14 +209,16 @@ def run(main: Callable[[], int | None]) -> None:
         if full is not None:
             print_text(f"error: {full}", file=sys.stderr)
             code = full.exit_code
-        elif isinstance(error, BrokenPipeError) and _is_reader_gone():
+        elif isinstance(error, BrokenPipeError) and (_is_gone(STDOUT) or _is_gone(STDERR)):
             code = 0
         else:
             raise
-    if _is_reader_gone():  # what is left for it must not fail in the last flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream, number in ((sys.stdout, STDOUT), (sys.stderr, STDERR)):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # what is left must not fail again when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            stream.flush()
     sys.exit(code)
 
 
@@ -238,8 +240,8 @@ def _report_in_thread(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
-def _is_reader_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more, as after `| head`."""
+def _is_gone(stream: int) -> bool:
+    """Whether a stream is a pipe that nobody reads any more, as after `| head`."""
     poll = select.poll()
-    poll.register(STDOUT, 0)  # errors only
+    poll.register(stream, 0)  # errors only
     return bool(poll.poll(0))

@@ -8,10 +8,10 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from ekd_ray.errors import UserError, shorten
+from ekd_ray.errors import UserError, shorten, unknown_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,16 +20,20 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def checks_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function: an argument of another type than annotated raises `UserError`.
+    """Decorate a function: an argument of another type than annotated, or of a name that there is
+    not, raises `UserError`.
 
-    A scalar of NumPy is passed on as Python's. Of a wrong number or name of arguments Python speaks
-    itself.
+    A scalar of NumPy is passed on as Python's. Of a wrong number of arguments Python speaks itself.
     """
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    known = [p.name for p in parameters if p.name not in ("self", "cls")]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     @functools.wraps(function)
     def check(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not takes_any:
+            check_keywords(f"argument of {function.__name__}:", kwargs, known)
         hints = _hints_of(function)
         plain, named = [*map(_plain, args)], {k: _plain(v) for k, v in kwargs.items()}
         for name, value in (*zip(names, plain, strict=False), *named.items()):
@@ -39,6 +43,14 @@ def checks_arguments(function: Callable[P, R]) -> Callable[P, R]:
         return function(*plain, **named)
 
     return check
+
+
+def check_keywords(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `UserError`, with the nearest name, for a keyword that is none of those known."""
+    known = {*known}
+    for name in given:
+        if name not in known:
+            raise unknown_name(kind, name, known)
 
 
 # When it is first called, because a class is not yet known where its methods are decorated.

@@ -169,7 +169,7 @@ class DistillConfig(Settings):
         def __new__(cls, **values: Any) -> DistillConfig:
             if not values.keys() <= cls.__dataclass_fields__.keys():
                 method_settings.load()
-            return super().__new__(cls)
+            return super().__new__(cls, **values)
 
         def __getattr__(self, name: str) -> Any:
             if not name.startswith("__"):

@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ekd_ray.config.yaml_files import YamlFile, dump_yaml
 from ekd_ray.errors import Keys, UserError, error_context, meant_name, shorten, unknown_name
@@ -123,6 +123,13 @@ class Settings:
     """
 
     retired: ClassVar[dict[str, Any]] = {}
+
+    if not TYPE_CHECKING:  # a type checker would let every misspelt name pass
+
+        def __new__(cls, **values: Any) -> Self:
+            for name in values.keys() - cls.__dataclass_fields__.keys():
+                raise unknown_name(f"setting of {cls.__name__}:", name, cls.names())
+            return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # not `fields`, which imports all methods

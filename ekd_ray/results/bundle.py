@@ -161,19 +161,23 @@ class Bundle:
     def _classifier(self) -> Classifier:
         return self.classifier()
 
+    @checks_arguments
     def predict(self, images: Any) -> Prediction:
         """Class probabilities and uncertainty of pictures, on the CPU in float32.
 
         Args:
             images: a PIL image, a path, an array or tensor, or a sequence of them; any size, cut
-                and resized as for the test split. Arrays and tensors are one image ([H, W, 3] or
-                [3, H, W]) or a batch of them, uint8, or floating in [0, 1].
+                and resized as for the test split. The path of a folder stands for its pictures,
+                those of folders in it included, by path. Arrays and tensors are one image
+                ([H, W, 3] or [3, H, W]; grey [H, W] or with one channel) or a batch of them,
+                uint8, or floating in [0, 1].
 
         Raises:
             UserError: something else, or a file that is not a picture.
         """
         return classify(self._classifier, images, self.config, self.class_names)
 
+    @checks_arguments
     def push_to_hub(
         self,
         name: str,
@@ -235,6 +239,7 @@ class Bundle:
         """The machine and packages of the training; raises `UserError` if the file is damaged."""
         return read_environment(self.path / "environment.json")
 
+    @checks_arguments
     def evaluate(
         self, *, dataset: str | None = None, data_root: str | None = None
     ) -> dict[str, float]:
@@ -324,6 +329,7 @@ class Bundle:
             raise unknown_name(f"class of {dataset} for {self.path}:", strange[0], known)
         return torch.tensor([known[name] for name in names])
 
+    @checks_arguments
     def verify(
         self,
         *,

@@ -18,6 +18,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import DATASETS, RESIZED_CROP
 from ekd_ray.data.decode import fit_file, fit_picture
 from ekd_ray.data.facts import LARGEST_DECODED
+from ekd_ray.data.sources import SUFFIXES
 from ekd_ray.data.views import VIEW_SCHEMES
 from ekd_ray.errors import UserError
 
@@ -110,6 +111,7 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
 
     Args:
         images: a PIL image, a path, an array or tensor (see `as_pictures`), or a sequence of them.
+            The path of a folder stands for its pictures (see `list_pictures`).
 
     Raises:
         UserError: anything else, or a file that holds no picture.
@@ -124,7 +126,8 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     listed = [images] if isinstance(images, single) or not isinstance(images, Iterable) else images
     for given in listed:
         if isinstance(given, str | os.PathLike):
-            found.append(fit_file(str(Path(given)), size, margin=margin))
+            files = list_pictures(Path(given)) if os.path.isdir(given) else [Path(given)]
+            found += [fit_file(str(file), size, margin=margin) for file in files]
             continue
         if isinstance(given, np.ndarray | Tensor):
             pictures = [Image.fromarray(picture) for picture in as_pictures(given)]
@@ -140,12 +143,21 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     return found
 
 
+def list_pictures(folder: Path) -> list[Path]:
+    """The picture files in a folder and those below it, by path; raises `UserError` without any."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}): name another folder.")
+    return found
+
+
 def as_pictures(images: np.ndarray | Tensor) -> np.ndarray:
     """One image or a batch as uint8 [B, H, W, 3].
 
     Args:
-        images: [H, W, 3], [3, H, W], or a batch [B, ...] of them, uint8, or floating in [0, 1].
-            Where both ends are 3, an array has its channels last and a tensor first.
+        images: [H, W, C], [C, H, W], or a batch [B, ...] of them, with C of 3, or 1 for grey;
+            [H, W] is grey, too, and [B, H, W] where neither B nor W is 3 or 1. uint8, or floating
+            in [0, 1]. Where both ends fit, an array has its channels last and a tensor first.
 
     Raises:
         UserError: another shape, dtype or range.
@@ -156,16 +168,22 @@ def as_pictures(images: np.ndarray | Tensor) -> np.ndarray:
         array = (images.float() if images.is_floating_point() else images).numpy()
     else:
         array = images
+    if array.ndim == 2 or (array.ndim == 3 and not {array.shape[0], array.shape[2]} & {1, 3}):
+        array = array[..., None]
     batch = array[None] if array.ndim == 3 else array
+    if batch.ndim == 4 and 3 not in (batch.shape[1], batch.shape[3]):  # grey
+        ends = (1, 3) if isinstance(images, Tensor) else (3, 1)
+        axis = next((axis for axis in ends if batch.shape[axis] == 1), None)
+        batch = batch if axis is None else batch.repeat(3, axis=axis)
     first, last = (batch.ndim == 4 and batch.shape[axis] == 3 for axis in (1, 3))
     floating = np.issubdtype(batch.dtype, np.floating)
     outside = floating and batch.size and not (batch.min() >= 0 and batch.max() <= 1)
     if not (first or last) or not (floating or batch.dtype == np.uint8) or outside:
         reach = f" from {batch.min():.3g} to {batch.max():.3g}" if outside else ""
         raise UserError(
-            "images must be uint8, or floating in [0, 1], of shape [H, W, 3] or [3, H, W] or a "
-            f"batch of them, got {array.dtype} {list(array.shape)}{reach}: normalised images are "
-            "for `Bundle.model`."
+            "images must be uint8, or floating in [0, 1], of shape [H, W, 3] or [3, H, W], of one "
+            f"channel if grey, or a batch of them, got {batch.dtype} {list(images.shape)}{reach}: "
+            "normalised images are for `Bundle.model`."
         )
     if first and (not last or isinstance(images, Tensor)):
         batch = batch.transpose(0, 2, 3, 1)

@@ -31,7 +31,7 @@ class Row:
     """
 
     name: str
-    config: DistillConfig
+    config: DistillConfig = field(repr=False)
     number: int | None = None
     entered_as: str = "finalist"
     equals: tuple[str, ...] = ()

@@ -117,11 +117,11 @@ class RunRecord:
     role: str | None = None
     equals: list[str] = field(default_factory=list)
     full_run_of: int | None = None
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
     params: dict[str, Any] = field(default_factory=dict)
     status: str = "running"
     reason: str | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     log_prior: float | None = None

@@ -20,9 +20,9 @@ from typing import Any
 from torch import nn
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.config.arguments import checks_arguments
+from ekd_ray.config.arguments import check_keywords, checks_arguments
 from ekd_ray.config.plugins import files_trusted, load_plugin, module_in_name
-from ekd_ray.errors import Interrupted, UserError, unknown_name
+from ekd_ray.errors import Interrupted, UserError
 from ekd_ray.models.given import as_model_name, write_given_weights
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.run_result import RunResult
@@ -407,9 +407,7 @@ def _check_names(
 ) -> None:
     """Refuse a keyword that is neither an argument nor a setting, with the nearest there are."""
     arguments = [*inspect.signature(function).parameters][:-1]
-    for name in settings:
-        if name not in legal:
-            raise unknown_name(f"argument of {function.__name__}:", name, {*arguments, *legal})
+    check_keywords(f"argument of {function.__name__}:", settings, {*arguments, *legal})
 
 
 _FLAG = re.compile(r"--([a-z][a-z-]*)")

@@ -359,8 +359,8 @@ def known_pairs(folder: Path, home: str) -> list[str]:
         homes = sorted({path.parent.name for path in folder.glob("*/*.yaml")} & {*DATASETS})
         raise UserError(
             f"no pair has a recipe for the data set {shorten(home)}.{meant_name(home, homes)} "
-            f"There are some for {', '.join(homes)}; for other data give --teacher T --student S, or "
-            "--space RECIPE (ekd-ray space list)."
+            f"There are some for {', '.join(homes)}; for other data give --teacher T --student S, "
+            "or --space RECIPE (ekd-ray space list)."
         )
     return known
 

@@ -1,11 +1,14 @@
 """The user's mistakes end with code 2 and one sentence, before any compute is spent."""
 
+import re
+
 import pytest
 from filelock import FileLock
 from launchers_run import DIGITS, command
 
 from ekd_ray.cli.main import run
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.distill_config import DATASETS
 from ekd_ray.errors import unknown_name
 from ekd_ray.studies.training import check_run_folder
 
@@ -17,6 +20,8 @@ MISTAKES = [
     (("--dataset", "digits"), "--pair"),
     ((*NEW, "resnet9"), "'resnet9'"),
     ((*DIGITS, "--trials", 0), "trials must be >= 1, got 0"),
+    ((*DIGITS, "--set", "optimizer=SDG"), "one of sgd, adamw, got 'SDG'. Did you mean 'sgd'?"),
+    ((*NEW, "timm:resnet50.a1_x"), "unknown timm weights 'resnet50.a1_x'. Did you mean"),
     ((*DIGITS, "--epochs", 0), "epochs must be >= 1, got 0"),
     ((*DIGITS, "--workers-per-trial", 2, "--set", "batch_size=1"), "workers must be <= 1"),
     ((*DIGITS, "--train-subset", 5000), "train_subset"),
@@ -49,7 +54,7 @@ def test_mistakes_end_with_one_sentence(argv, words, launch, tmp_path):
         ("distill", ("--config", "none.yaml"), "cannot read none.yaml"),
         ("distill", (*ALONE, "--workers", "8:2"), "--workers takes N or MIN:MAX"),
         ("distill", (*ALONE, "--workers", 17), "workers must be <= 16"),
-        ("distill", (*DIGITS,), "--teacher-weights"),
+        ("distill", (*NEW, "resnet14", "--set", "epochs=1"), "--teacher-weights"),
         ("export_best", ("none", "--out", "best"), "none"),
     ],
 )
@@ -60,11 +65,19 @@ def test_mistakes_in_the_other_launchers(name, argv, words, launch):
 
 
 @pytest.mark.parametrize(("got", "meant"), [("name37", True), ("qqqq", False)])
-def test_an_unknown_name_lists_the_five_nearest_only(got, meant):
+def test_an_unknown_name_lists_the_ten_nearest_only(got, meant):
     message = str(unknown_name("thing", got, [f"name{i}x" for i in range(500)]))
     assert ("Did you mean 'name37x'?" in message) == meant
     listed = message.partition(" Known: ")[2]
-    assert listed.count("name") == 5 and listed.endswith(" and 495 others.")
+    assert listed.count("name") == 10 and listed.endswith(" and 490 others.")
+
+
+def test_the_nearest_name_comes_first_and_a_known_data_set_is_one(launch):
+    message = str(unknown_name("thing", "VIT", ["a", "b", "vit"]))
+    assert "Did you mean 'vit'? Known: vit, a, b." in message
+    _, _, err = launch("tune_cifar", "--dry-run", "--dataset", "vot", "--pair", "x")
+    listed = re.search(r"for (cifar.*?);", err)[1].split(", ")
+    assert {*listed} < {*DATASETS} and "vit" not in err
 
 
 def test_a_damaged_teacher(launch, tmp_path):

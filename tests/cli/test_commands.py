@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from launchers_run import LAUNCHERS, command, parser_of
 
 from ekd_ray.cli import main
+from ekd_ray.cli.console import Console
 from ekd_ray.cli.help_text import LINES, HelpParser
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.setting_list import MOST_USED
 from ekd_ray.errors import UserError
 
 PARSERS = {
@@ -80,7 +87,11 @@ def test_the_overview_fits_on_a_screen_and_names_every_command(launch) -> None:
         (("tune", "--trails=3"), "Did you mean '--trials'?"),
         (("cache", "fill", "--thread-s", 3), "Did you mean '--threads'?"),
         (("show", "a", "b"), "unexpected argument 'b'"),
-        (("tune", "--epochs", "x"), "--epochs: invalid int value: 'x'; see ekd-ray tune --help"),
+        (("tune", "--epochs", "x"), "--epochs must be a whole number, got 'x'"),
+        (("tune", "--budget-hours", "x"), "--budget-hours must be a number, got 'x'"),
+        (("tune", "--out"), "--out needs one argument; see ekd-ray tune --help"),
+        (("space", "shw"), "unknown COMMAND of ekd-ray space: 'shw'. Did you mean 'show'?"),
+        (("space", "schema", "study"), "StudyConfig"),
         (("export",), "required: RUN, --out"),
         (("--quiet",), "ekd-ray COMMAND --quiet"),
     ],
@@ -88,6 +99,37 @@ def test_the_overview_fits_on_a_screen_and_names_every_command(launch) -> None:
 def test_a_mistake_in_the_words_is_one_sentence(argv, words, launch) -> None:
     code, out, err = launch(*argv)
     assert (code, out) == (2, "") and err.count("\n") == 1 and words in err
+
+
+@pytest.mark.parametrize(("name", "classes"), [("tune", 2), ("train-teacher", 1)])
+def test_all_settings_are_listed_once_and_the_most_used_first(name, classes, launch) -> None:
+    code, out, err = launch(name, "--list-settings")
+    assert (code, err) == (0, "")
+    listed = re.findall(r"^  (\w+) ", out, re.MULTILINE)
+    known = [DistillConfig.names(), StudyConfig.names()][:classes]
+    assert sorted(listed) == sorted(name for names in known for name in names)
+    assert listed[: len(MOST_USED[DistillConfig])] == list(MOST_USED[DistillConfig])
+    assert re.search(r"^  lr  .*peak learning rate; > 0; <= 1000 \(default: 0.05\)$", out, re.M)
+
+
+def test_a_reader_that_has_gone_is_no_failure() -> None:
+    """`ekd-ray tune --list-settings | head -1`, and of both streams."""
+    for streams in ({"stderr": subprocess.PIPE}, {"stderr": subprocess.STDOUT}):
+        reader, writer = os.pipe()
+        os.close(reader)
+        words = [sys.executable, "-m", "ekd_ray", "space", "list"]
+        done = subprocess.run(words, stdout=writer, check=False, **streams)
+        os.close(writer)
+        assert (done.returncode, done.stderr or b"") == (0, b"")
+
+
+def test_a_table_for_a_reader_that_has_gone_ends_as_other_text_does() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        Console(file=Gone()).print("x")
 
 
 def test_the_package_is_a_command_too() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ekd_ray.config import DistillConfig
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.errors import UserError
+from ekd_ray.results import Bundle
 
 
 @checks_arguments
@@ -93,3 +94,23 @@ def test_a_checked_function_is_what_it_was():
     assert pickle.loads(pickle.dumps(asked)) is asked
     with pytest.raises(TypeError, match="positional argument"):  # as Python says it
         asked("a", "b")
+
+
+def test_a_name_that_there_is_not_is_one_sentence_with_the_nearest() -> None:
+    @checks_arguments
+    def told(path: str, *, force: bool = False) -> None: ...
+
+    with pytest.raises(UserError, match=r"unknown argument of told: 'froce'.+'force'"):
+        told("x", froce=True)
+    with pytest.raises(UserError, match=r"unknown setting of DistillConfig: 'epoch'.*'epochs'"):
+        DistillConfig(epoch=3)
+    with pytest.raises(UserError, match=r"unknown setting of StudyConfig: 'trails'.*'trials'"):
+        StudyConfig(trails=3)
+    with pytest.raises(UserError, match="unknown argument of load: 'trust_plugin'"):
+        Bundle.load("x", trust_plugin=True)
+    with pytest.raises(UserError, match="there is no folder nowhere"):
+        Bundle.load("nowhere")
+    with pytest.raises(TypeError, match="missing"):
+        told()
+    config = pickle.loads(pickle.dumps(StudyConfig(trials=3)))
+    assert config == StudyConfig(trials=3), "which makes it without settings first"

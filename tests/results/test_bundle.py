@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,10 +141,29 @@ def test_export_makes_the_folder(real_study, tmp_path, before):
 def test_export_replaces_an_old_bundle(bundle, real_study):
     (bundle.path / "README.md").write_text("old")
     (bundle.path / "left over").write_text("")
-    fresh = export_bundle(real_study[0], bundle.path)
+    with pytest.raises(UserError, match=r"holds left over beside its bundle: .*--force"):
+        export_bundle(real_study[0], bundle.path)
+    assert (bundle.path / "left over").exists()
+    fresh = export_bundle(real_study[0], bundle.path, force=True)
     assert fresh.verify().ok
     assert sorted(p.name for p in fresh.path.iterdir()) == sorted([*FILES, MANIFEST])
     assert [p.name for p in bundle.path.parent.iterdir()] == ["best"]
+
+
+def test_export_does_not_replace_the_bundle_of_another_study(bundle, real_study, launch):
+    before = {path.name: path.read_bytes() for path in bundle.path.iterdir()}
+    other = replace(real_study[0], config=real_study[0].config.replace(confirm_top_k=7))
+    with pytest.raises(UserError, match=r"best holds the bundle of another study: .*--force"):
+        other.export(bundle.path)
+    assert {path.name: path.read_bytes() for path in bundle.path.iterdir()} == before
+    longer = replace(real_study[0], config=real_study[0].config.replace(trials=77))
+    assert longer.export(bundle.path).verify().ok, "the same study, extended"
+    metrics = json.loads((bundle.path / "metrics.json").read_text())
+    (bundle.path / "metrics.json").write_text(json.dumps({**metrics, "study": "0"}))
+    flags = (real_study[0].path, "--out", bundle.path)
+    for more, expected in (("--dry-run", 2), ("--quiet", 2), ("--force", 0)):
+        code, _, err = launch("export", *flags, more)
+        assert code == expected and ("another study" in err) == (expected == 2)
 
 
 @pytest.mark.parametrize("name", ["copyfile", "write_json", "write_text", "write_manifest"])
@@ -193,7 +214,10 @@ def test_a_study_without_a_winner_has_nothing_to_export(maker, tmp_path):
     study = maker.study()
     maker.trial(0, [0.5])
     for _ in range(2):  # before confirm, then with its first step only
-        with pytest.raises(UserError, match="no confirmed winner yet: finish it with --resume"):
+        with pytest.raises(
+            UserError,
+            match=r"no confirmed winner yet: finish it with `ekd-ray tune --resume --out \S*run`",
+        ):
             export_bundle(study, tmp_path / "best")
         maker.confirm([select("trial 0", 1, 0.5)])
     assert not (tmp_path / "best").exists()

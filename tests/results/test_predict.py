@@ -61,6 +61,29 @@ def test_what_is_no_picture_is_refused(exported, wrong):
         exported.predict(wrong)
 
 
+def test_a_folder_is_its_pictures_and_those_of_the_folders_in_it(exported, pictures, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(UserError, match=r"holds no pictures .*name another folder"):
+        exported.predict(tmp_path)
+    for name, image in zip(("b/0.PNG", "a.png", "c.bmp"), pictures[0], strict=False):
+        Image.fromarray(image).save(tmp_path / name)
+    expected = exported.predict(pictures[0][[1, 0, 2]]).probabilities
+    for given in (tmp_path, str(tmp_path), [tmp_path]):
+        assert torch.equal(exported.predict(given).probabilities, expected)
+
+
+def test_grey_arrays_are_pictures_of_three_equal_channels(exported, pictures):
+    grey = pictures[0][:4, :, :, 0]
+    expected = exported.predict(grey[..., None].repeat(3, axis=3)).probabilities
+    first = torch.from_numpy(grey.copy())
+    for given in (grey, grey[..., None], grey[:, None], grey / 255, first, first[:, None],
+                  first[..., None], [*grey], [grey[0][None], *grey[1:, :, :, None]]):  # fmt: skip
+        assert torch.equal(exported.predict(given).probabilities, expected)
+    with pytest.raises(UserError, match=r"of one channel if grey.* uint8 \[2, 32, 32, 2\]"):
+        exported.predict(np.zeros((2, 32, 32, 2), np.uint8))
+
+
 def test_a_bundle_is_printed_in_a_line(exported):
     shown = str(exported)
     assert len(shown.splitlines()) == 1 and str(exported.path) in shown
@@ -156,8 +179,8 @@ def test_how_pictures_are_cut_needs_neither_data_nor_plugin(dataset, augment, si
     [
         (np.full((1, 32, 32, 3), 2.0), "got float64 \\[1, 32, 32, 3\\] from 2 to 2"),
         (torch.full((3, 8, 8), torch.nan), "from nan to nan"),
-        (np.zeros((32, 32), np.uint8), "got uint8 \\[32, 32\\]"),
-        (torch.zeros(1, 1, 32, 32), "got float32 \\[1, 1, 32, 32\\]"),
+        (np.zeros(32, np.uint8), "got uint8 \\[32\\]"),
+        (torch.zeros(1, 2, 32, 32), r"got float32 \[1, 2, 32, 32\]"),
         (np.zeros((8, 8, 3), np.int64), "got int64 \\[8, 8, 3\\]"),
         ([3], "got one of type int"),
         ([], "there is no image to predict"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shlex
 import shutil
 from types import SimpleNamespace
 
@@ -10,12 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from filelock import FileLock
 from safetensors import safe_open
 
 from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.errors import UserError
-from ekd_ray.results import Bundle
+from ekd_ray.results import Bundle, export_bundle
 from ekd_ray.results.bundle import FILES, WEIGHTS, same_arithmetic, write_manifest
+from ekd_ray.results.report import list_commands, write_report
 from ekd_ray.results.reproduce import (
     _elsewhere,
     default_tolerance,
@@ -221,6 +225,23 @@ def test_another_teacher_is_refused(bundle, teacher, tmp_path):
 # The launcher
 
 
+def test_the_commands_of_the_report_can_be_pasted(launch, copied_study, monkeypatch):
+    """In the study's folder, as the page says; what would compute for long as far as its plan."""
+    export_bundle(copied_study, copied_study.path / "best")
+    page = write_report(copied_study).read_text(encoding="utf-8")
+    monkeypatch.chdir(copied_study.path)
+    commands = list_commands(copied_study)
+    assert {shlex.split(line)[1] for _, line in commands} == {"show", "tune", "export", "reproduce"}
+    for purpose, line in commands:
+        assert f"# {html.escape(purpose)}\n{html.escape(line)}\n" in page.replace("&#39;", "&#x27;")
+        _, name, *arguments = shlex.split(line)
+        dry = [] if name == "show" else ["--dry-run"]
+        code, out, err = launch(name, *arguments, *dry)
+        assert code == 0 and out, f"{line}: {err}"
+        if "--extend" in arguments:
+            assert f"{copied_study.config.trials + copied_study.config.half_more} trials" in out
+
+
 def test_the_launcher_says_the_verdict_and_its_exit_code(launch, bundle, teacher, tmp_path):
     given = (bundle.path, "--teacher-weights", teacher)
     code, out, _ = launch("reproduce", *given, "--json", "--out", tmp_path / "a")
@@ -239,7 +260,10 @@ def test_the_launcher_says_the_verdict_and_its_exit_code(launch, bundle, teacher
     assert code == 1
     assert out.startswith("different\nfirst difference: epoch 1, lr: 0.05 there, 1e-05 here\n")
     code, out, err = launch("reproduce", tmp_path / "nothing")
-    assert code == 2 and "holds no bundle" in err
+    assert code == 2 and "there is no folder" in err
+    with FileLock(tmp_path / "a" / ".lock"):
+        code, out, err = launch("reproduce", *given, "--resume", "--out", tmp_path / "a")
+    assert code == 2 and "is being run by another process" in err
     code, out, err = launch("reproduce", bundle.path, "--tolerance", 5)
     assert code == 2 and "--tolerance must be >= 0 and < 1, a fraction, got 5." in err
 

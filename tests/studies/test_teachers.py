@@ -5,20 +5,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 
+import ekd_ray as ekd
 from ekd_ray.cli import tune_command
 from ekd_ray.cli.plan_text import study_plan
 from ekd_ray.cli.request import study_request
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.errors import UserError
+from ekd_ray.errors import Interrupted, UserError
+from ekd_ray.files import sha256_file
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.results.records import STUDY_FILE
+from ekd_ray.results.run_result import RunResult
 from ekd_ray.scale.confirm import baselines
 from ekd_ray.scale.space import around_prior
+from ekd_ray.studies import training
 from ekd_ray.studies.pipeline import check_study, open_run
 from ekd_ray.studies.recipes import Recipe
 
@@ -245,3 +250,37 @@ def test_an_older_study_is_continued_only_where_its_trials_stay_alike(
         return
     with pytest.raises(UserError, match="searches temperature and was begun by a release"):
         open_run(out, config, resume=True)
+
+
+# The teacher of a single training
+
+
+def test_a_student_without_a_teacher_trains_the_one_of_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while the teacher trains, and again while the student does; then as if the
+    teacher had been given."""
+    recipe = {
+        "distill": {"dataset": "synthetic", "teacher": "resnet8", "student": "resnet8",
+                    "train_subset": 64, "epochs": 1, "teacher_cache": "off"},
+        "teacher_training": {"epochs": 1, "lr": 0.03},
+    }  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    given = {"recipe": tmp_path / "mine.yaml", "progress": False}
+    asked = {**given, "out": tmp_path / "run"}
+    for name in ("teach", "_train"):
+        resume = name == "_train"
+        with monkeypatch.context() as patch:
+            patch.setattr(training, name, Mock(side_effect=Interrupted))
+            with pytest.raises(KeyboardInterrupt):
+                ekd.distill(**asked, resume=resume)
+    with pytest.raises(UserError, match="choose another"):
+        ekd.distill(**asked)
+    found = ekd.distill(**asked, resume=True)
+    teacher = tmp_path / "run" / "teacher" / "teacher.safetensors"
+    assert found.config.teacher_sha256 == sha256_file(teacher)
+    assert RunResult.load(tmp_path / "run").record.fingerprint == found.record.fingerprint
+    told = ekd.distill(**given, teacher_weights=str(teacher), out=tmp_path / "told")
+    assert sha256_file(told.weights) == sha256_file(found.weights)
+    alone = ekd.distill(out=tmp_path / "run", resume=True, progress=False)
+    assert alone.record.fingerprint == found.record.fingerprint
