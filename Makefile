@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := runs/quickstart
 
-.PHONY: install quickstart test test-slow test-lowest test-all chaos bench gpu docs lint types check \
+.PHONY: install quickstart test test-slow test-lowest test-all chaos bench gpu reference docs lint types check \
 	release clean
 
 install: $(VENV)/.installed
@@ -75,6 +75,10 @@ bench: install
 # After six minutes nothing more is begun.
 gpu: install
 	$(BIN)/python -m benchmarks.run gpu --json gpu.json
+
+# The parts of the documents that are made from the code, into their pages.
+reference: install
+	$(BIN)/python docs/write_reference.py
 
 # The site, in build/site.
 docs: install

@@ -60,7 +60,7 @@ class HelpParser(argparse.ArgumentParser):
             r"argument (\S+): invalid choice: '(.*)' \(choose from .*", message
         ):
             known = next(a.choices for a in self._actions if found[1] in (a.metavar, a.dest))
-            raise unknown_name(f"{found[1]} of {self.prog}:", found[2], known or ())
+            raise unknown_name(f"{found[1].lower()} of {self.prog}:", found[2], known or ())
         if found := re.fullmatch(r"argument (\S+?)(/\S+)?: expected (.*)", message):
             raise UserError(f"{found[1]} needs {found[3]}; see {self.prog} --help.")
         raise UserError(f"{message}; see {self.prog} --help.")

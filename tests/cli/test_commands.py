@@ -90,7 +90,7 @@ def test_the_overview_fits_on_a_screen_and_names_every_command(launch) -> None:
         (("tune", "--epochs", "x"), "--epochs must be a whole number, got 'x'"),
         (("tune", "--budget-hours", "x"), "--budget-hours must be a number, got 'x'"),
         (("tune", "--out"), "--out needs one argument; see ekd-ray tune --help"),
-        (("space", "shw"), "unknown COMMAND of ekd-ray space: 'shw'. Did you mean 'show'?"),
+        (("space", "shw"), "unknown command of space.py: 'shw'. Did you mean 'show'?"),
         (("space", "schema", "study"), "StudyConfig"),
         (("export",), "required: RUN, --out"),
         (("--quiet",), "ekd-ray COMMAND --quiet"),

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.errors import UserError
-from ekd_ray.results import Bundle, export_bundle
+from ekd_ray.results import Bundle, Study, export_bundle
 from ekd_ray.results.bundle import FILES, WEIGHTS, same_arithmetic, write_manifest
 from ekd_ray.results.report import list_commands, write_report
 from ekd_ray.results.reproduce import (
@@ -28,6 +28,7 @@ from ekd_ray.results.reproduce import (
     promise,
     reproduce,
 )
+from ekd_ray.studies.pipeline import check_study
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +226,18 @@ def test_another_teacher_is_refused(bundle, teacher, tmp_path):
 # The launcher
 
 
-def test_the_commands_of_the_report_can_be_pasted(launch, copied_study, monkeypatch):
+def test_the_commands_of_the_report_can_be_pasted(
+    launch, copied_study, winner_config, monkeypatch
+):
     """In the study's folder, as the page says; what would compute for long as far as its plan."""
+    file = copied_study.path / "study.yaml"
+    written = yaml.safe_load(file.read_text())
+    space, shared = {"lr": {"low": 0.01, "high": 0.1}}, copied_study.config.distill
+    shared = shared.replace(teacher_weights=winner_config.teacher_weights)
+    searched = copied_study.config.replace(space=space, distill=shared)
+    written["study"] = check_study(searched).to_dict()
+    file.write_text(yaml.safe_dump(written))
+    copied_study = Study.load(copied_study.path)
     export_bundle(copied_study, copied_study.path / "best")
     page = write_report(copied_study).read_text(encoding="utf-8")
     monkeypatch.chdir(copied_study.path)

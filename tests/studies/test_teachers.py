@@ -262,7 +262,7 @@ def test_a_student_without_a_teacher_trains_the_one_of_its_recipe(
     teacher had been given."""
     recipe = {
         "distill": {"dataset": "synthetic", "teacher": "resnet8", "student": "resnet8",
-                    "train_subset": 64, "epochs": 1, "teacher_cache": "off"},
+                    "train_subset": 100, "epochs": 1, "teacher_cache": "off"},
         "teacher_training": {"epochs": 1, "lr": 0.03},
     }  # fmt: skip
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
