@@ -17,7 +17,7 @@ from typing import Any
 from ekd_ray import config as configs
 from ekd_ray.cli.main import COMMANDS, all_parsers, command_parser
 from ekd_ray.config import DistillConfig
-from ekd_ray.config.method_settings import REGISTRY
+from ekd_ray.config.method_settings import ORIGINS, REGISTRY, MethodSetting
 from ekd_ray.config.setting_list import list_settings
 from ekd_ray.config.settings import limits_in_words
 from ekd_ray.losses import METHODS, resolve_method
@@ -68,6 +68,7 @@ def settings_tables(name: str) -> str:
             (f"`{row.name}`", row.kind, f"`{row.default}`" if row.default else "", row.effect,
              row.doc)
             for row in rows
+            if row.name not in ORIGINS
         )  # fmt: skip
         header = ("setting", "type", "default", "effect", "")
         parts.append(f"### {subject.capitalize()}\n\n{_table(header, cells)}")
@@ -132,9 +133,14 @@ def method_settings_table() -> str:
                 "; ".join([entry.doc, *limits_in_words(entry.field())]),
                 _code(key for key, method in METHODS.items() if name in method.setting_names),
             )
-            for name, entry in REGISTRY.items()
+            for name, entry in _own_settings().items()
         ),
     )
+
+
+def _own_settings() -> dict[str, MethodSetting]:
+    """The settings of the methods without those of plugins, which a process may have loaded."""
+    return {name: entry for name, entry in REGISTRY.items() if name not in ORIGINS}
 
 
 def defaults_table() -> str:
@@ -146,7 +152,7 @@ def defaults_table() -> str:
             value = getattr(config, name) if name in entry.setting_names else ""
             yield "unset" if value is None else f"{value:g}" if value != "" else ""
 
-    filled = [name for name, entry in REGISTRY.items() if entry.unset is None]
+    filled = [name for name, entry in _own_settings().items() if entry.unset is None]
     return _table(
         ("default", *(f"`{name}`" for name in METHODS)),
         ((f"`{name}`", *cells(name)) for name in filled),

@@ -226,15 +226,13 @@ def test_another_teacher_is_refused(bundle, teacher, tmp_path):
 # The launcher
 
 
-def test_the_commands_of_the_report_can_be_pasted(
-    launch, copied_study, winner_config, monkeypatch
-):
+def test_the_commands_of_the_report_can_be_pasted(launch, copied_study, winner_config, monkeypatch):
     """In the study's folder, as the page says; what would compute for long as far as its plan."""
     file = copied_study.path / "study.yaml"
     written = yaml.safe_load(file.read_text())
-    space, shared = {"lr": {"low": 0.01, "high": 0.1}}, copied_study.config.distill
-    shared = shared.replace(teacher_weights=winner_config.teacher_weights)
-    searched = copied_study.config.replace(space=space, distill=shared)
+    (copied_study.path / "teacher").mkdir()
+    shutil.copy(winner_config.teacher_weights, copied_study.path / "teacher" / "a.safetensors")
+    searched = copied_study.config.replace(space={"lr": {"low": 0.01, "high": 0.1}})
     written["study"] = check_study(searched).to_dict()
     file.write_text(yaml.safe_dump(written))
     copied_study = Study.load(copied_study.path)
