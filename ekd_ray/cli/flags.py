@@ -116,6 +116,11 @@ _COMMON: dict[str, dict[str, Any]] = {
         "dkd+ekd, kd-standardized and the like, or any (the method is searched too)",
     },
     "--quiet": {"action": "store_true", "help": "no progress, results only"},
+    "--require-gain": {
+        "action": "store_true",
+        "help": "exit with 1 unless the winner's gain over the student alone is settled: the 95 %% "
+        "interval of their difference under the fresh seeds, on the test split, is above zero",
+    },
     "--resume": {"action": "store_true", "help": "continue an interrupted run"},
     "--test": {"action": "store_true", "help": "read the test split once, after the last epoch"},
 }

@@ -25,6 +25,7 @@ from ekd_ray.studies.recipes import Recipe
 if TYPE_CHECKING:
     from ekd_ray.remote.location import Location
     from ekd_ray.results.bundle import Bundle
+    from ekd_ray.results.study_reader import StudyReader
 
 
 EXAMPLES = (
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("max_concurrent", "workers_per_trial"):
         flags.add_setting(group, name)
     flags.add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
-    flags.add_common(group, "--address", "--keep-ray-logs")
+    flags.add_common(group, "--require-gain", "--address", "--keep-ray-logs")
     flags.add_output(parser)
 
 
@@ -103,18 +104,49 @@ def _run_one(recipe: Recipe, request: Request) -> int:
         recipe, warm_start=request.warm_start, download=request.download,
         resumed=out if request.resume else None,
     )  # fmt: skip
+    _check_gain_can_settle(config, request)
     if request.dry_run:
         if request.location is None:
             check_folder(out, config, resume=request.resume)
         print_plan(study_plan(config, out), config.to_dict(), as_json=request.json)
         return 0
     bundle = _run_study(config, out, request, request.location, resume=request.resume)
+    study = Study.load(out)
     if request.json:
         there = {"uri": str(request.location)} if request.location else {}
         print_json({"study": str(out), "bundle": str(bundle.path), **there, **bundle.metrics})
     else:
-        print_study(Study.load(out), bundle)
-    return 0
+        print_study(study, bundle)
+    return _fail_without_gain(study, request)
+
+
+def _check_gain_can_settle(config: StudyConfig, request: Request) -> None:
+    """Raise `UserError` for --require-gain on a study that can never show one."""
+    from ekd_ray.results.leaderboard import STUDENT_ALONE
+    from ekd_ray.results.paired import LEAST_SEEDS
+
+    if not request.require_gain:
+        return
+    if STUDENT_ALONE not in config.baselines:
+        raise UserError(
+            f"--require-gain compares with the student alone: baselines must hold {STUDENT_ALONE}, "
+            f"got {', '.join(config.baselines) or 'no'} baselines."
+        )
+    if config.most_seeds < LEAST_SEEDS:
+        raise UserError(
+            f"--require-gain needs at least {LEAST_SEEDS} seeds, fewer settle no gain, got "
+            f"{config.most_seeds}: give --seeds {LEAST_SEEDS} or more."
+        )
+
+
+def _fail_without_gain(study: StudyReader, request: Request, name: str = "") -> int:
+    """The exit code of a finished study; says why where --require-gain makes it 1."""
+    from ekd_ray.results.words import refuse_without_gain
+
+    reason = refuse_without_gain(study.leaderboard()) if request.require_gain else ""
+    if reason:
+        print_text(f"--require-gain: {name and f'{name}: '}{reason}", file=sys.stderr)
+    return 1 if reason else 0
 
 
 def _run_many(request: Request) -> int:
@@ -142,6 +174,8 @@ def _run_many(request: Request) -> int:
         )
         for name, recipe in request.studies.items()
     }  # fmt: skip
+    for config in configs.values():
+        _check_gain_can_settle(config, request)
     copies = {name: location and location.child(name) for name in configs}
     begun = [name for name in configs if _holds_study(out / name, copies[name])]
     if begun and not request.resume:
@@ -175,7 +209,11 @@ def _run_many(request: Request) -> int:
         console = Console()
         console.print(comparison_table(cells))
         console.print(f"table: {out / COMPARISON}.md")
-    return 1 if any(isinstance(study, str) for study in done.values()) else 0
+    codes = [
+        1 if isinstance(study, str) else _fail_without_gain(study, request, "/".join(place))
+        for place, study in done.items()
+    ]
+    return max(codes, default=0)
 
 
 def _holds_study(folder: Path, location: Location | None) -> bool:
@@ -206,6 +244,7 @@ def _run_study(
     def show_plan() -> None:
         several = "" not in request.studies
         command = resume_command(config, location or out)
+        command += " --require-gain" if request.require_gain else ""
         continue_with(request.typed_resume(out.parents[1]) if several else command)
         if not request.quiet:
             terminal.console.print(study_plan(config, out))

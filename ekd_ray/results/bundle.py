@@ -53,7 +53,14 @@ from ekd_ray.results.card import UNKNOWN_LICENSE, check_license, model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
 from ekd_ray.results.html import facts_html
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
-from ekd_ray.results.leaderboard import TESTED, Leaderboard, Row, mean_sd, select_metrics
+from ekd_ray.results.leaderboard import (
+    TESTED,
+    Leaderboard,
+    Row,
+    gain_values,
+    mean_sd,
+    select_metrics,
+)
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import figure_text, list_figures, metric_name
@@ -527,9 +534,10 @@ def bundle_metrics(
             {"trial": t.number, **{n: t.last[n] for n in config.watched}, "params": t.params}
             for t in front
         ],
-        # The winner's lead on validation; its metric there minus each champion's; its test top-1
+        # The winner's lead on validation; its gain over what needs no search; its metric there minus each champion's; its test top-1
         # minus each champion's and baseline's.
         "lead": asdict(board.lead) if board.lead else None,
+        "gain": gain_values(board),
         "validation_differences": {
             name: asdict(found) for name, found in study.validation_differences().items()
         },

@@ -14,7 +14,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.models import ALIASES, WeightsMetadata
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.templating import render
-from ekd_ray.results.words import describe_lead, describe_teacher
+from ekd_ray.results.words import describe_lead, describe_missed_gain, describe_teacher
 
 # Names on the hub, where `datasets:` of a card must be found.
 HUB = {
@@ -79,6 +79,7 @@ def model_card(
         top1=metrics["model"]["test_top1"],
         spread=mean_sd(board[0].test),
         rows=[(row.name, row.role, *mean_sd(row.test)) for row in board if row.test],
+        missed=describe_missed_gain(board),
         lead=describe_lead(board),
         teacher=describe_teacher(TeacherFigures(**teacher)) if teacher else None,
         log_prior=metrics["log_prior"],
