@@ -6,6 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.facts import complete_info
 from ekd_ray.data.layouts import check_source, find_source
 from ekd_ray.data.loaded import LoadedSource
@@ -64,6 +65,20 @@ def num_train(name: str, *, data_root: str | os.PathLike[str] | None = None) -> 
     if path not in _counted:
         _counted[path] = source.count()
     return _counted[path]
+
+
+def training_labels(
+    name: str, *, data_root: str | os.PathLike[str] | None = None
+) -> Int64Array | None:
+    """The labels int64 [N] of the training split; None where all images have to be decoded first,
+    as those of the archives that are known by name. Raises UserError as `load_dataset`."""
+    info = _uncounted_info(name, data_root)
+    source = find_source(info, "train", root_folder(data_root), download=False)
+    if isinstance(source, ShardSource):
+        return source.all_labels()
+    if info.load is not None or (info.encoded and isinstance(source, FolderSource)):
+        return load_dataset(name, "train", data_root=data_root).labels
+    return None
 
 
 def load_dataset(

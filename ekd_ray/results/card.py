@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from operator import itemgetter
 from typing import Any
 
 import yaml
@@ -77,6 +78,8 @@ def model_card(
         weights=weights,
         class_names=metrics["class_names"],
         top1=metrics["model"]["test_top1"],
+        balanced=metrics["model"].get("test_balanced_top1"),
+        weakest=min(metrics["classes"], key=itemgetter("recall"), default=None),
         spread=mean_sd(board[0].test),
         rows=[(row.name, row.role, *mean_sd(row.test)) for row in board if row.test],
         missed=describe_missed_gain(board),

@@ -17,6 +17,7 @@ EPOCHS, SEED = 100_000, 2**63 - 1
 RUN = {
     "train_subset": ([0, -1, 10**9 + 1], [1, 10**9]),
     "validation_fraction": ([-0.001, 0.501], [0.0, 0.5]),
+    "class_balance": ([-0.001, 1.001], [0.0, 1.0]),
     "split_seed": ([-1, SEED + 1], [0, SEED]),
     "view_pool": ([0, 10000 + 1], [1, 10000]),
     "view_seed": ([-1, SEED + 1], [0, SEED]),
