@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.interrupts import continue_with
-from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
+from ekd_ray.cli.output import passing, print_json, print_plan, print_text, set_up_ray
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ekd_ray.results.study_reader import StudyReader
 
 
+CHECKING = "reading the data and checking the study ..."
 EXAMPLES = (
     "ekd-ray tune --dataset digits --pair resnet20-resnet8 --train-subset 560",
     "ekd-ray tune --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
@@ -85,25 +86,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run one study, or one after the other, from teacher to exported winner."""
     request = study_request(args)
-    set_up_ray(request.address, keep_logs=request.keep_ray_logs)
+    with passing("loading PyTorch and Ray ...", quiet=request.quiet):
+        set_up_ray(request.address, keep_logs=request.keep_ray_logs)
     if "" in request.studies:
         return _run_one(request.studies[""], request)
     return _run_many(request)
 
 
 def _run_one(recipe: Recipe, request: Request) -> int:
-    from ekd_ray.cli.plan_text import study_plan
-    from ekd_ray.cli.study_text import print_study
-    from ekd_ray.results.study import Study
-    from ekd_ray.studies.pipeline import check_folder, prepare_study
+    with passing(CHECKING, quiet=request.quiet):
+        from ekd_ray.cli.plan_text import study_plan
+        from ekd_ray.cli.study_text import print_study
+        from ekd_ray.results.study import Study
+        from ekd_ray.studies.pipeline import check_folder, prepare_study
 
     shared = recipe.config.distill
     out = request.out or default_folder(shared, shared.teacher or "none", shared.student)
     out = out.absolute()
-    config = prepare_study(
-        recipe, warm_start=request.warm_start, download=request.download,
-        resumed=out if request.resume else None,
-    )  # fmt: skip
+    with passing(CHECKING, quiet=request.quiet):
+        config = prepare_study(
+            recipe, warm_start=request.warm_start, download=request.download,
+            resumed=out if request.resume else None,
+        )  # fmt: skip
     _check_gain_can_settle(config, request)
     if request.dry_run:
         if request.location is None:
@@ -231,6 +235,7 @@ def _run_study(
     from ekd_ray.cli.terminal import Terminal
     from ekd_ray.results.records import milestone_epochs
     from ekd_ray.results.words import resume_command
+    from ekd_ray.scale.schedulers import Chance
     from ekd_ray.studies.pipeline import conduct_study
 
     terminal = Terminal(
@@ -238,6 +243,7 @@ def _run_study(
         mode=config.mode,
         shown=tuple(config.space or {}),
         rungs=milestone_epochs(config),
+        chance=Chance.of_study(config.distill, config.data_root),
         quiet=request.quiet,
     )
 
