@@ -60,7 +60,15 @@ RUN = {
     "compile": (["yes", 1], ["auto", "on", "off", True, False]),
     "precision": (["float64"], ["auto", "float32", "bfloat16", "float16"]),
 }
-METRICS = ["val_top1", "val_nll", "val_ece", "val_aurc", "val_ood_auroc"]
+METRICS = [
+    "val_top1",
+    "val_balanced_top1",
+    "val_worst_recall",
+    "val_nll",
+    "val_ece",
+    "val_aurc",
+    "val_ood_auroc",
+]
 STUDY = {
     "trials": ([0, 10**6 + 1], [1, 10**6]),
     "budget_epochs": ([0, 10**11 + 1], [1, 10**11]),
