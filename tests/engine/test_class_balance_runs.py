@@ -13,6 +13,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.teacher.fill import fill_tables
 from ekd_ray.engine.teacher.table import list_tables
 from ekd_ray.losses.methods import with_method
+from ekd_ray.models import build_model, save_weights
 
 COUNTS = (40, 12, 4)
 
@@ -44,22 +45,25 @@ def test_every_class_is_seen_as_often(uneven, monkeypatch):
 
 
 def test_it_resumes_to_the_bit_and_reads_a_table_that_was_filled_before(
-    tiny, with_teacher, own_cache, monkeypatch, tmp_path
+    uneven, own_cache, monkeypatch, tmp_path
 ):
-    settings = {"teacher_cache": "on", "epochs": 3, "class_balance": 0.7, **with_teacher}
-    config = with_method(tiny(), "kd", **settings)
+    path = tmp_path / "teacher.safetensors"
+    save_weights(
+        build_model("resnet8", 3), path, model_name="resnet8", num_classes=3,
+        mean=(0.5,) * 3, std=(0.5,) * 3,
+    )  # fmt: skip
+    settings = {"teacher": "resnet8", "teacher_weights": str(path), "teacher_cache": "on"}
+    config = with_method(uneven.replace(batch_size=7), "kd", **settings)
     fill_tables(config, data_root=None, seeds=[config.seed], threads=1)
-    (table,) = list_tables()
-    filled = table.filled
+    (filled,) = [table.filled for table in list_tables()]
     straight = distill(config, threads=1)
-    (table,) = list_tables()
-    assert table.filled == filled  # no row was missing
-    weights = state(straight)
+    assert [table.filled for table in list_tables()] == [filled]  # no row was missing
+    weights, out = state(straight), tmp_path / "run"
     with monkeypatch.context() as patch:
-        kill_at_step(patch, 5)  # the second of epoch 2
+        kill_at_step(patch, 6)  # the second of epoch 2
         with pytest.raises(Killed):
-            distill(config, out=tmp_path, threads=1, checkpoint_steps=1)
-    assert_same_run(distill(config, out=tmp_path, threads=1), straight, weights)
+            distill(config, out=out, threads=1, checkpoint_steps=1)
+    assert_same_run(distill(config, out=out, threads=1), straight, weights)
 
 
 @pytest.mark.parametrize(("balance", "said"), [(0.0, "class_balance=1"), (1.0, "evens them out")])
