@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="also evaluate the stored weights on the test split"
     )
+    flags.add_common(parser, "--require-gain")
     parser.add_argument("--dry-run", action="store_true", help="say what would be exported")
     flags.add_common(parser, "--quiet", "--json")
     flags.add_plugins(parser)
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.results.card import check_license
     from ekd_ray.results.exports import check_exports
     from ekd_ray.results.study import Study
+    from ekd_ray.results.words import refuse_without_gain
 
     if is_uri(args.out):
         raise UserError(
@@ -87,6 +90,12 @@ def run(args: argparse.Namespace) -> int:
     if target:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # beside the terminal's own
         check_login("--hub")
+    reason = refuse_without_gain(study.leaderboard()) if args.require_gain else ""
+    if reason:
+        if args.json:
+            print_json({"bundle": None, "ok": False, "problems": [reason]})
+        print_text(f"--require-gain: nothing is exported: {reason}", file=sys.stderr)
+        return 1
     if args.dry_run:
         check_exports(formats)
         check_replaceable(Path(args.out), study, force=args.force)

@@ -141,6 +141,11 @@ _COMMON: dict[str, dict[str, Any]] = {
         "recipe's)",
     },
     "--quiet": {"action": "store_true", "help": "no progress, results only"},
+    "--require-gain": {
+        "action": "store_true",
+        "help": "exit with 1 unless the winner's gain over the student alone is settled: the 95 %% "
+        "interval of their difference under the fresh seeds, on the test split, is above zero",
+    },
     "--resume": {"action": "store_true", "help": "continue an interrupted run"},
     "--test": {"action": "store_true", "help": "read the test split once, after the last epoch"},
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ekd_ray.errors import spell_controls
@@ -19,6 +21,18 @@ def show_passing(text: str) -> None:
     """A line on standard error that the next one replaces; nothing where that is no terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def passing(text: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show a line (`show_passing`) for the duration of what would otherwise be silent."""
+    if not quiet:
+        show_passing(text)
+    try:
+        yield
+    finally:
+        if not quiet:
+            show_passing("")
 
 
 def print_json(value: Any) -> None:

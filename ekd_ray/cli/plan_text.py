@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -15,7 +16,13 @@ from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.phrases import several, size_text
 from ekd_ray.config.plugins import describe_plugins
 from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
-from ekd_ray.data import DatasetInfo, dataset_info, steps_per_epoch, view_count
+from ekd_ray.data import (
+    DatasetInfo,
+    dataset_info,
+    steps_per_epoch,
+    training_labels,
+    view_count,
+)
 from ekd_ray.engine.compiling import wants_compilation
 from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
@@ -48,6 +55,7 @@ from ekd_ray.scale.trainer import Workers
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9
 GPU_FLOPS = 2e13
+UNEVEN = 5  # between classes: by more, accuracy hides the small ones
 
 
 def run_flops(config: DistillConfig, data_root: str | None, *, final: bool = False) -> float:
@@ -318,6 +326,7 @@ def _setup(
     lines = [
         f"data       {config.dataset}: {kept} training and {held} validation images of "
         f"{size} x {size}, {info.num_classes} classes, {several(views, 'view')} each",
+        *_imbalance(config, data_root),
         f"{role:<10} {_model(config.student, info, student_size(config, data_root))}",
     ]
     if method_of(config).needs_teacher:
@@ -335,6 +344,25 @@ def _setup(
     values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
     lines.append(f"method     {config.method} ({values})")
     return [*lines, *(f"plugin     {text}" for text in describe_plugins(config.plugins))]
+
+
+def _imbalance(config: DistillConfig, data_root: str | None) -> list[str]:
+    """The sizes of the least and the largest class, and what to do, where they differ much."""
+    labels = training_labels(config.dataset, data_root=data_root)
+    counts = [0] if labels is None else np.unique(labels, return_counts=True)[1]
+    least, most = int(min(counts)), int(max(counts))
+    if most <= UNEVEN * least:
+        return []
+    text = (
+        f"           the classes have {least} to {most} images ({most / least:.0f} times as many)"
+    )
+    if config.class_balance:
+        return [f"{text}; class_balance {config.class_balance:g} evens them out"]
+    return [
+        f"{text}: accuracy counts the large ones",
+        "           consider --set class_balance=1 (or choice:0,0.5,1) and "
+        "--set metric=val_balanced_top1",
+    ]
 
 
 def _priors(config: StudyConfig) -> list[str]:

@@ -43,6 +43,7 @@ class Request:
         workers: `N` or `MIN:MAX`.
         warm_start: finished studies whose best points are tried first.
         test: read the test split once, after the last epoch.
+        require_gain: the command fails unless the gain over the student alone is settled.
         typed: the command and its flags, as they were given.
     """
 
@@ -61,6 +62,7 @@ class Request:
     gpus_per_trial: Gpus | None = None
     warm_start: tuple[str, ...] = ()
     test: bool = False
+    require_gain: bool = False
     download: bool = False
     resume: bool = False
     dry_run: bool = False

@@ -14,6 +14,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.config.targets import DIRECTIONS
 from ekd_ray.errors import continue_with
 from ekd_ray.results.run_result import RunResult
+from ekd_ray.scale.schedulers import Chance
 from ekd_ray.studies.training import Training, failures_in_sentences, planned, run_training
 
 
@@ -51,10 +52,9 @@ def train(request: Request) -> int:
 
 
 def _terminal(training: Training, *, quiet: bool) -> Terminal:
-    if training.candidates is None:
-        return Terminal(quiet=quiet)
-    metric = training.candidates.choose_by
-    return Terminal(metric=metric, mode=DIRECTIONS[metric], quiet=quiet)
+    metric = training.candidates.choose_by if training.candidates else "val_top1"
+    chance = Chance.of_study(training.config, training.data_root)
+    return Terminal(metric=metric, mode=DIRECTIONS[metric], quiet=quiet, chance=chance)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from ekd_ray.cli.terminal import (
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.results.importance import read_importance
-from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
 from ekd_ray.results.paired import mean_interval
 from ekd_ray.results.report import REPORT
 from ekd_ray.results.report.content import (
@@ -33,6 +33,7 @@ from ekd_ray.results.report.content import (
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_damage,
+    describe_missed_gain,
     describe_teacher,
     duration,
     figure_text,
@@ -80,6 +81,7 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     board, config = study.leaderboard(), study.config
     report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
     parts: list[str | Table] = [
+        *filter(None, [describe_missed_gain(board)]),
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
         *_other_names(board),
@@ -133,7 +135,8 @@ def progress_values(study: StudyReader, other: pa.Table | None) -> dict[str, Any
         "progress": asdict(content.progress),
         "teacher": asdict(content.teacher) if content.teacher else None,
         "leaderboard": study.leaderboard().to_table().to_pylist(),
-        "lead": asdict(lead) if (lead := study.leaderboard().lead) else None,
+        "lead": asdict(lead) if (lead := content.board.lead) else None,
+        "gain": gain_values(content.board),
         "validation_differences": {
             name: asdict(found) for name, found in content.validation_differences.items()
         },

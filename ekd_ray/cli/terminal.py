@@ -7,7 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import log
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -22,6 +23,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.phrases import several
 from ekd_ray.config.targets import total_violation
+from ekd_ray.errors import spell_controls
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.records import RunRecord
@@ -37,7 +39,12 @@ from ekd_ray.results.words import (
     value_text,
 )
 
+if TYPE_CHECKING:
+    from ekd_ray.scale.schedulers import Chance  # loads Ray
+
 LIVE_ROWS = 16
+# A loss so many times that of guessing, ln C, will hardly come down again.
+MOST_LOSS = 10
 # Stages whose runs read the test split when their epochs are done.
 _TESTED = ("confirm: final", "reproduction")
 REDRAW_SECONDS = 0.25
@@ -63,17 +70,18 @@ class Terminal:
         shown: settings to show beside each run (the searched ones).
         metric: the study's metric, for the best so far; rungs: epochs of early stopping.
         unit: what the filling of the teacher's cache is counted in.
+        chance: the accuracy of guessing, to mark the runs that do no better.
     """
 
     def __init__(
         self, *, metric: str = "val_top1", mode: str = "max", shown: Iterable[str] = (),
         rungs: Iterable[int] = (), quiet: bool = False, console: Console | None = None,
-        unit: str = "parts",
+        unit: str = "parts", chance: Chance | None = None,
     ) -> None:  # fmt: skip
         self.console = console or Console(stderr=True)
         self.metric, self.mode, self.shown = metric, mode, tuple(shown)
         self.rungs = tuple(rungs)
-        self.quiet, self.unit = quiet, unit
+        self.quiet, self.unit, self.chance = quiet, unit, chance
         self._live: Live | None = None
         self._drawn_at = 0.0
         self._reset("", 0, 0)
@@ -117,7 +125,8 @@ class Terminal:
         if not epochs:
             self._line(f"{title} ...")
             if self.console.is_terminal:
-                spinner = Spinner("dots", text=self.console.render_str(title))
+                text = Ticking(f"{title}  ", self.started_at)
+                spinner = Spinner("dots", text=text)
                 self._live = Live(spinner, console=self.console, transient=True)
                 self._live.start()
             return
@@ -169,8 +178,9 @@ class Terminal:
         if not self._live:
             epoch = run.row.get("epoch", 0)
             self._line(
-                f"[{done}/{self.total}] {run.name} {run.state} at epoch {epoch}/{self.epochs}  "
-                f"{_figures(run.row)}  {self._settings(run)}{self._summary()}"
+                f"[{done}/{self.total}] {run.name} {self._state(run)} at epoch "
+                f"{epoch}/{self.epochs}  {_figures(run.row)}  {self._settings(run)}"
+                f"{self._summary()}  {countdown(time.monotonic() - self.started_at)} elapsed"
             )
         self._draw()
 
@@ -257,7 +267,17 @@ class Terminal:
         done = run.row.get("epoch") == self.epochs
         if run.state == "running" and done and self.title in _TESTED:
             return "test split"
-        return run.state
+        fault = self._fault(run)
+        return f"{run.state}, {fault}" if fault and run.state != "failed" else run.state
+
+    def _fault(self, run: _Progress) -> str:
+        """What is wrong with a run that does not fail by itself; empty if nothing is."""
+        if self.chance is None:
+            return ""
+        if not run.row.get("train_loss", 0.0) <= MOST_LOSS * log(self.chance.classes):
+            return "loss diverged"
+        accuracy = run.row.get("val_top1")
+        return "at chance" if accuracy is not None and self.chance.explains(accuracy) else ""
 
     def _latest(self) -> list[_Progress]:
         """At most `LIVE_ROWS` runs, in order: those that run, and of the others the last."""
@@ -293,11 +313,14 @@ class Terminal:
                 "state": self._state(run),
                 "settings": self._settings(run),
             }
-            style = "bold green" if run is best else _STYLES.get(run.state)
+            style = _STYLES.get(run.state)
+            if run is best or self._fault(run):
+                style = "yellow" if self._fault(run) else "bold green"
             table.add_row(*(cells[column] for column in columns), style=style)
         ended = len(self.runs) - len(self._running)
         share = 1 - self._possible(self.epochs) / max(1, self.total * self.epochs)
-        text = f"{ended}/{self.total} ended{self._summary()}"
+        running = f"{len(self._running)} running" if self.runs else "starting workers"
+        text = Ticking(f"{ended}/{self.total} ended, {running}, ", self.started_at, self._summary())
         views: list[RenderableType] = [
             table,
             progress_line(self.title, share, text, width=self.console.width),
@@ -313,7 +336,20 @@ class Terminal:
 _STYLES = {"stopped early": "dim", "failed": "red"}
 
 
-def progress_line(title: str, share: float, text: str, *, width: int) -> Table:
+@dataclass(frozen=True)
+class Ticking:
+    """A text with the time since `started_at` (`time.monotonic`), as of when it is drawn."""
+
+    before: str
+    started_at: float
+    after: str = ""
+
+    def __rich__(self) -> Text:
+        elapsed = countdown(time.monotonic() - self.started_at)
+        return Text(spell_controls(f"{self.before}{elapsed}{self.after}"))
+
+
+def progress_line(title: str, share: float, text: RenderableType, *, width: int) -> Table:
     """Title, a bar filled to `share` in [0, 1], and what there is to say, in `width` columns."""
     bar = 24 if width >= WIDE else 10
     line = Table.grid(padding=(0, 1))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
+from ekd_ray.cli.output import passing, print_json, print_plan, print_text, set_up_ray
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError, continue_with
@@ -24,8 +24,10 @@ from ekd_ray.studies.recipes import Recipe
 if TYPE_CHECKING:
     from ekd_ray.remote.location import Location
     from ekd_ray.results.bundle import Bundle
+    from ekd_ray.results.study_reader import StudyReader
 
 
+CHECKING = "reading the data and checking the study ..."
 EXAMPLES = (
     "ekd-ray tune --dataset digits --pair resnet20-resnet8 --train-subset 560",
     "ekd-ray tune --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
@@ -76,44 +78,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("max_concurrent", "workers_per_trial"):
         flags.add_setting(group, name)
     flags.add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
-    flags.add_common(group, "--address", "--keep-ray-logs")
+    flags.add_common(group, "--require-gain", "--address", "--keep-ray-logs")
     flags.add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one study, or one after the other, from teacher to exported winner."""
     request = study_request(args)
-    set_up_ray(request.address, keep_logs=request.keep_ray_logs)
+    with passing("loading PyTorch and Ray ...", quiet=request.quiet):
+        set_up_ray(request.address, keep_logs=request.keep_ray_logs)
     if "" in request.studies:
         return _run_one(request.studies[""], request)
     return _run_many(request)
 
 
 def _run_one(recipe: Recipe, request: Request) -> int:
-    from ekd_ray.cli.plan_text import study_plan
-    from ekd_ray.cli.study_text import print_study
-    from ekd_ray.results.study import Study
-    from ekd_ray.studies.pipeline import check_folder, prepare_study
+    with passing(CHECKING, quiet=request.quiet):
+        from ekd_ray.cli.plan_text import study_plan
+        from ekd_ray.cli.study_text import print_study
+        from ekd_ray.results.study import Study
+        from ekd_ray.studies.pipeline import check_folder, prepare_study
 
     shared = recipe.config.distill
     out = request.out or default_folder(shared, shared.teacher or "none", shared.student)
     out = out.absolute()
-    config = prepare_study(
-        recipe, warm_start=request.warm_start, download=request.download,
-        resumed=out if request.resume else None,
-    )  # fmt: skip
+    with passing(CHECKING, quiet=request.quiet):
+        config = prepare_study(
+            recipe, warm_start=request.warm_start, download=request.download,
+            resumed=out if request.resume else None,
+        )  # fmt: skip
+    _check_gain_can_settle(config, request)
     if request.dry_run:
         if request.location is None:
             check_folder(out, config, resume=request.resume)
         print_plan(study_plan(config, out), config.to_dict(), as_json=request.json)
         return 0
     bundle = _run_study(config, out, request, request.location, resume=request.resume)
+    study = Study.load(out)
     if request.json:
         there = {"uri": str(request.location)} if request.location else {}
         print_json({"study": str(out), "bundle": str(bundle.path), **there, **bundle.metrics})
     else:
-        print_study(Study.load(out), bundle)
-    return 0
+        print_study(study, bundle)
+    return _fail_without_gain(study, request)
+
+
+def _check_gain_can_settle(config: StudyConfig, request: Request) -> None:
+    """Raise `UserError` for --require-gain on a study that can never show one."""
+    from ekd_ray.results.leaderboard import STUDENT_ALONE
+    from ekd_ray.results.paired import LEAST_SEEDS
+
+    if not request.require_gain:
+        return
+    if STUDENT_ALONE not in config.baselines:
+        raise UserError(
+            f"--require-gain compares with the student alone: baselines must hold {STUDENT_ALONE}, "
+            f"got {', '.join(config.baselines) or 'no'} baselines."
+        )
+    if config.most_seeds < LEAST_SEEDS:
+        raise UserError(
+            f"--require-gain needs at least {LEAST_SEEDS} seeds, fewer settle no gain, got "
+            f"{config.most_seeds}: give --seeds {LEAST_SEEDS} or more."
+        )
+
+
+def _fail_without_gain(study: StudyReader, request: Request, name: str = "") -> int:
+    """The exit code of a finished study; says why where --require-gain makes it 1."""
+    from ekd_ray.results.words import refuse_without_gain
+
+    reason = refuse_without_gain(study.leaderboard()) if request.require_gain else ""
+    if reason:
+        print_text(f"--require-gain: {name and f'{name}: '}{reason}", file=sys.stderr)
+    return 1 if reason else 0
 
 
 def _run_many(request: Request) -> int:
@@ -141,6 +177,8 @@ def _run_many(request: Request) -> int:
         )
         for name, recipe in request.studies.items()
     }  # fmt: skip
+    for config in configs.values():
+        _check_gain_can_settle(config, request)
     copies = {name: location and location.child(name) for name in configs}
     begun = [name for name in configs if _holds_study(out / name, copies[name])]
     if begun and not request.resume:
@@ -174,7 +212,11 @@ def _run_many(request: Request) -> int:
         console = Console()
         console.print(comparison_table(cells))
         console.print(f"table: {out / COMPARISON}.md")
-    return 1 if any(isinstance(study, str) for study in done.values()) else 0
+    codes = [
+        1 if isinstance(study, str) else _fail_without_gain(study, request, "/".join(place))
+        for place, study in done.items()
+    ]
+    return max(codes, default=0)
 
 
 def _holds_study(folder: Path, location: Location | None) -> bool:
@@ -192,6 +234,7 @@ def _run_study(
     from ekd_ray.cli.terminal import Terminal
     from ekd_ray.results.records import milestone_epochs
     from ekd_ray.results.words import resume_command
+    from ekd_ray.scale.schedulers import Chance
     from ekd_ray.studies.pipeline import conduct_study
 
     terminal = Terminal(
@@ -199,13 +242,15 @@ def _run_study(
         mode=config.mode,
         shown=tuple(config.space or {}),
         rungs=milestone_epochs(config),
+        chance=Chance.of_study(config.distill, config.data_root),
         quiet=request.quiet,
     )
 
     def show_plan() -> None:
         several = "" not in request.studies
-        joined = ["--address", request.address] if request.address else []
-        command = resume_command(config, location or out, *joined)
+        added = ["--address", request.address] if request.address else []
+        added += ["--require-gain"] if request.require_gain else []
+        command = resume_command(config, location or out, *added)
         continue_with(request.typed_resume(out.parents[1]) if several else command)
         if not request.quiet:
             terminal.console.print(study_plan(config, out))

@@ -51,6 +51,12 @@ class DistillConfig(Settings):
     split_seed: int = setting(
         0, "seed of the subset and of the validation split", low=0, high=MOST_SEED
     )
+    class_balance: float = setting(
+        0.0,
+        "how far an epoch evens the classes out: one of n images gets a share of the places "
+        "proportional to n^(1 - class_balance); 0 as they are, 1 all alike",
+        low=0, high=1, neutral=0.0,
+    )  # fmt: skip
     augment: str | None = setting(
         None, "view scheme: crop_flip, crop8_flip, crop, resized_crop or none (data set's default)"
     )

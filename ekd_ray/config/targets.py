@@ -13,6 +13,8 @@ from ekd_ray.errors import UserError, shorten, unknown_name
 # What the rows of a trial's epochs carry, and which way each is better.
 DIRECTIONS = {
     "val_top1": "max",
+    "val_balanced_top1": "max",
+    "val_worst_recall": "max",
     "val_nll": "min",
     "val_ece": "min",
     "val_aurc": "min",
@@ -25,7 +27,14 @@ METRICS = tuple(name for name in DIRECTIONS if name.startswith("val_"))
 COSTS = tuple(name for name in DIRECTIONS if name not in METRICS)  # of the student alone
 MOST_FIGURE = 1e100  # of what is recorded, either sign: squares and sums of it are finite
 _MOST_SECONDS = 1e10
-_SHARES = ("top1", "top5", "ece", "aurc", "auroc")  # metrics of any split that are from 0 to 1
+_SHARES = (
+    "top1",
+    "top5",
+    "ece",
+    "aurc",
+    "auroc",
+    "recall",
+)  # metrics of any split that are from 0 to 1
 
 T = TypeVar("T")
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*$")

@@ -4,6 +4,7 @@ from ekd_ray.data.batches import (
     Batch,
     epoch_batches,
     epoch_order,
+    epoch_samples,
     epoch_strong_ids,
     epoch_views,
     steps_per_epoch,
@@ -14,6 +15,7 @@ from ekd_ray.data.datasets import (
     dataset_info,
     load_dataset,
     num_train,
+    training_labels,
 )
 from ekd_ray.data.registry import DATASETS, DatasetInfo, check_class_names, register_dataset
 from ekd_ray.data.splits import held_out_size, stratified_split, stratified_subset
@@ -45,6 +47,7 @@ __all__ = [
     "default_cache_dir",
     "load_dataset",
     "num_train",
+    "training_labels",
     "register_dataset",
     # splits
     "held_out_size",
@@ -67,6 +70,7 @@ __all__ = [
     "counter_hash",
     "epoch_batches",
     "epoch_order",
+    "epoch_samples",
     "epoch_strong_ids",
     "epoch_views",
     "stage_images",

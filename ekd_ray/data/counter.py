@@ -36,6 +36,7 @@ STREAM_STEP = 6
 STREAM_STRONG = 7
 STREAM_STRONG_ID = 8
 STREAM_CROP = 9
+STREAM_CLASS = 10
 
 
 def _as_uint64(value: int | npt.ArrayLike) -> UInt64Array:

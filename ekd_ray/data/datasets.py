@@ -6,6 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.facts import complete_info
 from ekd_ray.data.layouts import check_source, find_source
 from ekd_ray.data.loaded import LoadedSource
@@ -64,6 +65,27 @@ def num_train(name: str, *, data_root: str | os.PathLike[str] | None = None) -> 
     if path not in _counted:
         _counted[path] = source.count()
     return _counted[path]
+
+
+def training_labels(
+    name: str, *, data_root: str | os.PathLike[str] | None = None
+) -> Int64Array | None:
+    """The labels int64 [N] of the training split, without decoding any image.
+
+    None of data sets that come in one size only, whose files may not be there yet, and where all
+    images have to be decoded first. Raises UserError for files that are missing or unsuitable.
+    """
+    info = _uncounted_info(name, data_root)
+    if info.load is not None:
+        return load_dataset(name, "train", data_root=data_root).labels
+    if not (info.files.held_out or name.startswith(HUB_PREFIX)):
+        return None
+    source = find_source(info, "train", root_folder(data_root), download=False)
+    if isinstance(source, ShardSource):
+        return source.all_labels()
+    if info.encoded and isinstance(source, FolderSource):
+        return load_dataset(name, "train", data_root=data_root).labels
+    return None
 
 
 def load_dataset(

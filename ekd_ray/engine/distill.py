@@ -299,6 +299,8 @@ def _parts(run: Run) -> Generator[Part, None, None]:
         world_size=ranks.world_size(),
         start_step=run.step * parts,
         strong_pool=config.view_pool if run.learner.objective.method.strong_view else None,
+        labels=data.train_labels,
+        class_balance=config.class_balance,
     )
     # What fills no whole batch may still fill a part of one.
     wanted = itertools.islice(batches, (run.steps_per_epoch - run.step) * parts)

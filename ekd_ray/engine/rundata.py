@@ -30,12 +30,14 @@ class RunData:
     """Training images with the ids that train and the ids that validate.
 
     `train_ids` and `validation_ids` are int64 indices into `images`; the latter is empty
-    when the configuration holds nothing out. `ood_images` and `ood_ids` are those of a
-    second data set, None and empty unless the configuration names one.
+    when the configuration holds nothing out. `train_labels` are the classes of the former.
+    `ood_images` and `ood_ids` are those of a second data set, None and empty unless the
+    configuration names one.
     """
 
     images: Stage
     train_ids: np.ndarray
+    train_labels: np.ndarray
     validation_ids: np.ndarray
     num_classes: int
     class_names: tuple[str, ...]
@@ -113,6 +115,7 @@ def _run_data(
             threads=threads,
         ),
         train_ids=train_ids,
+        train_labels=arrays.labels[train_ids],
         validation_ids=validation_ids,
         num_classes=arrays.num_classes,
         class_names=arrays.class_names,

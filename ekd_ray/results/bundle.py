@@ -29,7 +29,9 @@ from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model, predict
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.history import HISTORY, read_history
-from ekd_ray.engine.measure.metrics import classification_metrics
+from ekd_ray.engine.measure.metrics import class_recalls, classification_metrics
+from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
+from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.precision import environment, pick_device
 from ekd_ray.engine.resolve import check_model, student_size
 from ekd_ray.engine.run_stage import RunStage
@@ -53,7 +55,14 @@ from ekd_ray.results.card import UNKNOWN_LICENSE, check_license, model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
 from ekd_ray.results.html import facts_html
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
-from ekd_ray.results.leaderboard import TESTED, Leaderboard, Row, mean_sd, select_metrics
+from ekd_ray.results.leaderboard import (
+    TESTED,
+    Leaderboard,
+    Row,
+    gain_values,
+    mean_sd,
+    select_metrics,
+)
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import figure_text, list_figures, metric_name, resume_command
@@ -545,9 +554,11 @@ def bundle_metrics(
         "workers": config.workers_per_trial,
         "seconds": run.seconds,
         "teacher": asdict(teacher) if teacher else None,  # on the validation split
-        # These weights; then the winner in the search (one seed, the validation split), over
-        # fresh seeds on the same split, and over these seeds on the test split, read once each.
+        # These weights, and their recall by class; then the winner in the search (one seed, the
+        # validation split), over fresh seeds on the same split, and over these seeds on the test
+        # split, read once each.
         "model": select_metrics(run.metrics, "test_", "train_"),
+        "classes": list_classes(run.folder),
         "search": select_metrics(searched.last, "val_") if searched else {},
         "validation": _spreads(winner.val_metrics),
         "test": _spreads(winner.test_metrics),
@@ -557,14 +568,29 @@ def bundle_metrics(
             {"trial": t.number, **{n: t.last[n] for n in config.watched}, "params": t.params}
             for t in front
         ],
-        # The winner's lead on validation; its metric there minus each champion's; its test top-1
-        # minus each champion's and baseline's.
+        # The winner's lead on validation; its gain over what needs no search; its metric on
+        # validation minus each champion's; its test top-1 minus each champion's and baseline's.
         "lead": asdict(board.lead) if board.lead else None,
+        "gain": gain_values(board),
         "validation_differences": {
             name: asdict(found) for name, found in study.validation_differences().items()
         },
         "differences": {name: asdict(found) for name, found in study.differences().items()},
     }
+
+
+def list_classes(folder: Path) -> list[dict[str, Any]]:
+    """The `recall` of each class that the test split has, by `name`, with its `images`; empty
+    where a final run has left no predictions, or damaged ones."""
+    with contextlib.suppress(UserError):
+        if (folder / PREDICTIONS).is_file():
+            found = Predictions.load(folder / PREDICTIONS)
+            count = len(found.class_names)
+            recalls = class_recalls(found.predicted == found.labels, found.labels, count)
+            images = torch.bincount(found.labels, minlength=count)
+            rows = zip(found.class_names, images.tolist(), recalls.tolist(), strict=True)
+            return [{"name": n, "images": i, "recall": r} for n, i, r in rows if i]
+    return []
 
 
 def _spreads(seeds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from operator import itemgetter
 from typing import Any
 
 import yaml
@@ -14,7 +15,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.models import ALIASES, WeightsMetadata
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.templating import render
-from ekd_ray.results.words import describe_lead, describe_teacher
+from ekd_ray.results.words import describe_lead, describe_missed_gain, describe_teacher
 
 # Names on the hub, where `datasets:` of a card must be found.
 HUB = {
@@ -77,8 +78,11 @@ def model_card(
         weights=weights,
         class_names=metrics["class_names"],
         top1=metrics["model"]["test_top1"],
+        balanced=metrics["model"].get("test_balanced_top1"),
+        weakest=min(metrics["classes"], key=itemgetter("recall"), default=None),
         spread=mean_sd(board[0].test),
         rows=[(row.name, row.role, *mean_sd(row.test)) for row in board if row.test],
+        missed=describe_missed_gain(board),
         lead=describe_lead(board),
         teacher=describe_teacher(TeacherFigures(**teacher)) if teacher else None,
         log_prior=metrics["log_prior"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,9 @@ from ekd_ray.results.paired import SETTLED_LEVEL, Paired, paired_difference
 from ekd_ray.results.records import RunRecord, table_of_rows
 
 TESTED = ("test_top1", "test_nll", "test_ece")
+STUDENT_ALONE = "none"
+# The rows that cost no search: who wins against none of them has gained nothing by it.
+WITHOUT_SEARCH = (STUDENT_ALONE, "kd", "authors' values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,11 @@ class Leaderboard(list[Row]):
         """The winner's lead over the next best on the validation split: see `find_lead`."""
         return find_lead(self, self.config)
 
+    @property
+    def gain(self) -> Gain | None:
+        """The winner's gain over what needs no search: see `find_gain`."""
+        return find_gain(self, self.config)
+
     def to_pandas(self) -> Any:
         """`to_table` as a `pandas.DataFrame`."""
         return self.to_table().to_pandas()  # pyarrow imports pandas, which nothing else here needs
@@ -97,12 +105,14 @@ class Leaderboard(list[Row]):
         for row in self:
             figures = ("failed", "") if row.failed else (_spread(row.val), _spread(row.test))
             lines.append((row.name, row.role, *figures))
+        missed = self.gain.missed() if self.gain else []
+        head = [f"no gain over {', '.join(missed)}"] if missed else []
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
-        return spell_controls("\n".join([*texts, *self.damaged]))
+        return spell_controls("\n".join([*head, *texts, *self.damaged]))
 
     def _plain_row(self, row: Row) -> dict[str, Any]:
         plain = {"name": row.name, "role": row.role, "winner": row.winner, "failed": row.failed}
@@ -208,6 +218,56 @@ def find_lead(rows: Sequence[Row], config: StudyConfig) -> Lead | None:
         return None
     found = paired_difference(first.val, second.val, level=SETTLED_LEVEL)
     return Lead(over=second.name, difference=found, settled=bool(found.sign))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """By how much the winner is better than each row of `WITHOUT_SEARCH` that there is.
+
+    `over` has by row the paired difference over the fresh seeds in `metric`, which is read on the
+    test split; above zero the winner is better, whichever way the metric is.
+    """
+
+    metric: str
+    over: dict[str, Paired]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the whole 95 % interval over the student alone is above zero."""
+        return STUDENT_ALONE in self.over and self.over[STUDENT_ALONE].sign == 1
+
+    def missed(self) -> list[str]:
+        """The rows that the winner is behind, or is not told apart from."""
+        return [name for name, found in self.over.items() if found.sign != 1]
+
+
+def gain_values(board: Leaderboard) -> dict[str, Any] | None:
+    """The winner's gain as plain values: `metric`, `settled`, `missed` and, by row, `over`."""
+    gain = board.gain
+    return {**asdict(gain), "settled": gain.settled, "missed": gain.missed()} if gain else None
+
+
+def find_gain(rows: Sequence[Row], config: StudyConfig) -> Gain | None:
+    """The winner's gain over the student alone, KD and the authors' values; None without a winner
+    on the test split or without such rows.
+
+    It is counted in the study's metric, as the test split has it, and in accuracy where that is
+    not recorded.
+    """
+    found = {row.name: row for row in rows if row.test and not row.failed}
+    winner = next((row for row in found.values() if row.winner), None)
+    if winner is None:
+        return None
+    metric = config.metric.replace("val_", "test_", 1)
+    if not winner.figures(metric):
+        metric = "test_top1"
+    better = 1 if DIRECTIONS[metric.replace("test_", "val_", 1)] == "max" else -1
+    own, over = winner.figures(metric), {}
+    for name in WITHOUT_SEARCH:
+        others = found[name].figures(metric) if name in found else ()
+        if name != winner.name and len(others) == len(own) > 0:
+            over[name] = paired_difference(*([better * v for v in side] for side in (own, others)))
+    return Gain(metric=metric, over=over) if over else None
 
 
 def make_leaderboard(runs: Sequence[RunRecord], config: StudyConfig) -> Leaderboard:

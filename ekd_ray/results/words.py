@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.config.phrases import command_text, several
+from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.config.targets import COSTS
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.errors import hide_secrets
-from ekd_ray.results.leaderboard import Leaderboard, mean_sd
-from ekd_ray.results.paired import Paired
+from ekd_ray.results.leaderboard import STUDENT_ALONE, Gain, Leaderboard, mean_sd
+from ekd_ray.results.paired import LEAST_SEEDS, Paired
 
 DASH = "\N{EN DASH}"  # where there is no value
 MOST_NAMED = 10  # of what is damaged
@@ -19,6 +19,8 @@ LABELS = {"none": "student alone", "kd": "KD", "ekd-softmax": "EKD, softmax teac
 _PLURALS = ("authors' values", "defaults")
 METRIC_NAMES = {
     "top1": "accuracy",
+    "balanced_top1": "balanced accuracy",
+    "worst_recall": "lowest recall of a class",
     "nll": "negative log-likelihood",
     "ece": "calibration error (ECE)",
     "aurc": "risk over coverage (AURC)",
@@ -51,8 +53,8 @@ def metric_name(name: str) -> str:
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric is an accuracy, shown in percent."""
-    return name.endswith(("top1", "top5"))
+    """Whether a metric is an accuracy or a recall, shown in percent."""
+    return name.endswith(("top1", "top5", "recall"))
 
 
 def resume_command(config: StudyConfig, out: object, *more: object) -> str:
@@ -120,7 +122,7 @@ def short_spread(values: Sequence[float], name: str) -> str:
     if name in COSTS:
         return exact_figure(name, values[0])
     mean, deviation, n = mean_sd(values)
-    scale, digits = (100, 2) if name.endswith("top1") else (1, 3)
+    scale, digits = (100, 2) if is_share(name) else (1, 3)
     text = f"{scale * mean:.{digits}f}"
     return f"{text} ± {scale * deviation:.{digits}f}" if n > 1 else text
 
@@ -175,6 +177,60 @@ def describe_better_on_test(board: Leaderboard) -> str:
         f"The winner by validation is not the best by test: {noun_of(best.name)} is "
         f"{100 * above:.2f} points above."
     )
+
+
+def name_missed(board: Leaderboard) -> str:
+    """The rows that the winner has no gain over: `No gain over KD`; empty where it beats all."""
+    missed = board.gain.missed() if board.gain else []
+    return f"No gain over {joined([noun_of(name) for name in missed])}" if missed else ""
+
+
+def describe_missed_gain(board: Leaderboard) -> str:
+    """Where the winner does not beat the student alone, KD or the authors' values: by how much,
+    how sure that is, and what to try; empty where it beats all."""
+    gain, head = board.gain, name_missed(board)
+    if gain is None or not head:
+        return ""
+    verb = "are" if board[0].name in _PLURALS else "is"
+    clauses = joined([_compare_with(name, gain) for name in gain.missed()])
+    return f"{head}: {noun_of(board[0].name)} {verb} {clauses}. {suggest_gain(gain)}"
+
+
+def _compare_with(name: str, gain: Gain) -> str:
+    """How the winner stands to a row that it has no gain over, as a clause."""
+    found, (scale, digits, unit) = gain.over[name], _scale_of(gain.metric)
+    unit += metric_name(gain.metric)
+    interval = _interval_text(found, gain.metric)
+    sure = f"95 % interval {interval}, " if interval else ""
+    sure = f"{sure}{several(found.n, 'seed')}"
+    if found.sign == -1:
+        size = f"{abs(scale * found.mean):.{digits}f}"
+        return f"behind {noun_of(name)} by {size} {unit} ({sure})"
+    size = f"{scale * found.mean:+.{digits}f}"
+    return f"not told apart from {noun_of(name)} ({size} {unit}, {sure})"
+
+
+def suggest_gain(gain: Gain) -> str:
+    """What to try where the winner does not beat a row; empty where it beats all."""
+    missed = [gain.over[name] for name in gain.missed()]
+    tips = []
+    if any(found.n < LEAST_SEEDS for found in missed):
+        tips.append(f"at least {LEAST_SEEDS} seeds (--seeds)")
+    elif any(found.sign != -1 for found in missed):
+        tips.append("more seeds (--seeds) or more images, which tell smaller differences")
+    if STUDENT_ALONE in gain.missed():
+        tips.append("the teacher's normalisation (--teacher-normalization) and accuracy")
+    if missed:
+        tips.append("more epochs and lower weights of the teacher's terms")
+    return f"Try {'; '.join(tips)}." if tips else ""
+
+
+def refuse_without_gain(board: Leaderboard) -> str:
+    """Why `--require-gain` says no; empty where the gain over the student alone is settled."""
+    gain = board.gain
+    if gain is None or STUDENT_ALONE not in gain.over:
+        return "no gain: there are no figures of the student alone under the winner's seeds."
+    return "" if gain.settled else f"no gain: the winner is {_compare_with(STUDENT_ALONE, gain)}."
 
 
 def _scale_of(metric: str) -> tuple[int, int, str]:

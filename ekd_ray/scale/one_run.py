@@ -13,6 +13,7 @@ from typing import Any
 from ekd_ray.config.phrases import several
 from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.config.study_config import Gpus
+from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.history import read_history
 from ekd_ray.errors import UserError, name_continuation
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason
@@ -26,6 +27,7 @@ from ekd_ray.scale.cluster import (
     on_cluster,
     refuse_misfit,
 )
+from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.trainer import SCRATCH, Workers, fit_group
 from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
@@ -113,6 +115,15 @@ def run_on_workers(
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     if not (folder / RESULT).exists():
         raise UserError(failure_reason(folder))
+
+
+def note_continued(observer: Observer, name: str, folder: Path, epochs: int) -> None:
+    """Say of a run that it goes on from a checkpoint, where one is in its folder."""
+    if (folder / CHECKPOINT).exists():
+        done = len(read_history(folder))
+        observer.note(
+            f"{name} is continued from its checkpoint: {done} of {several(epochs, 'epoch')} done"
+        )
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from ekd_ray.results.records import (
     read_or_put_aside,
     read_record,
 )
+from ekd_ray.scale.one_run import note_continued
 from ekd_ray.scale.schedulers import NoStopping
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import death_reason
@@ -74,6 +75,9 @@ def run_all(
     if waiting:
         stage = runs[0].stage
         title = "teacher" if stage is RunStage.TEACHER else f"confirm: {stage}"
+        if stage is RunStage.TEACHER:
+            for run in waiting.values():
+                note_continued(observer, run.name, run.folder, config.distill.epochs)
         observer.stage(title, len(waiting), config.distill.epochs)
         run_tuner(
             study,

@@ -61,13 +61,14 @@ from ekd_ray.scale.cluster import (
     connected,
     count_trials,
     describe_gpus,
+    is_connected,
     known_nodes,
     local_cpus,
     on_cluster,
     with_gpus,
 )
 from ekd_ray.scale.confirm import baselines, champions, confirm
-from ekd_ray.scale.one_run import epochs_reported
+from ekd_ray.scale.one_run import epochs_reported, note_continued
 from ekd_ray.scale.samplers import check_sampler
 from ekd_ray.scale.search import NoWinner, search
 from ekd_ray.scale.space import around_prior, check_space, with_pairs_prior
@@ -439,7 +440,7 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         # A cluster is joined before anything is computed; a Ray of our own would only be in the
         # way, but of several trainings of a teacher, and of those that are to run on a GPU.
         if on_cluster() or teaches_on_ray(config):
-            stack.enter_context(connected(config))
+            stack.enter_context(_connected(config, observer))
         nodes = known_nodes() or []
         if on_cluster():  # of which the plan knew nothing
             check_budget(config, nodes)
@@ -458,7 +459,7 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         config = _softmax_teacher_stage(out, config, base, observer)
         if base.teacher_weights is not None:
             _measure_teacher(out, config, base, observer)
-        with connected(config):
+        with _connected(config, observer):
             config = around_prior(config, base)
             search(out, config, base, observer)
             confirm(out, config, base, observer)
@@ -467,6 +468,15 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
     bundle = export_bundle(study, out / BEST, force=True)
     _report(study)
     return bundle
+
+
+@contextlib.contextmanager
+def _connected(config: StudyConfig, observer: Observer) -> Iterator[None]:
+    """As `connected`; a start of some seconds is not silent."""
+    if not is_connected():
+        observer.stage("joining the cluster" if on_cluster() else "starting Ray", 1, 0)
+    with connected(config):
+        yield
 
 
 def _report(study: Study) -> None:
@@ -519,6 +529,7 @@ def teach(path: Path, config: StudyConfig, settings: dict[str, Any], observer: O
         study = candidate_study(training, candidates, config)
         train_candidates(path, candidates, study, observer)
     elif not path.exists():
+        note_continued(observer, path.parent.name, path.parent, training.epochs)
         observer.stage(path.parent.name, 1, training.epochs)
         observer.started(str(base.teacher), 0, training.to_dict())
         with epochs_reported(path.parent, functools.partial(observer.epoch, 0)):

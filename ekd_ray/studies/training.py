@@ -38,7 +38,7 @@ from ekd_ray.scale.cluster import (
     local_nodes,
     with_gpus,
 )
-from ekd_ray.scale.one_run import check_workers_fit, parse_workers, run_on_workers
+from ekd_ray.scale.one_run import check_workers_fit, note_continued, parse_workers, run_on_workers
 from ekd_ray.scale.teacher_candidates import (
     candidate_study,
     check_candidate_folder,
@@ -214,6 +214,7 @@ def _train(training: Training, observer: Observer) -> None:
             train_candidates(out / WEIGHTS, training.candidates, training.study, observer)
         return
     run, workers = single_run(config, out), training.workers
+    note_continued(observer, config.student, out, config.epochs)
     observer.stage("training", 1, config.epochs)
     observer.started(config.student, 0, config.to_dict())
     on_epoch = functools.partial(observer.epoch, 0)

@@ -13,6 +13,7 @@ from ekd_ray.cli.terminal import Terminal, leaderboard_table, winner_settings
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.results.leaderboard import Row
 from ekd_ray.results.words import short_spread
+from ekd_ray.scale.schedulers import Chance
 
 CONFIG = StudyConfig(space={"kd_weight": {"low": 1, "high": 9}})
 
@@ -69,7 +70,7 @@ def test_the_live_view_fits_its_terminal(width: int) -> None:
     shown = " ".join(" ".join(lines).split())
     occupancy = "rungs: epoch 1: 20, epoch 3: 20 (3 running), epoch 9: 14 (7 running), epoch 27: 0"
     assert occupancy in shown
-    assert "10/30 ended best val_top1 19.00% (trial 19)" in shown
+    assert "10/30 ended, 10 running, 0 s best val_top1 19.00% (trial 19)" in shown
     running = [f"trial {number} " for number in range(0, 20, 2)]
     assert all(name in shown for name in [*running, "trial 19 "])
     assert "trial 7 " not in shown, "the last to end are shown, up to 16 runs in all"
@@ -125,6 +126,52 @@ def test_the_expected_time_left_learns_from_runs_that_were_stopped(
     assert terminal.seconds_expected() == pytest.approx(40.0)
     assert terminal.seconds_left() == pytest.approx(180.0)
     assert terminal._time_left() == "  about 40 s left, at most 3 min 0 s"
+
+
+@pytest.mark.parametrize(("row", "mark"), [
+    ({"train_loss": 1.0, "val_top1": 0.6}, ""),
+    ({"train_loss": 1.0, "val_top1": 0.12}, "at chance"),
+    ({"train_loss": 170.0, "val_top1": 0.6}, "loss diverged"),
+    ({"train_loss": float("nan"), "val_top1": 0.1}, "loss diverged"),
+    ({"train_loss": 10.0}, ""),  # trained on all images: no validation
+])  # fmt: skip
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_run_that_learns_nothing_is_marked(row: dict[str, Any], mark: str, tty: bool) -> None:
+    terminal, text = make(tty=tty, chance=Chance(classes=10, images=1000))
+    terminal.stage("search", 2, 9)
+    terminal.started("trial 0", 0, {})
+    terminal.epoch(0, {"epoch": 1, **row})
+    if not tty:
+        terminal.ended(0, failed=False)
+    terminal.close()
+    shown = text.getvalue()
+    assert ("at chance" in shown, "loss diverged" in shown) == (
+        mark == "at chance", mark == "loss diverged"
+    )  # fmt: skip
+
+
+def test_what_runs_and_for_how_long_is_seen_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ekd_ray.cli.terminal.time.monotonic", lambda: now[0])
+    terminal, text = make(tty=True)
+    terminal.stage("starting Ray", 1, 0)
+    now[0] += 7.0
+    terminal.close()
+    assert "starting Ray" in text.getvalue() and "7 s" in text.getvalue()
+    terminal.stage("search", 3, 9)
+    before = text.tell()
+    now[0] += 65.0
+    terminal.console.print(terminal._table())
+    assert "starting workers, 1 min 5 s" in text.getvalue()[before:]
+    view = terminal._table()  # the clock goes on in a view that nobody draws anew
+    terminal.started("trial 0", 0, {})
+    now[0] += 1.0
+    before = text.tell()
+    terminal.console.print(view)
+    terminal.console.print(terminal._table())
+    terminal.close()
+    shown = text.getvalue()[before:]
+    assert "starting workers, 1 min 6 s" in shown and "1 running, 1 min 6 s" in shown
 
 
 def test_quiet_says_nothing() -> None:

@@ -17,6 +17,7 @@ EPOCHS, SEED = 100_000, 2**63 - 1
 RUN = {
     "train_subset": ([0, -1, 10**9 + 1], [1, 10**9]),
     "validation_fraction": ([-0.001, 0.501], [0.0, 0.5]),
+    "class_balance": ([-0.001, 1.001], [0.0, 1.0]),
     "split_seed": ([-1, SEED + 1], [0, SEED]),
     "view_pool": ([0, 10000 + 1], [1, 10000]),
     "view_seed": ([-1, SEED + 1], [0, SEED]),
@@ -59,7 +60,15 @@ RUN = {
     "compile": (["yes", 1], ["auto", "on", "off", True, False]),
     "precision": (["float64"], ["auto", "float32", "bfloat16", "float16"]),
 }
-METRICS = ["val_top1", "val_nll", "val_ece", "val_aurc", "val_ood_auroc"]
+METRICS = [
+    "val_top1",
+    "val_balanced_top1",
+    "val_worst_recall",
+    "val_nll",
+    "val_ece",
+    "val_aurc",
+    "val_ood_auroc",
+]
 STUDY = {
     "trials": ([0, 10**6 + 1], [1, 10**6]),
     "budget_epochs": ([0, 10**11 + 1], [1, 10**11]),

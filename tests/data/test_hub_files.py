@@ -19,6 +19,7 @@ from ekd_ray.data import (
     load_dataset,
     num_train,
     stage_images,
+    training_labels,
 )
 from ekd_ray.data.conformance import check_dataset as check_conformance
 
@@ -77,6 +78,7 @@ def test_every_layout(tmp_path, write, train, test):
     info = dataset_info(name)
     assert (info.num_classes, info.image_size, info.num_train) == (10, 32, 20)
     assert (info.view_scheme, info.encoded, info.class_names) == ("crop_flip", False, tuple(NAMES))
+    assert training_labels(name).tolist() == [i % 10 for i in range(20)]
     for split, part in parts.items():
         got = load_dataset(name, split)
         np.testing.assert_array_equal(got.images, part)
@@ -111,6 +113,8 @@ def test_the_same_data_by_either_name(hub):
         ours, theirs = (load_dataset(n, split, data_root=hub) for n in (name, "cifar10"))
         assert ours.fingerprint == theirs.fingerprint
         assert ours.class_names == theirs.class_names
+    # As large as published, and perhaps not there yet.
+    assert training_labels("cifar10", data_root=hub / "none") is None
 
 
 @pytest.mark.slow  # the layouts above have the same files in small

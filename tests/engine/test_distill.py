@@ -111,7 +111,8 @@ def test_every_method_learns(method, tiny, learnable, with_teacher):
 def test_rows_have_the_documented_columns(plain_run):
     result, _ = plain_run
     names = {"epoch", "lr", "train_loss", "train_top1", "loss_ce", "seconds"}
-    validation = {f"val_{name}" for name in ("top1", "top5", "nll", "ece", "aurc", "error_auroc")}
+    figures = ("top1", "top5", "balanced_top1", "worst_recall", "nll", "ece", "aurc", "error_auroc")
+    validation = {f"val_{name}" for name in figures}
     assert [row["epoch"] for row in result.history] == [1, 2]
     for row in result.history:
         # Whether uncertainty ranks the errors is no question if all or none are errors.

@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, torchmetrics, torch.distributions and plain float64."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 
 from ekd_ray.engine.measure.metrics import (
     CALIBRATION_BINS,
+    class_recalls,
     classification_metrics,
     expected_calibration_error,
 )
 
 EVIDENTIAL = {"vacuity", "dissonance", "aleatoric_entropy", "epistemic_entropy"}
+RECALLS = ("balanced_top1", "worst_recall")
 
 
 def sample(n=200, classes=10, scale=2.0, seed=0):
@@ -56,10 +59,29 @@ def test_accuracy_and_likelihood_equal_scikit_learn(classes, log_prior):
     assert 0 < found["top1"] < found["top5"] < 1
 
 
+@pytest.mark.parametrize("missing", [(), (2, 4)])
+def test_recalls_equal_scikit_learn(missing):
+    from sklearn.metrics import balanced_accuracy_score, recall_score
+
+    logits, target = sample(classes=7)
+    target = torch.where(torch.isin(target, torch.tensor(missing, dtype=torch.int64)), 0, target)
+    predicted = logits.argmax(dim=1)
+    found = classification_metrics(logits, target)
+    there = sorted(set(range(7)) - {*missing})
+    recalls = recall_score(target, predicted, labels=there, average=None)
+    with warnings.catch_warnings(action="ignore"):  # predicted, but not there
+        balanced = balanced_accuracy_score(target, predicted)
+    assert found["balanced_top1"] == pytest.approx(balanced, abs=1e-12)
+    assert found["worst_recall"] == pytest.approx(min(recalls), abs=1e-12)
+    by_class = class_recalls(predicted == target, target, 7)
+    assert by_class[there].tolist() == pytest.approx(recalls.tolist())
+    assert by_class.isnan().nonzero().flatten().tolist() == [*missing]
+
+
 @pytest.mark.parametrize(("log_prior", "more"), [(None, set()), (-1.22, EVIDENTIAL)])
 def test_the_metrics_of_a_student(log_prior, more):
     logits, target = sample()
-    expected = {"top1", "top5", "nll", "ece", "aurc", "error_auroc"} | more
+    expected = {"top1", "top5", *RECALLS, "nll", "ece", "aurc", "error_auroc"} | more
     found = classification_metrics(logits, target, log_prior=log_prior)
     assert set(found) == expected
     with_ood = classification_metrics(logits, target, log_prior=log_prior, ood_logits=logits[:9])
@@ -68,7 +90,8 @@ def test_the_metrics_of_a_student(log_prior, more):
 
 def test_logits_of_a_diverged_student_give_nan_and_no_error():
     found = classification_metrics(torch.full((4, 10), math.nan), torch.arange(4), log_prior=0.0)
-    assert {name for name, value in found.items() if not math.isnan(value)} == {"top1", "top5"}
+    numbers = {name for name, value in found.items() if not math.isnan(value)}
+    assert numbers == {"top1", "top5", *RECALLS}
 
 
 @pytest.mark.parametrize("scale", [0.3, 2.0, 20.0])

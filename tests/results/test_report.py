@@ -135,12 +135,12 @@ def test_a_data_sets_name_is_text_too(maker):
 def test_the_headline_says_who_is_beaten_and_who_is_not(reported):
     content = gather(reported[0])
     sentence, lead = write_headline(content)
-    assert sentence.startswith(f"{content.winner.name.capitalize()} wins with 61.2")
+    assert sentence.startswith(f"No gain over KD: {content.winner.name}") and "61.2" in sentence
     assert (
         "better than the authors' values and the student alone and not told apart from KD"
         in sentence
     )
-    assert "3 seeds" in lead and "3 fresh seeds" in lead
+    assert "3 seeds" in lead and "3 fresh seeds" in lead and "Try more seeds" in lead
 
 
 def test_a_winner_that_loses_is_not_praised(maker):

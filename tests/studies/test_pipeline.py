@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -12,6 +14,8 @@ from filelock import FileLock
 
 from ekd_ray.cli.plan_text import study_plan
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.checkpoint import CHECKPOINT
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
@@ -235,3 +239,24 @@ def test_a_study_without_gpus_hides_them_from_its_driver(
     with pytest.raises(Ended):
         run_study(opened, Mock())
     assert seen == ["cpu"]
+
+
+def test_a_teacher_that_goes_on_from_its_checkpoint_is_announced_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    observer = SimpleNamespace(
+        note=notes.append, stage=lambda *_: None, started=lambda *_: None,
+        epoch=lambda *_: None, ended=lambda *_, **__: None,
+    )  # fmt: skip
+    monkeypatch.setattr(pipeline, "compute_off_driver", lambda *_: None)
+    base = DistillConfig(dataset="digits", student="resnet8", teacher="resnet8", method="kd")
+    path = tmp_path / "teacher" / "teacher.safetensors"
+    path.parent.mkdir()
+    (path.parent / CHECKPOINT).write_bytes(b"")
+    rows = [{"epoch": epoch, "train_loss": 1.0} for epoch in (1, 2)]
+    (path.parent / HISTORY).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for _ in range(2):  # the second time its checkpoint is gone
+        pipeline._train(path, StudyConfig(distill=base, gpus_per_trial=0), {"epochs": 3}, observer)
+    (note,) = notes
+    assert "teacher is continued" in note and "2 of 3 epochs" in note

@@ -29,11 +29,12 @@ def classification_metrics(
 
     Returns:
         `top1` and `top5` (fractions in [0, 1]; `top5` only with more than 5 classes),
+        `balanced_top1` and `worst_recall` (mean and least of `class_recalls`),
         `nll` (nats), `ece` (15 equal-width bins, L1; Guo et al., 2017), what
         `uncertainty_metrics` gives (`aurc`, `error_auroc` unless it is undefined, for an
         evidential student the means `vacuity`, `dissonance`, `aleatoric_entropy` and
-        `epistemic_entropy`, and `ood_auroc` with `ood_logits`). NaN logits make all but `top1`
-        and `top5` NaN.
+        `epistemic_entropy`, and `ood_auroc` with `ood_logits`). NaN logits make all but
+        accuracies and recalls NaN.
 
     Raises:
         ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2, or that
@@ -44,14 +45,31 @@ def classification_metrics(
     log_probs = log_probabilities(logits, log_prior)
     num_classes = logits.shape[1]
     ranked = log_probs.topk(min(5, num_classes), dim=1).indices == target[:, None]
+    recalls = class_recalls(ranked[:, 0], target, num_classes)
+    recalls = recalls[~recalls.isnan()]
     values = {
         "top1": ranked[:, 0].double().mean(),
+        "balanced_top1": recalls.mean(),
+        "worst_recall": recalls.min(),
         "nll": functional.nll_loss(log_probs.double(), target),
         "ece": expected_calibration_error(*log_probs.exp().max(dim=1), target),
     }
     if num_classes > 5:
         values["top5"] = ranked.any(dim=1).double().mean()
     return {name: float(value) for name, value in values.items()} | uncertain
+
+
+def class_recalls(correct: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """The share of each class's images that are recognised, NaN of a class without images.
+
+    Args:
+        correct: bool [N]; target: int64 [N].
+
+    Returns:
+        float64 [C] in [0, 1].
+    """
+    counts = torch.bincount(target, minlength=num_classes)
+    return torch.bincount(target[correct], minlength=num_classes).double() / counts
 
 
 def log_probabilities(logits: Tensor, log_prior: float | None) -> Tensor:

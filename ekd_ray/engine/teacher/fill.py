@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import epoch_order, epoch_strong_ids, epoch_views, steps_per_epoch
+from ekd_ray.data import epoch_samples, epoch_strong_ids, epoch_views, steps_per_epoch
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.precision import cpu_threads, pick_device, resolve_precision
 from ekd_ray.engine.resolve import resolve
@@ -109,9 +109,13 @@ def _drawn(
     for seed in seeds:
         for epoch in range(1, config.epochs + 1):
             # The loop drops an incomplete last batch: another part of the order every epoch.
-            samples = data.train_ids[epoch_order(len(data.train_ids), seed, epoch)[:trained]]
-            samples = samples[samples % part.count == part.index]
+            samples, turns = epoch_samples(
+                data.train_ids, seed, epoch,
+                labels=data.train_labels, class_balance=config.class_balance,
+            )  # fmt: skip
+            own = np.flatnonzero(samples[:trained] % part.count == part.index)
+            samples, turns = samples[own], turns[own]
             if strong:
-                yield samples, epoch_strong_ids(samples, seed, epoch, config.view_pool)
+                yield samples, epoch_strong_ids(samples, seed, turns, config.view_pool)
             else:
-                yield samples, epoch_views(samples, seed, epoch, num_views)
+                yield samples, epoch_views(samples, seed, turns, num_views)

@@ -34,10 +34,12 @@ from ekd_ray.results.words import (
     figure_text,
     label,
     metric_name,
+    name_missed,
     noun_of,
     percent,
     points,
     spread,
+    suggest_gain,
     value_text,
 )
 
@@ -157,14 +159,17 @@ def write_headline(content: Content) -> tuple[str, str]:
     mean, deviation, n = mean_sd(winner.test)
     accuracy = f"{100 * mean:.1f}\N{NO-BREAK SPACE}%"
     parts = [f"{describe_win(winner.name)} with {accuracy} test accuracy"]
+    if missed := name_missed(content.board):
+        parts = [f"{missed}: {noun_of(winner.name)}, best on validation, at {accuracy} on test"]
     parts += filter(None, [_describe_verdict(content)])
     spread_text = f", standard deviation {100 * deviation:.2f} points." if n > 1 else "."
     lead = (
         f"{winner.config.student} distilled from {subject} Mean of {several(n, 'seed')}"
         f"{spread_text} The winner was chosen on the validation split; the test split was read "
         f"once, after. {_describe_winners_curse(content)}"
-    )
-    return f"{', '.join(parts)}.", lead.rstrip()
+    ).rstrip()
+    tips = suggest_gain(content.board.gain) if content.board.gain else ""
+    return f"{', '.join(parts)}.", f"{lead} {tips}".rstrip()
 
 
 def _write_unfinished_headline(content: Content) -> str:
