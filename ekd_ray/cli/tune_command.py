@@ -19,7 +19,7 @@ from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
-from ekd_ray.studies.places import RUNS, default_folder
+from ekd_ray.studies.places import default_folder, default_place
 from ekd_ray.studies.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -77,17 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("max_concurrent", "workers_per_trial"):
         flags.add_setting(group, name)
     flags.add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
-    flags.add_common(group, "--address", "--keep-ray-logs")
+    flags.add_common(group, "--address", "--assume", "--keep-ray-logs")
     flags.add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one study, or one after the other, from teacher to exported winner."""
+    from ekd_ray.scale.assumed_nodes import assuming
+
     request = study_request(args)
     set_up_ray(request.address, keep_logs=request.keep_ray_logs)
-    if "" in request.studies:
-        return _run_one(request.studies[""], request)
-    return _run_many(request)
+    with assuming(request.assume):
+        if "" in request.studies:
+            return _run_one(request.studies[""], request)
+        return _run_many(request)
 
 
 def _run_one(recipe: Recipe, request: Request) -> int:
@@ -132,7 +135,7 @@ def _run_many(request: Request) -> int:
     )
     from ekd_ray.studies.pipeline import prepare_study
 
-    out = (request.out or RUNS / "comparison").absolute()
+    out = (request.out or default_place("comparison")).absolute()
     location = request.location
     # All are checked before the first one costs anything.
     configs = {

@@ -19,6 +19,7 @@ from ekd_ray.config.phrases import several
 from ekd_ray.config.study_config import LEAST_SHARE, Gpus
 from ekd_ray.engine.precision import local_cpus as local_cpus
 from ekd_ray.errors import UserError, end_process
+from ekd_ray.scale.assumed_nodes import assumed_nodes
 from ekd_ray.scale.ray_folder import discard_folder, private_folder
 from ekd_ray.scale.ray_private import (
     dead_vital_processes,
@@ -55,7 +56,7 @@ Node = tuple[float, float]
 
 def on_cluster() -> bool:
     """Whether trials run on a cluster that is there already, named by RAY_ADDRESS."""
-    return os.environ.get(ADDRESS, "local") not in ("", "local")
+    return assumed_nodes() is None and os.environ.get(ADDRESS, "local") not in ("", "local")
 
 
 @contextlib.contextmanager
@@ -208,6 +209,8 @@ def _unreachable(reason: str) -> UserError:
 
 def known_nodes() -> list[Node] | None:
     """The nodes that trials would run on; None before a connection to a cluster elsewhere."""
+    if (nodes := assumed_nodes()) is not None:
+        return nodes
     import ray
 
     if ray.is_initialized():
@@ -274,7 +277,7 @@ def refuse_misfit(
     """
     flag = _gpus_flag(workers)
     if gpus and not any(node_gpus for _, node_gpus in nodes):
-        where = "the cluster" if on_cluster() else "this machine"
+        where = "the cluster" if on_cluster() or assumed_nodes() else "this machine"
         return UserError(f"{where} has no GPU: leave {flag} out (auto) or give 0, got {gpus:g}.")
     there = "there is no node"
     if nodes:

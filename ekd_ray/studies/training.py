@@ -120,9 +120,10 @@ def planned(
             check_workers_fit(replace(group.on(nodes), cpus=1), nodes)
         elif (there := known_nodes()) is not None:
             check_workers_fit(group.on(there), there)
-        default = default_folder(config, config.student, config.method, f"seed{config.seed}")
+        if out is None:
+            out = default_folder(config, config.student, config.method, f"seed{config.seed}")
         yield Training(
-            config=config, out=(out or default).absolute(), workers=group, candidates=candidates,
+            config=config, out=out.absolute(), workers=group, candidates=candidates,
             study=study, location=location, data_root=data_root, test=test, download=download,
             resume=resume,
         )  # fmt: skip
