@@ -156,7 +156,11 @@ def _run_many(request: Request) -> int:
         print_plan(text, values, as_json=request.json)
         return 0
     done: dict[tuple[str, str], Study | str] = {}
-    with connected(*configs.values()):
+    def say(text: str) -> None:
+        if not request.quiet:
+            print_text(text, file=sys.stderr)
+
+    with connected(*configs.values(), say=say):
         for name, config in configs.items():
             if not request.quiet:
                 Console().rule(name)

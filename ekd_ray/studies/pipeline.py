@@ -410,7 +410,7 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         # A cluster is joined before anything is computed; a Ray of our own would only be in the
         # way, but of several trainings of a teacher, and of those that are to run on a GPU.
         if on_cluster() or _count_candidates(config) > 1 or with_gpus(config).gpus:
-            stack.enter_context(connected(config))
+            stack.enter_context(connected(config, say=observer.note))
         nodes = known_nodes() or []
         if on_cluster():  # of which the plan knew nothing
             check_budget(config, nodes)
@@ -429,7 +429,7 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         config = _softmax_teacher_stage(out, config, base, observer)
         if base.teacher_weights is not None:
             _measure_teacher(out, config, base, observer)
-        with connected(config):
+        with connected(config, say=observer.note):
             config = around_prior(config, base)
             search(out, config, base, observer)
             confirm(out, config, base, observer)

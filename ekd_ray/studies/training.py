@@ -159,7 +159,8 @@ def run_training(
 def _train(training: Training, observer: Observer) -> None:
     config, out, data_root = training.config, training.out, training.data_root
     if training.candidates and training.study:
-        with contextlib.nullcontext() if (out / WEIGHTS).exists() else connected(training.study):
+        joined = connected(training.study, say=observer.note)
+        with contextlib.nullcontext() if (out / WEIGHTS).exists() else joined:
             check_visible(out)
             train_candidates(out / WEIGHTS, training.candidates, training.study, observer)
         return
