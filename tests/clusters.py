@@ -97,8 +97,9 @@ class Cluster:
         number = len(self.nodes)
         cache = self.folder / f"cache{number}"
         command = [
-            *self.inside(number), str(Path(sys.executable).parent / "ray"), "start", *asked, "--block",
-            f"--node-ip-address={self.host(number)}", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
+            *self.inside(number), str(Path(sys.executable).parent / "ray"), "start", *asked,
+            "--block", f"--node-ip-address={self.host(number)}",
+            f"--num-cpus={cpus}", f"--num-gpus={gpus}",
             "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0",
             f"--dashboard-agent-listen-port={free_port()}",
             # Of its own, too: nodes unpack a job's code there.

@@ -156,6 +156,7 @@ def _run_many(request: Request) -> int:
         print_plan(text, values, as_json=request.json)
         return 0
     done: dict[tuple[str, str], Study | str] = {}
+
     def say(text: str) -> None:
         if not request.quiet:
             print_text(text, file=sys.stderr)

@@ -60,9 +60,7 @@ def on_cluster() -> bool:
 
 
 @contextlib.contextmanager
-def connected(
-    *configs: StudyConfig, say: Callable[[str], None] = lambda _: None
-) -> Iterator[None]:
+def connected(*configs: StudyConfig, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Ray for the duration: the cluster named by RAY_ADDRESS, or a local one of our own.
 
     A connection that is there already is used and left open. Every study must fit.

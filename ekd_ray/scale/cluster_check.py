@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 import urllib.error
 import urllib.request
 import uuid
@@ -183,8 +181,8 @@ def _check_shared(folder: Path, nodes: list[NodeReport], seconds: float) -> Iter
             return
         others = {node: address for node, address in able.items() if node != writer}
         sees = _ask(others, node_probe.sees_word, seconds, lambda _: (path,))
-        for node, address in others.items():
-            if not sees.get(node):
+        for other, address in others.items():
+            if not sees.get(other):
                 yield (
                     f"{address} does not see what {able[writer]} wrote to {folder}: choose an "
                     "--out on a file system that all nodes share."

@@ -3,6 +3,7 @@ nodes that may lack everything else."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -89,7 +90,5 @@ def sees_word(path: str) -> bool:
 
 def remove_word(path: str) -> None:
     """Remove the file, where it is."""
-    try:
+    with contextlib.suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass

@@ -1,4 +1,4 @@
-"""The check of a cluster of which this machine is no node: as a job, which is deleted afterwards."""
+"""The check of a cluster of which this machine is no node: by a job, deleted afterwards."""
 
 from __future__ import annotations
 
