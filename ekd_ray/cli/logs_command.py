@@ -90,7 +90,7 @@ def _chosen(run: str, name: str, places: dict[str, Path]) -> tuple[str, Path]:
 
 def _reason(folder: Path) -> str | None:
     """Why the run in a folder failed; None where it has not."""
-    from ekd_ray.results.failure_log import FAILURE_LOG
+    from ekd_ray.results.failure_log import read_failure_log
     from ekd_ray.results.records import FAILURE, failure_reason, read_whole
 
     record: RunRecord | None = read_whole(folder)
@@ -98,8 +98,10 @@ def _reason(folder: Path) -> str | None:
         return record.reason or failure_reason(folder)
     if record and record.status == "complete":
         return None
-    left = any((folder / name).exists() for name in (FAILURE, FAILURE_LOG))
-    return failure_reason(folder) if left else None
+    if (folder / FAILURE).exists():
+        return failure_reason(folder)
+    log = read_failure_log(folder)
+    return log and log.strip().splitlines()[-1]  # an error in the study's own process
 
 
 def _show(found: tuple[str, Path], *, as_json: bool) -> int:

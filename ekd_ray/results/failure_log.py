@@ -5,9 +5,11 @@ Ray's own files, in which that stood, go with Ray's folder, or with their node.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ekd_ray.errors import hide_secrets
@@ -46,6 +48,19 @@ def write_failure_log(folder: Path, parts: Iterable[tuple[str, str]]) -> None:
         kept = _COLOUR.sub("", text).strip()[-MOST_OF_PART:]
         texts.append(f"== {title}\n{kept or '(nothing)'}\n")
     write_text(folder / FAILURE_LOG, "\n".join(texts))
+
+
+@contextlib.contextmanager
+def error_kept(folder: Path) -> Iterator[None]:
+    """Leave the traceback of an error inside as `failure.log` in a folder; no log without one."""
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(OSError):  # a full disk is said elsewhere
+            text = hide_in_log(traceback.format_exc())
+            write_failure_log(folder, [("the error of this process", text)])
+        raise
+    (folder / FAILURE_LOG).unlink(missing_ok=True)
 
 
 def read_failure_log(folder: Path) -> str | None:

@@ -43,6 +43,7 @@ from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.failure_log import error_kept
 from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, LOCK, STUDY_FILE
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher, resume_command
@@ -492,7 +493,8 @@ def _train(path: Path, config: StudyConfig, settings: dict[str, Any], observer: 
     elif not path.exists():
         observer.stage(path.parent.name, 1, training.epochs)
         observer.started(str(base.teacher), 0, training.to_dict())
-        with epochs_reported(path.parent, functools.partial(observer.epoch, 0)):
+        reported = epochs_reported(path.parent, functools.partial(observer.epoch, 0))
+        with error_kept(path.parent), reported:
             compute_off_driver(
                 config, _train_alone, training, path, config.data_root, _threads(config)
             )

@@ -15,6 +15,7 @@ from ekd_ray.results.failure_log import (
     FAILURE_LOG,
     MOST_OF_PART,
     MOST_PARTS,
+    error_kept,
     hide_in_log,
     read_failure_log,
     write_failure_log,
@@ -76,6 +77,18 @@ def test_a_single_run_needs_no_name(launch, tmp_path) -> None:
     write_failure_log(tmp_path, [("its worker", "last words")])
     code, out, err = launch("logs", tmp_path)
     assert code == 0 and "last words" in out, err
+
+
+def test_an_error_of_the_studys_own_process_is_its_last_line(launch, study) -> None:
+    folder = study / "teacher-softmax"
+    folder.mkdir()
+    with pytest.raises(ZeroDivisionError), error_kept(folder):
+        1 / 0  # noqa: B018
+    code, out, _ = launch("logs", study, "teacher-softmax")
+    assert code == 0 and "failed: ZeroDivisionError" in out and "Traceback" in out
+    with error_kept(folder):
+        pass
+    assert "5 of 7 runs failed" in launch("logs", study)[1]
 
 
 def test_what_a_log_holds_is_shown_and_not_obeyed(launch, study, monkeypatch) -> None:
