@@ -121,6 +121,13 @@ def read_text(path: str | os.PathLike[str], *, most: int = MOST_TEXT, cure: str 
         raise Unreadable(path, "not UTF-8 text", cure) from None
 
 
+def read_tail(path: str | os.PathLike[str], *, most: int) -> str:
+    """The last `most` bytes of a file as text, what is no UTF-8 replaced. As `check_plain`."""
+    with open_plain(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most).decode(errors="replace")
+
+
 def read_json(path: str | os.PathLike[str], *, cure: str = "") -> dict[str, Any]:
     """The mapping in a JSON file; raises `Damaged` for any other content."""
     try:

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,16 +86,20 @@ class Cluster:
         quiet = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         return {**kept, **token, **quiet, **more}
 
-    def add(self, *, cpus: int, gpus: int = 0, **environment: str) -> Node:
+    def add(
+        self, *, cpus: int, gpus: int = 0, asked: Sequence[str] = (), **environment: str
+    ) -> Node:
         """Start the head, or a node that joins it, and wait until it is there.
 
-        Ray believes a node its GPUs: there need not be any.
+        Ray believes a node its GPUs: there need not be any. Of flags that are `asked` for, those
+        are replaced by which nodes of one machine would meet.
         """
         number = len(self.nodes)
         cache = self.folder / f"cache{number}"
         command = [
-            *self.inside(number), str(Path(sys.executable).parent / "ray"), "start", "--block",
-            f"--node-ip-address={self.host(number)}", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
+            *self.inside(number), str(Path(sys.executable).parent / "ray"), "start", *asked,
+            "--block", f"--node-ip-address={self.host(number)}",
+            f"--num-cpus={cpus}", f"--num-gpus={gpus}",
             "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0",
             f"--dashboard-agent-listen-port={free_port()}",
             # Of its own, too: nodes unpack a job's code there.

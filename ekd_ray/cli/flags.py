@@ -127,6 +127,11 @@ _COMMON: dict[str, dict[str, Any]] = {
         "help": "Ray cluster to run on, or auto for one of this machine (default: $RAY_ADDRESS, "
         "else a Ray of its own)",
     },
+    "--assume": {
+        "metavar": "gpus=NxM",
+        "help": "with --dry-run: plan for N nodes with M GPUs each, cpus=NxM for CPUs, or both "
+        "with a comma between",
+    },
     "--data-root": {"metavar": "DIR", "help": "folder of the data sets (default: $EKD_DATA_ROOT)"},
     "--download": {"action": "store_true", "help": "fetch missing CIFAR archives"},
     "--dry-run": {"action": "store_true", "help": "print the resolved plan and stop"},
@@ -209,4 +214,4 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         "(default: 1)",
     )
     add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
-    add_common(group, "--address", "--keep-ray-logs")
+    add_common(group, "--address", "--assume", "--keep-ray-logs")

@@ -42,6 +42,7 @@ GROUPS = {
         "show": ("show_command", "a study in the terminal, running or finished"),
         "report": ("report_command", "a study as a page of HTML"),
         "compare": ("compare_command", "several studies in one table"),
+        "logs": ("logs_command", "why a trial or another run failed, and what it wrote"),
     },
     "use": {
         "export": ("export_command", "the winner as a folder: weights, configuration, evidence"),
@@ -50,6 +51,7 @@ GROUPS = {
     "prepare": {
         "space": ("space_command", "recipes and search spaces: list, show, copy, schema"),
         "cache": ("cache_command", "the teacher's cached answers: list, fill, verify, remove"),
+        "cluster": ("cluster_command", "what a Ray cluster lacks, before a study is sent there"),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}

@@ -13,7 +13,7 @@ import torch
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
-from ekd_ray.config.phrases import several, size_text
+from ekd_ray.config.phrases import joined, several, size_text
 from ekd_ray.config.plugins import describe_plugins
 from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
 from ekd_ray.data import (
@@ -35,6 +35,7 @@ from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import milestone_epochs
 from ekd_ray.results.words import describe_teacher
+from ekd_ray.scale.assumed_nodes import assumed_nodes
 from ekd_ray.scale.cluster import (
     ADDRESS,
     Node,
@@ -196,7 +197,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         ),
         *_decoding(base, config.data_root, config.cpus_per_trial, config.gpus_per_trial, nodes),
         f"out        {out} ({_disk(config)}; {_free(out)})",
-        f"estimate   {_duration(_study_flops(config), *_used(config))}",
+        f"estimate   {_study_duration(config)}",
     ]
     return "\n".join(lines)
 
@@ -206,12 +207,24 @@ def _at_once(config: StudyConfig) -> str:
     nodes = known_nodes()
     slots = f"as many trials at once as fit on {os.environ.get(ADDRESS)}"  # it says, once joined
     if nodes is not None:
-        slots = f"{several(max(1, count_trials(config, nodes)), 'trial')} at once here"
+        fit = max(1, count_trials(config, nodes))
+        more = "room for " if fit > config.trials else ""
+        slots = f"{more}{several(fit, 'trial')} at once {_where()}"
     group, share = (
         config.workers_per_trial,
         _share(config.cpus_per_trial, config.gpus_per_trial, nodes),
     )
     return f"{slots}, each " + (f"on {group} workers, each " if group > 1 else "") + f"with {share}"
+
+
+def _where() -> str:
+    """The nodes of a plan: here, or those that are assumed."""
+    nodes = assumed_nodes()
+    if nodes is None:
+        return "here"
+    cpus, gpus = nodes[0]
+    each = [several(cpus, "CPU"), *([several(gpus, "GPU")] if gpus else [])]
+    return f"on {several(len(nodes), 'assumed node')} with {joined(each)}"
 
 
 def _share(cpus: int, gpus: Gpus, nodes: list[Node] | None) -> str:
@@ -238,7 +251,8 @@ def _arithmetic(
     precision, compiled = config.precision, config.compile
     if not on_cluster():  # of whose processors nothing is known here
         if precision == "auto":
-            precision = f"{planned_precision('auto', on_gpu=on_gpu) or 'its best'} (auto)"
+            known = None if on_gpu and assumed_nodes() else planned_precision("auto", on_gpu=on_gpu)
+            precision = f"{known or 'bfloat16 where the GPU has it, or else float16'} (auto)"
         elif reason := describe_slowness(precision, on_gpu=on_gpu):
             precision += f" (slower than auto: {reason})"
     if compiled == "auto" and nodes is not None:
@@ -467,9 +481,25 @@ def _decoding(
     return [text]
 
 
-def _duration(flops: float, cpus: int, gpus: float) -> str:
-    rate = gpus * GPU_FLOPS if gpus else cpus * CPU_FLOPS
-    minutes = flops / rate / 60
+def _study_duration(config: StudyConfig) -> str:
+    """The estimate of a study. More slots than runs do not help, and trials, choice and final runs
+    come one after the other."""
+    base, root = config.distill, config.data_root
+    selected = (config.confirm_top_k + len(champions(config, base))) * config.most_seeds
+    serial = 2 * run_flops(base, root) + run_flops(base, root, final=True)
+    alone = _rate(*_used(config, most=1))
+    used = _used(config, most=max(config.trials, selected))
+    return _duration(_study_flops(config), *used, least=serial / alone)
+
+
+def _rate(cpus: int, gpus: float) -> float:
+    """FLOP/s."""
+    return gpus * GPU_FLOPS if gpus else cpus * CPU_FLOPS
+
+
+def _duration(flops: float, cpus: int, gpus: float, least: float = 0.0) -> str:
+    """What it takes, in words; `least`: seconds that no further CPU or GPU would save."""
+    minutes = max(flops / _rate(cpus, gpus), least) / 60
     time = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
     device = f"{several(gpus, 'GPU')} at {GPU_FLOPS / 1e12:.0f} TFLOP/s"
     if not gpus:
@@ -483,7 +513,7 @@ def _disk(config: StudyConfig) -> str:
     parameters = model_cost(base.student, num_classes, student_size(base, root))[0]
     rows = 1 + len(champions(config, base)) + len(config.baselines)
     finals = rows * config.most_seeds
-    running = 2 * max(1, count_trials(config, local_nodes()))
+    running = 2 * max(1, count_trials(config, known_nodes() or local_nodes()))
     size = 4 * parameters * (finals + running + 1) + 100_000 * config.trials
     return f"about {max(1, round(size / 2**20))} MiB"
 

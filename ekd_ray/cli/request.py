@@ -40,6 +40,7 @@ class Request:
         teacher_training: settings to train its teacher with, where that has no weights.
         out: folder of the results; None for the command's own choice.
         location: the URI that `out` is this machine's copy of.
+        assume: the nodes to plan for, as `parse_nodes` reads them; None for those that there are.
         workers: `N` or `MIN:MAX`.
         warm_start: finished studies whose best points are tried first.
         test: read the test split once, after the last epoch.
@@ -56,6 +57,7 @@ class Request:
     location: Location | None = None
     data_root: str | None = None
     address: str | None = None
+    assume: str | None = None
     keep_ray_logs: bool = False
     workers: str = "1"
     cpus_per_trial: int | None = None
@@ -158,7 +160,12 @@ def _request(args: argparse.Namespace, **found: Any) -> Request:
         given["out"], given["location"] = locate(args_out)
     if "warm_start" in given:
         given["warm_start"] = tuple(given["warm_start"])
-    return Request(**given, **found)
+    request = Request(**given, **found)
+    if request.assume is not None and (request.address or not request.dry_run):
+        raise UserError(
+            f"--assume {shorten(request.assume)} is for plans: add --dry-run, and drop --address."
+        )
+    return request
 
 
 def _recipe(args: argparse.Namespace, given: Given) -> Recipe:

@@ -12,8 +12,9 @@ from ekd_ray.cli.request import Request
 from ekd_ray.cli.terminal import Terminal
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.targets import DIRECTIONS
-from ekd_ray.errors import continue_with
+from ekd_ray.errors import UserError, continue_with
 from ekd_ray.results.run_result import RunResult
+from ekd_ray.scale.assumed_nodes import assuming
 from ekd_ray.scale.schedulers import Chance
 from ekd_ray.studies.training import Training, failures_in_sentences, planned, run_training
 
@@ -22,13 +23,18 @@ def train(request: Request) -> int:
     """Train `request.run` into its folder: history, events, weights, result.json."""
     assert request.run is not None
     set_up_ray(request.address, keep_logs=request.keep_ray_logs)
-    with planned(
+    with assuming(request.assume), planned(
         request.run, out=request.out, location=request.location, candidates=request.candidates,
         teacher_training=request.teacher_training,
         workers=request.workers, cpus_per_trial=request.cpus_per_trial,
         gpus_per_trial=request.gpus_per_trial, data_root=request.data_root, test=request.test,
         download=request.download, resume=request.resume,
     ) as training:  # fmt: skip
+        if request.assume and training.workers.most == 1 and training.candidates is None:
+            raise UserError(
+                "--assume plans several trials or workers, and this run is one process: drop it, "
+                "or give --workers N."
+            )
         plan = run_plan(
             training.config, training.out, request.data_root, training.workers,
             training.candidates, training.study, training.teaching, request.role,

@@ -255,6 +255,8 @@ def _failures(content: Content) -> list[str]:
     lines += _failed_rows(content.board)
     if len(failed) > MOST_FAILURES:
         lines.append(f"... and {len(failed) - MOST_FAILURES} more failed trials")
+    if lines:
+        lines.append(f"what they wrote: {command_text('logs', content.study.path)}")
     return lines
 
 

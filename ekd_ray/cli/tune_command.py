@@ -18,7 +18,7 @@ from ekd_ray.cli.output import passing, print_json, print_plan, print_text, set_
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError, continue_with
-from ekd_ray.studies.places import RUNS, default_folder
+from ekd_ray.studies.places import default_folder, default_place
 from ekd_ray.studies.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -78,18 +78,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("max_concurrent", "workers_per_trial"):
         flags.add_setting(group, name)
     flags.add_setting(group, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker")
-    flags.add_common(group, "--require-gain", "--address", "--keep-ray-logs")
+    flags.add_common(group, "--require-gain", "--address", "--assume", "--keep-ray-logs")
     flags.add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one study, or one after the other, from teacher to exported winner."""
+    from ekd_ray.scale.assumed_nodes import assuming
+
     request = study_request(args)
     with passing("loading PyTorch and Ray ...", quiet=request.quiet):
         set_up_ray(request.address, keep_logs=request.keep_ray_logs)
-    if "" in request.studies:
-        return _run_one(request.studies[""], request)
-    return _run_many(request)
+    with assuming(request.assume):
+        if "" in request.studies:
+            return _run_one(request.studies[""], request)
+        return _run_many(request)
 
 
 def _run_one(recipe: Recipe, request: Request) -> int:
@@ -167,7 +170,7 @@ def _run_many(request: Request) -> int:
     )
     from ekd_ray.studies.pipeline import prepare_study
 
-    out = (request.out or RUNS / "comparison").absolute()
+    out = (request.out or default_place("comparison")).absolute()
     location = request.location
     # All are checked before the first one costs anything.
     configs = {
@@ -190,7 +193,12 @@ def _run_many(request: Request) -> int:
         print_plan(text, values, as_json=request.json)
         return 0
     done: dict[tuple[str, str], Study | str] = {}
-    with connected(*configs.values()):
+
+    def say(text: str) -> None:
+        if not request.quiet:
+            print_text(text, file=sys.stderr)
+
+    with connected(*configs.values(), say=say):
         for name, config in configs.items():
             if not request.quiet:
                 Console().rule(name)

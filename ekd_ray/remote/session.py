@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config.plugins import SOURCES, names_plugins
 from ekd_ray.errors import UserError, spell_controls
-from ekd_ray.files import make_private, read_bytes
+from ekd_ray.files import check_name, make_private, read_bytes
 from ekd_ray.remote.lease import LEASE, Lease, take_lease
-from ekd_ray.remote.location import Location, working_copy
+from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
 from ekd_ray.remote.mirror import (
     CHECKPOINT,
     RESULT,
@@ -188,6 +188,14 @@ def reading_copy(location: Location) -> Path:
         for name in here.keys() - objects.keys():
             (folder / name).unlink()
     return folder
+
+
+def open_folder(path: str | Path) -> Path:
+    """A folder to read from: the one of this path, or a copy of what is at this URI now."""
+    if isinstance(path, str) and is_uri(path):
+        found = parse_location(path)
+        return found if isinstance(found, Path) else reading_copy(found)
+    return check_name(path)
 
 
 def holds(location: Location, name: str) -> bool:

@@ -21,8 +21,7 @@ from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Damaged, UserError, shorten
 from ekd_ray.files import atomic_path, check_format, check_name, check_plain
-from ekd_ray.remote.location import is_uri, parse_location
-from ekd_ray.remote.session import reading_copy
+from ekd_ray.remote.session import open_folder
 from ekd_ray.results.importance import parameter_importance
 from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
 from ekd_ray.results.paired import Paired, paired_difference
@@ -85,11 +84,7 @@ class StudyReader:
             UserError: there is no study, a newer one, no way to it, or plugins that are not
                 trusted.
         """
-        if isinstance(path, str) and is_uri(path):
-            found = parse_location(path)
-            folder = found if isinstance(found, Path) else reading_copy(found)
-        else:
-            folder = check_name(path)
+        folder = open_folder(path)
         if not (folder / STUDY_FILE).is_file():
             raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
         file = YamlFile.read(folder / STUDY_FILE)

@@ -19,6 +19,7 @@ from ekd_ray.config.phrases import several
 from ekd_ray.config.study_config import LEAST_SHARE, Gpus
 from ekd_ray.engine.precision import local_cpus as local_cpus
 from ekd_ray.errors import SAME_COMMAND, UserError, continuing_command, end_process
+from ekd_ray.scale.assumed_nodes import assumed_nodes
 from ekd_ray.scale.ray_folder import discard_folder, private_folder
 from ekd_ray.scale.ray_private import (
     dead_vital_processes,
@@ -55,14 +56,17 @@ Node = tuple[float, float]
 
 def on_cluster() -> bool:
     """Whether trials run on a cluster that is there already, named by RAY_ADDRESS."""
-    return os.environ.get(ADDRESS, "local") not in ("", "local")
+    return assumed_nodes() is None and os.environ.get(ADDRESS, "local") not in ("", "local")
 
 
 @contextlib.contextmanager
-def connected(*configs: StudyConfig) -> Iterator[None]:
+def connected(*configs: StudyConfig, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Ray for the duration: the cluster named by RAY_ADDRESS, or a local one of our own.
 
     A connection that is there already is used and left open. Every study must fit.
+
+    Args:
+        say: told what is waited for, before it is.
 
     Raises:
         UserError: no cluster at the address, or a study that does not fit.
@@ -75,6 +79,7 @@ def connected(*configs: StudyConfig) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if not ray.is_initialized():
                 own = not on_cluster()
+                say("starting Ray ..." if own else f"joining Ray at {os.environ[ADDRESS]} ...")
                 folder = stack.enter_context(private_folder()) if own else None
                 if folder:
                     stack.enter_context(ended_with_driver(folder))
@@ -208,13 +213,15 @@ def _unreachable(reason: str) -> UserError:
     lines = [line.strip() for line in reason.splitlines() if line.strip()]
     return UserError(
         f"cannot join the Ray cluster at {os.environ.get(ADDRESS)} ({lines[0].rstrip('.')}): check "
-        f"--address (or {ADDRESS}), that its head runs, and that its token is here (ray "
-        "get-auth-token)."
+        f"--address (or {ADDRESS}), that its head runs, and that its token is here "
+        "(RAY_AUTH_MODE=token, and ray get-auth-token shows it)."
     )
 
 
 def known_nodes() -> list[Node] | None:
     """The nodes that trials would run on; None before a connection to a cluster elsewhere."""
+    if (nodes := assumed_nodes()) is not None:
+        return nodes
     import ray
 
     if ray.is_initialized():
@@ -281,7 +288,7 @@ def refuse_misfit(
     """
     flag = _gpus_flag(workers)
     if gpus and not any(node_gpus for _, node_gpus in nodes):
-        where = "the cluster" if on_cluster() else "this machine"
+        where = "the cluster" if on_cluster() or assumed_nodes() else "this machine"
         return UserError(f"{where} has no GPU: leave {flag} out (auto) or give 0, got {gpus:g}.")
     there = "there is no node"
     if nodes:
@@ -415,15 +422,30 @@ def check_seen(folder: Path, nodes: Mapping[str, str], sees: Callable[[str, str]
         )
 
 
-def _node_sees(node: str, path: str) -> bool:
+def begin_on_node(node: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Ray's reference to what a function will return on a node, on none of its CPUs."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=1)(file_is_seen).options(
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-    )
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    task = ray.remote(num_cpus=0, max_retries=1)(function)
+    return task.options(scheduling_strategy=strategy).remote(*arguments)
+
+
+def ask_node(
+    node: str, function: Callable[..., Any], *arguments: Any, seconds: float = ANSWER_SECONDS
+) -> Any:
+    """What a function returns on a node. Raises `ray.exceptions.RayError`."""
+    import ray
+
+    return ray.get(begin_on_node(node, function, *arguments), timeout=seconds)
+
+
+def _node_sees(node: str, path: str) -> bool:
+    import ray
+
     try:
-        return bool(ray.get(task.remote(path), timeout=ANSWER_SECONDS))
+        return bool(ask_node(node, file_is_seen, path))
     except ray.exceptions.GetTimeoutError:
         return False
     except ray.exceptions.RayError:  # a node that dies meanwhile runs no trial

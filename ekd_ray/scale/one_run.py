@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.config.phrases import several
+from ekd_ray.config.phrases import command_text, several
 from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.checkpoint import CHECKPOINT
@@ -30,6 +30,7 @@ from ekd_ray.scale.cluster import (
 from ekd_ray.scale.tracking import Observer
 from ekd_ray.scale.trainer import SCRATCH, Workers, fit_group
 from ekd_ray.scale.worker import RUN, TrainOptions, train_run
+from ekd_ray.scale.worker_output import keep_failure_log
 
 # Starts of the worker group after its first, each from the newest checkpoint.
 RESTARTS = 3
@@ -104,15 +105,18 @@ def run_on_workers(
                     scratch=folder / SCRATCH,
                 )
         except TrainingFailedError as error:
+            keep_failure_log(folder, str(error))
             reason = failure_reason(folder)
             if not (folder / FAILURE).exists():
                 reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
             raise UserError(
-                f"the workers died {RESTARTS + 1} times ({reason.rstrip('.')}): continue with "
-                f"{name_continuation()}."
+                f"the workers died {RESTARTS + 1} times ({reason.rstrip('.')}): "
+                f"{command_text('logs', folder)} shows more; continue with {name_continuation()}."
             ) from error
         finally:
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+        if not (folder / RESULT).exists():
+            keep_failure_log(folder, "")
     if not (folder / RESULT).exists():
         raise UserError(failure_reason(folder))
 

@@ -10,6 +10,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.phrases import command_text
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session
@@ -90,9 +91,11 @@ def run_all(
     missing = [run for run in waiting.values() if not (run.folder / RESULT).exists()]
     for run in missing:
         if (run.folder / FAILURE).exists():
+            name = run.folder.name
             raise UserError(
                 f"{run.name} (seed {run.seed}) did not finish the {run.stage} step: "
-                f"{failure_reason(run.folder)}; continue with {name_continuation()}."
+                f"{failure_reason(run.folder).rstrip('.')}; see "
+                f"{command_text('logs', study, name)}, and continue with {name_continuation()}."
             )
     if missing:
         raise Interrupted

@@ -15,6 +15,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.phrases import command_text
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Interrupted, UserError, disk_full_error, name_continuation
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
@@ -22,13 +23,14 @@ from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.scale.cluster import with_gpus
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.full_runs import FullRuns
-from ekd_ray.scale.ray_private import memory_kills_are_deaths, no_variables_passed_on
+from ekd_ray.scale.ray_private import last_failure, memory_kills_are_deaths, no_variables_passed_on
 from ekd_ray.scale.schedulers import ARRIVALS, Chance, NoStopping, make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.tracking import Observer, Tracker
 from ekd_ray.scale.trainer import SCRATCH, make_trainable
 from ekd_ray.scale.trial_slots import ProcessDeaths, TrialSlots
 from ekd_ray.scale.worker import RUN, Train, TrainOptions, train_run
+from ekd_ray.scale.worker_output import keep_failure_log
 
 
 class NoWinner(UserError):
@@ -86,9 +88,10 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
                 f"by --extend {config.half_more} with {name_continuation()}."
             )
         reasons = {record.reason.rstrip(".") for record in study.records() if record.reason}
+        more = f" (more by: {command_text('logs', run)})" if reasons else ""
         raise NoWinner(
             f"no trial of {run} finished its {config.distill.epochs} epochs; "
-            f"reasons: {'; '.join(sorted(reasons)) or 'all were stopped early'}."
+            f"reasons: {'; '.join(sorted(reasons)) or 'all were stopped early'}{more}."
         )
 
 
@@ -131,6 +134,20 @@ class ObserverCallback(tune.Callback):
             self._observer.ended(self._number(trial), failed=True)
 
 
+class FailureLogs(tune.Callback):
+    """Keeps the log of each run that fails, while the files of its processes are there."""
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        said = last_failure(trial)
+        folder = RunRecord.from_dict(trial.config[RUN]).folder
+        keep_failure_log(folder, said and f"failure {said.strip()}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        folder = RunRecord.from_dict(trial.config[RUN]).folder
+        if (folder / FAILURE).exists():
+            keep_failure_log(folder, "")
+
+
 def run_tuner(
     run: Path,
     config: StudyConfig,
@@ -163,7 +180,7 @@ def run_tuner(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[deaths, *trackers, ObserverCallback(observer)],
+            callbacks=[deaths, FailureLogs(), *trackers, ObserverCallback(observer)],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),

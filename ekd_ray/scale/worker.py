@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from ekd_ray.files import read_json, write_json
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.scale.cluster import own_cores
+from ekd_ray.scale.worker_output import output_noted
 
 Report = Callable[[dict[str, Any]], None]
 # What a Ray process does for a run: `train_run` with its options, or a test's own.
@@ -71,8 +73,9 @@ def train_in_process(config: dict[str, Any], *, train: Train, gpus: float, limit
     """
     from ray import tune  # slow to import, and training alone does without
 
-    with share_of_gpu(gpus, limited=limited):
-        train(RunRecord.from_dict(config[RUN]), tune.report)
+    run = RunRecord.from_dict(config[RUN])
+    with share_of_gpu(gpus, limited=limited), output_noted(run.folder):
+        train(run, tune.report)
 
 
 def train_as_worker(config: dict[str, Any], *, train: Train, gpus: float) -> None:
@@ -80,12 +83,13 @@ def train_as_worker(config: dict[str, Any], *, train: Train, gpus: float) -> Non
     import ray.train  # slow to import, and training alone does without
     from ray.train.torch import get_device
 
-    with share_of_gpu(gpus):
+    run = RunRecord.from_dict(config[RUN])
+    with share_of_gpu(gpus), output_noted(run.folder):
         if gpus:  # a node's workers see all of its GPUs
             device = get_device()
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-        train(RunRecord.from_dict(config[RUN]), ray.train.report)
+        train(run, ray.train.report)
 
 
 def train_run(
@@ -126,6 +130,7 @@ def train_run(
                 write_json(folder / FULL, {"reason": str(full)})
         elif reason := out_of_memory(error, DistillConfig.from_dict(run.config)):
             write_json(folder / FAILURE, {"reason": reason})
+            traceback.print_exc()
             raise MemoryError(reason) from None
         raise
 
@@ -152,6 +157,7 @@ def _distill(
         )
         return decide_determinism(config, train, wanted=run.stage.exports)
     except (Diverged, UserError) as error:
+        traceback.print_exc()  # for failure.log
         if ranks.is_first():
             write_json(run.folder / FAILURE, {"reason": str(error)})
     return None

@@ -43,6 +43,7 @@ from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.failure_log import error_kept
 from ekd_ray.results.records import (
     BEST,
     FORMAT_VERSION,
@@ -61,7 +62,6 @@ from ekd_ray.scale.cluster import (
     connected,
     count_trials,
     describe_gpus,
-    is_connected,
     known_nodes,
     local_cpus,
     on_cluster,
@@ -440,7 +440,7 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         # A cluster is joined before anything is computed; a Ray of our own would only be in the
         # way, but of several trainings of a teacher, and of those that are to run on a GPU.
         if on_cluster() or teaches_on_ray(config):
-            stack.enter_context(_connected(config, observer))
+            stack.enter_context(connected(config, say=observer.note))
         nodes = known_nodes() or []
         if on_cluster():  # of which the plan knew nothing
             check_budget(config, nodes)
@@ -459,7 +459,7 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         config = _softmax_teacher_stage(out, config, base, observer)
         if base.teacher_weights is not None:
             _measure_teacher(out, config, base, observer)
-        with _connected(config, observer):
+        with connected(config, say=observer.note):
             config = around_prior(config, base)
             search(out, config, base, observer)
             confirm(out, config, base, observer)
@@ -468,15 +468,6 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
     bundle = export_bundle(study, out / BEST, force=True)
     _report(study)
     return bundle
-
-
-@contextlib.contextmanager
-def _connected(config: StudyConfig, observer: Observer) -> Iterator[None]:
-    """As `connected`; a start of some seconds is not silent."""
-    if not is_connected():
-        observer.stage("joining the cluster" if on_cluster() else "starting Ray", 1, 0)
-    with connected(config):
-        yield
 
 
 def _report(study: Study) -> None:
@@ -532,7 +523,8 @@ def teach(path: Path, config: StudyConfig, settings: dict[str, Any], observer: O
         note_continued(observer, path.parent.name, path.parent, training.epochs)
         observer.stage(path.parent.name, 1, training.epochs)
         observer.started(str(base.teacher), 0, training.to_dict())
-        with epochs_reported(path.parent, functools.partial(observer.epoch, 0)):
+        reported = epochs_reported(path.parent, functools.partial(observer.epoch, 0))
+        with error_kept(path.parent), reported:
             compute_off_driver(
                 config, _train_alone, training, path, config.data_root, _threads(config)
             )

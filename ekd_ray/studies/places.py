@@ -12,6 +12,8 @@ from ekd_ray.files import check_name, expand_home, file_name
 from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
 
 RUNS = Path("runs")  # results for which no folder was given
+# Ray gives it to the program of `ray job submit`, and to nobody else.
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def absolute(path: str | Path) -> str:
@@ -39,9 +41,13 @@ def absolute_paths(distill: dict[str, Any]) -> dict[str, Any]:
 
 
 def locate(out: str | Path) -> tuple[Path, Location | None]:
-    """The folder of the results on this machine, and the URI that it is a copy of, if any."""
+    """The folder of the results on this machine, and the URI that it is a copy of, if any.
+
+    Raises:
+        UserError: no such place; inside of a Ray job, a folder that is relative.
+    """
     found = parse_location(out) if isinstance(out, str) and is_uri(out) else check_name(out)
-    return (found, None) if isinstance(found, Path) else (working_copy(found), found)
+    return (stable(found), None) if isinstance(found, Path) else (working_copy(found), found)
 
 
 def find_header(out: str | Path, name: str) -> Path:
@@ -63,6 +69,22 @@ def find_header(out: str | Path, name: str) -> Path:
 
 
 def default_folder(config: DistillConfig, *parts: str) -> Path:
-    """`runs/<data set>-<parts>`, where no folder is given."""
+    """`runs/<data set>-<parts>`, where no folder is given. As `default_place`."""
     data = config.dataset.rpartition("/")[2]
-    return RUNS / "-".join((data, *map(file_name, parts)))
+    return default_place("-".join((data, *map(file_name, parts))))
+
+
+def default_place(name: str) -> Path:
+    """A folder below `runs/`. As `stable`."""
+    return stable(RUNS / name)
+
+
+def stable(out: Path) -> Path:
+    """The folder of the results; raises `UserError` if it would go with the Ray job around it."""
+    if _JOB in os.environ and not out.is_absolute():
+        raise UserError(
+            "inside of a Ray job --out must be an absolute folder that all nodes see, or "
+            f"s3://BUCKET/FOLDER, got {out}, which is below the job's own folder on one node, and "
+            "goes with it: give --out /SHARED/RUN."
+        )
+    return out

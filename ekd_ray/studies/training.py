@@ -129,8 +129,8 @@ def planned(
                 )
     # Before anything asks for a GPU.
     with share_of_gpu(0) if group.gpus == 0 else contextlib.nullcontext():
-        default = default_folder(run, run.student, run.method, f"seed{run.seed}")
-        out = (out or default).absolute()
+        if out is None:
+            out = default_folder(run, run.student, run.method, f"seed{run.seed}")
         teaching = None
         if method_of(run).needs_teacher and run.teacher_weights is None and teacher_training:
             teaching = resources.replace(distill=run, teacher_training=dict(teacher_training))
@@ -151,7 +151,7 @@ def planned(
         elif (there := known_nodes()) is not None:
             check_workers_fit(group.on(there), there)
         yield Training(
-            config=config, out=out, workers=group, candidates=candidates, study=study,
+            config=config, out=out.absolute(), workers=group, candidates=candidates, study=study,
             teaching=teaching, location=location, data_root=data_root, test=test,
             download=download, resume=resume,
         )  # fmt: skip
@@ -209,7 +209,8 @@ def _taught(training: Training, observer: Observer) -> Training:
 def _train(training: Training, observer: Observer) -> None:
     config, out, data_root = training.config, training.out, training.data_root
     if training.candidates and training.study:
-        with contextlib.nullcontext() if (out / WEIGHTS).exists() else connected(training.study):
+        joined = connected(training.study, say=observer.note)
+        with contextlib.nullcontext() if (out / WEIGHTS).exists() else joined:
             check_visible(out)
             train_candidates(out / WEIGHTS, training.candidates, training.study, observer)
         return

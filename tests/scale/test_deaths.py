@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.results import Study
+from ekd_ray.results.failure_log import FAILURE_LOG
 from ekd_ray.results.records import (
     FAILURE,
     RESULT,
@@ -46,6 +48,7 @@ RATES = (0.05, 0.04, 0.03, 0.01, 0.02, 0.06)
 DIES_ALWAYS, DIES_ONCE, ASKS_TOO_MUCH, DIVERGES, LIVES, BREAKS = range(len(RATES))
 EPOCHS = 2
 OPTIONS = TrainOptions(data_root=None, threads=1)
+WORDS, SECRET, PASSWORD = "the last words of", "canary0123456789", "canary-password"
 
 
 STUDY = StudyConfig(
@@ -68,6 +71,8 @@ def perilous(job: RunRecord, report: Report) -> object:
         file.write(f"{job.number} {os.getpid()}\n")
 
     def fate(row: dict[str, Any]) -> None:
+        said = f"{WORDS} {job.number} \x1b[2J {SECRET} s3://me:{PASSWORD}@host/bucket"
+        print(said, file=sys.stderr, flush=True)
         if job.number == DIES_ALWAYS or (job.number == DIES_ONCE and not mark.exists()):
             with open(mark, "a") as file:
                 file.write("x")
@@ -86,8 +91,12 @@ def perilous(job: RunRecord, report: Report) -> object:
 
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
-    with connected():
-        yield
+    os.environ["EKD_CANARY_TOKEN"] = SECRET  # Ray's processes inherit it
+    try:
+        with connected():
+            yield
+    finally:
+        del os.environ["EKD_CANARY_TOKEN"]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +139,44 @@ def test_a_trial_has_one_process_to_spare_and_its_reason(
     trial = searcher.study.get_trials()[number]
     assert trial.state == (TrialState.FAIL if status == "failed" else TrialState.COMPLETE)
     assert trial.user_attrs.get("reason") == record.reason
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (DIES_ALWAYS, ["Ray says", "died", WORDS]),
+        (ASKS_TOO_MUCH, ["out of memory", "Traceback", "RuntimeError"]),
+        (DIVERGES, ["Diverged: train_loss became"]),
+        (BREAKS, ["KeyError: 'surprise'", WORDS]),
+        (DIES_ONCE, None),
+        (LIVES, None),
+    ],
+)
+def test_what_a_failed_trial_wrote_is_kept_in_its_folder(
+    ended: tuple[Path, OptunaSearcher], launch: Any, number: int, words: list[str] | None
+) -> None:
+    """And `ekd-ray logs` shows it, after Ray and its folder have gone."""
+    run, _ = ended
+    folder = trial_folder(run, number)
+    assert not list(folder.glob(".output*")), "no path of this machine is left"
+    code, out, err = launch("logs", run, number)
+    if words is None:
+        assert not (folder / FAILURE_LOG).exists()
+        assert code == 2 and "has not failed" in err
+        assert f"{DIES_ALWAYS}, {ASKS_TOO_MUCH}, {DIVERGES}, {BREAKS}" in err
+        return
+    assert code == 0, err
+    for word in [f"trial {number} failed:", *words]:
+        assert word in out
+    for other in {*range(len(RATES))} - {number}:
+        assert f"{WORDS} {other} " not in out, "another trial of the same process"
+    assert "\x1b" not in out
+    kept = (folder / FAILURE_LOG).read_text()
+    assert SECRET not in kept and PASSWORD not in kept
+    if WORDS in words:
+        assert f"{WORDS} {number} \\x1b[2J $EKD_CANARY_TOKEN s3://***@host" in out
 
 
 @pytest.mark.slow  # tests/engine/test_rank_curves.py has the workers
