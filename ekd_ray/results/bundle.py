@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,8 @@ from ekd_ray.engine.evaluate import evaluate_model, predict
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.history import HISTORY, read_history
 from ekd_ray.engine.measure.metrics import classification_metrics
+from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
+from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.precision import environment, pick_device
 from ekd_ray.engine.resolve import check_model, student_size
 from ekd_ray.engine.run_stage import RunStage
@@ -54,6 +56,13 @@ from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
 from ekd_ray.results.html import facts_html
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
 from ekd_ray.results.leaderboard import TESTED, Leaderboard, Row, mean_sd, select_metrics
+from ekd_ray.results.prediction_table import (
+    COVERAGES,
+    PredictedFiles,
+    coverage_thresholds,
+    list_pictures,
+    write_predictions,
+)
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import figure_text, list_figures, metric_name
@@ -169,6 +178,24 @@ class Bundle:
             UserError: something else, or a file that is not a picture.
         """
         return classify(self._classifier, images, self.config, self.class_names)
+
+    def predict_files(
+        self,
+        pictures: Sequence[str | Path],
+        out: str | Path,
+        *,
+        coverage: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PredictedFiles:
+        """Write the predictions of picture files to a table; see `write_predictions`.
+
+        Args:
+            pictures: files, or folders of them. out: ends with `.parquet` or `.csv`.
+            coverage: the share of pictures like the test split's that is kept; others abstain.
+            progress: called with the pictures done and in all.
+        """
+        listed = list_pictures(pictures)
+        return write_predictions(self, listed, out, coverage=coverage, progress=progress)
 
     def push_to_hub(
         self,
@@ -511,6 +538,7 @@ def bundle_metrics(
         "study": config.fingerprint(),
         "class_names": list(arrays.class_names),
         "log_prior": read_metadata(run.folder / WEIGHTS).log_prior,
+        "coverage_thresholds": _coverage_thresholds(run.folder),
         "seeds": list(seeds),
         "workers": config.workers_per_trial,
         "seconds": run.seconds,
@@ -535,6 +563,15 @@ def bundle_metrics(
         },
         "differences": {name: asdict(found) for name, found in study.differences().items()},
     }
+
+
+def _coverage_thresholds(folder: Path) -> list[float] | None:
+    """What the final evaluation said of the test images, whose labels have no part in it; None
+    where it was not kept."""
+    try:
+        return coverage_thresholds(Predictions.load(folder / PREDICTIONS).uncertainty)
+    except UserError:
+        return None
 
 
 def _spreads(seeds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -563,6 +600,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     names: Any = metrics.get("class_names")
     model: Any = metrics.get("model")
     test, exports = metrics.get("test"), metrics.get("exports") or {}
+    thresholds: Any = metrics.get("coverage_thresholds")
     sound = (
         isinstance(names, list)
         and len(names) > 1
@@ -574,6 +612,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         and isinstance(exports, dict)
         and all(isinstance(entry, dict) for entry in exports.values())
         and type(metrics.get("workers")) is int
+        and (thresholds is None or _are_thresholds(thresholds))
     )
     if not sound:
         raise _damaged(path)
@@ -584,6 +623,14 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def _are_figures(found: Any) -> bool:
     """Whether it is a mapping to numbers."""
     return isinstance(found, dict) and all(type(v) in (int, float) for v in found.values())
+
+
+def _are_thresholds(found: Any) -> bool:
+    return (
+        isinstance(found, list)
+        and len(found) == len(COVERAGES)
+        and all(isinstance(value, float) for value in found)
+    )
 
 
 def read_environment(path: Path) -> dict[str, Any]:
