@@ -455,8 +455,9 @@ def export_bundle(
         if formats:
             classifier = Bundle(path=temporary, config=config, metrics=metrics).classifier()
             metrics["exports"] = export_programs(
-                temporary, formats, classifier, config, normalized_input=normalized_input
-            )
+                temporary, formats, classifier, config, metrics["class_names"],
+                normalized_input=normalized_input,
+            )  # fmt: skip
         write_json(temporary / "metrics.json", metrics)
         weights = read_metadata(temporary / WEIGHTS)
         card = model_card(config, weights, metrics, board, license=license)
