@@ -177,7 +177,7 @@ def test_the_cards_example_gives_what_predict_gives(
     onnx.helper.set_model_props(model, {k: exports._as_text(v) for k, v in facts.items()})
     onnx.save(model, tmp_path / "best" / "model.onnx")
     card = model_card(
-        config, programmed.weights, programmed.metrics, [Row(name="x", config=config)]
+        config, programmed.weights, programmed.metrics, [Row(name="x", config=config, test=(0.5,))]
     )
     (code,) = [c for c in re.findall(r"```python\n(.*?)```", card, re.S) if "onnxruntime" in c]
     assert code.count("\n") <= 22
@@ -199,5 +199,5 @@ def test_the_card_has_no_example_that_would_be_wrong(programmed):
     program = {**metrics["exports"]["model.onnx"], "side": 64, "normalized_input": True}
     other = {**metrics, "exports": {"model.onnx": program}}
     assert "onnxruntime" not in model_card(
-        config, programmed.weights, other, [Row(name="x", config=config)]
+        config, programmed.weights, other, [Row(name="x", config=config, test=(0.5,))]
     )
