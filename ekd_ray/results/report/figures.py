@@ -334,6 +334,7 @@ def draw_confusion(content: Content) -> Iterator[Chart]:
             z=np.round(rates[part], 4).tolist(), customdata=counts[part].tolist(), x=ticks,
             y=ticks, zmin=0, zmax=1, colorscale=SEQUENTIAL,
             colorbar={"thickness": 10, "outlinewidth": 0, "tickformat": ".0%"},
+            texttemplate="%{customdata}" if len(shown) <= NAMED_CLASSES else None,
             hovertemplate="%{y}, taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
         ),
         {"showlegend": False,

@@ -22,7 +22,7 @@ class ShownImage:
 
     source: str
     label: str
-    said: str
+    said: tuple[str, ...]
 
 
 def list_images(content: Content) -> dict[str, list[ShownImage]]:
@@ -42,14 +42,14 @@ def list_images(content: Content) -> dict[str, list[ShownImage]]:
 def _show(found: Predictions, gallery: Gallery, row: int) -> ShownImage:
     index, names = int(gallery.images[row]), found.class_names
     confidence = float(found.confidence[index])
-    said = [f"student: {names[int(found.predicted[index])]}, {confidence:.0%}"]
+    said = [f"student: {names[int(found.predicted[index])]} ({confidence:.0%})"]
     if (taught := int(gallery.teacher[row])) >= 0:
         said.append(f"teacher: {names[taught]}")
-        said.append(f"{float(gallery.distances[row]):.0%} of the probability elsewhere")
+        said.append(f"distance: {float(gallery.distances[row]):.2f}")
     return ShownImage(
         source=_data_uri(gallery.thumbnails[row].permute(1, 2, 0).numpy()),
         label=names[int(found.labels[index])],
-        said="; ".join(said),
+        said=tuple(said),
     )
 
 

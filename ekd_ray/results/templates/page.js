@@ -86,5 +86,6 @@
     window.addEventListener("afterprint", () => toPaper(false));
   }
   const ready = unpack().then(start, describe);
+  window.chartsReady = ready;
   window.drawAllCharts = () => ready.then(drawAll);
 })();
