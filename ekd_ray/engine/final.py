@@ -71,8 +71,9 @@ def _keep_predictions(path: Path, found: Evaluation, data: RunData, result: Trai
             logits[asked], taught, log_prior=log_prior,
             teacher_log_prior=teacher_priors(config)[1],
         )  # fmt: skip
-        first = every[len(mistakes) :].argsort(descending=True, stable=True)[:MOST_SHOWN]
-        rows = torch.cat((torch.arange(len(mistakes)), len(mistakes) + first))
+        order = every.argsort(descending=True, stable=True)
+        others = order[~torch.isin(asked[order], mistakes)][:MOST_SHOWN]
+        rows = torch.cat((torch.arange(len(mistakes)), others))
         shown, distances, teacher = asked[rows], every[rows], taught.argmax(dim=1)[rows]
     Gallery(
         mistakes=len(mistakes), images=shown, teacher=teacher, distances=distances.float(),

@@ -27,7 +27,7 @@ SIDE = 64  # pixels, at most: 12 KB an image
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """K test images: `mistakes` surest mistakes, then those that the teacher sees otherwise.
+    """K test images: `mistakes` surest mistakes, then others that the teacher sees otherwise.
 
     `images` int64 [K], indices in the order of `Predictions`; `thumbnails` uint8 [K, 3, S, S];
     `teacher` int64 [K], the teacher's class, -1 without a teacher; `distances` float32 [K], half

@@ -327,18 +327,20 @@ def draw_confusion(content: Content) -> Iterator[Chart]:
     rates = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     part = np.ix_(shown, shown)
     ticks = [names[i] for i in shown]
-    named = {"showticklabels": len(shown) <= NAMED_CLASSES, "type": "category", "showgrid": False,
+    few = len(shown) <= NAMED_CLASSES
+    named = {"showticklabels": few, "type": "category", "showgrid": False,
              "zeroline": False}  # fmt: skip
     figure = go.Figure(
         go.Heatmap(
             z=np.round(rates[part], 4).tolist(), customdata=counts[part].tolist(), x=ticks,
             y=ticks, zmin=0, zmax=1, colorscale=SEQUENTIAL,
             colorbar={"thickness": 10, "outlinewidth": 0, "tickformat": ".0%"},
-            texttemplate="%{customdata}" if len(shown) <= NAMED_CLASSES else None,
+            text=[[str(n) if n else "" for n in line] for line in counts[part]] if few else None,
+            texttemplate="%{text}" if few else None,
             hovertemplate="%{y}, taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
         ),
         {"showlegend": False,
-         "xaxis": {**named, "title": {"text": "prediction"}, "tickangle": -45},
+         "xaxis": {**named, "title": {"text": "prediction"}},
          "yaxis": {**named, "title": {"text": "label"}, "autorange": "reversed"}},
     )  # fmt: skip
     some = f"the {len(shown)} classes with most errors of {len(names)}, " * (

@@ -32,7 +32,9 @@ def list_images(content: Content) -> dict[str, list[ShownImage]]:
     found, gallery = content.exported
     shown = {
         "Wrong with the highest confidence": range(gallery.mistakes),
-        "Seen most differently from the teacher": range(gallery.mistakes, len(gallery.images)),
+        "Of the others, seen most differently from the teacher": range(
+            gallery.mistakes, len(gallery.images)
+        ),
     }
     return {
         title: [_show(found, gallery, row) for row in rows] for title, rows in shown.items() if rows
