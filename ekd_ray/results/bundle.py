@@ -194,8 +194,11 @@ class Bundle:
             coverage: the share of pictures like the test split's that is kept; others abstain.
             progress: called with the pictures done and in all.
         """
-        listed = list_pictures(pictures)
-        return write_predictions(self, listed, out, coverage=coverage, progress=progress)
+        return write_predictions(
+            self.classifier, self.config, self.class_names, list_pictures(pictures), out,
+            coverage=coverage, thresholds=self.metrics.get("coverage_thresholds"),
+            about={"study": self.metrics.get("study")}, progress=progress,
+        )  # fmt: skip
 
     def push_to_hub(
         self,

@@ -19,7 +19,7 @@ from ekd_ray.data.views import short_side
 from ekd_ray.engine.resolve import student_size
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.files import atomic_path
-from ekd_ray.results.inference import Classifier, varies_in_size
+from ekd_ray.results.inference import Classifier, Preprocessing, varies_in_size
 
 EXPORTS = {"pt2": "model.pt2", "onnx": "model.onnx"}
 OUTPUTS = ("logits", "probabilities", "uncertainty")
@@ -112,7 +112,7 @@ def program_facts(
     `resize_short`, then the centre), by `resample`.
     """
     size, parts = config.image_size, classifier.preprocessing
-    assert size is not None
+    assert size is not None and isinstance(parts, Preprocessing)
     margin = varies_in_size(config)
     return {
         "class_names": list(class_names),

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +19,14 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
+from ekd_ray.config import DistillConfig
 from ekd_ray.data.sources import SUFFIXES
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.measure.uncertainty import dissonance, entropies, uncertainty
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, check_name, expand_home
-from ekd_ray.results.inference import BATCH, pixels
-
-if TYPE_CHECKING:
-    from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.inference import BATCH, Classifier, pixels
 
 TABLES = (".parquet", ".csv")
 # Rows that are written together: less makes Parquet files slow to read.
@@ -111,29 +109,32 @@ def coverage_thresholds(scores: Tensor) -> list[float]:
     return [float(value) for value in np.quantile(scores.double().numpy(), COVERAGES)]
 
 
-def find_threshold(bundle: Bundle, coverage: float) -> float:
-    """The uncertainty (log-odds) above which a prediction abstains, by the test split's.
+def find_threshold(known: Sequence[float] | None, coverage: float) -> float:
+    """The uncertainty (log-odds) above which a prediction abstains, by `coverage_thresholds`.
 
     Raises:
-        UserError: a coverage that is none, or a bundle that was exported without thresholds.
+        UserError: a coverage that is none, or no thresholds, as in bundles of an older ekd_ray.
     """
     if not 0 < coverage <= 1:
         raise UserError(f"coverage must be above 0 and at most 1, got {coverage}.")
-    known = bundle.metrics.get("coverage_thresholds")
     if known is None:
         raise UserError(
-            f"{bundle.path} has no thresholds by coverage: export it again, or leave coverage out."
+            "the bundle has no thresholds by coverage: export it again, or leave coverage out."
         )
     return float(np.interp(coverage, COVERAGES, known))
 
 
 @torch.no_grad()
 def write_predictions(
-    bundle: Bundle,
+    load: Callable[[], Classifier],
+    config: DistillConfig,
+    class_names: Sequence[str],
     pictures: Sequence[str],
     out: str | os.PathLike[str],
     *,
     coverage: float | None = None,
+    thresholds: Sequence[float] | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PredictedFiles:
     """Predict pictures and write a table, one row a picture; all of it or nothing.
@@ -144,19 +145,20 @@ def write_predictions(
     keeps in its metadata (`ekd_ray`) whose predictions they are.
 
     Args:
+        load: gives the student. config: its run, by which pictures are cut.
         pictures: see `list_pictures`. out: a file that ends with `.parquet` or `.csv`.
         coverage: the share of pictures like those of the test split that is to be kept, in (0, 1];
-            the more uncertain ones abstain. progress: called with the pictures done and in all.
+            the more uncertain ones abstain. thresholds: see `coverage_thresholds`.
+        about: what else the table's metadata say. progress: called with the pictures done and in
+            all.
 
     Raises:
         UserError: `out` cannot be written, no picture can be read, or see `find_threshold`.
     """
     path = check_table(out)
-    threshold = None if coverage is None else find_threshold(bundle, coverage)
-    about = {
-        "student": bundle.config.student, "study": bundle.metrics.get("study"),
-        "coverage": coverage, "threshold": threshold,
-    }  # fmt: skip
+    threshold = None if coverage is None else find_threshold(thresholds, coverage)
+    told = {**(about or {}), "student": config.student, "coverage": coverage,
+            "threshold": threshold}  # fmt: skip
     damaged: list[str] = []
     rows = abstained = done = 0
     with contextlib.ExitStack() as stack:
@@ -165,22 +167,29 @@ def write_predictions(
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror}): choose another.") from None
         device = pick_device()
-        classifier = bundle.classifier().to(device)
+        classifier = load().to(device)
         stack.enter_context(arithmetic(deterministic=False))
-        write = stack.enter_context(_table_writer(temporary, path.suffix, about))
-        for names, images in _read_batches(bundle, pictures, damaged):
+        write = stack.enter_context(_table_writer(temporary, path.suffix, told))
+        for names, images in _read_batches(config, pictures, damaged):
             done += len(names)
             readable = [(n, i) for n, i in zip(names, images, strict=True) if i is not None]
             if readable:
                 batch = torch.from_numpy(np.stack([image for _, image in readable])).to(device)
-                logits, probabilities, certainty = classifier(batch.float() / 255)
-                columns = _columns(bundle, logits.cpu(), probabilities.cpu(), certainty.cpu())
+                found = (part.cpu() for part in classifier(batch.float() / 255))
+                logits, probabilities, certainty = found
+                best, labels = probabilities.max(dim=1)
+                columns: dict[str, Any] = {
+                    "path": [_text(name) for name, _ in readable],
+                    "predicted": [class_names[label] for label in labels.tolist()],
+                    "probability": best.numpy(),
+                    "uncertainty": certainty.numpy(),
+                    **_evidential_columns(logits, classifier.log_prior),
+                }
                 if threshold is not None:
-                    scores = uncertainty(logits.cpu(), classifier.log_prior).numpy()
+                    scores = uncertainty(logits, classifier.log_prior).numpy()
                     columns["abstain"] = scores > threshold
                     abstained += int(columns["abstain"].sum())
-                write({"path": [_text(name) for name, _ in readable], **columns}
-                      | _class_columns(bundle.class_names, probabilities.cpu()))  # fmt: skip
+                write(columns | _class_columns(class_names, probabilities))
                 rows += len(readable)
             if progress:
                 progress(done, len(pictures))
@@ -190,22 +199,15 @@ def write_predictions(
     return PredictedFiles(path=path, rows=rows, damaged=tuple(damaged), abstained=abstained)
 
 
-def _columns(
-    bundle: Bundle, logits: Tensor, probabilities: Tensor, certainty: Tensor
-) -> dict[str, Any]:
-    best, labels = probabilities.max(dim=1)
-    found: dict[str, Any] = {
-        "predicted": [bundle.class_names[label] for label in labels.tolist()],
-        "probability": best.numpy(),
-        "uncertainty": certainty.numpy(),
+def _evidential_columns(logits: Tensor, log_prior: float | None) -> dict[str, Any]:
+    if log_prior is None:
+        return {}
+    aleatoric, epistemic = entropies(logits, log_prior)
+    return {
+        "dissonance": dissonance(logits, log_prior).float().numpy(),
+        "aleatoric_entropy": aleatoric.float().numpy(),
+        "epistemic_entropy": epistemic.float().numpy(),
     }
-    prior = bundle.weights.log_prior
-    if prior is not None:
-        aleatoric, epistemic = entropies(logits, prior)
-        found["dissonance"] = dissonance(logits, prior).float().numpy()
-        found["aleatoric_entropy"] = aleatoric.float().numpy()
-        found["epistemic_entropy"] = epistemic.float().numpy()
-    return found
 
 
 def _class_columns(names: Sequence[str], probabilities: Tensor) -> dict[str, Any]:
@@ -220,14 +222,14 @@ def _text(path: str) -> str:
 
 
 def _read_batches(
-    bundle: Bundle, pictures: Sequence[str], damaged: list[str]
+    config: DistillConfig, pictures: Sequence[str], damaged: list[str]
 ) -> Iterator[tuple[list[str], list[np.ndarray | None]]]:
     """(paths, pixels uint8 [3, S, S] or None of a damaged one), at most `BATCH` each, the next
     ones read meanwhile."""
 
     def read(path: str) -> np.ndarray | str:
         try:
-            return pixels(path, bundle.config)[0]
+            return pixels(path, config)[0]
         except UserError as error:
             return str(error)
 

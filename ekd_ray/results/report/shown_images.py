@@ -27,9 +27,9 @@ class ShownImage:
 
 def list_images(content: Content) -> dict[str, list[ShownImage]]:
     """By heading, the images of the exported weights; empty where none were kept."""
-    if content.exported is None or content.exported[1] is None:
+    found, gallery = content.exported or (None, None)
+    if found is None or gallery is None:
         return {}
-    found, gallery = content.exported
     shown = {
         "Wrong with the highest confidence": range(gallery.mistakes),
         "Of the others, seen most differently from the teacher": range(
