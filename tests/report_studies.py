@@ -15,6 +15,8 @@ import yaml
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import distill
+from ekd_ray.engine.measure.gallery import FILE as GALLERY
+from ekd_ray.engine.measure.gallery import Gallery
 from ekd_ray.engine.measure.predictions import FILE, Predictions, kept_images
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
@@ -107,6 +109,18 @@ def predictions(quality: float, seed: int, *, teacher: bool = True) -> Predictio
     )
 
 
+def gallery(found: Predictions) -> Gallery:
+    """Its surest mistakes and the first images of which the teacher's logits were kept."""
+    wrong = (found.predicted != found.labels).nonzero().squeeze(1)[:5]
+    images = torch.cat((wrong, found.kept[:3]))
+    draw = torch.Generator().manual_seed(0)
+    return Gallery(
+        mistakes=len(wrong), images=images, teacher=found.labels[images],
+        distances=torch.linspace(0.9, 0.1, len(images)),
+        thumbnails=torch.randint(0, 256, (len(images), 3, 40, 40), generator=draw).byte(),
+    )  # fmt: skip
+
+
 def searched(maker: Any, **settings: object) -> Study:
     """A search of 24 trials: some stopped early, one failed with a malicious reason."""
     study = maker.study(space=SPACE, metric="val_top1", **settings)
@@ -152,6 +166,7 @@ def finished(maker: Any, **settings: object) -> Study:
             found = predictions(quality[row], seed, teacher=row != "none")
             (maker.path / folder).mkdir(parents=True)
             found.save(maker.path / folder / FILE)
+            gallery(found).save(maker.path / folder / GALLERY)
             (maker.path / folder / "history.jsonl").write_text(
                 json.dumps({"epoch": 1, "seconds": 3.0}) + "\n"
             )

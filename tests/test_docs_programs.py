@@ -119,7 +119,9 @@ def served(tmp_path_factory) -> Path:
         (home / "best" / name).write_text("{}")
     write_manifest(home / "best", FILES)
     bundle = Bundle.load(home / "best")
-    export_programs(home / "best", ["pt2", "onnx"], bundle.classifier(), bundle.config)
+    export_programs(
+        home / "best", ["pt2", "onnx"], bundle.classifier(), bundle.config, bundle.class_names
+    )
     picture = load_dataset("digits", "test").images[0].transpose(1, 2, 0)
     Image.fromarray(picture).save(home / "picture.png")
     return home

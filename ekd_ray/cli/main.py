@@ -46,6 +46,7 @@ GROUPS = {
     },
     "use": {
         "export": ("export_command", "the winner as a folder: weights, configuration, evidence"),
+        "predict": ("predict_command", "pictures with an exported winner, as a table"),
         "reproduce": ("reproduce_command", "train an exported winner again, and compare"),
     },
     "prepare": {

@@ -11,12 +11,15 @@ from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_text
 
 EXAMPLES = ("ekd-ray report runs/quickstart",)
-FIRST = ("--out",)
+FIRST = ("--out", "--no-pictures")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a study")
     parser.add_argument("--out", metavar="FILE", help="where to (default: RUN/report/index.html)")
+    parser.add_argument(
+        "--no-pictures", action="store_true", help="without the test images of the errors"
+    )
     flags.add_common(parser, "--quiet", "--json")
     flags.add_plugins(parser)
 
@@ -29,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.results.words import describe_damage
 
     study = Study.load(args.run)
-    path = write_report(study, Path(args.out) if args.out else None)
+    out = Path(args.out) if args.out else None
+    path = write_report(study, out, pictures=not args.no_pictures)
     for line in describe_damage(study.damaged()):
         print_text(line, file=sys.stderr)
     if args.json:

@@ -201,13 +201,18 @@ def crop_flips(bits: UInt64Array) -> bool:
     return bool(bits[_COIN] >> np.uint64(63))
 
 
+def short_side(size: int) -> int:
+    """Pixels that a picture's short side is resized to, before evaluation cuts out `size`."""
+    return round(size * 256 / 224)
+
+
 def evaluation_region(width: int, height: int, size: int) -> Region:
     """The part of a picture that evaluation at `size` pixels a side looks at, in its own pixels.
 
     Equals the centre crop of `size` after the short side was resized to size * 256 / 224, with
     torchvision's rounding.
     """
-    short = round(size * 256 / 224)
+    short = short_side(size)
     if width <= height:
         wide, high = short, int(short * height / width)
     else:

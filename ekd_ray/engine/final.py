@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ekd_ray.data import dataset_info
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import TrainedStudent
-from ekd_ray.engine.evaluate import evaluate_model
+from ekd_ray.engine.evaluate import Evaluation, evaluate_model
+from ekd_ray.engine.measure.gallery import FILE as GALLERY
+from ekd_ray.engine.measure.gallery import (
+    MOST_SHOWN,
+    Gallery,
+    find_mistakes,
+    measure_distances,
+    shrink_images,
+)
 from ekd_ray.engine.measure.predictions import Predictions, kept_images, teacher_predictions
+from ekd_ray.engine.measure.teacher_pass import teacher_priors
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.engine.rundata import load_test_data
+from ekd_ray.engine.rundata import RunData, load_test_data
 from ekd_ray.models import save_weights
 
 WEIGHTS = "model.safetensors"
@@ -24,8 +35,8 @@ def evaluate_test(
 
     Where there are several ranks, all of them must call: each looks at its share.
 
-    With `keep`, the model's `Predictions` are written there, so that no figure of a report has
-    to read the split again.
+    With `keep`, the model's `Predictions` are written there, and a `Gallery` beside them, so that
+    nothing in a report has to read the split again.
 
     Raises:
         ValueError: a run of this stage must not open the test split.
@@ -37,15 +48,37 @@ def evaluate_test(
         result.model, data, ids, config=config, precision=precision, log_prior=log_prior
     )
     if keep and ranks.is_first():
-        kept = ids[kept_images(*found.logits.shape).numpy()]
-        Predictions.of(
-            found.logits,
-            found.labels,
-            log_prior=log_prior,
-            class_names=data.class_names,
-            teacher=teacher_predictions(config, data, kept, precision=precision),
-        ).save(keep)
+        _keep_predictions(keep, found, data, result)
     return {f"test_{name}": value for name, value in found.metrics.items()}
+
+
+def _keep_predictions(path: Path, found: Evaluation, data: RunData, result: TrainedStudent) -> None:
+    """Write the `Predictions`, and beside them the `Gallery`."""
+    config, log_prior, ids = result.config, result.log_prior, data.validation_ids
+    logits, labels = found.logits.cpu(), found.labels.cpu()
+    kept = kept_images(*logits.shape)
+    mistakes = find_mistakes(logits, labels, log_prior=log_prior)
+    asked = torch.cat((mistakes, kept))
+    taught = teacher_predictions(config, data, ids[asked.numpy()], precision=result.precision)
+    Predictions.of(
+        logits, labels, log_prior=log_prior, class_names=data.class_names,
+        teacher=None if taught is None else taught[len(mistakes) :],
+    ).save(path)  # fmt: skip
+    shown, distances = mistakes, torch.zeros(len(mistakes))
+    teacher = torch.full_like(mistakes, -1)
+    if taught is not None:
+        every = measure_distances(
+            logits[asked], taught, log_prior=log_prior,
+            teacher_log_prior=teacher_priors(config)[1],
+        )  # fmt: skip
+        order = every.argsort(descending=True, stable=True)
+        others = order[~torch.isin(asked[order], mistakes)][:MOST_SHOWN]
+        rows = torch.cat((torch.arange(len(mistakes)), others))
+        shown, distances, teacher = asked[rows], every[rows], taught.argmax(dim=1)[rows]
+    Gallery(
+        mistakes=len(mistakes), images=shown, teacher=teacher, distances=distances.float(),
+        thumbnails=shrink_images(data.images, ids[shown.numpy()]),
+    ).save(path.with_name(GALLERY))  # fmt: skip
 
 
 def save_student(result: TrainedStudent, path: Path, *, data_root: str | None) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,13 @@ from ekd_ray.results.leaderboard import (
     gain_values,
     mean_sd,
     select_metrics,
+)
+from ekd_ray.results.prediction_table import (
+    COVERAGES,
+    PredictedFiles,
+    coverage_thresholds,
+    list_pictures,
+    write_predictions,
 )
 from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
 from ekd_ray.results.study_reader import StudyReader
@@ -185,6 +192,28 @@ class Bundle:
             UserError: something else, or a file that is not a picture.
         """
         return classify(self._classifier, images, self.config, self.class_names)
+
+    @checks_arguments
+    def predict_files(
+        self,
+        pictures: Sequence[str | Path],
+        out: str | Path,
+        *,
+        coverage: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PredictedFiles:
+        """Write the predictions of picture files to a table; see `write_predictions`.
+
+        Args:
+            pictures: files, or folders of them. out: ends with `.parquet` or `.csv`.
+            coverage: the share of pictures like the test split's that is kept; others abstain.
+            progress: called with the pictures done and in all.
+        """
+        return write_predictions(
+            self.classifier, self.config, self.class_names, list_pictures(pictures), out,
+            coverage=coverage, thresholds=self.metrics.get("coverage_thresholds"),
+            about={"study": self.metrics.get("study")}, progress=progress,
+        )  # fmt: skip
 
     @checks_arguments
     def push_to_hub(
@@ -450,8 +479,9 @@ def export_bundle(
         if formats:
             classifier = Bundle(path=temporary, config=config, metrics=metrics).classifier()
             metrics["exports"] = export_programs(
-                temporary, formats, classifier, config, normalized_input=normalized_input
-            )
+                temporary, formats, classifier, config, metrics["class_names"],
+                normalized_input=normalized_input,
+            )  # fmt: skip
         write_json(temporary / "metrics.json", metrics)
         weights = read_metadata(temporary / WEIGHTS)
         card = model_card(config, weights, metrics, board, license=license)
@@ -550,6 +580,7 @@ def bundle_metrics(
         "study": config.fingerprint(),
         "class_names": list(arrays.class_names),
         "log_prior": read_metadata(run.folder / WEIGHTS).log_prior,
+        "coverage_thresholds": _coverage_thresholds(run.folder),
         "seeds": list(seeds),
         "workers": config.workers_per_trial,
         "seconds": run.seconds,
@@ -593,6 +624,15 @@ def list_classes(folder: Path) -> list[dict[str, Any]]:
     return []
 
 
+def _coverage_thresholds(folder: Path) -> list[float] | None:
+    """What the final evaluation said of the test images, whose labels have no part in it; None
+    where it was not kept."""
+    try:
+        return coverage_thresholds(Predictions.load(folder / PREDICTIONS).uncertainty)
+    except UserError:
+        return None
+
+
 def _spreads(seeds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Mean, standard deviation and n of every metric that all seeds have."""
     names = seeds[0] if seeds else {}
@@ -619,6 +659,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     names: Any = metrics.get("class_names")
     model: Any = metrics.get("model")
     test, exports = metrics.get("test"), metrics.get("exports") or {}
+    thresholds: Any = metrics.get("coverage_thresholds")
     sound = (
         isinstance(names, list)
         and len(names) > 1
@@ -630,6 +671,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         and isinstance(exports, dict)
         and all(isinstance(entry, dict) for entry in exports.values())
         and type(metrics.get("workers")) is int
+        and (thresholds is None or _are_thresholds(thresholds))
     )
     if not sound:
         raise _damaged(path)
@@ -640,6 +682,14 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def _are_figures(found: Any) -> bool:
     """Whether it is a mapping to numbers."""
     return isinstance(found, dict) and all(type(v) in (int, float) for v in found.values())
+
+
+def _are_thresholds(found: Any) -> bool:
+    return (
+        isinstance(found, list)
+        and len(found) == len(COVERAGES)
+        and all(isinstance(value, float) for value in found)
+    )
 
 
 def read_environment(path: Path) -> dict[str, Any]:

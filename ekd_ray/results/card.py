@@ -10,9 +10,12 @@ import yaml
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.phrases import short_name
+from ekd_ray.data.views import short_side
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.errors import UserError
 from ekd_ray.models import ALIASES, WeightsMetadata
+from ekd_ray.results.exports import EXPORTS
+from ekd_ray.results.inference import varies_in_size
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.templating import render
 from ekd_ray.results.words import describe_lead, describe_missed_gain, describe_teacher
@@ -32,6 +35,7 @@ FIGURES = {
     "test_ece": ("ece", "expected calibration error (15 bins)"),
 }
 # The hub's name for it. Weights depend on what the teacher and the images are under.
+MOST_NAMED = 100  # classes that the card lists
 UNKNOWN_LICENSE = "unknown"
 
 
@@ -66,6 +70,7 @@ def model_card(
     """
     title = f"{config.student} distilled from {config.teacher or 'no teacher'}"
     front, teacher = _front_matter(config, metrics, title, license), metrics.get("teacher")
+    exports = metrics.get("exports") or {}
     return render(
         "card.md.jinja",
         autoescape=False,  # Markdown
@@ -86,8 +91,18 @@ def model_card(
         lead=describe_lead(board),
         teacher=describe_teacher(TeacherFigures(**teacher)) if teacher else None,
         log_prior=metrics["log_prior"],
-        exports=metrics.get("exports") or {},
+        exports=exports,
+        crops="resize" if varies_in_size(config) else "square",
+        short_side=short_side(config.image_size or 0),
+        named=metrics["class_names"][:MOST_NAMED],
+        runnable=_is_runnable(exports.get(EXPORTS["onnx"]), config),
     )
+
+
+def _is_runnable(program: dict[str, Any] | None, config: DistillConfig) -> bool:
+    """Whether the card's example feeds an ONNX program exactly: not where the program expects its
+    images resized a second time, to the student's own size."""
+    return program is not None and program.get("side", config.image_size) == config.image_size
 
 
 def _front_matter(

@@ -91,7 +91,7 @@ class Classifier(nn.Module):
         return logits, log_a.softmax(dim=1), vacuity
 
 
-def _varies_in_size(config: DistillConfig) -> bool:
+def varies_in_size(config: DistillConfig) -> bool:
     """Whether training pictures had any size, so that evaluation looked at their centre.
 
     Asks neither for the data nor for the plugin that registered them.
@@ -120,7 +120,7 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
 
     size = config.image_size
     assert size is not None
-    margin = _varies_in_size(config)
+    margin = varies_in_size(config)
     single = (str, os.PathLike, Image.Image, np.ndarray, Tensor)
     found = []
     listed = [images] if isinstance(images, single) or not isinstance(images, Iterable) else images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,8 +13,11 @@ from ekd_ray.config.normalization import parse_normalization
 from ekd_ray.data import normalize
 from ekd_ray.engine import final as evaluation
 from ekd_ray.engine import rundata
+from ekd_ray.engine.measure.gallery import FILE as GALLERY
+from ekd_ray.engine.measure.gallery import MOST_SHOWN, SIDE, Gallery, shrink_images
 from ekd_ray.engine.measure.predictions import LOGIT_VALUES, Predictions, kept_images
 from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.losses.dirichlet import log_expectation
 from ekd_ray.models import build_model, load_weights
 from ekd_ray.results import finish
 from ekd_ray.results.finish import finish_run
@@ -24,7 +28,8 @@ from ekd_ray.scale.worker import TrainOptions, train_run
 
 @pytest.fixture(scope="module")
 def kept(real_study, winner_config, tmp_path_factory):
-    """(predictions, metrics, splits that were opened) of the winner's final evaluation."""
+    """(predictions, metrics, splits that were opened, gallery's path) of the winner's final
+    evaluation."""
     path, opened = tmp_path_factory.mktemp("kept") / "p.safetensors", []
     load = rundata.load_dataset
 
@@ -39,11 +44,11 @@ def kept(real_study, winner_config, tmp_path_factory):
         )
     finally:
         rundata.load_dataset = load
-    return Predictions.load(path), metrics, opened
+    return Predictions.load(path), metrics, opened, path.with_name(GALLERY)
 
 
 def test_the_test_split_is_read_once_for_figures_and_predictions(kept, real_study):
-    found, metrics, opened = kept
+    found, metrics, opened, _ = kept
     assert opened == ["test"]
     assert metrics == evaluation.evaluate_test(real_study[1], stage=RunStage.FINAL, data_root=None)
     correct = (found.predicted == found.labels).double().mean()
@@ -51,7 +56,7 @@ def test_the_test_split_is_read_once_for_figures_and_predictions(kept, real_stud
 
 
 def test_logits_and_those_of_the_teacher_are_of_the_same_images(kept, real_study, winner_config):
-    found, _, _ = kept
+    found, *_ = kept
     data = rundata.load_test_data(
         winner_config, stage=RunStage.FINAL, data_root=None, device=torch.device("cpu")
     )
@@ -67,6 +72,43 @@ def test_logits_and_those_of_the_teacher_are_of_the_same_images(kept, real_study
         with torch.no_grad():
             expected = model.eval()(normalize(images, mean, std))
         assert torch.allclose(logits.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_surest_mistakes_and_the_largest_differences_are_kept(kept, real_study, winner_config):
+    """Against a pass over the test split by hand."""
+    found, _, _, path = kept
+    shown = Gallery.load(path, count=len(found.labels), classes=10)
+    wrong = [i for i in range(len(found.labels)) if found.predicted[i] != found.labels[i]]
+    surest = sorted(wrong, key=lambda i: -float(found.confidence[i]))[:MOST_SHOWN]
+    assert sorted(shown.images[: shown.mistakes].tolist()) == sorted(surest)
+    prior = real_study[1].log_prior
+    ours, theirs = (
+        log_expectation(logits.float(), 1.0, prior).exp()
+        for logits in (found.logits, found.teacher_logits)
+    )
+    distance = 0.5 * (ours - theirs).abs().sum(dim=1)
+    others = distance[~torch.isin(found.kept, torch.tensor(surest))]
+    most = others.sort(descending=True).values[:MOST_SHOWN]
+    assert len(shown.images.unique()) == len(shown.images)
+    torch.testing.assert_close(shown.distances[shown.mistakes :], most, rtol=0.02, atol=2e-3)
+    data = rundata.load_test_data(
+        winner_config, stage=RunStage.FINAL, data_root=None, device=torch.device("cpu")
+    )
+    ((images, _),) = data.images.evaluation(shown.images.numpy(), len(shown.images))
+    assert torch.equal(shown.thumbnails, images)
+    place = {int(image): row for row, image in enumerate(found.kept)}
+    for image, taught in zip(shown.images.tolist(), shown.teacher.tolist(), strict=True):
+        if image in place:
+            assert taught == int(found.teacher_logits[place[image]].float().argmax())
+
+
+def test_large_images_become_small():
+    class Large:
+        def evaluation(self, ids, batch):
+            yield torch.full((len(ids), 3, 200, 200), 7, dtype=torch.uint8), None
+
+    small = shrink_images(Large(), np.arange(3))
+    assert small.shape == (3, 3, SIDE, SIDE) and small.unique().tolist() == [7]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +47,13 @@ return {
     (node) => node.scrollWidth - node.clientWidth),
   ink: getComputedStyle(document.querySelector(".chart .xtick text")).fill,
 };
+"""
+READY = "const done = arguments[0]; chartsReady.then(() => done());"
+# axe-core's findings: rule, how bad, and the elements.
+AXE = """
+const done = arguments[0];
+drawAllCharts().then(() => axe.run(document)).then((found) => done(found.violations.map(
+  (rule) => [rule.id, rule.impact, rule.nodes.map((node) => node.html.slice(0, 200))])));
 """
 SHEET = 687  # CSS pixels between the margins of A4
 BLACKISH = "rgb(68, 68, 68)"  # --soft on paper
@@ -109,6 +118,7 @@ def opened(browser, study, width, scheme="light"):
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.cdp("Emulation.setEmulatedMedia", media="", features=features)
     browser.call("POST", "/url", {"url": path.absolute().as_uri()})
+    browser.call("POST", "/execute/async", {"script": READY, "args": []})
 
 
 def told(browser, script):
@@ -123,6 +133,28 @@ def test_the_page_works_at_desktop_and_at_phone_width(browser, reported, width):
     assert all(found["marks"].values()), found["marks"]
     assert found["wider"] <= 0
     assert browser.call("POST", "/se/log", {"type": "browser"}) == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_axe_finds_nothing_that_keeps_anybody_out(browser, reported, width, scheme):
+    package = importlib.util.find_spec("axe_playwright_python")
+    if package is None and not os.environ.get("EKD_BROWSER"):
+        pytest.skip("needs axe-playwright-python")
+    assert package and package.origin, "EKD_BROWSER is set and axe-playwright-python is not there"
+    opened(browser, reported[0], width, scheme)
+    told(browser, Path(package.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
+    assert browser.call("POST", "/execute/async", {"script": AXE, "args": []}) == []
+
+
+def test_a_browser_that_cannot_unpack_shows_the_figures_in_words(browser, reported):
+    hide = {"source": "delete globalThis.DecompressionStream"}
+    added = browser.cdp("Page.addScriptToEvaluateOnNewDocument", **hide)["identifier"]
+    try:
+        opened(browser, reported[0], 1440)
+        text = told(browser, "return document.getElementById('board').innerText")
+        assert "Test accuracy" in text and "%" in text
+    finally:
+        browser.cdp("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "dark"), (390, "light")])

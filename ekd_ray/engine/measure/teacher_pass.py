@@ -38,11 +38,7 @@ def measure_teacher(
         precision = resolve_precision(config.precision, device)
         logits = teacher_predictions(config, data, ids, precision=precision)
     assert logits is not None
-    learned = prior = read_metadata(config.teacher_weights, whole_classifier=False).log_prior
-    if learned is None and method_of(config).evidential:
-        settings: Any = config  # the settings of methods are found by name
-        own = settings.teacher_log_prior
-        prior = settings.log_prior if own is None else own
+    learned, prior = teacher_priors(config)
     labels = data.images.labels.cpu()[ids]
     found: dict[str, Any] = classification_metrics(logits, labels, log_prior=prior)
     return TeacherFigures(
@@ -54,3 +50,17 @@ def measure_teacher(
         metrics={f"val_{name}": value for name, value in found.items() if math.isfinite(value)},
         log_prior=learned,
     )
+
+
+def teacher_priors(config: DistillConfig) -> tuple[float | None, float | None]:
+    """The log prior in the teacher's file, and the one that makes its class probabilities.
+
+    Either is None where there is none: the latter for a softmax.
+    """
+    assert config.teacher_weights
+    learned = read_metadata(config.teacher_weights, whole_classifier=False).log_prior
+    if learned is not None or not method_of(config).evidential:
+        return learned, learned
+    settings: Any = config  # the settings of methods are found by name
+    own = settings.teacher_log_prior
+    return None, settings.log_prior if own is None else own

@@ -44,6 +44,7 @@ from ekd_ray.results.words import (
 )
 
 if TYPE_CHECKING:
+    from ekd_ray.engine.measure.gallery import Gallery
     from ekd_ray.engine.measure.predictions import Predictions
 
 
@@ -71,6 +72,11 @@ class Content:
     def predictions(self) -> dict[str, list[Predictions]]:
         """By leaderboard row, one per final run."""
         return _read_predictions(self.study)
+
+    @cached_property
+    def exported(self) -> tuple[Predictions, Gallery | None] | None:
+        """What the weights that are exported, the winner's first final run, said of test images."""
+        return _read_exported(self.study, self.winner.name) if self.winner else None
 
     @property
     def winner(self) -> Row | None:
@@ -122,6 +128,30 @@ def _read_predictions(study: StudyReader) -> dict[str, list[Predictions]]:
             else:
                 found.setdefault(run.name, []).append(predictions)
     return found
+
+
+def _read_exported(study: StudyReader, name: str) -> tuple[Predictions, Gallery | None] | None:
+    # As above.
+    from ekd_ray.engine.measure.gallery import FILE as GALLERY
+    from ekd_ray.engine.measure.gallery import Gallery
+    from ekd_ray.engine.measure.predictions import FILE, Predictions
+
+    finals = (r for r in study.confirm_runs if r.stage is RunStage.FINAL and r.name == name)
+    run = next(finals, None)
+    if run is None or run.reason or not (run.folder / FILE).is_file():
+        return None
+    try:
+        found = Predictions.load(run.folder / FILE)
+    except UserError:  # said where all are read
+        return None
+    if not (run.folder / GALLERY).is_file():
+        return found, None
+    try:
+        size = {"count": len(found.labels), "classes": len(found.class_names)}
+        return found, Gallery.load(run.folder / GALLERY, **size)
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return found, None
 
 
 def measure_correlation_gaps(content: Content) -> dict[str, tuple[Row, np.ndarray]]:
@@ -256,6 +286,7 @@ def list_sections(content: Content, drawn: Container[str]) -> list[Section]:
         ("curves-section", "Learning curves", _describe_curves),
         ("parameters", "Parameters", describe_parameters),
         ("trade-off", front, _describe_trade_off),
+        ("errors", "Errors", _describe_errors),
         ("calibration", "Calibration", _describe_calibration),
         ("teacher", "Teacher", _describe_teacher),
         ("time-section", "Time", _describe_time),
@@ -360,6 +391,50 @@ def _describe_trade_off(content: Content) -> str:
         f"The best trial of the search took {duration(best.seconds / 3600)}; "
         f"{several(quicker, 'complete one') if quicker else 'no complete one'} took less."
     )
+
+
+def count_confusions(found: Predictions) -> list[tuple[int, int, int]]:
+    """(images, label, prediction) of every pair of classes that was confused, most first."""
+    from ekd_ray.engine.pictures import confusion  # loads TensorBoard
+
+    counts = confusion(found)
+    np.fill_diagonal(counts, 0)
+    pairs = [(int(counts[i, j]), int(i), int(j)) for i, j in np.argwhere(counts)]
+    return sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))
+
+
+def _describe_errors(content: Content) -> str:
+    if content.exported is None:
+        return "What the final models get wrong."
+    found = content.exported[0]
+    wrong = count_confusions(found)
+    total = len(found.labels)
+    if not wrong:
+        return f"The exported weights are right on all {total:,} test images."
+    count, label_, taken = wrong[0]
+    names = found.class_names
+    return (
+        f"The exported weights are wrong on {sum(n for n, _, _ in wrong):,} of {total:,} test "
+        f"images, most often with “{names[label_]}” taken for “{names[taken]}” "
+        f"({several(count, 'image')})."
+    )
+
+
+def list_calibrations(content: Content) -> list[list[str | None]]:
+    """Of each final configuration the mean over its seeds of what the section's figures draw."""
+    shown = ("test_ece", "test_nll", "test_aurc", "test_error_auroc")
+    return [
+        [
+            row_label(row),
+            *(
+                figure_text(name, float(np.mean(values))) if values else None
+                for name in shown
+                for values in [[found[name] for found in row.test_metrics if name in found]]
+            ),
+        ]
+        for row in content.board
+        if any(name in found for found in row.test_metrics for name in shown)
+    ]
 
 
 def _describe_calibration(content: Content) -> str:

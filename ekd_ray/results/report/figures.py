@@ -22,7 +22,7 @@ from ekd_ray.config.targets import (
     total_violation,
 )
 from ekd_ray.engine.measure.predictions import Predictions
-from ekd_ray.engine.pictures import reliability_bins
+from ekd_ray.engine.pictures import confusion, reliability_bins
 from ekd_ray.results.importance import LEAST_TRIALS, MOST_TRIALS, judged_trials, thin_out
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
@@ -30,11 +30,17 @@ from ekd_ray.results.paired import Paired, mean_interval
 from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.results.report.content import (
     Content,
+    count_confusions,
     measure_correlation_gaps,
     row_label,
     select_compared_trials,
 )
-from ekd_ray.results.report.measures import embed, fit_surface, risk_over_coverage
+from ekd_ray.results.report.measures import (
+    embed,
+    fit_surface,
+    risk_over_coverage,
+    wilson_interval,
+)
 from ekd_ray.results.words import (
     DASH,
     duration,
@@ -68,6 +74,7 @@ STATUS = {
 MOST_CURVES, MOST_EPOCHS, MOST_POINTS, MOST_ROWS = 300, 120, 500, 200
 MOST_LINES, MOST_FITTED = 300, 200
 MOST_CLASSES, MOST_EMBEDDED, NAMED_CLASSES = 100, 500, 20
+MOST_PAIRS, MOST_BARS = 30, 40
 LEAST_IN_BIN = 10  # a bin of fewer predictions is noise to the eye; the table has it
 
 
@@ -111,6 +118,7 @@ def draw_figures(content: Content) -> dict[str, list[Chart]]:
         "curves-section": [draw_learning_curves],
         "parameters": [draw_importance, draw_parallel, draw_contour, draw_slices],
         "trade-off": [draw_trade_off],
+        "errors": [draw_confusion, draw_class_accuracy],
         "calibration": [draw_reliability, draw_risk_coverage],
         "teacher": [draw_correlation_maps, draw_embeddings],
         "time-section": [draw_time],
@@ -126,6 +134,12 @@ def _axis(name: str, **more: Any) -> dict[str, Any]:
     """A plotly axis of a metric."""
     shown = {"tickformat": ".1~%"} if is_share(name) else {}
     return {"title": {"text": metric_name(name)}, **shown, **more}
+
+
+def _whole_ticks(reach: float) -> dict[str, Any]:
+    """Ticks of an axis at whole numbers only, about ten over `reach`."""
+    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    return {"tick0": 0, "dtick": next(step for step in steps if reach <= 10 * step)}
 
 
 def _color_of(row: Row) -> str:
@@ -262,11 +276,11 @@ def draw_reliability(content: Content) -> Iterator[Chart]:
         )  # fmt: skip
     yield Chart(
         name="reliability",
-        title="Reliability: accuracy of predictions by their confidence",
+        title="Reliability: accuracy by confidence",
         summary="Below the diagonal a model claims more than it knows. Larger dots stand for more "
         f"images; bins of fewer than {LEAST_IN_BIN} are in the table only.",
         figure=figure, columns=("configuration", "confidence", "accuracy", "predictions"),
-        rows=table,
+        rows=table, small=True,
     )  # fmt: skip
 
 
@@ -293,9 +307,89 @@ def draw_risk_coverage(content: Content) -> Iterator[Chart]:
         )  # fmt: skip
     yield Chart(
         name="risk",
-        title="Uncertainty against error: what is wrong among the most certain images",
+        title="Risk over coverage: error among the most certain",
         summary="A useful uncertainty makes the curve rise from left to right.",
         figure=figure, columns=("configuration", "images kept", "error"), rows=table,
+        small=True,
+    )  # fmt: skip
+
+
+def draw_confusion(content: Content) -> Iterator[Chart]:
+    """Labels against predictions of the exported weights, as shares of each label."""
+    if content.exported is None:
+        return
+    found = content.exported[0]
+    counts = confusion(found)
+    names, shown = found.class_names, np.arange(len(counts))
+    if len(counts) > MOST_CLASSES:
+        errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+        shown = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
+    rates = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    part = np.ix_(shown, shown)
+    ticks = [names[i] for i in shown]
+    few = len(shown) <= NAMED_CLASSES
+    named = {"showticklabels": few, "type": "category", "showgrid": False,
+             "zeroline": False}  # fmt: skip
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.round(rates[part], 4).tolist(), customdata=counts[part].tolist(), x=ticks,
+            y=ticks, zmin=0, zmax=1, colorscale=SEQUENTIAL,
+            colorbar={"thickness": 10, "outlinewidth": 0, "tickformat": ".0%"},
+            text=[[str(n) if n else "" for n in line] for line in counts[part]] if few else None,
+            texttemplate="%{text}" if few else None,
+            hovertemplate="%{y}, taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
+        ),
+        {"showlegend": False,
+         "xaxis": {**named, "title": {"text": "prediction"}},
+         "yaxis": {**named, "title": {"text": "label"}, "autorange": "reversed"}},
+    )  # fmt: skip
+    some = f"the {len(shown)} classes with most errors of {len(names)}, " * (
+        len(shown) < len(names)
+    )
+    pairs = count_confusions(found)[:MOST_PAIRS]
+    yield Chart(
+        name="confusion",
+        title=f"Confusion matrix of the exported weights: {some}share of each label",
+        summary="; ".join(f"{names[i]} taken for {names[j]} {n} times" for n, i, j in pairs[:3]),
+        figure=figure, height=520,
+        columns=("label", "taken for", "images", "share of the label"),
+        rows=[[names[i], names[j], n, f"{rates[i, j]:.1%}"] for n, i, j in pairs],
+    )  # fmt: skip
+
+
+def draw_class_accuracy(content: Content) -> Iterator[Chart]:
+    """The accuracy of the exported weights on each class, with Wilson's intervals, lowest first."""
+    if content.exported is None:
+        return
+    found = content.exported[0]
+    counts = confusion(found)
+    right, total = counts.diagonal(), counts.sum(axis=1)
+    low, high = wilson_interval(right, total)
+    share = right / np.maximum(total, 1)
+    order = [int(i) for i in np.argsort(share, kind="stable") if total[i]]
+    shown = order[:MOST_BARS][::-1]
+    names = found.class_names
+    figure = go.Figure(
+        go.Scatter(
+            x=share[shown].tolist(), y=[names[i] for i in shown], mode="markers",
+            marker={"size": 8, "color": WINNER}, customdata=total[shown].tolist(),
+            error_x={"type": "data", "symmetric": False, "array": (high - share)[shown].tolist(),
+                     "arrayminus": (share - low)[shown].tolist(), "thickness": 1.5, "width": 3},
+            hovertemplate="%{y}: %{x:.1%} of %{customdata} images<extra></extra>",
+        ),
+        {"showlegend": False, "xaxis": {"range": [-0.01, 1.01], "tickformat": ".0%"},
+         "yaxis": {"type": "category", "range": [-0.6, len(shown) - 0.4],
+                   "tickmode": "linear", "dtick": 1}},
+    )  # fmt: skip
+    some = f", the {len(shown)} lowest of {len(order)}" if len(shown) < len(order) else ""
+    yield Chart(
+        name="classes",
+        title=f"Accuracy by class{some}, with 95 % interval",
+        summary="; ".join(f"{names[i]} {share[i]:.1%}" for i in order[:3]) + " are the lowest.",
+        figure=figure, height=100 + 20 * len(shown),
+        columns=("class", "images", "accuracy", "low", "high"),
+        rows=[[names[i], int(total[i]), *(f"{v[i]:.1%}" for v in (share, low, high))]
+              for i in order[:MOST_ROWS]],
     )  # fmt: skip
 
 
@@ -416,7 +510,8 @@ def draw_learning_curves(content: Content) -> Iterator[Chart]:
     if not groups:
         return
     figure = go.Figure(
-        layout={"xaxis": {"title": {"text": "epoch"}, "rangemode": "tozero"},
+        layout={"xaxis": {"title": {"text": "epoch"}, "rangemode": "tozero",
+                          **_whole_ticks(max(len(record.history) for record in trials))},
                 "yaxis": _axis(metric)}
     )  # fmt: skip
     crown = f"trial {best} (winner)" if content.winner else f"trial {best} (best so far)"
@@ -628,7 +723,9 @@ def _value_axis(entry: Mapping[str, Any]) -> dict[str, Any]:
     edge = 0.02 * (high - low)
     shown = {"range": [low - edge, high + edge], "zeroline": False}
     if not entry.get("log"):
-        return {"type": "linear", "nticks": 6, **shown}
+        whole = isinstance(entry["low"], int) and isinstance(entry["high"], int)
+        ticks = _whole_ticks(2 * (high - low)) if whole else {"nticks": 6}
+        return {"type": "linear", **ticks, **shown}
     # 1, 2 and 5 of each decade, or powers of ten alone where there are many.
     step = 1 if high - low > 1.5 else "D2" if entry["high"] > 5 * entry["low"] else "D1"
     return {"type": "log", "dtick": step, "tickformat": "~g", **shown}
@@ -648,8 +745,10 @@ def draw_trade_off(content: Content) -> Iterator[Chart]:
         front = {i for i, r in enumerate(records) if r.number in best}
     else:
         # Seconds are no objective: less is better, as with the parameters whose place they take.
-        timed = [{**row, "parameters": row["seconds"]} for row in rows]
-        front = set(pareto_front(timed, (config.metric, "parameters")))
+        # A trial that was stopped has a score of fewer epochs, and nothing to export.
+        full = [i for i, r in enumerate(records) if r.status == "complete"]
+        timed = [{**rows[i], "parameters": rows[i]["seconds"]} for i in full]
+        front = {full[i] for i in pareto_front(timed, (config.metric, "parameters"))}
     line = sorted(front, key=lambda index: rows[index][cost])
     costs = [row[cost] for row in rows]
     wide = {"type": "log", "dtick": "D2"} if 0 < 20 * min(costs) < max(costs) else {}
@@ -666,16 +765,17 @@ def draw_trade_off(content: Content) -> Iterator[Chart]:
             figure.add_scatter(
                 x=[costs[i] for i in members], y=[rows[i][config.metric] for i in members],
                 mode="markers", name=title, text=[f"trial {records[i].number}" for i in members],
-                marker={"color": [WINNER if i in front else color for i in members],
-                        "size": [9 if i in front else 7 for i in members],
+                # One colour for how it ended, as the legend says: the front is the line.
+                marker={"color": color, "size": [10 if i in front else 7 for i in members],
                         "symbol": ["x" if b else "circle" for b in broken],
-                        "line": {"width": 0}},
+                        "line": {"width": [2 if i in front else 0 for i in members],
+                                 "color": WINNER}},
                 hovertemplate="%{text}: %{y} at %{x}<extra></extra>",
             )  # fmt: skip
     yield Chart(
         name="front",
         title=f"{metric_name(config.metric).capitalize()} against {metric_name(cost)}",
-        summary=f"{len(front)} of {len(records)} trials are on the Pareto front.",
+        summary=f"{len(front)} of {several(len(records), 'trial')} are on the Pareto front.",
         figure=figure, height=400, columns=("trial", *map(metric_name, names)),
         rows=[[records[i].number, *(figure_text(n, rows[i][n]) for n in names)]
               for i in line[:MOST_ROWS]],

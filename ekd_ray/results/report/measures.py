@@ -20,6 +20,21 @@ def risk_over_coverage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray
     return (k / len(order)).numpy(), (wrong / k).numpy()
 
 
+def wilson_interval(
+    right: np.ndarray, count: np.ndarray, *, deviations: float = 1.959964
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds (low, high) of shares right / count, at 95 %; 0 and 1 where nothing was counted.
+
+    Wilson's score interval (1927), which stays in [0, 1] and holds for few images too.
+    """
+    n = np.maximum(count, 1).astype(float)
+    share, spare = right / n, deviations**2 / n
+    middle = (share + spare / 2) / (1 + spare)
+    half = deviations * np.sqrt(share * (1 - share) / n + spare / (4 * n)) / (1 + spare)
+    known = count > 0
+    return np.where(known, middle - half, 0.0), np.where(known, middle + half, 1.0)
+
+
 def correlation_gap(student: torch.Tensor, teacher: torch.Tensor) -> np.ndarray:
     """|corr(student) - corr(teacher)| between the logits of classes, [C, C] in [0, 2].
 

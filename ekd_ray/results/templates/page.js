@@ -59,15 +59,33 @@
     return drawAll();
   }
 
+  // A stream unpacks plotly, as browsers do since 2023; others show the figures in words.
+  async function unpack() {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (sign) => sign.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  }
+  function describe() {
+    for (const name of Object.keys(charts)) {
+      const node = document.getElementById(name);
+      node.textContent = node.getAttribute("aria-label");
+    }
+  }
+
   const watch = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (entry.isIntersecting && !drawn.has(entry.target.id)) draw(entry.target.id);
     }
   }, { rootMargin: "800px" });
-  for (const name of Object.keys(charts)) watch.observe(document.getElementById(name));
-
-  dark.addEventListener("change", restyle);
-  window.addEventListener("beforeprint", () => toPaper(true));
-  window.addEventListener("afterprint", () => toPaper(false));
-  window.drawAllCharts = drawAll;
+  function start() {
+    for (const name of Object.keys(charts)) watch.observe(document.getElementById(name));
+    dark.addEventListener("change", restyle);
+    window.addEventListener("beforeprint", () => toPaper(true));
+    window.addEventListener("afterprint", () => toPaper(false));
+  }
+  const ready = unpack().then(start, describe);
+  window.chartsReady = ready;
+  window.drawAllCharts = () => ready.then(drawAll);
 })();
