@@ -21,13 +21,14 @@ from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.precision import describe_slowness, planned_precision
-from ekd_ray.engine.resolve import split_sizes, student_size
+from ekd_ray.engine.resolve import read_start, split_sizes, student_size
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
+from ekd_ray.models import locate_weights
 from ekd_ray.results.records import milestone_epochs
-from ekd_ray.results.words import describe_teacher
+from ekd_ray.results.words import describe_teacher, describe_validation
 from ekd_ray.scale.cluster import (
     ADDRESS,
     Node,
@@ -95,7 +96,11 @@ def run_plan(
         study: of `candidate_study`, where there are candidates.
         role: what the network that is trained is called.
     """
-    lines = [*_setup(config, data_root, role=role), f"out        {out} ({_free(out)})"]
+    lines = [
+        *_warning(config, data_root),
+        *_setup(config, data_root, role=role),
+        f"out        {out} ({_free(out)})",
+    ]
     flops = run_flops(config, data_root) + teacher_flops(config, data_root)
     if candidates and study:
         lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
@@ -161,6 +166,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {seeds}"
     lines = [
+        *_warning(base, config.data_root),
         *_setup(base, config.data_root, _teacher_lines(config, out)),
         *_priors(config),
         f"space      {parameters[0]}",
@@ -280,15 +286,34 @@ def _teacher_lines(config: StudyConfig, out: Path) -> list[str]:
         return []
     lines = []
     if base.teacher_weights is None and base.teacher:
-        epochs = teacher_config(base, base.teacher, settings).epochs
+        training = teacher_config(base, base.teacher, settings)
+        epochs, start = training.epochs, training.student_weights
         candidates = teacher_candidates(base, settings)
         text = f"1 training of {several(epochs, 'epoch')}"
+        text += f" from {locate_weights(base.teacher, start)}" if start else ""
         lines.append(candidates.describe_cost(epochs) if len(candidates.seeds) > 1 else text)
     found = TeacherFigures.read(out)
     known = found and base.teacher_sha256 in (None, found.sha256)
     text = "its own validation figures are measured at the start"
     lines.append(describe_teacher(found) if found and known else text)
     return [f"           {line}" for line in lines]
+
+
+def _warning(config: DistillConfig, data_root: str | None) -> list[str]:
+    held = split_sizes(config, data_root)[1]
+    return [f"warning    {text}" for text in describe_validation(held)]
+
+
+def _start(config: DistillConfig, info: DatasetInfo) -> list[str]:
+    """What the student starts from, where its weights are not drawn."""
+    if config.student_weights is None:
+        return []
+    model, classes = config.student, info.num_classes
+    path = locate_weights(model, config.student_weights)
+    had = read_start(model, classes, path).num_classes
+    head = "and its classifier" if had in (0, classes) else f"a new classifier ({had} classes before)"
+    way = "as its weights were" if config.student_normalization else "as the data set"
+    return [f"           starts from {path}, {head}; normalised {way}"]
 
 
 def _setup(
@@ -306,6 +331,7 @@ def _setup(
         f"data       {config.dataset}: {kept} training and {held} validation images of "
         f"{size} x {size}, {info.num_classes} classes, {several(views, 'view')} each",
         f"{role:<10} {_model(config.student, info, student_size(config, data_root))}",
+        *_start(config, info),
     ]
     if method_of(config).needs_teacher:
         source = config.teacher_weights or "to be trained first"
@@ -318,6 +344,7 @@ def _setup(
     if config.accumulation_steps > 1:
         solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {several(config.epochs, 'epoch')}, seed {config.seed}")
+    lines += [f"           {text}" for text in config.fitted]
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
     values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
     lines.append(f"method     {config.method} ({values})")

@@ -34,6 +34,7 @@ from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_damage,
     describe_teacher,
+    describe_validation,
     duration,
     figure_text,
     label,
@@ -54,7 +55,12 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
     """Print a study, running or finished, and what differs from another one."""
     known = read_importance(study.records(), study.config, study.path)
     content = gather(study)
-    parts: list[str | Table] = [*write_headline(content), _status(content), *_teacher(study)]
+    parts: list[str | Table] = [
+        *describe_validation(study.validation_images),
+        *write_headline(content),
+        _status(content),
+        *_teacher(study),
+    ]
     if content.config.objectives:
         parts.append(front_table(study.pareto(), content.config))
     if content.board:
@@ -80,6 +86,7 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     board, config = study.leaderboard(), study.config
     report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
     parts: list[str | Table] = [
+        *describe_validation(study.validation_images),
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
         *_other_names(board),

@@ -16,7 +16,7 @@ from ekd_ray.data.datasets import (
     num_train,
 )
 from ekd_ray.data.registry import DATASETS, DatasetInfo, check_class_names, register_dataset
-from ekd_ray.data.splits import held_out_size, stratified_split, stratified_subset
+from ekd_ray.data.splits import fitted_held_out, held_out_size, stratified_split, stratified_subset
 from ekd_ray.data.staging import (
     Stage,
     StagedImages,
@@ -47,6 +47,7 @@ __all__ = [
     "num_train",
     "register_dataset",
     # splits
+    "fitted_held_out",
     "held_out_size",
     "stratified_split",
     "stratified_subset",

@@ -34,6 +34,7 @@ from ekd_ray.files import check_format, parse_json, read_json, write_json, write
 # without their settings, and those of trials without what finished runs have.
 FORMAT_VERSION = 2
 STUDY_FILE = "study.yaml"
+VALIDATION_IMAGES = "validation_images"  # their number, a key of it
 JOURNAL = "optuna.journal"
 JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
 LOCK = ".lock"  # held by the process that runs what is in the folder

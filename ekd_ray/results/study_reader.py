@@ -30,6 +30,7 @@ from ekd_ray.results.records import (
     CONFIRMED,
     FORMAT_VERSION,
     STUDY_FILE,
+    VALIDATION_IMAGES,
     RunRecord,
     check_kinds,
     check_settings,
@@ -98,6 +99,12 @@ class StudyReader:
         with file.locate_errors("study"):
             config = StudyConfig.from_dict(file.values.get("study") or {})
         return cls(path=folder, config=config, header=file.values)
+
+    @property
+    def validation_images(self) -> int | None:
+        """How many images its trials are compared on; None where nothing tells."""
+        count = self.header.get(VALIDATION_IMAGES)
+        return count if type(count) is int and count >= 0 else None
 
     @cached_property
     def runs(self) -> list[RunRecord]:

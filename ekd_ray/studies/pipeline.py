@@ -32,7 +32,7 @@ from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import measure_teacher
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment, hardware, warn_of_change
-from ekd_ray.engine.resolve import check_workers, resolve, used_plugins
+from ekd_ray.engine.resolve import check_workers, resolve, split_sizes, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
@@ -43,7 +43,7 @@ from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, LOCK, STUDY_FILE
+from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, LOCK, STUDY_FILE, VALIDATION_IMAGES
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher, resume_command
 from ekd_ray.scale.budget import check_budget
@@ -104,6 +104,12 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
             "validation_fraction must be > 0 in a study: the search needs the split.",
             keys=("distill", "validation_fraction"),
         )
+    if base.student_weights is not None and "student" in (config.space or {}):
+        raise UserError(
+            "student_weights are those of one student, but student is searched: drop one of the "
+            "two.",
+            keys=("distill", "student_weights"),
+        )
     check_workers(base, config.workers_per_trial)
     if method_of(base).needs_teacher and base.teacher_weights is None:
         if not config.teacher_training or base.teacher is None:
@@ -111,10 +117,15 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
                 resolve(base, data_root=config.data_root, download=download)
         with error_context("teacher_training"):
             teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
-        resolve(teacher, data_root=config.data_root, download=download)
+        teacher = resolve(teacher, data_root=config.data_root, download=download)
+        if teacher.student_sha256 is not None:
+            pinned = {**(config.teacher_training or {}), "student_sha256": teacher.student_sha256}
+            config = config.replace(teacher_training=pinned)
         with error_context("distill"):
-            resolve(with_method(base, "none"), data_root=config.data_root, download=download)
-        base = resolve_method(base)
+            alone = with_method(base, "none")
+            alone = resolve(alone, data_root=config.data_root, download=download)
+        names = ("student_weights", "student_sha256", "student_normalization")
+        base = resolve_method(base.replace(**{name: getattr(alone, name) for name in names}))
     else:
         with error_context("distill"):
             base = with_pairs_prior(config, resolve_method(base))
@@ -218,6 +229,7 @@ def open_run(out: Path, config: StudyConfig, *, resume: bool) -> Study:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": now,
         **({} if before is None else {EXTENDED_FROM: before}),
+        VALIDATION_IMAGES: split_sizes(config.distill, config.data_root)[1],
         "study": config.to_dict(),
     }
     write_sources(out, config.distill.plugins)
