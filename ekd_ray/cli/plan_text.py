@@ -311,7 +311,9 @@ def _start(config: DistillConfig, info: DatasetInfo) -> list[str]:
     model, classes = config.student, info.num_classes
     path = locate_weights(model, config.student_weights)
     had = read_start(model, classes, path).num_classes
-    head = "and its classifier" if had in (0, classes) else f"a new classifier ({had} classes before)"
+    head = (
+        "and its classifier" if had in (0, classes) else f"a new classifier ({had} classes before)"
+    )
     way = "as its weights were" if config.student_normalization else "as the data set"
     return [f"           starts from {path}, {head}; normalised {way}"]
 

@@ -226,6 +226,4 @@ def _find_weights(bundle: Bundle, side: str, candidates: list[Path], what: str) 
     for path in candidates:
         if path.is_file() and sha256_file(path) == wanted:
             return str(path)
-    raise UserError(
-        f"{what}, SHA-256 {wanted}) is not beside it: give --{side}-weights FILE."
-    )
+    raise UserError(f"{what}, SHA-256 {wanted}) is not beside it: give --{side}-weights FILE.")

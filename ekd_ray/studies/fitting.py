@@ -1,4 +1,4 @@
-"""A recipe's values under another number of epochs, for the user's batch and for the data at hand."""
+"""A recipe's values for another number of epochs, for the user's batch and for the data."""
 
 from __future__ import annotations
 
@@ -112,15 +112,14 @@ def fit_values(
             f"{rule.steps:,} steps within {rule.low} to {rule.high} epochs"
         )
     rule = wanted.get("lr")
-    searched = result.get("space") or {}
-    if isinstance(rule, Batch) and base.batch_size != rule.batch_size:
-        if "batch_size" not in searched:
-            power, word = _POWERS[base.optimizer]
-            result = _with_rate(result, (base.batch_size / rule.batch_size) ** power)
-            said.append(
-                f"lr {result['distill']['lr']:g} for batch {base.batch_size}: the recipe's "
-                f"{base.lr:g} at {rule.batch_size} by the {word} rule of {base.optimizer}"
-            )
+    fixed = "batch_size" not in (result.get("space") or {})
+    if isinstance(rule, Batch) and fixed and base.batch_size != rule.batch_size:
+        power, word = _POWERS[base.optimizer]
+        result = _with_rate(result, (base.batch_size / rule.batch_size) ** power)
+        said.append(
+            f"lr {result['distill']['lr']:g} for batch {base.batch_size}: the recipe's "
+            f"{base.lr:g} at {rule.batch_size} by the {word} rule of {base.optimizer}"
+        )
     result["distill"] = {**result["distill"], "fitted": said}
     return result
 

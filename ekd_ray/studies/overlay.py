@@ -14,8 +14,8 @@ from ekd_ray.config.distill_config import DATASETS
 from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.errors import UserError, error_context, hide_secrets, shorten, unknown_name
 from ekd_ray.files import expand_home
-from ekd_ray.studies.places import absolute, absolute_paths
 from ekd_ray.studies.fitting import fit_values, with_epochs
+from ekd_ray.studies.places import absolute, absolute_paths
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge
 
 # Settings of a study by which its results, and the keys to a server, leave this machine: they are

@@ -43,7 +43,13 @@ from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.bundle import Bundle, export_bundle
-from ekd_ray.results.records import FORMAT_VERSION, JOURNAL_LOCKS, LOCK, STUDY_FILE, VALIDATION_IMAGES
+from ekd_ray.results.records import (
+    FORMAT_VERSION,
+    JOURNAL_LOCKS,
+    LOCK,
+    STUDY_FILE,
+    VALIDATION_IMAGES,
+)
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher, resume_command
 from ekd_ray.scale.budget import check_budget

@@ -68,8 +68,8 @@ class Recipe:
         `path` is a file, or the name of a recipe that comes with ekd_ray (`list_recipes`); so is
         `extends:`, a file being relative to the recipe. Mappings merge key by key, other values
         replace, and a key set to null under `space:` is removed. A setting that a file names is not
-        fitted by a rule that one of its bases has for it under `fit:`. Plugins that the files name under
-        `plugins:`, and modules of `student` and `teacher`, are loaded if the user allows it.
+        fitted by a rule that one of its bases has for it under `fit:`. Plugins that the files name
+        under `plugins:`, and modules of `student` and `teacher`, are loaded if the user allows it.
 
         Raises:
             UserError: unreadable or malformed YAML, an unknown key, an unknown method, a circle of
