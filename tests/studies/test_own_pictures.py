@@ -44,7 +44,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"folder:{folder}"
 
 
-def fitted(data: str, *, recipe: str = "folder/small-pictures", epochs=None, space=None, **settings):
+def fitted(
+    data: str, *, recipe: str = "folder/small-pictures", epochs=None, space=None, **settings
+):
     given = Given(settings={"dataset": data, **settings}, epochs=epochs, space=space or {})
     return lay_over(Recipe.load(recipe), given).config
 
@@ -97,7 +99,9 @@ def test_epochs_follow_the_steps(pictures: str, tmp_path: Path) -> None:
     # 120 pictures in batches of 32 are 3 steps: 3,000 of them would be 1,000 epochs.
     assert fitted(pictures).distill.epochs == 100
     path = tmp_path / "mine.yaml"
-    path.write_text("extends: folder/small-pictures\nfit: {epochs: {steps: 90, low: 2, high: 99}}\n")
+    path.write_text(
+        "extends: folder/small-pictures\nfit: {epochs: {steps: 90, low: 2, high: 99}}\n"
+    )
     config = fitted(pictures, recipe=str(path)).distill
     assert config.epochs == 30
     assert config.lr_warmup == 2  # half of 3 of 60, rounded as `with_epochs` does
@@ -147,7 +151,7 @@ def test_the_recipe_follows_the_size_and_the_weights(pictures, monkeypatch, tmp_
     small, large = "torchvision:mobilenet_v3_small", "torchvision:mobilenet_v3_large"
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    for name, known in ((small, MobileNet_V3_Small_Weights), (large, MobileNet_V3_Large_Weights)):
+    for known in (MobileNet_V3_Small_Weights, MobileNet_V3_Large_Weights):
         assert chosen(dataset=pictures, teacher=large, student=small) == "from-scratch"
         (folder / known.DEFAULT.url.rpartition("/")[2]).touch()
     assert chosen(dataset=pictures, teacher=large, student=small) == "fine-tune"
