@@ -201,7 +201,7 @@ def _resolve_start(config: DistillConfig, num_classes: int) -> DistillConfig:
             keys=("student_weights",),
         )
     path = locate_weights(config.student, config.student_weights)
-    weights = read_start(config.student, num_classes, path, _stamp(path))
+    weights = read_start(config.student, num_classes, path)
     if config.student_sha256 not in (None, weights.sha256):
         raise UserError(
             f"{path} is not what the student of this configuration starts from: its SHA-256 must "
@@ -216,22 +216,17 @@ def _resolve_start(config: DistillConfig, num_classes: int) -> DistillConfig:
     )
 
 
-@functools.lru_cache(maxsize=16)
-def read_start(model: str, num_classes: int, path: str, stamp: object = None) -> WeightsMetadata:
-    """The facts of weights that a model starts from, which are tried on it.
+def read_start(model: str, num_classes: int, path: str) -> WeightsMetadata:
+    """The facts of weights that a model starts from, which are tried on it."""
+    facts = os.stat(path) if os.path.exists(path) else None
+    return _try_start(model, num_classes, path, facts and (facts.st_mtime_ns, facts.st_size))
 
-    Args:
-        stamp: of the file: another one is read again.
-    """
+
+@functools.lru_cache(maxsize=16)
+def _try_start(model: str, num_classes: int, path: str, stamp: object) -> WeightsMetadata:
+    """See `read_start`; a file of another stamp is read again."""
     with torch.random.fork_rng(devices=[]):
         return load_backbone(build_model(model, num_classes), path)
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    if not os.path.exists(path):
-        return None
-    facts = os.stat(path)
-    return facts.st_mtime_ns, facts.st_size
 
 
 def _weights_normalization(model: str, weights: WeightsMetadata) -> Normalization | None:
