@@ -31,7 +31,8 @@ from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.precision import environment
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.space import Space, point_config
-from ekd_ray.studies.recipes import SEARCH_SPACES, load_recipe, merge, with_epochs
+from ekd_ray.studies.fitting import with_epochs
+from ekd_ray.studies.recipes import SEARCH_SPACES, load_recipe, merge
 
 EPOCHS, IMAGES, VALIDATION = 9, 2000, 0.5
 METRICS = ("val_top1", "val_nll", "val_ece")

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Search the best distillation on ImageNet, or on image folders of its kind."""
+"""Search the best distillation on ImageNet; `--data` names other pictures."""
 
 from ekd_ray.cli.main import main
 

@@ -104,6 +104,7 @@ def add_pair(group: argparse._ArgumentGroup) -> None:
     add_setting(group, "teacher")
     add_setting(group, "student", in_recipe=True)
     add_setting(group, "teacher_weights", metavar="FILE")
+    add_setting(group, "student_weights", metavar="FILE")
     group.add_argument(
         "--teacher-zoo",
         metavar="DIR",

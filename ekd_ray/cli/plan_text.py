@@ -28,13 +28,14 @@ from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.precision import describe_slowness, planned_precision
-from ekd_ray.engine.resolve import split_sizes, student_size
+from ekd_ray.engine.resolve import read_start, split_sizes, student_size
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
+from ekd_ray.models import locate_weights
 from ekd_ray.results.records import milestone_epochs
-from ekd_ray.results.words import describe_teacher
+from ekd_ray.results.words import describe_teacher, describe_validation
 from ekd_ray.scale.assumed_nodes import assumed_nodes
 from ekd_ray.scale.cluster import (
     ADDRESS,
@@ -112,7 +113,8 @@ def run_plan(
     if teaching:
         trained = [f"           {_teacher_training(teaching)}"]
         flops += _teaching_flops(teaching)
-    lines = [*_setup(config, data_root, trained, role=role), *lines]
+    setup = _setup(config, data_root, trained, role=role)
+    lines = [*_warning(config, data_root), *setup, *lines]
     if candidates and study:
         lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
         flops *= len(candidates.seeds)
@@ -177,6 +179,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {seeds}"
     lines = [
+        *_warning(base, config.data_root),
         *_setup(base, config.data_root, _teacher_lines(config, out)),
         *_priors(config),
         f"space      {parameters[0]}",
@@ -320,10 +323,32 @@ def _teacher_lines(config: StudyConfig, out: Path) -> list[str]:
 def _teacher_training(config: StudyConfig) -> str:
     """The trainings of a study's own teacher."""
     base, settings = config.distill, config.teacher_training or {}
-    epochs = teacher_config(base, str(base.teacher), settings).epochs
+    training = teacher_config(base, str(base.teacher), settings)
+    epochs, start = training.epochs, training.student_weights
     candidates = teacher_candidates(base, settings)
+    if len(candidates.seeds) > 1:
+        return candidates.describe_cost(epochs)
     text = f"1 training of {several(epochs, 'epoch')}"
-    return candidates.describe_cost(epochs) if len(candidates.seeds) > 1 else text
+    return text + (f" from {locate_weights(str(base.teacher), start)}" if start else "")
+
+
+def _warning(config: DistillConfig, data_root: str | None) -> list[str]:
+    held = split_sizes(config, data_root)[1]
+    return [f"warning    {text}" for text in describe_validation(held)]
+
+
+def _start(config: DistillConfig, info: DatasetInfo) -> list[str]:
+    """What the student starts from, where its weights are not drawn."""
+    if config.student_weights is None:
+        return []
+    model, classes = config.student, info.num_classes
+    path = locate_weights(model, config.student_weights)
+    had = read_start(model, classes, path).num_classes
+    head = (
+        "and its classifier" if had in (0, classes) else f"a new classifier ({had} classes before)"
+    )
+    way = "as its weights were" if config.student_normalization else "as the data set"
+    return [f"           starts from {path}, {head}; normalised {way}"]
 
 
 def _setup(
@@ -342,6 +367,7 @@ def _setup(
         f"{size} x {size}, {info.num_classes} classes, {several(views, 'view')} each",
         *_imbalance(config, data_root),
         f"{role:<10} {_model(config.student, info, student_size(config, data_root))}",
+        *_start(config, info),
     ]
     if method_of(config).needs_teacher:
         source = config.teacher_weights or "to be trained first"
@@ -354,6 +380,7 @@ def _setup(
     if config.accumulation_steps > 1:
         solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {several(config.epochs, 'epoch')}, seed {config.seed}")
+    lines += [f"           {text}" for text in config.fitted]
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
     values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
     lines.append(f"method     {config.method} ({values})")

@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the teacher's checkpoint (default: the study's own, by its hash)",
     )
+    parser.add_argument(
+        "--student-weights",
+        metavar="FILE",
+        help="what the student starts from (default: the study's or its library's, by the hash)",
+    )
     parser.add_argument("--out", metavar="RUN", help="folder of the run (default: below runs/)")
     flags.add_common(parser, "--resume")
     parser.add_argument(
@@ -94,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         bundle,
         data_root=data_root,
         teacher_weights=args.teacher_weights,
+        student_weights=args.student_weights,
         dataset=args.dataset,
     )
     out = (

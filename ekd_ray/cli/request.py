@@ -174,9 +174,8 @@ def _recipe(args: argparse.Namespace, given: Given) -> Recipe:
         recipe = Recipe.of_study(find_header(args.out, "study.yaml"), given.method)
     else:
         recipe = choose_recipe(
-            recipe=args.recipe, pair=args.pair, teacher=args.teacher, student=args.student,
-            home=args.home or args.dataset, method=given.method,
-        )  # fmt: skip
+            recipe=args.recipe, pair=args.pair, given=given, home=args.home or args.dataset
+        )
     if getattr(args, "extend", None) is not None:
         given.settings["trials"] = _extended_trials(args)
     return lay_over(recipe, given)

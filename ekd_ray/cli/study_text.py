@@ -22,7 +22,7 @@ from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.results.importance import read_importance
 from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
 from ekd_ray.results.paired import mean_interval
-from ekd_ray.results.report import REPORT
+from ekd_ray.results.records import REPORT
 from ekd_ray.results.report.content import (
     Content,
     describe_parameters,
@@ -35,6 +35,7 @@ from ekd_ray.results.words import (
     describe_damage,
     describe_missed_gain,
     describe_teacher,
+    describe_validation,
     duration,
     figure_text,
     label,
@@ -55,7 +56,12 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
     """Print a study, running or finished, and what differs from another one."""
     known = read_importance(study.records(), study.config, study.path)
     content = gather(study)
-    parts: list[str | Table] = [*write_headline(content), _status(content), *_teacher(study)]
+    parts: list[str | Table] = [
+        *describe_validation(study.validation_images),
+        *write_headline(content),
+        _status(content),
+        *_teacher(study),
+    ]
     if content.config.objectives:
         parts.append(front_table(study.pareto(), content.config))
     if content.board:
@@ -82,6 +88,7 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
     parts: list[str | Table] = [
         *filter(None, [describe_missed_gain(board)]),
+        *describe_validation(study.validation_images),
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
         *_other_names(board),

@@ -21,6 +21,9 @@ from ekd_ray.errors import UserError
 # The data sets that are known by name (`ekd_ray.data`, which loads torch, has the rest of them).
 DATASETS = ("cifar10", "cifar100", "tiny_imagenet", "imagenet", "digits", "synthetic")
 
+# In the place of a file of student_weights: what the model's library has downloaded before.
+CACHED = "cached"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Settings):
@@ -84,6 +87,21 @@ class DistillConfig(Settings):
     student_image_size: int | None = setting(
         None, "side to which the student's views are resized, e.g. 224 for a ViT", low=8, high=1024
     )
+    student_weights: str | None = setting(
+        None,
+        "weights that the student starts from: a file, or `cached`, those that timm or torchvision "
+        "has downloaded before; other classes get a new classifier",
+        effect="free",
+    )
+    student_sha256: str | None = setting(
+        None, "SHA-256 of the weights that the student starts from; checked", neutral=None
+    )
+    student_normalization: str | None = setting(
+        None,
+        "of the student's images, as teacher_normalization (that of the weights it starts from, "
+        "else the data set's)",
+        neutral=None,
+    )
     teacher: str | None = setting(None, "teacher architecture, a name of the zoo")
     teacher_weights: str | None = setting(None, "the teacher's checkpoint", effect="free")
     teacher_sha256: str | None = setting(None, "SHA-256 of the teacher's checkpoint; checked")
@@ -145,6 +163,10 @@ class DistillConfig(Settings):
     seed: int = setting(
         0, "one seed for the weights, the order and the views", low=0, high=MOST_SEED
     )
+    fitted: tuple[str, ...] = setting(
+        (), "what a recipe has fitted to the data and the batch, in words; filled in",
+        effect="free", neutral=(),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()

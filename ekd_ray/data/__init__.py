@@ -18,7 +18,7 @@ from ekd_ray.data.datasets import (
     training_labels,
 )
 from ekd_ray.data.registry import DATASETS, DatasetInfo, check_class_names, register_dataset
-from ekd_ray.data.splits import held_out_size, stratified_split, stratified_subset
+from ekd_ray.data.splits import fitted_held_out, held_out_size, stratified_split, stratified_subset
 from ekd_ray.data.staging import (
     Stage,
     StagedImages,
@@ -50,6 +50,7 @@ __all__ = [
     "training_labels",
     "register_dataset",
     # splits
+    "fitted_held_out",
     "held_out_size",
     "stratified_split",
     "stratified_subset",

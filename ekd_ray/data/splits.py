@@ -10,10 +10,20 @@ import numpy.typing as npt
 from ekd_ray.data.counter import STREAM_SPLIT, STREAM_SUBSET, Int64Array, counter_hash
 from ekd_ray.errors import UserError
 
+SHARE = 0.2
+# Below so many the 95 % interval of an accuracy is wider than 10 points to each side.
+LEAST_HELD_OUT = 100
+
 
 def held_out_size(count: int, fraction: float) -> int:
     """How many of `count` samples `stratified_split` holds out: the one rounding there is."""
     return round(count * fraction)
+
+
+def fitted_held_out(count: int) -> int:
+    """How many of `count` samples are to validate: a fifth, at least 100 or a third, whichever is
+    fewer."""
+    return round(max(SHARE * count, min(LEAST_HELD_OUT, count / 3)))
 
 
 def stratified_split(

@@ -8,7 +8,7 @@ import time
 import torch
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import epoch_batches, load_dataset, stage_images
+from ekd_ray.data import dataset_info, epoch_batches, load_dataset, stage_images
 from ekd_ray.engine.precision import local_cpus
 
 _BATCH = 8  # pictures a thread, of those whose time is taken
@@ -40,12 +40,13 @@ def measure_decoding(
     """Pictures a second that so many threads decode here, from views of the training set.
 
     Args:
-        config: resolved, with an encoded data set.
+        config: of an encoded data set.
         seconds: to measure for, unless the training set is at its end before.
     """
     arrays = load_dataset(config.dataset, "train", data_root=data_root)
+    info = dataset_info(config.dataset, data_root=data_root)
     stage = stage_images(
-        arrays, "cpu", scheme=str(config.augment), image_size=config.image_size,
+        arrays, "cpu", scheme=config.augment or info.view_scheme, image_size=config.image_size,
         pool=config.view_pool, seed=config.view_seed, threads=threads,
     )  # fmt: skip
     batches = epoch_batches(

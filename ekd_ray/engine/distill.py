@@ -44,7 +44,7 @@ from ekd_ray.engine.runlog import RunLog, Session
 from ekd_ray.engine.schedule import learning_rate
 from ekd_ray.engine.teacher.source import Teacher, TeacherOutputs, load_teacher
 from ekd_ray.losses.objective import Objective
-from ekd_ray.models import build_model
+from ekd_ray.models import build_model, load_backbone
 
 OnEpoch = Callable[[dict[str, Any]], None]
 # Smallest scale of the loss under float16. It falls by one half in every step that is skipped:
@@ -239,6 +239,8 @@ def start_run(config: DistillConfig, data_root: str | None) -> Run:
     objective = Objective(config)
     seed_generator(torch.device("cpu"), config.seed)
     student = build_model(config.student, data.num_classes)
+    if config.student_weights is not None:
+        load_backbone(student, config.student_weights)
     learner = Learner(student, objective).to(device)
     if config.channels_last:
         learner = learner.to(memory_format=torch.channels_last)

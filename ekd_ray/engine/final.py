@@ -21,6 +21,7 @@ from ekd_ray.engine.measure.gallery import (
 from ekd_ray.engine.measure.predictions import Predictions, kept_images, teacher_predictions
 from ekd_ray.engine.measure.teacher_pass import teacher_priors
 from ekd_ray.engine.precision import pick_device
+from ekd_ray.engine.resolve import input_normalization
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import RunData, load_test_data
 from ekd_ray.models import save_weights
@@ -85,13 +86,14 @@ def save_student(result: TrainedStudent, path: Path, *, data_root: str | None) -
     """Write a run's student with everything that is needed to use it again, and no path."""
     info = dataset_info(result.config.dataset, data_root=data_root)
     config = result.config.without_places()
+    normalization = input_normalization(config, info)
     save_weights(
         result.model,
         path,
         model_name=config.student,
         num_classes=info.num_classes,
-        mean=info.mean,
-        std=info.std,
+        mean=normalization.mean,
+        std=normalization.std,
         log_prior=result.log_prior,
         dataset=config.dataset,
         extra={"config": config.to_dict(), "precision": result.precision},

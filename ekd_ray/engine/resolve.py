@@ -32,7 +32,10 @@ from ekd_ray.models import (
     build_model,
     is_of_library,
     is_own_model,
+    library_normalization,
+    load_backbone,
     load_weights,
+    locate_weights,
     model_normalization,
     read_metadata,
 )
@@ -69,6 +72,7 @@ def resolve(
         size = student_size(config)
         layers = method.student_layers
         check_model(config.student, info.num_classes, size, "student_image_size", layers)
+        config = _resolve_start(config, info.num_classes)
     check_dataset(config.dataset, data_root=data_root, download=download)
     if config.ood_dataset is not None:
         with error_context("ood_dataset"):
@@ -182,6 +186,69 @@ def with_teacher(config: DistillConfig, weights: str | None) -> DistillConfig:
     ):
         return config
     return config.replace(teacher_normalization=None)
+
+
+def _resolve_start(config: DistillConfig, num_classes: int) -> DistillConfig:
+    """The student's first weights, if it has any: found, hashed, and how their images are."""
+    if config.student_normalization is not None:
+        parse_normalization(config.student_normalization, setting="student_normalization")
+    if config.student_weights is None:
+        if config.student_sha256 is None:
+            return config
+        raise UserError(
+            f"the student of this configuration starts from weights of SHA-256 "
+            f"{config.student_sha256}: give --student-weights FILE.",
+            keys=("student_weights",),
+        )
+    path = locate_weights(config.student, config.student_weights)
+    weights = read_start(config.student, num_classes, path)
+    if config.student_sha256 not in (None, weights.sha256):
+        raise UserError(
+            f"{path} is not what the student of this configuration starts from: its SHA-256 must "
+            f"be {config.student_sha256}, got {weights.sha256}.",
+            keys=("student_weights",),
+        )
+    normalization = config.student_normalization
+    if normalization is None and (own := _weights_normalization(config.student, weights)):
+        normalization = own.as_text()
+    return config.replace(
+        student_weights=path, student_sha256=weights.sha256, student_normalization=normalization
+    )
+
+
+def read_start(model: str, num_classes: int, path: str) -> WeightsMetadata:
+    """The facts of weights that a model starts from, which are tried on it."""
+    facts = os.stat(path) if os.path.exists(path) else None
+    return _try_start(model, num_classes, path, facts and (facts.st_mtime_ns, facts.st_size))
+
+
+@functools.lru_cache(maxsize=16)
+def _try_start(model: str, num_classes: int, path: str, stamp: object) -> WeightsMetadata:
+    """See `read_start`; a file of another stamp is read again."""
+    with torch.random.fork_rng(devices=[]):
+        return load_backbone(build_model(model, num_classes), path)
+
+
+def _weights_normalization(model: str, weights: WeightsMetadata) -> Normalization | None:
+    """The normalisation that a file, or the model's library or plugin, states."""
+    if stated := _stated_normalization(weights):
+        return stated
+    if registered := model_normalization(model):
+        return parse_normalization(registered)
+    library = library_normalization(model)
+    return Normalization(mean=library[0], std=library[1]) if library else None
+
+
+def input_normalization(config: DistillConfig, info: DatasetInfo) -> Normalization:
+    """How the student's images are normalised: as configured, else as the data set's are."""
+    if config.student_normalization is None:
+        return Normalization(mean=info.mean, std=info.std)
+    return parse_normalization(config.student_normalization, setting="student_normalization")
+
+
+def without_start(config: DistillConfig) -> DistillConfig:
+    """The configuration of a student whose weights are drawn."""
+    return config.replace(student_weights=None, student_sha256=None, student_normalization=None)
 
 
 def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:

@@ -21,6 +21,7 @@ from ekd_ray.data import (
 )
 from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
 from ekd_ray.engine.decoding import decoding_threads
+from ekd_ray.engine.resolve import input_normalization
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 
@@ -94,6 +95,7 @@ def _run_data(
     device: torch.device,
 ) -> RunData:
     info = dataset_info(config.dataset, data_root=data_root)
+    normalization = input_normalization(config, info)
     outside, outside_ids = None, validation_ids[:0]
     threads = decoding_threads(config, device)
     if config.ood_dataset is not None and len(validation_ids):
@@ -120,8 +122,8 @@ def _run_data(
         num_classes=arrays.num_classes,
         class_names=arrays.class_names,
         fingerprint=arrays.fingerprint,
-        mean=info.mean,
-        std=info.std,
+        mean=normalization.mean,
+        std=normalization.std,
         ood_images=outside,
         ood_ids=outside_ids,
     )

@@ -12,7 +12,7 @@ from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import OnEpoch, TrainedStudent, distill
 from ekd_ray.engine.final import save_student
-from ekd_ray.engine.resolve import without_teacher
+from ekd_ray.engine.resolve import without_start, without_teacher
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import Session
 from ekd_ray.errors import UserError
@@ -35,7 +35,7 @@ def teacher_config(base: DistillConfig, model: str, settings: dict[str, Any]) ->
     method = values.pop("method", "evidential")
     if method == "evidential":
         values.setdefault("learn_log_prior", True)
-    config = without_teacher(with_method(base, method, student=model, **values))
+    config = without_teacher(with_method(without_start(base), method, student=model, **values))
     candidates = teacher_candidates(config, settings)
     check_candidates(config, candidates)
     return config.replace(seed=candidates.seeds[0])

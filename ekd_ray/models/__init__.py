@@ -5,9 +5,11 @@ Papers: He et al. 2016 (ResNet), Zagoruyko & Komodakis 2016 (Wide ResNet), Simon
 Wang et al. 2021 (PVT), Yuan et al. 2021 (T2T-ViT).
 """
 
+from ekd_ray.models.pretrained import cached_weights, library_normalization, locate_weights
 from ekd_ray.models.teacher_zoo import find_softmax_teacher, find_teacher, list_teachers
 from ekd_ray.models.weights import (
     WeightsMetadata,
+    load_backbone,
     load_model,
     load_weights,
     read_metadata,
@@ -31,11 +33,15 @@ __all__ = [
     "model_normalization",
     "register_model",
     "ALIASES",
+    "load_backbone",
     "load_model",
     "load_weights",
     "save_weights",
     "read_metadata",
     "WeightsMetadata",
+    "cached_weights",
+    "locate_weights",
+    "library_normalization",
     "find_softmax_teacher",
     "find_teacher",
     "list_teachers",

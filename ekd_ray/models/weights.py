@@ -161,18 +161,36 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMetad
     newer file, another architecture or class count, tensors that are missing, surplus, of
     another shape, not floating-point, or not finite.
     """
-    path = Path(path)
+    return _load(model, Path(path), new_classes=False)
+
+
+def load_backbone(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMetadata:
+    """As `load_weights`, but a file of another number of classes leaves the classifier as it is.
+
+    The metadata's `num_classes` is that of the file.
+    """
+    return _load(model, Path(path), new_classes=True)
+
+
+def _load(model: nn.Module, path: Path, *, new_classes: bool) -> WeightsMetadata:
     model = _unwrap(model)
     layout, state, metadata = _read_tensors(path)
     own: dict[str, Tensor] = model.state_dict()
-    _check_names_and_shapes(path, model, _shapes(own), _shapes(state), metadata)
+    wanted, found = _shapes(own), _shapes(state)
+    classes = _model_classes(model, wanted)
+    wrong = [key for key in wanted if key in found and wanted[key] != found[key]]
+    if new_classes and _only_classes_differ(model, wanted, found, wrong):
+        classes = found[wrong[0]][0]
+        for key in wrong:
+            del wanted[key], found[key], state[key]
+    _check_names_and_shapes(path, model, wanted, found, metadata)
     # Absent counters keep the model's value.
     fitted = own | {key: _convert(path, key, state[key], own[key].dtype) for key in state}
     metadata = metadata or WeightsMetadata(
         sha256=sha256_file(path),
         layout=layout,
         model=getattr(model, "ekd_name", None),
-        num_classes=_model_classes(model, _shapes(own)),
+        num_classes=classes,
     )
     model.load_state_dict(fitted, strict=True)
     return metadata

@@ -23,6 +23,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
 from ekd_ray.losses.methods import method_of
+from ekd_ray.models import cached_weights
 from ekd_ray.results.bundle import GPU_FACTS, Bundle, compared
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.leaderboard import select_metrics
@@ -64,14 +65,16 @@ def prepare(
     *,
     data_root: str | None = None,
     teacher_weights: str | None = None,
+    student_weights: str | None = None,
     dataset: str | None = None,
 ) -> DistillConfig:
     """The bundle's run as it can be trained here: checked, with its teacher and its data.
 
     Args:
         teacher_weights: the teacher's file; without it the study in which the bundle lies is
-            searched for a file of the recorded hash. dataset: another name for the same data
-            (`folder:PATH` elsewhere).
+            searched for a file of the recorded hash. student_weights: what the student starts
+            from, likewise; its library's cache is searched too. dataset: another name for the same
+            data (`folder:PATH` elsewhere).
 
     Raises:
         UserError: the bundle was changed, or its teacher or data are not there.
@@ -85,6 +88,9 @@ def prepare(
     if method_of(config).needs_teacher:
         found = teacher_weights or _own_teacher(bundle)
         config = config.replace(teacher_weights=str(Path(found).absolute()))
+    if config.student_sha256 is not None:
+        found = student_weights or _own_start(bundle)
+        config = config.replace(student_weights=str(Path(found).absolute()))
     return resolve(config, data_root=data_root)
 
 
@@ -206,14 +212,25 @@ def own_data_root(bundle: Bundle) -> str | None:
 
 def _own_teacher(bundle: Bundle) -> str:
     """The teacher's file in the study around the bundle, known by its hash."""
-    study = bundle.path.absolute().parent
-    candidates = sorted((study / "teacher").glob("*.safetensors"))
+    inside = sorted((bundle.path.absolute().parent / "teacher").glob("*.safetensors"))
+    what = f"the teacher of {bundle.path} ({bundle.config.teacher}"
+    return _find_weights(bundle, "teacher", inside, what)
+
+
+def _own_start(bundle: Bundle) -> str:
+    """The weights that the student has started from: those of the study, or of its library."""
+    cached = cached_weights(bundle.config.student)
+    what = f"what the student of {bundle.path} starts from ({bundle.config.student}"
+    return _find_weights(bundle, "student", [cached] if cached else [], what)
+
+
+def _find_weights(bundle: Bundle, side: str, candidates: list[Path], what: str) -> str:
+    """The first of the candidates, and of the file in the study's settings, with the hash."""
+    wanted = getattr(bundle.config, f"{side}_sha256")
     with contextlib.suppress(UserError):
-        candidates.append(Path(StudyReader.load(study).config.distill.teacher_weights or ""))
+        study = StudyReader.load(bundle.path.absolute().parent)
+        candidates = [*candidates, Path(getattr(study.config.distill, f"{side}_weights") or "")]
     for path in candidates:
-        if path.is_file() and sha256_file(path) == bundle.config.teacher_sha256:
+        if path.is_file() and sha256_file(path) == wanted:
             return str(path)
-    raise UserError(
-        f"the teacher of {bundle.path} ({bundle.config.teacher}, SHA-256 "
-        f"{bundle.config.teacher_sha256}) is not beside it: give --teacher-weights FILE."
-    )
+    raise UserError(f"{what}, SHA-256 {wanted}) is not beside it: give --{side}-weights FILE.")

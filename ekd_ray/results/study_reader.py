@@ -30,6 +30,7 @@ from ekd_ray.results.records import (
     FORMAT_VERSION,
     PLACE,
     STUDY_FILE,
+    VALIDATION_IMAGES,
     RunRecord,
     check_kinds,
     check_settings,
@@ -99,6 +100,12 @@ class StudyReader:
     def place(self) -> str:
         """Its URI, of which the folder is a copy, or its folder."""
         return str(self.header.get(PLACE) or self.path)
+
+    @property
+    def validation_images(self) -> int | None:
+        """How many images its trials are compared on; None where nothing tells."""
+        count = self.header.get(VALIDATION_IMAGES)
+        return count if type(count) is int and count >= 0 else None
 
     @cached_property
     def runs(self) -> list[RunRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from ekd_ray.results.leaderboard import STUDENT_ALONE, Gain, Leaderboard, mean_s
 from ekd_ray.results.paired import LEAST_SEEDS, Paired
 
 DASH = "\N{EN DASH}"  # where there is no value
+FEW_PICTURES = 100  # from so many on an accuracy is known to 10 points
 MOST_NAMED = 10  # of what is damaged
 LABELS = {"none": "student alone", "kd": "KD", "ekd-softmax": "EKD, softmax teacher"}
 _PLURALS = ("authors' values", "defaults")
@@ -75,6 +77,20 @@ def describe_damage(damaged: Sequence[str]) -> list[str]:
     if len(damaged) < 2:
         return [f"{head} {text}" for text in damaged]
     return [head, *damaged[:MOST_NAMED], *([f"... and {more} more"] if more > 0 else [])]
+
+
+def describe_validation(count: int | None) -> list[str]:
+    """A warning where so many validation pictures tell little; empty where they are enough.
+
+    The interval is the normal approximation's for an accuracy of 50 %, the widest there is.
+    """
+    if not count or count >= FEW_PICTURES:
+        return []
+    width = max(1, round(100 * 1.96 * math.sqrt(0.25 / count)))
+    return [
+        f"validates on {several(count, 'picture')}: ±{width} points (95 % interval "
+        "of an accuracy of 50 %); smaller differences between configurations may be chance"
+    ]
 
 
 def figure_text(name: str, value: float | None) -> str:

@@ -101,6 +101,8 @@ def list_entries(config: StudyConfig, base: DistillConfig, study: StudyReader) -
         settings = DistillConfig.from_dict(trial.config)
         if settings.teacher_weights is not None:  # the study may come from another machine
             settings = settings.replace(teacher_weights=base.teacher_weights)
+        if settings.student_weights is not None:
+            settings = settings.replace(student_weights=base.student_weights)
         found.append(Entry(name=trial.name, config=settings, role="finalist", number=trial.number))
     numbers: dict[str, int | None] = {}
     for trial in sorted(study.records(), key=lambda trial: trial.status != "complete"):

@@ -134,7 +134,7 @@ def tune(
         if resume and out and not (pair or student or recipe):
             chosen = Recipe.of_study(find_header(_text(out), "study.yaml"), method)
         else:
-            chosen = _recipe(pair, given, dataset, recipe, method)
+            chosen = _recipe(pair, given, dataset, recipe)
         chosen = lay_over(chosen, given)
         shared = chosen.config.distill
         found, location = locate(_text(out)) if out else (None, None)
@@ -210,7 +210,7 @@ def distill(
             config = find_header(_text(out), "config.yaml")
         training = None
         if config is None:
-            chosen = lay_over(_recipe(pair, given, dataset, recipe, method), given)
+            chosen = lay_over(_recipe(pair, given, dataset, recipe), given)
             run, training = authors_run(chosen, given), chosen.config.teacher_training
         elif pair or recipe:
             raise UserError("config is complete by itself: drop pair and recipe.")
@@ -345,13 +345,10 @@ def _recipe(
     given: Given,
     dataset: str | None,
     recipe: PathLike | None,
-    method: str | None,
 ) -> Recipe:
     return choose_recipe(
-        recipe=_optional(recipe), pair=pair, teacher=given.settings.get("teacher"),
-        student=given.settings.get("student"),
-        home=dataset or DistillConfig().dataset, method=method,
-    )  # fmt: skip
+        recipe=_optional(recipe), pair=pair, given=given, home=dataset or DistillConfig().dataset
+    )
 
 
 def _given(

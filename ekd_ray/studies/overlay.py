@@ -11,15 +11,20 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.candidates import Candidates
+from ekd_ray.config.distill_config import DATASETS
 from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.errors import UserError, error_context, hide_secrets, shorten, unknown_name
 from ekd_ray.files import expand_home
+from ekd_ray.studies.fitting import fit_values, with_epochs
 from ekd_ray.studies.places import absolute, absolute_paths
-from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge, with_epochs
+from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge
 
 # Settings of a study by which its results, and the keys to a server, leave this machine: they are
 # used on the user's own word, whatever a recipe or a study's file says.
 BY_FLAG = {"optuna_storage": "--optuna-storage", "track": "--track"}
+
+OWN_DATA = "folder"  # the recipes for data that have none of their own
+LEAST_LARGE = 64  # pixels a side from which on pictures are for the networks of ImageNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,32 +52,58 @@ class Given:
 
 
 def choose_recipe(
-    *,
-    recipe: str | Path | None,
-    pair: str | None,
-    teacher: str | None,
-    student: str | None,
-    home: str | None,
-    method: Any = None,
+    *, recipe: str | Path | None, pair: str | None, given: Given, home: str | None
 ) -> Recipe:
-    """The recipe of a file, of a pair, or of a teacher and a student.
+    """The recipe of a file, of a pair, of a teacher and a student, or for own data.
 
     Args:
+        given: names data, teacher and student, where there are any.
         home: the folder of `search_spaces/` that is looked in, mostly the data set; None for any.
 
     Raises:
-        UserError: nothing is named, or an unknown pair.
+        UserError: nothing is named, or an unknown pair; own data that cannot be read.
     """
     if recipe:
-        return Recipe.load(recipe, method)
+        return Recipe.load(recipe, given.method)
+    data, teacher, student = map(given.settings.get, ("dataset", "teacher", "student"))
+    own = is_own_data(data)
+    if own and home == data:
+        home = OWN_DATA
     if pair:
-        return Recipe.load(find_recipe(SEARCH_SPACES, home, pair), method)
+        return Recipe.load(find_recipe(SEARCH_SPACES, home, pair), given.method)
+    if own:
+        return Recipe.load(f"{OWN_DATA}/{_kind_of_own_data(given)}", given.method)
     if student:
         folder = SEARCH_SPACES / (home or DistillConfig().dataset)
-        own, base = folder / f"{teacher}-{student}.yaml", folder / "_base.yaml"
-        path = next((p for p in (own, base) if p.exists()), SEARCH_SPACES / "default.yaml")
-        return Recipe.load(path, method)
-    raise UserError("name what to distil: --pair T-S, or --teacher T --student S.")
+        names = folder / f"{teacher}-{student}.yaml", folder / "_base.yaml"
+        path = next((p for p in names if p.exists()), SEARCH_SPACES / "default.yaml")
+        return Recipe.load(path, given.method)
+    raise UserError(
+        "name what to distil: --pair T-S, or --teacher T --student S, or data of your own, "
+        "--data folder:PATH."
+    )
+
+
+def _kind_of_own_data(given: Given) -> str:
+    """The recipe for pictures that have none: by their size, and by weights to start from."""
+    # These load torch.
+    from ekd_ray.data import dataset_info
+    from ekd_ray.models import cached_weights, is_of_library
+
+    settings = given.settings
+    data = str(settings["dataset"])
+    size = settings.get("image_size") or dataset_info(data, data_root=given.data_root).image_size
+    if settings.get("student_weights"):
+        return "fine-tune"
+    defaults = Recipe.load(f"{OWN_DATA}/fine-tune").values["distill"]
+    student = settings.get("student")
+    if isinstance(size, int) and size < LEAST_LARGE and not (student and is_of_library(student)):
+        return "small-pictures"
+    teacher = settings.get("teacher") or defaults["teacher"]
+    taught = settings.get("teacher_weights") or given.teacher_zoo or cached_weights(teacher)
+    if cached_weights(student or defaults["student"]) and taught:
+        return "fine-tune"
+    return "from-scratch"
 
 
 def lay_over(recipe: Recipe, given: Given) -> Recipe:
@@ -112,7 +143,13 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
     values["distill"] = absolute_paths(values["distill"])
     if isinstance(softmax := values.get("softmax_teacher_weights"), str | Path):
         values["softmax_teacher_weights"] = absolute(softmax)
+    if isinstance(training := values.get("teacher_training"), Mapping):
+        values["teacher_training"] = absolute_paths({**training})
     named = {*given.settings, *given.space}
+    if recipe.fit:
+        known = named if given.epochs is None else {*named, "epochs"}
+        with recipe.locate_errors():
+            values = fit_values(values, recipe.fit, given=known, data_root=given.data_root)
     return replace(recipe, values=values, given=frozenset(named))
 
 
@@ -207,7 +244,7 @@ def teacher_run(
             f"{name} is no setting of a network that is trained alone, which --model and "
             "--evidential describe: drop it."
         )
-    base = DistillConfig(student=model, method="none")
+    base = _own_data_run(model, given) or DistillConfig(student=model, method="none")
     if evidential:
         base = base.replace(method="evidential", learn_log_prior=True)
     run = with_settings(base, given, where="flags")
@@ -222,6 +259,20 @@ def teacher_run(
             "--choose-by chooses among several candidates, got 1: add --candidates K, or drop it."
         )
     return run.replace(seed=found.seeds[0]), None
+
+
+def _own_data_run(model: str, given: Given) -> DistillConfig | None:
+    """The run of a network alone as the recipe for own data has it; None for other data."""
+    if not is_own_data(given.settings.get("dataset")):
+        return None
+    named = replace(given, settings={**given.settings, "teacher": model, "student": model})
+    recipe = choose_recipe(recipe=None, pair=None, given=replace(named, method="none"), home=None)
+    return lay_over(recipe, named).config.distill.replace(teacher=None)
+
+
+def is_own_data(name: Any) -> bool:
+    """Whether a data set is the user's, so that no recipe was written for it."""
+    return name is not None and name not in DATASETS
 
 
 def _from_zoo(values: dict[str, Any], zoo: str | Path | None) -> dict[str, Any]:

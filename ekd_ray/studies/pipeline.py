@@ -32,7 +32,7 @@ from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import measure_teacher
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment, hardware, warn_of_change
-from ekd_ray.engine.resolve import check_workers, resolve, used_plugins
+from ekd_ray.engine.resolve import check_workers, resolve, split_sizes, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
@@ -51,6 +51,7 @@ from ekd_ray.results.records import (
     LOCK,
     PLACE,
     STUDY_FILE,
+    VALIDATION_IMAGES,
 )
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher, resume_command
@@ -112,9 +113,16 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
             "validation_fraction must be > 0 in a study: the search needs the split.",
             keys=("distill", "validation_fraction"),
         )
+    if base.student_weights is not None and "student" in (config.space or {}):
+        raise UserError(
+            "student_weights are those of one student, but student is searched: drop one of the "
+            "two.",
+            keys=("distill", "student_weights"),
+        )
     check_workers(base, config.workers_per_trial)
     if method_of(base).needs_teacher and base.teacher_weights is None:
-        base = check_teaching(config, download=download)
+        config = check_teaching(config, download=download)
+        base = config.distill
     else:
         with error_context("distill"):
             base = with_pairs_prior(config, resolve_method(base))
@@ -141,8 +149,10 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
     return config.replace(distill=base.replace(plugins=used_plugins(base, config.space)))
 
 
-def check_teaching(config: StudyConfig, *, download: bool = False) -> DistillConfig:
-    """The shared settings of a study that trains its teacher, resolved as far as they can be.
+def check_teaching(config: StudyConfig, *, download: bool = False) -> StudyConfig:
+    """A study that trains its teacher, its shared settings resolved as far as they can be.
+
+    The weights that the teacher's training starts from are pinned by their SHA-256.
 
     Raises:
         UserError: the teacher or the student cannot be trained, or nothing says how the teacher is.
@@ -151,12 +161,17 @@ def check_teaching(config: StudyConfig, *, download: bool = False) -> DistillCon
     if not config.teacher_training or base.teacher is None:
         with error_context("distill"):  # says what is missing
             resolve(base, data_root=root, download=download)
+    training = config.teacher_training or {}
     with error_context("teacher_training"):
-        teacher = teacher_config(base, str(base.teacher), config.teacher_training or {})
-    resolve(teacher, data_root=root, download=download)
+        teacher = teacher_config(base, str(base.teacher), training)
+    teacher = resolve(teacher, data_root=root, download=download)
+    if teacher.student_sha256 is not None:
+        training = {**training, "student_sha256": teacher.student_sha256}
     with error_context("distill"):
-        resolve(with_method(base, "none"), data_root=root, download=download)
-    return resolve_method(base)
+        alone = resolve(with_method(base, "none"), data_root=root, download=download)
+    names = ("student_weights", "student_sha256", "student_normalization")
+    base = resolve_method(base.replace(**{name: getattr(alone, name) for name in names}))
+    return config.replace(distill=base, teacher_training=training or None)
 
 
 def prepare_study(
@@ -244,6 +259,7 @@ def open_run(
         "environment": now,
         **({} if before is None else {EXTENDED_FROM: before}),
         **({} if location is None else {PLACE: str(location)}),
+        VALIDATION_IMAGES: split_sizes(config.distill, config.data_root)[1],
         "study": config.to_dict(),
     }
     write_sources(out, config.distill.plugins)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.distill_config import CACHED
 from ekd_ray.errors import UserError
 from ekd_ray.files import check_name, expand_home, file_name
 from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
@@ -28,11 +29,12 @@ def find_data_root(given: str | Path | None) -> str | None:
 
 
 def absolute_paths(distill: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run with absolute paths to checkpoint and folders of data."""
+    """Settings of a run with absolute paths to checkpoints and folders of data."""
     changes = {}
-    weights = distill.get("teacher_weights")
-    if isinstance(weights, str | Path):
-        changes["teacher_weights"] = absolute(weights)
+    for name in ("teacher_weights", "student_weights"):
+        weights = distill.get(name)
+        if isinstance(weights, str | Path) and weights != CACHED:
+            changes[name] = absolute(weights)
     for name in ("dataset", "ood_dataset"):
         kind, colon, path = str(distill.get(name)).partition(":")
         if colon and kind in ("folder", "hf"):

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from ekd_ray.config.plugins import (
     module_in_name,
     stamps_in_study,
 )
-from ekd_ray.config.settings import MOST_EPOCHS
 from ekd_ray.config.yaml_files import Places, find_place
 from ekd_ray.errors import Keys, UserError, error_context, meant_name, shorten, unknown_name
+from ekd_ray.studies.fitting import check_rules
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The recipes that come with ekd_ray: in the installed package, or beside it in a checkout.
@@ -35,7 +35,7 @@ SEARCH_SPACES = next(
     _PACKAGE / "search_spaces",
 )
 
-_OF_THE_FILE = ("extends", "description", "plugins")
+_OF_THE_FILE = ("extends", "description", "plugins", "fit")
 MOST_BASES = 20  # of a recipe
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")
 
@@ -51,6 +51,7 @@ class Recipe:
         written: what the file and its bases say together, before a method was selected.
         places: the `FILE:LINE` of each value in `written`.
         given: the settings by name that were laid over it, but for method and epochs.
+        fit: settings that follow the data and the user's batch -> their rules (`fitting.RULES`).
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Recipe:
     written: Mapping[str, Any]
     places: Places
     given: frozenset[str] = frozenset()
+    fit: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path, method: str | None = None) -> Recipe:
@@ -66,23 +68,26 @@ class Recipe:
 
         `path` is a file, or the name of a recipe that comes with ekd_ray (`list_recipes`); so is
         `extends:`, a file being relative to the recipe. Mappings merge key by key, other values
-        replace, and a key set to null under `space:` is removed. Plugins that the files name under
-        `plugins:`, and modules of `student` and `teacher`, are loaded if the user allows it.
+        replace, and a key set to null under `space:` is removed. A setting that a file names is not
+        fitted by a rule that one of its bases has for it under `fit:`. Plugins that the files name
+        under `plugins:`, and modules of `student` and `teacher`, are loaded if the user allows it.
 
         Raises:
             UserError: unreadable or malformed YAML, an unknown key, an unknown method, a circle of
                 `extends`, or a plugin that the user has not allowed.
         """
         written: dict[str, Any] = {}
+        fit: dict[str, Any] = {}
         places: Places = {}
         stamps: set[str] = set()
         path = locate_recipe(path)
         for file in reversed(_chain(path)):
             values = {k: v for k, v in file.values.items() if k not in _OF_THE_FILE}
             written = merge(written, values)
+            fit = _merge_fit(fit, file)
             places |= file.places
             stamps |= _load_plugins(file)
-        recipe = cls(path=path, values=written, written=written, places=places)
+        recipe = cls(path=path, values=written, written=written, places=places, fit=fit)
         with recipe.locate_errors(or_name_file=True):
             _check(written)
             if stamps:
@@ -167,6 +172,18 @@ class Recipe:
         name = point.get("method") if isinstance(point, Mapping) else None
         rest = keys[depth:]
         return table, ("methods", str(name), "authors", *rest), ("authors", *rest)
+
+
+def _merge_fit(base: Mapping[str, Any], file: YamlFile) -> dict[str, Any]:
+    """The rules of a file, and those of its bases for settings that it does not name itself."""
+    own = file.values.get("fit") or {}
+    with file.locate_errors(), error_context("fit"):
+        check_rules(own)
+    distill, space = (file.values.get(name) or {} for name in ("distill", "space"))
+    named = {*(distill if isinstance(distill, Mapping) else ())}
+    named |= {*(space if isinstance(space, Mapping) else ())}
+    kept = {name: rule for name, rule in base.items() if name not in named}
+    return {name: rule for name, rule in {**kept, **own}.items() if rule is not None}
 
 
 def _load_plugins(file: YamlFile) -> set[str]:
@@ -384,43 +401,3 @@ def find_recipe(folder: Path, home: str | None, pair: str) -> Path:
         return folder / f"{elsewhere[0]}.yaml"
     where = f" for {home}" if home else ""
     raise unknown_name(f"pair{where}", pair, elsewhere or known)
-
-
-def with_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """The recipe under another budget: `distill.epochs` and, in proportion, every warm-up.
-
-    The authors' 30 warm-up epochs of 240 become 1 of 8; a warm-up of at least one epoch
-    stays at least one. Ranges of the space scale likewise.
-    """
-    distill = dict(values.get("distill") or {})
-    with error_context("distill"):
-        before = DistillConfig(epochs=distill.get("epochs", DistillConfig().epochs)).epochs
-    result = {**values, "distill": {**distill, "epochs": epochs}}
-    if before == epochs:
-        return result
-    load()
-    in_epochs = {"lr_warmup", *(name for name, entry in REGISTRY.items() if entry.in_epochs)}
-
-    def scaled(section: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: _scale(value, epochs / before) if name in in_epochs else value
-            for name, value in section.items()
-        }
-
-    for section in ("distill", "authors", "space"):
-        if isinstance(result.get(section), Mapping):
-            result[section] = scaled(result[section])
-    result["first_points"] = [scaled(point) for point in result.get("first_points") or ()]
-    return result
-
-
-def _scale(value: Any, factor: float) -> Any:
-    if isinstance(value, Mapping):
-        return {k: item if k == "when" else _scale(item, factor) for k, item in value.items()}
-    if isinstance(value, list):
-        plain = all(isinstance(item, int | float | str | None) for item in value)
-        return list(dict.fromkeys(_scale(item, factor) for item in value)) if plain else value
-    legal = isinstance(value, int | float) and 0 < value <= MOST_EPOCHS
-    if isinstance(value, bool) or not legal:
-        return value
-    return max(1, round(value * factor))

@@ -134,7 +134,8 @@ def planned(
         teaching = None
         if method_of(run).needs_teacher and run.teacher_weights is None and teacher_training:
             teaching = resources.replace(distill=run, teacher_training=dict(teacher_training))
-            config = check_teaching(teaching, download=download)
+            teaching = check_teaching(teaching, download=download)
+            config = teaching.distill
         else:
             config = resolve(run, data_root=data_root, download=download)
         check_workers(config, group.most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import shlex
@@ -17,6 +18,7 @@ from safetensors import safe_open
 
 from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.errors import UserError
+from ekd_ray.models import build_model, save_weights
 from ekd_ray.results import Bundle, Study, export_bundle
 from ekd_ray.results.bundle import FILES, WEIGHTS, same_arithmetic, write_manifest
 from ekd_ray.results.report import list_commands, write_report
@@ -147,6 +149,25 @@ def test_the_recorded_threads_and_seed_are_used(bundle, teacher, tmp_path, monke
         with pytest.raises(Asked) as caught:
             again(bundle, teacher, tmp_path / "run", **options)
         assert caught.value.args == (threads, 1, "float32", 0.0)
+
+
+def test_what_the_student_starts_from_is_found_by_its_hash(bundle, teacher, tmp_path):
+    start = tmp_path / "start.safetensors"
+    student, classes = bundle.config.student, len(bundle.class_names)
+    save_weights(
+        build_model(student, classes), start, model_name=student, num_classes=classes,
+        mean=None, std=None,
+    )  # fmt: skip
+    known = hashlib.sha256(start.read_bytes()).hexdigest()
+    forge(bundle, "distill.yaml", lambda text: yaml.safe_dump(
+        {**yaml.safe_load(text), "student_sha256": known}))  # fmt: skip
+    bundle = Bundle.load(bundle.path)
+    with pytest.raises(UserError, match=r"starts from .* is not beside it: give --student-weights"):
+        prepare(bundle, teacher_weights=teacher)
+    found = prepare(bundle, teacher_weights=teacher, student_weights=str(start))
+    assert (found.student_weights, found.student_sha256) == (str(start), known)
+    with pytest.raises(UserError, match=f"must be {known}"):
+        prepare(bundle, teacher_weights=teacher, student_weights=teacher)
 
 
 def test_weights_a_rounding_away_are_within_tolerance(bundle, teacher, tmp_path):

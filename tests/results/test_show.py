@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from report_studies import BASE, EVIL, final, searched, select
 
 from ekd_ray.cli import study_text
@@ -24,6 +25,17 @@ def test_a_finished_study_in_the_terminal(reported, launch):
         "95 % interval", "winner: lr=", "fANOVA", "search: stopped early", "early stops saved 48",
     ):  # fmt: skip
         assert words in out, words
+
+
+@pytest.mark.parametrize(("held", "first"), [(7, True), (100, False), (None, False)])
+def test_few_validation_pictures_are_said_first(maker, launch, held, first):
+    study = searched(maker)
+    path = study.path / "study.yaml"
+    header = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**header, "validation_images": held}))
+    code, out, _ = launch("show", study.path)
+    assert code == 0
+    assert ("7 pictures" in out.splitlines()[0]) == first == ("37 points" in out)
 
 
 def test_json_has_all_of_it(reported, launch):

@@ -8,6 +8,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.scale.space import check_space, first_points, point_config
+from ekd_ray.studies.fitting import with_epochs
 from ekd_ray.studies.recipes import (
     SEARCH_SPACES,
     find_recipe,
@@ -15,7 +16,6 @@ from ekd_ray.studies.recipes import (
     load_recipe,
     locate_recipe,
     merge,
-    with_epochs,
 )
 
 RECIPES = sorted(SEARCH_SPACES.rglob("*.yaml"))

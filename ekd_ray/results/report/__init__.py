@@ -31,6 +31,7 @@ from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_damage,
     describe_teacher,
+    describe_validation,
     duration,
     metric_name,
     resume_command,
@@ -38,8 +39,8 @@ from ekd_ray.results.words import (
     value_text,
 )
 
-FILTERS = (describe_teacher, duration, hide_folders, metric_name, row_label, several, short_name,
-           spread, value_text)  # fmt: skip
+FILTERS = (describe_teacher, describe_validation, duration, hide_folders, metric_name, row_label,
+           several, short_name, spread, value_text)  # fmt: skip
 
 
 def write_report(study: StudyReader, out: Path | None = None, *, pictures: bool = True) -> Path:
