@@ -36,12 +36,12 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.results.records import (
     JOURNAL,
+    REPORT,
     RunRecord,
     milestone_epochs,
     trial_folder,
     trial_name,
 )
-from ekd_ray.results.report import REPORT
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.scale.schedulers import ARRIVALS, Chance, make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher

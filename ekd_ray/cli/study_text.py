@@ -22,7 +22,7 @@ from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.results.importance import read_importance
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import mean_interval
-from ekd_ray.results.report import REPORT
+from ekd_ray.results.records import REPORT
 from ekd_ray.results.report.content import (
     Content,
     describe_parameters,
