@@ -184,9 +184,9 @@ def count_extended(header: Path, more: int) -> int:
     there = values.get("study")
     default = StudyConfig().trials
     trials = there.get("trials", default) if isinstance(there, Mapping) else default
-    if not isinstance(trials, int):
-        raise UserError(f"{header} is damaged: its number of trials is {shorten(trials)}.")
     before = values.get(EXTENDED_FROM)
+    if not isinstance(trials, int) or not isinstance(before, int | None):
+        raise UserError(f"{header} is damaged: its number of trials is {shorten(trials)}.")
     if before is None:
         return trials + more
     if trials != before + more:
