@@ -145,7 +145,7 @@ def study(out: Path) -> None:
             (finish_module, "evaluate_test", lambda *_, **__: {"test_top1": 0.5}),
             (finish_module, "_draw", lambda *_: None),
             (report_module, "write_report", write_page),
-            (pipeline, "connected", lambda *_: contextlib.nullcontext()),
+            (pipeline, "connected", lambda *_, **__: contextlib.nullcontext()),
         ):
             stack.enter_context(mock.patch.object(module, name, stand_in))
         config = pipeline.check_study(CONFIG)

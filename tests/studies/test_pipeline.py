@@ -191,7 +191,7 @@ def test_no_device_is_picked_in_a_driver_beside_gpus(
     """What trains and measures a teacher does so elsewhere, in a Ray that is there for it."""
     joined, asked, elsewhere = [], [], []
 
-    def connect(config: StudyConfig) -> contextlib.AbstractContextManager[None]:
+    def connect(config: StudyConfig, **_: Any) -> contextlib.AbstractContextManager[None]:
         if elsewhere:
             raise Ended
         joined.append(config.gpus_per_trial)
