@@ -64,7 +64,8 @@ def list_pictures(given: Sequence[str | os.PathLike[str]]) -> list[str]:
             continue
         inside = list(_walk(path))
         if not inside:
-            raise UserError(f"folder {path} holds no picture ({', '.join(SUFFIXES)}).")
+            kinds = ", ".join(SUFFIXES)
+            raise UserError(f"folder {path} holds no picture ({kinds}): name another.")
         found += inside
     return found
 
@@ -76,7 +77,7 @@ def _walk(folder: str, depth: int = 0) -> Iterator[str]:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"cannot read folder {folder} ({error.strerror}).") from None
+        raise UserError(f"cannot read {folder} ({error.strerror}): make it readable.") from None
     for entry in listed:
         if entry.name.startswith("."):
             continue

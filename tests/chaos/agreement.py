@@ -28,7 +28,7 @@ BELONGS = {
     "importance.json",
     "confirm.parquet",
     "config.yaml", "history.jsonl", "result.json", "teacher.safetensors", *FILES, MANIFEST,
-    "cache.json", "predictions.safetensors", "index.html",
+    "cache.json", "predictions.safetensors", "gallery.safetensors", "index.html",
 }  # fmt: skip
 
 
