@@ -67,6 +67,10 @@ def choose_recipe(
         return Recipe.load(recipe, given.method)
     data, teacher, student = map(given.settings.get, ("dataset", "teacher", "student"))
     own = is_own_data(data)
+    if own:
+        from ekd_ray.data import dataset_info  # loads torch
+
+        dataset_info(str(data), data_root=given.data_root)  # refuses one that nobody knows
     if own and home == data:
         home = OWN_DATA
     if pair:

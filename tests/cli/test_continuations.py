@@ -37,7 +37,7 @@ def stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
     monkeypatch.delenv("EKD_DATA_ROOT", raising=False)
 
     # Several studies join their cluster at first.
-    monkeypatch.setattr(cluster, "connected", lambda *configs: contextlib.nullcontext())
+    monkeypatch.setattr(cluster, "connected", lambda *configs, **_: contextlib.nullcontext())
 
     def patch(module: Any, function: str, error: BaseException) -> None:
         def stopped(subject: Any, *rest: Any) -> None:
