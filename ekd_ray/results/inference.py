@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ekd_ray.data.views import VIEW_SCHEMES
 from ekd_ray.errors import UserError
 
 BATCH = 64
+MOST_DEPTH = 30  # folders below the one that is given; the system follows 40 links
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
 
     Args:
         images: a PIL image, a path, an array or tensor (see `as_pictures`), or a sequence of them.
-            The path of a folder stands for its pictures (see `list_pictures`).
+            The path of a folder stands for its pictures (see `pictures_below`).
 
     Raises:
         UserError: anything else, or a file that holds no picture.
@@ -126,8 +128,8 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     listed = [images] if isinstance(images, single) or not isinstance(images, Iterable) else images
     for given in listed:
         if isinstance(given, str | os.PathLike):
-            files = list_pictures(Path(given)) if os.path.isdir(given) else [Path(given)]
-            found += [fit_file(str(file), size, margin=margin) for file in files]
+            files = pictures_below(str(Path(given))) if os.path.isdir(given) else [str(Path(given))]
+            found += [fit_file(file, size, margin=margin) for file in files]
             continue
         if isinstance(given, np.ndarray | Tensor):
             pictures = [Image.fromarray(picture) for picture in as_pictures(given)]
@@ -143,12 +145,36 @@ def pixels(images: Any, config: DistillConfig) -> list[np.ndarray]:
     return found
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """The picture files in a folder and those below it, by path; raises `UserError` without any."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+def pictures_below(folder: str) -> list[str]:
+    """The picture files in a folder and those below it, by name, without hidden ones.
+
+    Raises:
+        UserError: there is none, or a folder cannot be read or leads back.
+    """
+    found = list(_walk(folder))
     if not found:
-        raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}): name another folder.")
+        raise UserError(f"folder {folder} holds no picture ({', '.join(SUFFIXES)}): name another.")
     return found
+
+
+def _walk(folder: str, depth: int = 0) -> Iterator[str]:
+    if depth > MOST_DEPTH:
+        raise UserError(f"{folder} lies {depth} folders deep: remove the link that leads back.")
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"cannot read {folder} ({error.strerror}): make it readable.") from None
+    for entry in listed:
+        if entry.name.startswith("."):
+            continue
+        is_folder = False
+        with contextlib.suppress(OSError):  # a link to itself
+            is_folder = entry.is_dir()
+        if is_folder:
+            yield from _walk(entry.path, depth + 1)
+        elif entry.name.lower().endswith(SUFFIXES):
+            yield entry.path
 
 
 def as_pictures(images: np.ndarray | Tensor) -> np.ndarray:

@@ -20,19 +20,17 @@ import torch
 from torch import Tensor
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data.sources import SUFFIXES
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.measure.uncertainty import dissonance, entropies, uncertainty
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, check_name, expand_home
-from ekd_ray.results.inference import BATCH, Classifier, pixels
+from ekd_ray.results.inference import BATCH, Classifier, pictures_below, pixels
 
 TABLES = (".parquet", ".csv")
 # Rows that are written together: less makes Parquet files slow to read.
 GROUP = 4096
 MOST_READERS = 8
-MOST_DEPTH = 30  # folders below the one that is given; the system follows 40 links
 # Shares of the pictures that are kept, in steps of a hundredth: what a bundle has thresholds for.
 COVERAGES = np.linspace(0, 1, 101)
 
@@ -59,32 +57,8 @@ def list_pictures(given: Sequence[str | os.PathLike[str]]) -> list[str]:
         path = str(expand_home(name))
         if not os.path.lexists(path):
             raise UserError(f"there is no picture or folder {path}: name one that is there.")
-        if not os.path.isdir(path):
-            found.append(path)
-            continue
-        inside = list(_walk(path))
-        if not inside:
-            kinds = ", ".join(SUFFIXES)
-            raise UserError(f"folder {path} holds no picture ({kinds}): name another.")
-        found += inside
+        found += pictures_below(path) if os.path.isdir(path) else [path]
     return found
-
-
-def _walk(folder: str, depth: int = 0) -> Iterator[str]:
-    if depth > MOST_DEPTH:
-        raise UserError(f"{folder} lies {depth} folders deep: remove the link that leads back.")
-    try:
-        with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"cannot read {folder} ({error.strerror}): make it readable.") from None
-    for entry in listed:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry.path, depth + 1)
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield entry.path
 
 
 def check_table(out: str | os.PathLike[str]) -> Path:

@@ -64,10 +64,12 @@ def test_what_is_no_picture_is_refused(exported, wrong):
 def test_a_folder_is_its_pictures_and_those_of_the_folders_in_it(exported, pictures, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(UserError, match=r"holds no pictures .*name another folder"):
+    with pytest.raises(UserError, match=r"holds no picture .*name another"):
         exported.predict(tmp_path)
     for name, image in zip(("b/0.PNG", "a.png", "c.bmp"), pictures[0], strict=False):
         Image.fromarray(image).save(tmp_path / name)
+    (tmp_path / "._a.png").write_bytes(b"what macOS leaves beside a.png")
+    (tmp_path / "d.png").mkdir()
     expected = exported.predict(pictures[0][[1, 0, 2]]).probabilities
     for given in (tmp_path, str(tmp_path), [tmp_path]):
         assert torch.equal(exported.predict(given).probabilities, expected)

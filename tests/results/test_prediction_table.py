@@ -192,6 +192,9 @@ def test_a_name_of_any_bytes_is_a_row(exported, folder, tmp_path):
     assert len(list_pictures([tmp_path])) == 2
     exported.predict_files([tmp_path], tmp_path / "p.parquet")
     assert pq.read_table(tmp_path / "p.parquet")["path"][0].as_py().endswith(r"caf\xe9.png")
+    (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
+    found = exported.predict_files([tmp_path], tmp_path / "p.parquet")
+    assert found.rows == 2 and "itself.png" in found.damaged[0]
     (loop / "again").symlink_to(loop)
     with pytest.raises(UserError, match="link"):
         list_pictures([tmp_path])
