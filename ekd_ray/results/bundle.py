@@ -507,7 +507,8 @@ def check_replaceable(out: Path, study: StudyReader, *, force: bool) -> None:
     metrics = out / "metrics.json"
     if not metrics.is_file() or _read_mapping(metrics).get("study") != study.config.fingerprint():
         raise UserError(f"{out} holds the bundle of another study: {cure}")
-    if further := _unlisted(out):
+    hidden = {path.name for path in out.iterdir() if path.name.startswith(".")}  # such as .git
+    if further := sorted({*_unlisted(out), *hidden}):
         raise UserError(f"{out} holds {joined(further[:3])} beside its bundle: {cure}")
 
 

@@ -144,6 +144,9 @@ def test_export_replaces_an_old_bundle(bundle, real_study):
     with pytest.raises(UserError, match=r"holds left over beside its bundle: .*--force"):
         export_bundle(real_study[0], bundle.path)
     assert (bundle.path / "left over").exists()
+    (bundle.path / "left over").rename(bundle.path / ".git")
+    with pytest.raises(UserError, match=r"holds \.git beside its bundle: .*--force"):
+        export_bundle(real_study[0], bundle.path)
     fresh = export_bundle(real_study[0], bundle.path, force=True)
     assert fresh.verify().ok
     assert sorted(p.name for p in fresh.path.iterdir()) == sorted([*FILES, MANIFEST])
