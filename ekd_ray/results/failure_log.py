@@ -22,7 +22,8 @@ _MOST = (MOST_OF_PART + 2**10) * MOST_PARTS
 # Of bounded length, because a log may be one long word.
 _URL = re.compile(r"(?<![\w.+-])[A-Za-z][\w.+-]{0,20}://[^\s'\"<>]{1,2000}")
 _SECRET_NAME = re.compile(
-    r"KEY|TOKEN|SECRET|PASS|_PWD$|CREDENTIAL|CONNECTION_STRING|COOKIE|SIGNATURE|_DSN$|DATABASE"
+    r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|CONNECTION_STRING|COOKIE|SIGNATURE|DATABASE"
+    r"|_(PWD|PAT|AUTH|DSN)$"
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SHORTEST_SECRET = 6

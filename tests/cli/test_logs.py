@@ -94,11 +94,15 @@ def test_an_error_of_the_studys_own_process_is_its_last_line(launch, study) -> N
 def test_what_a_log_holds_is_shown_and_not_obeyed(launch, study, monkeypatch) -> None:
     """A log of any size, whoever wrote it, and whatever was secret there."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary0123456789")
+    monkeypatch.setenv("GITHUB_PAT", "ghp_0123456789")
     path = study / FAILED[0] / FAILURE_LOG
-    path.write_bytes(b"x" * 10_000_000 + b"\x1b[2J\xff canary0123456789 http://me:word@host/ \r!")
+    path.write_bytes(
+        b"x" * 10_000_000 + b"\x1b[2J\xff ghp_0123456789 canary0123456789 http://me:word@host/ \r!"
+    )
     code, out, _ = launch("logs", study, 3)
     assert code == 0 and len(out) < 2 * MOST_OF_PART * MOST_PARTS
     assert "\x1b" not in out and "\\x1b[2J\ufffd" in out and "\\r!" in out
+    assert "ghp_" not in out and "$GITHUB_PAT" in out
     assert "canary" not in out and "me:word" not in out and "$AWS_SECRET_ACCESS_KEY" in out
 
 
