@@ -392,14 +392,19 @@ def _imbalance(config: DistillConfig, data_root: str | None) -> list[str]:
     labels = training_labels(config.dataset, data_root=data_root)
     counts = [0] if labels is None else np.unique(labels, return_counts=True)[1]
     least, most = int(min(counts)), int(max(counts))
+    alone = int(np.sum(counts == 1)) if config.validation_fraction else 0
+    unseen = [
+        f"           classes of one image: {alone}; that one trains, and nothing validates them"
+    ] * (alone > 0)
     if most <= UNEVEN * least:
-        return []
+        return unseen
     text = (
         f"           the classes have {least} to {most} images ({most / least:.0f} times as many)"
     )
     if config.class_balance:
-        return [f"{text}; class_balance {config.class_balance:g} evens them out"]
+        return [*unseen, f"{text}; class_balance {config.class_balance:g} evens them out"]
     return [
+        *unseen,
         f"{text}: accuracy counts the large ones",
         "           consider --set class_balance=1 (or choice:0,0.5,1) and "
         "--set metric=val_balanced_top1",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from engine_runs import Killed, assert_same_run, kill_at_step, state, watch_steps
 
+from ekd_ray.cli import plan_text
 from ekd_ray.cli.plan_text import UNEVEN, run_plan
 from ekd_ray.data import DATASETS, load_dataset, register_dataset
 from ekd_ray.engine.distill import distill
@@ -73,3 +74,10 @@ def test_the_plan_says_how_uneven_the_classes_are(uneven, tmp_path, balance, sai
     assert "times as many" not in run_plan(
         resolve(uneven.replace(dataset="synthetic", data_fingerprint=None)), tmp_path, None
     )
+
+
+def test_the_plan_names_classes_that_nothing_validates(uneven, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_text, "training_labels", lambda *_, **__: np.array([0, 0, 0, 1, 2]))
+    assert "one image: 2;" in run_plan(uneven.replace(validation_fraction=0.2), tmp_path, None)
+    whole = run_plan(uneven.replace(validation_fraction=0.0), tmp_path, None)
+    assert "one image" not in whole
