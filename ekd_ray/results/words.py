@@ -196,7 +196,7 @@ def describe_better_on_test(board: Leaderboard) -> str:
 
 
 def name_missed(board: Leaderboard) -> str:
-    """The rows that the winner has no gain over: `No gain shown over KD`; empty where it beats all."""
+    """The rows that the winner does not beat: `No gain shown over KD`; empty where it beats all."""
     missed = board.gain.missed() if board.gain else []
     return f"No gain shown over {joined([noun_of(name) for name in missed])}" if missed else ""
 
@@ -245,7 +245,7 @@ def refuse_without_gain(board: Leaderboard) -> str:
     """Why `--require-gain` says no; empty where the gain over the student alone is settled."""
     gain = board.gain
     if gain is None or STUDENT_ALONE not in gain.over:
-        return "no gain shown: there are no figures of the student alone under the winner's seeds."
+        return "no gain shown: the student alone has no figures under the winner's seeds."
     return (
         ""
         if gain.settled
