@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -51,7 +52,8 @@ class Recipe:
         written: what the file and its bases say together, before a method was selected.
         places: the `FILE:LINE` of each value in `written`.
         given: the settings by name that were laid over it, but for method and epochs.
-        fit: settings that follow the data and the user's batch -> their rules (`fitting.RULES`).
+        fits: by method, settings that follow the data and the user's batch -> their rules
+            (`fitting.RULES`); under None of methods that the recipe does not name.
     """
 
     path: Path
@@ -60,7 +62,7 @@ class Recipe:
     written: Mapping[str, Any]
     places: Places
     given: frozenset[str] = frozenset()
-    fit: Mapping[str, Any] = field(default_factory=dict)
+    fits: Mapping[str | None, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path, method: str | None = None) -> Recipe:
@@ -77,17 +79,21 @@ class Recipe:
                 `extends`, or a plugin that the user has not allowed.
         """
         written: dict[str, Any] = {}
-        fit: dict[str, Any] = {}
         places: Places = {}
         stamps: set[str] = set()
         path = locate_recipe(path)
-        for file in reversed(_chain(path)):
+        files = _chain(path)[::-1]
+        for file in files:
             values = {k: v for k, v in file.values.items() if k not in _OF_THE_FILE}
             written = merge(written, values)
-            fit = _merge_fit(fit, file)
             places |= file.places
             stamps |= _load_plugins(file)
-        recipe = cls(path=path, values=written, written=written, places=places, fit=fit)
+        table = written.get("methods")
+        methods = {None, *(table if isinstance(table, Mapping) else ())}
+        fits: dict[str | None, Mapping[str, Any]] = {name: {} for name in methods}
+        for file, name in itertools.product(files, methods):
+            fits[name] = _merge_fit(fits[name], file, name)
+        recipe = cls(path=path, values=written, written=written, places=places, fits=fits)
         with recipe.locate_errors(or_name_file=True):
             _check(written)
             if stamps:
@@ -122,6 +128,11 @@ class Recipe:
         places = {keys[1:]: place for keys, place in file.places.items() if keys[0] == "study"}
         recipe = cls(path=Path(path), values=written, written=written, places=places)
         return recipe.under(method)
+
+    @property
+    def fit(self) -> Mapping[str, Any]:
+        """The rules under its method."""
+        return self.fits.get(self.method, self.fits.get(None, {}))
 
     def under(self, method: str | None) -> Recipe:
         """The recipe under a method (see `select_method`)."""
@@ -174,14 +185,18 @@ class Recipe:
         return table, ("methods", str(name), "authors", *rest), ("authors", *rest)
 
 
-def _merge_fit(base: Mapping[str, Any], file: YamlFile) -> dict[str, Any]:
-    """The rules of a file, and those of its bases for settings that it does not name itself."""
+def _merge_fit(base: Mapping[str, Any], file: YamlFile, method: str | None) -> dict[str, Any]:
+    """The rules of a file, and those of its bases for settings that it does not name itself, as it
+    is or under a method."""
     own = file.values.get("fit") or {}
     with file.locate_errors(), error_context("fit"):
         check_rules(own)
-    distill, space = (file.values.get(name) or {} for name in ("distill", "space"))
-    named = {*(distill if isinstance(distill, Mapping) else ())}
-    named |= {*(space if isinstance(space, Mapping) else ())}
+    table = file.values.get("methods")
+    entry = table.get(method) if isinstance(table, Mapping) else None
+    named: set[Any] = set()
+    for values in (file.values, entry if isinstance(entry, Mapping) else {}):
+        for section in map(values.get, ("distill", "space")):
+            named |= {*(section if isinstance(section, Mapping) else ())}
     kept = {name: rule for name, rule in base.items() if name not in named}
     return {name: rule for name, rule in {**kept, **own}.items() if rule is not None}
 

@@ -121,6 +121,19 @@ def test_values_of_a_recipe_of_ones_own_stay(pictures: str, tmp_path: Path) -> N
     assert fitted(pictures, recipe=str(path), batch_size=64).distill.lr == 0.02
 
 
+def test_values_of_a_method_in_a_recipe_of_ones_own_stay(pictures: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: folder/small-pictures\nmethods: {kd: {distill: {epochs: 9, lr: 0.5}}}\n"
+    )
+    settings = {"dataset": pictures, "batch_size": 64}
+    for method, expected in (("kd", (9, 0.5)), ("dkd", (100, 0.04)), (None, (100, 0.04))):
+        recipe = Recipe.load(str(path), method)
+        config = lay_over(recipe, Given(settings=settings, method=method)).config.distill
+        assert (config.epochs, config.lr) == expected
+        assert config.validation_fraction == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
