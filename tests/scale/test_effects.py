@@ -46,7 +46,7 @@ FREE_IN_STUDY: dict[str, Any] = {
     "teacher_fill": "lazy", "track": "mlflow", "data_root": "/nowhere", "max_concurrent": 3,
     "limit_gpu_memory": False, "recipe_name": "mine",
 }  # fmt: skip
-FREE_IN_RUN = ("teacher_weights", "teacher_cache", "decode_threads")
+FREE_IN_RUN = ("teacher_weights", "student_weights", "teacher_cache", "decode_threads", "fitted")
 
 
 def names_of(kind: type[Settings], effect: str) -> set[str]:
@@ -85,16 +85,18 @@ def test_a_free_setting_of_a_run_changes_no_bit(
 ) -> None:
     monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path / "cache"))
     config, values = taught(teacher).replace(epochs=1), ("auto", 3)
-    if name == "teacher_weights":
+    if name in ("teacher_weights", "student_weights"):
         values = (str(teacher), str(shutil.copy(teacher, tmp_path / "elsewhere.safetensors")))
     elif name == "teacher_cache":
         values = ("off", "on")
+    elif name == "fitted":
+        values = ((), ("lr 0.1",))
     else:
         write_miniature(tmp_path, classes=4, train_per_class=12, test_per_class=1, size=32)
         (tmp_path / "val").rename(tmp_path / "test")
         places = {"dataset": f"folder:{tmp_path}", "train_subset": None}
         config = TINY.replace(**places, image_size=32, augment="resized_crop", epochs=1)
-    runs = [config.replace(**{name: value}) for value in values]
+    runs = [resolve(config.replace(**{name: value})) for value in values]
     first, *others = (bits(distill(run, threads=1)) for run in runs)
     assert all(other == first for other in others)
     assert len({run.fingerprint() for run in runs}) == 1
@@ -316,7 +318,16 @@ THROUGH_SETTINGS = {
 FREE_FLAGS = {"address", "download", "keep_ray_logs", "plugin", "trust_plugins", "out", "resume",
               "test"}  # fmt: skip
 SAID = {"workers"}  # of a single run, which may have MIN:MAX of them: see the conditions above
-SHOWING = {"dry_run", "quiet", "json", "help", "help_all"}
+SHOWING = {
+    "assume",
+    "dry_run",
+    "quiet",
+    "json",
+    "help",
+    "help_all",
+    "list_settings",
+    "require_gain",
+}
 
 
 @pytest.mark.parametrize("command", ["tune", "distill", "train-teacher"])
