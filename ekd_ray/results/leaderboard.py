@@ -106,7 +106,7 @@ class Leaderboard(list[Row]):
             figures = ("failed", "") if row.failed else (_spread(row.val), _spread(row.test))
             lines.append((row.name, row.role, *figures))
         missed = self.gain.missed() if self.gain else []
-        head = [f"no gain over {', '.join(missed)}"] if missed else []
+        head = [f"no gain shown over {', '.join(missed)}"] if missed else []
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()

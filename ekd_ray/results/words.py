@@ -196,9 +196,9 @@ def describe_better_on_test(board: Leaderboard) -> str:
 
 
 def name_missed(board: Leaderboard) -> str:
-    """The rows that the winner has no gain over: `No gain over KD`; empty where it beats all."""
+    """The rows that the winner does not beat: `No gain shown over KD`; empty where it beats all."""
     missed = board.gain.missed() if board.gain else []
-    return f"No gain over {joined([noun_of(name) for name in missed])}" if missed else ""
+    return f"No gain shown over {joined([noun_of(name) for name in missed])}" if missed else ""
 
 
 def describe_missed_gain(board: Leaderboard) -> str:
@@ -245,8 +245,12 @@ def refuse_without_gain(board: Leaderboard) -> str:
     """Why `--require-gain` says no; empty where the gain over the student alone is settled."""
     gain = board.gain
     if gain is None or STUDENT_ALONE not in gain.over:
-        return "no gain: there are no figures of the student alone under the winner's seeds."
-    return "" if gain.settled else f"no gain: the winner is {_compare_with(STUDENT_ALONE, gain)}."
+        return "no gain shown: the student alone has no figures under the winner's seeds."
+    return (
+        ""
+        if gain.settled
+        else f"no gain shown: the winner is {_compare_with(STUDENT_ALONE, gain)}."
+    )
 
 
 def _scale_of(metric: str) -> tuple[int, int, str]:

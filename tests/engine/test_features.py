@@ -189,7 +189,7 @@ def test_what_it_does_not_go_with_is_refused(setting, config):
     [
         (("layr3",), "the layer 'layr3', which resnet8 does not have. Did you mean 'layer3'"),
         ((("layer3", "layer4"),), "the layer 'layer4', which resnet8 does not have"),
-        (("layer1.0.bn3",), "Did you mean 'layer1.0.bn2'"),
+        (("layer1.0.bn3",), "Did you mean 'layer1.0.bn"),
     ],
 )
 def test_layers_that_are_not_there_are_refused_with_the_nearest(layers, message, config, at):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import ekd_ray.results.exports as exports
-from ekd_ray.config import DistillConfig
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.losses.dirichlet import log_expectation, vacuity
 from ekd_ray.models import build_model
@@ -23,7 +23,7 @@ from ekd_ray.results import Bundle, export_bundle
 from ekd_ray.results.card import model_card
 from ekd_ray.results.exports import EXPORTS, OUTPUTS, export_programs
 from ekd_ray.results.inference import Classifier, Preprocessing, classify
-from ekd_ray.results.leaderboard import Row
+from ekd_ray.results.leaderboard import Leaderboard, Row
 
 # An export takes many seconds: EKD_EXPORTS=all is the whole zoo, or names with commas between.
 STUDENTS = os.environ.get("EKD_EXPORTS", "resnet8").split(",")
@@ -176,9 +176,8 @@ def test_the_cards_example_gives_what_predict_gives(
     )
     onnx.helper.set_model_props(model, {k: exports._as_text(v) for k, v in facts.items()})
     onnx.save(model, tmp_path / "best" / "model.onnx")
-    card = model_card(
-        config, programmed.weights, programmed.metrics, [Row(name="x", config=config, test=(0.5,))]
-    )
+    board = Leaderboard([Row(name="x", config=config, test=(0.5,))], StudyConfig())
+    card = model_card(config, programmed.weights, programmed.metrics, board)
     (code,) = [c for c in re.findall(r"```python\n(.*?)```", card, re.S) if "onnxruntime" in c]
     assert code.count("\n") <= 22
     pixels = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)
@@ -198,6 +197,5 @@ def test_the_card_has_no_example_that_would_be_wrong(programmed):
     config, metrics = programmed.config, programmed.metrics
     program = {**metrics["exports"]["model.onnx"], "side": 64, "normalized_input": True}
     other = {**metrics, "exports": {"model.onnx": program}}
-    assert "onnxruntime" not in model_card(
-        config, programmed.weights, other, [Row(name="x", config=config, test=(0.5,))]
-    )
+    board = Leaderboard([Row(name="x", config=config, test=(0.5,))], StudyConfig())
+    assert "onnxruntime" not in model_card(config, programmed.weights, other, board)

@@ -50,11 +50,11 @@ def test_the_verdict_is_that_of_a_paired_t_test(maker, alone, settled, said):
     text, refusal = describe_missed_gain(board), refuse_without_gain(board)
     assert bool(text) == bool(refusal) == (not settled)
     if said:
-        assert text.startswith("No gain over the student alone") and "Try" in text
+        assert text.startswith("No gain shown over the student alone") and "Try" in text
         assert said in text and said in refusal
         difference = 100 * (np.mean(WINNER) - np.mean(alone))
         assert f"{abs(difference):.2f}" in text
-        assert repr(board).startswith("no gain over none")
+        assert repr(board).startswith("no gain shown over none")
     else:
         assert not repr(board).startswith("no gain")
 
@@ -97,10 +97,10 @@ def test_without_its_row_there_is_no_gain_to_speak_of(maker):
 
 def test_the_first_line_says_it_at_the_end_of_tune_and_on_the_card(real_study, exported, capsys):
     print_study(real_study[0], exported)
-    assert capsys.readouterr().out.startswith("No gain over the student alone")
+    assert capsys.readouterr().out.startswith("No gain shown over the student alone")
     card = (exported.path / "README.md").read_text(encoding="utf-8")
     _, _, body = card.partition("\n# ")
-    assert body.splitlines()[2].startswith("**No gain over the student alone")
+    assert body.splitlines()[2].startswith("**No gain shown over the student alone")
     assert exported.metrics["gain"]["settled"] is False
 
 

@@ -137,7 +137,8 @@ def test_the_leaderboard_as_a_table_has_mean_sd_and_n(maker, tmp_path):
 
 def test_what_is_printed_is_short(maker, tmp_path):
     study = confirmed(maker, tmp_path / "a", (0.5, 0.6, 0.8))
-    head, *rows = str(study.leaderboard()).splitlines()
+    missed, head, *rows = str(study.leaderboard()).splitlines()
+    assert missed.endswith("none"), "differences without a spread show nothing"
     assert head.split() == ["name", "role", "val_top1", "test_top1"]
     won = "trial 4 winner 0.5333 ± 0.1528 (n = 3) 0.6333 ± 0.1528 (n = 3)"
     assert rows[0].split() == won.split()

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from ekd_ray.config import DistillConfig
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import dataset_info, load_dataset, normalize
 from ekd_ray.data.decode import decode_view, fit_picture
 from ekd_ray.errors import UserError
@@ -16,7 +16,7 @@ from ekd_ray.losses.dirichlet import log_expectation, vacuity
 from ekd_ray.models import WeightsMetadata, build_model
 from ekd_ray.results.card import model_card
 from ekd_ray.results.inference import Classifier, Preprocessing, as_pictures, pixels
-from ekd_ray.results.leaderboard import Row
+from ekd_ray.results.leaderboard import Leaderboard, Row
 
 
 @pytest.fixture(scope="module")
@@ -215,11 +215,13 @@ def test_the_card_is_one_that_the_hub_reads(exported):
 
 
 def test_the_card_names_the_hubs_data_set_and_no_path():
-    metrics = {"model": {"test_top1": 0.5}, "class_names": ["a", "b"], "log_prior": None}
+    metrics = {
+        "model": {"test_top1": 0.5}, "class_names": ["a", "b"], "classes": [], "log_prior": None,
+    }  # fmt: skip
     weights = WeightsMetadata(sha256="0", layout="ekd_ray", model="resnet8", num_classes=2)
     for dataset, hub in (("cifar100", ["uoft-cs/cifar100"]), ("folder:/home/me/cats", None)):
         config = DistillConfig(dataset=dataset, student="resnet8", teacher="vgg8: odd #name")
-        board = [Row(name="trial 1", config=config, test=(0.5,))]
+        board = Leaderboard([Row(name="trial 1", config=config, test=(0.5,))], StudyConfig())
         text = model_card(config, weights, metrics, board)
         assert ModelCard(text).data.datasets == hub
         assert "/home" not in text
@@ -228,9 +230,12 @@ def test_the_card_names_the_hubs_data_set_and_no_path():
 
 @pytest.mark.parametrize(("test", "spread"), [((0.5,), None), ((0.5, 0.7), "14.14%")])
 def test_the_card_has_no_deviation_of_one_seed(test, spread):
-    metrics = {"model": {"test_top1": 0.5}, "class_names": ["a", "b"], "log_prior": None}
+    metrics = {
+        "model": {"test_top1": 0.5}, "class_names": ["a", "b"], "classes": [], "log_prior": None,
+    }  # fmt: skip
     weights = WeightsMetadata(sha256="0", layout="ekd_ray", model="resnet8", num_classes=2)
     config = DistillConfig(dataset="cifar100", student="resnet8", method="none")
-    text = model_card(config, weights, metrics, [Row(name="trial 1", config=config, test=test)])
+    board = Leaderboard([Row(name="trial 1", config=config, test=test)], StudyConfig())
+    text = model_card(config, weights, metrics, board)
     assert " 0.00%" not in text
     assert text.count(spread or "standard deviation") == (2 if spread else 0)

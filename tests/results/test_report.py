@@ -150,7 +150,9 @@ def test_a_data_sets_name_is_text_too(maker):
 def test_the_headline_says_who_is_beaten_and_who_is_not(reported):
     content = gather(reported[0])
     sentence, lead = write_headline(content)
-    assert sentence.startswith(f"No gain over KD: {content.winner.name}") and "61.2" in sentence
+    assert (
+        sentence.startswith(f"No gain shown over KD: {content.winner.name}") and "61.2" in sentence
+    )
     assert (
         "better than the authors' values and the student alone and not told apart from KD"
         in sentence

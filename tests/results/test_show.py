@@ -19,7 +19,7 @@ def test_a_finished_study_in_the_terminal(reported, launch):
     assert (code, err) == (0, "")
     best = study.best().name
     for words in (
-        f"No gain over KD: {best}", "stage: finished", "8 stopped early, 1 failed",
+        f"No gain shown over KD: {best}", "stage: finished", "8 stopped early, 1 failed",
         "trial 5 failed: loss became nan", "defaults failed", f"{best} (winner)",
         "winner - authors' values: +0.67 points of val_top1", "Settled: 3 seeds tell",
         "95 % interval", "winner: lr=", "fANOVA", "search: stopped early", "early stops saved 48",

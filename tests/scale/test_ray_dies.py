@@ -34,10 +34,8 @@ def test_a_driver_does_not_wait_for_a_ray_that_is_dead(name: str) -> None:
     os.kill(victim.pid, signal.SIGKILL)
     said, errors = driver.communicate(timeout=30)
     assert driver.returncode == 1
-    assert errors.strip().splitlines()[-1] == (
-        f"error: Ray's {name} died, and with it what was running: run the same command with "
-        "--resume to continue."
-    )
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith(f"error: Ray's {name} died") and "--resume" in last
     assert "went on" not in said
     # Its workers and agents end with it.
     _, alive = psutil.wait_procs(processes, timeout=20)

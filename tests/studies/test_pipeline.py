@@ -257,6 +257,6 @@ def test_a_teacher_that_goes_on_from_its_checkpoint_is_announced_so(
     rows = [{"epoch": epoch, "train_loss": 1.0} for epoch in (1, 2)]
     (path.parent / HISTORY).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     for _ in range(2):  # the second time its checkpoint is gone
-        pipeline._train(path, StudyConfig(distill=base, gpus_per_trial=0), {"epochs": 3}, observer)
+        pipeline.teach(path, StudyConfig(distill=base, gpus_per_trial=0), {"epochs": 3}, observer)
     (note,) = notes
     assert "teacher is continued" in note and "2 of 3 epochs" in note
