@@ -71,6 +71,9 @@ class HelpParser(argparse.ArgumentParser):
         for word in extra:
             if word.startswith("-"):
                 name = word.partition("=")[0]
+                setting = name.lstrip("-").replace("-", "_")
+                if setting in _settings(self):
+                    raise UserError(f"{name} is a setting: write --set {setting}=VALUE.")
                 raise unknown_name("flag", name, [*_flags(self)])
             raise UserError(f"unexpected argument {word!r}; see {self.prog} --help.")
         return args
@@ -163,6 +166,12 @@ def _is_shown(action: argparse.Action, only: Sequence[str] | None) -> bool:
 def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in all_actions(parser):
         yield from (flag for flag in action.option_strings if flag.startswith("--"))
+
+
+def _settings(parser: argparse.ArgumentParser) -> set[str]:
+    """What `--set` of a command takes."""
+    lists = (a for a in all_actions(parser) if isinstance(a, ListSettings))
+    return {name for action in lists for cls in action.classes for name in cls.names()}
 
 
 def all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -57,6 +57,7 @@ from ekd_ray.scale.trainer import Workers
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9
 GPU_FLOPS = 2e13
+LONG = 8 * 3600  # seconds: a study that takes more is told what makes it shorter
 UNEVEN = 5  # between classes: by more, accuracy hides the small ones
 
 
@@ -182,6 +183,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         *_warning(base, config.data_root),
         *_setup(base, config.data_root, _teacher_lines(config, out)),
         *_priors(config),
+        *([f"recipe     {config.recipe_name}"] if config.recipe_name else []),
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
         f"search     {config.trials} trials by {_aims(config)} on the validation split; "
@@ -200,7 +202,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         ),
         *_decoding(base, config.data_root, config.cpus_per_trial, config.gpus_per_trial, nodes),
         f"out        {out} ({_disk(config)}; {_free(out)})",
-        f"estimate   {_study_duration(config)}",
+        *_study_duration(config),
     ]
     return "\n".join(lines)
 
@@ -513,15 +515,26 @@ def _decoding(
     return [text]
 
 
-def _study_duration(config: StudyConfig) -> str:
-    """The estimate of a study. More slots than runs do not help, and trials, choice and final runs
-    come one after the other."""
+def _study_duration(config: StudyConfig) -> list[str]:
+    """The estimate of a study, and what makes a long one shorter.
+
+    More slots than runs do not help, and trials, choice and final runs come one after the other.
+    """
     base, root = config.distill, config.data_root
     selected = (config.confirm_top_k + len(champions(config, base))) * config.most_seeds
     serial = 2 * run_flops(base, root) + run_flops(base, root, final=True)
     alone = _rate(*_used(config, most=1))
     used = _used(config, most=max(config.trials, selected))
-    return _duration(_study_flops(config), *used, least=serial / alone)
+    flops, least = _study_flops(config), serial / alone
+    lines = [f"estimate   {_duration(flops, *used, least=least)}"]
+    if max(flops / _rate(*used), least) > LONG:
+        encoded = dataset_info(base.dataset, data_root=root).encoded
+        side = "smaller images (--set image_size=64), " if encoded else ""
+        lines.append(
+            f"           for less: {side}fewer --epochs, --trials and --seeds; --budget-hours ends "
+            "the search"
+        )
+    return lines
 
 
 def _rate(cpus: int, gpus: float) -> float:

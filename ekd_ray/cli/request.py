@@ -170,14 +170,14 @@ def _request(args: argparse.Namespace, **found: Any) -> Request:
 
 def _recipe(args: argparse.Namespace, given: Given) -> Recipe:
     """The recipe that the flags choose, with their values laid over its own."""
+    if getattr(args, "extend", None) is not None:
+        given.settings["trials"] = _extended_trials(args)
     if _is_continued(args):
         recipe = Recipe.of_study(find_header(args.out, "study.yaml"), given.method)
     else:
         recipe = choose_recipe(
             recipe=args.recipe, pair=args.pair, given=given, home=args.home or args.dataset
         )
-    if getattr(args, "extend", None) is not None:
-        given.settings["trials"] = _extended_trials(args)
     return lay_over(recipe, given)
 
 

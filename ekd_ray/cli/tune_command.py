@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 CHECKING = "reading the data and checking the study ..."
 EXAMPLES = (
     "ekd-ray tune --dataset digits --pair resnet20-resnet8 --train-subset 560",
+    "ekd-ray tune --dataset folder:PICTURES --dry-run",
     "ekd-ray tune --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
     "ekd-ray tune --resume --out runs/first",
 )
@@ -51,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_setting(group, "trials", in_recipe=True)
     group.add_argument(
-        "--extend", type=int, metavar="N", help="N more configurations for the study in --out"
+        "--extend",
+        type=int,
+        metavar="N",
+        help="with --resume: N more configurations for the study in --out",
     )
     group.add_argument(
         "--warm-start",

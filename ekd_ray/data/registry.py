@@ -15,7 +15,7 @@ import numpy as np
 from ekd_ray.config.plugins import load_installed, registers
 from ekd_ray.data.generated import digits_split, synthetic_split
 from ekd_ray.data.views import RESIZED_CROP, view_count
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError, meant_name, shorten, unknown_name
 
 Triple = tuple[float, float, float]
 Load = Callable[..., Any]
@@ -347,6 +347,14 @@ def find_registered(name: str) -> DatasetInfo:
     if name not in DATASETS:
         load_installed()
     if name not in DATASETS:
+        if os.path.isdir(name):
+            text = f"{shorten(name)} is a folder: write folder:{name}, or hf:{name} for Parquet."
+            raise UserError(text, keys=())
+        kind, _, path = name.partition(":")
+        if path and (meant := meant_name(kind, ("folder", "hf"))):
+            raise UserError(
+                f"unknown kind of data {shorten(kind)}.{meant} (as in folder:PATH)", keys=()
+            )
         raise unknown_name("dataset", name, DATASETS, keys=())
     return DATASETS[name]
 

@@ -348,7 +348,8 @@ def folder_classes(name: str) -> tuple[str, ...]:
     if not os.path.isdir(train):
         raise UserError(
             f"there is no folder {train}; {name} needs train/<class>/ and test/<class>/ (or val, "
-            "valid, validation)."
+            "valid, validation): of class folders alone move some pictures of each to "
+            "test/<class>/, the others to train/<class>/."
         )
     names = tuple(_list_classes(train))
     if len(names) < 2:

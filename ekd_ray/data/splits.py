@@ -21,8 +21,7 @@ def held_out_size(count: int, fraction: float) -> int:
 
 
 def fitted_held_out(count: int) -> int:
-    """How many of `count` samples are to validate: a fifth, at least 100 or a third, whichever is
-    fewer."""
+    """How many of `count` samples are to validate: a fifth, at least 100, at most a third."""
     return round(max(SHARE * count, min(LEAST_HELD_OUT, count / 3)))
 
 

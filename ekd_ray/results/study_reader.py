@@ -19,7 +19,7 @@ from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_v
 from ekd_ray.engine.history import is_epoch
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.errors import Damaged, UserError, shorten
+from ekd_ray.errors import MOST_LISTED, Damaged, UserError, shorten
 from ekd_ray.files import atomic_path, check_format, check_name, check_plain
 from ekd_ray.remote.session import open_folder
 from ekd_ray.results.importance import parameter_importance
@@ -87,7 +87,11 @@ class StudyReader:
         """
         folder = open_folder(path)
         if not (folder / STUDY_FILE).is_file():
-            raise UserError(f"{path} holds no study (no {STUDY_FILE}): give the folder of a run.")
+            found = sorted(str(file.parent) for file in folder.glob(f"*/{STUDY_FILE}"))[
+                :MOST_LISTED
+            ]
+            cure = f"there are {', '.join(found)}" if found else "give the folder of a run"
+            raise UserError(f"{path} holds no study (no {STUDY_FILE}): {cure}.")
         file = YamlFile.read(folder / STUDY_FILE)
         check_format(folder / STUDY_FILE, file.values.get("format_version", 1), FORMAT_VERSION)
         with files_trusted(trust_plugins):

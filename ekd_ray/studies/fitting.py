@@ -31,7 +31,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Share(Rule):
-    """Hold out a fifth of the pictures, at least 100 or a third of them, whichever is fewer."""
+    """Hold out a fifth of the pictures, at least 100 of them, at most a third."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def fit_values(
         held = fitted_held_out(total)
         result["distill"] = {**result["distill"], "validation_fraction": held / total}
         said.append(
-            f"{held} of {several(total, 'picture')} validate: 20 %, at least 100 or a third"
+            f"{held} of {several(total, 'picture')} validate: 20 %, at least 100, at most a third"
         )
     rule = wanted.get("epochs")
     if isinstance(rule, Steps):

@@ -74,7 +74,14 @@ def choose_recipe(
     if own and home == data:
         home = OWN_DATA
     if pair:
-        return Recipe.load(find_recipe(SEARCH_SPACES, home, pair), given.method)
+        try:
+            path = find_recipe(SEARCH_SPACES, home, pair)
+        except UserError as error:
+            if not own:
+                raise
+            text = f"{error} Other networks are named by --teacher T --student S."
+            raise UserError(text, keys=error.keys) from None
+        return Recipe.load(path, given.method)
     if own:
         return Recipe.load(f"{OWN_DATA}/{_kind_of_own_data(given)}", given.method)
     if student:

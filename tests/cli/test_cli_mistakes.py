@@ -5,6 +5,7 @@ import re
 import pytest
 from filelock import FileLock
 from launchers_run import DIGITS, command
+from PIL import Image
 
 from ekd_ray.cli.main import run
 from ekd_ray.config import DistillConfig
@@ -145,3 +146,34 @@ def test_a_run_that_another_process_trains_is_left_alone(several, launch, tmp_pa
         assert_one_sentence(code, out, err)
         assert "is being run by another process" in err
         check_run_folder(tmp_path, DistillConfig(), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "cure"),
+    [
+        ((*DIGITS, "--sampler", "gp"), "--set sampler=VALUE"),
+        ((*DIGITS, "--weight-decay=0.1"), "--set weight_decay=VALUE"),
+        (("--data", "here"), "write folder:here"),
+        (("--data", "foldr:here"), "'folder'"),
+        (("--data", "folder:here"), "to test/<class>/"),
+        (("--data", "folder:split", "--pair", "resnet14-resnet8"), "--teacher T --student S"),
+        (("--extend", "2", "--out", "runs/first"), "add --resume"),
+    ],
+)
+def test_a_near_miss_is_told_what_was_meant(argv, cure, launch, tmp_path, monkeypatch):
+    sides = [f"split/{side}/{name}" for side in ("train", "test") for name in ("cat", "dog")]
+    for folder in ("here/cat", *sides):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "1.png")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = launch("tune", *argv, "--dry-run")
+    assert_one_sentence(code, out, err)
+    assert cure in err
+
+
+def test_a_folder_of_studies_is_told_from_a_study(launch, tmp_path):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "study.yaml").touch()
+    code, out, err = launch("show", tmp_path / "runs")
+    assert_one_sentence(code, out, err)
+    assert str(tmp_path / "runs" / "first") in err

@@ -83,3 +83,17 @@ def test_a_long_run_on_a_gpu_is_compiled(monkeypatch, tmp_path):
     for workers, compiled in ((None, "on"), (Workers(least=2, most=2, cpus=1, gpus=1.0), "off")):
         plan = run_plan(long.replace(deterministic=False), tmp_path, None, workers)
         assert f", compile {compiled} (auto), deterministic no\n" in plan
+
+
+@pytest.mark.parametrize(("limit", "said"), [(0, True), (10**9, False)])
+def test_the_plan_of_a_long_study_says_what_makes_it_shorter(limit, said, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan_text, "LONG", limit)
+    config = StudyConfig(
+        distill=DistillConfig(dataset="synthetic", teacher="resnet14", student="resnet8"),
+        space={"lr": {"low": 0.01, "high": 0.1}},
+        recipe_name="some/recipe",
+    )
+    text = plan_text.study_plan(config, tmp_path / "out")
+    assert ("--budget-hours" in text) is said
+    assert "--set image_size" not in text  # of fixed size
+    assert "some/recipe" in text

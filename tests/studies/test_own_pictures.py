@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -213,9 +214,20 @@ def blocks() -> list[tuple[str, str]]:
 
 def test_the_guide_begins_with_pictures_and_a_plan(launch) -> None:
     """The rest of its blocks: `test_the_guide_runs_from_the_pictures_to_the_export`."""
-    (_, program), (_, command), *_ = blocks()
+    (_, program), (_, parting), (_, command), *_ = blocks()
     exec(program, {})  # our own page; `launch` has gone to a folder of the test's
     assert len([*Path("pictures").rglob("*.png")]) == 240
+    for number in range(10):
+        own_one = Path("my-pictures", "star", f"{number}.png")
+        own_one.parent.mkdir(parents=True, exist_ok=True)
+        own_one.touch()
+    exec(parting, {})
+    stars = {side: Path("pictures", side, "star") for side in ("train", "val")}
+    assert {side: len([*folder.iterdir()]) for side, folder in stars.items()} == {
+        "train": 8, "val": 2,
+    }  # fmt: skip
+    for folder in stars.values():
+        shutil.rmtree(folder)
     own, *argv = shlex.split(command)
     assert own == "ekd-ray"
     code, out, err = launch(*argv, "--json")
@@ -245,3 +257,4 @@ def test_the_guide_runs_from_the_pictures_to_the_export(tmp_path: Path) -> None:
     page = (tmp_path / "runs" / "shapes" / "report" / "index.html").read_text()
     assert page.index("validates on 60 pictures") < page.index("<h1>")
     assert (tmp_path / "best" / "model.pt2").is_file()
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 61
