@@ -201,23 +201,26 @@ def unknown_name(
 
 def nearest_names(got: object, known: Iterable[object]) -> str:
     """The end of an error's sentence: which name was meant, and the nearest that there are."""
-    names = sorted({str(name) for name in known}, key=lambda name: (-_likeness(got, name), name))
+    names = sorted(sorted({str(name) for name in known}), key=lambda name: _likeness(got, name),
+                   reverse=True)  # fmt: skip
     if not names:
         return " None is known."
     more = len(names) - MOST_LISTED
-    others = f" and {more} others" if more > 0 else ""
+    others = f" and {more} other{'s' * (more > 1)}" if more > 0 else ""
     return f"{meant_name(got, names[:1])} Known: {', '.join(names[:MOST_LISTED])}{others}."
 
 
 def meant_name(got: object, known: Iterable[str]) -> str:
     """A sentence that asks whether the nearest name was meant; empty where none is near."""
     name = max(known, key=lambda name: _likeness(got, name), default="")
-    return f" Did you mean {name!r}?" if _likeness(got, name) >= 0.6 else ""
+    return f" Did you mean {name!r}?" if _likeness(got, name)[0] >= 0.6 else ""
 
 
-def _likeness(got: object, name: str) -> float:
-    """From 0 to 1; capitals count as small letters."""
-    return difflib.SequenceMatcher(None, str(got)[:100].casefold(), name.casefold()).ratio()
+def _likeness(got: object, name: str) -> tuple[float, float]:
+    """Two numbers from 0 to 1: in order, then whatever the order of the letters is, so that `lwo`
+    is nearer to `low` than to `log`. Capitals count as small letters."""
+    matcher = difflib.SequenceMatcher(None, str(got)[:100].casefold(), name.casefold())
+    return matcher.ratio(), matcher.quick_ratio()
 
 
 def check_installed(package: str, *, needed_by: str, extra: str) -> None:

@@ -46,11 +46,10 @@ def classification_metrics(
     num_classes = logits.shape[1]
     ranked = log_probs.topk(min(5, num_classes), dim=1).indices == target[:, None]
     recalls = class_recalls(ranked[:, 0], target, num_classes)
-    recalls = recalls[~recalls.isnan()]
     values = {
         "top1": ranked[:, 0].double().mean(),
-        "balanced_top1": recalls.mean(),
-        "worst_recall": recalls.min(),
+        "balanced_top1": recalls.nanmean(),
+        "worst_recall": recalls.nan_to_num(nan=1.0).min(),
         "nll": functional.nll_loss(log_probs.double(), target),
         "ece": expected_calibration_error(*log_probs.exp().max(dim=1), target),
     }
@@ -68,8 +67,10 @@ def class_recalls(correct: Tensor, target: Tensor, num_classes: int) -> Tensor:
     Returns:
         float64 [C] in [0, 1].
     """
-    counts = torch.bincount(target, minlength=num_classes)
-    return torch.bincount(target[correct], minlength=num_classes).double() / counts
+    # `bincount` and a mask would each wait for the device.
+    zeros = torch.zeros(num_classes, dtype=torch.float64, device=target.device)
+    counts = zeros.index_add(0, target, torch.ones_like(target, dtype=torch.float64))
+    return zeros.index_add(0, target, correct.double()) / counts
 
 
 def log_probabilities(logits: Tensor, log_prior: float | None) -> Tensor:
