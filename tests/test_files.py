@@ -218,7 +218,8 @@ OWN = {
 # Libraries' own, by path: each is called behind `check_plain` or a reader, as READERS tests.
 BY_PATH = {
     "predictions.py": "safe_open", "gallery.py": "safe_open", "weights.py": "(path",
-    "study_reader.py": "pq.read_table(path)", "reproduce.py": "load_file", "store.py": "path", "shards.py": "path",
+    "study_reader.py": "pq.read_table(path)", "reproduce.py": "load_file",
+    "store.py": "path", "shards.py": "path",
 }  # fmt: skip
 OPENERS = ("open", "os.open", "torch.load", "np.load", "np.memmap", "safe_open", "load_file",
            "safetensors.torch.load_file", "pq.read_table", "pq.ParquetFile", "pa.memory_map",
