@@ -277,7 +277,7 @@ class Terminal:
         if not run.row.get("train_loss", 0.0) <= MOST_LOSS * log(self.chance.classes):
             return "loss diverged"
         accuracy = run.row.get("val_top1")
-        return "at chance" if accuracy is not None and self.chance.explains(accuracy) else ""
+        return "may be chance" if accuracy is not None and self.chance.explains(accuracy) else ""
 
     def _latest(self) -> list[_Progress]:
         """At most `LIVE_ROWS` runs, in order: those that run, and of the others the last."""

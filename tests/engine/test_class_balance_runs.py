@@ -67,7 +67,7 @@ def test_it_resumes_to_the_bit_and_reads_a_table_that_was_filled_before(
     assert_same_run(distill(config, out=out, threads=1), straight, weights)
 
 
-@pytest.mark.parametrize(("balance", "said"), [(0.0, "class_balance=1"), (1.0, "evens them out")])
+@pytest.mark.parametrize(("balance", "said"), [(0.0, "class_balance=1"), (1.0, "more even shares")])
 def test_the_plan_says_how_uneven_the_classes_are(uneven, tmp_path, balance, said):
     plan = run_plan(uneven.replace(class_balance=balance), tmp_path, None)
     assert "4 to 40 images (10 times" in plan and said in plan and COUNTS[0] > UNEVEN * COUNTS[2]
