@@ -123,6 +123,9 @@ class Study(StudyReader):
             now, best = progress(found), found.ranked()[:1]
             text += f", {now.stage}, {sum(now.trials.values())} of {several(now.asked, 'trial')}"
             text += "".join(f", best{list_figures(trial.last, (metric,))[1:]}" for trial in best)
+            for row in found.leaderboard():
+                if row.winner and row.test:
+                    text += f"\nwinner {row.name}: test_top1 {spread(row.test, 'test_top1')}"
         return spell_controls(text)
 
     def _repr_html_(self) -> str:

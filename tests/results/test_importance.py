@@ -145,7 +145,8 @@ def test_what_is_printed_is_short(maker, tmp_path):
     assert rows[1].split() == ["none", "baseline", "0.4333", "±", "0.1528", "(n", "=", "3)"]
     assert rows[1].index("0.43") == head.index("test_top1")
     shown = str(study)
-    assert len(shown.splitlines()) == 1 and str(study.path) in shown
+    first, second = shown.splitlines()
+    assert str(study.path) in first and "trial 4" in second and "63.33" in second
     assert "1 of" in shown and "val_top1 50.00 %" in shown
     assert "runs" not in vars(study)  # to print it reads nothing for good
     shutil.rmtree(study.path)
