@@ -404,7 +404,10 @@ def _imbalance(config: DistillConfig, data_root: str | None) -> list[str]:
         f"           the classes have {least} to {most} images ({most / least:.0f} times as many)"
     )
     if config.class_balance:
-        return [*unseen, f"{text}; class_balance {config.class_balance:g} gives them more even shares"]
+        return [
+            *unseen,
+            f"{text}; class_balance {config.class_balance:g} gives them more even shares",
+        ]
     return [
         *unseen,
         f"{text}: accuracy counts the large ones",

@@ -137,8 +137,8 @@ def test_a_damaged_picture_is_named_and_the_others_are_predicted(
     assert (
         "000.PNG" in done.stderr and "071.png" in done.stderr and "2 cannot be read" in done.stdout
     )
-    found = json.loads(command("predict", exported.path, copy, "--out", out, "--json").stdout)
-    assert found["rows"] == COUNT - 1 and len(found["damaged"]) == 2
+    found = exported.predict_files([copy], out)
+    assert found.rows == COUNT - 1 and len(found.damaged) == 2
 
 
 def test_nothing_is_left_where_no_picture_can_be_read(exported, tmp_path):

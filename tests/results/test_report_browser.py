@@ -135,7 +135,9 @@ def test_the_page_works_at_desktop_and_at_phone_width(browser, reported, width):
     assert browser.call("POST", "/se/log", {"type": "browser"}) == []
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1440, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)]
+)
 def test_axe_finds_nothing_that_keeps_anybody_out(browser, reported, width, scheme):
     package = importlib.util.find_spec("axe_playwright_python")
     if package is None and not os.environ.get("EKD_BROWSER"):

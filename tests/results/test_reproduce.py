@@ -247,6 +247,7 @@ def test_another_teacher_is_refused(bundle, teacher, tmp_path):
 # The launcher
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_report_can_be_pasted(launch, copied_study, winner_config, monkeypatch):
     """In the study's folder, as the page says; what would compute for long as far as its plan."""
     file = copied_study.path / "study.yaml"
