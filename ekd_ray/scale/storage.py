@@ -44,7 +44,8 @@ _PASSWORDS = ("password", "passwd", "sslpassword", "token")
 # The other options that a URL may have. Any else might be another driver's word for a password.
 _OPTIONS = {
     # of SQLite
-    "cached_statements", "check_same_thread", "detect_types", "isolation_level", "timeout",
+    "cached_statements", "check_same_thread", "detect_types", "immutable", "isolation_level",
+    "mode", "timeout", "uri",
     # of PostgreSQL
     "application_name", "channel_binding", "client_encoding", "connect_timeout", "gssencmode",
     "host", "keepalives", "port", "service", "sslcert", "sslcrl", "sslkey", "sslmode",

@@ -60,5 +60,7 @@ def compute_off_driver(config: StudyConfig, function: Callable[..., T], *argumen
             f"the process of the teacher died again and again ({reason}): continue with "
             f"{name_continuation()}."
         ) from error
-    finally:
-        ray.cancel(reference)  # if this process was asked to stop
+    except BaseException:
+        # Only a task that still runs: Ray may end this process where one ends as it is cancelled.
+        ray.cancel(reference)
+        raise
