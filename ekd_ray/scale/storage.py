@@ -319,11 +319,12 @@ def _is_to_be_made(given: str, url: Any) -> bool:
     """
     if not _is_sqlite(url) or url.database in (None, "", ":memory:"):
         return False
+    path = url.database.removeprefix("file:") if "uri" in url.query else url.database
     try:
-        check_plain(url.database)
+        check_plain(path)
     except NoSuchFile:
-        folder = os.path.dirname(os.path.abspath(url.database))
-        if os.path.lexists(url.database) or not os.access(folder, os.W_OK | os.X_OK):
+        folder = os.path.dirname(os.path.abspath(path))
+        if os.path.lexists(path) or not os.access(folder, os.W_OK | os.X_OK):
             raise _unreachable(given, f"nothing can be made in {folder}") from None
         return True
     return False

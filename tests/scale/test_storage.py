@@ -292,3 +292,11 @@ def test_a_dashboard_may_write_in_between(tmp_path: Path) -> None:
         assert [trial.value for trial in trials] == [0.5, None, 0.75, None]
         assert trials[0].intermediate_values == {1: 0.25}
         assert [len(trial.params) for trial in trials] == [3, 0, 3, 3]
+
+
+def test_a_file_of_sqlite_may_be_named_as_a_uri(tmp_path):
+    url = f"sqlite:///file:{tmp_path / 'a.db'}?uri=true&mode=rwc"
+    check_storage(study_of("random", optuna_storage=url))
+    assert list(tmp_path.iterdir()) == [], "nothing is made by a look"
+    with pytest.raises(UserError, match="nothing can be made"):
+        check_storage(study_of("random", optuna_storage=url.replace("/a.db", "/no/a.db")))
