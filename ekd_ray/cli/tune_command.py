@@ -35,7 +35,7 @@ EXAMPLES = (
     "ekd-ray tune --resume --out runs/first",
 )
 FIRST = (
-    *("--dataset", "--pair", "--space", "--teacher-weights", "--method", "--set"),
+    *("--dataset", "--pair", "--teacher-weights", "--method", "--set"),
     *("--list-settings", "--epochs", "--trials", "--out", "--data-root", "--resume", "--dry-run"),
 )
 
