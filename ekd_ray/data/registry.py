@@ -352,9 +352,8 @@ def find_registered(name: str) -> DatasetInfo:
             raise UserError(text, keys=())
         kind, _, path = name.partition(":")
         if path and (meant := meant_name(kind, ("folder", "hf"))):
-            raise UserError(
-                f"unknown kind of data {shorten(kind)}.{meant} (as in folder:PATH)", keys=()
-            )
+            known = "Known: folder:PATH, hf:PATH."
+            raise UserError(f"unknown kind of data {shorten(kind)}.{meant} {known}", keys=())
         raise unknown_name("dataset", name, DATASETS, keys=())
     return DATASETS[name]
 
