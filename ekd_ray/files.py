@@ -149,7 +149,7 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         text = text if isinstance(text, str) else text.decode()
-        found = (_STRICT_JSON if _LONG_NUMBER.search(text) else _SHORT_JSON).decode(text)
+        found = _STRICT_JSON.decode(text)
         if _HALF_SIGN.search(text):  # maybe one of a pair
             json.dumps(found, ensure_ascii=False).encode()
         return found
@@ -169,9 +169,7 @@ def _whole_number(text: str) -> int:
 
 
 _HALF_SIGN = re.compile(r"\\u[dD][89a-fA-F]")
-_LONG_NUMBER = re.compile(r"\d{19}")
-# Built once, and numbers looked at only where they can be too long: rows are many.
-_SHORT_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+# Built once: rows are many.
 _STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_whole_number)
 
 

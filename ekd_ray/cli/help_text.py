@@ -169,7 +169,7 @@ def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _settings(parser: argparse.ArgumentParser) -> set[str]:
-    """What `--set` of a command takes."""
+    """The names that `--set` of a command takes."""
     lists = (a for a in all_actions(parser) if isinstance(a, ListSettings))
     return {name for action in lists for cls in action.classes for name in cls.names()}
 

@@ -340,7 +340,7 @@ def _warning(config: DistillConfig, data_root: str | None) -> list[str]:
 
 
 def _start(config: DistillConfig, info: DatasetInfo) -> list[str]:
-    """What the student starts from, where its weights are not drawn."""
+    """The weights that the student starts from, where they are not drawn."""
     if config.student_weights is None:
         return []
     model, classes = config.student, info.num_classes
@@ -546,7 +546,7 @@ def _rate(cpus: int, gpus: float) -> float:
 
 
 def _duration(flops: float, cpus: int, gpus: float, least: float = 0.0) -> str:
-    """What it takes, in words; `least`: seconds that no further CPU or GPU would save."""
+    """The time in words; `least`: seconds that no further CPU or GPU would save."""
     minutes = max(flops / _rate(cpus, gpus), least) / 60
     time = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
     device = f"{several(gpus, 'GPU')} at {GPU_FLOPS / 1e12:.0f} TFLOP/s"

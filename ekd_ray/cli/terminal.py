@@ -271,7 +271,7 @@ class Terminal:
         return f"{run.state}, {fault}" if fault and run.state != "failed" else run.state
 
     def _fault(self, run: _Progress) -> str:
-        """What is wrong with a run that does not fail by itself; empty if nothing is."""
+        """The fault of a run that does not fail by itself; empty if it has none."""
         if self.chance is None:
             return ""
         if not run.row.get("train_loss", 0.0) <= MOST_LOSS * log(self.chance.classes):
@@ -313,9 +313,9 @@ class Terminal:
                 "state": self._state(run),
                 "settings": self._settings(run),
             }
-            style = _STYLES.get(run.state)
-            if run is best or self._fault(run):
-                style = "yellow" if self._fault(run) else "bold green"
+            style = "bold green" if run is best else _STYLES.get(run.state)
+            if self._fault(run):
+                style = "yellow"
             table.add_row(*(cells[column] for column in columns), style=style)
         ended = len(self.runs) - len(self._running)
         share = 1 - self._possible(self.epochs) / max(1, self.total * self.epochs)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ekd_ray.results.study_reader import StudyReader
 
 
-CHECKING = "reading the data and checking the study ..."
 EXAMPLES = (
     "ekd-ray tune --dataset digits --pair resnet20-resnet8 --train-subset 560",
     "ekd-ray tune --dataset folder:PICTURES --dry-run",
@@ -100,16 +99,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_one(recipe: Recipe, request: Request) -> int:
-    with passing(CHECKING, quiet=request.quiet):
+    with passing("reading the data and checking the study ...", quiet=request.quiet):
         from ekd_ray.cli.plan_text import study_plan
         from ekd_ray.cli.study_text import print_study
         from ekd_ray.results.study import Study
         from ekd_ray.studies.pipeline import check_folder, prepare_study
 
-    shared = recipe.config.distill
-    out = request.out or default_folder(shared, shared.teacher or "none", shared.student)
-    out = out.absolute()
-    with passing(CHECKING, quiet=request.quiet):
+        shared = recipe.config.distill
+        out = request.out or default_folder(shared, shared.teacher or "none", shared.student)
+        out = out.absolute()
         config = prepare_study(
             recipe, warm_start=request.warm_start, download=request.download,
             resumed=out if request.resume else None,

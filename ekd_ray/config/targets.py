@@ -25,16 +25,12 @@ DIRECTIONS = {
 }
 METRICS = tuple(name for name in DIRECTIONS if name.startswith("val_"))
 COSTS = tuple(name for name in DIRECTIONS if name not in METRICS)  # of the student alone
+# Validation images: of fewer the 95 % interval of an accuracy is wider than 10 points to each side.
+LEAST_HELD_OUT = 100
 MOST_FIGURE = 1e100  # of what is recorded, either sign: squares and sums of it are finite
 _MOST_SECONDS = 1e10
-_SHARES = (
-    "top1",
-    "top5",
-    "ece",
-    "aurc",
-    "auroc",
-    "recall",
-)  # metrics of any split that are from 0 to 1
+# Metrics of any split that are from 0 to 1.
+_SHARES = ("top1", "top5", "ece", "aurc", "auroc", "recall")
 
 T = TypeVar("T")
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*$")

@@ -7,12 +7,11 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from ekd_ray.config.targets import LEAST_HELD_OUT
 from ekd_ray.data.counter import STREAM_SPLIT, STREAM_SUBSET, Int64Array, counter_hash
 from ekd_ray.errors import UserError
 
 SHARE = 0.2
-# Below so many the 95 % interval of an accuracy is wider than 10 points to each side.
-LEAST_HELD_OUT = 100
 
 
 def held_out_size(count: int, fraction: float) -> int:

@@ -1,4 +1,4 @@
-"""What every method keeps to, as functions that raise `AssertionError` for one that does not.
+"""Checks for every method: functions that raise `AssertionError` for one that fails.
 
 `ekd_ray.testing.check_method` runs all of them, and trains. A check takes a `Case`: the method
 under some settings. Those of `VARIANT_CHECKS` hold under any settings, `METHOD_CHECKS` look at the

@@ -575,13 +575,15 @@ def bundle_metrics(
     arrays = load_dataset(winner.config.dataset, "train", data_root=config.data_root)
     searched = next((t for t in study.ranked() if t.number == winner.number), None)
     front = study.pareto() if config.objectives else []
+    said = _read_predictions(run.folder)
     return {
         "format_version": FORMAT_VERSION,
         "ekd_ray": __version__,
         "study": config.fingerprint(),
         "class_names": list(arrays.class_names),
         "log_prior": read_metadata(run.folder / WEIGHTS).log_prior,
-        "coverage_thresholds": _coverage_thresholds(run.folder),
+        # The labels of the test images have no part in them.
+        "coverage_thresholds": None if said is None else coverage_thresholds(said.uncertainty),
         "seeds": list(seeds),
         "workers": config.workers_per_trial,
         "seconds": run.seconds,
@@ -590,7 +592,7 @@ def bundle_metrics(
         # validation split), over fresh seeds on the same split, and over these seeds on the test
         # split, read once each.
         "model": select_metrics(run.metrics, "test_", "train_"),
-        "classes": list_classes(run.folder),
+        "classes": [] if said is None else _list_classes(said),
         "search": select_metrics(searched.last, "val_") if searched else {},
         "validation": _spreads(winner.val_metrics),
         "test": _spreads(winner.test_metrics),
@@ -611,27 +613,20 @@ def bundle_metrics(
     }
 
 
-def list_classes(folder: Path) -> list[dict[str, Any]]:
-    """The `recall` of each class that the test split has, by `name`, with its `images`; empty
-    where a final run has left no predictions, or damaged ones."""
+def _read_predictions(folder: Path) -> Predictions | None:
+    """What a final run said of the test images; None where that was not kept, or is damaged."""
     with contextlib.suppress(UserError):
-        if (folder / PREDICTIONS).is_file():
-            found = Predictions.load(folder / PREDICTIONS)
-            count = len(found.class_names)
-            recalls = class_recalls(found.predicted == found.labels, found.labels, count)
-            images = torch.bincount(found.labels, minlength=count)
-            rows = zip(found.class_names, images.tolist(), recalls.tolist(), strict=True)
-            return [{"name": n, "images": i, "recall": r} for n, i, r in rows if i]
-    return []
+        return Predictions.load(folder / PREDICTIONS)
+    return None
 
 
-def _coverage_thresholds(folder: Path) -> list[float] | None:
-    """What the final evaluation said of the test images, whose labels have no part in it; None
-    where it was not kept."""
-    try:
-        return coverage_thresholds(Predictions.load(folder / PREDICTIONS).uncertainty)
-    except UserError:
-        return None
+def _list_classes(found: Predictions) -> list[dict[str, Any]]:
+    """The `recall` of each class that the test split has, by `name`, with its `images`."""
+    count = len(found.class_names)
+    recalls = class_recalls(found.predicted == found.labels, found.labels, count)
+    images = torch.bincount(found.labels, minlength=count)
+    rows = zip(found.class_names, images.tolist(), recalls.tolist(), strict=True)
+    return [{"name": n, "images": i, "recall": r} for n, i, r in rows if i]
 
 
 def _spreads(seeds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

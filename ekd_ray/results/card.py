@@ -34,8 +34,8 @@ FIGURES = {
     "test_nll": ("nll", "negative log-likelihood (nats)"),
     "test_ece": ("ece", "expected calibration error (15 bins)"),
 }
-# The hub's name for it. Weights depend on what the teacher and the images are under.
 MOST_NAMED = 100  # classes that the card lists
+# The hub's name for it. Weights depend on what the teacher and the images are under.
 UNKNOWN_LICENSE = "unknown"
 
 

@@ -8,14 +8,13 @@ from typing import Any
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import command_text, joined, several
-from ekd_ray.config.targets import COSTS
+from ekd_ray.config.targets import COSTS, LEAST_HELD_OUT
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.errors import hide_secrets
 from ekd_ray.results.leaderboard import STUDENT_ALONE, Gain, Leaderboard, mean_sd
 from ekd_ray.results.paired import LEAST_SEEDS, Paired
 
 DASH = "\N{EN DASH}"  # where there is no value
-FEW_PICTURES = 100  # from so many on an accuracy is known to 10 points
 MOST_NAMED = 10  # of what is damaged
 LABELS = {"none": "student alone", "kd": "KD", "ekd-softmax": "EKD, softmax teacher"}
 _PLURALS = ("authors' values", "defaults")
@@ -84,7 +83,7 @@ def describe_validation(count: int | None) -> list[str]:
 
     The interval is the normal approximation's for an accuracy of 50 %, the widest there is.
     """
-    if not count or count >= FEW_PICTURES:
+    if not count or count >= LEAST_HELD_OUT:
         return []
     width = max(1, round(100 * 1.96 * math.sqrt(0.25 / count)))
     return [
@@ -246,11 +245,9 @@ def refuse_without_gain(board: Leaderboard) -> str:
     gain = board.gain
     if gain is None or STUDENT_ALONE not in gain.over:
         return "no gain shown: the student alone has no figures under the winner's seeds."
-    return (
-        ""
-        if gain.settled
-        else f"no gain shown: the winner is {_compare_with(STUDENT_ALONE, gain)}."
-    )
+    if gain.settled:
+        return ""
+    return f"no gain shown: the winner is {_compare_with(STUDENT_ALONE, gain)}."
 
 
 def _scale_of(metric: str) -> tuple[int, int, str]:

@@ -184,13 +184,6 @@ def joined_address() -> dict[str, str]:
     return {ADDRESS: ray.get_runtime_context().gcs_address} if ray.is_initialized() else {}
 
 
-def is_connected() -> bool:
-    """Whether this process has a Ray."""
-    import ray
-
-    return bool(ray.is_initialized())
-
-
 def check_address() -> None:
     """Raise `UserError` within `REACH_SECONDS` if RAY_ADDRESS names nothing that listens."""
     address = os.environ.get(ADDRESS, "")

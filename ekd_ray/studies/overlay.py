@@ -66,13 +66,13 @@ def choose_recipe(
     if recipe:
         return Recipe.load(recipe, given.method)
     data, teacher, student = map(given.settings.get, ("dataset", "teacher", "student"))
-    own = is_own_data(data)
+    own, size = is_own_data(data), None
     if own:
         from ekd_ray.data import dataset_info  # loads torch
 
-        dataset_info(str(data), data_root=given.data_root)  # refuses one that nobody knows
-    if own and home == data:
-        home = OWN_DATA
+        # Refuses one that nobody knows.
+        size = dataset_info(str(data), data_root=given.data_root).image_size
+        home = OWN_DATA if home == data else home
     if pair:
         try:
             path = find_recipe(SEARCH_SPACES, home, pair)
@@ -83,7 +83,7 @@ def choose_recipe(
             raise UserError(text, keys=error.keys) from None
         return Recipe.load(path, given.method)
     if own:
-        return Recipe.load(f"{OWN_DATA}/{_kind_of_own_data(given)}", given.method)
+        return Recipe.load(f"{OWN_DATA}/{_kind_of_own_data(given, size)}", given.method)
     if student:
         folder = SEARCH_SPACES / (home or DistillConfig().dataset)
         names = folder / f"{teacher}-{student}.yaml", folder / "_base.yaml"
@@ -95,15 +95,12 @@ def choose_recipe(
     )
 
 
-def _kind_of_own_data(given: Given) -> str:
-    """The recipe for pictures that have none: by their size, and by weights to start from."""
-    # These load torch.
-    from ekd_ray.data import dataset_info
-    from ekd_ray.models import cached_weights, is_of_library
+def _kind_of_own_data(given: Given, size: int | None) -> str:
+    """The recipe for pictures of a size that have none: by that, and by weights to start from."""
+    from ekd_ray.models import cached_weights, is_of_library  # loads torch
 
     settings = given.settings
-    data = str(settings["dataset"])
-    size = settings.get("image_size") or dataset_info(data, data_root=given.data_root).image_size
+    size = settings.get("image_size") or size
     if settings.get("student_weights"):
         return "fine-tune"
     defaults = Recipe.load(f"{OWN_DATA}/fine-tune").values["distill"]
