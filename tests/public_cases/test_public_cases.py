@@ -1,0 +1,22 @@
+"""Mistakes and oddities that people have met in public, and that we have met: each is answered."""
+
+from pathlib import Path
+
+import pytest
+from cases import Answer, Case, Hands, parameters
+from launchers_run import forked
+
+
+def launch(name: str, *argv: object) -> Answer:
+    done = forked(name, *argv)
+    return Answer(done.returncode, done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize("case", parameters())
+def test_each_is_answered(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = case.hand_in(Hands(tmp_path, launch, monkeypatch))
+    assert (answer and answer.code) == case.code, answer
+    text = answer.text if answer else ""
+    assert "Traceback" not in text
+    assert [word for word in case.words if word not in text] == [], text
