@@ -44,6 +44,9 @@ def add_setting(
         notes.append(f"default: {'the recipe, else ' * in_recipe}{default}")
     flags = flags or (f"--{name.replace('_', '-')}",)
     text = (doc or field.metadata["doc"]) + (f" ({'; '.join(notes)})" if notes else "")
+    if kind is bool:
+        group.add_argument(*flags, dest=name, action="store_const", const=True, help=text)
+        return
     options: dict[str, Any] = {"type": kind} if kind in (int, float) else {}
     if words_of(hints_of(cls)[name]):
         options = {"type": functools.partial(_number_or_word, kind)}
@@ -93,6 +96,8 @@ def add_run_settings(
     for name in ("epochs", "train_subset", "seed"):
         add_setting(group, name, in_recipe=in_recipe)
     add_setting(group, "ood_dataset", metavar="NAME")
+    for name in ("check_images", "skip_damaged", "exclude_duplicates"):
+        add_setting(group, name)
     return group
 
 

@@ -23,6 +23,11 @@ def show_passing(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
+def show_scanned(done: int, total: int) -> None:
+    """How many pictures have been looked at, where that takes a while."""
+    show_passing(f"looking at the pictures: {done:,} of {total:,} ..." if done < total else "")
+
+
 @contextlib.contextmanager
 def passing(text: str, *, quiet: bool = False) -> Iterator[None]:
     """Show a line (`show_passing`) for the duration of what would otherwise be silent."""

@@ -28,7 +28,7 @@ from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.precision import describe_slowness, planned_precision
-from ekd_ray.engine.resolve import read_start, split_sizes, student_size
+from ekd_ray.engine.resolve import describe_images, read_start, split_sizes, student_size
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
@@ -368,6 +368,7 @@ def _setup(
         f"data       {config.dataset}: {kept} training and {held} validation images of "
         f"{size} x {size}, {info.num_classes} classes, {several(views, 'view')} each",
         *_imbalance(config, data_root),
+        *(f"pictures   {line}" for line in describe_images(config, data_root)),
         f"{role:<10} {_model(config.student, info, student_size(config, data_root))}",
         *_start(config, info),
     ]

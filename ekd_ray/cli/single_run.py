@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray
+from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray, show_scanned
 from ekd_ray.cli.plan_text import run_plan
 from ekd_ray.cli.request import Request
 from ekd_ray.cli.terminal import Terminal
@@ -29,6 +29,7 @@ def train(request: Request) -> int:
         workers=request.workers, cpus_per_trial=request.cpus_per_trial,
         gpus_per_trial=request.gpus_per_trial, data_root=request.data_root, test=request.test,
         download=request.download, resume=request.resume,
+        **({} if request.quiet else {"say": show_scanned}),
     ) as training:  # fmt: skip
         if request.assume and training.workers.most == 1 and training.candidates is None:
             raise UserError(

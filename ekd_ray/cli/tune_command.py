@@ -11,10 +11,17 @@ import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import passing, print_json, print_plan, print_text, set_up_ray
+from ekd_ray.cli.output import (
+    passing,
+    print_json,
+    print_plan,
+    print_text,
+    set_up_ray,
+    show_scanned,
+)
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError, continue_with
@@ -110,7 +117,7 @@ def _run_one(recipe: Recipe, request: Request) -> int:
         out = out.absolute()
         config = prepare_study(
             recipe, warm_start=request.warm_start, download=request.download,
-            resumed=out if request.resume else None,
+            resumed=out if request.resume else None, **_progress(request),
         )  # fmt: skip
     _check_gain_can_settle(config, request)
     if request.dry_run:
@@ -126,6 +133,10 @@ def _run_one(recipe: Recipe, request: Request) -> int:
     else:
         print_study(study, bundle)
     return _fail_without_gain(study, request)
+
+
+def _progress(request: Request) -> dict[str, Any]:
+    return {} if request.quiet else {"say": show_scanned}
 
 
 def _check_gain_can_settle(config: StudyConfig, request: Request) -> None:
@@ -178,7 +189,7 @@ def _run_many(request: Request) -> int:
     configs = {
         name: prepare_study(
             recipe, warm_start=request.warm_start, download=request.download,
-            resumed=out / name if request.resume else None,
+            resumed=out / name if request.resume else None, **_progress(request),
         )
         for name, recipe in request.studies.items()
     }  # fmt: skip

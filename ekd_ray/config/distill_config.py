@@ -42,6 +42,17 @@ class DistillConfig(Settings):
     # Data
     dataset: str = setting("cifar100", f"data set: {', '.join(DATASETS)}, folder:PATH or hf:PATH")
     data_fingerprint: str | None = setting(None, "fingerprint of the training images; checked")
+    check_images: bool = setting(
+        False, "decode every picture before compute, not a sample alone", effect="free"
+    )
+    skip_damaged: bool = setting(
+        False, "decode every picture before compute, and leave out those that are damaged",
+        neutral=False,
+    )  # fmt: skip
+    exclude_duplicates: bool = setting(
+        False, "leave out training pictures that are test pictures, or earlier training pictures, "
+        "too, byte for byte", neutral=False,
+    )  # fmt: skip
     train_subset: int | None = setting(
         None, "training images to draw (stratified)", low=1, high=10**9
     )

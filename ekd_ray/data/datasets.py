@@ -19,7 +19,7 @@ from ekd_ray.data.registry import (
     hub_info,
 )
 from ekd_ray.data.shards import ShardSource
-from ekd_ray.data.sources import SPLITS, FolderSource, folder_classes
+from ekd_ray.data.sources import SPLITS, FolderSource, Source, folder_classes
 from ekd_ray.data.store import EncodedImages, ImageArrays, entry_path, load_entry
 from ekd_ray.errors import unknown_name
 from ekd_ray.files import default_cache_dir, expand_home, private_cache
@@ -121,23 +121,30 @@ def load_dataset(
     return dataclasses.replace(_opened[path], name=name)
 
 
+def find_split(name: str, split: str, *, data_root: str | os.PathLike[str] | None = None) -> Source:
+    """Where the images of a split lie, not decoded. Raises UserError."""
+    info = _uncounted_info(name, data_root)
+    return find_source(info, split, root_folder(data_root), download=False)
+
+
 def check_dataset(
     name: str, *, data_root: str | os.PathLike[str] | None = None, download: bool = False
 ) -> None:
     """Look before computing: both splits are there and their files sound, without decoding.
 
-    Parquet files have a readable footer, the right columns and classes; CIFAR's original files
+    Parquet files have a readable footer, the right columns and classes, and as many rows as were
+    published of CIFAR, or as the README.md of the hub says; CIFAR's original files
     have their md5; class folders are the same on both sides and none is empty. Of a registered
     data set both splits are stored now, and so are pictures of one size in "hf:PATH": nothing
     else would show what is wrong with them. With `download`, files that would be fetched may be
     missing. Raises UserError with the cure.
     """
     info = _uncounted_info(name, data_root)
+    if info.load is None:
+        check_source(info, root_folder(data_root), download=download)
     if info.load is not None or (name.startswith(HUB_PREFIX) and not info.encoded):
         for split in SPLITS:
             load_dataset(name, split, data_root=data_root)
-    else:
-        check_source(info, root_folder(data_root), download=download)
 
 
 def _uncounted_info(

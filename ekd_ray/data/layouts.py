@@ -51,6 +51,27 @@ def check_source(info: DatasetInfo, root: Path, *, download: bool) -> None:
             raise _no_files(info, root)
         if found is not None and not (fetched and isinstance(found, ArchiveSource)):
             found.check()
+        if isinstance(found, ShardSource):
+            _check_count(found)
+
+
+def _check_count(source: ShardSource) -> None:
+    """Raise UserError unless a split has as many rows as were published.
+
+    As published of a data set that comes in one size only, or as its card says.
+    """
+    info, there = source.info, sum(source.parts.values())
+    published = {"train": info.num_train, "test": info.num_test}
+    count, says = published[source.split], info.name
+    if info.files.held_out or info.name.startswith(HUB_PREFIX):
+        count, says = source.stated_rows()
+    if count and there != count:
+        folder = source.files[0].parent
+        raise UserError(
+            f"the {source.split} shards in {folder} have {there:,} rows, but {says} has {count:,}: "
+            "fetch them again, all of them; a part of a data set goes by hf:PATH, without a "
+            "README.md that states another number."
+        )
 
 
 def _is_damaged(source: Source) -> bool:

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from ekd_ray.config.yaml_files import parse_yaml
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import readable
 from ekd_ray.data.registry import HUB_PREFIX, DatasetInfo, check_class_names
 from ekd_ray.data.sources import EncodedBatch, EncodedSource, check_int64, one_line, row_name
 from ekd_ray.errors import UserError
-from ekd_ray.files import check_plain, expand_home, parse_json, read_json
+from ekd_ray.files import check_plain, expand_home, parse_json, read_json, read_text
 
 _READ_AHEAD = 1 << 20  # bytes that Arrow buffers, instead of a whole column of a row group
 _IMAGE_COLUMNS = ("img", "image")
+_SPLIT_NAMES = ("train", "test", "validation", "valid", "val")
 _HUB = HUB_PREFIX.rstrip(":")
 Shards = tuple[Path, ...]
 
@@ -88,6 +90,16 @@ class ShardSource(EncodedSource):
             with _open_table(path) as table:
                 count += table.num_rows
         return count
+
+    def stated_rows(self) -> tuple[int, str]:
+        """The number of rows by the hub's card beside the files, and its path; 0: it says none."""
+        first = self.files[0]
+        name = first.parent.name if first.parent.name in _SPLIT_NAMES else first.stem.split("-")[0]
+        folders = first.parents[: 3 if name == first.parent.name else 2]
+        for card in (folder / "README.md" for folder in folders):
+            if card.is_file():
+                return _rows_of_card(card, name, {folder.name for folder in folders}), str(card)
+        return 0, ""
 
     def encoded_batches(self, rows: int) -> Iterator[EncodedBatch]:
         """Yield all images in order, `rows` at once. Raises UserError.
@@ -179,6 +191,18 @@ def _integers(path: Path, column: Any) -> Int64Array:
     check_int64(values, f"the label column of {path}")
     labels: Int64Array = values.astype(np.int64)
     return labels
+
+
+def _rows_of_card(card: Path, split: str, folders: set[str]) -> int:
+    """`num_examples` of a split in the head of a README.md, 0 where that is not told."""
+    with contextlib.suppress(UserError, LookupError, TypeError, ValueError, AttributeError):
+        found = parse_yaml(read_text(card).split("---\n", 2)[1], where=str(card))["dataset_info"]
+        infos = found if isinstance(found, list) else [found]
+        # Of several configurations that of the folder with its name.
+        own = [info for info in infos if len(infos) == 1 or info["config_name"] in folders]
+        rows = {entry["name"]: entry["num_examples"] for entry in own[0]["splits"]}
+        return int(rows.get(split, 0))
+    return 0
 
 
 # ---- which files are those of a split

@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import os
 import tarfile
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from ekd_ray.files import expand_home, open_plain, read_text
 SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _DECODED_ROWS = 1024  # decoded together: 3 MB of pixels (12 MB where images have 64x64)
+_CLUTTER = ("thumbs.db", "desktop.ini")  # of file managers
 _MAX_DEPTH = 16  # of folders below a class; a link to a parent would have no end
 _ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file name, class, corners of a box
 _ANNOTATED = "images"
@@ -206,7 +208,8 @@ Listing = list[tuple[str, os.DirEntry[str]]]  # (path relative to the side, entr
 
 @dataclass(frozen=True, eq=False)
 class FolderIndex:
-    """The pictures of one side: paths relative to it [N], labels and sizes in bytes int64 [N].
+    """The pictures of one side: paths relative to it [N]; labels, sizes in bytes and modification
+    times (ns), each int64 [N].
 
     Sorted by label, then by path, so that the order does not depend on the file system.
     """
@@ -214,6 +217,7 @@ class FolderIndex:
     paths: list[bytes]
     labels: Int64Array
     sizes: Int64Array
+    times: Int64Array
 
 
 class FolderSource(EncodedSource):
@@ -221,15 +225,18 @@ class FolderSource(EncodedSource):
 
     Also reads the validation side of the original Tiny ImageNet, whose pictures lie in one
     folder and have their classes in a text file. Raises UserError, at construction, unless both
-    sides have the same classes, and as many as the data set.
+    sides have the same classes, and as many as the data set. `skipped`, known as `folders` are,
+    are the paths of files that are no pictures by their endings; hidden ones are not among them.
     """
 
     def __init__(self, info: DatasetInfo, split: str, train: Path, held_out: Path) -> None:
         super().__init__(info, split)
         self.side = train if split == "train" else held_out
+        self.skipped: list[str] = []
         self._class_times = _list_classes(train)
         self.class_names = tuple(self._class_times)
         check_class_names(str(train), self.class_names)
+        _check_distinct(train, self.class_names)
         if len(self.class_names) != info.num_classes:
             raise UserError(
                 f"{train} has {len(self.class_names)} class folders, but {info.name} has "
@@ -266,8 +273,8 @@ class FolderSource(EncodedSource):
         return len(self.index().labels)
 
     def index(self) -> FolderIndex:
-        """List and measure all pictures; sets `folders`. Raises UserError."""
-        self.folders = {}
+        """List and measure all pictures; sets `folders` and `skipped`. Raises UserError."""
+        self.folders, self.skipped = {}, []
         if self.annotations is None:
             classes = [list(self._walk(name)) for name in self.class_names]
         else:
@@ -276,11 +283,12 @@ class FolderSource(EncodedSource):
         self._check_filled([name for name, pictures in pairs if not pictures])
         labels = np.repeat(np.arange(len(classes)), [len(pictures) for pictures in classes])
         pictures = [picture for part in classes for picture in sorted(part, key=itemgetter(0))]
-        sizes = np.empty(len(pictures), np.int64)
+        facts = np.empty((2, len(pictures)), np.int64)
         for row, (_, entry) in enumerate(pictures):
             with readable(entry.path):  # a link to nowhere is not
-                sizes[row] = entry.stat().st_size
-        return FolderIndex([os.fsencode(path) for path, _ in pictures], labels, sizes)
+                status = entry.stat()
+                facts[:, row] = status.st_size, status.st_mtime_ns
+        return FolderIndex([os.fsencode(path) for path, _ in pictures], labels, *facts)
 
     def encoded_batches(self, rows: int) -> Iterator[EncodedBatch]:
         """Yield all images in order, `rows` at once. Raises UserError."""
@@ -318,6 +326,12 @@ class FolderSource(EncodedSource):
                     f"{annotations} does not list {entry.name}; unpack the archive again."
                 )
             classes[label].append((path, entry))
+        missing = label_of.keys() - {entry.name for pictures in classes for _, entry in pictures}
+        if missing:
+            raise UserError(
+                f"{annotations} lists {min(missing)}{_and_more(len(missing) - 1)}, but "
+                f"{self.side / _ANNOTATED} lacks it; unpack the archive again."
+            )
         return classes
 
     def _walk(self, relative: str, depth: int = 0) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -340,6 +354,12 @@ class FolderSource(EncodedSource):
                         yield from self._walk(path, depth + 1)
                     elif entry.name.lower().endswith(SUFFIXES):
                         yield path, entry
+                    elif entry.name.lower() not in _CLUTTER:
+                        self.skipped.append(path)
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count else ""
 
 
 def folder_classes(name: str) -> tuple[str, ...]:
@@ -381,6 +401,17 @@ def _list_classes(side: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def _check_distinct(side: Path, names: tuple[str, ...]) -> None:
+    """Raise UserError for two class folders that look the same."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            raise UserError(
+                f"{side} has two class folders that look the same, {other!a} and "
+                f"{name!a}, in two Unicode forms; put their images into one of them."
+            )
+
+
 def _class_mismatch(
     train: Path, train_names: tuple[str, ...], held_out: Path, names: tuple[str, ...]
 ) -> UserError:
@@ -389,6 +420,15 @@ def _class_mismatch(
             f"{held_out} has no class folders; sort its images into one folder for each class."
         )
     lone = sorted(set(train_names) ^ set(names))
+    plain = [
+        sorted(unicodedata.normalize("NFC", n).casefold() for n in s) for s in (train_names, names)
+    ]
+    if plain[0] == plain[1]:
+        pair = [ascii(next(n for n in s if n in lone)) for s in (train_names, names)]
+        return UserError(
+            f"the class folders in {train} and {held_out} differ by case or Unicode form alone "
+            f"({' and '.join(pair)}); rename those in {held_out}."
+        )
     only, other = (train, held_out) if lone[0] in train_names else (held_out, train)
     more = f" and {len(lone) - 1} more differ" if len(lone) > 1 else ""
     return UserError(

@@ -56,6 +56,9 @@ class Pictures(Protocol):
     def read(self, index: int) -> bytes:
         """The image as it is in its file. Raises UserError."""
 
+    def path(self, index: int) -> str | None:
+        """Its own file, None where it shares one."""
+
     def name(self, index: int) -> str:
         """How messages call the image."""
 
@@ -265,6 +268,9 @@ class _PackedPictures:
 
     def read(self, index: int) -> bytes:
         return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
+
+    def path(self, index: int) -> str | None:
+        return None
 
     def name(self, index: int) -> str:
         shard = bisect.bisect_right(self.starts, index) - 1

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 
+import numpy as np
 import torch
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import dataset_info, epoch_batches, load_dataset, stage_images
 from ekd_ray.engine.precision import local_cpus
+from ekd_ray.engine.resolve import left_out
 
 _BATCH = 8  # pictures a thread, of those whose time is taken
 _cores: int | None = None
@@ -49,8 +51,9 @@ def measure_decoding(
         arrays, "cpu", scheme=config.augment or info.view_scheme, image_size=config.image_size,
         pool=config.view_pool, seed=config.view_seed, threads=threads,
     )  # fmt: skip
+    ids = np.setdiff1d(np.arange(len(stage)), left_out(config, "train", data_root))
     batches = epoch_batches(
-        range(len(stage)), batch_size=min(len(stage), _BATCH * threads), seed=config.seed, epoch=1,
+        ids, batch_size=min(len(ids), _BATCH * threads), seed=config.seed, epoch=1,
         num_views=stage.num_views,
     )  # fmt: skip
     count, started = 0, time.perf_counter()

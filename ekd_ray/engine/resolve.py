@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from ekd_ray.config import DistillConfig
@@ -24,6 +25,7 @@ from ekd_ray.data import (
     num_train,
     steps_per_epoch,
 )
+from ekd_ray.data.scan import Say, Scan, scan_dataset
 from ekd_ray.engine.features import record_features
 from ekd_ray.errors import UserError, error_context
 from ekd_ray.losses.methods import method_of, resolve_method
@@ -390,16 +392,63 @@ def check_model(
             )
 
 
+def scan_images(
+    config: DistillConfig, data_root: str | None, say: Say = lambda done, total: None
+) -> Scan | None:
+    """What is to be said of a configuration's pictures; None where nobody could have put others
+    there, unless a setting asks."""
+    every = config.check_images or config.skip_damaged
+    info = dataset_info(config.dataset, data_root=data_root)
+    if not (every or config.exclude_duplicates or info.encoded or not info.num_test):
+        return None
+    return scan_dataset(config.dataset, data_root=data_root, every=every, say=say)
+
+
+def check_images(
+    config: DistillConfig, data_root: str | None, say: Say = lambda done, total: None
+) -> None:
+    """Raise `UserError` for damaged pictures that are not to be left out."""
+    found = scan_images(config, data_root, say)
+    if found is not None and not config.skip_damaged:
+        found.check(config.dataset)
+
+
+def describe_images(config: DistillConfig, data_root: str | None) -> list[str]:
+    """Sentences on what is skipped, left out or odd among a configuration's pictures."""
+    found = scan_images(config, data_root)
+    settings = {
+        "skip_damaged": config.skip_damaged,
+        "exclude_duplicates": config.exclude_duplicates,
+    }
+    return found.lines(**settings) if found is not None else []
+
+
+def left_out(config: DistillConfig, split: str, data_root: str | None) -> np.ndarray:
+    """Positions int64, sorted, of a split's images that the configuration leaves out."""
+    if not (config.skip_damaged or config.exclude_duplicates):
+        return np.empty(0, np.int64)
+    every = config.skip_damaged
+    return scan_dataset(config.dataset, data_root=data_root, every=every).left_out(
+        split, skip_damaged=every, exclude_duplicates=config.exclude_duplicates
+    )
+
+
+def _count_kept(config: DistillConfig, data_root: str | None) -> int:
+    """Training images before a subset is drawn."""
+    left = len(left_out(config, "train", data_root))
+    return num_train(config.dataset, data_root=data_root) - left
+
+
 def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:
     """(training, validation) images of a configuration, as `stratified_split` rounds them."""
-    drawn = config.train_subset or num_train(config.dataset, data_root=data_root)
+    drawn = config.train_subset or _count_kept(config, data_root)
     held = held_out_size(drawn, config.validation_fraction)
     return drawn - held, held
 
 
 def _check_sizes(config: DistillConfig, info: DatasetInfo, data_root: str | None) -> None:
     """Enough images for every class on both sides of the split, and for one batch."""
-    there = num_train(config.dataset, data_root=data_root)
+    there = _count_kept(config, data_root)
     kept, held = split_sizes(config, data_root)
     drawn = kept + held
     if not info.num_classes <= drawn <= there:

@@ -21,7 +21,7 @@ from ekd_ray.data import (
 )
 from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
 from ekd_ray.engine.decoding import decoding_threads
-from ekd_ray.engine.resolve import input_normalization
+from ekd_ray.engine.resolve import input_normalization, left_out
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 
@@ -49,11 +49,15 @@ class RunData:
     ood_ids: np.ndarray
 
 
-def split_ids(config: DistillConfig, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(train_ids, validation_ids) of a configuration: subset first, then the split."""
+def split_ids(
+    config: DistillConfig, labels: np.ndarray, data_root: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(train_ids, validation_ids) of a configuration: what it leaves out goes first, then the
+    subset is drawn, then the split."""
     ids = np.arange(len(labels), dtype=np.int64)
+    ids = np.setdiff1d(ids, left_out(config, "train", data_root))
     if config.train_subset is not None:
-        ids = stratified_subset(labels, config.train_subset, config.split_seed)
+        ids = ids[stratified_subset(labels[ids], config.train_subset, config.split_seed)]
     train, validation = stratified_split(labels[ids], config.validation_fraction, config.split_seed)
     return ids[train], ids[validation]
 
@@ -67,7 +71,7 @@ def load_run_data(config: DistillConfig, *, data_root: str | None, device: torch
             f"this configuration: its fingerprint must be {config.data_fingerprint}, got "
             f"{arrays.fingerprint}."
         )
-    train_ids, validation_ids = split_ids(config, arrays.labels)
+    train_ids, validation_ids = split_ids(config, arrays.labels, data_root)
     return _run_data(config, "train", arrays, train_ids, validation_ids, data_root, device)
 
 
@@ -82,6 +86,7 @@ def load_test_data(
     stage.check_may_test()
     arrays = load_dataset(config.dataset, "test", data_root=data_root)
     everything = np.arange(len(arrays.labels), dtype=np.int64)
+    everything = np.setdiff1d(everything, left_out(config, "test", data_root))
     return _run_data(config, "test", arrays, everything[:0], everything, data_root, device)
 
 

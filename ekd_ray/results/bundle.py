@@ -25,6 +25,7 @@ from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.phrases import joined, short_name
 from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
 from ekd_ray.data import check_class_names, dataset_info, load_dataset
+from ekd_ray.engine.data_pin import check_pinned
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model, predict
 from ekd_ray.engine.final import WEIGHTS
@@ -33,7 +34,7 @@ from ekd_ray.engine.measure.metrics import class_recalls, classification_metrics
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.precision import environment, pick_device
-from ekd_ray.engine.resolve import check_model, student_size
+from ekd_ray.engine.resolve import check_model, describe_images, student_size
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.errors import UserError, spell_controls, unknown_name
@@ -70,7 +71,14 @@ from ekd_ray.results.prediction_table import (
     list_pictures,
     write_predictions,
 )
-from ekd_ray.results.records import CONFIRMED, FORMAT_VERSION, RESULT, RunRecord, read_record
+from ekd_ray.results.records import (
+    CONFIRMED,
+    DATA,
+    FORMAT_VERSION,
+    RESULT,
+    RunRecord,
+    read_record,
+)
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import figure_text, list_figures, metric_name, resume_command
 
@@ -468,6 +476,10 @@ def export_bundle(
     if winner.failed:
         raise UserError(f"the winner of {study.path}, {winner.name}, failed: {winner.failed}")
     check_replaceable(out, study, force=force)
+    check_pinned(
+        study.path, study.header.get(DATA), study.config.distill, study.config.data_root,
+        cure="begin another study with them",
+    )  # fmt: skip
     final = [
         run for run in study.confirm_runs if run.stage is RunStage.FINAL and run.name == winner.name
     ]
@@ -581,6 +593,8 @@ def bundle_metrics(
         "ekd_ray": __version__,
         "study": config.fingerprint(),
         "class_names": list(arrays.class_names),
+        DATA: study.header.get(DATA),  # of the study's splits
+        "pictures": describe_images(config.distill, config.data_root),  # skipped, left out, odd
         "log_prior": read_metadata(run.folder / WEIGHTS).log_prior,
         # The labels of the test images have no part in them.
         "coverage_thresholds": None if said is None else coverage_thresholds(said.uncertainty),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.engine.data_pin import check_pinned
 from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import OnEpoch, distill
 from ekd_ray.engine.final import WEIGHTS
@@ -27,7 +28,7 @@ from ekd_ray.models import cached_weights
 from ekd_ray.results.bundle import GPU_FACTS, Bundle, compared
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.leaderboard import select_metrics
-from ekd_ray.results.records import single_run
+from ekd_ray.results.records import DATA, single_run
 from ekd_ray.results.study_reader import StudyReader
 
 IDENTICAL, WITHIN, DIFFERENT = "bit-identical", "within-tolerance", "different"
@@ -91,7 +92,12 @@ def prepare(
     if config.student_sha256 is not None:
         found = student_weights or _own_start(bundle)
         config = config.replace(student_weights=str(Path(found).absolute()))
-    return resolve(config, data_root=data_root)
+    config = resolve(config, data_root=data_root)
+    if isinstance(pinned := bundle.metrics.get(DATA), dict):
+        sides = {split: pinned[split] for split in ("train", "test") if split in pinned}
+        cure = "name their folder with --data-root or --dataset"
+        check_pinned(bundle.path, sides, config, data_root, cure=cure)
+    return config
 
 
 def reproduce(

@@ -26,13 +26,15 @@ from ekd_ray.config.settings import Settings
 from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.config.yaml_files import dump_yaml
 from ekd_ray.data import check_dataset, load_dataset
+from ekd_ray.data.scan import Say
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.data_pin import check_pinned, pin_data
 from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import measure_teacher
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment, hardware, warn_of_change
-from ekd_ray.engine.resolve import check_workers, resolve, split_sizes, used_plugins
+from ekd_ray.engine.resolve import check_images, check_workers, resolve, split_sizes, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
@@ -46,6 +48,7 @@ from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.failure_log import error_kept
 from ekd_ray.results.records import (
     BEST,
+    DATA,
     FORMAT_VERSION,
     JOURNAL_LOCKS,
     LOCK,
@@ -88,10 +91,13 @@ MOST_NAMED = 3  # settings that differ
 LEAST_FREE_BYTES = 200 * 2**20
 
 
-def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
+def check_study(
+    config: StudyConfig, *, download: bool = False, say: Say = lambda done, total: None
+) -> StudyConfig:
     """Everything that can be refused before compute: space, names, data, teacher, baselines.
 
-    With `download`, archives that would be fetched may be missing; nothing is fetched here.
+    With `download`, archives that would be fetched may be missing; nothing is fetched here. `say`
+    is told how many pictures have been looked at, and how many there are.
 
     Returns:
         The study with its shared settings resolved as far as they can be: a teacher that
@@ -108,6 +114,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         raise UserError("val_ood_auroc needs a second data set: give --ood-dataset NAME.")
     with error_context("distill", "dataset"):
         check_dataset(base.dataset, data_root=config.data_root, download=download)
+        check_images(base, config.data_root, say)
     if base.validation_fraction == 0:
         raise UserError(
             "validation_fraction must be > 0 in a study: the search needs the split.",
@@ -180,12 +187,14 @@ def prepare_study(
     warm_start: Sequence[str | Path] = (),
     download: bool = False,
     resumed: Path | None = None,
+    say: Say = lambda done, total: None,
 ) -> StudyConfig:
     """The study of a recipe, warm-started and checked; a mistake of its file is located.
 
     Args:
         warm_start: finished studies whose best points are tried first.
         resumed: the folder of the study that it is to continue.
+        say: as of `check_study`.
     """
     with recipe.locate_errors():
         config = recipe.config
@@ -198,7 +207,7 @@ def prepare_study(
             config = warm_started(config, warm_start)
         if config.recipe_name is None and recipe.path.name != STUDY_FILE:
             config = config.replace(recipe_name=recipe.name)
-        return check_study(config, download=download)
+        return check_study(config, download=download, say=say)
 
 
 def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> str | None:
@@ -260,6 +269,8 @@ def open_run(
         **({} if before is None else {EXTENDED_FROM: before}),
         **({} if location is None else {PLACE: str(location)}),
         VALIDATION_IMAGES: split_sizes(config.distill, config.data_root)[1],
+        # Decoded once here: every trial of this node then maps the same pages.
+        DATA: pin_data(config.distill, config.data_root),
         "study": config.to_dict(),
     }
     write_sources(out, config.distill.plugins)
@@ -275,6 +286,8 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         check_unchanged(study.path, study.config, config)
         _check_continues(study)
+        pinned, cure = study.header.get(DATA), "begin anew with another --out"
+        check_pinned(study.path, pinned, config.distill, config.data_root, cure=cure)
     elif out.exists() and (out.is_file() or not all(map(is_left_over, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
@@ -469,8 +482,6 @@ def _run_stages(config: StudyConfig, out: Path, observer: Observer) -> Bundle:
         check_visible(out)
         if not config.gpus:
             stack.enter_context(share_of_gpu(0))
-        # Decode once here: every trial of this node then maps the same pages.
-        load_dataset(config.distill.dataset, "train", data_root=config.data_root)
         base = _teacher_stage(out, config, observer)
         config = _softmax_teacher_stage(out, config, base, observer)
         if base.teacher_weights is not None:

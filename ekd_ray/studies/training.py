@@ -13,6 +13,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.data import load_dataset
+from ekd_ray.data.scan import Say
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import Diverged, distill
@@ -20,7 +21,7 @@ from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import cpu_threads
-from ekd_ray.engine.resolve import check_workers, resolve
+from ekd_ray.engine.resolve import check_images, check_workers, resolve
 from ekd_ray.engine.train_teacher import check_candidates
 from ekd_ray.errors import UserError
 from ekd_ray.files import remove_temporaries
@@ -101,6 +102,7 @@ def planned(
     test: bool = False,
     download: bool = False,
     resume: bool = False,
+    say: Say = lambda done, total: None,
 ) -> Iterator[Training]:
     """The training of a configuration, checked before compute; nothing is written.
 
@@ -110,6 +112,7 @@ def planned(
         out: None for a folder below `runs/`.
         teacher_training: settings to train the teacher with, where no weights are given.
         workers: `N` or `MIN:MAX`.
+        say: told how many pictures have been looked at, and how many there are.
         cpus_per_trial, gpus_per_trial: of each worker; None for what there is.
 
     Raises:
@@ -138,6 +141,7 @@ def planned(
             config = teaching.distill
         else:
             config = resolve(run, data_root=data_root, download=download)
+        check_images(config, data_root, say)
         check_workers(config, group.most)
         study = None
         if candidates:

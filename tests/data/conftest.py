@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from PIL import Image
 
 import ekd_ray.data.datasets as datasets
 import ekd_ray.data.store as store
-from ekd_ray.data import load_dataset
+from ekd_ray.data import DATASETS, load_dataset
 
 NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
 NAMES_1000 = [f"n{i:08d}" for i in range(1000)]
@@ -119,8 +120,11 @@ def write_parquet(
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path, monkeypatch):
     """Writes a small Parquet CIFAR-10 (20 train in one shard, 10 test); returns its root."""
+    # As many as anybody writes there.
+    published = dataclasses.replace(DATASETS["cifar10"], num_train=0, num_test=0)
+    monkeypatch.setitem(DATASETS, "cifar10", published)
     folder = tmp_path / "root" / "cifar10"
     images = random_images(30)
     for split, part in (("train", slice(0, 20)), ("test", slice(20, 30))):

@@ -1,0 +1,70 @@
+"""The data that a study began with, known again by fingerprint, number of images and classes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import load_dataset
+from ekd_ray.engine.rundata import split_ids
+from ekd_ray.errors import UserError, shorten
+
+Pin = dict[str, dict[str, Any]]
+
+
+def pin_data(config: DistillConfig, data_root: str | None) -> Pin:
+    """The `fingerprint`, `images` and `classes` of train, validation and test, and of the second
+    data set (`unknown`) where the configuration has one.
+
+    Decodes or indexes what is not in the cache yet. Raises UserError.
+    """
+    train = load_dataset(config.dataset, "train", data_root=data_root)
+    test = load_dataset(config.dataset, "test", data_root=data_root)
+    held = split_ids(config, train.labels, data_root)[1]
+    chosen = hashlib.sha256(train.fingerprint.encode() + held.astype("<i8").tobytes())
+    found = {
+        "train": (train.fingerprint, len(train), train.num_classes),
+        "validation": (chosen.hexdigest()[:16], len(held), train.num_classes),
+        "test": (test.fingerprint, len(test), test.num_classes),
+    }
+    if config.ood_dataset is not None:
+        other = load_dataset(config.ood_dataset, "train", data_root=data_root)
+        found["unknown"] = (other.fingerprint, len(other), other.num_classes)
+    keys = ("fingerprint", "images", "classes")
+    return {split: dict(zip(keys, values, strict=True)) for split, values in found.items()}
+
+
+def check_pinned(
+    where: object, pinned: Any, config: DistillConfig, data_root: str | None, *, cure: str
+) -> None:
+    """Refuse other data than those of `pinned`, which `pin_data` made and a file has kept.
+
+    Args:
+        where: the study or bundle, for the message.
+        pinned: anything but a mapping, as of a study of an older release, refuses nothing.
+        cure: the end of the message.
+
+    Raises:
+        UserError: with both fingerprints, and what differs.
+    """
+    if not isinstance(pinned, Mapping):
+        return
+    here = pin_data(config, data_root)
+    for split in (name for name in here if isinstance(pinned.get(name), Mapping)):
+        old, new = pinned[split], here[split]
+        if old.get("fingerprint") == new["fingerprint"]:
+            continue
+        changed = [
+            f"{shorten(old.get(name))} {name} there and {new[name]:,} here"
+            for name in ("images", "classes")
+            if old.get(name) != new[name]
+        ]
+        what = ", ".join(changed) or "as many images and classes, but others or of other labels"
+        name = config.ood_dataset if split == "unknown" else config.dataset
+        raise UserError(
+            f"{where} was made with other data: the fingerprint of the {split} images of {name} is "
+            f"{shorten(old.get('fingerprint'))} there and {new['fingerprint']} here ({what}); "
+            f"restore the data as they were, or {cure}."
+        )
