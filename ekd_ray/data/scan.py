@@ -143,7 +143,8 @@ def scan_dataset(
     if short in _known:
         return _known[short]
     splits = {split: load_dataset(name, split, data_root=data_root) for split in SPLITS}
-    stamp, notes = hashlib.sha256(), []
+    stamp = hashlib.sha256()
+    notes: list[str] = []
     for split, source in sources.items():
         stamp.update(splits[split].fingerprint.encode())
         if isinstance(source, FolderSource):
@@ -290,7 +291,8 @@ def _kinds_of(image: Any) -> Iterator[str]:
         "in CMYK": image.mode == "CMYK",
         "with transparency": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
         "with several frames": getattr(image, "is_animated", False),
-        "with an EXIF orientation": image.getexif().get(_ORIENTATION, 1) != 1,
+        "with an EXIF orientation": "exif" in image.info  # of a PNG without it all is decoded
+        and image.getexif().get(_ORIENTATION, 1) != 1,
         "of more than 89 megapixels": image.width * image.height
         > (Image.MAX_IMAGE_PIXELS or 2**63),
     }

@@ -46,7 +46,10 @@ FREE_IN_STUDY: dict[str, Any] = {
     "teacher_fill": "lazy", "track": "mlflow", "data_root": "/nowhere", "max_concurrent": 3,
     "limit_gpu_memory": False, "recipe_name": "mine",
 }  # fmt: skip
-FREE_IN_RUN = ("teacher_weights", "student_weights", "teacher_cache", "decode_threads", "fitted")
+FREE_IN_RUN = (
+    "teacher_weights", "student_weights", "teacher_cache", "decode_threads", "fitted",
+    "check_images",
+)  # fmt: skip
 
 
 def names_of(kind: type[Settings], effect: str) -> set[str]:
@@ -91,6 +94,8 @@ def test_a_free_setting_of_a_run_changes_no_bit(
         values = ("off", "on")
     elif name == "fitted":
         values = ((), ("lr 0.1",))
+    elif name == "check_images":
+        values = (False, True)
     else:
         write_miniature(tmp_path, classes=4, train_per_class=12, test_per_class=1, size=32)
         (tmp_path / "val").rename(tmp_path / "test")
