@@ -277,7 +277,7 @@ def _see(arrays: ImageArrays | EncodedImages, index: int, decode: bool) -> _Seen
             with Image.open(file, formats=FORMATS) as image:
                 kinds = tuple(_kinds_of(image))
                 if decode or _ENDS.get(str(image.format), b"") not in tail:
-                    convert_to_rgb(image, "it")
+                    convert_to_rgb(image, "it").load()
             return _Seen(key, kinds, None)
     except Exception as error:  # PIL raises a dozen kinds for damaged files
         # Its own text names a file object by address, which helps nobody.
