@@ -14,6 +14,7 @@ from report_studies import select
 
 import ekd_ray.results.bundle as bundles
 from ekd_ray.data import dataset_info, load_dataset
+from ekd_ray.engine.data_pin import pin_data
 from ekd_ray.errors import UserError
 from ekd_ray.losses.dirichlet import log_expectation
 from ekd_ray.models import read_metadata
@@ -118,6 +119,18 @@ def test_two_exports_are_equal_byte_for_byte(exported, real_study, tmp_path):
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.write_text("mine")])
+def test_export_refuses_other_data(real_study, tmp_path):
+    study = real_study[0]
+    pinned = pin_data(study.config.distill, None)
+    other = {**pinned, "train": {**pinned["train"], "fingerprint": "0" * 16}}
+    changed = dataclasses.replace(study, header={**study.header, "data": other})
+    with pytest.raises(UserError, match=r"train images .*0000 there .*as many images"):
+        export_bundle(changed, tmp_path / "best")
+    assert not (tmp_path / "best").exists()
+    same = dataclasses.replace(study, header={**study.header, "data": pinned})
+    assert export_bundle(same, tmp_path / "best").metrics["data"] == pinned
+
+
 def test_export_refuses_a_folder_that_is_no_bundle(real_study, tmp_path, make):
     out = tmp_path / "mine"
     make(out)

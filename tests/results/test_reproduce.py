@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import html
 import json
@@ -16,6 +17,7 @@ import yaml
 from filelock import FileLock
 from safetensors import safe_open
 
+from ekd_ray.engine.data_pin import pin_data
 from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.errors import UserError
 from ekd_ray.models import build_model, save_weights
@@ -206,6 +208,16 @@ def test_a_changed_bundle_is_refused(bundle, teacher):
     (bundle.path / "README.md").write_text("mine")
     with pytest.raises(UserError, match=r"is not as it was exported: README\.md was changed"):
         prepare(Bundle.load(bundle.path), teacher_weights=teacher)
+
+
+def test_other_test_images_are_refused(bundle, teacher):
+    pinned = pin_data(bundle.config, None)
+    same = dataclasses.replace(bundle, metrics={**bundle.metrics, "data": pinned})
+    prepare(same, teacher_weights=teacher)
+    other = {**pinned, "test": {**pinned["test"], "fingerprint": "0" * 16, "images": 9}}
+    changed = dataclasses.replace(bundle, metrics={**bundle.metrics, "data": other})
+    with pytest.raises(UserError, match=r"test images .*0000 there .* \(9 images there and "):
+        prepare(changed, teacher_weights=teacher)
 
 
 def test_the_teacher_is_found_by_its_hash(bundle, teacher, tmp_path):
