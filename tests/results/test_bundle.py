@@ -118,7 +118,6 @@ def test_two_exports_are_equal_byte_for_byte(exported, real_study, tmp_path):
 # Export
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.write_text("mine")])
 def test_export_refuses_other_data(real_study, tmp_path):
     study = real_study[0]
     pinned = pin_data(study.config.distill, None)
@@ -131,6 +130,7 @@ def test_export_refuses_other_data(real_study, tmp_path):
     assert export_bundle(same, tmp_path / "best").metrics["data"] == pinned
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, lambda p: p.write_text("mine")])
 def test_export_refuses_a_folder_that_is_no_bundle(real_study, tmp_path, make):
     out = tmp_path / "mine"
     make(out)
