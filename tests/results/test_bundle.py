@@ -123,7 +123,7 @@ def test_export_refuses_other_data(real_study, tmp_path):
     pinned = pin_data(study.config.distill, None)
     other = {**pinned, "train": {**pinned["train"], "fingerprint": "0" * 16}}
     changed = dataclasses.replace(study, header={**study.header, "data": other})
-    with pytest.raises(UserError, match=r"train images .*0000 there .*as many images"):
+    with pytest.raises(UserError, match=r"train images .*0000' there .*as many images"):
         export_bundle(changed, tmp_path / "best")
     assert not (tmp_path / "best").exists()
     same = dataclasses.replace(study, header={**study.header, "data": pinned})

@@ -216,7 +216,7 @@ def test_other_test_images_are_refused(bundle, teacher):
     prepare(same, teacher_weights=teacher)
     other = {**pinned, "test": {**pinned["test"], "fingerprint": "0" * 16, "images": 9}}
     changed = dataclasses.replace(bundle, metrics={**bundle.metrics, "data": other})
-    with pytest.raises(UserError, match=r"test images .*0000 there .* \(9 images there and "):
+    with pytest.raises(UserError, match=r"test images .*0000' there .*\(9 images there and "):
         prepare(changed, teacher_weights=teacher)
 
 
