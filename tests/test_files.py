@@ -212,6 +212,7 @@ OWN = {
     "checkpoint.py": "io.BytesIO",
     "decode.py": "io.BytesIO",
     "method_checks.py": "torch.load(file",
+    "scan.py": "Image.open(file",  # which `open_plain` has opened
     "files.py": "open(",
     "node_probe.py": "open(path)",  # sent to nodes that may lack the package
 }
