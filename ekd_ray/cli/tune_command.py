@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import passing, print_json, print_plan, print_text, set_up_ray
+from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray, show_during
 from ekd_ray.cli.request import Request, study_request
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError, continue_with
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.scale.assumed_nodes import assuming
 
     request = study_request(args)
-    with passing("loading PyTorch and Ray ...", quiet=request.quiet):
+    with show_during("loading PyTorch and Ray ...", quiet=request.quiet):
         set_up_ray(request.address, keep_logs=request.keep_ray_logs)
     with assuming(request.assume):
         if "" in request.studies:
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_one(recipe: Recipe, request: Request) -> int:
-    with passing("reading the data and checking the study ...", quiet=request.quiet):
+    with show_during("reading the data and checking the study ...", quiet=request.quiet):
         from ekd_ray.cli.plan_text import study_plan
         from ekd_ray.cli.study_text import print_study
         from ekd_ray.results.study import Study
@@ -141,9 +141,12 @@ def _check_gain_can_settle(config: StudyConfig, request: Request) -> None:
             f"got {', '.join(config.baselines) or 'no'} baselines."
         )
     if config.most_seeds < LEAST_SEEDS:
+        cure = f"give --seeds {LEAST_SEEDS} or more"
+        if request.resume:  # whose seeds stand
+            cure = f"begin another study with --seeds {LEAST_SEEDS} and another --out"
         raise UserError(
             f"--require-gain needs at least {LEAST_SEEDS} seeds, fewer settle no gain, got "
-            f"{config.most_seeds}: give --seeds {LEAST_SEEDS} or more."
+            f"{config.most_seeds}: {cure}."
         )
 
 

@@ -95,14 +95,15 @@ class Study(StudyReader):
         self,
         out: str | Path,
         *,
-        formats: Sequence[str] = (),
+        formats: Sequence[str] | None = None,
         normalized_input: bool = False,
         force: bool = False,
     ) -> Bundle:
         """Write the confirmed winner to the folder `out`, all of it or nothing.
 
         Args:
-            formats: also as programs: "pt2" (torch.export), "onnx".
+            formats: also as programs: "pt2" (torch.export), "onnx"; None: those of the bundle of
+                this study that is replaced, if any.
             normalized_input: these take normalised images instead of images in [0, 1].
             force: also replace the bundle of another study, and one that holds further files.
 
