@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", metavar="LIST",
         help="also as programs: pt2 (torch.export), onnx, or pt2,onnx (default: those that the "
-        "bundle which is replaced has)",
+        "bundle which is replaced has; '' for none)",
     )  # fmt: skip
     parser.add_argument(
         "--normalized-input",
@@ -84,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         )
     continue_with(shlex.join(args.typed))
     study = Study.load(args.run)
-    formats = tuple(dict.fromkeys(args.format.split(","))) if args.format else None
+    formats = (
+        None if args.format is None else tuple(filter(None, dict.fromkeys(args.format.split(","))))
+    )
     if args.normalized_input and not formats:
         raise UserError("--normalized-input is about exported programs: add --format pt2,onnx.")
     if args.public and not args.hub:

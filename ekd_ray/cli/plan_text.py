@@ -516,8 +516,8 @@ def _decoding(
     taken = (gpus * GPU_FLOPS or cpus * CPU_FLOPS) / step
     where = f" on {several(cores, 'core')}" if cores < threads else ""
     text = (
-        f"reading    {several(threads, 'thread')} of a trial{where}: {decoded:,.0f} pictures/s "
-        f"from their files ({source}); the student trains on about {taken:,.0f} of them/s"
+        f"reading    {several(threads, 'thread')} of a worker{where}: {decoded:,.0f} images/s "
+        f"({source}); the student trains on about {taken:,.0f}"
     )
     if decoded < taken:
         remedy = "raise --decode-threads" if threads < own else "give it more cores"

@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -508,7 +509,13 @@ def _programs_in(out: Path, study: StudyReader) -> tuple[list[str], bool]:
         metrics = _read_mapping(out / "metrics.json")
         if metrics.get("study") == study.config.fingerprint():
             there = metrics.get("exports") or {}
-    found = [name for name, file in EXPORTS.items() if file in there]
+    found = []
+    for name in (name for name, file in EXPORTS.items() if file in there):
+        try:
+            check_exports([name])
+            found.append(name)
+        except UserError as error:  # no reason for a study to fail at its end
+            warnings.warn(f"{out / EXPORTS[name]} is not made again: {error}", stacklevel=2)
     return found, any(program.get("normalized_input") for program in there.values())
 
 
