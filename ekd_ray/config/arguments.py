@@ -46,11 +46,18 @@ def checks_arguments(function: Callable[P, R]) -> Callable[P, R]:
     return check
 
 
-def new_by_load(cls: type[T], *given: object, **values: object) -> T:
-    """`__new__` of a class that `load` makes: an argument without a name is a `UserError`."""
-    if given:
-        raise UserError(f"{cls.__name__} is read by {cls.__name__}.load({shorten(given[0])}).")
-    return object.__new__(cls)
+def made_by_load(cls: type[T]) -> type[T]:
+    """Decorate a dataclass that `load` makes: an argument without a name is a `UserError`."""
+    made: Callable[..., None] = cls.__init__
+
+    @functools.wraps(made)
+    def check(self: T, *given: object, **values: object) -> None:
+        if given:
+            raise UserError(f"{cls.__name__} is read by {cls.__name__}.load({shorten(given[0])}).")
+        made(self, **values)
+
+    cls.__init__ = check  # type: ignore[assignment]
+    return cls
 
 
 def check_keywords(kind: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.config.arguments import checks_arguments, new_by_load
+from ekd_ray.config.arguments import checks_arguments, made_by_load
 from ekd_ray.config.phrases import joined, short_name
 from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
 from ekd_ray.data import check_class_names, dataset_info, load_dataset
@@ -99,6 +99,7 @@ class Verification:
         return not self.problems
 
 
+@made_by_load
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
     """A bundle on disk. `config` is the complete run, `metrics` its evidence."""
@@ -106,9 +107,6 @@ class Bundle:
     path: Path
     config: DistillConfig
     metrics: dict[str, Any]
-
-    if not TYPE_CHECKING:  # which would forget the arguments
-        __new__ = new_by_load
 
     @classmethod
     @checks_arguments

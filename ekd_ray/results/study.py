@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.config.arguments import checks_arguments
+from ekd_ray.config.arguments import checks_arguments, made_by_load
 from ekd_ray.config.phrases import several, short_name
 from ekd_ray.errors import EXIT_INTERRUPTED, UserError, spell_controls
 from ekd_ray.files import read_bytes
@@ -27,6 +27,7 @@ DRIVER_ERROR = "error: "
 GRACE_SECONDS = 60.0  # to stop of itself: trials end, Ray is shut down
 
 
+@made_by_load
 @dataclass(frozen=True, kw_only=True)
 class Study(StudyReader):
     """A running or finished study in a folder: `Study.load(path)`.

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
-from ekd_ray.config.arguments import checks_arguments, new_by_load
+from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.plugins import SOURCES, files_trusted, load_named, stamps_in_study
 from ekd_ray.config.targets import (
     PictureCounts,
@@ -76,9 +76,6 @@ class StudyReader:
     path: Path
     config: StudyConfig
     header: dict[str, Any]
-
-    if not TYPE_CHECKING:  # which would forget the arguments
-        __new__ = new_by_load
 
     @classmethod
     @checks_arguments
