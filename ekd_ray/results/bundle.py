@@ -508,13 +508,13 @@ def _programs_in(out: Path, study: StudyReader) -> tuple[list[str], bool]:
         if metrics.get("study") == study.config.fingerprint():
             there = metrics.get("exports") or {}
     found = []
-    for name in (name for name, file in EXPORTS.items() if file in there):
+    for name in (name for name, file in EXPORTS.items() if isinstance(there.get(file), dict)):
         try:
             check_exports([name])
             found.append(name)
         except UserError as error:  # no reason for a study to fail at its end
             warnings.warn(f"{out / EXPORTS[name]} is not made again: {error}", stacklevel=2)
-    return found, any(program.get("normalized_input") for program in there.values())
+    return found, any(bool(there[EXPORTS[name]].get("normalized_input")) for name in found)
 
 
 def check_replaceable(out: Path, study: StudyReader, *, force: bool) -> None:
