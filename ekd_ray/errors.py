@@ -18,8 +18,9 @@ EXIT_INTERRUPTED = 130
 Keys = tuple[str | int, ...]
 MOST_LISTED = 10  # names in an error
 SAME_COMMAND = "the same command with --resume"
-# Of what people add by themselves: how.
+# Where all are listed; of what people add by themselves: how.
 _OWN = {
+    "command": " `ekd-ray --help` says what each does.",
     "model": " One of your own needs --plugin FILE.py.",
     "method": " One of your own needs --plugin FILE.py.",
     "dataset": " Pictures of your own are folder:PATH or hf:PATH; code that reads others needs "

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Search the best distillation on ImageNet; `--data` names other pictures."""
+"""Search the best distillation on ImageNet; `--dataset` names other pictures."""
 
 from ekd_ray.cli.main import main
 

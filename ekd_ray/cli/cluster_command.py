@@ -26,7 +26,6 @@ EXAMPLES = (
 )
 FIRST = ("--address", "--out", "--timeout", "--json")
 EXIT_LACKING = 1
-QUESTIONS = 4  # and the removal of what the third has left
 JOIN_SECONDS = 60.0
 
 
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_here(args: argparse.Namespace) -> ClusterReport:
     from ekd_ray.scale.cluster import ADDRESS
-    from ekd_ray.scale.cluster_check import check_cluster
+    from ekd_ray.scale.cluster_check import QUESTIONS, check_cluster
     from ekd_ray.studies.places import locate
 
     out, location = locate(args.out) if args.out else (None, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ekd_ray.cli import flags
-from ekd_ray.cli.output import passing
+from ekd_ray.cli.output import show_during
 from ekd_ray.cli.request import run_request
 
 EXAMPLES = (
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train one configuration into `--out`: history, events, weights, result.json."""
     request = run_request(args)
-    with passing("loading PyTorch and Ray ...", quiet=args.quiet):
+    with show_during("loading PyTorch and Ray ...", quiet=args.quiet):
         from ekd_ray.cli.single_run import train
 
     return train(request)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json, print_text
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, continue_with
 from ekd_ray.remote.location import is_uri
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a finished study")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the bundle to write")
     parser.add_argument(
-        "--format", metavar="LIST", help="also as programs: pt2 (torch.export), onnx, or pt2,onnx"
-    )
+        "--format", metavar="LIST",
+        help="also as programs: pt2 (torch.export), onnx, or pt2,onnx (default: those that the "
+        "bundle which is replaced has; '' for none)",
+    )  # fmt: skip
     parser.add_argument(
         "--normalized-input",
         action="store_true",
@@ -79,8 +82,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"--out must be a folder of this machine for a bundle, got {args.out}: give one here."
         )
+    continue_with(shlex.join(args.typed))
     study = Study.load(args.run)
-    formats = tuple(dict.fromkeys(args.format.split(","))) if args.format else ()
+    formats = (
+        None if args.format is None else tuple(filter(None, dict.fromkeys(args.format.split(","))))
+    )
     if args.normalized_input and not formats:
         raise UserError("--normalized-input is about exported programs: add --format pt2,onnx.")
     if args.public and not args.hub:
@@ -97,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         print_text(f"--require-gain: nothing is exported: {reason}", file=sys.stderr)
         return 1
     if args.dry_run:
-        check_exports(formats)
+        check_exports(formats or ())
         check_replaceable(Path(args.out), study, force=args.force)
         winner = study.best()
         further = f", and push that to {target}" if target else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json, print_text
-from ekd_ray.errors import UserError, nearest_names, shorten
+from ekd_ray.errors import UserError, meant_name, shorten
 
 if TYPE_CHECKING:
     from ekd_ray.results.records import RunRecord
@@ -84,7 +84,7 @@ def _chosen(run: str, name: str, places: dict[str, Path]) -> tuple[str, Path]:
     elif found:
         text = f"{shorten(name)} is the beginning of {len(found)} names in {run}: give more of it."
     else:
-        text = f"{run} has no run {shorten(name)}.{nearest_names(name[:100], places)}"
+        text = f"{run} has no run {shorten(name)}.{meant_name(name[:100], failed)}"
     raise UserError(f"{text} Failed in {run}: {listed}.")
 
 

@@ -29,7 +29,7 @@ def show_scanned(done: int, total: int) -> None:
 
 
 @contextlib.contextmanager
-def passing(text: str, *, quiet: bool = False) -> Iterator[None]:
+def show_during(text: str, *, quiet: bool = False) -> Iterator[None]:
     """Show a line (`show_passing`) for the duration of what would otherwise be silent."""
     if not quiet:
         show_passing(text)

@@ -16,6 +16,7 @@ from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.phrases import joined, several, size_text
 from ekd_ray.config.plugins import describe_plugins
 from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
+from ekd_ray.config.targets import PictureCounts
 from ekd_ray.data import (
     DatasetInfo,
     dataset_info,
@@ -29,13 +30,14 @@ from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.precision import describe_slowness, planned_precision
 from ekd_ray.engine.resolve import describe_images, read_start, split_sizes, student_size
+from ekd_ray.engine.rundata import count_pictures
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import locate_weights
 from ekd_ray.results.records import milestone_epochs
-from ekd_ray.results.words import describe_teacher, describe_validation
+from ekd_ray.results.words import describe_few_pictures, describe_teacher
 from ekd_ray.scale.assumed_nodes import assumed_nodes
 from ekd_ray.scale.cluster import (
     ADDRESS,
@@ -53,6 +55,7 @@ from ekd_ray.scale.cluster import (
 from ekd_ray.scale.confirm import baselines, champions
 from ekd_ray.scale.space import Space, first_points, known_prior
 from ekd_ray.scale.trainer import Workers
+from ekd_ray.studies.pipeline import TEACHER
 
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9
@@ -115,7 +118,8 @@ def run_plan(
         trained = [f"           {_teacher_training(teaching)}"]
         flops += _teaching_flops(teaching)
     setup = _setup(config, data_root, trained, role=role)
-    lines = [*_warning(config, data_root), *setup, *lines]
+    few = _warnings(PictureCounts(validation_images=split_sizes(config, data_root)[1]))
+    lines = [*few, *setup, *lines]
     if candidates and study:
         lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
         flops *= len(candidates.seeds)
@@ -171,23 +175,27 @@ def fill_plan(config: StudyConfig, seeds: Sequence[int], *, processes: int, thre
 
 def study_plan(config: StudyConfig, out: Path) -> str:
     """The plan of a study: setup, space, trials, resources, disk, estimate."""
+    trained = out / TEACHER
+    if config.distill.teacher_weights is None and trained.is_file():
+        config = config.replace(distill=config.distill.replace(teacher_weights=str(trained)))
     base, space = config.distill, Space(config.space)
     parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
     known, compared = champions(config, base), baselines(config, base)
     nodes = known_nodes()
-    first = several(len(first_points(config)), "first point")
+    listed = len(first_points(config))
+    first = f", after {several(listed, 'trial')} with known values" if listed else ""
     seeds = several(config.most_seeds, "seed")
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {seeds}"
     lines = [
-        *_warning(base, config.data_root),
+        *_warnings(count_pictures(base, config.data_root), config.watched),
         *_setup(base, config.data_root, _teacher_lines(config, out)),
         *_priors(config),
         *([f"recipe     {config.recipe_name}"] if config.recipe_name else []),
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
         f"search     {config.trials} trials by {_aims(config)} on the validation split; "
-        f"sampler {config.sampler}; {first}{_budget(config)}",
+        f"sampler {config.sampler}{first}{_budget(config)}",
         f"stopping   {_stopping(config)}",
         f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds}; "
         f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",
@@ -334,9 +342,8 @@ def _teacher_training(config: StudyConfig) -> str:
     return text + (f" from {locate_weights(str(base.teacher), start)}" if start else "")
 
 
-def _warning(config: DistillConfig, data_root: str | None) -> list[str]:
-    held = split_sizes(config, data_root)[1]
-    return [f"warning    {text}" for text in describe_validation(held)]
+def _warnings(counts: PictureCounts, metrics: Iterable[str] = ()) -> list[str]:
+    return [f"warning    {text}" for text in describe_few_pictures(counts, metrics)]
 
 
 def _start(config: DistillConfig, info: DatasetInfo) -> list[str]:
@@ -510,8 +517,8 @@ def _decoding(
     taken = (gpus * GPU_FLOPS or cpus * CPU_FLOPS) / step
     where = f" on {several(cores, 'core')}" if cores < threads else ""
     text = (
-        f"decoding   {several(threads, 'thread')} of a worker{where}: {decoded:,.0f} images/s "
-        f"({source}); its student takes about {taken:,.0f}"
+        f"reading    {several(threads, 'thread')} of a worker{where}: {decoded:,.0f} images/s "
+        f"({source}); the student trains on about {taken:,.0f}"
     )
     if decoded < taken:
         remedy = "raise --decode-threads" if threads < own else "give it more cores"

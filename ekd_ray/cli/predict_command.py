@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json, print_text
+from ekd_ray.errors import UserError, continue_with
 
 EXAMPLES = (
-    "ekd-ray predict best PICTURES --out predictions.parquet",
-    "ekd-ray predict best a.jpg b.jpg --out predictions.csv --coverage 0.9",
+    "ekd-ray predict best PICTURES",
+    "ekd-ray predict best a.jpg b.jpg --out predictions.parquet --coverage 0.9",
 )
 FIRST = ("--out", "--coverage")
+DEFAULT_TABLE = "predictions.csv"
 NAMED = 10  # damaged pictures that are named on the terminal
 
 
@@ -23,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pictures", metavar="FOLDER|FILE", nargs="+", help="pictures, or folders of them"
     )
     parser.add_argument(
-        "--out", required=True, metavar="FILE", help="table to write: FILE.parquet or FILE.csv"
-    )
+        "--out", metavar="FILE",
+        help=f"table to write: FILE.parquet or FILE.csv (default: {DEFAULT_TABLE})",
+    )  # fmt: skip
     parser.add_argument(
         "--coverage", type=float, metavar="SHARE",
         help="keep this share of pictures like the test split's, 0 to 1; the others abstain",
@@ -43,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.results.bundle import Bundle
     from ekd_ray.results.prediction_table import check_table, list_pictures
 
-    check_table(args.out)
+    continue_with(shlex.join(args.typed))
+    if args.out is None and Path(DEFAULT_TABLE).exists():
+        raise UserError(f"{DEFAULT_TABLE} is there already: say with --out FILE where to write.")
+    out = check_table(args.out or DEFAULT_TABLE)
     pictures = list_pictures(args.pictures)
     bundle = Bundle.load(args.bundle)
     console = Console(stderr=True)
@@ -51,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress(console=console, transient=True, disable=silent) as bar:
         task = bar.add_task("predict", total=len(pictures))
         found = bundle.predict_files(
-            pictures, Path(args.out), coverage=args.coverage,
+            pictures, out, coverage=args.coverage,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     for problem in found.damaged[:NAMED]:

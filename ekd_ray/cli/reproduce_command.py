@@ -13,7 +13,7 @@ from ekd_ray.cli.output import print_json, print_plan, print_text
 from ekd_ray.cli.request import resumed_command
 from ekd_ray.errors import UserError, continue_with
 from ekd_ray.files import write_json
-from ekd_ray.studies.places import default_place, find_data_root, stable
+from ekd_ray.studies.places import check_outlives_job, default_place, find_data_root
 
 if TYPE_CHECKING:
     from ekd_ray.results.reproduce import Reproduction
@@ -103,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
         dataset=args.dataset,
     )
     out = (
-        stable(Path(args.out)) if args.out else default_place(f"reproduce-{config.fingerprint()}")
+        check_outlives_job(Path(args.out))
+        if args.out
+        else default_place(f"reproduce-{config.fingerprint()}")
     ).absolute()
     if args.dry_run:
         print_plan(run_plan(config, out, data_root), config.to_dict(), as_json=args.json)

@@ -35,7 +35,6 @@ from ekd_ray.results.words import (
     describe_damage,
     describe_missed_gain,
     describe_teacher,
-    describe_validation,
     duration,
     figure_text,
     label,
@@ -57,7 +56,7 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
     known = read_importance(study.records(), study.config, study.path)
     content = gather(study)
     parts: list[str | Table] = [
-        *describe_validation(study.validation_images),
+        *study.warnings(),
         *write_headline(content),
         _status(content),
         *_teacher(study),
@@ -88,7 +87,7 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
     parts: list[str | Table] = [
         *filter(None, [describe_missed_gain(board)]),
-        *describe_validation(study.validation_images),
+        *study.warnings(),
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
         *_other_names(board),

@@ -160,7 +160,9 @@ class Terminal:
         run.row = row
         self.epochs_done += 1
         if not self._live and self.total == 1 and row["epoch"] < self.epochs:
-            self._line(f"{run.name} epoch {row['epoch']}/{self.epochs}  {_figures(row)}")
+            self._line(
+                f"{run.name} epoch {row['epoch']}/{self.epochs}  {_figures(row, self.metric)}"
+            )
         self._draw()
 
     def ended(self, number: int, *, failed: bool) -> None:
@@ -179,7 +181,7 @@ class Terminal:
             epoch = run.row.get("epoch", 0)
             self._line(
                 f"[{done}/{self.total}] {run.name} {self._state(run)} at epoch "
-                f"{epoch}/{self.epochs}  {_figures(run.row)}  {self._settings(run)}"
+                f"{epoch}/{self.epochs}  {_figures(run.row, self.metric)}  {self._settings(run)}"
                 f"{self._summary()}  {countdown(time.monotonic() - self.started_at)} elapsed"
             )
         self._draw()
@@ -392,8 +394,8 @@ def _metric(name: str, row: dict[str, Any]) -> str:
     return f"{name} {exact_figure(name, row[name])}"
 
 
-def _figures(row: dict[str, Any]) -> str:
-    names = [name for name in ("train_loss", "train_top1", "val_top1") if name in row]
+def _figures(row: dict[str, Any], metric: str) -> str:
+    names = [name for name in ("train_loss", "train_top1", metric) if name in row]
     return "  ".join(_metric(name, row) for name in names)
 
 

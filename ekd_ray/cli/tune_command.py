@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import (
-    passing,
     print_json,
     print_plan,
     print_text,
     set_up_ray,
+    show_during,
     show_scanned,
 )
 from ekd_ray.cli.request import Request, study_request
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.scale.assumed_nodes import assuming
 
     request = study_request(args)
-    with passing("loading PyTorch and Ray ...", quiet=request.quiet):
+    with show_during("loading PyTorch and Ray ...", quiet=request.quiet):
         set_up_ray(request.address, keep_logs=request.keep_ray_logs)
     with assuming(request.assume):
         if "" in request.studies:
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_one(recipe: Recipe, request: Request) -> int:
-    with passing("reading the data and checking the study ...", quiet=request.quiet):
+    with show_during("reading the data and checking the study ...", quiet=request.quiet):
         from ekd_ray.cli.plan_text import study_plan
         from ekd_ray.cli.study_text import print_study
         from ekd_ray.results.study import Study
@@ -152,9 +152,12 @@ def _check_gain_can_settle(config: StudyConfig, request: Request) -> None:
             f"got {', '.join(config.baselines) or 'no'} baselines."
         )
     if config.most_seeds < LEAST_SEEDS:
+        cure = f"give --seeds {LEAST_SEEDS} or more"
+        if request.resume:  # whose seeds stand
+            cure = f"begin another study with --seeds {LEAST_SEEDS} and another --out"
         raise UserError(
             f"--require-gain needs at least {LEAST_SEEDS} seeds, fewer settle no gain, got "
-            f"{config.most_seeds}: give --seeds {LEAST_SEEDS} or more."
+            f"{config.most_seeds}: {cure}."
         )
 
 

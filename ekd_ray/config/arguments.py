@@ -15,6 +15,7 @@ from ekd_ray.errors import UserError, shorten, unknown_name
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -43,6 +44,20 @@ def checks_arguments(function: Callable[P, R]) -> Callable[P, R]:
         return function(*plain, **named)
 
     return check
+
+
+def made_by_load(cls: type[T]) -> type[T]:
+    """Decorate a dataclass that `load` makes: an argument without a name is a `UserError`."""
+    made: Callable[..., None] = cls.__init__
+
+    @functools.wraps(made)
+    def check(self: T, *given: object, **values: object) -> None:
+        if given:
+            raise UserError(f"{cls.__name__} is read by {cls.__name__}.load({shorten(given[0])}).")
+        made(self, **values)
+
+    cls.__init__ = check  # type: ignore[assignment]
+    return cls
 
 
 def check_keywords(kind: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -34,6 +34,7 @@ class DistillConfig(Settings):
     """
 
     retired: ClassVar[dict[str, Any]] = {"changes": (), "parallel": "ddp"}
+    filled_in = ("data_fingerprint", "fitted", "student_sha256", "teacher_sha256")
 
     plugins: tuple[str, ...] = setting(
         (), "plugins that the run uses, each as NAME@SHA256 of its source; filled in", neutral=()

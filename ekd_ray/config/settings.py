@@ -119,16 +119,18 @@ class Settings:
     """Base of the frozen configurations. Raises `UserError` on any illegal value.
 
     `retired` has settings that there were, with the value that changed nothing: a file that has
-    them so is read as ever.
+    them so is read as ever. `filled_in` has settings that nobody gives, because what was found is
+    recorded in them.
     """
 
     retired: ClassVar[dict[str, Any]] = {}
+    filled_in: ClassVar[tuple[str, ...]] = ()
 
     if not TYPE_CHECKING:  # a type checker would let every misspelt name pass
 
         def __new__(cls, **values: Any) -> Self:
             for name in values.keys() - cls.__dataclass_fields__.keys():
-                raise unknown_name(f"setting of {cls.__name__}:", name, cls.names())
+                raise unknown_name(f"setting of {cls.__name__}:", name, cls.given_names())
             return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -157,6 +159,11 @@ class Settings:
         if cls not in _NAMES:
             _NAMES[cls] = tuple(field.name for field in cls.fields())
         return _NAMES[cls]
+
+    @classmethod
+    def given_names(cls) -> list[str]:
+        """The names that a user may give, which are what an error lists."""
+        return [name for name in cls.names() if name not in cls.filled_in]
 
     @classmethod
     def add_fields(cls, added: Mapping[str, tuple[Any, Any]], *, after: str) -> None:
@@ -193,7 +200,7 @@ class Settings:
             if key in cls.retired:
                 _check_retired(key, values[key], cls.retired[key])
             elif key not in names:
-                raise unknown_name(f"setting in {where}:", key, names, keys=(key,))
+                raise unknown_name(f"setting in {where}:", key, cls.given_names(), keys=(key,))
         return cls(**{key: value for key, value in values.items() if key in names})
 
     @classmethod

@@ -37,6 +37,7 @@ class StudyConfig(Settings):
         "perturbation_epochs": None,
         "stop_below": None,
     }
+    filled_in = ("softmax_teacher_sha256", "warm_points")
 
     distill: DistillConfig = setting(DistillConfig(), "settings that every trial shares")
     teacher_training: dict[str, Any] | None = setting(

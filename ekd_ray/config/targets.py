@@ -24,6 +24,7 @@ DIRECTIONS = {
     "latency_ms": "min",
 }
 METRICS = tuple(name for name in DIRECTIONS if name.startswith("val_"))
+OF_CLASSES = ("val_balanced_top1", "val_worst_recall")  # made of the recall of each class
 COSTS = tuple(name for name in DIRECTIONS if name not in METRICS)  # of the student alone
 # Validation images: of fewer the 95 % interval of an accuracy is wider than 10 points to each side.
 LEAST_HELD_OUT = 100
@@ -34,6 +35,21 @@ _SHARES = ("top1", "top5", "ece", "aurc", "auroc", "recall")
 
 T = TypeVar("T")
 _CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureCounts:
+    """How many pictures of a study's data there are to judge by; None where that is not known.
+
+    Attributes:
+        validation_images: on which trials are compared.
+        smallest_class_images: those of the class that has the fewest of them.
+        test_images: of the test split.
+    """
+
+    validation_images: int | None = None
+    smallest_class_images: int | None = None
+    test_images: int | None = None
 
 
 def figure_limits(name: str) -> tuple[float, float]:

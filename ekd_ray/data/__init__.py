@@ -14,6 +14,7 @@ from ekd_ray.data.datasets import (
     check_dataset,
     dataset_info,
     load_dataset,
+    num_test,
     num_train,
     training_labels,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "dataset_info",
     "default_cache_dir",
     "load_dataset",
+    "num_test",
     "num_train",
     "training_labels",
     "register_dataset",

@@ -67,6 +67,18 @@ def num_train(name: str, *, data_root: str | os.PathLike[str] | None = None) -> 
     return _counted[path]
 
 
+def num_test(name: str, *, data_root: str | os.PathLike[str] | None = None) -> int | None:
+    """Number of images in the test split, without opening any; None where only that would tell.
+
+    Raises UserError for files that are missing or unsuitable.
+    """
+    info = _uncounted_info(name, data_root)
+    if info.num_test or info.load is not None:
+        return info.num_test or None
+    source = find_source(info, "test", root_folder(data_root), download=False)
+    return source.count_files() if isinstance(source, FolderSource) else source.count()
+
+
 def training_labels(
     name: str, *, data_root: str | os.PathLike[str] | None = None
 ) -> Int64Array | None:

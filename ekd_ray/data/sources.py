@@ -272,6 +272,12 @@ class FolderSource(EncodedSource):
         """Number of pictures. Raises UserError."""
         return len(self.index().labels)
 
+    def count_files(self) -> int:
+        """Number of pictures, without a look into any. Raises UserError."""
+        if self.annotations is not None:
+            return sum(map(len, self._list_annotated(self.annotations)))
+        return sum(1 for name in self.class_names for _ in self._walk(name))
+
     def index(self) -> FolderIndex:
         """List and measure all pictures; sets `folders` and `skipped`. Raises UserError."""
         self.folders, self.skipped = {}, []

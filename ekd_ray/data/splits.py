@@ -19,9 +19,10 @@ def held_out_size(count: int, fraction: float) -> int:
     return round(count * fraction)
 
 
-def fitted_held_out(count: int) -> int:
-    """How many of `count` samples are to validate: a fifth, at least 100, at most a third."""
-    return round(max(SHARE * count, min(LEAST_HELD_OUT, count / 3)))
+def fitted_held_out(count: int, classes: int) -> int:
+    """How many of `count` samples are to validate: a fifth, at least 100, at most a third, and
+    one of each class in any case."""
+    return max(round(max(SHARE * count, min(LEAST_HELD_OUT, count / 3))), classes)
 
 
 def stratified_split(

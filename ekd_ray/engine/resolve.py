@@ -446,6 +446,15 @@ def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[in
     return drawn - held, held
 
 
+def _name_remedy(drawn: int, there: int, classes: int) -> str:
+    """How a split comes to have every class on both sides."""
+    if drawn >= 2 * classes:
+        return (
+            f"validation_fraction must be from {classes / drawn:.3g} to {1 - classes / drawn:.3g}"
+        )
+    return "raise --train-subset" if drawn < there else "each class needs 2 images or more"
+
+
 def _check_sizes(config: DistillConfig, info: DatasetInfo, data_root: str | None) -> None:
     """Enough images for every class on both sides of the split, and for one batch."""
     there = _count_kept(config, data_root)
@@ -458,7 +467,7 @@ def _check_sizes(config: DistillConfig, info: DatasetInfo, data_root: str | None
     if config.validation_fraction and not info.num_classes <= held <= drawn - info.num_classes:
         raise UserError(
             f"validation_fraction {config.validation_fraction:g} holds out {held} of {drawn} "
-            f"images, but each side needs one of each of the {info.num_classes} classes: raise "
-            "--train-subset or choose another fraction."
+            f"images, but each side needs one of each of the {info.num_classes} classes: "
+            f"{_name_remedy(drawn, there, info.num_classes)}."
         )
     steps_per_epoch(kept, config.batch_size)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.targets import PictureCounts
 from ekd_ray.data import (
     EncodedImages,
     ImageArrays,
@@ -15,13 +16,15 @@ from ekd_ray.data import (
     dataset_info,
     epoch_order,
     load_dataset,
+    num_test,
     stage_images,
     stratified_split,
     stratified_subset,
+    training_labels,
 )
 from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
 from ekd_ray.engine.decoding import decoding_threads
-from ekd_ray.engine.resolve import input_normalization, left_out
+from ekd_ray.engine.resolve import input_normalization, left_out, split_sizes
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 
@@ -60,6 +63,20 @@ def split_ids(
         ids = ids[stratified_subset(labels[ids], config.train_subset, config.split_seed)]
     train, validation = stratified_split(labels[ids], config.validation_fraction, config.split_seed)
     return ids[train], ids[validation]
+
+
+def count_pictures(config: DistillConfig, data_root: str | None) -> PictureCounts:
+    """How many pictures of a study's data there are to judge by, without decoding any."""
+    labels, smallest = training_labels(config.dataset, data_root=data_root), None
+    if labels is not None and config.validation_fraction:
+        held = labels[split_ids(config, labels, data_root)[1]]
+        smallest = int(np.unique(held, return_counts=True)[1].min(initial=len(held)))
+    test = num_test(config.dataset, data_root=data_root)
+    return PictureCounts(
+        validation_images=split_sizes(config, data_root)[1],
+        smallest_class_images=smallest,
+        test_images=None if test is None else test - len(left_out(config, "test", data_root)),
+    )
 
 
 def load_run_data(config: DistillConfig, *, data_root: str | None, device: torch.device) -> RunData:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from torch import nn
 
 from ekd_ray import __version__
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.config.arguments import checks_arguments
+from ekd_ray.config.arguments import checks_arguments, made_by_load
 from ekd_ray.config.phrases import joined, short_name
 from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
 from ekd_ray.data import check_class_names, dataset_info, load_dataset
@@ -106,6 +107,7 @@ class Verification:
         return not self.problems
 
 
+@made_by_load
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
     """A bundle on disk. `config` is the complete run, `metrics` its evidence."""
@@ -443,7 +445,7 @@ def export_bundle(
     study: StudyReader,
     out: Path,
     *,
-    formats: Sequence[str] = (),
+    formats: Sequence[str] | None = None,
     normalized_input: bool = False,
     license: str = UNKNOWN_LICENSE,
     force: bool = False,
@@ -455,8 +457,9 @@ def export_bundle(
     refused.
 
     Args:
-        formats: further forms of the model, of `EXPORTS`; normalized_input: they take
-            normalised images instead of images in [0, 1]; license: of the weights, for the card,
+        formats: further forms of the model, of `EXPORTS`; None: those of the bundle of this study
+            that is replaced, if any. normalized_input: they take normalised images instead of
+            images in [0, 1]; license: of the weights, for the card,
             by its name on the hub ("mit", "cc-by-nc-4.0"); force: also replace the bundle of
             another study, and one that holds further files.
 
@@ -464,6 +467,8 @@ def export_bundle(
         UserError: the study has no confirmed winner yet, `out` holds something else, or a
             format is unknown, lacks its packages or fails.
     """
+    if formats is None:
+        formats, normalized_input = _programs_in(out, study)
     check_exports(formats)
     check_license(license)
     board = study.leaderboard()
@@ -505,6 +510,23 @@ def export_bundle(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle.load(out)
+
+
+def _programs_in(out: Path, study: StudyReader) -> tuple[list[str], bool]:
+    """The formats of the programs in a study's bundle, and whether they take normalised images."""
+    there: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # no bundle, or a damaged one
+        metrics = _read_mapping(out / "metrics.json")
+        if metrics.get("study") == study.config.fingerprint():
+            there = metrics.get("exports") or {}
+    found = []
+    for name in (name for name, file in EXPORTS.items() if isinstance(there.get(file), dict)):
+        try:
+            check_exports([name])
+            found.append(name)
+        except UserError as error:  # no reason for a study to fail at its end
+            warnings.warn(f"{out / EXPORTS[name]} is not made again: {error}", stacklevel=2)
+    return found, any(bool(there[EXPORTS[name]].get("normalized_input")) for name in found)
 
 
 def check_replaceable(out: Path, study: StudyReader, *, force: bool) -> None:

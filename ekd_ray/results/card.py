@@ -79,6 +79,7 @@ def model_card(
         title=title,
         dataset=short_name(config.dataset),
         config=config,
+        data_flag=_data_flag(config.dataset),
         timm_name=timm_name(config.student),
         weights=weights,
         class_names=metrics["class_names"],
@@ -97,6 +98,12 @@ def model_card(
         named=metrics["class_names"][:MOST_NAMED],
         runnable=_is_runnable(exports.get(EXPORTS["onnx"]), config),
     )
+
+
+def _data_flag(dataset: str) -> str:
+    """How `reproduce` is told where the data are."""
+    kind, colon, _ = dataset.partition(":")
+    return f"--dataset {kind}:PATH" if colon else "--data-root data"
 
 
 def _is_runnable(program: dict[str, Any] | None, config: DistillConfig) -> bool:

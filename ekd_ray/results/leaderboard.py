@@ -94,6 +94,15 @@ class Leaderboard(list[Row]):
         """The winner's gain over what needs no search: see `find_gain`."""
         return find_gain(self, self.config)
 
+    def missed(self) -> list[str]:
+        """The rows that the winner has no gain over: it is behind them, not told apart, or they
+        failed; empty before there is a winner on the test split."""
+        if not any(row.winner and row.test for row in self):
+            return []
+        missed = self.gain.missed() if self.gain else []
+        failed = [row.name for row in self if row.name in WITHOUT_SEARCH and row.failed]
+        return [name for name in WITHOUT_SEARCH if name in (*missed, *failed)]
+
     def to_pandas(self) -> Any:
         """`to_table` as a `pandas.DataFrame`."""
         return self.to_table().to_pandas()  # pyarrow imports pandas, which nothing else here needs
@@ -105,7 +114,7 @@ class Leaderboard(list[Row]):
         for row in self:
             figures = ("failed", "") if row.failed else (_spread(row.val), _spread(row.test))
             lines.append((row.name, row.role, *figures))
-        missed = self.gain.missed() if self.gain else []
+        missed = self.missed()
         head = [f"no gain shown over {', '.join(missed)}"] if missed else []
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = [

@@ -28,6 +28,8 @@ from ekd_ray.files import atomic_path, check_name, expand_home
 from ekd_ray.results.inference import BATCH, Classifier, pictures_below, pixels
 
 TABLES = (".parquet", ".csv")
+# A spreadsheet takes a cell that begins so for a formula, and runs it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # Rows that are written together: less makes Parquet files slow to read.
 GROUP = 4096
 MOST_READERS = 8
@@ -226,6 +228,14 @@ def _read_batches(
             readers.shutdown(cancel_futures=True)
 
 
+def _defuse(values: Any) -> Any:
+    """A column of which no text is a formula to a spreadsheet: an apostrophe before makes it one
+    that is shown as it is. Numbers stay."""
+    if not isinstance(values, list):
+        return values
+    return [f"'{text}" if text.startswith(_FORMULA) else text for text in values]
+
+
 @contextlib.contextmanager
 def _table_writer(
     path: Path, suffix: str, about: dict[str, Any]
@@ -247,6 +257,8 @@ def _table_writer(
             writer.write_table(table)
 
         def write(columns: dict[str, Any]) -> None:
+            if suffix == ".csv":
+                columns = {name: _defuse(values) for name, values in columns.items()}
             table = pa.table(columns)
             waiting.append(table.replace_schema_metadata({"ekd_ray": json.dumps(about)}))
             if sum(len(part) for part in waiting) >= GROUP:

@@ -37,7 +37,6 @@ STUDY_FILE = "study.yaml"
 REPORT = Path("report") / "index.html"
 BEST = "best"  # the bundle of its winner
 PLACE = "uri"  # in that file: where the study is kept, of which its folder is a copy
-VALIDATION_IMAGES = "validation_images"  # their number, a key of it
 DATA = "data"  # another: what `pin_data` found; in a bundle a key of metrics.json
 JOURNAL = "optuna.journal"
 JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.config.arguments import checks_arguments
+from ekd_ray.config.arguments import checks_arguments, made_by_load
 from ekd_ray.config.phrases import several, short_name
 from ekd_ray.errors import EXIT_INTERRUPTED, UserError, spell_controls
 from ekd_ray.files import read_bytes
@@ -27,6 +27,7 @@ DRIVER_ERROR = "error: "
 GRACE_SECONDS = 60.0  # to stop of itself: trials end, Ray is shut down
 
 
+@made_by_load
 @dataclass(frozen=True, kw_only=True)
 class Study(StudyReader):
     """A running or finished study in a folder: `Study.load(path)`.
@@ -95,14 +96,15 @@ class Study(StudyReader):
         self,
         out: str | Path,
         *,
-        formats: Sequence[str] = (),
+        formats: Sequence[str] | None = None,
         normalized_input: bool = False,
         force: bool = False,
     ) -> Bundle:
         """Write the confirmed winner to the folder `out`, all of it or nothing.
 
         Args:
-            formats: also as programs: "pt2" (torch.export), "onnx".
+            formats: also as programs: "pt2" (torch.export), "onnx"; None: those of the bundle of
+                this study that is replaced, if any.
             normalized_input: these take normalised images instead of images in [0, 1].
             force: also replace the bundle of another study, and one that holds further files.
 

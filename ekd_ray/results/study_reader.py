@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -15,7 +15,13 @@ import pyarrow.parquet as pq
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.plugins import SOURCES, files_trusted, load_named, stamps_in_study
-from ekd_ray.config.targets import as_loss, evenly_spaced, pareto_front, total_violation
+from ekd_ray.config.targets import (
+    PictureCounts,
+    as_loss,
+    evenly_spaced,
+    pareto_front,
+    total_violation,
+)
 from ekd_ray.engine.history import is_epoch
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
@@ -30,7 +36,6 @@ from ekd_ray.results.records import (
     FORMAT_VERSION,
     PLACE,
     STUDY_FILE,
-    VALIDATION_IMAGES,
     RunRecord,
     check_kinds,
     check_settings,
@@ -41,6 +46,7 @@ from ekd_ray.results.records import (
     table_of_rows,
     trial_folders,
 )
+from ekd_ray.results.words import describe_few_pictures
 
 T = TypeVar("T")
 PARQUET_KEY = "ekd_ray.format_version"  # in the metadata of a table's file
@@ -108,8 +114,17 @@ class StudyReader:
     @property
     def validation_images(self) -> int | None:
         """How many images its trials are compared on; None where nothing tells."""
-        count = self.header.get(VALIDATION_IMAGES)
-        return count if type(count) is int and count >= 0 else None
+        return self._counts.validation_images
+
+    def warnings(self) -> list[str]:
+        """A sentence for each split whose pictures are so few that its figures tell little."""
+        return describe_few_pictures(self._counts, self.config.watched)
+
+    @property
+    def _counts(self) -> PictureCounts:
+        names = (field.name for field in fields(PictureCounts))
+        found = {name: self.header.get(name) for name in names}
+        return PictureCounts(**{n: c for n, c in found.items() if type(c) is int and c >= 0})
 
     @cached_property
     def runs(self) -> list[RunRecord]:

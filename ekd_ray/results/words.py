@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import command_text, joined, several
-from ekd_ray.config.targets import COSTS, LEAST_HELD_OUT
+from ekd_ray.config.targets import COSTS, LEAST_HELD_OUT, OF_CLASSES, PictureCounts
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.errors import hide_secrets
 from ekd_ray.results.leaderboard import STUDENT_ALONE, Gain, Leaderboard, mean_sd
@@ -78,18 +78,38 @@ def describe_damage(damaged: Sequence[str]) -> list[str]:
     return [head, *damaged[:MOST_NAMED], *([f"... and {more} more"] if more > 0 else [])]
 
 
-def describe_validation(count: int | None) -> list[str]:
-    """A warning where so many validation pictures tell little; empty where they are enough.
+def describe_few_pictures(counts: PictureCounts, metrics: Iterable[str]) -> list[str]:
+    """A warning for each split of which so few pictures tell little; empty where they are enough.
 
-    The interval is the normal approximation's for an accuracy of 50 %, the widest there is.
+    Args:
+        metrics: what the study compares by. One that is made of the classes' recalls is as sure as
+            that of the smallest class.
     """
-    if not count or count >= LEAST_HELD_OUT:
-        return []
+    held, smallest = counts.validation_images or 0, counts.smallest_class_images or 0
+    tested, lines = counts.test_images or 0, []
+    if 0 < held < LEAST_HELD_OUT:
+        lines.append(
+            f"validates on {several(held, 'picture')}: {_width_text(held, 'an accuracy')}; smaller "
+            "differences between configurations may be chance"
+        )
+    of_classes = [metric_name(name) for name in metrics if name in OF_CLASSES]
+    if of_classes and 0 < smallest < LEAST_HELD_OUT:
+        lines.append(
+            f"the smallest class validates on {several(smallest, 'picture')}: "
+            f"{_width_text(smallest, 'a recall')}, of which {joined(of_classes)} is made"
+        )
+    if 0 < tested < LEAST_HELD_OUT:
+        lines.append(
+            f"tests on {several(tested, 'picture')}: {_width_text(tested, 'an accuracy')}, and "
+            "more seeds do not narrow that"
+        )
+    return lines
+
+
+def _width_text(count: int, figure: str) -> str:
+    """The normal approximation's interval of a share of 50 %, the widest there is."""
     width = max(1, round(100 * 1.96 * math.sqrt(0.25 / count)))
-    return [
-        f"validates on {several(count, 'picture')}: ±{width} points (95 % interval "
-        "of an accuracy of 50 %); smaller differences between configurations may be chance"
-    ]
+    return f"±{width} points (95 % interval of {figure} of 50 %)"
 
 
 def figure_text(name: str, value: float | None) -> str:
@@ -196,7 +216,7 @@ def describe_better_on_test(board: Leaderboard) -> str:
 
 def name_missed(board: Leaderboard) -> str:
     """The rows that the winner does not beat: `No gain shown over KD`; empty where it beats all."""
-    missed = board.gain.missed() if board.gain else []
+    missed = board.missed()
     return f"No gain shown over {joined([noun_of(name) for name in missed])}" if missed else ""
 
 
@@ -204,11 +224,17 @@ def describe_missed_gain(board: Leaderboard) -> str:
     """Where the winner does not beat the student alone, KD or the authors' values: by how much,
     how sure that is, and what to try; empty where it beats all."""
     gain, head = board.gain, name_missed(board)
-    if gain is None or not head:
+    if not head:
         return ""
-    verb = "are" if board[0].name in _PLURALS else "is"
-    clauses = joined([_compare_with(name, gain) for name in gain.missed()])
-    return f"{head}: {noun_of(board[0].name)} {verb} {clauses}. {suggest_gain(gain)}"
+    parts, tips = [], suggest_gain(gain) if gain else ""
+    if gain and gain.missed():
+        verb = "are" if board[0].name in _PLURALS else "is"
+        clauses = joined([_compare_with(name, gain) for name in gain.missed()])
+        parts.append(f"{noun_of(board[0].name)} {verb} {clauses}")
+    unknown = [noun_of(name) for name in board.missed() if not gain or name not in gain.over]
+    if unknown:
+        parts.append(f"{joined(unknown)} failed, and so nothing is known of a gain")
+    return f"{head}: {'; '.join(parts)}. {tips}".rstrip()
 
 
 def _compare_with(name: str, gain: Gain) -> str:
@@ -244,7 +270,9 @@ def refuse_without_gain(board: Leaderboard) -> str:
     """Why `--require-gain` says no; empty where the gain over the student alone is settled."""
     gain = board.gain
     if gain is None or STUDENT_ALONE not in gain.over:
-        return "no gain shown: the student alone has no figures under the winner's seeds."
+        row = next((row for row in board if row.name == STUDENT_ALONE), None)
+        why = f": {row.failed}" if row and row.failed else "."
+        return f"no gain shown: the student alone has no figures under the winner's seeds{why}"
     if gain.settled:
         return ""
     return f"no gain shown: the winner is {_compare_with(STUDENT_ALONE, gain)}."

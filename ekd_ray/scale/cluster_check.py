@@ -19,6 +19,7 @@ LEAST_CACHE = 2 * 2**30  # bytes: a teacher's logits of CIFAR-100 are up to 1.6 
 LEAST_SHM = 256 * 2**20  # bytes in all: Docker gives 64 MiB by itself
 FULL = 0.05  # of Ray's disk: with less free it stores no objects
 DASHBOARD_SECONDS = 5.0
+QUESTIONS = 4  # to every node, and the removal of what the third has left
 OURS = ("ray", "python", "torch", "ekd_ray", "optuna")
 
 

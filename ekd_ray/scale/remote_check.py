@@ -13,6 +13,7 @@ from typing import Any
 from ekd_ray.errors import UserError, hide_secrets
 from ekd_ray.files import parse_json
 from ekd_ray.scale.cluster import REACH_SECONDS
+from ekd_ray.scale.cluster_check import QUESTIONS
 
 LOOK_SECONDS = 1.0
 JOB_SECONDS = 120.0  # for a job to start, beside what its questions may take
@@ -39,12 +40,12 @@ def check_from_outside(url: str, out: str | None, *, seconds: float) -> dict[str
         command = shlex.join([*words, *(["--out", out] if out else [])])
         job = client.submit_job(entrypoint=f"python -m ekd_ray {command}")
         try:
-            deadline = time.monotonic() + JOB_SECONDS + 4 * seconds
+            limit = JOB_SECONDS + QUESTIONS * seconds
+            deadline = time.monotonic() + limit
             while not (status := client.get_job_status(job)).is_terminal():
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"the cluster at {url} did not end a job in {JOB_SECONDS + 4 * seconds:g} "
-                        "s: look at its head."
+                        f"the cluster at {url} did not end a job in {limit:g} s: look at its head."
                     )
                 time.sleep(LOOK_SECONDS)
             said = client.get_job_logs(job)

@@ -272,7 +272,7 @@ def _point_context(*keys: str | int, point: Mapping[str, Any]) -> Iterator[None]
 
 def _parse(name: str, entry: Any, earlier: Mapping[str, Parameter]) -> Parameter:
     if name not in DistillConfig.names():
-        raise unknown_name("searched setting", name, DistillConfig.names(), keys=())
+        raise unknown_name("searched setting", name, DistillConfig.given_names(), keys=())
     if not isinstance(entry, Mapping):
         raise UserError(
             f"space.{name} must be {{low:, high:}} or {{choices:}}, got {shorten(entry)}.", keys=()

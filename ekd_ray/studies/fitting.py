@@ -86,7 +86,13 @@ def fit_values(
         UserError: illegal settings, or no such data.
     """
     # Loads torch, and most recipes fit nothing.
-    from ekd_ray.data import fitted_held_out, held_out_size, num_train, steps_per_epoch
+    from ekd_ray.data import (
+        dataset_info,
+        fitted_held_out,
+        held_out_size,
+        num_train,
+        steps_per_epoch,
+    )
 
     wanted = {name: RULES[name].parse(name, rule) for name, rule in rules.items()
               if name not in given}  # fmt: skip
@@ -97,10 +103,12 @@ def fit_values(
     total = base.train_subset or num_train(base.dataset, data_root=data_root)
     held = held_out_size(total, base.validation_fraction)
     if "validation_fraction" in wanted:
-        held = fitted_held_out(total)
+        classes = dataset_info(base.dataset, data_root=data_root).num_classes
+        held = fitted_held_out(total, classes)
         result["distill"] = {**result["distill"], "validation_fraction": held / total}
         said.append(
             f"{held} of {several(total, 'picture')} validate: 20 %, at least 100, at most a third"
+            + (", but one of each class" if held == classes else "")
         )
     rule = wanted.get("epochs")
     if isinstance(rule, Steps):

@@ -91,7 +91,7 @@ def choose_recipe(
         return Recipe.load(path, given.method)
     raise UserError(
         "name what to distil: --pair T-S, or --teacher T --student S, or data of your own, "
-        "--data folder:PATH."
+        "--dataset folder:PATH."
     )
 
 
@@ -138,7 +138,7 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
             values = with_epochs(values, given.epochs)
     for name, spec in given.space.items():
         if name not in DistillConfig.names():
-            raise unknown_name("setting to search:", name, DistillConfig.names())
+            raise unknown_name("setting to search:", name, DistillConfig.given_names())
         space = {k: v for k, v in (values.get("space") or {}).items() if k != name}
         values["space"] = space if spec is None else {**space, name: spec}
     for name, value in given.settings.items():
@@ -164,7 +164,7 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
 def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     of_run, of_study = name in DistillConfig.names(), name in StudyConfig.names()
     if not (of_run or of_study):
-        names = {*DistillConfig.names(), *StudyConfig.names()}
+        names = {*DistillConfig.given_names(), *StudyConfig.given_names()}
         if name == "threads":  # of which there are two kinds
             raise UserError(
                 "threads is no setting: give --cpus-per-trial N for the threads that train, "

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import measure_teacher
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment, hardware, warn_of_change
-from ekd_ray.engine.resolve import check_images, check_workers, resolve, split_sizes, used_plugins
+from ekd_ray.engine.resolve import check_images, check_workers, resolve, used_plugins
+from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.engine.rundata import count_pictures
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
@@ -54,7 +57,6 @@ from ekd_ray.results.records import (
     LOCK,
     PLACE,
     STUDY_FILE,
-    VALIDATION_IMAGES,
 )
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.words import describe_teacher, resume_command
@@ -171,7 +173,11 @@ def check_teaching(config: StudyConfig, *, download: bool = False) -> StudyConfi
     training = config.teacher_training or {}
     with error_context("teacher_training"):
         teacher = teacher_config(base, str(base.teacher), training)
-    teacher = resolve(teacher, data_root=root, download=download)
+    try:
+        teacher = resolve(teacher, data_root=root, download=download)
+    except UserError as error:
+        sentence = f"the teacher {base.teacher}, which the study trains first: {error}"
+        raise UserError(sentence, keys=error.keys) from None
     if teacher.student_sha256 is not None:
         training = {**training, "student_sha256": teacher.student_sha256}
     with error_context("distill"):
@@ -268,9 +274,9 @@ def open_run(
         "environment": now,
         **({} if before is None else {EXTENDED_FROM: before}),
         **({} if location is None else {PLACE: str(location)}),
-        VALIDATION_IMAGES: split_sizes(config.distill, config.data_root)[1],
         # Decoded once here: every trial of this node then maps the same pages.
         DATA: pin_data(config.distill, config.data_root),
+        **asdict(count_pictures(config.distill, config.data_root)),
         "study": config.to_dict(),
     }
     write_sources(out, config.distill.plugins)
@@ -285,6 +291,7 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         check_unchanged(study.path, study.config, config)
+        _check_trials(study, config)
         _check_continues(study)
         pinned, cure = study.header.get(DATA), "begin anew with another --out"
         check_pinned(study.path, pinned, config.distill, config.data_root, cure=cure)
@@ -336,6 +343,19 @@ def _value_text(name: str, value: object) -> str:
     if name == "optuna_storage" and value is None:
         return "the journal in the folder"
     return hide_secrets(str(value)) if isinstance(value, str) else shorten(value)
+
+
+def _check_trials(study: Study, config: StudyConfig) -> None:
+    """Refuse a number of trials that is less than those which the study has already."""
+    if config.trials >= study.config.trials:
+        return
+    begun = sum(run.stage is RunStage.SEARCH and run.full_run_of is None for run in study.runs)
+    if config.trials < begun:
+        raise UserError(
+            f"{study.path} has begun {several(begun, 'trial')} already, so that --trials must be "
+            f">= {begun}, got {config.trials}.",
+            keys=("trials",),
+        )
 
 
 def _check_continues(study: Study) -> None:

@@ -49,7 +49,11 @@ def locate(out: str | Path) -> tuple[Path, Location | None]:
         UserError: no such place; inside of a Ray job, a folder that is relative.
     """
     found = parse_location(out) if isinstance(out, str) and is_uri(out) else check_name(out)
-    return (stable(found), None) if isinstance(found, Path) else (working_copy(found), found)
+    return (
+        (check_outlives_job(found), None)
+        if isinstance(found, Path)
+        else (working_copy(found), found)
+    )
 
 
 def find_header(out: str | Path, name: str) -> Path:
@@ -77,11 +81,11 @@ def default_folder(config: DistillConfig, *parts: str) -> Path:
 
 
 def default_place(name: str) -> Path:
-    """A folder below `runs/`. As `stable`."""
-    return stable(RUNS / name)
+    """A folder below `runs/`. As `check_outlives_job`."""
+    return check_outlives_job(RUNS / name)
 
 
-def stable(out: Path) -> Path:
+def check_outlives_job(out: Path) -> Path:
     """The folder of the results; raises `UserError` if it would go with the Ray job around it."""
     if _JOB in os.environ and not out.is_absolute():
         raise UserError(

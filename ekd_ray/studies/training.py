@@ -225,6 +225,7 @@ def _train(training: Training, observer: Observer) -> None:
     observer.started(config.student, 0, config.to_dict())
     on_epoch = functools.partial(observer.epoch, 0)
     if workers.most > 1:
+        observer.note("starting the workers, whose first epoch follows ...")
         run_on_workers(run, workers, data_root=data_root, test=training.test, on_epoch=on_epoch)
         observer.ended(0, failed=False)
         return

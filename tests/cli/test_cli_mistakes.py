@@ -8,9 +8,10 @@ from launchers_run import DIGITS, command
 from PIL import Image
 
 from ekd_ray.cli.main import run
-from ekd_ray.config import DistillConfig
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.distill_config import DATASETS
-from ekd_ray.errors import unknown_name
+from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.results import Bundle, Study
 from ekd_ray.studies.training import check_run_folder
 
 ALONE = (*DIGITS, "--method", "none", "--set", "batch_size=16")
@@ -71,6 +72,20 @@ def test_an_unknown_name_lists_the_ten_nearest_only(got, meant):
     assert ("Did you mean 'name37x'?" in message) == meant
     listed = message.partition(" Known: ")[2]
     assert listed.count("name") == 10 and listed.endswith(" and 490 others.")
+
+
+def test_settings_that_nobody_gives_are_not_offered():
+    for name in ("fitte", "data_fingerprin"):
+        for kind in (DistillConfig, StudyConfig):
+            with pytest.raises(UserError) as refused:
+                kind.from_dict({name: 1})
+            assert not {"fitted", "data_fingerprint"} & {*re.findall(r"\w+", str(refused.value))}
+
+
+@pytest.mark.parametrize("kind", [Study, Bundle])
+def test_what_load_reads_says_so_when_it_is_made_by_hand(kind):
+    with pytest.raises(UserError, match=f"{kind.__name__}.load"):
+        kind("runs/x")
 
 
 def test_the_nearest_name_comes_first_and_a_known_data_set_is_one(launch):

@@ -8,7 +8,7 @@ import pytest
 
 import ekd_ray as ekd
 from ekd_ray.errors import UserError
-from ekd_ray.studies.places import default_place, locate, stable
+from ekd_ray.studies.places import check_outlives_job, default_place, locate
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # tests/cluster/test_cluster_page.py: Ray does set it
 RUN = ("--dataset", "digits", "--pair", "resnet20-resnet8", "--method", "none")
@@ -53,4 +53,4 @@ def test_a_place_that_stays_is_taken(in_job, tmp_path) -> None:
 def test_elsewhere_a_default_is_a_default(monkeypatch) -> None:
     monkeypatch.delenv(JOB, raising=False)
     assert default_place("one") == Path("runs/one")
-    assert stable(Path("there")) == Path("there")
+    assert check_outlives_job(Path("there")) == Path("there")

@@ -68,6 +68,7 @@ def test_another_name_is_told_which_runs_failed(launch, study, given, word) -> N
     code, out, err = launch("logs", study, given)
     assert (code, out) == (2, "")
     assert word in err and "3, 12" in err and err.count("\n") == 1
+    assert "Known" not in err, "only those that failed have a log"
 
 
 def test_a_single_run_needs_no_name(launch, tmp_path) -> None:

@@ -37,6 +37,16 @@ def play(terminal: Terminal) -> None:
     terminal.close()
 
 
+def test_a_line_has_the_studys_own_metric() -> None:
+    terminal, text = make(metric="val_nll", mode="min")
+    terminal.stage("search", 1, 1)
+    terminal.started("trial 0", 0, {})
+    terminal.epoch(0, {"epoch": 1, "train_loss": 1.0, "val_top1": 0.5, "val_nll": 0.75})
+    terminal.ended(0, failed=False)
+    line = text.getvalue().splitlines()[-1]
+    assert "train_loss 1.0000  val_nll 0.75" in line and "val_top1" not in line
+
+
 def test_without_a_terminal_each_run_is_one_line() -> None:
     terminal, text = make()
     play(terminal)

@@ -82,7 +82,7 @@ def test_the_plan_warns_of_a_student_that_waits(rate, pictures, monkeypatch, tmp
     workers = Workers(least=2, most=2, cpus=1, gpus=1.0)
     one = plan_text.run_plan(pictures.replace(decode_threads=16), tmp_path, None, workers)
     for plan, threads in ((plan_text.study_plan(study, tmp_path), 2), (one, 16)):
-        (line,) = (line for line in plan.splitlines() if line.startswith("decoding"))
+        (line,) = (line for line in plan.splitlines() if line.startswith("reading"))
         assert f" {threads} thread" in line
         assert ("it waits for pictures" in line) == (rate == 1.0)
     assert asked == [4, 2], "no more than the cores that go with a worker's GPU"

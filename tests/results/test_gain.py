@@ -95,6 +95,20 @@ def test_without_its_row_there_is_no_gain_to_speak_of(maker):
     assert "student alone" in refuse_without_gain(board)
 
 
+def test_a_row_that_failed_is_said_and_settles_nothing(maker):
+    study = maker.study(distill=BASE, space=SPACE)
+    maker.trial(1, [0.5] * 9)
+    failed = {**select("none", 0, 0.5), "stage": "final", "reason": "loss became nan"}
+    finals = [final("trial 1", 0, 0.5), {**failed, "val_top1": None}]
+    maker.confirm([select("trial 1", 0, 0.5), *finals])
+    board = type(study).load(study.path).leaderboard()
+    assert board.missed() == ["none"] and board.gain is None
+    text = describe_missed_gain(board)
+    assert text.startswith("No gain shown over the student alone") and "failed" in text
+    assert "nan" in refuse_without_gain(board)
+    assert repr(board).startswith("no gain shown over none")
+
+
 def test_the_first_line_says_it_at_the_end_of_tune_and_on_the_card(real_study, exported, capsys):
     print_study(real_study[0], exported)
     assert capsys.readouterr().out.startswith("No gain shown over the student alone")
@@ -126,8 +140,16 @@ def test_a_finished_study_is_judged_again_by_its_resumption(
 def test_what_can_never_settle_is_refused_before_compute(settings, word):
     config = StudyConfig(**settings)
     with pytest.raises(UserError, match=word):
-        tune_command._check_gain_can_settle(config, SimpleNamespace(require_gain=True))
+        tune_command._check_gain_can_settle(
+            config, SimpleNamespace(require_gain=True, resume=False)
+        )
     tune_command._check_gain_can_settle(config, SimpleNamespace(require_gain=False))
+
+
+def test_a_study_of_too_few_seeds_is_not_told_to_change_them():
+    config, request = StudyConfig(confirm_seeds=2), SimpleNamespace(require_gain=True, resume=True)
+    with pytest.raises(UserError, match="another study with --seeds 3"):
+        tune_command._check_gain_can_settle(config, request)
 
 
 def test_export_writes_nothing_without_a_gain(real_study, tmp_path, capsys):

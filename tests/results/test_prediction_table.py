@@ -13,6 +13,7 @@ import torch
 from launchers_run import command
 from PIL import Image
 
+from ekd_ray.cli.main import run_command
 from ekd_ray.data import load_dataset
 from ekd_ray.engine.measure.uncertainty import dissonance, entropies, uncertainty
 from ekd_ray.errors import UserError
@@ -85,6 +86,26 @@ def test_as_many_abstain_as_the_test_split_says(real_study, exported, folder, tm
     assert scores[abstain].min() >= scores[~abstain].max()
     whole = exported.predict_files(paths, tmp_path / "all.csv", coverage=1)
     assert whole.abstained <= 1  # the last one, by rounding
+
+
+def test_no_cell_of_a_csv_file_is_a_formula(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("=cmd.png", "+1.png", "-2.png", "@x.png", "plain=.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    exported.predict_files(names, tmp_path / "p.csv")
+    cells = {row["path"] for row in read_csv(tmp_path / "p.csv")}
+    assert cells == {"'=cmd.png", "'+1.png", "'-2.png", "'@x.png", "plain=.png"}
+    exported.predict_files(names, tmp_path / "p.parquet")
+    assert pq.read_table(tmp_path / "p.parquet")["path"].to_pylist() == names
+
+
+def test_a_table_without_a_name_replaces_none(exported, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_command([str(exported.path), str(folder)], "predict") == 0
+    assert len(read_csv(tmp_path / "predictions.csv")) == COUNT
+    with pytest.raises(UserError, match="--out"):
+        run_command([str(exported.path), str(folder)], "predict")
 
 
 @pytest.mark.parametrize("coverage", [0, -0.1, 1.01, float("nan")])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_studies import final, select
+from report_studies import BASE, SPACE, final, select
 
 from ekd_ray import files
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -25,6 +25,7 @@ from ekd_ray.results.records import (
     read_record,
     trial_folder,
 )
+from ekd_ray.studies.pipeline import check_folder
 
 # Trials
 
@@ -331,6 +332,15 @@ def test_a_folder_without_a_study_is_refused(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(UserError, match=r"x holds no study .*give the folder of a run"):
         Study.load(tmp_path / "x")
+
+
+def test_fewer_trials_than_there_are_is_refused(maker):
+    study = maker.study(distill=BASE, space=SPACE, trials=9)
+    for number in range(3):
+        maker.trial(number, [0.5] * 9)
+    check_folder(study.path, study.config.replace(trials=3), resume=True)
+    with pytest.raises(UserError, match=">= 3, got 2"):
+        check_folder(study.path, study.config.replace(trials=2), resume=True)
 
 
 def test_a_newer_study_is_refused(maker):

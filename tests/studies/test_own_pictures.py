@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 from torchvision.models import MobileNet_V3_Large_Weights, MobileNet_V3_Small_Weights
 
+from ekd_ray.config.targets import PictureCounts
 from ekd_ray.data import fitted_held_out, load_dataset
 from ekd_ray.engine.resolve import split_sizes
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.errors import UserError
 from ekd_ray.models import build_model
-from ekd_ray.results.words import describe_validation
+from ekd_ray.results.words import describe_few_pictures
 from ekd_ray.studies.overlay import Given, choose_recipe, lay_over, teacher_run
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe
 
@@ -53,10 +54,12 @@ def fitted(
 
 
 @pytest.mark.parametrize(
-    ("total", "held"), [(30, 10), (180, 60), (299, 100), (300, 100), (500, 100), (1000, 200)]
-)
-def test_the_validation_share_follows_the_size(total: int, held: int) -> None:
-    assert fitted_held_out(total) == held
+    ("total", "classes", "held"),
+    [(30, 3, 10), (180, 3, 60), (299, 3, 100), (300, 3, 100), (500, 3, 100), (1000, 3, 200),
+     (360, 120, 120)],
+)  # fmt: skip
+def test_the_validation_share_follows_the_size(total: int, classes: int, held: int) -> None:
+    assert fitted_held_out(total, classes) == held
 
 
 def test_own_pictures_validate_on_a_stratified_third(pictures: str) -> None:
@@ -183,12 +186,21 @@ def test_a_teacher_trained_alone_has_the_same_split_and_length(pictures: str) ->
     assert run.learn_log_prior
 
 
-def test_few_validation_pictures_are_said_with_the_width_of_an_interval() -> None:
-    assert describe_validation(None) == describe_validation(0) == describe_validation(100) == []
-    (seven,) = describe_validation(7)
+def test_few_pictures_are_said_with_the_width_of_an_interval() -> None:
+    def said(metric: str = "val_top1", **counts: int | None) -> list[str]:
+        return describe_few_pictures(PictureCounts(**counts), [metric])
+
+    for enough in (None, 0, 100):
+        assert said(validation_images=enough, test_images=enough) == []
+    (seven,) = said(validation_images=7)
     assert "7 pictures" in seven and "37 points" in seven
-    (sixty,) = describe_validation(60)  # half of 1.96 / sqrt(60) is 0.1265
+    (sixty,) = said(validation_images=60)  # half of 1.96 / sqrt(60) is 0.1265
     assert "13 points" in sixty
+    (tested,) = said(test_images=15)
+    assert tested.startswith("tests on 15 pictures") and "25 points" in tested
+    assert said(smallest_class_images=4) == []
+    (least,) = said("val_worst_recall", validation_images=500, smallest_class_images=4)
+    assert "4 pictures" in least and "49 points" in least
 
 
 def test_the_plan_begins_with_the_warning_and_says_what_was_fitted(
@@ -202,8 +214,9 @@ def test_the_plan_begins_with_the_warning_and_says_what_was_fitted(
         "--set", "teacher_training={method: evidential}", "--dry-run",
     )  # fmt: skip
     assert code == 0, err
-    first, *_ = out.splitlines()
+    first, second, *_ = out.splitlines()
     assert first.startswith("warning") and "60 pictures" in first and "13 points" in first
+    assert "tests on" in second
     assert "10 classes before" in out and "square-root" in out and "15 steps" in out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -24,7 +25,7 @@ from ekd_ray.results.run_result import RunResult
 from ekd_ray.scale.confirm import baselines
 from ekd_ray.scale.space import around_prior
 from ekd_ray.studies import training
-from ekd_ray.studies.pipeline import check_study, open_run
+from ekd_ray.studies.pipeline import TEACHER, check_study, open_run
 from ekd_ray.studies.recipes import Recipe
 
 RANGE = {"low": -3.0, "high": 1.0, "around_prior": 1.0}
@@ -90,7 +91,11 @@ def test_priors_are_searched_around_the_known_one(
 def test_the_prior_of_a_teacher_to_be_trained_is_known_later(save: Any, tmp_path: Path) -> None:
     config = check_study(study(None, teacher_training={"epochs": 1}))
     assert config.space["log_prior"] == RANGE
-    assert "the one that the teacher will have learned" in study_plan(config, tmp_path)
+    plan = study_plan(config, tmp_path)
+    assert "the one that the teacher will have learned" in plan and "to be trained first" in plan
+    (tmp_path / TEACHER).parent.mkdir()
+    shutil.copy(save("there", 0.75), tmp_path / TEACHER)
+    assert "to be trained first" not in study_plan(config, tmp_path), "it is there"
     trained = config.distill.replace(teacher_weights=save("t", 0.75))
     space = around_prior(config, trained).space
     assert space["log_prior"] == {"low": -0.25, "high": 1.75}

@@ -31,7 +31,6 @@ from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_damage,
     describe_teacher,
-    describe_validation,
     duration,
     metric_name,
     resume_command,
@@ -39,7 +38,7 @@ from ekd_ray.results.words import (
     value_text,
 )
 
-FILTERS = (describe_teacher, describe_validation, duration, hide_folders, metric_name, row_label,
+FILTERS = (describe_teacher, duration, hide_folders, metric_name, row_label,
            several, short_name, spread, value_text)  # fmt: skip
 
 
