@@ -29,7 +29,11 @@ from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
-from ekd_ray.engine.measure.teacher_pass import measure_teacher
+from ekd_ray.engine.measure.teacher_pass import (
+    check_teacher,
+    measure_teacher,
+    refuse_weak_teacher,
+)
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment, hardware, warn_of_change
 from ekd_ray.engine.resolve import check_workers, resolve, split_sizes, used_plugins
@@ -127,6 +131,7 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         with error_context("distill"):
             base = with_pairs_prior(config, resolve_method(base))
             base = resolve(base, data_root=config.data_root, download=download)
+            check_teacher(base, config.data_root)
         config = around_prior(config, base)
     rows = baselines(config, base)
     if "ekd-softmax" in rows:
@@ -208,7 +213,8 @@ def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> str | No
         The SHA-256 of the softmax teacher, None where it is still to be trained.
     """
     given, softmax = base.teacher_weights, config.softmax_teacher_weights
-    teacher = read_metadata(given, whole_classifier=False) if given else None
+    key = base.teacher_key
+    teacher = read_metadata(given, whole_classifier=False, key=key) if given else None
     trained = (config.teacher_training or {}).get("method") if teacher is None else None
     is_softmax = teacher and teacher.layout == "ekd_ray" and teacher.log_prior is None
     if softmax and (found := read_metadata(softmax, whole_classifier=False)).log_prior is not None:
@@ -590,3 +596,4 @@ def _measure_teacher(
         found = compute_off_driver(config, measure)
         found.write(out)
     observer.note(describe_teacher(found))
+    refuse_weak_teacher(base, found)
