@@ -268,7 +268,7 @@ def _choose(path: Path, found: Mapping[str, Mapping[Any, Any]]) -> str:
     if len(trained) > 1:
         raise refusal(
             path,
-            f"holds {len(trained)} sets of weights ({joined(trained)})",
+            f"holds {len(trained)} sets of weights ({joined([repr(name) for name in trained])})",
             "say which with --teacher-key NAME",
         )
     return trained[0]

@@ -168,7 +168,7 @@ def load_weights(
     Every parameter and buffer of the model must be in the file with its shape, and nothing
     else; only `num_batches_tracked` may be absent. Values are converted to the model's dtypes
     and stay on its device. Everything is checked before the first value is written: the model
-    is unchanged if the call raises.
+    is unchanged if the call raises. `key` names one of several sets of weights in the file.
 
     Raises UserError, one line that names the file and the cure: missing, truncated, unsafe or
     newer file, another architecture or class count, tensors that are missing, surplus, of

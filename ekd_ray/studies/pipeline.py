@@ -38,6 +38,7 @@ from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment, hardware, warn_of_change
 from ekd_ray.engine.resolve import check_workers, resolve, split_sizes, used_plugins
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
+from ekd_ray.engine.teacher.tried import try_teacher
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
 from ekd_ray.files import check_own_folder, is_temporary, remove_temporaries, write_text
@@ -150,7 +151,8 @@ def check_study(config: StudyConfig, *, download: bool = False) -> StudyConfig:
         )
     for row in (*champions(config, base).values(), *rows.values()):
         if row.teacher_weights is not None or not method_of(row).needs_teacher:
-            resolve(row, data_root=config.data_root, download=download)
+            row = resolve(row, data_root=config.data_root, download=download)
+            try_teacher(row, config.data_root)
     return config.replace(distill=base.replace(plugins=used_plugins(base, config.space)))
 
 

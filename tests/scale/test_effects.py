@@ -46,7 +46,14 @@ FREE_IN_STUDY: dict[str, Any] = {
     "teacher_fill": "lazy", "track": "mlflow", "data_root": "/nowhere", "max_concurrent": 3,
     "limit_gpu_memory": False, "recipe_name": "mine",
 }  # fmt: skip
-FREE_IN_RUN = ("teacher_weights", "student_weights", "teacher_cache", "decode_threads", "fitted")
+FREE_IN_RUN = (
+    "teacher_weights",
+    "student_weights",
+    "teacher_cache",
+    "decode_threads",
+    "fitted",
+    "min_teacher_accuracy",
+)
 
 
 def names_of(kind: type[Settings], effect: str) -> set[str]:
@@ -89,6 +96,8 @@ def test_a_free_setting_of_a_run_changes_no_bit(
         values = (str(teacher), str(shutil.copy(teacher, tmp_path / "elsewhere.safetensors")))
     elif name == "teacher_cache":
         values = ("off", "on")
+    elif name == "min_teacher_accuracy":
+        values = (None, 0.5)
     elif name == "fitted":
         values = ((), ("lr 0.1",))
     else:

@@ -32,6 +32,10 @@ class TeacherFigures:
     log_prior: float | None
     warnings: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        # A list in JSON.
+        object.__setattr__(self, "warnings", tuple(map(str, self.warnings)))
+
     @classmethod
     def read(cls, study: Path) -> Self | None:
         """The figures in a study's folder; None where there are none, as in older studies.
@@ -44,7 +48,6 @@ class TeacherFigures:
             return None
         try:
             found = cls(**read_json(path))
-            object.__setattr__(found, "warnings", tuple(map(str, found.warnings)))
             figures = {
                 "epoch": 1,
                 "images": found.images,

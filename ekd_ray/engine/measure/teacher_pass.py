@@ -55,7 +55,7 @@ def measure_teacher(
     budget = math.inf if device.type != "cpu" else NORMALIZATION_FLOPS * threads
     return _measure(
         config, candidates, data_root, threads, device,
-        images=MOST_IMAGES, others=_affordable(config, data_root, budget),
+        images=MOST_IMAGES, others=_affordable(_cost(config, data_root), budget),
     )  # fmt: skip
 
 
@@ -74,9 +74,10 @@ def look_at_teacher(config: DistillConfig, data_root: str | None, threads: int) 
     Args:
         config: resolved, with the weights of a given teacher, and a validation split.
     """
-    images = max(_affordable(config, data_root, LOOK_FLOPS * threads), LEAST_IMAGES)
+    cost = _cost(config, data_root)
+    images = max(_affordable(cost, LOOK_FLOPS * threads), LEAST_IMAGES)
     # The second half of the time is for the other normalisations.
-    others = _affordable(config, data_root, LOOK_FLOPS * threads / len(NORMALIZATIONS))
+    others = _affordable(cost, LOOK_FLOPS * threads / len(NORMALIZATIONS))
     return _look(config, data_root, threads, images, others)
 
 
@@ -84,7 +85,8 @@ def look_at_teacher(config: DistillConfig, data_root: str | None, threads: int) 
 def _look(
     config: DistillConfig, data_root: str | None, threads: int, images: int, others: int
 ) -> TeacherFigures:
-    device = torch.device("cpu")
+    # The study's precision may be one that this machine's CPU has not.
+    config, device = config.replace(precision="float32"), torch.device("cpu")
     return _measure(config, 0, data_root, threads, device, images=images, others=others)
 
 
@@ -111,7 +113,7 @@ def refuse_weak_teacher(
     """Raise `UserError` if the teacher has less than was asked for, by more than `open_to`."""
     least, top1 = config.min_teacher_accuracy, found.metrics["val_top1"]
     if least is not None and top1 + open_to < least:
-        reasons = "".join(f" {warning}." for warning in found.warnings)
+        reasons = "".join(f" Warning: {warning}." for warning in found.warnings)
         raise UserError(
             f"the teacher {found.model} must have an accuracy of at least {least:g} "
             f"(min_teacher_accuracy), got {top1:.4f} on {found.images} validation images."
@@ -120,12 +122,16 @@ def refuse_weak_teacher(
         )
 
 
-def _affordable(config: DistillConfig, data_root: str | None, flops: float) -> int:
-    """Images of the first ones that the teacher can see for so many FLOPs."""
+def _cost(config: DistillConfig, data_root: str | None) -> int:
+    """FLOPs of the teacher for one image."""
     info = dataset_info(config.dataset, data_root=data_root)
     size = config.image_size or info.image_size
-    cost = model_cost(str(config.teacher), info.num_classes, size)[1]
-    return int(min(FIRST_IMAGES, flops / max(cost, 1)))
+    return max(1, model_cost(str(config.teacher), info.num_classes, size)[1])
+
+
+def _affordable(cost: int, flops: float) -> int:
+    """Images of the first ones that can be seen for so many FLOPs."""
+    return int(min(FIRST_IMAGES, flops / cost))
 
 
 def _measure(
