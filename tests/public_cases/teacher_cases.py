@@ -36,6 +36,11 @@ class Executed:
         return os.system, ("touch executed",)
 
 
+class Evaluated:
+    def __reduce__(self) -> Any:
+        return eval, ("open('executed', 'w')",)
+
+
 def network(name: str = "resnet8", classes: int = 10, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     return build_model(name, classes)
@@ -228,6 +233,10 @@ CASES = [
     ),
     Case(BESIDE, "command", is_refused(lambda: packed({"state_dict": weights(), "a": Executed()})),
          code=2, words=("not executed", "posix.system")),
+    Case(BESIDE, "code", is_refused(lambda: packed({"state_dict": weights(), "a": Evaluated()})),
+         code=2, words=("not executed", "eval")),
+    Case(SETS, "a model and another", gives_the_weights(
+        lambda: {"model": weights(), "discriminator": weights(1)}), code=None),
     Case(SETS, "the trained one", gives_the_weights(with_ema), code=None),
     Case(SETS, "the averaged one", gives_the_weights(with_ema, key="state_dict_ema", seed=1),
          code=None),
@@ -250,7 +259,7 @@ CASES = [
     Case(FILES, "npy", is_refused(lambda: of_numpy(np.save)), code=2, words=("NumPy",)),
     Case(FILES, "truncated", is_refused(lambda: packed(weights())[:-2000]), code=2,
          words=("truncated",)),
-    Case(FILES, "optimizer", is_refused(only_optimizer), code=2, words=("optimizer",)),
+    Case(FILES, "optimizer", is_refused(only_optimizer), code=2, words=("state of an optimizer",)),
     Case(FILES, "whole model", is_refused(whole_model), code=2, words=("state_dict alone",)),
     Case(FILES, "a relative", is_refused(of_a_relative, name="x.safetensors"), code=2,
          words=("nearest", "resnet20")),
