@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import pathlib
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Executed:
 
 class Evaluated:
     def __reduce__(self) -> Any:
-        return eval, ("open('executed', 'w')",)
+        return subprocess.getoutput, ("touch executed",)
 
 
 def network(name: str = "resnet8", classes: int = 10, seed: int = 0) -> torch.nn.Module:
@@ -234,7 +235,7 @@ CASES = [
     Case(BESIDE, "command", is_refused(lambda: packed({"state_dict": weights(), "a": Executed()})),
          code=2, words=("not executed", "posix.system")),
     Case(BESIDE, "code", is_refused(lambda: packed({"state_dict": weights(), "a": Evaluated()})),
-         code=2, words=("not executed", "eval")),
+         code=2, words=("not executed", "subprocess")),
     Case(SETS, "a model and another", gives_the_weights(
         lambda: {"model": weights(), "discriminator": weights(1)}), code=None),
     Case(SETS, "the trained one", gives_the_weights(with_ema), code=None),
