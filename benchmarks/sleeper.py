@@ -22,8 +22,9 @@ def sleeper(config: dict[str, Any], *, seconds: float) -> None:
     with open(folder / HISTORY, "a", encoding="utf-8") as history:
         for epoch in range(1, run["config"]["epochs"] + 1):
             time.sleep(seconds)
-            score = -abs(math.log(run["config"]["lr"] / 0.01)) - 1 / epoch
-            row = {"epoch": epoch, "val_top1": score, "train_loss": -score, "seconds": seconds}
+            loss = abs(math.log(run["config"]["lr"] / 0.01)) + 1 / epoch
+            top1 = math.exp(-loss)
+            row = {"epoch": epoch, "val_top1": top1, "train_loss": loss, "seconds": seconds}
             history.write(json.dumps(row) + "\n")
             history.flush()
             # Until where it has been at work: one that is stopped does not return.

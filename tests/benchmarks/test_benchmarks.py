@@ -10,6 +10,8 @@ from torch import nn
 from benchmarks import run, startup, step
 from benchmarks.measure import geometric_mean, ratio, spread
 from benchmarks.reference import Reference, kd_loss, training_pictures
+from benchmarks.sleeper import sleeper
+from ekd_ray.engine.history import read_history
 from ekd_ray.losses.kd import kd_loss as ours
 from ekd_ray.models import build_model
 
@@ -103,3 +105,11 @@ def test_what_cannot_be_measured_here_is_left_out_or_refused(monkeypatch, capsys
         run.parse()
     assert left.value.code == 2
     assert "compile needs a C++ compiler" in capsys.readouterr().err
+
+
+def test_a_trial_that_sleeps_writes_what_trials_write(tmp_path, monkeypatch):
+    reported = []
+    monkeypatch.setattr("ray.tune.report", reported.append)
+    run = {"folder": str(tmp_path), "config": {"epochs": 2, "lr": 0.3}}
+    sleeper({"run": run}, seconds=0.0)
+    assert read_history(tmp_path, needed=["val_top1"]) == reported and len(reported) == 2
