@@ -13,6 +13,7 @@ import sys
 import tarfile
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -351,10 +352,9 @@ def _is_harmless(name: str) -> bool:
     checkpoint.
     """
     module = name.partition(".")[0]
-    dangerous = {"builtins", "__builtin__", "torch", "numpy", ""}
-    return module in _HARMLESS or module not in sys.stdlib_module_names | dangerous or (
-        module == "__main__"
-    )  # fmt: skip
+    # torch's protocol calls Python's modules as Python 2 did (`commands` for `subprocess`).
+    of_python = {*sys.stdlib_module_names, *IMPORT_MAPPING, *(old for old, _ in NAME_MAPPING)}
+    return module in _HARMLESS | {"__main__"} or module not in of_python | {"torch", "numpy", ""}
 
 
 # Claims.

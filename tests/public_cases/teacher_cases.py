@@ -235,7 +235,7 @@ CASES = [
     Case(BESIDE, "command", is_refused(lambda: packed({"state_dict": weights(), "a": Executed()})),
          code=2, words=("not executed", "posix.system")),
     Case(BESIDE, "code", is_refused(lambda: packed({"state_dict": weights(), "a": Evaluated()})),
-         code=2, words=("not executed", "subprocess")),
+         code=2, words=("not executed", "getoutput")),
     Case(SETS, "a model and another", gives_the_weights(
         lambda: {"model": weights(), "discriminator": weights(1)}), code=None),
     Case(SETS, "the trained one", gives_the_weights(with_ema), code=None),
