@@ -219,6 +219,7 @@ OWN = {
 # Libraries' own, by path: each is called behind `check_plain` or a reader, as READERS tests.
 BY_PATH = {
     "predictions.py": "safe_open", "gallery.py": "safe_open", "weights.py": "(path",
+    "checkpoints.py": "(path",
     "study_reader.py": "pq.read_table(path)", "reproduce.py": "load_file",
     "store.py": "path", "shards.py": "path",
 }  # fmt: skip

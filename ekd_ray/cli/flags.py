@@ -116,6 +116,8 @@ def add_pair(group: argparse._ArgumentGroup) -> None:
         help="folder of teachers by name, e.g. mdistiller's cifar_teachers",
     )
     add_setting(group, "teacher_normalization", metavar="NAME")
+    add_setting(group, "teacher_key", metavar="NAME")
+    add_setting(group, "min_teacher_accuracy", metavar="X")
     add_common(group, "--method")
     group.add_argument(
         "--space",

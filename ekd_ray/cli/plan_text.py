@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ekd_ray.engine.compiling import wants_compilation
 from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.engine.measure.teacher_pass import can_look, look_at_teacher
 from ekd_ray.engine.precision import describe_slowness, planned_precision
 from ekd_ray.engine.resolve import describe_images, read_start, split_sizes, student_size
 from ekd_ray.engine.rundata import count_pictures
@@ -35,7 +37,7 @@ from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
-from ekd_ray.models import locate_weights
+from ekd_ray.models import locate_weights, read_metadata
 from ekd_ray.results.records import milestone_epochs
 from ekd_ray.results.words import describe_few_pictures, describe_teacher
 from ekd_ray.scale.assumed_nodes import assumed_nodes
@@ -117,6 +119,8 @@ def run_plan(
     if teaching:
         trained = [f"           {_teacher_training(teaching)}"]
         flops += _teaching_flops(teaching)
+    elif method_of(config).needs_teacher:
+        trained = [f"           {line}" for line in _looked_at(config, data_root)]
     setup = _setup(config, data_root, trained, role=role)
     few = _warnings(PictureCounts(validation_images=split_sizes(config, data_root)[1]))
     lines = [*few, *setup, *lines]
@@ -324,10 +328,36 @@ def _teacher_lines(config: StudyConfig, out: Path) -> list[str]:
     if base.teacher_weights is None and base.teacher:
         lines.append(_teacher_training(config))
     found = TeacherFigures.read(out)
-    known = found and base.teacher_sha256 in (None, found.sha256)
-    text = "its own validation figures are measured at the start"
-    lines.append(describe_teacher(found) if found and known else text)
+    if found and base.teacher_sha256 in (None, found.sha256):
+        lines += _judged(found)
+    elif base.teacher_weights is not None:
+        lines += _looked_at(base, config.data_root)
+    else:
+        lines.append("its own validation figures are measured at the start")
     return [f"           {line}" for line in lines]
+
+
+def _looked_at(config: DistillConfig, data_root: str | None) -> list[str]:
+    """A given teacher's figures on the first images, and which of its weights are used; empty
+    where the data are still to be fetched, or nothing is held out."""
+    facts = read_metadata(
+        str(config.teacher_weights), whole_classifier=False, key=config.teacher_key
+    )
+    lines = []
+    if facts.other_keys:
+        lines.append(
+            f"its file has several sets of weights: {facts.key} is used; --teacher-key takes "
+            f"{' or '.join(facts.other_keys)}"
+        )
+    if can_look(config, data_root):
+        lines += _judged(look_at_teacher(config, data_root, local_cpus()))
+    return lines
+
+
+def _judged(found: TeacherFigures) -> list[str]:
+    """The figures of a teacher, and a line for each warning."""
+    plain = describe_teacher(replace(found, warnings=()))
+    return [plain, *(f"Warning: {text}." for text in found.warnings)]
 
 
 def _teacher_training(config: StudyConfig) -> str:

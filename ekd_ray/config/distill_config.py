@@ -121,6 +121,16 @@ class DistillConfig(Settings):
         None,
         "imagenet, cifar10, cifar100, half, or 'mean,mean,mean/std,std,std' (the weights' own)",
     )
+    teacher_key: str | None = setting(
+        None,
+        "which of several sets of weights of the teacher's file, such as state_dict_ema (the one "
+        "that was trained, not its averages)",
+        neutral=None,
+    )
+    min_teacher_accuracy: float | None = setting(
+        None, "stop before compute if the teacher has less on the validation images", low=0, high=1,
+        effect="free", neutral=None,
+    )  # fmt: skip
 
     teacher_cache: str = setting(
         "auto", "keep the teacher's logits on disk: on, off, or auto (where the disk has room)",

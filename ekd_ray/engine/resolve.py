@@ -172,7 +172,10 @@ def _check_ood(config: DistillConfig, data_root: str | None) -> None:
 
 def without_teacher(config: DistillConfig) -> DistillConfig:
     """The configuration with every teacher setting cleared (methods that need none)."""
-    names = ("teacher", "teacher_weights", "teacher_sha256", "teacher_normalization")
+    names = (
+        "teacher", "teacher_weights", "teacher_sha256", "teacher_normalization", "teacher_key",
+        "min_teacher_accuracy",
+    )  # fmt: skip
     return config.replace(**dict.fromkeys(names))
 
 
@@ -181,7 +184,7 @@ def with_teacher(config: DistillConfig, weights: str | None) -> DistillConfig:
 
     The images are normalised as that file says, or as before where it does not say.
     """
-    config = config.replace(teacher_weights=weights, teacher_sha256=None)
+    config = config.replace(teacher_weights=weights, teacher_sha256=None, teacher_key=None)
     if (
         weights is None
         or _stated_normalization(read_metadata(weights, whole_classifier=False)) is None
@@ -272,10 +275,11 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
             f"teacher_top must be < {num_classes}, the classes of {config.dataset}, got "
             f"{config.teacher_top}: leave it out to keep every logit."
         )
+    path, key = config.teacher_weights, config.teacher_key
     if is_of_library(config.teacher) or is_own_model(config.teacher):
-        weights = read_metadata(config.teacher_weights)
+        weights = read_metadata(path, key=key)
     else:  # of a plugin: only the network itself says what its weights look like
-        weights = load_weights(build_model(config.teacher, num_classes), config.teacher_weights)
+        weights = load_weights(build_model(config.teacher, num_classes), path, key=key)
     _check_teacher(config, weights, num_classes)
     given = config.teacher_normalization
     own = _own_normalization(config, weights) if given is None else parse_normalization(given)
@@ -338,9 +342,8 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
             f"give --teacher {weights.model}."
         )
     if weights.model is None and is_own_model(str(config.teacher)):
-        raise UserError(
-            f"{path} holds no {config.teacher!r}, nor any other model of the zoo: give its weights."
-        )
+        # Says what is missing, and what the weights may be of.
+        load_weights(build_model(str(config.teacher), num_classes), str(path), key=weights.key)
     if config.teacher_sha256 not in (None, weights.sha256):
         raise UserError(
             f"{path} is not the teacher of this configuration: its SHA-256 must be "

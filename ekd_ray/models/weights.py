@@ -15,11 +15,10 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pickle
 import re
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,16 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ekd_ray.config.normalization import is_normalization
-from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path, check_format, open_plain, sha256_file
+from ekd_ray.errors import UserError, shorten
+from ekd_ray.files import atomic_path, check_format, sha256_file
+from ekd_ray.models.checkpoints import (
+    Claims,
+    damaged,
+    is_safetensors,
+    peelings,
+    read_checkpoint,
+    refusal,
+)
 from ekd_ray.models.zoo import ALIASES, MODELS, build_model, is_of_library
 
 HEADER_KEY = "ekd_ray"
@@ -55,7 +62,9 @@ class WeightsMetadata:
     architecture, None if unknown. `mean` and `std` are the input normalisation per channel, for
     pixels in [0, 1]. `log_prior` is the learned prior of an evidential teacher, in log scale.
     `num_classes` is 0 where nothing tells (a foreign file in a model that is not of the zoo).
-    Foreign files leave `mean`, `std`, `log_prior` and `dataset` None: they do not say.
+    Foreign files leave `mean`, `std`, `log_prior` and `dataset` None: they do not say. Of a foreign
+    file, `key` names the set of weights (None where it is the file itself), `other_keys` those that
+    were not taken, and `claims` is what it says of its accuracy, classes and architecture.
     """
 
     sha256: str
@@ -67,6 +76,9 @@ class WeightsMetadata:
     log_prior: float | None = None
     dataset: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    other_keys: tuple[str, ...] = ()
+    claims: Claims = Claims()
 
 
 def save_weights(
@@ -120,7 +132,7 @@ def save_weights(
 
 
 def read_metadata(
-    path: str | os.PathLike[str], *, whole_classifier: bool = True
+    path: str | os.PathLike[str], *, whole_classifier: bool = True, key: str | None = None
 ) -> WeightsMetadata:
     """The metadata that `load_weights` returns, without a model.
 
@@ -130,38 +142,39 @@ def read_metadata(
     a recognisable classifier, unless `whole_classifier` is false: then `num_classes` is 0.
     """
     path = Path(path)
-    if _is_safetensors(path) and (metadata := _read_header(path)):
+    if key is None and is_safetensors(path) and (metadata := _read_header(path)):
         return metadata
-    layout, state, _ = _read_tensors(path)
+    state, metadata = _read_tensors(path, key)
     shapes = _shapes(state)
     num_classes = _class_count(shapes)
     if num_classes is None and whole_classifier:
-        raise _refusal(
+        raise refusal(
             path,
             "has no classifier under a known name (fc, linear, classifier, head)",
             "give the weights of a whole image classifier",
         )
-    return WeightsMetadata(
-        sha256=sha256_file(path),
-        layout=layout,
+    return replace(
+        metadata,
         model=_find_own_model(shapes, num_classes) if num_classes else None,
         num_classes=num_classes or 0,
     )
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMetadata:
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, key: str | None = None
+) -> WeightsMetadata:
     """Load a weight file into `model`, strictly, and return the file's metadata.
 
     Every parameter and buffer of the model must be in the file with its shape, and nothing
     else; only `num_batches_tracked` may be absent. Values are converted to the model's dtypes
     and stay on its device. Everything is checked before the first value is written: the model
-    is unchanged if the call raises.
+    is unchanged if the call raises. `key` names one of several sets of weights in the file.
 
     Raises UserError, one line that names the file and the cure: missing, truncated, unsafe or
     newer file, another architecture or class count, tensors that are missing, surplus, of
     another shape, not floating-point, or not finite.
     """
-    return _load(model, Path(path), new_classes=False)
+    return _load(model, Path(path), new_classes=False, key=key)
 
 
 def load_backbone(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMetadata:
@@ -172,31 +185,32 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str]) -> WeightsMeta
     return _load(model, Path(path), new_classes=True)
 
 
-def _load(model: nn.Module, path: Path, *, new_classes: bool) -> WeightsMetadata:
+def _load(
+    model: nn.Module, path: Path, *, new_classes: bool, key: str | None = None
+) -> WeightsMetadata:
     model = _unwrap(model)
-    layout, state, metadata = _read_tensors(path)
     own: dict[str, Tensor] = model.state_dict()
+    state, metadata = _read_tensors(path, key, own)
     wanted, found = _shapes(own), _shapes(state)
     classes = _model_classes(model, wanted)
     wrong = [key for key in wanted if key in found and wanted[key] != found[key]]
     if new_classes and _only_classes_differ(model, wanted, found, wrong):
         classes = found[wrong[0]][0]
-        for key in wrong:
-            del wanted[key], found[key], state[key]
+        for name in wrong:
+            del wanted[name], found[name], state[name]
     _check_names_and_shapes(path, model, wanted, found, metadata)
     # Absent counters keep the model's value.
-    fitted = own | {key: _convert(path, key, state[key], own[key].dtype) for key in state}
-    metadata = metadata or WeightsMetadata(
-        sha256=sha256_file(path),
-        layout=layout,
-        model=getattr(model, "ekd_name", None),
-        num_classes=classes,
-    )
+    fitted = own | {name: _convert(path, name, state[name], own[name].dtype) for name in state}
+    if metadata.layout != "ekd_ray":
+        stated = getattr(model, "ekd_name", None)
+        metadata = replace(metadata, model=stated, num_classes=classes)
     model.load_state_dict(fitted, strict=True)
     return metadata
 
 
-def load_model(name: str, num_classes: int, path: str | os.PathLike[str]) -> nn.Module:
+def load_model(
+    name: str, num_classes: int, path: str | os.PathLike[str], *, key: str | None = None
+) -> nn.Module:
     """A model of the zoo with the weights of a file, in evaluation mode.
 
     A network of a library, which may be a giant, is first laid out without memory: it is built
@@ -207,21 +221,12 @@ def load_model(name: str, num_classes: int, path: str | os.PathLike[str]) -> nn.
     if is_of_library(name):
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             layout = build_model(name, num_classes)
-        _, state, metadata = _read_tensors(Path(path))
         own = _shapes(layout.state_dict())
+        state, metadata = _read_tensors(Path(path), key, own)
         _check_names_and_shapes(Path(path), layout, own, _shapes(state), metadata)
     model = build_model(name, num_classes)
-    load_weights(model, path)
+    load_weights(model, path, key=key)
     return model.eval()
-
-
-def _refusal(path: Path, problem: str, cure: str = "copy or download it again") -> UserError:
-    # The representation of the path escapes what would break the line.
-    return UserError(f"the weights file {str(path)!r} {problem}: {cure}.")
-
-
-def _damaged(path: Path) -> UserError:
-    return _refusal(path, "is truncated, damaged or no checkpoint")
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -234,30 +239,6 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 
 # Reading a file, trusted or not, into named tensors on the CPU.
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether the file starts as safetensors do: a length of 8 bytes, then a JSON object.
-
-    Raises UserError if the file is missing, no plain file, unreadable or empty.
-    """
-    try:
-        with open_plain(path, cure="check the path of the weights") as file:
-            head = file.read(9)
-    except OSError as error:
-        cure = "check its disk"
-        raise _refusal(path, f"cannot be read ({error.strerror})", cure) from error
-    if not head:
-        raise _refusal(path, "is empty")
-    # Tested before the pickle marks: a header length may begin with the same byte as a pickle.
-    if head[8:9] == b"{":
-        return True
-    if head.startswith((b"PK", b"\x80")):
-        return False
-    problem = "truncated" if path.suffix == ".safetensors" else "no checkpoint"
-    raise _refusal(
-        path, f"is {problem}, it begins neither as safetensors nor as a file of torch.save"
-    )
 
 
 def _read_header(path: Path) -> WeightsMetadata | None:
@@ -275,7 +256,7 @@ def _read_header(path: Path) -> WeightsMetadata | None:
         if not isinstance(version, int):
             raise TypeError("format_version")
     except Exception as error:  # damage comes as errors of every kind
-        raise _damaged(path) from error
+        raise damaged(path) from error
     check_format(f"the weights file {str(path)!r}", version, FORMAT_VERSION)
 
     def numbers(value: Any) -> tuple[float, ...] | None:
@@ -300,33 +281,50 @@ def _read_header(path: Path) -> WeightsMetadata | None:
             raise ValueError("log_prior")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = "has ekd_ray metadata with missing or impossible values"
-        raise _refusal(path, problem) from error
+        raise refusal(path, problem) from error
     return metadata
 
 
-def _read_tensors(path: Path) -> tuple[str, dict[str, Tensor], WeightsMetadata | None]:
-    """Layout and tensors of a weight file, names as our models have them, and own metadata.
+def _read_tensors(
+    path: Path, key: str | None = None, own: Collection[str] = ()
+) -> tuple[dict[str, Tensor], WeightsMetadata]:
+    """Tensors of a weight file, names as our models have them, and what it says about itself.
 
-    Prefixes of wrappers (`module.`, `_orig_mod.`) are taken off, and akamaster's `linear`
-    becomes `fc`. Raises UserError if the file is missing, damaged, unsafe or holds no state_dict.
+    Names of wrappers (`module.`, `model.`) are taken off, as far as the names of `own` want it, all
+    without them, and akamaster's `linear` becomes `fc`. The metadata of a foreign file are without
+    model and classes. Raises UserError if the file is missing, damaged, unsafe or holds no
+    state_dict.
     """
-    metadata = None
-    if _is_safetensors(path):
-        metadata = _read_header(path)
-        layout = "ekd_ray" if metadata else "plain"
+    if is_safetensors(path) and (metadata := _read_header(path)):
+        if key is not None:
+            raise refusal(path, f"has one set of weights, got teacher_key {key!r}", "leave it out")
         try:
             state = safetensors.torch.load_file(path)
         except Exception as error:
-            raise _damaged(path) from error
-    else:
-        layout, state = _state_dict(path, _unpickle(path))
-    for prefix in (f"{name}." for name in _WRAPPERS):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    if metadata is None and _is_akamaster(state):
+            raise damaged(path) from error
+        return _peel(state, own), metadata
+    found = read_checkpoint(path, key)
+    state, layout = _peel(found.state, own), found.layout
+    if _is_akamaster(state):
         layout = "akamaster"
-        state = {re.sub(r"^linear\.", "fc.", key): value for key, value in state.items()}
-    return layout, state, metadata
+        state = {re.sub(r"^linear\.", "fc.", name): value for name, value in state.items()}
+    return state, WeightsMetadata(
+        sha256=sha256_file(path),
+        layout=layout,
+        model=None,
+        num_classes=0,
+        key=found.key,
+        other_keys=found.others,
+        claims=found.claims,
+    )
+
+
+def _peel(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Without wrappers: of all peelings the one that has most of the names `own`."""
+    found = peelings(state)
+    if not any(own):
+        return found[-1]
+    return max(reversed(found), key=lambda peeled: len(peeled.keys() & own))
 
 
 def _is_akamaster(state: Mapping[str, Tensor]) -> bool:
@@ -345,55 +343,16 @@ def _is_akamaster(state: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _unpickle(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():
-            # Torch warns of odd pickle protocols; whether the file is good is what we answer.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch names what the file asked for, in one of two wordings.
-        found = re.search(r"(?:GLOBAL |safe_globals\(\[)([\w.]+)", str(error))
-        asked = f" ({found[1]})" if found else ""
-        raise _refusal(
-            path,
-            "was refused and not executed, because its pickle holds more than tensors"
-            f"{asked} or is damaged",
-            "ask its owner for the state_dict alone, best as safetensors",
-        ) from error
-    except Exception as error:  # the unpickler meets damage with errors of every kind
-        raise _damaged(path) from error
-
-
-def _state_dict(path: Path, content: object) -> tuple[str, dict[str, Tensor]]:
-    """The state_dict inside what a pickle held, and which project's wrapper it had."""
-    layout = "plain"
-    if isinstance(content, Mapping):
-        for key, wrapped_layout in (("model", "mdistiller"), ("state_dict", "plain")):
-            if isinstance(content.get(key), Mapping):
-                layout, content = wrapped_layout, content[key]
-                break
-    cure = "give a file with named tensors, bare or under 'model' or 'state_dict'"
-    if not isinstance(content, Mapping) or not content:
-        raise _refusal(path, f"holds a {type(content).__name__} and no state_dict", cure)
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            kind = f"a {type(value).__name__} and no tensor"
-            raise _refusal(path, f"holds no state_dict, its entry {str(key)!r} is {kind}", cure)
-    return layout, dict(content)
-
-
 # Whether the tensors of a file are those of a model.
 
 
 def _check_names_and_shapes(
-    path: Path, model: nn.Module, own: Shapes, found: Shapes, metadata: WeightsMetadata | None
+    path: Path, model: nn.Module, own: Shapes, found: Shapes, metadata: WeightsMetadata
 ) -> None:
-    name = getattr(model, "ekd_name", None)
-    stated = metadata.model if metadata else None
+    name, stated = getattr(model, "ekd_name", None), metadata.model
     if stated and name and ALIASES.get(stated, stated) != ALIASES.get(name, name):
         cure = "build the model that the file names, or give other weights"
-        raise _refusal(path, f"holds a {stated!r}, the model is a {name!r}", cure)
+        raise refusal(path, f"holds a {stated!r}, the model is a {name!r}", cure)
     missing = [key for key in own if key not in found and not key.endswith(_COUNTER)]
     surplus = [key for key in found if key not in own]
     wrong = [key for key in own if key in found and own[key] != found[key]]
@@ -408,7 +367,7 @@ def _check_names_and_shapes(
             parts.append(f"has {len(surplus)} that the model lacks (first: {surplus[0]!r})")
         problem = " and ".join(parts)
     elif _only_classes_differ(model, own, found, wrong):
-        raise _refusal(
+        raise refusal(
             path,
             f"has {found[wrong[0]][0]} classes, the model {own[wrong[0]][0]}",
             "build the model with the file's number of classes, or give weights trained on this "
@@ -422,9 +381,9 @@ def _check_names_and_shapes(
     cure = (
         f"use {fitting!r} with {classes} classes, whose weights these are"
         if fitting
-        else "build the model that the weights were made for"
+        else f"build the model that the weights were made for{describe_nearest(found, metadata)}"
     )
-    raise _refusal(path, problem, cure)
+    raise refusal(path, problem, cure)
 
 
 def _only_classes_differ(
@@ -449,12 +408,12 @@ def _convert(path: Path, key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     # Integer buffers (counters, index tables) may be of any real dtype: old tools wrote floats.
     if not ordinary or (dtype.is_floating_point and not value.dtype.is_floating_point):
         kind = f"{value.dtype} ({value.layout}), which is not an ordinary floating-point tensor"
-        raise _refusal(path, f"has {key!r} as {kind}", f"convert the weights to {dtype}")
+        raise refusal(path, f"has {key!r} as {kind}", f"convert the weights to {dtype}")
     converted = value.to(dtype)
     # After the conversion, which may overflow; integers would hide a NaN, so those before it.
     if not torch.isfinite(converted if dtype.is_floating_point else value.double()).all():
         cure = "its training diverged or the file is damaged, give other weights"
-        raise _refusal(path, f"has NaN or infinite values in {key!r}", cure)
+        raise refusal(path, f"has NaN or infinite values in {key!r}", cure)
     return converted
 
 
@@ -487,6 +446,21 @@ def _find_own_model(found: Shapes, num_classes: int) -> str | None:
         if own == wanted:
             return name
     return None
+
+
+def describe_nearest(found: Shapes, metadata: WeightsMetadata) -> str:
+    """The end of a sentence on weights of an unknown network: what it may be."""
+    if stated := metadata.claims.architecture:
+        return f" (the file calls it {shorten(stated)})"
+    shapes = Counter(_without_counters(found).values())
+
+    def likeness(name: str) -> float:
+        own = Counter(_zoo_shapes(name).values())
+        return (own & shapes).total() / (own | shapes).total()
+
+    nearest = max(MODELS, key=likeness)
+    share = likeness(nearest)
+    return f" (the nearest of the zoo is {nearest}: {share:.0%} of the shapes)" * (share >= 0.3)
 
 
 @functools.cache

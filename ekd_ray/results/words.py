@@ -330,7 +330,8 @@ def describe_teacher(found: TeacherFigures) -> str:
         for name in ("top1", "nll", "ece")
     ]
     prior = "none" if found.log_prior is None else f"{found.log_prior:.4g}"
-    return (
+    text = (
         f"Teacher {found.model} ({origin}) on {several(found.images, 'validation image')} without "
         f"augmentation: {', '.join(figures)}, learned log prior {prior}."
     )
+    return "".join([text, *(f" Warning: {warning}." for warning in found.warnings)])

@@ -191,7 +191,8 @@ def known_prior(config: StudyConfig, base: DistillConfig) -> KnownPrior | None:
     """
     if base.teacher_weights is None:
         return None
-    learned = read_metadata(base.teacher_weights, whole_classifier=False).log_prior
+    path, key = base.teacher_weights, base.teacher_key
+    learned = read_metadata(path, whole_classifier=False, key=key).log_prior
     if learned is not None:
         return KnownPrior(value=learned, is_pairs=False)
     pair = (config.authors or {}).get("log_prior")

@@ -32,13 +32,18 @@ from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.data_pin import check_pinned, pin_data
 from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
-from ekd_ray.engine.measure.teacher_pass import measure_teacher
+from ekd_ray.engine.measure.teacher_pass import (
+    check_teacher,
+    measure_teacher,
+    refuse_weak_teacher,
+)
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment, hardware, warn_of_change
 from ekd_ray.engine.resolve import check_images, check_workers, resolve, used_plugins
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import count_pictures
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
+from ekd_ray.engine.teacher.tried import try_teacher
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
 from ekd_ray.files import check_own_folder, is_temporary, remove_temporaries, write_text
@@ -136,6 +141,7 @@ def check_study(
         with error_context("distill"):
             base = with_pairs_prior(config, resolve_method(base))
             base = resolve(base, data_root=config.data_root, download=download)
+            check_teacher(base, config.data_root)
         config = around_prior(config, base)
     rows = baselines(config, base)
     if "ekd-softmax" in rows:
@@ -154,7 +160,8 @@ def check_study(
         )
     for row in (*champions(config, base).values(), *rows.values()):
         if row.teacher_weights is not None or not method_of(row).needs_teacher:
-            resolve(row, data_root=config.data_root, download=download)
+            row = resolve(row, data_root=config.data_root, download=download)
+            try_teacher(row, config.data_root)
     return config.replace(distill=base.replace(plugins=used_plugins(base, config.space)))
 
 
@@ -223,7 +230,8 @@ def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> str | No
         The SHA-256 of the softmax teacher, None where it is still to be trained.
     """
     given, softmax = base.teacher_weights, config.softmax_teacher_weights
-    teacher = read_metadata(given, whole_classifier=False) if given else None
+    key = base.teacher_key
+    teacher = read_metadata(given, whole_classifier=False, key=key) if given else None
     trained = (config.teacher_training or {}).get("method") if teacher is None else None
     is_softmax = teacher and teacher.layout == "ekd_ray" and teacher.log_prior is None
     if softmax and (found := read_metadata(softmax, whole_classifier=False)).log_prior is not None:
@@ -621,3 +629,4 @@ def _measure_teacher(
         found = compute_off_driver(config, measure)
         found.write(out)
     observer.note(describe_teacher(found))
+    refuse_weak_teacher(base, found)

@@ -19,6 +19,7 @@ from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.gpu_share import share_of_gpu
+from ekd_ray.engine.measure.teacher_pass import check_teacher
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.engine.resolve import check_images, check_workers, resolve
@@ -142,6 +143,8 @@ def planned(
         else:
             config = resolve(run, data_root=data_root, download=download)
         check_images(config, data_root, say)
+        if teaching is None:
+            check_teacher(config, data_root)
         check_workers(config, group.most)
         study = None
         if candidates:

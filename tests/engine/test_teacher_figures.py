@@ -97,11 +97,11 @@ def test_of_many_images_evenly_spaced_ones_are_taken(student, monkeypatch):
     monkeypatch.setattr(teacher_pass, "MOST_IMAGES", 10)
     asked = []
 
-    def ask(config, data, ids, *, precision):
+    def ask(network, data, ids):
         asked.extend(np.searchsorted(data.validation_ids, ids).tolist())
         return torch.full((len(ids), 10), float("nan"))
 
-    monkeypatch.setattr(teacher_pass, "teacher_predictions", ask)
+    monkeypatch.setattr(teacher_pass, "_logits", ask)
     found = measure_teacher(student, candidates=0, data_root=None, threads=1)
     assert found.images == 10 and asked == [0, 3, 6, 9, 12, 16, 19, 22, 25, 28]
     assert "val_nll" not in found.metrics, "JSON has no NaN"

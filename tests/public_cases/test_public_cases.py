@@ -4,6 +4,7 @@ from pathlib import Path
 
 import picture_cases
 import pytest
+import teacher_cases
 from cases import Answer, Case, Hands, parameters
 from launchers_run import forked
 
@@ -13,7 +14,7 @@ def launch(name: str, *argv: object) -> Answer:
     return Answer(done.returncode, done.stdout + done.stderr)
 
 
-@pytest.mark.parametrize("case", parameters(picture_cases))
+@pytest.mark.parametrize("case", parameters(picture_cases, teacher_cases))
 def test_each_is_answered(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     answer = case.hand_in(Hands(tmp_path, launch, monkeypatch))

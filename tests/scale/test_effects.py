@@ -48,7 +48,7 @@ FREE_IN_STUDY: dict[str, Any] = {
 }  # fmt: skip
 FREE_IN_RUN = (
     "teacher_weights", "student_weights", "teacher_cache", "decode_threads", "fitted",
-    "check_images",
+    "check_images", "min_teacher_accuracy",
 )  # fmt: skip
 
 
@@ -92,6 +92,8 @@ def test_a_free_setting_of_a_run_changes_no_bit(
         values = (str(teacher), str(shutil.copy(teacher, tmp_path / "elsewhere.safetensors")))
     elif name == "teacher_cache":
         values = ("off", "on")
+    elif name == "min_teacher_accuracy":
+        values = (None, 0.5)
     elif name == "fitted":
         values = ((), ("lr 0.1",))
     elif name == "check_images":

@@ -204,10 +204,10 @@ def test_a_zoo_of_both_kinds_serves_the_study_and_its_baseline(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("page", "is no checkpoint"),
+        ("page", "and no checkpoint"),
         ("truncated", "is truncated, damaged or no checkpoint"),
         ("another", "holds a 'resnet20', not a 'resnet8': give --teacher resnet20"),
-        ("unknown", "holds no 'resnet8', nor any other model of the zoo"),
+        ("unknown", "that the model lacks .*the nearest of the zoo is resnet8"),
         ("classes", "has 7 classes but dataset 'digits' has 10"),
         ("missing", "No such file"),
     ],

@@ -20,7 +20,8 @@ class TeacherFigures:
     `metrics` as `val_<name>`, see `classification_metrics`, from `images` validation images.
     `log_prior` is the one in the teacher's file, and makes its class probabilities. Where the file
     has none, they are made by the study's prior under an evidential method, else by the softmax.
-    `candidates` of it were trained by the study, 0 if it was given.
+    `candidates` of it were trained by the study, 0 if it was given. `warnings` say why it may not
+    be what its user thinks, and what to do.
     """
 
     model: str
@@ -29,6 +30,11 @@ class TeacherFigures:
     images: int
     metrics: dict[str, float]
     log_prior: float | None
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # A list in JSON.
+        object.__setattr__(self, "warnings", tuple(map(str, self.warnings)))
 
     @classmethod
     def read(cls, study: Path) -> Self | None:

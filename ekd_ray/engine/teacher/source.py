@@ -175,11 +175,11 @@ class Teacher:
 
 @functools.lru_cache(maxsize=2)
 def _network(
-    name: str, path: str, sha256: str, normalization: str, num_classes: int, image_size: int,
-    precision: str, channels_last: bool, device: torch.device, plugins: tuple[str, ...],
-    folded: bool,
+    name: str, path: str, sha256: str, key: str | None, normalization: str, num_classes: int,
+    image_size: int, precision: str, channels_last: bool, device: torch.device,
+    plugins: tuple[str, ...], folded: bool,
 ) -> LiveTeacher:  # fmt: skip
-    model = load_model(name, num_classes, path)
+    model = load_model(name, num_classes, path, key=key)
     if folded:
         fold_batch_norms(model, image_size)
     return LiveTeacher(
@@ -199,7 +199,7 @@ def live_teacher(
     assert config.teacher and config.teacher_weights and config.teacher_normalization
     assert config.image_size
     return _network(
-        config.teacher, config.teacher_weights, config.teacher_sha256 or "",
+        config.teacher, config.teacher_weights, config.teacher_sha256 or "", config.teacher_key,
         config.teacher_normalization, num_classes, config.image_size, precision,
         config.channels_last, device, _teachers_plugin(config),
         not method_of(config).features,  # a folded convolution gives its batch norm's output
@@ -255,6 +255,8 @@ def table_spec(
     }
     if data.images.device.type != "cpu":  # a CPU has always computed it so
         facts["float32"] = FLOAT32
+    if config.teacher_key is not None:
+        facts["teacher_key"] = config.teacher_key
     if plugin := _teachers_plugin(config):
         facts["teacher_plugin"] = ", ".join(plugin)
     return TableSpec(

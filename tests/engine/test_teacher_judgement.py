@@ -1,0 +1,79 @@
+"""What speaks against a teacher: hand-made predictions, each with its answer."""
+
+import numpy as np
+import pytest
+
+from ekd_ray.engine.measure.teacher_judgement import (
+    judge_accuracy,
+    judge_normalizations,
+    judge_order,
+)
+from ekd_ray.models import Claims
+
+CLASSES = 10
+LABELS = np.random.default_rng(0).integers(0, CLASSES, 500)
+NAMES = tuple("abcdefghij")
+
+
+def right_in(share: float, labels: np.ndarray = LABELS, seed: int = 1) -> np.ndarray:
+    """Predictions right in this share of the images, and the next class in the others."""
+    wrong = np.random.default_rng(seed).permutation(len(labels)) >= share * len(labels)
+    return (labels + wrong) % CLASSES
+
+
+@pytest.mark.parametrize(
+    ("share", "claimed", "word"),
+    [
+        (0.9, None, None),
+        (0.9, 0.93, None),  # other images, another crop
+        (0.6, 0.93, "claims 93.0%"),
+        (0.1, None, "near chance"),
+        (0.1, 0.93, "near chance"),
+        (0.3, None, None),
+    ],
+)
+def test_accuracy(share, claimed, word):
+    found = judge_accuracy(right_in(share), LABELS, Claims(accuracy=claimed))
+    assert [word in warning for warning in found] == [True] * (word is not None)
+
+
+def test_chance_is_that_of_the_largest_class():
+    labels = np.repeat([0, 1], [400, 100])
+    assert judge_accuracy(np.zeros(500, int), labels, Claims())
+    assert not judge_accuracy(labels.copy(), labels, Claims())
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "count", "warned"),
+    [
+        (0.7, 0.9, 500, True),
+        (0.88, 0.9, 500, False),
+        (0.9, 0.7, 500, False),
+        (0.7, 0.78, 50, False),  # so few images do not tell
+    ],
+)
+def test_normalizations(own, other, count, warned):
+    labels = LABELS[:count]
+    others = {"half": right_in(other, labels, seed=2), "cifar10": right_in(0.2, labels)}
+    found = judge_normalizations(right_in(own, labels), others, labels)
+    assert ["--teacher-normalization half" in text for text in found] == [True] * warned
+
+
+def test_an_order_of_classes_is_found_by_names_and_without():
+    permuted = np.random.default_rng(3).permutation(CLASSES)
+    named = [NAMES[index] for index in permuted]
+    predicted = right_in(0.9)
+    assert not judge_order(predicted, LABELS, CLASSES, NAMES, NAMES)
+    assert not judge_order(predicted, LABELS, CLASSES, ["x", "y"], NAMES), "other words"
+    (by_name,) = judge_order(predicted, LABELS, CLASSES, named, NAMES)
+    assert f"class 0 is '{named[0]}' there" in by_name
+    (by_images,) = judge_order(permuted[predicted], LABELS, CLASSES, (), NAMES)
+    assert "another order" in by_images
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_guesses_are_no_order(seed):
+    classes = 100
+    draw = np.random.default_rng(seed)
+    labels, predicted = draw.integers(0, classes, (2, 500))
+    assert not judge_order(predicted, labels, classes, (), ())
