@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import subprocess
@@ -202,6 +203,12 @@ def warn_of_change(folder: Path, there: Mapping[str, Any], here: Mapping[str, An
         )
 
 
+def deciding_versions() -> dict[str, dict[str, str | None]]:
+    """The part of an `environment` that a record has whose run was not finished."""
+    return {"packages": {name: _version(name) for name in ("ekd_ray", "torch", "ray", "optuna")}}
+
+
+@functools.cache
 def _version(package: str) -> str | None:
     with contextlib.suppress(PackageNotFoundError):
         return version(package)
