@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import folder_cases
+import machine_cases
 import pytest
 from cases import Answer, Case, Hands, parameters
 from launchers_run import forked
@@ -12,7 +14,7 @@ def launch(name: str, *argv: object) -> Answer:
     return Answer(done.returncode, done.stdout + done.stderr)
 
 
-@pytest.mark.parametrize("case", parameters())
+@pytest.mark.parametrize("case", parameters(folder_cases, machine_cases))
 def test_each_is_answered(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     answer = case.hand_in(Hands(tmp_path, launch, monkeypatch))

@@ -339,7 +339,7 @@ THROUGH_SETTINGS = {
     *("model", "evidential", "seeds", "candidates", "candidate_count", "choose_by", "config"),
 }
 FREE_FLAGS = {"address", "download", "keep_ray_logs", "plugin", "trust_plugins", "out", "resume",
-              "test"}  # fmt: skip
+              "test", "repair", "accept_versions"}  # fmt: skip
 SAID = {"workers"}  # of a single run, which may have MIN:MAX of them: see the conditions above
 SHOWING = {
     "assume",
