@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config.settings import MOST_THREADS
+from ekd_ray.engine.cpu_quota import cpu_quota
 from ekd_ray.engine.determinism import FLOAT32
 from ekd_ray.engine.gpu_share import uses_gpu
 from ekd_ray.errors import UserError, shorten
@@ -116,39 +117,7 @@ def local_cpus() -> int:
     """CPUs that this process may run on, and that a container's limit leaves it."""
     affinity = getattr(os, "sched_getaffinity", None)
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(count, int(_cpu_quota())))
-
-
-def _cpu_quota(
-    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> float:
-    """CPUs that the control groups of this process leave it; all there could be without a limit.
-
-    A group of version 2 says `QUOTA PERIOD` in one file, one of version 1 in two. The groups above
-    count too; within a container its own one is the root.
-    """
-    quotas = [float(MOST_THREADS)]
-    with contextlib.suppress(OSError):
-        for line in groups.read_text().splitlines():
-            _, kinds, name = line.split(":", 2)
-            if kinds and "cpu" not in kinds.split(","):
-                continue
-            place = root / "cpu" if kinds else root
-            own = place / name.strip("/")
-            for folder in (own, *own.parents):
-                if folder.is_relative_to(place):
-                    quotas.append(_quota_in(folder))
-    return min(quotas)
-
-
-def _quota_in(folder: Path) -> float:
-    """CPUs that one control group allows."""
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-            quota, period = " ".join((folder / name).read_text() for name in names).split()
-            if float(quota) > 0:  # version 1 has -1 for no limit, version 2 `max`
-                return float(quota) / float(period)
-    return float(MOST_THREADS)
+    return max(1, min(count, int(cpu_quota())))
 
 
 @contextlib.contextmanager

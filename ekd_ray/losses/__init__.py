@@ -38,6 +38,7 @@ from ekd_ray.losses.dirichlet import (
     prior_kl_loss,
     vacuity,
 )
+from ekd_ray.losses.dist import dist_loss
 from ekd_ray.losses.evidential import EKD_WEIGHT, LOG_PRIOR, evidential
 from ekd_ray.losses.inputs import Scalar, at_least_float32, checked
 from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_TERM, KD_WEIGHT, STANDARDIZE, TEMPERATURE
@@ -51,6 +52,9 @@ from ekd_ray.losses.methods import (
     resolve_method,
     share_of_epochs,
 )
+from ekd_ray.losses.rld import rld_loss
+from ekd_ray.losses.ttm import wttm_loss
+from ekd_ray.losses.wkd import class_cost, wasserstein_kd_loss
 
 if TYPE_CHECKING:
     from ekd_ray.losses.objective import Objective
@@ -83,6 +87,11 @@ __all__ = [
     "dkd_loss",
     "mlkd_terms",
     "adversarial_temperature",
+    "rld_loss",
+    "wttm_loss",
+    "dist_loss",
+    "wasserstein_kd_loss",
+    "class_cost",
     "standardize_logits",
     # evidential
     "evidential_cross_entropy",

@@ -41,15 +41,15 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check the logits, `target` and `temperature` of a loss before it runs, without autocast.
 
-    Logits are all parameters that are annotated `Tensor` but `target`: floating [B, C] of one
-    shape, as the functions below ask for them.
+    Logits are all parameters that are annotated `Tensor` but `target` and `cost`: floating [B, C]
+    of one shape, as the functions below ask for them.
     """
     parameters = inspect.signature(function).parameters
     names = [
         name
         for name, parameter in parameters.items()
         if "Tensor" in (kind := parameter.annotation, getattr(kind, "__name__", None))
-        and name != "target"
+        and name not in ("target", "cost")
     ]
     positions = tuple(parameters)
 

@@ -15,7 +15,8 @@ from folder_cases import study
 
 from ekd_ray.cli.main import run as run_main
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.precision import _cpu_quota, environment
+from ekd_ray.engine.cpu_quota import cpu_quota
+from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError, user_error
 from ekd_ray.scale import cluster
 from ekd_ray.scale.ray_folder import private_folder
@@ -86,7 +87,7 @@ def quota(cpus: float, groups: str, **files: str) -> Callable[[Hands], None]:
             path = hands.folder / "fs" / name.replace("__", "/").replace("cpu_", "cpu.")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        assert _cpu_quota(hands.folder / "groups", hands.folder / "fs") == cpus
+        assert cpu_quota(hands.folder / "groups", hands.folder / "fs") == cpus
 
     return hand_in
 
