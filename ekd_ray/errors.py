@@ -149,6 +149,23 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__ or found.__context__
 
 
+def user_error(error: BaseException) -> UserError | None:
+    """The `UserError` that an error is or was made of, as Ray makes one of what a task raised.
+
+    Not one that was at hand by chance (`__context__`): that would hide another error.
+    """
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        inner = getattr(found, "cause", None)  # Ray's; the text of its own is a traceback
+        inner = inner if isinstance(inner, BaseException) else found.__cause__
+        if isinstance(found, UserError) and not isinstance(inner, UserError):
+            return found
+        found = inner
+    return None
+
+
 def disk_full_error(error: BaseException) -> NoSpace | None:
     """The sentence for an error that comes of a full disk, directly or wrapped; else None."""
     for found in error_chain(error):

@@ -47,7 +47,8 @@ def add_setting(
     if kind is bool:
         group.add_argument(*flags, dest=name, action="store_const", const=True, help=text)
         return
-    options: dict[str, Any] = {"type": kind} if kind in (int, float) else {}
+    options: dict[str, Any] = {"type": _whole_number if kind is int else kind}
+    options = options if kind in (int, float) else {}
     if words_of(hints_of(cls)[name]):
         options = {"type": functools.partial(_number_or_word, kind)}
     group.add_argument(
@@ -60,10 +61,24 @@ def add_setting(
     )
 
 
+def _whole_number(text: str) -> int:
+    """A whole number, as `1_000` or `1e3` too; raises ValueError, as argparse expects."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise
+        return int(number)
+
+
+_whole_number.__name__ = "int"  # by which argparse names it to the user
+
+
 def _number_or_word(kind: type[float], text: str) -> float | str:
     """A number, or the text, which the configuration refuses unless it knows it."""
     try:
-        return kind(text)
+        return _whole_number(text) if kind is int else kind(text)
     except ValueError:
         return text
 

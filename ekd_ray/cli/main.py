@@ -22,7 +22,14 @@ from typing import Any, Protocol
 from ekd_ray.cli.help_text import HelpParser, all_actions
 from ekd_ray.cli.interrupts import describe_interrupt, handle_interrupts
 from ekd_ray.cli.output import print_text
-from ekd_ray.errors import EXIT_INTERRUPTED, Interrupted, UserError, disk_full_error, unknown_name
+from ekd_ray.errors import (
+    EXIT_INTERRUPTED,
+    Interrupted,
+    UserError,
+    disk_full_error,
+    unknown_name,
+    user_error,
+)
 
 STDOUT, STDERR = 1, 2
 PACKAGE = Path(__file__).parents[1]
@@ -201,17 +208,14 @@ def run(main: Callable[[], int | None]) -> None:
     threading.excepthook = _report_in_thread
     try:
         code = main() or 0
-    except UserError as error:
-        print_text(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
     except (KeyboardInterrupt, Interrupted):
         print_text(describe_interrupt(), file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
-        full = disk_full_error(error)
-        if full is not None:
-            print_text(f"error: {full}", file=sys.stderr)
-            code = full.exit_code
+        said = user_error(error) or disk_full_error(error)
+        if said is not None:
+            print_text(f"error: {said}", file=sys.stderr)
+            code = said.exit_code
         elif isinstance(error, BrokenPipeError) and (_is_gone(STDOUT) or _is_gone(STDERR)):
             code = 0
         else:

@@ -67,6 +67,7 @@ class Request:
     require_gain: bool = False
     download: bool = False
     resume: bool = False
+    accept_versions: bool = False
     dry_run: bool = False
     quiet: bool = False
     json: bool = False

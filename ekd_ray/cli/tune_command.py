@@ -64,6 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --resume: N more configurations for the study in --out",
     )
     group.add_argument(
+        "--repair",
+        action="store_true",
+        help="with --resume: first rebuild a damaged study.yaml from the trials",
+    )
+    group.add_argument(
+        "--accept-versions",
+        action="store_true",
+        help="with --resume: go on under releases whose results need not compare with those there",
+    )
+    group.add_argument(
         "--warm-start",
         nargs="+",
         default=[],
@@ -96,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     """Run one study, or one after the other, from teacher to exported winner."""
     from ekd_ray.scale.assumed_nodes import assuming
 
+    if args.repair:
+        _repair(args)
     request = study_request(args)
     with show_during("loading PyTorch and Ray ...", quiet=request.quiet):
         set_up_ray(request.address, keep_logs=request.keep_ray_logs)
@@ -103,6 +115,20 @@ def run(args: argparse.Namespace) -> int:
         if "" in request.studies:
             return _run_one(request.studies[""], request)
         return _run_many(request)
+
+
+def _repair(args: argparse.Namespace) -> None:
+    """Rebuild the head of the study in --out, if it is damaged; says what was done."""
+    from ekd_ray.studies.places import locate
+
+    out, location = locate(args.out) if args.out else (None, None)
+    if out is None or location is not None or not args.resume:
+        raise UserError("--repair goes together with --resume and --out FOLDER, no URI.")
+    with show_during("looking at the study's records ...", quiet=args.quiet):
+        from ekd_ray.studies.repair import repair_study
+
+        done = repair_study(out)
+    print_text(done, file=sys.stderr)
 
 
 def _run_one(recipe: Recipe, request: Request) -> int:
@@ -282,5 +308,5 @@ def _run_study(
     with contextlib.closing(terminal):
         return conduct_study(
             config, out, terminal, location=location, resume=resume, download=request.download,
-            on_begin=show_plan,
+            accept_versions=request.accept_versions, on_begin=show_plan,
         )  # fmt: skip

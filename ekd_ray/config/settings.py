@@ -344,6 +344,7 @@ def _coerce(keys: Keys, hint: Any, value: Any, choices: tuple[str, ...] | None =
         return value
     hint = _without_words(hint)
     origin = typing.get_origin(hint) or hint
+    value = _plain_scalar(value, numeric=origin in (int, float))
     if origin in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
         number = _finite(keys, value)
         if origin is float:
@@ -367,6 +368,19 @@ def _coerce(keys: Keys, hint: Any, value: Any, choices: tuple[str, ...] | None =
     if choices and hint is str:
         kinds = f"one of {', '.join(choices)}"
     raise UserError(f"{_name(keys)} must be {kinds}, got {shorten(value)}.", keys=keys)
+
+
+_GROUPED = re.compile(r"[-+]?\d{1,3}(_\d{3})+(\.\d+)?")  # 1_000, which YAML 1.2 takes for a text
+
+
+def _plain_scalar(value: Any, *, numeric: bool) -> Any:
+    """A scalar of NumPy as Python's, and for a setting that is a number the text `1_000` as one."""
+    numpy = sys.modules.get("numpy")  # of one that is not loaded there are no scalars
+    if numpy and isinstance(value, numpy.generic):
+        return value.item()
+    if numeric and isinstance(value, str) and _GROUPED.fullmatch(value):
+        return float(value) if "." in value else int(value)
+    return value
 
 
 def _type_name(hint: Any) -> str:

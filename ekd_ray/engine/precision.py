@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config.settings import MOST_THREADS
+from ekd_ray.engine.cpu_quota import cpu_quota
 from ekd_ray.engine.determinism import FLOAT32
 from ekd_ray.engine.gpu_share import uses_gpu
 from ekd_ray.errors import UserError, shorten
@@ -112,8 +114,10 @@ def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
 
 
 def local_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may run on, and that a container's limit leaves it."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(count, int(cpu_quota())))
 
 
 @contextlib.contextmanager
@@ -202,6 +206,12 @@ def warn_of_change(folder: Path, there: Mapping[str, Any], here: Mapping[str, An
         )
 
 
+def deciding_versions() -> dict[str, dict[str, str | None]]:
+    """The part of an `environment` that a record has whose run was not finished."""
+    return {"packages": {name: _version(name) for name in ("ekd_ray", "torch", "ray", "optuna")}}
+
+
+@functools.cache
 def _version(package: str) -> str | None:
     with contextlib.suppress(PackageNotFoundError):
         return version(package)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config.plugins import SOURCES, names_plugins
 from ekd_ray.errors import UserError, spell_controls
-from ekd_ray.files import check_name, make_private, read_bytes
+from ekd_ray.files import expand_home, make_private, read_bytes
 from ekd_ray.remote.lease import LEASE, Lease, take_lease
 from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
 from ekd_ray.remote.mirror import (
@@ -195,7 +195,7 @@ def open_folder(path: str | Path) -> Path:
     if isinstance(path, str) and is_uri(path):
         found = parse_location(path)
         return found if isinstance(found, Path) else reading_copy(found)
-    return check_name(path)
+    return expand_home(path)
 
 
 def holds(location: Location, name: str) -> bool:

@@ -29,11 +29,11 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.errors import Damaged, UserError, shorten
 from ekd_ray.files import check_format, parse_json, read_json, write_json, write_text
+from ekd_ray.results.study_file import STUDY_FILE as STUDY_FILE
 
 # Of studies, their records and tables, candidates and bundles. 1: the records of confirm runs were
 # without their settings, and those of trials without what finished runs have.
 FORMAT_VERSION = 2
-STUDY_FILE = "study.yaml"
 REPORT = Path("report") / "index.html"
 BEST = "best"  # the bundle of its winner
 PLACE = "uri"  # in that file: where the study is kept, of which its folder is a copy
@@ -184,7 +184,9 @@ class RunRecord:
         Args:
             reason: of a failure; without it the one that the run has left.
         """
-        from ekd_ray.engine.runlog import end_session  # loads torch, which a reader does not need
+        # They load torch, which a reader does not need.
+        from ekd_ray.engine.precision import deciding_versions
+        from ekd_ray.engine.runlog import end_session
 
         if status == "failed" and reason is None:
             reason = failure_reason(self.folder)
@@ -192,6 +194,7 @@ class RunRecord:
         record = replace(
             self, status=status, reason=reason, history=history,
             metrics=history[-1] if history else {}, seconds=spent_seconds(history),
+            environment=self.environment or deciding_versions(),
         )  # fmt: skip
 
         end_session(self.folder, failed=status == "failed")

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.plugins import SOURCES, files_trusted, load_named, stamps_in_study
 from ekd_ray.config.targets import (
@@ -46,6 +46,7 @@ from ekd_ray.results.records import (
     table_of_rows,
     trial_folders,
 )
+from ekd_ray.results.study_file import read_study_file
 from ekd_ray.results.words import describe_few_pictures
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class StudyReader:
             ]
             cure = f"there are {', '.join(found)}" if found else "give the folder of a run"
             raise UserError(f"{path} holds no study (no {STUDY_FILE}): {cure}.")
-        file = YamlFile.read(folder / STUDY_FILE)
+        file = read_study_file(folder / STUDY_FILE)
         check_format(folder / STUDY_FILE, file.values.get("format_version", 1), FORMAT_VERSION)
         with files_trusted(trust_plugins):
             load_named(stamps_in_study(file.values), folder / SOURCES, named_by=folder / STUDY_FILE)

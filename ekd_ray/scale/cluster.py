@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import threading
@@ -45,6 +46,7 @@ ENVIRONMENT = {
 }
 
 ADDRESS = "RAY_ADDRESS"
+LEAST_FILES = 4096  # that a process of Ray may have open
 WATCH_SECONDS = 1.0  # between two looks at the processes of a Ray of our own
 EXIT_WITHOUT_RAY = 1
 REACH_SECONDS = 10.0  # until an address counts as unreachable
@@ -98,6 +100,8 @@ def _ray_started(folder: Path | None) -> Iterator[None]:
     import ray
 
     check_address()
+    if not on_cluster():
+        _allow_open_files()
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if not on_cluster():
         # By itself Ray would join whatever else was last started on this machine.
@@ -135,6 +139,23 @@ def _ray_started(folder: Path | None) -> Iterator[None]:
                 yield
         finally:
             ray.shutdown()
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files to what Ray's processes, which inherit it, need.
+
+    Raises:
+        UserError: the hard limit is lower: Ray would hang, or its workers die, without saying why.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if hard != unlimited and hard < LEAST_FILES:
+        raise UserError(
+            f"a process may open {hard} files here, and Ray's need >= {LEAST_FILES}: raise the "
+            f"limit (ulimit -Hn {LEAST_FILES}, or --ulimit nofile={LEAST_FILES} of a container)."
+        )
+    if soft != unlimited and soft < LEAST_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (LEAST_FILES, hard))
 
 
 @contextlib.contextmanager

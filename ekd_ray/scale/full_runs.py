@@ -19,7 +19,8 @@ from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.optuna_private import reopen_trial
 from ekd_ray.scale.schedulers import ACCURACY, Chance, rung_score
-from ekd_ray.scale.searcher import FULL_RUN, REPEATED, OptunaSearcher
+from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.storage import FULL_RUN, REPEATED
 
 
 class FullRuns(OptunaSearcher):

@@ -35,16 +35,15 @@ from ekd_ray.results.records import (
     trial_name,
 )
 from ekd_ray.scale.budget import Budget
+from ekd_ray.scale.journal_rebuild import open_or_rebuild
 from ekd_ray.scale.optuna_private import reopen_trial, stored_trial
 from ekd_ray.scale.space import Space, first_points, point_config
-from ekd_ray.scale.storage import open_study, write_together
+from ekd_ray.scale.storage import FULL_RUN, REPEATED, write_together
 from ekd_ray.scale.trial_slots import DEATH_REASON
 from ekd_ray.scale.worker import RUN, check_disk
 
 REPEATS = 64  # points in a row that were tried before: then the space holds no new one
 _EXHAUSTED = "exhausted"
-REPEATED = "repeats trial"
-FULL_RUN = "full run of trial"  # with the number of the trial that was stopped early
 _STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -84,7 +83,7 @@ class OptunaSearcher(Searcher):
         self._needed = config.all_objectives
         self.base = base
         self.space = Space(config.space)
-        self.study = open_study(run, config)
+        self.study = open_or_rebuild(run, config, self.space)
         self.budget = budget or Budget(config)
         self._running: dict[str, tuple[Trial, RunRecord]] = {}
         self._interrupted: deque[int] = deque()

@@ -20,7 +20,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from ekd_ray.config import StudyConfig, YamlFile
+from ekd_ray.config import StudyConfig
 from ekd_ray.errors import Damaged, UserError, check_installed, hide_secrets, shorten
 from ekd_ray.files import (
     NoSuchFile,
@@ -32,12 +32,18 @@ from ekd_ray.files import (
     write_text,
 )
 from ekd_ray.results.records import JOURNAL, PLACE, REPORT, STUDY_FILE, trial_folders
+from ekd_ray.results.study_file import read_study_file
 from ekd_ray.scale.optuna_private import lock_files, storage_of
 from ekd_ray.scale.samplers import make_sampler
 from ekd_ray.scale.space import silence_optuna
 
 # In a database several studies live together: each has the name that its folder holds.
 NAME_FILE = "optuna.study"
+# Attributes of trials, with the number of another: whose point they have, or of which they are all
+# the epochs because that was stopped early.
+REPEATED = "repeats trial"
+FULL_RUN = "full run of trial"
+SETTINGS = "study"  # attribute of a study in a journal: its settings, as its file has them
 _DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 # Options by which drivers of databases take one, besides the place before the host.
 _PASSWORDS = ("password", "passwd", "sslpassword", "token")
@@ -61,8 +67,11 @@ _OPTIONS = {
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-def open_study(run: Path, config: StudyConfig) -> optuna.Study:
+def open_study(run: Path, config: StudyConfig, *, journal: Path | None = None) -> optuna.Study:
     """The study's Optuna records, created on first use.
+
+    Args:
+        journal: its file, where that is not in its place in the folder.
 
     Raises:
         UserError: a database that cannot be reached.
@@ -71,7 +80,7 @@ def open_study(run: Path, config: StudyConfig) -> optuna.Study:
     url = config.optuna_storage
     try:
         if url is None:
-            storage: BaseStorage = Journal(run / JOURNAL)
+            storage: BaseStorage = Journal(journal or run / JOURNAL)
             # A journal has one study. Its folder may have been renamed since.
             known = storage.get_all_studies()
             name = known[0].study_name if known else run.resolve().name
@@ -108,13 +117,15 @@ def _describe(study: optuna.Study, run: Path, config: StudyConfig) -> None:
     """Say what the study is about where Optuna's own tools show it, in its attributes."""
     shared, header = config.distill, {}
     if (run / STUDY_FILE).exists():
-        header = YamlFile.read(run / STUDY_FILE).values
+        header = read_study_file(run / STUDY_FILE).values
     facts = {
         "pair": f"{shared.teacher or 'none'}-{shared.student}",
         "data": shared.dataset,
         "recipe": config.recipe_name,
         "report": f"{header.get(PLACE) or run.absolute()}/{REPORT.as_posix()}",
     }
+    if config.optuna_storage is None:
+        facts[SETTINGS] = header.get("study")  # by which the study's file is repaired
     known = study.user_attrs
     with write_together(study):
         for name, value in facts.items():
@@ -199,10 +210,7 @@ class Journal(JournalStorage):
         except (MemoryError, OSError, UserError):
             raise
         except Exception:  # whatever Optuna makes of a line that it has not written
-            reason = (
-                f"its line {self.lines.count} is none that Optuna writes; put a copy of the file "
-                "in its place, or begin another study with --warm-start and this one"
-            )
+            reason = f"its line {self.lines.count} is none that Optuna writes"
             raise Damaged(path, reason) from None
 
 
@@ -230,7 +238,10 @@ def drop_unknown_trials(run: Path) -> list[str]:
     """
     known = set()
     if (run / JOURNAL).exists():
-        storage = Journal(run / JOURNAL)
+        try:
+            storage = Journal(run / JOURNAL)
+        except Damaged:
+            return []  # it is made anew from these trials
         for name in optuna.get_all_study_names(storage):
             trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
             known |= {trial.number for trial in trials if trial.state != TrialState.WAITING}

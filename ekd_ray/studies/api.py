@@ -69,6 +69,7 @@ def tune(
     warm_start: Sequence[PathLike] = (),
     extend: int | None = None,
     resume: bool = False,
+    accept_versions: bool = False,
     download: bool = False,
     wait: bool = True,
     detach: bool = False,
@@ -100,6 +101,8 @@ def tune(
         warm_start: finished studies whose best points are tried first.
         extend: so many more trials for the study in `out`, with `resume`.
         resume: continue the study in `out`; with `out` alone, as it is.
+        accept_versions: resume also under releases whose results need not compare with those that
+            the study has.
         download: fetch missing CIFAR archives.
         wait: False returns at once; the study runs in a child process, which ends with this one.
         detach: that process goes on when this one ends.
@@ -148,14 +151,16 @@ def tune(
             check_folder(folder, config, resume=resume)
         if not wait:
             return start_study(
-                config, folder, location=location, resume=resume, download=download, detach=detach
-            )
+                config, folder, location=location, resume=resume, download=download,
+                accept_versions=accept_versions, detach=detach,
+            )  # fmt: skip
         with contextlib.closing(
             listening(callbacks, progress=progress, metric=config.metric)
         ) as observer:
             conduct_study(
-                config, folder, observer, location=location, resume=resume, download=download
-            )
+                config, folder, observer, location=location, resume=resume, download=download,
+                accept_versions=accept_versions,
+            )  # fmt: skip
         return Study.load(folder)
 
 

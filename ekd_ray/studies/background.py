@@ -31,7 +31,7 @@ from ekd_ray.results.study import (
 )
 from ekd_ray.scale.cluster import joined_address
 from ekd_ray.studies.callbacks import Together
-from ekd_ray.studies.pipeline import check_writable, conduct_study
+from ekd_ray.studies.pipeline import conduct_study, lock_folder
 
 POLL_SECONDS = 0.2
 
@@ -49,6 +49,7 @@ class Job:
     location: Location | None
     resume: bool
     download: bool
+    accept_versions: bool
     parent: int | None
     plugins: LoadedPlugins  # which come with the job
 
@@ -60,6 +61,7 @@ def start_study(
     location: Location | None,
     resume: bool,
     download: bool,
+    accept_versions: bool = False,
     detach: bool,
 ) -> Study:
     """Begin or continue a checked study in a child process; returns once it has its folder.
@@ -67,10 +69,12 @@ def start_study(
     Raises:
         UserError: the study could not begin.
     """
-    check_writable(out)
+    with lock_folder(out):  # of another driver not even the log is written to
+        pass
     job = Job(
         config=config, out=out, location=location, resume=resume, download=download,
-        parent=None if detach else os.getpid(), plugins=LoadedPlugins(config.distill.plugins),
+        accept_versions=accept_versions, parent=None if detach else os.getpid(),
+        plugins=LoadedPlugins(config.distill.plugins),
     )  # fmt: skip
     environment = {**os.environ, **joined_address()}
     with open(out / DRIVER_LOG, "ab") as log:
@@ -100,7 +104,7 @@ def main(source: IO[bytes]) -> int:
     try:
         conduct_study(
             job.config, job.out, Together([]), location=job.location, resume=job.resume,
-            download=job.download,
+            download=job.download, accept_versions=job.accept_versions,
         )  # fmt: skip
     except (KeyboardInterrupt, Interrupted):
         return EXIT_INTERRUPTED

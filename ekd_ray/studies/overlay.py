@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.distill_config import DATASETS
 from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.errors import UserError, error_context, hide_secrets, shorten, unknown_name
 from ekd_ray.files import expand_home
+from ekd_ray.results.study_file import read_study_file
 from ekd_ray.studies.fitting import fit_values, with_epochs
 from ekd_ray.studies.places import absolute, absolute_paths
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge
@@ -188,7 +189,7 @@ def count_extended(header: Path, more: int) -> int:
     """
     if more < 1:
         raise UserError(f"a study is extended by >= 1 trials, got {more}.")
-    values = YamlFile.read(header).values
+    values = read_study_file(header).values
     there = values.get("study")
     default = StudyConfig().trials
     trials = there.get("trials", default) if isinstance(there, Mapping) else default

@@ -11,7 +11,7 @@ import functools
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +19,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
+from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.phrases import command_text, several
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.settings import Settings
 from ekd_ray.config.study_config import EXTENDED_FROM
-from ekd_ray.config.yaml_files import dump_yaml
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.data.scan import Say
 from ekd_ray.engine.checkpoint import forget_checkpoint
@@ -46,7 +45,7 @@ from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.teacher.tried import try_teacher
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
-from ekd_ray.files import check_own_folder, is_temporary, remove_temporaries, write_text
+from ekd_ray.files import check_own_folder, is_temporary, remove_temporaries
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
 from ekd_ray.remote.location import Location
@@ -64,6 +63,7 @@ from ekd_ray.results.records import (
     STUDY_FILE,
 )
 from ekd_ray.results.study import DRIVER_LOG, Study
+from ekd_ray.results.study_file import read_study_file, write_study_file
 from ekd_ray.results.words import describe_teacher, resume_command
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import (
@@ -254,15 +254,22 @@ def _check_softmax_teacher(config: StudyConfig, base: DistillConfig) -> str | No
 
 
 def open_run(
-    out: Path, config: StudyConfig, *, resume: bool, location: Location | None = None
+    out: Path,
+    config: StudyConfig,
+    *,
+    resume: bool,
+    location: Location | None = None,
+    accept_versions: bool = False,
 ) -> Study:
     """Create the study's folder, or join the one that is there with `resume`.
 
     Args:
         location: the URI that `out` is this machine's copy of, which the study's file then names.
+        accept_versions: go on although results of other versions do not compare.
 
     Raises:
-        UserError: the folder holds another study, or something else, or cannot be written.
+        UserError: the folder holds another study, or something else, or cannot be written; it
+            was begun with versions that do not compare.
     """
     check_folder(out, config, resume=resume)
     check_writable(out)
@@ -273,6 +280,7 @@ def open_run(
         before = there.header.get(EXTENDED_FROM)
         if before is None and there.config.trials < config.trials:
             before = there.config.trials
+        check_versions(out, there.header.get("environment"), now, accept=accept_versions)
         with contextlib.suppress(KeyError, TypeError):  # where nothing, or nonsense, is recorded
             warn_of_change(out, hardware(there.header["environment"]), hardware(now))
     header = {
@@ -288,7 +296,7 @@ def open_run(
         "study": config.to_dict(),
     }
     write_sources(out, config.distill.plugins)
-    write_text(out / STUDY_FILE, dump_yaml(header))
+    write_study_file(out, header)
     return Study.load(out)
 
 
@@ -307,6 +315,52 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
         raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
+
+
+# Of each package, how many parts of its version must be equal for results to compare: a minor
+# release of ekd_ray may move numbers, and torch's bits are told of by `warn_of_change`.
+_COMPARED_PARTS = {"ekd_ray": 2, "torch": 1, "ray": 0, "optuna": 0}
+
+
+def check_versions(
+    folder: Path, there: object, here: Mapping[str, Any], *, accept: bool = False
+) -> None:
+    """Say that a study goes on under other versions than it was begun with.
+
+    Args:
+        there: the `environment` that it has recorded; nonsense is no reason to stop.
+        here: that of now.
+        accept: warn also where results do not compare.
+
+    Raises:
+        UserError: results of these versions do not compare.
+    """
+    packages = there.get("packages") if isinstance(there, Mapping) else None
+    known = packages if isinstance(packages, Mapping) else {}
+    told: list[str] = []
+    refused: list[str] = []
+    for name, parts in _COMPARED_PARTS.items():
+        old, new = known.get(name), here["packages"].get(name)
+        if not (isinstance(old, str) and isinstance(new, str)) or old == new:
+            continue
+        other = old.split(".")[:parts] != new.split(".")[:parts]
+        text = f"{name} {new} instead of {old}"
+        if other:
+            refused.append(text)
+        elif name != "torch":  # of which `warn_of_change` speaks
+            told.append(text)
+    if refused and not accept:
+        raise UserError(
+            f"{folder} would go on with {', '.join(refused)}, whose results need not compare with "
+            "those that it has: install the version that it was begun with, or add "
+            "--accept-versions."
+        )
+    if refused or told:
+        warnings.warn(
+            f"{folder} goes on with {', '.join(refused + told)}: each record has the versions "
+            "that made it.",
+            stacklevel=2,
+        )
 
 
 def is_left_over(path: Path) -> bool:
@@ -368,7 +422,7 @@ def _check_trials(study: Study, config: StudyConfig) -> None:
 
 def _check_continues(study: Study) -> None:
     """Refuse an older study whose further trials would not be of the kind that it has."""
-    written = YamlFile.read(study.path / STUDY_FILE).values["study"]["distill"]
+    written = read_study_file(study.path / STUDY_FILE).values["study"]["distill"]
     searched = {"method", "temperature"} & {*(study.config.space or {})}
     second_order = study.config.distill.to_dict()["ekd_temperature"] is not None
     if "ekd_temperature" not in written and second_order and searched:
@@ -407,6 +461,7 @@ def conduct_study(
     location: Location | None = None,
     resume: bool = False,
     download: bool = False,
+    accept_versions: bool = False,
     on_begin: Callable[[], None] = lambda: None,
 ) -> Bundle:
     """Begin or continue a checked study and bring it to its end.
@@ -414,6 +469,7 @@ def conduct_study(
     Args:
         config: what `prepare_study` returned.
         location: the URI that `out` is this machine's copy of.
+        accept_versions: as of `open_run`.
         on_begin: called once the folder is this study's.
 
     Raises:
@@ -429,13 +485,17 @@ def conduct_study(
         if download:
             dataset, root = config.distill.dataset, config.data_root
             load_dataset(dataset, "train", data_root=root, download=True)
-        study = open_run(out, config, resume=resume, location=location)
-        on_begin()
-        return run_study(study, observer)
+        check_folder(out, config, resume=resume)  # before a folder and its lock are made
+        with lock_folder(out):
+            study = open_run(
+                out, config, resume=resume, location=location, accept_versions=accept_versions
+            )
+            on_begin()
+            return run_study(study, observer)
 
 
 def run_study(study: Study, observer: Observer) -> Bundle:
-    """Run or continue a study to its exported bundle in `<study>/best`.
+    """Run or continue a study to its exported bundle in `<study>/best`, in its `lock_folder`.
 
     Args:
         study: opened by `open_run` from a configuration that `check_study` returned.
@@ -444,23 +504,22 @@ def run_study(study: Study, observer: Observer) -> Bundle:
         UserError: refused before compute, or nothing came of it. Interrupted: stopped
             by the user; `resume=True` continues.
     """
-    with lock_folder(study.path):
-        _sweep(study.path)
-        try:
-            bundle = _run_stages(study.config, study.path, observer)
-        except NoWinner:  # only more trials help
-            _end_extension(study.path)
-            raise
-        _sweep(study.path)
+    _sweep(study.path)
+    try:
+        bundle = _run_stages(study.config, study.path, observer)
+    except NoWinner:  # only more trials help
         _end_extension(study.path)
+        raise
+    _sweep(study.path)
+    _end_extension(study.path)
     return bundle
 
 
 def _end_extension(out: Path) -> None:
     """From here on the same --extend adds trials again."""
-    header = YamlFile.read(out / STUDY_FILE).values
+    header = read_study_file(out / STUDY_FILE).values
     if header.pop(EXTENDED_FROM, None) is not None:
-        write_text(out / STUDY_FILE, dump_yaml(header))
+        write_study_file(out, header)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from ekd_ray.config.plugins import (
 )
 from ekd_ray.config.yaml_files import Places, find_place
 from ekd_ray.errors import Keys, UserError, error_context, meant_name, shorten, unknown_name
+from ekd_ray.results.study_file import read_study_file
 from ekd_ray.studies.fitting import check_rules
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -120,7 +121,7 @@ class Recipe:
     @classmethod
     def of_study(cls, path: str | Path, method: str | None = None) -> Recipe:
         """The study that the `study.yaml` of a run holds."""
-        file = YamlFile.read(path)
+        file = read_study_file(Path(path))
         written = file.values.get("study") or {}
         if not isinstance(written, Mapping):
             raise UserError(f"{path}: study must be a mapping of settings, got {shorten(written)}.")

@@ -149,8 +149,7 @@ def study(out: Path) -> None:
         ):
             stack.enter_context(mock.patch.object(module, name, stand_in))
         config = pipeline.check_study(CONFIG)
-        opened = pipeline.open_run(out, config, resume=(out / STUDY_FILE).exists())
-        pipeline.run_study(opened, mock.Mock())
+        pipeline.conduct_study(config, out, mock.Mock(), resume=(out / STUDY_FILE).exists())
 
 
 class Changes:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import folder_cases
+import machine_cases
 import picture_cases
 import pytest
 import teacher_cases
@@ -14,7 +16,10 @@ def launch(name: str, *argv: object) -> Answer:
     return Answer(done.returncode, done.stdout + done.stderr)
 
 
-@pytest.mark.parametrize("case", parameters(picture_cases, teacher_cases))
+CASES = parameters(picture_cases, teacher_cases, folder_cases, machine_cases)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_each_is_answered(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     answer = case.hand_in(Hands(tmp_path, launch, monkeypatch))

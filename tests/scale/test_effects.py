@@ -30,6 +30,7 @@ from ekd_ray.files import sha256_file
 from ekd_ray.losses.methods import with_method
 from ekd_ray.results import Study
 from ekd_ray.results.records import RunRecord
+from ekd_ray.results.study_file import read_study_file, write_study_file
 from ekd_ray.scale.worker import TrainOptions, train_run
 from ekd_ray.studies.overlay import count_extended
 from ekd_ray.studies.pipeline import check_study, check_unchanged, open_run, run_study
@@ -257,7 +258,7 @@ def test_the_softmax_teacher_of_a_study_stays_the_same_file(teacher: Path, tmp_p
     with pytest.raises(UserError, match="softmax_teacher_sha256 is "):
         open_run(tmp_path / "run", two, resume=True)
     header = yaml.safe_load((tmp_path / "run" / "study.yaml").read_text())
-    del header["study"]["softmax_teacher_sha256"]  # as older releases wrote it
+    del header["checksum"], header["study"]["softmax_teacher_sha256"]  # as older releases wrote it
     (tmp_path / "run" / "study.yaml").write_text(yaml.safe_dump(header))
     open_run(tmp_path / "run", one, resume=True)
 
@@ -301,10 +302,32 @@ def test_another_machine_is_said(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         open_run(tmp_path, config, resume=True)
     header = yaml.safe_load((tmp_path / "study.yaml").read_text())
-    header["environment"]["packages"]["torch"] = "1.0"
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(header))
-    with pytest.warns(UserWarning, match=r"torch .* instead of 1\.0"):
+    header["environment"]["packages"] |= {"torch": "2.0.9", "ray": "2.0", "optuna": "3.0"}
+    write_study_file(tmp_path, header)
+    with pytest.warns(UserWarning, match="goes on with") as said:
         open_run(tmp_path, config, resume=True)
+    told = " ".join(str(one.message) for one in said)
+    assert all(f"instead of {old}" in told for old in ("2.0.9", "2.0", "3.0"))
+
+
+@pytest.mark.parametrize("name", ["ekd_ray", "torch"])
+def test_versions_that_do_not_compare_are_refused_unless_accepted(
+    tmp_path: Path, name: str
+) -> None:
+    config = StudyConfig(distill=TINY, space=SPACE)
+    open_run(tmp_path, config, resume=False)
+    header = read_study_file(tmp_path / "study.yaml").values
+    header["environment"]["packages"][name] = "99.1"
+    write_study_file(tmp_path, header)
+    before = (tmp_path / "study.yaml").read_bytes()
+    with pytest.raises(UserError, match=rf"{name} .*99\.1.*--accept-versions"):
+        open_run(tmp_path, config, resume=True)
+    assert (tmp_path / "study.yaml").read_bytes() == before
+    with pytest.warns(UserWarning, match=rf"{name} .* instead of 99\.1"):
+        open_run(tmp_path, config, resume=True, accept_versions=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_run(tmp_path, config, resume=True)  # from here on it is of these versions
 
 
 def test_another_number_of_threads_is_said(tmp_path: Path) -> None:
@@ -323,7 +346,7 @@ THROUGH_SETTINGS = {
     *("model", "evidential", "seeds", "candidates", "candidate_count", "choose_by", "config"),
 }
 FREE_FLAGS = {"address", "download", "keep_ray_logs", "plugin", "trust_plugins", "out", "resume",
-              "test"}  # fmt: skip
+              "test", "repair", "accept_versions"}  # fmt: skip
 SAID = {"workers"}  # of a single run, which may have MIN:MAX of them: see the conditions above
 SHOWING = {
     "assume",

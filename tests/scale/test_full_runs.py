@@ -18,8 +18,8 @@ from ekd_ray.results.study import Study
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.full_runs import FullRuns, promise
 from ekd_ray.scale.schedulers import Chance
-from ekd_ray.scale.searcher import FULL_RUN, OptunaSearcher
-from ekd_ray.scale.storage import open_study
+from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.storage import FULL_RUN, open_study
 from ekd_ray.scale.worker import RUN
 
 EPOCHS = 4

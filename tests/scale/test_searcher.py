@@ -15,7 +15,6 @@ from optuna.trial import TrialState
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.errors import Damaged
 from ekd_ray.results.records import FAILURE, JOURNAL, RESULT, RunRecord, read_record, trial_folder
 from ekd_ray.scale import search
 from ekd_ray.scale.schedulers import make_scheduler
@@ -161,23 +160,46 @@ def test_a_damaged_record_is_put_aside_on_resume(
     assert not (job.folder / RESULT).exists()
 
 
-@pytest.mark.parametrize("when", ["resume", "fetched"])
 @pytest.mark.parametrize(
     "line",
     ["garbage", "[1]", "\0" * 50, "[" * 10**5, '{"op_code": 99, "worker_id": "x"}',
-     '{"op_code": 4, "worker_id": "x"}', '{"op_code": 0, "study_name": "x", "directions": [7]}'],
-    ids=["words", "list", "nulls", "deep", "operation", "keys", "direction"],
+     '{"op_code": 4, "worker_id": "x"}', '{"op_code": 0, "study_name": "x", "directions": [7]}',
+     None],
+    ids=["words", "list", "nulls", "deep", "operation", "keys", "direction", "no journal"],
 )  # fmt: skip
-def test_a_damaged_line_of_the_journal_is_named(
-    tmp_path: Path, config: StudyConfig, line: str, when: str
+def test_a_damaged_journal_is_made_anew_from_the_trials(
+    tmp_path: Path, config: StudyConfig, line: str | None
 ) -> None:
-    suggest(make(tmp_path, config), "a")
+    """Two trials had ended, one of them in a record that is damaged, and one was interrupted."""
+    first = make(tmp_path, config)
+    jobs = [suggest(first, name) for name in "abc"]
+    train(first, "a", jobs[0], [0.3] * EPOCHS)
+    train(first, "b", jobs[1], [0.2])
+    train(first, "c", jobs[2], [0.1])
+    first.on_trial_complete("a", {})
+    first.on_trial_complete("b", {})
+    (jobs[1].folder / RESULT).write_text("")
+    before = {t.number: t for t in first.study.get_trials()}
     journal = tmp_path / JOURNAL
-    lines = journal.read_text().splitlines()
-    journal.write_text("\n".join([*lines[:3], line, *lines[3:], ""]))
-    with pytest.raises(Damaged, match="line 4") as refused:
-        make(tmp_path, config) if when == "resume" else drop_unknown_trials(tmp_path)
-    assert str(journal) in str(refused.value) and len(str(refused.value)) < 600
+    if line is None:
+        journal.unlink()
+    else:
+        lines = journal.read_text().splitlines()
+        journal.write_text("\n".join([*lines[:3], line, *lines[3:], ""]))
+        assert drop_unknown_trials(tmp_path) == [], "of a journal that cannot be read none is known"
+    with pytest.warns(UserWarning, match="made anew" if line is None else "line 4"):
+        second = make(tmp_path, config)
+    assert (tmp_path / f"{JOURNAL}.damaged").exists() == (line is not None)
+    now = {t.number: t for t in second.study.get_trials()}
+    assert now[0].state == TrialState.COMPLETE and now[0].values == before[0].values
+    assert now[0].intermediate_values == before[0].intermediate_values
+    for number in (0, 1, 2):
+        assert now[number].params == before[number].params
+        assert now[number].distributions == before[number].distributions
+    assert [now[number].state for number in (1, 2)] == [TrialState.RUNNING] * 2
+    assert suggest(second, "d").number == 1 and suggest(second, "e").number == 2
+    assert suggest(second, "f").number == 3
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_more_trials_extend_a_finished_study(tmp_path: Path, config: StudyConfig) -> None:

@@ -25,7 +25,13 @@ from ekd_ray.results import Study
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.confirm import baselines
 from ekd_ray.studies import pipeline
-from ekd_ray.studies.pipeline import check_study, check_unchanged, open_run, run_study
+from ekd_ray.studies.pipeline import (
+    check_study,
+    check_unchanged,
+    conduct_study,
+    open_run,
+    run_study,
+)
 
 SPACE = {"lr": {"low": 0.01, "high": 0.1}}
 
@@ -106,9 +112,13 @@ def test_an_unwritable_or_full_folder_is_refused(
 
 
 def test_two_drivers_do_not_run_one_study(tmp_path: Path) -> None:
-    opened = open_run(tmp_path / "run", check_study(study()), resume=False)
-    with FileLock(opened.path / ".lock"), pytest.raises(UserError, match="another process"):
-        run_study(opened, observer=None)  # type: ignore[arg-type]
+    config = check_study(study())
+    opened = open_run(tmp_path / "run", config, resume=False)
+    with FileLock(opened.path / ".lock"):
+        there = {path: path.stat() for path in opened.path.rglob("*")}
+        with pytest.raises(UserError, match="another process"):
+            conduct_study(config, opened.path, Mock(), resume=True)
+        assert {path: path.stat() for path in opened.path.rglob("*")} == there
 
 
 TAUGHT = DistillConfig(
