@@ -111,13 +111,18 @@ class Interrupted(Exception):
 
 
 _continuation: str | None = None
+_keeps = True
 
 
-def continue_with(command: str | None) -> None:
+def continue_with(command: str | None, *, keeps: bool = True) -> None:
     """From now on messages name this command as the one that continues what was begun; None where
-    nothing was begun yet."""
-    global _continuation
-    _continuation = command
+    nothing was begun yet.
+
+    Args:
+        keeps: it goes on where the work was; else it begins anew.
+    """
+    global _continuation, _keeps
+    _continuation, _keeps = command, keeps
 
 
 def continuing_command() -> str | None:
@@ -178,7 +183,7 @@ def disk_full_error(error: BaseException) -> NoSpace | None:
             where = f" for {name}" if name else ""
             return NoSpace(
                 f"no space is left on the disk{where} ({os.strerror(number)}): free some, then run "
-                f"{name_continuation()}; what was finished is kept."
+                f"{name_continuation()}{'; what was finished is kept' if _keeps else ''}."
             )
     return None
 

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"--out must be a folder of this machine for a bundle, got {args.out}: give one here."
         )
-    continue_with(shlex.join(args.typed))
+    continue_with(shlex.join(args.typed), keeps=False)
     study = Study.load(args.run)
     formats = (
         None if args.format is None else tuple(filter(None, dict.fromkeys(args.format.split(","))))

@@ -115,15 +115,16 @@ def run_plan(
     """
     lines = [f"out        {out} ({_free(out)})"]
     flops = run_flops(config, data_root) + teacher_flops(config, data_root)
-    trained = []
+    trained, found = [], None
     if teaching:
         trained = [f"           {_teacher_training(teaching)}"]
         flops += _teaching_flops(teaching)
     elif method_of(config).needs_teacher:
-        trained = [f"           {line}" for line in _looked_at(config, data_root)]
+        found, looked_at = _looked_at(config, data_root)
+        trained = _indented(looked_at)
     setup = _setup(config, data_root, trained, role=role)
     few = _warnings(PictureCounts(validation_images=split_sizes(config, data_root)[1]))
-    lines = [*few, *setup, *lines]
+    lines = [*_teacher_warnings(found), *few, *setup, *lines]
     if candidates and study:
         lines.append(f"candidates {candidates.describe_cost(config.epochs)}")
         flops *= len(candidates.seeds)
@@ -191,9 +192,11 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     seeds = several(config.most_seeds, "seed")
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {seeds}"
+    found, teacher = _teacher_lines(config, out)
     lines = [
+        *_teacher_warnings(found),
         *_warnings(count_pictures(base, config.data_root), config.watched),
-        *_setup(base, config.data_root, _teacher_lines(config, out)),
+        *_setup(base, config.data_root, teacher),
         *_priors(config),
         *([f"recipe     {config.recipe_name}"] if config.recipe_name else []),
         f"space      {parameters[0]}",
@@ -319,27 +322,36 @@ def _aims(config: StudyConfig) -> str:
     return text + (f" with {', '.join(config.constraints)}" if config.constraints else "")
 
 
-def _teacher_lines(config: StudyConfig, out: Path) -> list[str]:
-    """The trainings that a study's teacher costs, and its figures; empty without a teacher."""
+def _teacher_lines(config: StudyConfig, out: Path) -> tuple[TeacherFigures | None, list[str]]:
+    """A teacher's figures, if they are known, and lines: the trainings that it costs, the figures;
+    empty without a teacher."""
     base = config.distill
     if not method_of(base).needs_teacher:
-        return []
+        return None, []
     lines = []
     if base.teacher_weights is None and base.teacher:
         lines.append(_teacher_training(config))
     found = TeacherFigures.read(out)
     if found and base.teacher_sha256 in (None, found.sha256):
-        lines += _judged(found)
+        lines.append(_judged(found))
     elif base.teacher_weights is not None:
-        lines += _looked_at(base, config.data_root)
+        found, looked_at = _looked_at(base, config.data_root)
+        lines += looked_at
     else:
-        lines.append("its own validation figures are measured at the start")
+        found = None
+        lines.append("its accuracy is measured when it is trained")
+    return found, _indented(lines)
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
     return [f"           {line}" for line in lines]
 
 
-def _looked_at(config: DistillConfig, data_root: str | None) -> list[str]:
-    """A given teacher's figures on the first images, and which of its weights are used; empty
-    where the data are still to be fetched, or nothing is held out."""
+def _looked_at(
+    config: DistillConfig, data_root: str | None
+) -> tuple[TeacherFigures | None, list[str]]:
+    """A given teacher's figures on the first images, and lines on these and on which of its weights
+    are used; None where the data are still to be fetched, or nothing is held out."""
     facts = read_metadata(
         str(config.teacher_weights), whole_classifier=False, key=config.teacher_key
     )
@@ -349,15 +361,19 @@ def _looked_at(config: DistillConfig, data_root: str | None) -> list[str]:
             f"its file has several sets of weights: {facts.key} is used; --teacher-key takes "
             f"{' or '.join(facts.other_keys)}"
         )
-    if can_look(config, data_root):
-        lines += _judged(look_at_teacher(config, data_root, local_cpus()))
-    return lines
+    if not can_look(config, data_root):
+        return None, lines
+    found = look_at_teacher(config, data_root, local_cpus())
+    return found, [*lines, _judged(found)]
 
 
-def _judged(found: TeacherFigures) -> list[str]:
-    """The figures of a teacher, and a line for each warning."""
-    plain = describe_teacher(replace(found, warnings=()))
-    return [plain, *(f"Warning: {text}." for text in found.warnings)]
+def _judged(found: TeacherFigures) -> str:
+    """The figures of a teacher; its warnings stand first in the plan."""
+    return describe_teacher(replace(found, warnings=()))
+
+
+def _teacher_warnings(found: TeacherFigures | None) -> list[str]:
+    return [f"warning    the teacher: {text}" for text in (found.warnings if found else ())]
 
 
 def _teacher_training(config: StudyConfig) -> str:
@@ -548,7 +564,7 @@ def _decoding(
     where = f" on {several(cores, 'core')}" if cores < threads else ""
     text = (
         f"reading    {several(threads, 'thread')} of a worker{where}: {decoded:,.0f} images/s "
-        f"({source}); the student trains on about {taken:,.0f}"
+        f"({source}); training takes about {taken:,.0f} images/s"
     )
     if decoded < taken:
         remedy = "raise --decode-threads" if threads < own else "give it more cores"

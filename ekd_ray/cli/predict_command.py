@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.results.bundle import Bundle
     from ekd_ray.results.prediction_table import check_table, list_pictures
 
-    continue_with(shlex.join(args.typed))
+    continue_with(shlex.join(args.typed), keeps=False)
     if args.out is None and Path(DEFAULT_TABLE).exists():
         raise UserError(f"{DEFAULT_TABLE} is there already: say with --out FILE where to write.")
     out = check_table(args.out or DEFAULT_TABLE)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from rich.measure import Measurement
 from rich.table import Table
 
 from ekd_ray.cli.console import Console
@@ -17,7 +18,6 @@ from ekd_ray.cli.terminal import (
     plain_table,
     winner_settings,
 )
-from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.results.importance import read_importance
 from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ekd_ray.results.bundle import Bundle
 
 MOST_FAILURES = 10
+MOST_WIDE = 1000  # signs in a line of a table
 STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "failed",
             "running": "running"}  # fmt: skip
 
@@ -78,7 +79,7 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
     parts += describe_damage(content.damaged)
     if other is not None:
         parts += _comparison(other, other_name)
-    _print(parts, study.config, least_width=110)
+    _print(parts)
 
 
 def print_study(study: StudyReader, bundle: Bundle) -> None:
@@ -103,13 +104,16 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
         f"curves: tensorboard --logdir {shlex.quote(str(study.path))}",
         *([f"again: {again}"] if config.distill.plugins else []),
     ]
-    _print(parts, config, least_width=80)
+    _print(parts)
 
 
-def _print(parts: list[str | Table], config: StudyConfig, *, least_width: int) -> None:
+def _print(parts: list[str | Table]) -> None:
+    console = Console()
     # Figures whole: a line that the terminal breaks is better than one cut short.
-    width = max(Console().width, least_width + 18 * (len(config.watched) - 1))
-    console = Console(width=width)
+    wide = console.options.update(max_width=MOST_WIDE)
+    tables = [Measurement.get(console, wide, part) for part in parts if isinstance(part, Table)]
+    # rich counts no padding at the edges, but needs it.
+    console = Console(width=max([console.width, *(table.minimum + 2 for table in tables)]))
     for part in parts:
         console.print(part)
 
@@ -129,7 +133,8 @@ def _selection_gap(study: StudyReader, winner: Row) -> list[str]:
     if not (winner.val and scores):  # a champion that no trial tried to its end has none
         return []
     (score,), (fresh, _, count) = scores, mean_sd(winner.val)
-    return [f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {count} fresh seed(s)"]
+    over = several(count, "fresh seed")
+    return [f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {over}"]
 
 
 def progress_values(study: StudyReader, other: pa.Table | None) -> dict[str, Any]:
@@ -249,7 +254,10 @@ def _savings(content: Content) -> list[str]:
             f"early stops saved {saved.stopped_epochs} epochs, {duration(saved.stopped_hours)}"
         )
     if saved.views:
-        text = f"the teacher was asked {saved.asked} times for {saved.views} answers"
+        text = (
+            f"of {saved.views:,} answers of the teacher {saved.asked:,} were computed, the rest "
+            "came from the cache"
+        )
         hours = saved.cache_hours
         lines.append(text + (f": {duration(hours)} saved" if hours is not None else ""))
     return lines

@@ -34,6 +34,7 @@ from ekd_ray.results.words import (
     describe_lead,
     difference_text,
     exact_figure,
+    is_share,
     label,
     short_spread,
     value_text,
@@ -403,7 +404,12 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
     """An empty table; names in the first column are broken before figures are cut."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=bool(index))
+        table.add_column(
+            column,
+            justify="right" if index else "left",
+            no_wrap=bool(index),
+            min_width=len(column),
+        )
     return table
 
 
@@ -413,8 +419,8 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     One column for each objective and bounded metric, then the test split's.
     """
     seeds = max((len(row.test) for row in board), default=0)
-    title = f"leaderboard: mean ± sd over {seeds} seed(s), gap to the winner"
-    names = [f"{name} %" if name == "val_top1" else name for name in config.watched]
+    title = f"leaderboard: mean ± sd over {several(seeds, 'seed')}, gap to the winner"
+    names = [f"{name} %" if is_share(name) else name for name in config.watched]
     columns = ("configuration", *names, "test_top1 %", "gap", "test_nll", "test_ece")
     table = plain_table(*columns, title=title)
     top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0

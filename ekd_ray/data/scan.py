@@ -49,9 +49,9 @@ _ORIENTATION = 0x0112  # of EXIF
 _KINDS = {
     "of 16 bits": "scaled to 8 bits",
     "in CMYK": "converted to RGB",
-    "with transparency": "it is dropped, the colours beneath count",
+    "with transparency": "read without it, by the colours beneath",
     "with several frames": "the first is taken",
-    "with an EXIF orientation": "it is not applied: turn them, e.g. by `mogrify -auto-orient`",
+    "with an EXIF orientation": "not applied: turn them, e.g. by `mogrify -auto-orient`",
     "of more than 89 megapixels": "slow to decode: make them smaller",
 }
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
@@ -97,8 +97,10 @@ class Scan:
                 count = several(len(found), "damaged picture")
                 named = ", ".join(name for _, name, _ in found[:_NAMED])
                 lines.append(f"{count} of {split} left out ({named})")
-        kinds = {"test pictures": self.in_test, "earlier training pictures": self.repeated}
-        counts = [f"{len(ids):,} are {kind} too" for kind, ids in kinds.items() if ids]
+        kinds = {"a test picture": self.in_test, "an earlier training picture": self.repeated}
+        counts = [
+            f"{len(ids):,} repeat{'s' * (len(ids) == 1)} {kind}" for kind, ids in kinds.items() if ids
+        ]
         if counts:
             labels = f", {self.relabelled:,} under another label" if self.relabelled else ""
             cure = "left out" if exclude_duplicates else "--exclude-duplicates leaves them out"

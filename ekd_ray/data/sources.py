@@ -34,6 +34,7 @@ SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _DECODED_ROWS = 1024  # decoded together: 3 MB of pixels (12 MB where images have 64x64)
 _CLUTTER = ("thumbs.db", "desktop.ini")  # of file managers
+_NOTES = (".txt", ".md", ".csv", ".json", ".xml")  # beside pictures; none is one by mistake
 _MAX_DEPTH = 16  # of folders below a class; a link to a parent would have no end
 _ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: file name, class, corners of a box
 _ANNOTATED = "images"
@@ -360,7 +361,7 @@ class FolderSource(EncodedSource):
                         yield from self._walk(path, depth + 1)
                     elif entry.name.lower().endswith(SUFFIXES):
                         yield path, entry
-                    elif entry.name.lower() not in _CLUTTER:
+                    elif entry.name.lower() not in _CLUTTER and not path.lower().endswith(_NOTES):
                         self.skipped.append(path)
 
 

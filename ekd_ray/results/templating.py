@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ekd_ray.errors import spell_controls
 
@@ -29,6 +31,12 @@ def render(
     )  # fmt: skip
     environment.filters |= filters
     return environment.get_template(template).render(values)
+
+
+def keep_flags(text: str) -> Markup:
+    """Text as HTML in which no flag is broken at the end of a line: `--seeds` stays whole."""
+    escaped = str(escape(spell_controls(text)))
+    return Markup(re.sub(r"(--[a-z][a-z-]*)", r'<span class="flag">\1</span>', escaped))
 
 
 def _spell_foreign(value: Any) -> Any:

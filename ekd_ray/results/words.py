@@ -21,7 +21,7 @@ _PLURALS = ("authors' values", "defaults")
 METRIC_NAMES = {
     "top1": "accuracy",
     "balanced_top1": "balanced accuracy",
-    "worst_recall": "lowest recall of a class",
+    "worst_recall": "recall of the worst class",
     "nll": "negative log-likelihood",
     "ece": "calibration error (ECE)",
     "aurc": "risk over coverage (AURC)",
@@ -95,8 +95,8 @@ def describe_few_pictures(counts: PictureCounts, metrics: Iterable[str]) -> list
     of_classes = [metric_name(name) for name in metrics if name in OF_CLASSES]
     if of_classes and 0 < smallest < LEAST_HELD_OUT:
         lines.append(
-            f"the smallest class validates on {several(smallest, 'picture')}: "
-            f"{_width_text(smallest, 'a recall')}, of which {joined(of_classes)} is made"
+            f"{joined(of_classes)} is as sure as the smallest class, which validates on "
+            f"{several(smallest, 'picture')}: {_width_text(smallest, 'a recall')}"
         )
     if 0 < tested < LEAST_HELD_OUT:
         lines.append(
@@ -260,7 +260,7 @@ def suggest_gain(gain: Gain) -> str:
     elif any(found.sign != -1 for found in missed):
         tips.append("more seeds (--seeds) or more images, which tell smaller differences")
     if STUDENT_ALONE in gain.missed():
-        tips.append("the teacher's normalisation (--teacher-normalization) and accuracy")
+        tips.append("a better teacher (of a given one check --teacher-normalization)")
     if missed:
         tips.append("more epochs and lower weights of the teacher's terms")
     return f"Try {'; '.join(tips)}." if tips else ""

@@ -20,6 +20,7 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Interrupted, UserError, disk_full_error, name_continuation
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.results.study_reader import StudyReader
+from ekd_ray.results.words import figure_text
 from ekd_ray.scale.cluster import with_gpus
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.full_runs import FullRuns
@@ -58,6 +59,8 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         config, chance=chance, records=searcher.records(), log=run / ARRIVALS
     )
     searcher.end_stopped(scheduler.stopped)
+    if searcher.remaining:
+        _note_best(StudyReader.load(run), observer)
 
     def run_all(title: str, searcher: OptunaSearcher, scheduler: TrialScheduler) -> None:
         if not searcher.remaining:
@@ -92,6 +95,15 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         raise NoWinner(
             f"no trial of {run} finished its {config.distill.epochs} epochs; "
             f"reasons: {'; '.join(sorted(reasons)) or 'all were stopped early'}{more}."
+        )
+
+
+def _note_best(study: StudyReader, observer: Observer) -> None:
+    """Say which of the trials that have ended is the best: an observer sees those to come alone."""
+    for best in study.ranked()[:1]:
+        metric = study.config.metric
+        observer.note(
+            f"best before: {metric} {figure_text(metric, best.value(metric))} (trial {best.number})"
         )
 
 

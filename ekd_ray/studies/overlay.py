@@ -171,6 +171,11 @@ def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, An
                 "threads is no setting: give --cpus-per-trial N for the threads that train, "
                 "--decode-threads N for those that decode pictures."
             )
+        head, dot, inner = name.partition(".")
+        if dot and head in names:
+            raise UserError(
+                f"{head} is given whole, got {shorten(name)}: --set '{head}={{{inner}: VALUE}}'."
+            )
         raise unknown_name("setting", name, names)
     if of_run:
         space = {k: v for k, v in (values.get("space") or {}).items() if k != name}

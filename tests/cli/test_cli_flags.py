@@ -197,6 +197,7 @@ def test_bad_extend(flags, words):
         ("lr", "--set takes KEY=VALUE, got 'lr'"),
         ("lrr=1", "unknown setting 'lrr'.*Did you mean 'lr'"),
         ("=1", "unknown setting ''"),
+        ("teacher_training.epochs=4", r"--set 'teacher_training=\{epochs: VALUE\}'"),
         ("lr=", "lr must be a number, got None"),
         ("lr=[1", "--set lr"),
     ],

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from ekd_ray.cli import plan_text, study_text
+from ekd_ray.cli.terminal import leaderboard_table
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.results.leaderboard import Leaderboard, Row
 from ekd_ray.results.words import describe_better_on_test
@@ -15,7 +16,7 @@ def test_the_winners_score_in_the_search_comes_before_that_over_fresh_seeds():
     study = SimpleNamespace(config=StudyConfig(), ranked=lambda: [search])
     winner = Row(name="trial 3", number=3, config=DistillConfig(), val=(0.6, 0.8), winner=True)
     (line,) = study_text._selection_gap(study, winner)
-    assert line == "winner's val_top1: 0.9000 in the search, 0.7000 over 2 fresh seed(s)"
+    assert line == "winner's val_top1: 0.9000 in the search, 0.7000 over 2 fresh seeds"
     champion = Row(name="defaults", config=DistillConfig(), val=(0.6, 0.8), winner=True)
     assert study_text._selection_gap(study, champion) == []
 
@@ -53,3 +54,14 @@ def test_a_row_keeps_validation_and_test_figures_apart():
         val_metrics=({"val_nll": 0.1},), test_metrics=({"test_nll": 0.2},),
     )  # fmt: skip
     assert (row.figures("val_nll"), row.figures("test_nll")) == ((0.1,), (0.2,))
+
+
+def test_no_figure_of_a_table_is_cut_on_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    config = StudyConfig(metric="val_balanced_top1", constraints=["val_worst_recall>=0.1"])
+    row = Row(name="defaults", config=DistillConfig(), val=(0.6, 0.8), test=(0.5,), winner=True)
+    study_text._print([leaderboard_table([row], config)])
+    text = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    for name in ("configuration", *(f"{name} %" for name in config.watched), "test_ece"):
+        assert name in text

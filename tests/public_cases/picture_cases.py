@@ -161,6 +161,13 @@ def looked_once(hands: Hands) -> Answer:
     return answer(lambda: [check_images(config, None) or ""])
 
 
+def notes_beside(hands: Hands) -> Answer:
+    """Boxes, licences and lists beside pictures are none that somebody meant to train on."""
+    found = look(hands, {"train/cat/boxes.txt": b"x", "train/cat/00.xml": b"x"})
+    assert "skipped" not in found.text, found
+    return found
+
+
 def planned(hands: Hands, *flags: str) -> Answer:
     name = folder(hands, {"train/cat/cut.jpg": picture(7)[:300], "train/cat/x.tif": b"x"})
     hands.patch.setenv("EKD_CACHE_DIR", str(hands.folder / "cache"))
@@ -267,6 +274,7 @@ CASES = [
     Case(PICTURES, "16 bits", ramp, words=("16 bits", "deep.png")),
     seen("tif", picture(1, "TIFF"), "1 .tif", "skipped", path="x.tif"),
     seen("gif", picture(1, "GIF"), "1 .gif", "skipped", path="x.gif"),
+    Case(PICTURES, "notes", notes_beside),
     seen("cmyk", picture(1, mode="CMYK"), "CMYK", "RGB", path="x.jpg"),
     seen("palette", picture(1, "PNG", "P", transparency=3), "transparency"),
     seen("rgba", picture(1, "PNG", "RGBA"), "transparency"),
@@ -294,8 +302,8 @@ CASES = [
         ), 2, ("cat",)),
     Case(
         PICTURES, "class without test pictures",
-        functools.partial(look, gone=("test/cat/0",), added={"test/cat/notes.txt": b"x"}), 0,
-        ("1 of 2 classes", "test picture", "cat", "1 .txt"),
+        functools.partial(look, gone=("test/cat/0",), added={"test/cat/x.tif": b"x"}), 0,
+        ("1 of 2 classes", "test picture", "cat", "1 .tif"),
     ),
     Case(
         PICTURES, "class in test alone", functools.partial(look, added={"test/fox/a.jpg": b"x"}), 2,
@@ -333,12 +341,12 @@ CASES = [
     Case(
         PICTURES, "in train and test",
         functools.partial(look, added={"train/cat/copy.jpg": picture(200)}), 0,
-        ("1 are test pictures", "--exclude-duplicates"),
+        ("1 repeats a test picture", "--exclude-duplicates"),
     ),
     Case(
         PICTURES, "under two labels",
         functools.partial(look, added={"train/dog/copy.jpg": picture(0)}), 0,
-        ("1 are earlier training pictures", "1 under another label"),
+        ("1 repeats an earlier training picture", "1 under another label"),
     ),
     Case(
         PICTURES, "in no class", functools.partial(look, added={"train/lone.jpg": picture(5)}), 0,

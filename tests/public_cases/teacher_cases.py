@@ -267,7 +267,7 @@ CASES = [
     Case(TEACHER, "100 classes", to_command(lambda: network(classes=100).state_dict(), DRY),
          code=2, words=("100 classes", "has 10")),
     Case(TEACHER, "NaN, then another", refused_then_another,
-         words=("several sets", "--teacher-key", "Warning", "near chance")),
+         words=("several sets", "--teacher-key", "warning    the teacher", "near chance")),
     Case(TEACHER, "stopped", to_command(weights, "--min-teacher-accuracy", "0.6"), code=2,
          words=("min_teacher_accuracy", "at least 0.6", "near chance")),
     Case(TEACHER, "another order", to_command(

@@ -39,6 +39,7 @@ from ekd_ray.results.report.measures import (
     risk_over_coverage,
     wilson_interval,
 )
+from ekd_ray.results.templating import keep_flags
 from ekd_ray.results.words import describe_lead
 from ekd_ray.studies import pipeline
 
@@ -130,6 +131,11 @@ def test_text_of_others_is_text(page):
     assert found.tags.count("script") == 3
     labels = json.dumps(charts_of(page))
     assert "<script" not in labels and "&lt;script" in labels  # a class's name
+
+
+def test_a_flag_is_not_broken_at_the_end_of_a_line():
+    text = keep_flags("<b> try --teacher-normalization.")
+    assert text == '&lt;b&gt; try <span class="flag">--teacher-normalization</span>.'
 
 
 @pytest.mark.parametrize("text", ["</script>", "<!--", "&amp;", "\u2028"])

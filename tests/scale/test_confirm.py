@@ -13,8 +13,10 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import RunRecord, read_record
 from ekd_ray.results.study import Study
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.scale import confirm, run_list
 from ekd_ray.scale.confirm import Entry
+from ekd_ray.scale.search import _note_best
 from ekd_ray.scale.worker import RUN, TrainOptions, train_run
 
 BASE = DistillConfig(dataset="digits", student="resnet8", method="none", lr=0.02)
@@ -191,6 +193,13 @@ def test_an_extended_study_runs_no_champion_again(searched, made_up, tmp_path):
     asked.clear()
     board = confirmed(tmp_path, searched([0.1, 0.2], champions=["defaults"], confirm_top_k=2))
     assert board[0].name == "trial 1" and set(asked) == {"trial 1"}
+
+
+def test_trials_of_an_extension_are_held_against_those_before(searched, tmp_path):
+    said = []
+    searched([0.1, 0.2])
+    _note_best(StudyReader.load(tmp_path), SimpleNamespace(note=said.append))
+    assert len(said) == 1 and "90.00 % (trial 0)" in said[0]
 
 
 def test_what_is_no_champion_by_the_setting_is_none():

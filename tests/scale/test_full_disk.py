@@ -17,7 +17,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.history import read_history
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.errors import NoSpace, disk_full_error
+from ekd_ray.errors import NoSpace, continue_with, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, single_run
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import FULL, RUN, TrainOptions, check_disk, train_run
@@ -131,3 +131,14 @@ def test_full_disks_are_known_through_any_wrapping(error):
     assert "\n" not in str(disk_full_error(outer.value))
 
     assert disk_full_error(OSError(errno.EIO, "x")) is None
+
+
+def test_what_begins_anew_keeps_nothing():
+    full = OSError(errno.ENOSPC, "full")
+    try:
+        continue_with("ekd-ray tune --resume", keeps=True)
+        assert "is kept" in str(disk_full_error(full))
+        continue_with("ekd-ray predict best a.png", keeps=False)
+        assert str(disk_full_error(full)).endswith("run `ekd-ray predict best a.png`.")
+    finally:
+        continue_with(None)

@@ -200,6 +200,7 @@ def test_few_pictures_are_said_with_the_width_of_an_interval() -> None:
     assert tested.startswith("tests on 15 pictures") and "25 points" in tested
     assert said(smallest_class_images=4) == []
     (least,) = said("val_worst_recall", validation_images=500, smallest_class_images=4)
+    assert least.startswith("validation recall of the worst class is as sure as")
     assert "4 pictures" in least and "49 points" in least
 
 

@@ -28,8 +28,8 @@ def judge_accuracy(predicted: np.ndarray, labels: np.ndarray, claims: Claims) ->
     if top1 <= chance + error:
         found.append(
             f"it is near chance ({top1:.1%} of {count} validation images; one class alone gives "
-            f"{chance:.1%}): check --teacher-weights, --teacher-normalization and the order of "
-            "the classes"
+            f"{chance:.1%}): train it longer, or check --teacher-weights, --teacher-normalization "
+            "and the order of the classes"
         )
     elif claims.accuracy is not None and top1 < claims.accuracy - FAR_BELOW - error:
         found.append(

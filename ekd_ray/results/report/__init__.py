@@ -60,7 +60,7 @@ def write_report(study: StudyReader, out: Path | None = None, *, pictures: bool 
     # Slow to import, and `show` needs neither.
     from ekd_ray.results.report.figures import draw_figures
     from ekd_ray.results.report.shown_images import list_images
-    from ekd_ray.results.templating import render
+    from ekd_ray.results.templating import keep_flags, render
 
     importance = study.importance()
     content = gather(study, importance)
@@ -69,7 +69,7 @@ def write_report(study: StudyReader, out: Path | None = None, *, pictures: bool 
     page = render(
         "report.html.jinja",
         autoescape=True,
-        filters={function.__name__: function for function in FILTERS},
+        filters={function.__name__: function for function in (*FILTERS, keep_flags)},
         content=content,
         title=f"{study.path.absolute().name} · ekd_ray study",
         headline=sentence,
