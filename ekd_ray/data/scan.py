@@ -99,7 +99,9 @@ class Scan:
                 lines.append(f"{count} of {split} left out ({named})")
         kinds = {"a test picture": self.in_test, "an earlier training picture": self.repeated}
         counts = [
-            f"{len(ids):,} repeat{'s' * (len(ids) == 1)} {kind}" for kind, ids in kinds.items() if ids
+            f"{len(ids):,} repeat{'s' * (len(ids) == 1)} {kind}"
+            for kind, ids in kinds.items()
+            if ids
         ]
         if counts:
             labels = f", {self.relabelled:,} under another label" if self.relabelled else ""

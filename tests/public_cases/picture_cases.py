@@ -290,7 +290,7 @@ CASES = [
     seen("html", b"<html>404", "odd.png", code=2),
     seen("empty file", b"", "odd.png", "of 25", code=2, sample=1),
     seen("Thumbs.db", b"x", path="Thumbs.db"),
-    Case(PICTURES, "left out", leave_out, words=("damaged picture", "left out", "test pictures")),
+    Case(PICTURES, "left out", leave_out, words=("damaged picture", "left out", "a test picture")),
     Case(PICTURES, "looked once", looked_once, 2, ("03.jpg",)),
     Case(PICTURES, "refused by a plan", planned, 2, ("cut.jpg", "--skip-damaged")),
     Case(
