@@ -42,6 +42,7 @@ def parts(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow  # tests/config/test_plugins.py has what is trusted, and the plans below
 def test_one_run_with_parts_of_ones_own_and_again_from_its_folder(parts):
     given = ("--plugin", "my_nets.py", "--plugin", "my_method.py")
     done = command("distill", *RUN, *given, "--student", "netlet", "--method", "squares",

@@ -237,7 +237,7 @@ def resumed(hands: Hands, change: Callable[[Path], object], older: bool = False)
     file = out / "study.yaml"
     if older:
         header = yaml.safe_load(file.read_text())
-        del header["data"]
+        del header["data"], header["checksum"]  # it had neither
         file.write_text(yaml.safe_dump(header))
     before = file.read_bytes()
     change(hands.folder / "pets")
