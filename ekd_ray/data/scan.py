@@ -285,7 +285,7 @@ def _see(arrays: ImageArrays | EncodedImages, index: int, decode: bool) -> _Seen
             return _Seen(key, kinds, None)
     except Exception as error:  # PIL raises a dozen kinds for damaged files
         # Its own text names a file object by address, which helps nobody.
-        text = type(error).__name__ if "object at 0x" in str(error) else one_line(error)
+        text = type(error).__name__ if "_io." in str(error) else one_line(error)
         return _Seen(key, (), text)
 
 

@@ -190,8 +190,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     state = found[chosen]
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            kind = f"a {type(value).__name__} and no tensor"
-            raise refusal(path, f"holds no state_dict, its entry {str(name)!r} is {kind}", _BARE)
+            raise refusal(path, f"holds no state_dict, {_odd_entry(name, value)}", _BARE)
     return Checkpoint(
         layout="mdistiller" if chosen == "model" else "plain",
         state=dict(state),
@@ -202,6 +201,13 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
 
 
 _BARE = "give a file with named tensors, bare or under 'model' or 'state_dict'"
+
+
+def _odd_entry(name: object, value: object) -> str:
+    """Why an entry cannot be one of a state_dict."""
+    if not isinstance(name, str):
+        return f"its entry {str(name)!r} is named by a {type(name).__name__} and no text"
+    return f"its entry {name!r} is a {type(value).__name__} and no tensor"
 
 
 def _no_weights(path: Path, content: object) -> UserError:
@@ -224,8 +230,8 @@ def _no_weights(path: Path, content: object) -> UserError:
         if isinstance(content, Mapping):
             for name, value in content.items():
                 if not isinstance(name, str) or not isinstance(value, Tensor):
-                    problem = f"its entry {str(name)!r} is a {type(value).__name__} and no tensor"
-                    return refusal(path, f"holds no state_dict, {problem}", _BARE)
+                    problem = f"holds no state_dict, {_odd_entry(name, value)}"
+                    return refusal(path, problem, _BARE)
     return refusal(path, f"holds a {type(content).__name__} and no state_dict", _BARE)
 
 

@@ -37,7 +37,7 @@ def read_study_file(path: Path) -> YamlFile:
     except Damaged:
         raise
     except UserError as error:
-        if not _has_checksum(path):
+        if not _may_be_damaged(path):
             raise
         raise _damaged(path, str(error)) from None
     given = file.values.get(CHECKSUM)
@@ -77,9 +77,11 @@ def _checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _has_checksum(path: Path) -> bool:
+def _may_be_damaged(path: Path) -> bool:
+    """Whether a file was ours: it has a checksum, or nothing but blanks and zeros, which a disk
+    leaves that lost its power."""
     text = read_text(path, most=MOST_BYTES)
-    return not text.strip() or text.startswith(f"{CHECKSUM}:")
+    return not text.strip("\0 \t\n") or text.startswith(f"{CHECKSUM}:")
 
 
 def _damaged(path: Path, reason: str) -> Damaged:

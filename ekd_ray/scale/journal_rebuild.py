@@ -24,6 +24,7 @@ from ekd_ray.results.records import (
     JOURNAL,
     RunRecord,
     read_or_put_aside,
+    read_whole,
     trial_folder,
     trial_folders,
 )
@@ -34,6 +35,7 @@ from ekd_ray.scale.storage import (
     REPEATED,
     SETTINGS,
     Journal,
+    begun_trials,
     open_study,
     write_together,
 )
@@ -42,7 +44,7 @@ _REBUILT = f".{JOURNAL}.rebuilt.tmp"  # swept as temporary files are
 
 
 def open_or_rebuild(run: Path, config: StudyConfig, space: Space) -> optuna.Study:
-    """As `open_study`; a journal that is damaged, or is missing beside trials, is made anew.
+    """As `open_study`; a journal that is damaged, or lacks trials that are there, is made anew.
 
     Its trials have then begun and not ended: whoever settles them asks their records.
     """
@@ -50,7 +52,7 @@ def open_or_rebuild(run: Path, config: StudyConfig, space: Space) -> optuna.Stud
     if config.optuna_storage is None:
         try:
             if path.exists():
-                Journal(path)
+                _check_knows_trials(Journal(path), run)
             elif trial_folders(run):
                 raise Damaged(path, "it is not there")
         except Damaged as error:
@@ -63,6 +65,17 @@ def open_or_rebuild(run: Path, config: StudyConfig, space: Space) -> optuna.Stud
                 shutil.copyfile(path, f"{path}.damaged")
             os.replace(run / _REBUILT, path)
     return open_study(run, config)
+
+
+def _check_knows_trials(journal: Journal, run: Path) -> None:
+    """Raise `Damaged` if a trial has a record and is not in the journal, which was cut.
+
+    Its number would be given again, and another point would get its results.
+    """
+    known = begun_trials(journal)
+    lost = [n for n, folder in trial_folders(run).items() if n not in known and read_whole(folder)]
+    if lost:
+        raise Damaged(run / JOURNAL, f"it lacks trial {min(lost)}, which has a record")
 
 
 def _rebuild(run: Path, config: StudyConfig, space: Space) -> int:

@@ -230,21 +230,29 @@ def write_together(study: optuna.Study) -> Iterator[None]:
         yield
 
 
+def begun_trials(journal: Journal) -> set[int]:
+    """The numbers of the trials that a journal knows, but those that wait for their turn."""
+    return {
+        trial.number
+        for name in optuna.get_all_study_names(journal)
+        for trial in optuna.load_study(study_name=name, storage=journal).get_trials(deepcopy=False)
+        if trial.state != TrialState.WAITING
+    }
+
+
 def drop_unknown_trials(run: Path) -> list[str]:
     """Remove trials that the journal does not know; their folders' names, `trials/0007`.
 
     A study fetched from a URI may have some: a kill came between the upload of a trial and
     that of the journal. Their numbers will be those of other trials.
     """
-    known = set()
+    known: set[int] = set()
     if (run / JOURNAL).exists():
         try:
             storage = Journal(run / JOURNAL)
         except Damaged:
             return []  # it is made anew from these trials
-        for name in optuna.get_all_study_names(storage):
-            trials = optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
-            known |= {trial.number for trial in trials if trial.state != TrialState.WAITING}
+        known = begun_trials(storage)
     dropped = []
     for number, folder in trial_folders(run).items():
         if number not in known:

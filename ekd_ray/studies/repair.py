@@ -13,6 +13,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import several
 from ekd_ray.errors import Damaged, UserError
 from ekd_ray.results.records import (
+    DATA,
     FORMAT_VERSION,
     STUDY_FILE,
     RunRecord,
@@ -68,17 +69,25 @@ def repair_study(out: Path) -> str:
             "fingerprint": config.fingerprint(),
             "study": config.to_dict(),
         }
-        if head.get("fingerprint") not in (None, header["fingerprint"]):
-            lost = lost_settings({"study": settings})
+        lost = lost_settings({"study": settings})
+        if lost and head.get("fingerprint") != header["fingerprint"]:
             warnings.warn(
                 f"{path} is not what it was: {', '.join(lost[:_MOST_NAMED])} were in no record, "
                 "and are the defaults now; where they were others, add them to the command.",
                 stacklevel=2,
             )
+        if not isinstance(head.get(DATA), Mapping):
+            warnings.warn(
+                f"{path} has lost the fingerprints of its data: whether they are still those of "
+                "its trials is not known, so compare them before you go on.",
+                stacklevel=2,
+            )
+        kept = ""
         if path.exists():
             os.replace(path, f"{path}.damaged")
+            kept = f"; the old one is kept as {path.name}.damaged"
         write_study_file(out, header)
-    return f"{path} is rebuilt from {told}; the old one is kept as {path.name}.damaged"
+    return f"{path} is rebuilt from {told}{kept}"
 
 
 def _gathered(

@@ -68,6 +68,7 @@ def test_malicious_pickles_are_not_executed(refused, tmp_path, form):
     [
         ([1, 2], "holds a list and no state_dict"),
         ({"model": {}}, "holds a dict and no state_dict"),
+        ({0: torch.ones(1)}, "its entry '0' is named by a int and no text"),
         ({"epoch": 3, "fc.bias": torch.ones(1)}, "its entry 'epoch' is a int and no tensor"),
         ({"state_dict": {"fc.weight": [1.0]}}, "its entry 'fc.weight' is a list"),
         ({"model": {3: torch.ones(1)}}, "its entry '3'"),

@@ -120,6 +120,11 @@ def cut_to(share: float) -> Callable[[Path], None]:
     return damage
 
 
+def zeros(out: Path) -> None:
+    """What some file systems leave of a file when the power fails."""
+    (out / "study.yaml").write_bytes(b"\0" * 4096)
+
+
 def without_file(out: Path) -> None:
     (out / "study.yaml").unlink()
 
@@ -128,6 +133,20 @@ def without_journal(out: Path) -> None:
     """What lies behind the settings that all trials share is in the file's beginning."""
     cut_to(0.98)(out)
     (out / "optuna.journal").unlink()
+
+
+def repaired_from_trials_alone(hands: Hands) -> None:
+    """What no trial has recorded is not silently another value."""
+    from ekd_ray.studies.repair import repair_study
+
+    out = study(hands)
+    (out / "study.yaml").unlink()
+    (out / "optuna.journal").unlink()
+    with pytest.warns(UserWarning, match="defaults") as said:
+        done = repair_study(out)
+    assert "damaged" not in done, "there was none to keep"
+    text = " ".join(str(warning.message) for warning in said)
+    assert "trials" in text and "fingerprints" in text
 
 
 def repair_refused(damage: str, words: str) -> Callable[[Hands], None]:
@@ -257,6 +276,8 @@ CASES = [
     Case(KIND, "of an older release, without a checksum", old_one, 0, ("trial",)),
     Case(KIND, "repair: cut at once", repaired(cut_to(0.0)), None),
     Case(KIND, "repair: cut in its middle", repaired(cut_to(0.5)), None),
+    Case(KIND, "repair: zeros", repaired(zeros), None),
+    Case(KIND, "repair: file and journal are missing", repaired_from_trials_alone, None),
     Case(KIND, "repair: the file is missing", repaired(without_file), None),
     Case(KIND, "repair: no journal either", repaired(without_journal, same=False), None),
     Case(KIND, "repair: no trial either", repair_refused("no trials", "no whole trial"), None),

@@ -288,7 +288,7 @@ CASES = [
     seen("spoilt, all", spoilt(), "zz.png", code=2, sample=1, path="zz.png", check_images=True),
     seen("giant", giant(), "odd.png", "exceeds", code=2),
     seen("html", b"<html>404", "odd.png", code=2),
-    seen("empty file", b"", "odd.png", "of 25", code=2, sample=1),
+    seen("empty file", b"", "odd.png", "of 25", "UnidentifiedImage", code=2, sample=1),
     seen("Thumbs.db", b"x", path="Thumbs.db"),
     Case(PICTURES, "left out", leave_out, words=("damaged picture", "left out", "a test picture")),
     Case(PICTURES, "looked once", looked_once, 2, ("03.jpg",)),

@@ -202,6 +202,26 @@ def test_a_damaged_journal_is_made_anew_from_the_trials(
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("kept", [0, 1, 0.5], ids=["empty", "first line", "half"])
+def test_a_journal_that_was_cut_lends_no_trial_another_one_s_point(
+    tmp_path: Path, config: StudyConfig, kept: float
+) -> None:
+    """What is left of its lines is whole; the trials behind them have records."""
+    first = make(tmp_path, config)
+    for name in "abc":
+        train(first, name, suggest(first, name), [0.3] * EPOCHS)
+        first.on_trial_complete(name, {})
+    before = {t.number: t.params for t in first.study.get_trials()}
+    lines = (tmp_path / JOURNAL).read_text().splitlines(keepends=True)
+    count = int(kept * len(lines)) if kept < 1 else 1
+    (tmp_path / JOURNAL).write_text("".join(lines[:count]))
+    with pytest.warns(UserWarning, match="lacks trial"):
+        second = make(tmp_path, config.replace(trials=4))
+    now = second.study.get_trials()
+    assert {t.number: t.params for t in now if t.state == TrialState.COMPLETE} == before
+    assert suggest(second, "d").number == 3
+
+
 def test_more_trials_extend_a_finished_study(tmp_path: Path, config: StudyConfig) -> None:
     searcher = make(tmp_path, config.replace(trials=1))
     train(searcher, "a", suggest(searcher, "a"), [0.1])
