@@ -334,12 +334,12 @@ def _teacher_lines(config: StudyConfig, out: Path) -> tuple[TeacherFigures | Non
     found = TeacherFigures.read(out)
     if found and base.teacher_sha256 in (None, found.sha256):
         lines.append(_judged(found))
-    elif base.teacher_weights is not None:
+    elif base.teacher_sha256 is not None:  # a given one
         found, looked_at = _looked_at(base, config.data_root)
         lines += looked_at
     else:
         found = None
-        lines.append("its accuracy is measured when it is trained")
+        lines.append("its accuracy is measured once it is trained")
     return found, _indented(lines)
 
 
