@@ -150,7 +150,7 @@ def test_the_plan_counts_the_candidates_and_knows_a_measured_teacher(tmp_path: P
     config = check_study(study(distill=TAUGHT, teacher_training=training))
     plan = study_plan(config, tmp_path)
     assert "3 candidates (seeds 0, 1, 2) of 5 epochs, 15 epochs in all" in plan
-    assert "the best by val_aurc" in plan and "measured at the start" in plan
+    assert "the best by val_aurc" in plan and "measured once it is trained" in plan
     TeacherFigures(
         model="resnet8", sha256="0", candidates=3, images=32, metrics={"val_top1": 0.5},
         log_prior=None,
