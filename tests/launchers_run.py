@@ -50,7 +50,10 @@ def forked(name: str, *argv: object) -> subprocess.CompletedProcess[str]:
                 sys.stdout = os.fdopen(1, "w", closefd=False)
                 sys.stderr = os.fdopen(2, "w", closefd=False)
                 os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
-                run_here(name, *argv)
+                # The threads of OpenMP that an earlier test began are not in the copy, which would
+                # wait for them.
+                with mock.patch("torch.set_num_threads"):
+                    run_here(name, *argv)
             except SystemExit as left:
                 code = left.code
             except BaseException:
