@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from ekd_ray.cli.help_text import ListSettings
@@ -47,10 +48,10 @@ def add_setting(
     if kind is bool:
         group.add_argument(*flags, dest=name, action="store_const", const=True, help=text)
         return
-    options: dict[str, Any] = {"type": _whole_number if kind is int else kind}
-    options = options if kind in (int, float) else {}
-    if words_of(hints_of(cls)[name]):
-        options = {"type": functools.partial(_number_or_word, kind)}
+    options: dict[str, Any] = {}
+    if number := _NUMBERS.get(kind):
+        words = words_of(hints_of(cls)[name])
+        options = {"type": functools.partial(_number_or_word, number) if words else number}
     group.add_argument(
         *flags,
         dest=name,
@@ -73,12 +74,13 @@ def _whole_number(text: str) -> int:
 
 
 _whole_number.__name__ = "int"  # by which argparse names it to the user
+_NUMBERS: dict[Any, Callable[[str], float]] = {int: _whole_number, float: float}
 
 
-def _number_or_word(kind: type[float], text: str) -> float | str:
+def _number_or_word(number: Callable[[str], float], text: str) -> float | str:
     """A number, or the text, which the configuration refuses unless it knows it."""
     try:
-        return _whole_number(text) if kind is int else kind(text)
+        return number(text)
     except ValueError:
         return text
 

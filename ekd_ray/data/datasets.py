@@ -75,7 +75,7 @@ def num_test(name: str, *, data_root: str | os.PathLike[str] | None = None) -> i
     info = _uncounted_info(name, data_root)
     if info.num_test or info.load is not None:
         return info.num_test or None
-    source = find_source(info, "test", root_folder(data_root), download=False)
+    source = find_split(name, "test", data_root=data_root)
     return source.count_files() if isinstance(source, FolderSource) else source.count()
 
 

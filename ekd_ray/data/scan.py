@@ -40,7 +40,6 @@ _SAMPLE = 500  # pictures of a split that are decoded
 _HEAD = 4096  # bytes by which pictures are first compared
 _TAIL = 64  # bytes in which a whole file has its end
 _BATCH = 1024  # pictures between two words of progress
-_LARGE = 89_478_485  # pixels, from which on PIL warns; it refuses twice as many
 _NAMED = 3
 _READERS = min(16, 2 * (os.cpu_count() or 1))  # decoding leaves Python's lock
 _ORIENTATION = 0x0112  # of EXIF
@@ -174,7 +173,7 @@ def scan_dataset(
 
 
 def _place(source: Source) -> str:
-    """What is left out of the names of a split's pictures: where the data lie."""
+    """Where a split's data lie, which is left out of the names of its pictures."""
     if isinstance(source, FolderSource):
         return f"{source.side.absolute().parent}/"
     return f"{source.files[0].parent}/" if source.files else ""

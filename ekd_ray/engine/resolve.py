@@ -398,8 +398,8 @@ def check_model(
 def scan_images(
     config: DistillConfig, data_root: str | None, say: Say = lambda done, total: None
 ) -> Scan | None:
-    """What is to be said of a configuration's pictures; None where nobody could have put others
-    there, unless a setting asks."""
+    """Look at a configuration's pictures; None where nobody could have put others there, unless a
+    setting asks."""
     every = config.check_images or config.skip_damaged
     info = dataset_info(config.dataset, data_root=data_root)
     if not (every or config.exclude_duplicates or info.encoded or not info.num_test):

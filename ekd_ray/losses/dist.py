@@ -1,7 +1,6 @@
 """Distillation of relations: correlations between predictions in place of their divergence.
 
-Huang et al., "Knowledge distillation from a stronger teacher" (DIST), NeurIPS 2022; with EKD
-(ICCV 2025).
+Huang et al., "Knowledge distillation from a stronger teacher" (DIST), NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -50,13 +49,6 @@ def dist_loss(
     p_student, p_teacher = (
         soften(logits, temperature).softmax(dim=1) for logits in (student, teacher)
     )
-    return relation_gap(p_student, p_teacher, temperature, inter=inter, intra=intra)
-
-
-def relation_gap(
-    student: Tensor, teacher: Tensor, temperature: Scalar, *, inter: Scalar, intra: Scalar
-) -> Tensor:
-    """`dist_loss` of probabilities [B, C], unchecked."""
-    rows = inter * (1 - _mean_correlation(student, teacher))
-    columns = intra * (1 - _mean_correlation(student.mT, teacher.mT))
+    rows = inter * (1 - _mean_correlation(p_student, p_teacher))
+    columns = intra * (1 - _mean_correlation(p_student.mT, p_teacher.mT))
     return times_square(rows + columns, temperature)

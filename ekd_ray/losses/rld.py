@@ -1,7 +1,7 @@
 """Refined logit distillation: the teacher's confidence, and its order among the classes that it
 ranks below the label.
 
-"Knowledge distillation with refined logits" (RLD), ICCV 2025; with EKD (ICCV 2025).
+"Knowledge distillation with refined logits" (RLD), ICCV 2025.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def split_off(logs: Tensor, index: Tensor) -> Tensor:
+def _split_off(logs: Tensor, index: Tensor) -> Tensor:
     """Log-probabilities [B, 2] of (one class, all others) from unnormalised ones [B, C].
 
     `index` [B] int64 names that class of each row.
@@ -27,15 +27,15 @@ def split_off(logs: Tensor, index: Tensor) -> Tensor:
     return pair.log_softmax(dim=1)
 
 
-def confidence_kl(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+def _confidence_kl(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
     """SCD: KL of (the teacher's top class, the rest) from (the student's target, the rest).
 
     Unnormalised log-probabilities [B, C] and target int64 [B] give [B], nats.
     """
-    return categorical_kl(split_off(teacher, teacher.argmax(dim=1)), split_off(student, target))
+    return categorical_kl(_split_off(teacher, teacher.argmax(dim=1)), _split_off(student, target))
 
 
-def masked_kl(student: Tensor, teacher: Tensor, below: Tensor) -> Tensor:
+def _masked_kl(student: Tensor, teacher: Tensor, below: Tensor) -> Tensor:
     """MCD: KL, teacher first, over the classes that `below` [B, C] keeps.
 
     Unnormalised log-probabilities [B, C] give [B], nats; 0 for a row that keeps none.
@@ -73,11 +73,11 @@ def rld_loss(
     RLD (ICCV 2025), sample confidence and masked correlation distillation.
     """
     student, teacher = softmax_inputs(student_logits, teacher_logits, standardize)
-    confidence = confidence_kl(
+    confidence = _confidence_kl(
         soften(student, confidence_temperature), soften(teacher, confidence_temperature), target
     )
     below = teacher < teacher.gather(1, target[:, None])
-    correlation = masked_kl(soften(student, temperature), soften(teacher, temperature), below)
+    correlation = _masked_kl(soften(student, temperature), soften(teacher, temperature), below)
     return alpha * times_square(confidence.mean(), confidence_temperature) + beta * times_square(
         correlation.mean(), temperature
     )

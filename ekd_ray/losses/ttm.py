@@ -32,14 +32,7 @@ def wttm_loss(
     if isinstance(exponent, int | float) and not exponent > 0:
         raise ValueError(f"exponent must be > 0, got {exponent}")
     student, teacher = softmax_inputs(student_logits, teacher_logits, standardize=False)
-    return transformed_kl(
-        student.log_softmax(dim=1), teacher.log_softmax(dim=1), exponent, weighted=weighted
-    )
-
-
-def transformed_kl(student: Tensor, teacher: Tensor, exponent: Scalar, *, weighted: bool) -> Tensor:
-    """`wttm_loss` of log-probabilities [B, C], unchecked."""
-    powers = exponent * teacher
+    powers = exponent * teacher.log_softmax(dim=1)
     log_n = powers.logsumexp(dim=1, keepdim=True)
-    kl = categorical_kl(powers - log_n, student)
+    kl = categorical_kl(powers - log_n, student.log_softmax(dim=1))
     return (log_n[:, 0].exp() * kl if weighted else kl).mean()

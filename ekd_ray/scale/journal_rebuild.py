@@ -48,11 +48,12 @@ def open_or_rebuild(run: Path, config: StudyConfig, space: Space) -> optuna.Stud
 
     Its trials have then begun and not ended: whoever settles them asks their records.
     """
-    path = run / JOURNAL
+    path, journal = run / JOURNAL, None
     if config.optuna_storage is None:
         try:
             if path.exists():
-                _check_knows_trials(Journal(path), run)
+                journal = Journal(path)
+                _check_knows_trials(journal, run)
             elif trial_folders(run):
                 raise Damaged(path, "it is not there")
         except Damaged as error:
@@ -64,7 +65,8 @@ def open_or_rebuild(run: Path, config: StudyConfig, space: Space) -> optuna.Stud
             if path.exists():
                 shutil.copyfile(path, f"{path}.damaged")
             os.replace(run / _REBUILT, path)
-    return open_study(run, config)
+            journal = None
+    return open_study(run, config, journal=journal)
 
 
 def _check_knows_trials(journal: Journal, run: Path) -> None:
@@ -83,7 +85,7 @@ def _rebuild(run: Path, config: StudyConfig, space: Space) -> int:
     new = run / _REBUILT
     for left in (new, *lock_files(new)):
         remove_path(left)
-    study = open_study(run, config, journal=new)
+    study = open_study(run, config, journal=Journal(new))
     folders = trial_folders(run)
     needed = config.all_objectives
     with write_together(study):

@@ -67,11 +67,11 @@ _OPTIONS = {
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-def open_study(run: Path, config: StudyConfig, *, journal: Path | None = None) -> optuna.Study:
+def open_study(run: Path, config: StudyConfig, *, journal: Journal | None = None) -> optuna.Study:
     """The study's Optuna records, created on first use.
 
     Args:
-        journal: its file, where that is not in its place in the folder.
+        journal: an opened one, which is not read again.
 
     Raises:
         UserError: a database that cannot be reached.
@@ -80,7 +80,7 @@ def open_study(run: Path, config: StudyConfig, *, journal: Path | None = None) -
     url = config.optuna_storage
     try:
         if url is None:
-            storage: BaseStorage = Journal(journal or run / JOURNAL)
+            storage: BaseStorage = journal or Journal(run / JOURNAL)
             # A journal has one study. Its folder may have been renamed since.
             known = storage.get_all_studies()
             name = known[0].study_name if known else run.resolve().name
