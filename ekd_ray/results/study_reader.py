@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -193,16 +193,7 @@ class StudyReader:
 
         Those that break a constraint come after all that keep them, the nearest first.
         """
-        metric = self.config.metric
-
-        def key(trial: RunRecord) -> tuple[float, float, int]:
-            value = trial.value(metric)
-            violation = total_violation(self.config.bounds, trial.last)
-            score = float("inf") if value is None else as_loss(value, metric)
-            return violation, score, trial.number or 0
-
-        complete = (trial for trial in self.records() if trial.status == "complete")
-        return Trials(sorted(complete, key=key))
+        return rank_trials(self.records(), self.config)
 
     def feasible(self) -> Trials:
         """Those of `ranked` that keep all constraints."""
@@ -339,6 +330,19 @@ class StudyReader:
             config=DistillConfig.from_dict(top.config),
             val=() if value is None else (value,),
         )
+
+
+def rank_trials(trials: Iterable[RunRecord], config: StudyConfig) -> Trials:
+    """The complete ones of a study's trials, in the order of `StudyReader.ranked`."""
+    metric = config.metric
+
+    def key(trial: RunRecord) -> tuple[float, float, int]:
+        value = trial.value(metric)
+        violation = total_violation(config.bounds, trial.last)
+        score = float("inf") if value is None else as_loss(value, metric)
+        return violation, score, trial.number or 0
+
+    return Trials(sorted((t for t in trials if t.status == "complete"), key=key))
 
 
 def _trial_row(trial: RunRecord, history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import functools
 import operator
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ekd_ray.config.phrases import command_text
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Interrupted, UserError, disk_full_error, name_continuation
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
-from ekd_ray.results.study_reader import StudyReader
+from ekd_ray.results.study_reader import StudyReader, rank_trials
 from ekd_ray.results.words import figure_text
 from ekd_ray.scale.cluster import with_gpus
 from ekd_ray.scale.fill_tasks import fill_cache
@@ -55,12 +56,13 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
     train = functools.partial(train_run, options=TrainOptions.of_study(config))
     chance = Chance.of_study(base, config.data_root)
     searcher = OptunaSearcher(run, config, base)
+    before = searcher.found()
     scheduler = make_scheduler(
         config, chance=chance, records=searcher.records(), log=run / ARRIVALS
     )
     searcher.end_stopped(scheduler.stopped)
     if searcher.remaining:
-        _note_best(StudyReader.load(run), observer)
+        _note_best(before, config, observer)
 
     def run_all(title: str, searcher: OptunaSearcher, scheduler: TrialScheduler) -> None:
         if not searcher.remaining:
@@ -98,13 +100,12 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         )
 
 
-def _note_best(study: StudyReader, observer: Observer) -> None:
+def _note_best(trials: Iterable[RunRecord], config: StudyConfig, observer: Observer) -> None:
     """Say which of the trials that have ended is the best: an observer sees those to come alone."""
-    for best in study.ranked()[:1]:
-        metric = study.config.metric
-        observer.note(
-            f"best before: {metric} {figure_text(metric, best.value(metric))} (trial {best.number})"
-        )
+    metric = config.metric
+    for best in rank_trials(trials, config)[:1]:
+        figure = figure_text(metric, best.value(metric))
+        observer.note(f"best before: {metric} {figure} (trial {best.number})")
 
 
 class ObserverCallback(tune.Callback):

@@ -134,6 +134,10 @@ class OptunaSearcher(Searcher):
         running = [trial.state == TrialState.RUNNING for trial in self._own_trials()]
         return any(running) or self.remaining > 0
 
+    def found(self) -> list[RunRecord]:
+        """All trials of the study that had begun before, until `records` has been asked."""
+        return [*self._found.values()]
+
     def records(self) -> list[RunRecord]:
         """The trials that had begun before, ended or not, by number; can be asked for once."""
         found, self._found = self._found, {}

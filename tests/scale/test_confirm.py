@@ -198,7 +198,8 @@ def test_an_extended_study_runs_no_champion_again(searched, made_up, tmp_path):
 def test_trials_of_an_extension_are_held_against_those_before(searched, tmp_path):
     said = []
     searched([0.1, 0.2])
-    _note_best(StudyReader.load(tmp_path), SimpleNamespace(note=said.append))
+    study = StudyReader.load(tmp_path)
+    _note_best(study.records(), study.config, SimpleNamespace(note=said.append))
     assert len(said) == 1 and "90.00 % (trial 0)" in said[0]
 
 
