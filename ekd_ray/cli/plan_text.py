@@ -202,7 +202,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"space      {parameters[0]}",
         *(f"           {line}" for line in parameters[1:]),
         f"search     {config.trials} trials by {_aims(config)} on the validation split; "
-        f"sampler {config.sampler}{first}{_budget(config)}",
+        f"sampler {config.chosen_sampler}{first}{_budget(config)}",
         f"stopping   {_stopping(config)}",
         f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds}; "
         f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",

@@ -18,7 +18,7 @@ BASELINES = ("none", "kd")  # those that a study has unless told otherwise
 CHAMPIONS = ("authors", "warm-start", "defaults")
 FIRST_SEEDS = 2  # of every champion and finalist: one seed shows no spread
 # Which of them go together: `ekd_ray.scale.samplers`.
-SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
+SAMPLERS = ("tpe", "model", "gp", "cmaes", "qmc", "random", "grid", "nsga2", "nsga3")
 SCHEDULERS = ("asha", "hyperband", "median", "none")
 MOST_TRIALS = 10**6
 LEAST_SHARE = 0.001  # of a GPU
@@ -37,7 +37,7 @@ class StudyConfig(Settings):
         "perturbation_epochs": None,
         "stop_below": None,
     }
-    filled_in = ("softmax_teacher_sha256", "warm_points")
+    filled_in = ("softmax_teacher_sha256", "warm_points", "known_studies")
 
     distill: DistillConfig = setting(DistillConfig(), "settings that every trial shares")
     teacher_training: dict[str, Any] | None = setting(
@@ -50,6 +50,10 @@ class StudyConfig(Settings):
     warm_points: dict[str, Any] | None = setting(
         None, "first points that --warm-start brought: name -> point", neutral=None
     )
+    known_studies: dict[str, Any] | None = setting(
+        None, "trials of other studies that --warm-start brought: name -> points and scores",
+        neutral=None,
+    )  # fmt: skip
     champions: tuple[str, ...] = setting(
         CHAMPIONS, "known configurations that finalists have to beat", choices=CHAMPIONS
     )
@@ -85,7 +89,11 @@ class StudyConfig(Settings):
         (), "further objectives: the search looks for the Pareto front", choices=tuple(DIRECTIONS)
     )
     constraints: tuple[str, ...] = setting((), "bounds to keep, such as val_ece<=0.05")
-    sampler: str = setting("tpe", "Optuna sampler", choices=SAMPLERS)
+    sampler: str = setting(
+        "auto",
+        "what proposes trials (auto: tpe, or model where --warm-start brought what others know)",
+        choices=("auto", *SAMPLERS),
+    )
     scheduler: str = setting(
         "auto", "early stopping of trials (auto: asha, or none with several objectives)",
         choices=("auto", *SCHEDULERS),
@@ -179,6 +187,14 @@ class StudyConfig(Settings):
         if isinstance(listed, list | tuple) and "authors" in listed:
             values = {**values, "baselines": [name for name in listed if name != "authors"]}
         return super().from_dict(values, where=where)
+
+    @property
+    def chosen_sampler(self) -> str:
+        """`sampler`, or what `auto` stands for."""
+        if self.sampler != "auto":
+            return self.sampler
+        plain = not (self.objectives or self.constraints)
+        return "model" if self.known_studies and plain else "tpe"
 
     @property
     def gpus(self) -> float:

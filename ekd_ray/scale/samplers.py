@@ -6,6 +6,7 @@ sampler can use, or has no need of, the trials that the scheduler stops:
 | sampler | Optuna's class | learns from | schedulers |
 |---|---|---|---|
 | `tpe` | TPESampler, each parameter by itself | ended and stopped trials | stopping ones |
+| `model` | `ModelSampler`, ours | ended and stopped trials, other studies | all |
 | `cmaes` | CmaEsSampler (numbers; the rest at random) | ended and stopped trials | stopping ones |
 | `random` | RandomSampler | nothing | all |
 | `qmc`, `grid` | QMCSampler, BruteForceSampler | nothing | stopping ones |
@@ -19,6 +20,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import (
@@ -33,6 +35,7 @@ from optuna.samplers import (
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError, check_installed
+from ekd_ray.scale.model_sampler import ModelSampler
 from ekd_ray.scale.optuna_private import BoundedGP, BoundedTPE
 from ekd_ray.scale.space import Space
 
@@ -46,7 +49,7 @@ class SamplerKind:
     `full_length`: it learns only from trials that were not stopped early. `finite`: it
     enumerates, so that every parameter needs finitely many values. `sequence`: it draws a
     sequence whose position it keeps in the study, and must go on under the same seed.
-    `plain`: it knows one objective and no constraints. `generations`: it breeds one from the
+    `study`: it is told what the study is. `plain`: it knows one objective and no constraints. `generations`: it breeds one from the
     other. `package`: what it needs besides Optuna, which is an extra of the same name.
     """
 
@@ -54,6 +57,7 @@ class SamplerKind:
     full_length: bool = False
     finite: bool = False
     sequence: bool = False
+    study: bool = False
     plain: bool = False
     generations: bool = False
     package: str | None = None
@@ -74,6 +78,11 @@ SAMPLERS: dict[str, SamplerKind] = {
     # on what had been lucky, and was no better than chance.
     "tpe": SamplerKind(
         make=functools.partial(BoundedTPE, n_startup_trials=STARTUP_TRIALS),
+    ),
+    "model": SamplerKind(
+        make=functools.partial(ModelSampler, n_startup_trials=STARTUP_TRIALS),
+        study=True,
+        plain=True,
     ),
     "gp": SamplerKind(
         make=functools.partial(
@@ -104,14 +113,18 @@ SAMPLERS: dict[str, SamplerKind] = {
 
 
 def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
-    """The sampler that `config.sampler` names, for a study with so many trials and values begun.
+    """The sampler that a study asks for, for a study with so many trials and values begun.
 
     Its seed advances with them: a resumed study must not draw again what it drew before.
     """
-    kind = SAMPLERS[config.sampler]
+    kind = SAMPLERS[config.chosen_sampler]
     seed = config.seed + (0 if kind.sequence else begun)
     # A generation is a quarter of the study: the published 50 would never see a second one.
-    options = {"population_size": max(4, config.trials // 4)} if kind.generations else {}
+    options: dict[str, Any] = {}
+    if kind.generations:
+        options["population_size"] = max(4, config.trials // 4)
+    if kind.study:
+        options["config"] = config
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return kind.make(seed=seed % 2**32, **options)  # NumPy takes 32 bits
@@ -120,12 +133,12 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
 def check_sampler(config: StudyConfig, space: Space) -> None:
     """Raise `UserError` for a sampler that does not go with the scheduler or the space, or that
     needs a package which is not installed."""
-    kind = SAMPLERS[config.sampler]
+    kind = SAMPLERS[config.chosen_sampler]
     if kind.package:
-        check_installed(kind.package, needed_by=f"sampler {config.sampler}", extra=kind.package)
+        check_installed(kind.package, needed_by=f"sampler {config.chosen_sampler}", extra=kind.package)
     if kind.full_length and config.scheduler != "none":
         raise UserError(
-            f"sampler {config.sampler} learns only from trials of full length, so "
+            f"sampler {config.chosen_sampler} learns only from trials of full length, so "
             f"scheduler {config.scheduler} would hide most of them: set scheduler=none, or "
             f"choose {', '.join(name for name in SAMPLERS if not SAMPLERS[name].full_length)}.",
             keys=("sampler",),
@@ -138,14 +151,14 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
         )
     if kind.plain and (config.objectives or config.constraints):
         raise UserError(
-            f"sampler {config.sampler} knows one objective and no constraints: choose "
+            f"sampler {config.chosen_sampler} knows one objective and no constraints: choose "
             f"{', '.join(name for name in SAMPLERS if not SAMPLERS[name].plain)}.",
             keys=("sampler",),
         )
     for name, parameter in space.parameters.items() if kind.finite else ():
         if parameter.number_of_values() is None:
             raise UserError(
-                f"sampler {config.sampler} tries every combination, but {name} has endlessly "
+                f"sampler {config.chosen_sampler} tries every combination, but {name} has endlessly "
                 "many values: give it choices or a step, or choose another sampler.",
                 keys=("space", name),
             )

@@ -1,0 +1,185 @@
+"""What a study's trials say of its whole space: a `Surrogate` fitted to their scores.
+
+The search proposes by it, finalists are chosen by it, and other studies are learned from by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ekd_ray.config import StudyConfig
+from ekd_ray.config.targets import as_loss, evenly_spaced
+from ekd_ray.results.records import RunRecord, milestone_epochs
+from ekd_ray.results.surrogate import Array, Basis, Observations, Surrogate
+
+MOST_TRIALS = 150  # that a model is fitted to, because its cost is their third power
+LEAST_TRIALS = 4  # with a score of full length, to choose by
+_GRID = 2048  # points over which the mean of a study is standardised
+
+Entries = Mapping[str, Mapping[str, Any]]  # of a space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A trial as a model sees it.
+
+    Attributes:
+        params: its searched values.
+        scores: by level, larger is better: 0 for full length, 1 for the last rung, 2 for the one
+            before. Of a trial that diverged -inf at level 0.
+    """
+
+    params: Mapping[str, Any]
+    scores: Mapping[int, float]
+
+
+def trial_outcome(
+    params: Mapping[str, Any], values: Mapping[int, float], config: StudyConfig, *, diverged: bool
+) -> Outcome:
+    """The outcome of a trial of a study, from its metric by epoch."""
+    milestones = milestone_epochs(config)
+    scores = {
+        len(milestones) - 1 - index: -as_loss(values[epoch], config.metric)
+        for index, epoch in enumerate(milestones)
+        if epoch in values
+    }
+    return Outcome(params=params, scores={0: -math.inf} if diverged else scores)
+
+
+def record_outcome(record: RunRecord, config: StudyConfig) -> Outcome:
+    """The outcome of a recorded trial."""
+    values = {
+        row["epoch"]: row[config.metric]
+        for row in record.history
+        if row.get(config.metric) is not None
+    }
+    diverged = record.status == "failed" and is_divergence(record.reason)
+    return trial_outcome(record.params, values, config, diverged=diverged)
+
+
+def is_divergence(reason: str | None) -> bool:
+    """Whether a run failed because of its settings: a loss or a weight became infinite."""
+    return " became " in (reason or "")
+
+
+def encode_points(points: Sequence[Mapping[str, Any]], space: Entries) -> Array:
+    """Points of a space as coordinates in [0, 1], [N, D].
+
+    A number lies along its (logarithmic) range; a choice has one coordinate per value; a
+    parameter that a point lacks, because its condition does not hold, lies in the middle.
+    """
+    return np.array([_encode(point, space) for point in points]).reshape(len(points), -1)
+
+
+def _encode(point: Mapping[str, Any], space: Entries) -> list[float]:
+    coordinates: list[float] = []
+    for name, entry in space.items():
+        value = point.get(name)
+        if "choices" in entry:
+            coordinates += [float(value == choice) for choice in entry["choices"]]
+        else:
+            coordinates.append(0.5 if value is None else _scale_to_unit(value, entry))
+    return coordinates
+
+
+def _scale_to_unit(value: float, entry: Mapping[str, Any]) -> float:
+    low, high, number = float(entry["low"]), float(entry["high"]), float(value)
+    if low == high:
+        return 0.5
+    if entry.get("log"):
+        low, high, number = math.log(low), math.log(high), math.log(number)
+    return min(max((number - low) / (high - low), 0.0), 1.0)
+
+
+def fit_model(
+    outcomes: Iterable[Outcome], space: Entries, *, basis: Basis | None = None
+) -> Surrogate | None:
+    """The surrogate of what trials have scored; None without any score.
+
+    Of more than `MOST_TRIALS` trials the best half of these are taken, and of the others some
+    that are spread evenly over their order.
+    """
+    known = _thin_out([outcome for outcome in outcomes if outcome.scores])
+    if not known:
+        return None
+    scored = [
+        (index, level, score)
+        for index, outcome in enumerate(known)
+        for level, score in outcome.scores.items()
+    ]
+    places, levels, scores = (np.array(column) for column in zip(*scored, strict=True))
+    inputs = encode_points([outcome.params for outcome in known], space)[places]
+    return Surrogate(Observations(inputs, levels, scores.astype(float)), basis=basis)
+
+
+def _thin_out(outcomes: list[Outcome]) -> list[Outcome]:
+    if len(outcomes) <= MOST_TRIALS:
+        return outcomes
+
+    def key(index: int) -> tuple[int, float]:
+        level, score = min(outcomes[index].scores.items())
+        return level, -score
+
+    order = sorted(range(len(outcomes)), key=key)
+    best, others = order[: MOST_TRIALS // 2], sorted(order[MOST_TRIALS // 2 :])
+    chosen = sorted([*best, *evenly_spaced(others, MOST_TRIALS - len(best))])
+    return [outcomes[index] for index in chosen]
+
+
+def mean_basis(studies: Iterable[Sequence[Outcome]], space: Entries) -> Basis:
+    """The mean over studies of their posterior means, each with mean 0 and variance 1 over the
+    space."""
+    models = [model for study in studies if (model := fit_model(study, space)) is not None]
+    dims = len(_encode({}, space))
+    grid = np.random.default_rng(0).random((_GRID, dims))
+    known = [model.mean(grid) for model in models]
+    scales = [(float(mean.mean()), float(mean.std()) or 1.0) for mean in known]
+
+    def basis(inputs: Array) -> Array:
+        means = [
+            (model.mean(inputs) - center) / scale
+            for model, (center, scale) in zip(models, scales, strict=True)
+        ]
+        return np.mean(means, axis=0)
+
+    return basis
+
+
+def known_basis(config: StudyConfig) -> Basis | None:
+    """What the other studies expect of the points of a study's space; None without any."""
+    if not config.known_studies:
+        return None
+    studies = [
+        [
+            Outcome(
+                params=trial["point"],
+                scores={lv: score for lv, score in enumerate(trial["scores"]) if score is not None},
+            )
+            for trial in trials
+        ]
+        for trials in config.known_studies.values()
+    ]
+    return mean_basis(studies, config.space or {})
+
+
+def rank_by_model(records: Sequence[RunRecord], config: StudyConfig) -> list[RunRecord]:
+    """Complete trials, the best first by what the model expects of another seed of them.
+
+    The best of many noisy scores has been lucky; the model takes a share of that away. With fewer
+    than `LEAST_TRIALS` of them they stay in their order.
+
+    Args:
+        records: of all trials of the study.
+    """
+    complete = [record for record in records if record.status == "complete"]
+    space = config.space or {}
+    model = fit_model((record_outcome(record, config) for record in records), space)
+    if model is None or len(complete) < LEAST_TRIALS:
+        return complete
+    means = model.mean(encode_points([record.params for record in complete], space))
+    return [complete[index] for index in np.argsort(-means, kind="stable")]

@@ -1,0 +1,245 @@
+"""A Gaussian process over the settings of a space, at the fidelities of a study.
+
+A trial that was stopped at a rung says something of what it would have scored at full length:
+with `f(x)` the score there, the score at a rung is `rho f(x) + g(x)`, the autoregressive model of
+Kennedy and O'Hagan (Predicting the output from a complex computer code when fast approximations
+are available, 2000, equation 1) read from the dear level. `f` and each `g` have Matern 5/2 kernels
+with one length per dimension (ARD). What other studies have found, `m(x)`, is one linear term:
+`f(x) = beta m(x) + h(x)` with `beta ~ N(1, 1)`, which data can turn off or around.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+
+Array = NDArray[np.float64]
+Basis = Callable[[Array], Array]
+
+BETA_MEAN, BETA_VARIANCE = 1.0, 1.0
+LEVEL_VARIANCE = 1.0  # of the mean of each level, in standardised scores
+WINSORISED = 2.0  # interquartile ranges below the median, below which a score counts as that
+JITTER = 1e-6  # added to all variances of noise, which keeps the kernel positive
+STEPS = 60  # of the search for the hyperparameters
+REACH = 3.5  # standard deviations of their priors, within which they are looked for
+_ROOT5 = math.sqrt(5)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Scores of trials, larger is better.
+
+    Attributes:
+        inputs: [N, D] in [0, 1].
+        levels: [N], 0 for full length, k for the k-th rung below it.
+        scores: [N]; -inf for a trial that diverged.
+    """
+
+    inputs: Array
+    levels: NDArray[np.int64]
+    scores: Array
+
+
+@dataclass(frozen=True)
+class _Hyper:
+    """The hyperparameters; lengths and variances by their logarithms."""
+
+    lengths: Array  # [D]
+    scale: Array  # [1], variance of h
+    rho: Array  # [rungs]
+    gap: Array  # [rungs], variance of each g
+    noise: Array  # [1 + rungs]
+
+    def to_vector(self) -> Array:
+        return np.concatenate([self.lengths, self.scale, self.rho, self.gap, self.noise])
+
+    @classmethod
+    def from_vector(cls, vector: Array, dims: int, rungs: int) -> _Hyper:
+        return cls(*np.split(vector, np.cumsum([dims, 1, rungs, rungs])))
+
+
+def _priors(dims: int, rungs: int) -> tuple[Array, Array]:
+    """Means and standard deviations of the normal priors of the hyperparameters."""
+    mean = _Hyper(
+        lengths=np.full(dims, math.log(0.5 * math.sqrt(dims))), scale=np.zeros(1),
+        rho=np.full(rungs, 0.7), gap=np.full(rungs, math.log(0.3)),
+        noise=np.full(1 + rungs, math.log(0.1)),
+    )  # fmt: skip
+    spread = _Hyper(
+        lengths=np.full(dims, 0.8), scale=np.full(1, 0.7), rho=np.full(rungs, 0.4),
+        gap=np.ones(rungs), noise=np.full(1 + rungs, 1.2),
+    )  # fmt: skip
+    return mean.to_vector(), spread.to_vector()
+
+
+class Surrogate:
+    """The posterior of the score at full length, given observations.
+
+    Args:
+        seen: at least one of them.
+        basis: `m`, from inputs [N, D] to [N], with mean 0 and variance 1 over the space; None
+            without other studies.
+    """
+
+    def __init__(self, seen: Observations, *, basis: Basis | None = None) -> None:
+        self._basis = basis or (lambda inputs: np.zeros(len(inputs)))
+        self._inputs, self._levels = seen.inputs, seen.levels
+        self._dims, self._rungs = seen.inputs.shape[1], int(seen.levels.max())
+        self._targets, self._center, self._spread = _standardise(seen)
+        self._m = self._basis(self._inputs)
+        self._same = self._levels[:, None] == self._levels[None, :]
+        self._hyper = self._fit()
+        kernel = self._kernel(self._hyper, self._matern(self._hyper, self._inputs, self._inputs))
+        self._factor = cho_factor(kernel, lower=True)
+        self._weights = cho_solve(self._factor, self._away(self._hyper))
+
+    def _fit(self) -> _Hyper:
+        """The hyperparameters of largest posterior density."""
+        mean, spread = _priors(self._dims, self._rungs)
+        squares = (self._inputs[:, None, :] - self._inputs[None, :, :]) ** 2
+
+        def loss(vector: Array) -> tuple[float, Array]:
+            hyper = _Hyper.from_vector(vector, self._dims, self._rungs)
+            value, gradient = self._negative_log_likelihood(hyper, squares)
+            away = (vector - mean) / spread
+            return value + 0.5 * float(away @ away), gradient + away / spread
+
+        bounds = list(zip(mean - REACH * spread, mean + REACH * spread, strict=True))
+        found = minimize(
+            loss, mean, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS}
+        )
+        return _Hyper.from_vector(np.asarray(found.x), self._dims, self._rungs)
+
+    def _negative_log_likelihood(self, hyper: _Hyper, squares: Array) -> tuple[float, Array]:
+        """Of the targets, and its gradient by the vector of hyperparameters.
+
+        Args:
+            squares: squared distances of the inputs by dimension [N, N, D].
+        """
+        matern = self._matern(hyper, self._inputs, self._inputs)
+        factor = cho_factor(self._kernel(hyper, matern), lower=True)
+        away = self._away(hyper)
+        weights = cho_solve(factor, away)
+        value = 0.5 * float(away @ weights) + float(np.log(np.diag(factor[0])).sum())
+        # d value / d t = tr((K^-1 - w w^T) dK/dt) / 2 - w^T d mean/dt
+        inner = cho_solve(factor, np.eye(len(away))) - np.outer(weights, weights)
+        slopes = self._slopes(hyper)
+        pairs = np.outer(slopes, slopes)
+        own = np.exp(hyper.scale) * matern
+        gap = self._gaps(hyper)
+        shared = own + BETA_VARIANCE * np.outer(self._m, self._m)
+        distance = self._distance(hyper, self._inputs, self._inputs)
+        # Of the Matern correlation by the logarithm of a length, without its square.
+        falling = 5 / 3 * (1 + _ROOT5 * distance) * np.exp(-_ROOT5 * distance)
+        by_square = inner * (np.exp(hyper.scale) * pairs + gap) * falling
+        by_slope = (inner * shared) @ slopes - BETA_MEAN * weights * self._m
+        by_gap = (inner * gap * matern).sum(axis=1)
+        by_noise = np.diag(inner) * np.exp(hyper.noise)[self._levels]
+        levels = range(self._rungs + 1)
+        rungs = [self._levels == level for level in levels]
+        gradient = _Hyper(
+            lengths=0.5 * np.einsum("ij,ijd->d", by_square, squares) * np.exp(-2 * hyper.lengths),
+            scale=np.array([0.5 * (inner * pairs * own).sum()]),
+            rho=np.array([by_slope[at].sum() for at in rungs[1:]]),
+            gap=np.array([0.5 * by_gap[at].sum() for at in rungs[1:]]),
+            noise=np.array([0.5 * by_noise[at].sum() for at in rungs]),
+        )
+        return value, gradient.to_vector()
+
+    def _distance(self, hyper: _Hyper, left: Array, right: Array) -> Array:
+        """Distances in units of the lengths [N, M]."""
+        left, right = left / np.exp(hyper.lengths), right / np.exp(hyper.lengths)
+        squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1) - 2 * left @ right.T
+        return np.sqrt(np.maximum(squares, 0.0))
+
+    def _matern(self, hyper: _Hyper, left: Array, right: Array) -> Array:
+        distance = _ROOT5 * self._distance(hyper, left, right)
+        return (1 + distance + distance**2 / 3) * np.exp(-distance)
+
+    def _slopes(self, hyper: _Hyper) -> Array:
+        return np.concatenate([[1.0], hyper.rho])[self._levels]
+
+    def _gaps(self, hyper: _Hyper) -> Array:
+        """Variances of the `g` that two observations of a level share [N, N]."""
+        return self._same * np.concatenate([[0.0], np.exp(hyper.gap)])[self._levels]
+
+    def _away(self, hyper: _Hyper) -> Array:
+        return self._targets - BETA_MEAN * self._slopes(hyper) * self._m
+
+    def _kernel(self, hyper: _Hyper, matern: Array) -> Array:
+        slopes = self._slopes(hyper)
+        shared = np.exp(hyper.scale) * matern + BETA_VARIANCE * np.outer(self._m, self._m)
+        kernel = np.outer(slopes, slopes) * shared + self._gaps(hyper) * matern
+        kernel += LEVEL_VARIANCE * self._same
+        kernel[np.diag_indices_from(kernel)] += np.exp(hyper.noise)[self._levels] + JITTER
+        return kernel
+
+    def _between(self, left: Array, of_left: Array, right: Array, of_right: Array) -> Array:
+        """Prior covariance of `f` at inputs, given their `m`."""
+        shared = np.exp(self._hyper.scale) * self._matern(self._hyper, left, right)
+        return shared + BETA_VARIANCE * np.outer(of_left, of_right)
+
+    def _cross(self, inputs: Array, m: Array) -> Array:
+        """Prior covariance of `f` at inputs with the observations [M, N]."""
+        shared = self._between(inputs, m, self._inputs, self._m)
+        return shared * self._slopes(self._hyper) + LEVEL_VARIANCE * (self._levels == 0)
+
+    def mean(self, inputs: Array) -> Array:
+        """Posterior mean at inputs [M, D], in the unit of the scores, [M]."""
+        m = self._basis(inputs)
+        found = BETA_MEAN * m + self._cross(inputs, m) @ self._weights
+        return np.asarray(self._center + self._spread * found)
+
+    def predict(self, inputs: Array, *, pending: Array | None = None) -> tuple[Array, Array]:
+        """Posterior mean and standard deviation, in the unit of the scores, [M] each.
+
+        Args:
+            inputs: [M, D].
+            pending: [P, D], whose scores are still to come: they lower the deviation as if they
+                were known, and leave the mean as it is.
+        """
+        m = self._basis(inputs)
+        cross = self._cross(inputs, m)
+        mean = BETA_MEAN * m + cross @ self._weights
+        variance = np.exp(self._hyper.scale) + BETA_VARIANCE * m**2 + LEVEL_VARIANCE
+        variance = variance - np.einsum("ij,ji->i", cross, cho_solve(self._factor, cross.T))
+        if pending is not None and len(pending):
+            of_pending = self._basis(pending)
+            other = self._cross(pending, of_pending)
+            solved = cho_solve(self._factor, other.T)
+            left = self._between(inputs, m, pending, of_pending) + LEVEL_VARIANCE - cross @ solved
+            known = self._between(pending, of_pending, pending, of_pending) + LEVEL_VARIANCE
+            known = known - other @ solved
+            known[np.diag_indices_from(known)] += np.exp(self._hyper.noise[0]) + JITTER
+            variance = variance - np.einsum("ij,ji->i", left, np.linalg.solve(known, left.T))
+        deviation = np.sqrt(np.maximum(variance, 1e-9))
+        return self._center + self._spread * mean, self._spread * deviation
+
+
+def _standardise(seen: Observations) -> tuple[Array, float, float]:
+    """Scores with median 0 at each level, what lies far below pulled up, all by one spread.
+
+    The spread is the largest of a level, because few trials of full length, which have been
+    chosen, say little of it.
+
+    Returns:
+        They [N], and the centre and the spread of full length.
+    """
+    scores, spread = np.zeros(len(seen.scores)), 0.0
+    centers: dict[int, float] = {}
+    for level in sorted({*seen.levels.tolist()}):
+        at = seen.levels == level
+        own = seen.scores[at]
+        finite = own[np.isfinite(own)] if np.isfinite(own).any() else np.zeros(1)
+        low, middle, high = np.quantile(finite, [0.25, 0.5, 0.75])
+        own = np.maximum(own, middle - WINSORISED * (high - low))
+        centers[level], spread = float(middle), max(spread, float(own.std()))
+        scores[at] = own - middle
+    spread = spread or 1.0
+    return scores / spread, centers.get(0, centers[min(centers)]), spread

@@ -1,0 +1,197 @@
+"""A sampler that proposes by a surrogate of the space, and learns from other studies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import norm
+
+from ekd_ray.config import StudyConfig
+from ekd_ray.results.study_model import (
+    encode_points,
+    fit_model,
+    is_divergence,
+    known_basis,
+    trial_outcome,
+)
+from ekd_ray.results.surrogate import Array, Basis
+from ekd_ray.scale.space import Parameter, Space
+
+ANYWHERE, NEAR, TOP = 1500, 60, 5  # candidates: of the whole space, and around each of the best
+STEP = 0.1  # of the ones around, in coordinates of [0, 1]
+APART = 0.25  # distance of the first points of a warm start
+DRAWN = 20_000  # points of which these are the best
+
+
+class ModelSampler(BaseSampler):
+    """Expected improvement over the best posterior mean, of a model at all rungs.
+
+    A point is drawn as a whole when the first of its parameters is asked for. Trials that run
+    lower the uncertainty around them, so that others are not sent there.
+
+    Args:
+        config: the study. Where it knows no other studies the first `n_startup_trials` are drawn
+            at random.
+    """
+
+    def __init__(self, config: StudyConfig, *, seed: int, n_startup_trials: int) -> None:
+        self._config = config
+        self._coordinates = Coordinates(Space(config.space))
+        self._entries: Mapping[str, Any] = config.space or {}
+        self._startup = n_startup_trials
+        self._basis = known_basis(config)
+        self._rng = np.random.default_rng(seed)
+        self._random = RandomSampler(seed=seed)
+        self._drawn: int | None = None
+        self._point: dict[str, Any] = {}
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:  # fmt: skip
+        if trial.number != self._drawn:
+            self._point, self._drawn = self._propose(study, trial.number), trial.number
+        if param_name in self._point:
+            return self._point[param_name]
+        # A first point fixes some parameters, and this one may exist only under these.
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _propose(self, study: optuna.Study, number: int) -> dict[str, Any]:
+        ended, running = [], []
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING and trial.number != number:
+                running.append(trial.params)
+            elif trial.state.is_finished():
+                ended.append(
+                    trial_outcome(
+                        trial.params, trial.intermediate_values, self._config,
+                        diverged=is_divergence(trial.user_attrs.get("reason")),
+                    )
+                )  # fmt: skip
+        if self._basis is None and len(ended) < self._startup:
+            return self._coordinates.point(self._coordinates.draw(self._rng, 1)[0])
+        model = fit_model(ended, self._entries, basis=self._basis)
+        rows = self._coordinates.draw(self._rng, ANYWHERE)
+        if model is None:  # nothing is known here, only elsewhere
+            assert self._basis is not None
+            return self._coordinates.point(rows[int(np.argmax(self._basis(rows)))])
+        tried = self._encode([outcome.params for outcome in ended if outcome.scores])
+        means = model.mean(tried)
+        best = tried[np.argsort(-means)[:TOP]]
+        rows = np.vstack([rows, self._coordinates.move(best, self._rng, NEAR)])
+        mean, deviation = model.predict(rows, pending=self._encode(running) if running else None)
+        improvement = log_expected_improvement((mean - means.max()) / deviation)
+        return self._coordinates.point(rows[int(np.argmax(improvement + np.log(deviation)))])
+
+    def _encode(self, points: Sequence[Mapping[str, Any]]) -> Array:
+        return encode_points(points, self._entries)
+
+
+def log_expected_improvement(z: Array) -> Array:
+    """log(phi(z) + z Phi(z)), the log of the expected improvement of a normal variable with
+    deviation 1 whose mean lies z above the best; far below by its asymptote phi(z) / z^2."""
+    near = np.log(np.maximum(norm.pdf(z) + z * norm.cdf(z), 1e-300))
+    far = norm.logpdf(z) - 2 * np.log(np.maximum(np.abs(z), 1.0))
+    return np.where(z > -6, near, far)
+
+
+class Coordinates:
+    """The points of a space as rows of numbers in [0, 1], as `encode_points` has them."""
+
+    def __init__(self, space: Space) -> None:
+        self._parameters = space.parameters
+        self._columns: dict[str, slice] = {}
+        self.count = 0
+        for name, parameter in space.parameters.items():
+            width = 1 if parameter.choices is None else len(parameter.choices)
+            self._columns[name] = slice(self.count, self.count + width)
+            self.count += width
+
+    def draw(self, rng: np.random.Generator, count: int) -> Array:
+        """Rows drawn evenly [count, D]."""
+        return self._settle(rng.random((count, self.count)))
+
+    def move(self, rows: Array, rng: np.random.Generator, count: int) -> Array:
+        """Rows near each given one [count * N, D]: numbers moved by about `STEP`, a choice kept
+        nine times in ten."""
+        near = np.repeat(rows, count, axis=0)
+        moved = near + STEP * rng.normal(size=near.shape)
+        for name, parameter in self._parameters.items():
+            if parameter.choices is not None:
+                own = self._columns[name]
+                again = rng.random(len(near)) < 0.1
+                moved[:, own] = np.where(again[:, None], rng.random(moved[:, own].shape), near[:, own])
+        return self._settle(np.clip(moved, 0.0, 1.0))
+
+    def point(self, row: Array) -> dict[str, Any]:
+        """The point of a row, each number the nearest that its range has."""
+        point: dict[str, Any] = {}
+        for name, parameter in self._parameters.items():
+            if parameter.applies(point):
+                point[name] = _value_at(parameter, row[self._columns[name]])
+        return point
+
+    def _settle(self, rows: Array) -> Array:
+        """Rows with one value of each choice, and in the middle what has no value."""
+        for name, parameter in self._parameters.items():
+            own = self._columns[name]
+            if parameter.choices is not None:
+                rows[:, own] = np.eye(len(parameter.choices))[rows[:, own].argmax(axis=1)]
+            if parameter.when:
+                applies = [parameter.applies(self._point_before(row, name)) for row in rows]
+                absent = 0.5 if parameter.choices is None else 0.0
+                rows[:, own] = np.where(np.array(applies)[:, None], rows[:, own], absent)
+        return rows
+
+    def _point_before(self, row: Array, name: str) -> dict[str, Any]:
+        """The values of a row that the condition of a parameter is about."""
+        wanted = self._parameters[name].when
+        return {
+            other: _value_at(self._parameters[other], row[self._columns[other]])
+            for other in wanted
+            if row[self._columns[other]].any() or self._parameters[other].choices is None
+        }
+
+
+def _value_at(parameter: Parameter, coordinates: Array) -> Any:
+    if parameter.choices is not None:
+        return parameter.choices[int(coordinates.argmax())]
+    low, high, at = float(parameter.low), float(parameter.high), float(coordinates[0])
+    if parameter.log:
+        value = math.exp(math.log(low) + at * (math.log(high) - math.log(low)))
+    else:
+        value = low + at * (high - low)
+    nearest = parameter.nearest(value)
+    return int(nearest) if parameter.integer else nearest
+
+
+def distinct_maxima(
+    basis: Basis, space: Space, count: int, *, apart: float = APART
+) -> list[dict[str, Any]]:
+    """The points of which a basis expects most, at a distance of `apart` or more of each other."""
+    coordinates = Coordinates(space)
+    rows = coordinates.draw(np.random.default_rng(0), DRAWN)
+    chosen: list[int] = []
+    for index in np.argsort(-basis(rows), kind="stable"):
+        if (np.linalg.norm(rows[chosen] - rows[index], axis=1) >= apart).all():
+            chosen.append(int(index))
+        if len(chosen) == count:
+            break
+    return [coordinates.point(rows[index]) for index in chosen]
