@@ -39,27 +39,37 @@ class Outcome:
 
 
 def trial_outcome(
-    params: Mapping[str, Any], values: Mapping[int, float], config: StudyConfig, *, diverged: bool
-) -> Outcome:
-    """The outcome of a trial of a study, from its metric by epoch."""
+    params: Mapping[str, Any], values: Mapping[int, float], config: StudyConfig, *,
+    complete: bool = False, diverged: bool = False,
+) -> Outcome:  # fmt: skip
+    """The outcome of a trial of a study, from its metric by epoch, larger is better.
+
+    Args:
+        complete: the last epoch is the one of full length.
+    """
     milestones = milestone_epochs(config)
     scores = {
-        len(milestones) - 1 - index: -as_loss(values[epoch], config.metric)
+        len(milestones) - 1 - index: values[epoch]
         for index, epoch in enumerate(milestones)
         if epoch in values
     }
+    if complete and values:
+        scores[0] = values[max(values)]
     return Outcome(params=params, scores={0: -math.inf} if diverged else scores)
 
 
-def record_outcome(record: RunRecord, config: StudyConfig) -> Outcome:
-    """The outcome of a recorded trial."""
+def record_outcome(record: RunRecord, config: StudyConfig, metric: str | None = None) -> Outcome:
+    """The outcome of a recorded trial of a study, by its own metric or another one."""
+    metric = metric or config.metric
     values = {
-        row["epoch"]: row[config.metric]
+        row["epoch"]: -as_loss(row[metric], metric)
         for row in record.history
-        if row.get(config.metric) is not None
+        if row.get(metric) is not None
     }
-    diverged = record.status == "failed" and is_divergence(record.reason)
-    return trial_outcome(record.params, values, config, diverged=diverged)
+    return trial_outcome(
+        record.params, values, config, complete=record.status == "complete",
+        diverged=record.status == "failed" and is_divergence(record.reason),
+    )  # fmt: skip
 
 
 def is_divergence(reason: str | None) -> bool:
@@ -101,10 +111,9 @@ def fit_model(
 ) -> Surrogate | None:
     """The surrogate of what trials have scored; None without any score.
 
-    Of more than `MOST_TRIALS` trials the best half of these are taken, and of the others some
-    that are spread evenly over their order.
+    Of more than `MOST_TRIALS` some stand for all, see `thin_out`.
     """
-    known = _thin_out([outcome for outcome in outcomes if outcome.scores])
+    known = thin_out(list(outcomes), MOST_TRIALS)
     if not known:
         return None
     scored = [
@@ -117,18 +126,21 @@ def fit_model(
     return Surrogate(Observations(inputs, levels, scores.astype(float)), basis=basis)
 
 
-def _thin_out(outcomes: list[Outcome]) -> list[Outcome]:
-    if len(outcomes) <= MOST_TRIALS:
-        return outcomes
+def thin_out(outcomes: Sequence[Outcome], most: int) -> list[Outcome]:
+    """At most so many of the outcomes that have a score, in their order: the best half of these,
+    and of the others some that are spread evenly."""
+    scored = [outcome for outcome in outcomes if outcome.scores]
+    if len(scored) <= most:
+        return scored
 
     def key(index: int) -> tuple[int, float]:
-        level, score = min(outcomes[index].scores.items())
+        level, score = min(scored[index].scores.items())
         return level, -score
 
-    order = sorted(range(len(outcomes)), key=key)
-    best, others = order[: MOST_TRIALS // 2], sorted(order[MOST_TRIALS // 2 :])
-    chosen = sorted([*best, *evenly_spaced(others, MOST_TRIALS - len(best))])
-    return [outcomes[index] for index in chosen]
+    order = sorted(range(len(scored)), key=key)
+    best, others = order[: most // 2], sorted(order[most // 2 :])
+    chosen = sorted([*best, *evenly_spaced(others, most - len(best))])
+    return [scored[index] for index in chosen]
 
 
 def mean_basis(studies: Iterable[Sequence[Outcome]], space: Entries) -> Basis:
@@ -167,19 +179,21 @@ def known_basis(config: StudyConfig) -> Basis | None:
     return mean_basis(studies, config.space or {})
 
 
-def rank_by_model(records: Sequence[RunRecord], config: StudyConfig) -> list[RunRecord]:
-    """Complete trials, the best first by what the model expects of another seed of them.
+def rank_by_model(
+    ranked: Sequence[RunRecord], records: Sequence[RunRecord], config: StudyConfig
+) -> list[RunRecord]:
+    """Complete trials, the best first by what the model of a study expects of them.
 
-    The best of many noisy scores has been lucky; the model takes a share of that away. With fewer
-    than `LEAST_TRIALS` of them they stay in their order.
+    The best of many noisy scores has been lucky; the model takes a share of that away.
 
     Args:
-        records: of all trials of the study.
+        ranked: they, the best first by their own scores; fewer than `LEAST_TRIALS` stay so.
+        records: all trials of the study.
     """
-    complete = [record for record in records if record.status == "complete"]
-    space = config.space or {}
-    model = fit_model((record_outcome(record, config) for record in records), space)
-    if model is None or len(complete) < LEAST_TRIALS:
-        return complete
-    means = model.mean(encode_points([record.params for record in complete], space))
-    return [complete[index] for index in np.argsort(-means, kind="stable")]
+    space, basis = config.space or {}, known_basis(config)
+    outcomes = [record_outcome(record, config) for record in records]
+    model = fit_model(outcomes, space, basis=basis)
+    if model is None or len(ranked) < LEAST_TRIALS:
+        return [*ranked]
+    means = model.mean(encode_points([record.params for record in ranked], space))
+    return [ranked[index] for index in np.argsort(-means, kind="stable")]

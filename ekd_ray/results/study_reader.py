@@ -210,10 +210,17 @@ class StudyReader:
         return Trials(trials[index] for index in front)
 
     def finalists(self) -> Trials:
-        """The trials that are to be confirmed: the best, or evenly along the Pareto front."""
+        """The trials that are to be confirmed: the best, or evenly along the Pareto front.
+
+        With one objective the best are those that a model of all trials expects most of
+        (`rank_by_model`), because the best of many noisy scores has been lucky.
+        """
+        # It loads SciPy, which a reader does without.
+        from ekd_ray.results.study_model import rank_by_model
+
         count = self.config.confirm_top_k
         if not self.config.objectives:
-            return Trials(self.feasible()[:count])
+            return Trials(rank_by_model(self.feasible(), self.records(), self.config)[:count])
         return Trials(evenly_spaced(self.pareto(), count))
 
     def trials(self) -> pa.Table:

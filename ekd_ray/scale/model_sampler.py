@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.targets import as_loss
 from ekd_ray.results.study_model import (
     encode_points,
     fit_model,
@@ -79,9 +80,12 @@ class ModelSampler(BaseSampler):
             if trial.state == TrialState.RUNNING and trial.number != number:
                 running.append(trial.params)
             elif trial.state.is_finished():
+                metric = self._config.metric
+                values = {e: -as_loss(v, metric) for e, v in trial.intermediate_values.items()}
                 ended.append(
                     trial_outcome(
-                        trial.params, trial.intermediate_values, self._config,
+                        trial.params, values, self._config,
+                        complete=trial.state == TrialState.COMPLETE,
                         diverged=is_divergence(trial.user_attrs.get("reason")),
                     )
                 )  # fmt: skip
@@ -137,7 +141,8 @@ class Coordinates:
             if parameter.choices is not None:
                 own = self._columns[name]
                 again = rng.random(len(near)) < 0.1
-                moved[:, own] = np.where(again[:, None], rng.random(moved[:, own].shape), near[:, own])
+                drawn = rng.random((len(near), len(parameter.choices)))
+                moved[:, own] = np.where(again[:, None], drawn, near[:, own])
         return self._settle(np.clip(moved, 0.0, 1.0))
 
     def point(self, row: Array) -> dict[str, Any]:

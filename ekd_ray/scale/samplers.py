@@ -49,8 +49,9 @@ class SamplerKind:
     `full_length`: it learns only from trials that were not stopped early. `finite`: it
     enumerates, so that every parameter needs finitely many values. `sequence`: it draws a
     sequence whose position it keeps in the study, and must go on under the same seed.
-    `study`: it is told what the study is. `plain`: it knows one objective and no constraints. `generations`: it breeds one from the
-    other. `package`: what it needs besides Optuna, which is an extra of the same name.
+    `study`: it is told what the study is. `plain`: it knows one objective and no constraints.
+    `generations`: it breeds one from the other. `package`: what it needs besides Optuna, which is
+    an extra of the same name.
     """
 
     make: Callable[..., BaseSampler]
@@ -133,12 +134,13 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
 def check_sampler(config: StudyConfig, space: Space) -> None:
     """Raise `UserError` for a sampler that does not go with the scheduler or the space, or that
     needs a package which is not installed."""
-    kind = SAMPLERS[config.chosen_sampler]
+    name = config.chosen_sampler
+    kind = SAMPLERS[name]
     if kind.package:
-        check_installed(kind.package, needed_by=f"sampler {config.chosen_sampler}", extra=kind.package)
+        check_installed(kind.package, needed_by=f"sampler {name}", extra=kind.package)
     if kind.full_length and config.scheduler != "none":
         raise UserError(
-            f"sampler {config.chosen_sampler} learns only from trials of full length, so "
+            f"sampler {name} learns only from trials of full length, so "
             f"scheduler {config.scheduler} would hide most of them: set scheduler=none, or "
             f"choose {', '.join(name for name in SAMPLERS if not SAMPLERS[name].full_length)}.",
             keys=("sampler",),
@@ -151,14 +153,14 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
         )
     if kind.plain and (config.objectives or config.constraints):
         raise UserError(
-            f"sampler {config.chosen_sampler} knows one objective and no constraints: choose "
+            f"sampler {name} knows one objective and no constraints: choose "
             f"{', '.join(name for name in SAMPLERS if not SAMPLERS[name].plain)}.",
             keys=("sampler",),
         )
-    for name, parameter in space.parameters.items() if kind.finite else ():
+    for searched, parameter in space.parameters.items() if kind.finite else ():
         if parameter.number_of_values() is None:
             raise UserError(
-                f"sampler {config.chosen_sampler} tries every combination, but {name} has endlessly "
+                f"sampler {name} tries every combination, but {searched} has endlessly "
                 "many values: give it choices or a step, or choose another sampler.",
-                keys=("space", name),
+                keys=("space", searched),
             )

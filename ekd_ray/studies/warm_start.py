@@ -1,28 +1,36 @@
-"""Knowledge carried over: the best points of finished studies as champions of a new one."""
+"""Knowledge carried over: what finished studies found, for the search of a new one."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import Study
+from ekd_ray.results.study_model import Outcome, known_basis, record_outcome, thin_out
+from ekd_ray.scale.model_sampler import distinct_maxima
 from ekd_ray.scale.space import Space, check_space, point_config
 
-POINTS = 3  # of each study
+POINTS = 3  # that are tried first: of the model of all studies, and of each that is too small
+LEAST_TRIALS = 8  # of full length, for a study to be learned from by a model
+MOST_TRIALS = 60  # of each study that are kept
+DIGITS = 6  # of their scores
 
 
 def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig:
-    """The study with the best points of other studies as `warm_points`.
+    """The study with what other studies know: `known_studies`, and first points, `warm_points`.
 
-    Of each study in `runs` the best trials of full length, at most `POINTS`, are mapped onto
-    the space of `config`: what that does not search is left out, a number becomes the nearest
-    one of the range. They are tried like any other point and are champions, by the name of their
-    study (`from cifar10`, its second one `from cifar10 (2)`); nothing else of the other studies
-    is believed.
+    The trials of each study in `runs` are mapped onto the space of `config`: what that does not
+    search is left out, a number becomes the nearest one of the range. The search learns from
+    them (sampler `model`), and first tries `POINTS` points of which they together expect most.
+    Of a study with fewer than `LEAST_TRIALS` of full length the best ones are tried first.
+    First points are champions by the name of their studies (`from cifar10`, the second one
+    `from cifar10 (2)`), and judged like any other.
 
     Raises:
         UserError: an illegal space, a folder without a study, or a study none of whose trials
@@ -31,23 +39,57 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
     space = check_space(config)
     authors = space.searched_part(config.authors or {})
     added = dict(config.warm_points or {})
+    known = dict(config.known_studies or {})
+
+    def add(point: dict[str, Any], name: str) -> None:
+        if point not in [authors, *added.values()]:
+            added[_free_name(f"from {name}", added)] = point
+
+    learned: dict[str, list[str]] = {}  # by study, the searched values that it knows something of
     for run in runs:
         study = Study.load(run)
         ranked = study.ranked()
         if not ranked:
             raise UserError(f"{run} has no trial of full length to start from: finish it first.")
-        found = [_mapped(record.params, study, config, space) for record in ranked[:POINTS]]
-        fitting = [point for point in found if point]
+        mapped = {r.number: _mapped(r.params, study, config, space) for r in study.records()}
+        fitting = [point for r in ranked if (point := mapped[r.number])]
         if not fitting:
             raise UserError(
                 f"nothing that {run} searched is searched here ({', '.join(space.parameters)}): "
                 "drop it from --warm-start."
             )
-        for point in fitting:
-            if point not in [authors, *added.values()]:
-                added[_free_name(f"from {Path(run).absolute().name}", added)] = point
+        name = Path(run).absolute().name
+        if len(fitting) < LEAST_TRIALS:
+            for point in fitting[:POINTS]:
+                add(point, name)
+            continue
+        outcomes = [
+            replace(record_outcome(r, study.config, config.metric), params=mapped[r.number])
+            for r in study.records()
+            if mapped[r.number]
+        ]
+        whole = [outcome for outcome in outcomes if -math.inf not in outcome.scores.values()]
+        trials = [_kept(outcome) for outcome in thin_out(whole, MOST_TRIALS)]
+        if trials not in known.values():
+            known[_free_name(name, known)] = trials
+            learned[name] = list(dict.fromkeys(n for point in fitting for n in point))
+    config = config.replace(known_studies=known or None)
+    if learned:
+        basis = known_basis(config)
+        assert basis is not None
+        names = {name for own in learned.values() for name in own}
+        together = ", ".join(learned) if len(learned) <= POINTS else f"{len(learned)} studies"
+        for point in distinct_maxima(basis, space, POINTS):
+            add({name: value for name, value in point.items() if name in names}, together)
     own = [p for p in config.first_points if space.searched_part(p) not in added.values()]
     return config.replace(first_points=own, warm_points=added or None)
+
+
+def _kept(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as a study's file has it: its point, and a score for each level or null."""
+    top = min(outcome.scores)
+    scores = [None] * top + [round(outcome.scores[top], DIGITS)]
+    return {"point": dict(outcome.params), "scores": scores}
 
 
 def _free_name(name: str, taken: Container[str]) -> str:
