@@ -105,7 +105,7 @@ class _Draw:
     def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> None:
         pass
 
-    def curve(self, point: Point) -> tuple[list[float], float]:
+    def curve(self, point: Point, seed: int = 0) -> tuple[list[float], float]:
         curves = self.recorded.curves[point["number"]]
         return curves[self.seed].tolist(), float(curves[:, -1].mean())
 

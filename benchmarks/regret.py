@@ -25,9 +25,7 @@ def chart(result: dict[str, Any], out: Path) -> None:
     for name, found in result["regret"].items():
         # Before its first trial has ended a search holds little; the axis begins after that.
         epochs = range(FIRST, len(found["mean"]) + 1)
-        mean, low, high = (
-            [100 * value for value in found[key][FIRST - 1 :]] for key in ("mean", "low", "high")
-        )
+        mean, low, high = (found[key][FIRST - 1 :] for key in ("mean", "low", "high"))
         (line,) = axes.plot(epochs, mean, label=name, linewidth=2 if "default" in name else 1.2)
         axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     axes.set_yscale("log")

@@ -3,6 +3,7 @@
 python -m benchmarks.run --json out.json
 python -m benchmarks.run step --pairs resnet56-resnet20 --json out.json
 python -m benchmarks.run gpu --json out.json
+python -m benchmarks.run search --seeds 8 --opponents none --json out.json
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import crowd, gpu, launches, leaks, memory, startup, step, study
+from benchmarks import crowd, gpu, launches, leaks, memory, search_race, startup, step, study
 from benchmarks.measure import machine
 from ekd_ray.engine.resolve import check_compiler
 from ekd_ray.errors import UserError
@@ -29,7 +30,7 @@ from ekd_ray.scale.cluster import local_cpus
 
 STEPS = ("step", "peer", "compile")  # parts of one measurement, taking turns
 THEMES = (*STEPS, "launches", "startup", "study", "memory")
-LONG = ("crowd", "leaks")  # take minutes, and are measured only when they are asked for
+LONG = ("crowd", "leaks", "search")  # take minutes, and are measured only when they are asked for
 GPU = "gpu"  # has checks that can fail, and runs alone
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +42,7 @@ def parse() -> argparse.Namespace:
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="peer adds torchdistill to step, compile our own step under compile=on; launches "
         "counts operations, crowd measures studies of 5,000 trials, leaks what 1,000 leave behind; "
+        "search races searches on recorded curves; "
         "study reports the overhead share as well; gpu checks the GPU paths and times a step "
         "there, at sizes of its own.",
     )
@@ -60,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--study-rounds", type=int, default=ROUNDS, metavar="N", help="(5)")
     parser.add_argument("--threads", type=int, default=local_cpus(), metavar="N", help="(all)")
     study.flags(parser)
+    search_race.flags(parser.add_argument_group("search"))
     args = parser.parse_args()
     if GPU in args.themes and len(args.themes) > 1:
         parser.error(f"{GPU} runs alone, got {' '.join(args.themes)}")
@@ -76,6 +79,7 @@ def parse() -> argparse.Namespace:
         if getattr(args, name) < 1:
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} must be >= 1, got {getattr(args, name)}")
+    search_race.check_flags(args, parser.error)
     if GPU in args.themes:
         return args
     everything, args.themes = not args.themes, args.themes or list(THEMES)
@@ -148,6 +152,10 @@ def main() -> None:
             for name, count in result["leaks"]["after"].items():
                 before = result["leaks"]["before"][name]
                 print(f"{name + ' before and after 1,000 trials':50s} {before} {count}")
+        if "search" in args.themes:
+            result |= search_race.measure(args, _note)
+            for name, value in result["figures"].items():
+                print(f"{name:50s} {'-' if value is None else format(value, '.4g')}")
         if "study" in args.themes:
             result["study"], ratios = study.measure(args, _note)
             result["ratios"] |= ratios

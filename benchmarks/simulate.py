@@ -1,71 +1,61 @@
-"""Searches raced on recorded learning curves: regret against epochs spent.
+"""Searches played on recorded learning curves, epoch by epoch.
 
-    python -m benchmarks.simulate benchmarks/curves/NAME.parquet --seeds 20 --json out.json \
-        --first-from benchmarks/curves/OTHER.parquet ...
+A landscape (`benchmarks.landscape`) stands for training. Four workers train an epoch in about the
+same time; the scheduler is told of every epoch in the order of the clock, and a free worker asks
+for the next configuration at once, as under Ray Tune.
 
-Forests fitted to the recorded curves stand for training: a configuration's curve is what they
-predict for it, plus the residual curve of a recorded configuration that does about as well (what
-fails is noisier than what works), chosen by a hash of the configuration, so that a search sees
-noise and sees the same again. Four workers train an epoch
-in about the same time; the scheduler is told of every epoch in the order of the clock, and a
-free worker asks for the next configuration at once, as under Ray Tune.
-
-Regret is the best value that there is minus the value, without noise, of the configuration
-that the search holds for the best after so many epochs.
-
-With tables of other pairs (`--first-from`), the search that starts from their best points races
-too: what the pairs' own table says plays no part in those.
+`race` plays one search and says what it is worth after each epoch: by *regret*, the best value
+that there is minus the value, without noise, of the configuration that the search would name; by
+the *oracle's*, of the best one that it has tried, named or not; and by that of the *confirmed*
+winner, where the epochs of the confirm stage count too.
 """
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import itertools
 import json
-import multiprocessing
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from benchmarks.curves import EPOCHS, IMAGES, VALIDATION, recorded_study
-from benchmarks.landscape import METRIC, Landscape, Point
+from benchmarks.landscape import METRIC, Landscape, Point, unit_coordinates
 from benchmarks.reference import random_teacher
+from benchmarks.tables import Source, Target, reverse_source
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.files import write_json
+from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.results.leaderboard import Row, rank_contenders
 from ekd_ray.results.records import RunRecord
-from ekd_ray.scale.cluster import local_cpus
+from ekd_ray.results.study_reader import rank_trials
+from ekd_ray.scale.confirm import champions
 from ekd_ray.scale.schedulers import Chance, make_scheduler
 from ekd_ray.scale.searcher import OptunaSearcher
+from ekd_ray.scale.selection import wanted_seeds
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUN
 from ekd_ray.studies.warm_start import POINTS
 
 WORKERS = 4
 CHANCE = Chance(classes=10, images=round(IMAGES * VALIDATION))
-
-
-def best_points(table: Path, space: Space) -> list[dict[str, Any]]:
-    """The points that a warm start takes from a pair: its best `POINTS` after the last epoch."""
-    rows = pq.read_table(table, filters=[("epoch", "=", EPOCHS)]).to_pylist()
-    ranked = sorted(rows, key=lambda row: -row[METRIC])[:POINTS]
-    return [space.searched_part(row) for row in ranked]
+SEEDS_OF_A_SEARCH = 100  # of noise: its trials have the first, its confirm runs the next ones
 
 
 class Player(Protocol):
     """A search: proposes configurations and is told of their epochs."""
 
-    def ask(self, trial_id: str) -> Point | None: ...
+    def ask(self, trial_id: str) -> Point | int | None:
+        """The next configuration, or the number of a trial that it had stopped and goes on with,
+        None if there is nothing to do before it is told more."""
 
-    def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> None: ...
+    def tell(self, trial_id: str, row: dict[str, Any], *, last: bool) -> bool | None:
+        """Take an epoch's row; true if the trial stops here (or waits to be gone on with)."""
 
 
 class Curves(Protocol):
@@ -73,14 +63,28 @@ class Curves(Protocol):
 
     epochs: int
 
-    def curve(self, point: Point) -> tuple[list[float], float]: ...
+    def curve(self, point: Point, seed: int = 0) -> tuple[list[float], float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game:
+    """What a player is made from: the study, an empty folder, what other pairs have found."""
+
+    config: StudyConfig
+    folder: Path
+    sources: Sequence[Source] = ()
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        return Space(self.config.space)
 
 
 class Ours:
     """The searcher that studies run, with its journal and its trial folders."""
 
-    def __init__(self, searcher: OptunaSearcher) -> None:
-        self.searcher = searcher
+    def __init__(self, game: Game) -> None:
+        self.searcher = OptunaSearcher(game.folder, game.config, game.config.distill)
         self._folders: dict[str, Path] = {}
 
     def ask(self, trial_id: str) -> Point | None:
@@ -103,18 +107,19 @@ class Ours:
 class RaysAdapter:
     """TPE through Ray's own OptunaSearch, as most people run it."""
 
-    def __init__(self, config: StudyConfig, seed: int) -> None:
+    def __init__(self, game: Game) -> None:
         from ray.tune.search.optuna import OptunaSearch
 
-        space = Space(config.space)
+        space = game.space
 
         def define(trial: Any) -> None:
             space(trial)
 
-        points = [space.searched_part(config.authors or {})]
+        points = [space.searched_part(game.config.authors or {})]
         self.searcher = OptunaSearch(
-            space=define, metric=METRIC, mode="max", seed=seed, points_to_evaluate=points
-        )
+            space=define, metric=METRIC, mode="max", seed=game.config.seed,
+            points_to_evaluate=points,
+        )  # fmt: skip
 
     def ask(self, trial_id: str) -> Point | None:
         return self.searcher.suggest(trial_id)
@@ -127,42 +132,71 @@ class RaysAdapter:
             self.searcher.on_trial_result(trial_id, result)
 
 
+def bring_best_points(config: StudyConfig, sources: Sequence[Source], folder: Path) -> StudyConfig:
+    """The study with the best points of each source, as `--warm-start` adds them."""
+    known = [Space(config.space).searched_part(config.authors or {})]
+    points: dict[str, Any] = {}
+    for source in sources:
+        ranked = sorted(source.rows, key=lambda row: -row.scores[-1])[:POINTS]
+        for index, row in enumerate(ranked, start=1):
+            if row.point not in [*known, *points.values()]:
+                points[f"from {source.name} ({index})"] = dict(row.point)
+    return config.replace(warm_points=points or None)
+
+
+def rank_by_score(
+    trials: Sequence[RunRecord], config: StudyConfig, sources: Sequence[Source]
+) -> Sequence[RunRecord]:
+    """The trials of full length, the best first, as a study ranks them."""
+    return rank_trials(trials, config)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """A way to search: which sampler, which scheduler, through whose adapter.
+    """A way to search.
 
-    `usual`: geometric rungs at 1, 3, ... epochs, by the last epoch's score, one in three kept.
+    Attributes:
+        settings: of its study, such as sampler and scheduler.
+        player: what proposes configurations; one that stops its trials itself has scheduler none.
+        transfer: it is given the other pairs' rows, as `Game.sources`.
+        reversed_prior: of these the best have the worst ones' scores.
+        bring: what a study with sources is made of, in its still empty folder.
+        rank: its trials of full length by what it believes of them, the best first: that is what
+            it would name, and the first ones are its finalists. It is asked whenever one has ended.
+        rival: it is others' work, and counts as an opponent.
+        package: the module that it needs.
     """
 
-    sampler: str
-    scheduler: str
-    usual: bool = False
-    rays_adapter: bool = False
-    warm: bool = False
-
-    def config(self, base: StudyConfig, *, seed: int, trials: int) -> StudyConfig:
-        """The study that it runs."""
-        changes: dict[str, Any] = {}
-        if self.usual:
-            rungs = [3**k for k in range(9) if 3**k < base.distill.epochs]
-            changes = {"rungs": rungs, "reduction_factor": 3, "rung_score": "last"}
-        return base.replace(
-            sampler=self.sampler, scheduler=self.scheduler, seed=seed, trials=trials,
-            first_points=base.first_points if self.warm else [], **changes,
-        )  # fmt: skip
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    player: Callable[[Game], Player] = Ours
+    transfer: bool = False
+    reversed_prior: bool = False
+    bring: Callable[[StudyConfig, Sequence[Source], Path], StudyConfig] = bring_best_points
+    rank: Callable[[Sequence[RunRecord], StudyConfig, Sequence[Source]], Sequence[RunRecord]] = (
+        rank_by_score
+    )
+    rival: bool = False
+    package: str | None = None
 
 
+# Geometric rungs at 1, 3, ... epochs, by the last epoch's score, one in three kept.
+USUAL = {
+    "scheduler": "asha",
+    "rungs": [3**k for k in range(9) if 3**k < EPOCHS],
+    "reduction_factor": 3,
+    "rung_score": "last",
+}
+NO_CHAMPIONS: dict[str, Any] = {"champions": []}  # which are this project's
 CONTESTANTS = {
-    "random, full length": Contestant(sampler="random", scheduler="none"),
-    "random, ASHA": Contestant(sampler="random", scheduler="asha"),
-    "TPE through Ray's adapter, ASHA": Contestant(
-        sampler="tpe", scheduler="asha", usual=True, rays_adapter=True
+    "random": Contestant(settings={"sampler": "random", "scheduler": "none"}),
+    "random+asha": Contestant(settings={"sampler": "random", "scheduler": "asha"}),
+    "default": Contestant(),
+    "default+transfer": Contestant(transfer=True),
+    "default+reversed": Contestant(transfer=True, reversed_prior=True),
+    "ray-adapter": Contestant(settings={**USUAL, **NO_CHAMPIONS}, player=RaysAdapter, rival=True),
+    "optuna-gp": Contestant(
+        settings={"sampler": "gp", "scheduler": "none", **NO_CHAMPIONS}, rival=True
     ),
-    "TPE, ASHA at 1 and 3": Contestant(sampler="tpe", scheduler="asha", usual=True),
-    "GP, full length": Contestant(sampler="gp", scheduler="none"),
-    "TPE, Hyperband (BOHB-like)": Contestant(sampler="tpe", scheduler="hyperband"),
-    "TPE, ASHA (default)": Contestant(sampler="tpe", scheduler="asha"),
-    "TPE, ASHA, from other pairs": Contestant(sampler="tpe", scheduler="asha", warm=True),
 }
 
 
@@ -175,174 +209,232 @@ class _Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """An epoch of a simulated trial: its score, and what the configuration is worth at its end."""
+    """An epoch of a simulated trial: its score, and what the configuration is worth at its end;
+    `last` if the trial stops after it."""
 
     trial: int
     epoch: int
     seen: float
     point: Point
     true: float
-
-
-def race(
-    landscape: Landscape, contestant: Contestant, base: StudyConfig, *, seed: int, budget: int
-) -> list[float]:
-    """Regret after 1, 2, ... `budget` epochs of one search (infinite before the first)."""
-    config = contestant.config(base, seed=seed, trials=budget)
-    scheduler = make_scheduler(config, chance=CHANCE)
-    np.random.seed(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        player: Player = (
-            RaysAdapter(config, seed)
-            if contestant.rays_adapter
-            else Ours(OptunaSearcher(Path(folder), config, config.distill))
-        )
-        epochs = play(landscape, player, scheduler, np.random.default_rng(seed))
-        return _regrets(itertools.islice(epochs, budget), landscape.best, budget)
+    last: bool
 
 
 def play(
-    landscape: Curves, player: Player, scheduler: Any, rng: np.random.Generator
+    landscape: Curves, player: Player, scheduler: Any, rng: np.random.Generator, *, seed: int = 0
 ) -> Iterator[Epoch]:
-    """Epochs of a search by the clock, until its player suggests nothing more."""
+    """Epochs of a search by the clock, until its player suggests nothing more.
+
+    Args:
+        seed: of all its runs, which says what noise they have.
+    """
     clock: list[tuple[float, int, int]] = []  # when, trial, epoch that it will have done
     begun: list[tuple[Point, list[float], float]] = []
+    done: dict[int, int] = {}  # epochs, by trial
+    idle = 0
 
-    def begin(now: float) -> None:
-        point = player.ask(f"t{len(begun)}")
-        if point is None:
-            return
-        begun.append((point, *landscape.curve(point)))
-        heapq.heappush(clock, (now + rng.uniform(0.9, 1.1), len(begun) - 1, 1))
+    def begin(now: float) -> bool:
+        asked = player.ask(f"t{len(begun)}")
+        if asked is None:
+            return False
+        if isinstance(asked, int):
+            number = asked
+        else:
+            number = len(begun)
+            begun.append((asked, *landscape.curve(asked, seed)))
+        heapq.heappush(clock, (now + rng.uniform(0.9, 1.1), number, done.get(number, 0) + 1))
+        return True
 
     for _ in range(WORKERS):
-        begin(0.0)
+        idle += not begin(0.0)
     while clock:
         now, number, epoch = heapq.heappop(clock)
+        done[number] = epoch
         point, curve, true = begun[number]
         row = {"epoch": epoch, "training_iteration": epoch, METRIC: curve[epoch - 1]}
         stops = epoch == landscape.epochs
         if not stops:
             trial = _Trial({RUN: {"number": number}})
             stops = scheduler.on_trial_result(None, trial, row) == "STOP"
-        player.tell(f"t{number}", {**row, "seconds": 1.0}, last=stops)
-        yield Epoch(trial=number, epoch=epoch, seen=curve[epoch - 1], point=point, true=true)
-        if stops:
-            begin(now)
-        else:
+        told = player.tell(f"t{number}", {**row, "seconds": 1.0}, last=stops)
+        stops = stops or bool(told)
+        yield Epoch(
+            trial=number, epoch=epoch, seen=curve[epoch - 1], point=point, true=true, last=stops
+        )
+        if not stops:
             heapq.heappush(clock, (now + rng.uniform(0.9, 1.1), number, epoch + 1))
+            continue
+        idle += 1
+        # A worker that had nothing to do may have now.
+        while idle and begin(now):
+            idle -= 1
 
 
-def _regrets(epochs: Iterable[Epoch], best: float, budget: int) -> list[float]:
-    regrets: list[float] = []
-    held = (0, -np.inf, np.inf)  # epochs, value seen, regret of the best so far
+class Ledger:
+    """A search's trials so far, and the one that it would name.
+
+    What has trained longest is trusted most, then what has scored best; once there are trials of
+    full length, the first of the contestant's `rank`.
+    """
+
+    def __init__(self, rank: Callable[[Sequence[RunRecord]], Sequence[RunRecord]]) -> None:
+        self._rank = rank
+        self.trials: dict[int, RunRecord] = {}
+        self.true: dict[int, float] = {}
+        self.named = -1
+        self._held = (0, -np.inf)
+
+    def add(self, done: Epoch, *, full: int) -> None:
+        """Take an epoch into account; `full` is that of full length."""
+        trial = self.trials.get(done.trial)
+        if trial is None:
+            trial = RunRecord(
+                folder=Path(), stage=RunStage.SEARCH, name=f"trial {done.trial}",
+                number=done.trial, params=dict(done.point),
+            )  # fmt: skip
+            self.true[done.trial] = done.true
+        status = "running" if not done.last else "complete" if done.epoch == full else "pruned"
+        row = {"epoch": done.epoch, METRIC: done.seen}
+        self.trials[done.trial] = replace(trial, status=status, history=[*trial.history, row])
+        if status == "complete":
+            self.named = self.ranked()[0].number or 0
+            self._held = (full, np.inf)
+        elif (done.epoch, done.seen) > self._held:
+            self._held, self.named = (done.epoch, done.seen), done.trial
+
+    def ranked(self) -> Sequence[RunRecord]:
+        """Its trials of full length, the best first."""
+        return self._rank([*self.trials.values()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a search was worth.
+
+    Attributes:
+        regret, oracle: after 1, 2, ... epochs (infinite before the first).
+        confirmed: regret of the confirmed winner, all epochs counted; `searched` of these were the
+            search's, `confirming` the confirm stage's.
+    """
+
+    regret: list[float]
+    oracle: list[float]
+    confirmed: float
+    searched: int
+    confirming: int
+
+
+def race(
+    target: Target, contestant: Contestant, base: StudyConfig, *, seed: int, budget: int
+) -> Outcome:
+    """One search of so many epochs."""
+    sources = target.sources if contestant.transfer else []
+    if contestant.reversed_prior:
+        sources = [reverse_source(source) for source in sources]
+    config = base.replace(seed=seed, trials=budget, **contestant.settings)
+    np.random.seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        config = contestant.bring(config, sources, Path(folder)) if sources else config
+        player = contestant.player(Game(config=config, folder=Path(folder), sources=sources))
+        scheduler = make_scheduler(config, chance=CHANCE)
+        epochs = play(
+            target.landscape, player, scheduler, np.random.default_rng(seed),
+            seed=SEEDS_OF_A_SEARCH * seed,
+        )  # fmt: skip
+        ledger = Ledger(lambda trials: contestant.rank(trials, config, sources))
+        return follow(itertools.islice(epochs, budget), ledger, target.landscape, config, budget)
+
+
+def follow(
+    epochs: Iterable[Epoch], ledger: Ledger, landscape: Landscape, config: StudyConfig, budget: int
+) -> Outcome:
+    """What a search is worth, from its epochs.
+
+    For the confirmed figure it ends as early as the confirm stage may need (all seeds for the
+    champions and finalists), but has at least a third of the epochs.
+    """
+    known = champion_points(config)
+    most = landscape.epochs * config.most_seeds * (len(known) + config.confirm_top_k)
+    searched = max(budget - most, budget // 3)
+    regret: list[float] = []
+    oracle: list[float] = []
+    confirmed, confirming = float("inf"), 0
     for done in epochs:
-        # What has trained longest is trusted most, then what has scored best.
-        held = max(held, (done.epoch, done.seen, best - done.true), key=lambda item: item[:2])
-        regrets.append(held[2])
-    return [*regrets, *[regrets[-1]] * (budget - len(regrets))]
+        ledger.add(done, full=landscape.epochs)
+        regret.append(landscape.best - ledger.true[ledger.named])
+        oracle.append(landscape.best - max(ledger.true.values()))
+        if len(regret) == searched:
+            ranked = ledger.ranked()[: config.confirm_top_k] or [ledger.trials[ledger.named]]
+            finalists = {trial.name: trial.params for trial in ranked}
+            winner, confirming = confirm_points(
+                landscape, config, known, finalists, budget - searched
+            )
+            confirmed = landscape.best - landscape.curve(winner)[1]
+    missing = budget - len(regret)
+    return Outcome(
+        regret=[*regret, *[regret[-1]] * missing], oracle=[*oracle, *[oracle[-1]] * missing],
+        confirmed=confirmed, searched=searched, confirming=confirming,
+    )  # fmt: skip
 
 
-def summary(regrets: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Mean and 95 % interval (bootstrap over seeds) by contestant, at every epoch."""
-    rng = np.random.default_rng(0)
-    found = {}
-    for name, values in regrets.items():
-        draws = rng.integers(0, len(values), (2000, len(values)))
-        means = values[draws].mean(axis=1)
-        low, high = np.quantile(means, [0.025, 0.975], axis=0)
-        found[name] = {
-            "mean": values.mean(axis=0).tolist(), "low": low.tolist(), "high": high.tolist()
-        }  # fmt: skip
+def champion_points(config: StudyConfig) -> dict[str, Point]:
+    """The champions of a study, as points of its space; equal ones once."""
+    found: dict[str, Point] = {}
+    for name, champion in champions(config, config.distill).items():
+        values = champion.to_dict()
+        point = {n: values[n] for n in config.space or {} if values.get(n) is not None}
+        if point not in found.values():
+            found[name] = point
     return found
 
 
-def epochs_to_reach(mean: list[float], regret: float) -> int | None:
-    """The first epoch from which on the mean regret is at most `regret`."""
-    above = [index for index, value in enumerate(mean) if value > regret]
-    first = above[-1] + 1 if above else 0
-    return first + 1 if first < len(mean) else None
+def confirm_points(
+    landscape: Landscape,
+    config: StudyConfig,
+    known: Mapping[str, Point],
+    finalists: Mapping[str, Point],
+    budget: int,
+) -> tuple[Point, int]:
+    """(the winner of the confirm stage, its epochs): who runs how often, and who wins, is decided
+    by the functions of the product. It ends where the next seed of all would exceed the budget."""
+    points: dict[str, Point] = {}
+    rows: dict[tuple[float, ...], Row] = {}
+    for role, given in (("champion", known), ("finalist", finalists)):
+        for name, point in given.items():  # equal configurations once
+            key = tuple(np.round(unit_coordinates(landscape.space, point), 9))
+            rows.setdefault(key, Row(name=name, config=config.distill, entered_as=role))
+            points[name] = point
+    entries, spent = {row.name: row for row in rows.values()}, 0
+    while wanted := wanted_seeds(list(entries.values()), config):
+        done = min(len(entries[name].val) for name in wanted)
+        for index in range(done, max(wanted.values())):
+            due = [name for name, seeds in wanted.items() if seeds > index]
+            if spent + landscape.epochs * len(due) > budget:
+                wanted = {}
+                break
+            spent += landscape.epochs * len(due)
+            for name in due:
+                seed = SEEDS_OF_A_SEARCH * config.seed + 1 + index
+                value = landscape.curve(points[name], seed)[0][-1]
+                entries[name] = replace(entries[name], val=(*entries[name].val, value))
+        if not wanted:
+            break
+    ranked = rank_contenders(list(entries.values()), config)
+    return points[ranked[0].name if ranked else next(iter(finalists))], spent
 
 
-def main() -> None:
-    """Race all contestants."""
-    parser = argparse.ArgumentParser(description="Race searches on recorded learning curves.")
-    parser.add_argument("table", type=Path)
-    parser.add_argument("--seeds", type=int, default=20, metavar="N")
-    parser.add_argument(
-        "--first-seed", type=int, default=0, metavar="N", help="of the searches; others than chose"
-    )
-    parser.add_argument("--budget", type=int, default=300, metavar="EPOCHS")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--only", default="", metavar="TEXT", help="searches with this in the name")
-    parser.add_argument(
-        "--first-from", type=Path, nargs="+", default=[], metavar="TABLE",
-        help="curves of other pairs, whose best points come first",
-    )  # fmt: skip
-    args = parser.parse_args()
-    study = recorded_study()
-    space = Space(study.space)
-    found = [point for table in args.first_from for point in best_points(table, space)]
-    study = study.replace(first_points=found)
-    landscape = Landscape(args.table, space)
-    with tempfile.TemporaryDirectory() as folder:
-        base = study.replace(distill=_stand_in(Path(folder)))
-        regrets = _race_all(landscape, base, args)
-    _report(landscape, regrets, args)
+def base_study(folder: Path) -> StudyConfig:
+    """The study that is raced; what its trials share is legal anywhere, because nothing trains.
 
-
-def _stand_in(folder: Path) -> DistillConfig:
-    """Shared settings that are legal anywhere: points are checked against them, not trained."""
+    Args:
+        folder: where the weights of its teacher are written.
+    """
     weights = folder / "teacher.safetensors"
     random_teacher("resnet8", "synthetic", weights)
-    return resolve(
+    shared = resolve(
         DistillConfig(
             dataset="synthetic", teacher="resnet8", student="resnet8", epochs=EPOCHS,
             teacher_weights=str(weights),
         )
     )  # fmt: skip
-
-
-def _race_all(
-    landscape: Landscape, base: StudyConfig, args: argparse.Namespace
-) -> dict[str, np.ndarray]:
-    warm = bool(base.first_points)
-    names = [n for n, c in CONTESTANTS.items() if args.only in n and (warm or not c.warm)]
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    jobs = [(name, seed) for name in names for seed in seeds]
-    one = partial(_one, landscape=landscape, base=base, budget=args.budget)
-    found: dict[str, list[list[float]]] = {name: [] for name in names}
-    with multiprocessing.get_context("spawn").Pool(local_cpus()) as pool:
-        for (name, _), regret in zip(jobs, pool.imap(one, jobs), strict=True):
-            found[name].append(regret)
-            if len(found[name]) == args.seeds:
-                mean = np.mean([run[-1] for run in found[name]])
-                print(f"{name:35s} final regret {mean:.4f}", flush=True)
-    return {name: np.array(runs) for name, runs in found.items()}
-
-
-def _one(job: tuple[str, int], landscape: Landscape, base: StudyConfig, budget: int) -> list[float]:
-    name, seed = job
-    return race(landscape, CONTESTANTS[name], base, seed=seed, budget=budget)
-
-
-def _report(
-    landscape: Landscape, regrets: Mapping[str, np.ndarray], args: argparse.Namespace
-) -> None:
-    found = summary(regrets)
-    reference = found.get("random, full length")
-    for name, curve in found.items():
-        if reference is None:
-            continue
-        target = reference["mean"][-1]
-        print(f"{name:35s} reaches {target:.4f} after {epochs_to_reach(curve['mean'], target)}")
-    if args.json:
-        facts = {
-            "explained": landscape.explained, "noise": landscape.noise, "best": landscape.best,
-            "seeds": args.seeds, "first_seed": args.first_seed,
-        }  # fmt: skip
-        write_json(args.json, {**facts, "regret": found})
-
-
-if __name__ == "__main__":
-    main()
+    return recorded_study().replace(distill=shared, first_points=[])
