@@ -72,8 +72,7 @@ class SyneTune:
         }
         if game.sources:
             options["transfer_learning_evaluations"] = {
-                source.name: _task(transfer_learning, space, source.rows)
-                for source in game.sources
+                source.name: _task(transfer_learning, space, source.rows) for source in game.sources
             }
         else:
             options["points_to_evaluate"] = [_first_point(game)]

@@ -33,6 +33,8 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.results.leaderboard import Row, rank_contenders
 from ekd_ray.results.records import RunRecord
+from ekd_ray.results.study_model import Outcome as Known
+from ekd_ray.results.study_model import rank_by_model
 from ekd_ray.results.study_reader import rank_trials
 from ekd_ray.scale.confirm import champions
 from ekd_ray.scale.schedulers import Chance, make_scheduler
@@ -40,7 +42,7 @@ from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.selection import wanted_seeds
 from ekd_ray.scale.space import Space
 from ekd_ray.scale.worker import RUN
-from ekd_ray.studies.warm_start import POINTS
+from ekd_ray.studies.warm_start import POINTS, learn_from
 
 WORKERS = 4
 CHANCE = Chance(classes=10, images=round(IMAGES * VALIDATION))
@@ -133,7 +135,7 @@ class RaysAdapter:
 
 
 def bring_best_points(config: StudyConfig, sources: Sequence[Source], folder: Path) -> StudyConfig:
-    """The study with the best points of each source, as `--warm-start` adds them."""
+    """The study with the best points of each source, and nothing else of them."""
     known = [Space(config.space).searched_part(config.authors or {})]
     points: dict[str, Any] = {}
     for source in sources:
@@ -144,11 +146,28 @@ def bring_best_points(config: StudyConfig, sources: Sequence[Source], folder: Pa
     return config.replace(warm_points=points or None)
 
 
+def learn_from_sources(config: StudyConfig, sources: Sequence[Source], folder: Path) -> StudyConfig:
+    """The study that learns from its sources, as `--warm-start` makes it."""
+    known = {
+        source.name: [Known(params=row.point, scores={0: row.scores[-1]}) for row in source.rows]
+        for source in sources
+    }
+    return learn_from(config, known)
+
+
 def rank_by_score(
     trials: Sequence[RunRecord], config: StudyConfig, sources: Sequence[Source]
 ) -> Sequence[RunRecord]:
     """The trials of full length, the best first, as a study ranks them."""
     return rank_trials(trials, config)
+
+
+def rank_by_expectation(
+    trials: Sequence[RunRecord], config: StudyConfig, sources: Sequence[Source]
+) -> Sequence[RunRecord]:
+    """The trials of full length by what the model of the study expects of them, as a study
+    chooses its finalists."""
+    return rank_by_model(rank_trials(trials, config), trials, config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +209,16 @@ NO_CHAMPIONS: dict[str, Any] = {"champions": []}  # which are this project's
 CONTESTANTS = {
     "random": Contestant(settings={"sampler": "random", "scheduler": "none"}),
     "random+asha": Contestant(settings={"sampler": "random", "scheduler": "asha"}),
-    "default": Contestant(),
-    "default+transfer": Contestant(transfer=True),
-    "default+reversed": Contestant(transfer=True, reversed_prior=True),
+    "default": Contestant(rank=rank_by_expectation),
+    "default, by score": Contestant(),
+    "default+transfer": Contestant(
+        transfer=True, bring=learn_from_sources, rank=rank_by_expectation
+    ),
+    "default+reversed": Contestant(
+        transfer=True, reversed_prior=True, bring=learn_from_sources, rank=rank_by_expectation
+    ),
+    "tpe+points": Contestant(settings={"sampler": "tpe"}, transfer=True),
+    "model": Contestant(settings={"sampler": "model"}, rank=rank_by_expectation),
     "ray-adapter": Contestant(settings={**USUAL, **NO_CHAMPIONS}, player=RaysAdapter, rival=True),
     "optuna-gp": Contestant(
         settings={"sampler": "gp", "scheduler": "none", **NO_CHAMPIONS}, rival=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,26 +26,17 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
     """The study with what other studies know: `known_studies`, and first points, `warm_points`.
 
     The trials of each study in `runs` are mapped onto the space of `config`: what that does not
-    search is left out, a number becomes the nearest one of the range. The search learns from
-    them (sampler `model`), and first tries `POINTS` points of which they together expect most.
-    Of a study with fewer than `LEAST_TRIALS` of full length the best ones are tried first.
-    First points are champions by the name of their studies (`from cifar10`, the second one
-    `from cifar10 (2)`), and judged like any other.
+    search is left out, a number becomes the nearest one of the range. From studies with at least
+    `LEAST_TRIALS` of full length the search learns, see `learn_from`; of a smaller one the best
+    `POINTS` are tried first. First points are champions by the name of their study (`from
+    cifar10`, the second one `from cifar10 (2)`), and judged like any other.
 
     Raises:
         UserError: an illegal space, a folder without a study, or a study none of whose trials
             has finished or fits.
     """
     space = check_space(config)
-    authors = space.searched_part(config.authors or {})
-    added = dict(config.warm_points or {})
-    known = dict(config.known_studies or {})
-
-    def add(point: dict[str, Any], name: str) -> None:
-        if point not in [authors, *added.values()]:
-            added[_free_name(f"from {name}", added)] = point
-
-    learned: dict[str, list[str]] = {}  # by study, the searched values that it knows something of
+    known: dict[str, list[Outcome]] = {}
     for run in runs:
         study = Study.load(run)
         ranked = study.ranked()
@@ -60,27 +51,52 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
             )
         name = Path(run).absolute().name
         if len(fitting) < LEAST_TRIALS:
-            for point in fitting[:POINTS]:
-                add(point, name)
+            config = _with_points(config, space, fitting[:POINTS], name)
             continue
         outcomes = [
             replace(record_outcome(r, study.config, config.metric), params=mapped[r.number])
             for r in study.records()
             if mapped[r.number]
         ]
+        known[_free_name(name, known)] = outcomes
+    return learn_from(config, known) if known else config
+
+
+def learn_from(config: StudyConfig, known: Mapping[str, Sequence[Outcome]]) -> StudyConfig:
+    """The study with the outcomes of other ones as `known_studies`, at most `MOST_TRIALS` of each,
+    and with the `POINTS` of which all of these together expect most among its `warm_points`.
+
+    Args:
+        known: by the name of the study, with the searched values of this one's space.
+    """
+    space = Space(config.space)
+    kept = dict(config.known_studies or {})
+    for name, outcomes in known.items():
         whole = [outcome for outcome in outcomes if -math.inf not in outcome.scores.values()]
         trials = [_kept(outcome) for outcome in thin_out(whole, MOST_TRIALS)]
-        if trials not in known.values():
-            known[_free_name(name, known)] = trials
-            learned[name] = list(dict.fromkeys(n for point in fitting for n in point))
-    config = config.replace(known_studies=known or None)
-    if learned:
-        basis = known_basis(config)
-        assert basis is not None
-        names = {name for own in learned.values() for name in own}
-        together = ", ".join(learned) if len(learned) <= POINTS else f"{len(learned)} studies"
-        for point in distinct_maxima(basis, space, POINTS):
-            add({name: value for name, value in point.items() if name in names}, together)
+        if trials not in kept.values():
+            kept[_free_name(name, kept)] = trials
+    config = config.replace(known_studies=kept)
+    basis = known_basis(config)
+    assert basis is not None
+    tried = {name for trials in kept.values() for trial in trials for name in trial["point"]}
+    points = [
+        {name: value for name, value in point.items() if name in tried}
+        for point in distinct_maxima(basis, space, POINTS)
+    ]
+    named = ", ".join(kept) if len(kept) <= POINTS else f"{len(kept)} studies"
+    return _with_points(config, space, points, named)
+
+
+def _with_points(
+    config: StudyConfig, space: Space, points: Iterable[dict[str, Any]], name: str
+) -> StudyConfig:
+    """The study with further `warm_points`, but for those that it has."""
+    authors = space.searched_part(config.authors or {})
+    added = dict(config.warm_points or {})
+    for point in points:
+        if point not in [authors, *added.values()]:
+            added[_free_name(f"from {name}", added)] = point
     own = [p for p in config.first_points if space.searched_part(p) not in added.values()]
     return config.replace(first_points=own, warm_points=added or None)
 

@@ -1,14 +1,16 @@
 """Finished studies as first points of another."""
 
 import json
+import math
 
 import pytest
+import yaml
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import RESULT, STUDY_FILE, trial_folder
-from ekd_ray.scale.space import first_points
-from ekd_ray.studies.warm_start import POINTS, warm_started
+from ekd_ray.scale.space import Space, first_points
+from ekd_ray.studies.warm_start import LEAST_TRIALS, MOST_TRIALS, POINTS, warm_started
 
 SPACE = {
     "kd_weight": {"low": 0.5, "high": 20.0, "log": True},
@@ -60,7 +62,7 @@ def test_the_best_of_full_length_come_after_the_studys_own_by_its_name(finished,
 
 
 def test_each_study_adds_its_own_and_no_point_comes_twice(finished, config):
-    first = finished("a", [(point(w), 1 - w / 100) for w in range(1, 9)])
+    first = finished("a", [(point(w), 1 - w / 100) for w in range(1, LEAST_TRIALS)])
     second = finished("b", [(point(1), 0.9), (point(9.0), 0.8), (point(12), 0.7)])
     result = warm_started(config, [first, second])
     weights = {name: p["kd_weight"] for name, p in result.warm_points.items()}
@@ -126,3 +128,43 @@ def test_a_study_that_gives_nothing_is_refused(trials, distill, words, finished,
 def test_a_folder_without_a_study_is_refused(config, tmp_path):
     with pytest.raises(UserError, match="holds no study"):
         warm_started(config, [tmp_path])
+
+
+def searched(best, count=20, seed=3):
+    """Trials of a study in which one weight is best."""
+    drawn = Space(SPACE).sample(count, seed=seed)
+    return [(p, 1 - abs(math.log(p["kd_weight"] / best)) / 9) for p in drawn]
+
+
+def test_larger_studies_are_learned_from(finished, config):
+    """Their trials are kept, and the points of which they expect most together come first."""
+    runs = [finished("a", searched(3.0)), finished("b", searched(5.0, seed=4))]
+    result = warm_started(config, runs)
+    assert list(result.known_studies) == ["a", "b"]
+    assert all(len(trials) == 20 for trials in result.known_studies.values())
+    assert list(result.warm_points) == ["from a, b", "from a, b (2)", "from a, b (3)"]
+    assert all(2.0 < p["kd_weight"] < 8.0 for p in result.warm_points.values())
+    assert (config.chosen_sampler, result.chosen_sampler) == ("tpe", "model")
+    assert result.replace(sampler="tpe").chosen_sampler == "tpe"
+    assert result.replace(constraints=["val_ece<=0.1"]).chosen_sampler == "tpe"
+    assert StudyConfig.from_dict(yaml.safe_load(yaml.safe_dump(result.to_dict()))) == result
+    assert warm_started(result, runs) == result
+
+
+def test_of_many_trials_some_are_kept_and_what_diverged_is_not(finished, config):
+    run = finished("a", searched(3.0, count=MOST_TRIALS + 20))
+    failed = {
+        "number": 0, "params": point(1), "config": {}, "status": "failed", "history": [],
+        "reason": "train_loss became nan in epoch 1 of 2 (lr 1): lower it.",
+    }  # fmt: skip
+    (trial_folder(run, 0) / RESULT).write_text(json.dumps(failed))
+    (trials,) = warm_started(config, [run]).known_studies.values()
+    assert len(trials) == MOST_TRIALS
+    assert all(math.isfinite(score) for trial in trials for score in trial["scores"])
+
+
+def test_first_points_have_no_value_that_no_study_has_tried(finished, config):
+    space = {"kd_weight": SPACE["kd_weight"]}
+    trials = [({"kd_weight": p["kd_weight"]}, score) for p, score in searched(3.0)]
+    result = warm_started(config, [finished("a", trials, space=space)])
+    assert all(set(p) == {"kd_weight"} for p in result.warm_points.values())
