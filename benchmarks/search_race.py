@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace, note: Callable[[str], None]) -> dict[str, 
     racing, not_run = {}, {}
     for name, contestant in entrants(args).items():
         if contestant.package and not importlib.util.find_spec(contestant.package):
-            not_run[name] = f"{contestant.package} is not installed: pip install '.[bench]'"
+            not_run[name] = f"{contestant.package} is not installed: see docs/search.md, The race"
         else:
             racing[name] = contestant
     jobs = [
