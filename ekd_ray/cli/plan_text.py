@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from ekd_ray.config.targets import PictureCounts
 from ekd_ray.data import (
     DatasetInfo,
     dataset_info,
+    num_test,
     steps_per_epoch,
     training_labels,
     view_count,
@@ -31,7 +31,7 @@ from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import can_look, look_at_teacher
 from ekd_ray.engine.precision import describe_slowness, planned_precision
-from ekd_ray.engine.resolve import describe_images, read_start, split_sizes, student_size
+from ekd_ray.engine.resolve import describe_images, left_out, read_start, split_sizes, student_size
 from ekd_ray.engine.rundata import count_pictures
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
@@ -39,7 +39,7 @@ from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import locate_weights, read_metadata
 from ekd_ray.results.records import milestone_epochs
-from ekd_ray.results.words import describe_few_pictures, describe_teacher
+from ekd_ray.results.words import describe_few_pictures, describe_teacher, warn_of_teacher
 from ekd_ray.scale.assumed_nodes import assumed_nodes
 from ekd_ray.scale.cluster import (
     ADDRESS,
@@ -73,7 +73,11 @@ def run_flops(config: DistillConfig, data_root: str | None, *, final: bool = Fal
     """
     info = dataset_info(config.dataset, data_root=data_root)
     forward = model_cost(config.student, info.num_classes, student_size(config, data_root))[1]
-    evaluated = info.num_test if final else config.epochs * split_sizes(config, data_root)[1]
+    if final:
+        tested = num_test(config.dataset, data_root=data_root) or 0
+        evaluated = tested - len(left_out(config, "test", data_root))
+    else:
+        evaluated = config.epochs * split_sizes(config, data_root)[1]
     return forward * (3.0 * _views(config, data_root, final=final) + evaluated)
 
 
@@ -333,7 +337,7 @@ def _teacher_lines(config: StudyConfig, out: Path) -> tuple[TeacherFigures | Non
         lines.append(_teacher_training(config))
     found = TeacherFigures.read(out)
     if found and base.teacher_sha256 in (None, found.sha256):
-        lines.append(_judged(found))
+        lines.append(describe_teacher(found))
     elif base.teacher_sha256 is not None:  # a given one
         found, looked_at = _looked_at(base, config.data_root)
         lines += looked_at
@@ -364,16 +368,11 @@ def _looked_at(
     if not can_look(config, data_root):
         return None, lines
     found = look_at_teacher(config, data_root, local_cpus())
-    return found, [*lines, _judged(found)]
-
-
-def _judged(found: TeacherFigures) -> str:
-    """The figures of a teacher; its warnings stand first in the plan."""
-    return describe_teacher(replace(found, warnings=()))
+    return found, [*lines, describe_teacher(found)]
 
 
 def _teacher_warnings(found: TeacherFigures | None) -> list[str]:
-    return [f"warning    the teacher: {text}" for text in (found.warnings if found else ())]
+    return [f"warning    {text}" for text in warn_of_teacher(found)]
 
 
 def _teacher_training(config: StudyConfig) -> str:

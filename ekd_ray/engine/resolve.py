@@ -22,6 +22,7 @@ from ekd_ray.data import (
     check_view_scheme,
     dataset_info,
     held_out_size,
+    look_again,
     num_train,
     steps_per_epoch,
 )
@@ -177,6 +178,24 @@ def without_teacher(config: DistillConfig) -> DistillConfig:
         "min_teacher_accuracy",
     )  # fmt: skip
     return config.replace(**dict.fromkeys(names))
+
+
+def check_teacher_settings(config: DistillConfig) -> None:
+    """Raise `UserError` for settings of a teacher that a configuration does not have."""
+    needed = method_of(config).needs_teacher
+    settings = {
+        "teacher_key": needed and config.teacher_weights is not None,
+        "min_teacher_accuracy": needed,
+    }
+    for name, served in settings.items():
+        if getattr(config, name) is not None and not served:
+            lack = f"method {config.method} has none" if not needed else "no --teacher-weights are"
+            raise UserError(
+                f"--{name.replace('_', '-')} is about a teacher, but {lack}"
+                f"{' given' * needed}: leave it out, or "
+                f"{'give the file' if needed else 'choose another --method'}.",
+                keys=(name,),
+            )
 
 
 def with_teacher(config: DistillConfig, weights: str | None) -> DistillConfig:
@@ -410,7 +429,11 @@ def scan_images(
 def check_images(
     config: DistillConfig, data_root: str | None, say: Say = lambda done, total: None
 ) -> None:
-    """Raise `UserError` for damaged pictures that are not to be left out."""
+    """Raise `UserError` for damaged pictures that are not to be left out.
+
+    First looks whether pictures of class folders were written over since they were indexed.
+    """
+    look_again(config.dataset, data_root=data_root)
     found = scan_images(config, data_root, say)
     if found is not None and not config.skip_damaged:
         found.check(config.dataset)
@@ -436,15 +459,15 @@ def left_out(config: DistillConfig, split: str, data_root: str | None) -> np.nda
     )
 
 
-def _count_kept(config: DistillConfig, data_root: str | None) -> int:
-    """Training images before a subset is drawn."""
+def count_kept(config: DistillConfig, data_root: str | None) -> int:
+    """Training images that are used, before a subset is drawn."""
     left = len(left_out(config, "train", data_root))
     return num_train(config.dataset, data_root=data_root) - left
 
 
 def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:
     """(training, validation) images of a configuration, as `stratified_split` rounds them."""
-    drawn = config.train_subset or _count_kept(config, data_root)
+    drawn = config.train_subset or count_kept(config, data_root)
     held = held_out_size(drawn, config.validation_fraction)
     return drawn - held, held
 
@@ -460,7 +483,7 @@ def _name_remedy(drawn: int, there: int, classes: int) -> str:
 
 def _check_sizes(config: DistillConfig, info: DatasetInfo, data_root: str | None) -> None:
     """Enough images for every class on both sides of the split, and for one batch."""
-    there = _count_kept(config, data_root)
+    there = count_kept(config, data_root)
     kept, held = split_sizes(config, data_root)
     drawn = kept + held
     if not info.num_classes <= drawn <= there:

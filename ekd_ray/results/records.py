@@ -30,6 +30,7 @@ from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.errors import Damaged, UserError, shorten
 from ekd_ray.files import check_format, parse_json, read_json, write_json, write_text
 from ekd_ray.results.study_file import STUDY_FILE as STUDY_FILE
+from ekd_ray.results.study_file import read_study_file
 
 # Of studies, their records and tables, candidates and bundles. 1: the records of confirm runs were
 # without their settings, and those of trials without what finished runs have.
@@ -38,6 +39,7 @@ REPORT = Path("report") / "index.html"
 BEST = "best"  # the bundle of its winner
 PLACE = "uri"  # in that file: where the study is kept, of which its folder is a copy
 DATA = "data"  # another: what `pin_data` found; in a bundle a key of metrics.json
+PIN = "data-pin.json"  # the same of a run of no study
 JOURNAL = "optuna.journal"
 JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
 LOCK = ".lock"  # held by the process that runs what is in the folder
@@ -232,6 +234,17 @@ def single_run(config: DistillConfig, folder: Path) -> RunRecord:
     return RunRecord(
         folder=folder, stage=RunStage.SINGLE, name=config.student, config=config.to_dict()
     )
+
+
+def find_pin(folder: Path) -> Any:
+    """What a study, or a run of no study, has kept of its data, see `pin_data`; a teacher's folder
+    has it from the study around it. None where nothing is kept."""
+    for place in (folder, folder.parent):
+        if (place / STUDY_FILE).exists():
+            return read_study_file(place / STUDY_FILE).values.get(DATA)
+        if (place / PIN).exists():
+            return read_json(place / PIN)
+    return None
 
 
 def read_record(

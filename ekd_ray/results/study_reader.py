@@ -47,7 +47,7 @@ from ekd_ray.results.records import (
     trial_folders,
 )
 from ekd_ray.results.study_file import read_study_file
-from ekd_ray.results.words import describe_few_pictures
+from ekd_ray.results.words import describe_few_pictures, warn_of_teacher
 
 T = TypeVar("T")
 PARQUET_KEY = "ekd_ray.format_version"  # in the metadata of a table's file
@@ -118,8 +118,10 @@ class StudyReader:
         return self._counts.validation_images
 
     def warnings(self) -> list[str]:
-        """A sentence for each split whose pictures are so few that its figures tell little."""
-        return describe_few_pictures(self._counts, self.config.watched)
+        """Sentences on what the teacher may not be, and on each split whose pictures are so few
+        that its figures tell little."""
+        few = describe_few_pictures(self._counts, self.config.watched)
+        return [*warn_of_teacher(self.teacher()), *few]
 
     @property
     def _counts(self) -> PictureCounts:

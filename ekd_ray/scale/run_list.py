@@ -83,7 +83,7 @@ def run_all(
         run_tuner(
             study,
             config,
-            functools.partial(train_run, options=TrainOptions.of_study(config)),
+            functools.partial(train_run, options=TrainOptions.of_study(config, study)),
             searcher=RunList(list(waiting.values())),
             scheduler=NoStopping(),
             observer=observer,

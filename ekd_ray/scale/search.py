@@ -53,7 +53,7 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
             Interrupted: stopped by the user. After both of these the study can be resumed.
     """
     config = with_gpus(config)
-    train = functools.partial(train_run, options=TrainOptions.of_study(config))
+    train = functools.partial(train_run, options=TrainOptions.of_study(config, run))
     chance = Chance.of_study(base, config.data_root)
     searcher = OptunaSearcher(run, config, base)
     before = searcher.found()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import platform
 import shutil
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.engine import ranks
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.data_pin import check_pinned
 from ekd_ray.engine.decoding import share_cores
 from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import Diverged, TrainedStudent, distill
@@ -28,7 +30,7 @@ from ekd_ray.engine.runlog import Session
 from ekd_ray.errors import SAME_COMMAND, NoSpace, UserError, disk_full_error, name_continuation
 from ekd_ray.files import read_json, write_json
 from ekd_ray.results.finish import finish_run
-from ekd_ray.results.records import FAILURE, RESULT, RunRecord
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord, find_pin
 from ekd_ray.scale.cluster import own_cores
 from ekd_ray.scale.worker_output import output_noted
 
@@ -47,7 +49,8 @@ class TrainOptions:
     """How runs are trained, whichever they are.
 
     `costs` names what is to be known of the student besides its metrics; `shown` names the
-    settings that TensorBoard's HParams tab shows; `test`: a single run reads the test split.
+    settings that TensorBoard's HParams tab shows; `test`: a single run reads the test split;
+    `pin`: what `find_pin` found, which the data of the node must be.
     """
 
     data_root: str | None
@@ -55,14 +58,16 @@ class TrainOptions:
     costs: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     test: bool = False
+    pin: Any = None
     plugins: LoadedPlugins = LoadedPlugins()  # which come with the options
 
     @classmethod
-    def of_study(cls, config: StudyConfig) -> TrainOptions:
-        """Those of the runs of a study."""
+    def of_study(cls, config: StudyConfig, folder: Path) -> TrainOptions:
+        """Those of the runs of a study in a folder."""
         return cls(
             data_root=config.data_root, threads=config.cpus_per_trial, costs=config.costs,
-            shown=tuple(config.space or {}), plugins=LoadedPlugins(config.distill.plugins),
+            shown=tuple(config.space or {}), pin=find_pin(folder),
+            plugins=LoadedPlugins(config.distill.plugins),
         )  # fmt: skip
 
 
@@ -141,6 +146,12 @@ def _distill(
     """Train a run; None if it failed of itself, for a reason that is then in its folder."""
     try:
         config = DistillConfig.from_dict(run.config)
+        # Of another node than the one that the study was begun on: its data may be others.
+        check_pinned(
+            run.folder, options.pin, config, options.data_root, look=False,
+            test=run.stage is RunStage.FINAL,
+            cure=f"give the node {platform.node()} the same data",
+        )  # fmt: skip
         share_cores(own_cores())
         torch.set_num_threads(options.threads)  # the latency among the costs is the trial's own
         confirms = run.stage in (RunStage.SELECT, RunStage.FINAL)

@@ -90,9 +90,9 @@ def fit_values(
         dataset_info,
         fitted_held_out,
         held_out_size,
-        num_train,
         steps_per_epoch,
     )
+    from ekd_ray.engine.resolve import count_kept
 
     wanted = {name: RULES[name].parse(name, rule) for name, rule in rules.items()
               if name not in given}  # fmt: skip
@@ -100,7 +100,7 @@ def fit_values(
     said: list[str] = []
     with error_context("distill"):
         base = DistillConfig.from_dict({**(values.get("distill") or {})})
-    total = base.train_subset or num_train(base.dataset, data_root=data_root)
+    total = base.train_subset or count_kept(base, data_root)
     held = held_out_size(total, base.validation_fraction)
     if "validation_fraction" in wanted:
         classes = dataset_info(base.dataset, data_root=data_root).num_classes
