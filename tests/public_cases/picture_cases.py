@@ -347,7 +347,7 @@ def run_again(hands: Hands, change: Callable[[Path], object], *, teacher: bool =
     given = ["--dataset", folder(hands), "--epochs", "1", "--out", "run"]
     given += [word for setting in settings for word in ("--set", setting)]
     name = "train-teacher" if teacher else "distill"
-    given += ["--model" if teacher else "--student", "resnet8", "--method", "none"]
+    given += ["--model", "resnet8"] if teacher else ["--student", "resnet8", "--method", "none"]
     begun = hands.launch(name, *given)
     assert begun.code == 0, begun
     (hands.folder / "run/result.json").unlink()  # as if it had been killed
