@@ -30,6 +30,7 @@ from ekd_ray.engine.rundata import split_ids
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import RunRecord, failure_reason
 from ekd_ray.scale.worker import TrainOptions, train_run
+from ekd_ray.studies.fitting import fit_values
 from ekd_ray.studies.pipeline import open_run
 
 Files = dict[str, bytes]
@@ -173,6 +174,15 @@ def leave_out(hands: Hands) -> Answer:
     assert not names & {"cut.jpg", "copy.jpg", "twice.jpg"}
     assert len(left_out(config, "test", None)) == 1
     return found
+
+
+def fitted(hands: Hands) -> Answer:
+    """A recipe's rules count what is used."""
+    added = {"train/cat/cut.jpg": picture(7)[:300], "train/cat/twice.jpg": picture(0)}
+    hands.patch.setenv("EKD_CACHE_DIR", str(hands.folder / "cache"))
+    chosen = {"dataset": folder(hands, added), "skip_damaged": True, "exclude_duplicates": True}
+    found = fit_values({"distill": chosen}, {"validation_fraction": {}}, given=(), data_root=None)
+    return Answer(0, "\n".join(found["distill"]["fitted"]))
 
 
 def ramp(hands: Hands) -> Answer:
@@ -391,6 +401,7 @@ CASES = [
     seen("empty file", b"", "odd.png", "of 25", "UnidentifiedImage", code=2, sample=1),
     seen("Thumbs.db", b"x", path="Thumbs.db"),
     Case(PICTURES, "left out", leave_out, words=("damaged picture", "left out", "a test picture")),
+    Case(PICTURES, "left out of rules", fitted, words=("of 20 pictures validate",)),
     Case(PICTURES, "looked once", looked_once, 2, ("03.jpg",)),
     Case(PICTURES, "refused by a plan", planned, 2, ("cut.jpg", "--skip-damaged")),
     Case(

@@ -169,7 +169,7 @@ def programmed(real_study, tmp_path_factory):
 def test_the_cards_example_gives_what_predict_gives(
     programmed, tmp_path, monkeypatch, crop, size, kind, orientation
 ):
-    """Its own code, on a small picture, on a JPEG that is decoded smaller, and one that is turned."""
+    """Its own code, on a small picture, a JPEG that is decoded smaller, and one that is turned."""
     import onnx
 
     config = programmed.config
