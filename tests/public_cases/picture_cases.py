@@ -338,6 +338,13 @@ def trial_elsewhere(hands: Hands) -> Answer:
     """A trial on a node whose picture is another than that of the node that began the study."""
     config = small(hands, folder(hands))
     pin = pin_data(config, None)
+    options = TrainOptions(data_root=None, threads=1, pin=pin)
+    final = RunRecord(  # trains on all, and validates on none
+        folder=hands.folder / "final", stage=RunStage.FINAL, name="x",
+        config=resolve(config.replace(validation_fraction=0.0, epochs=1)).to_dict(),
+    )  # fmt: skip
+    final.folder.mkdir()
+    assert train_run(final, print, options=options) is not None
     overwrite("train/dog/04.jpg")(hands.folder / "pets")
     hands.patch.setenv("EKD_CACHE_DIR", str(hands.folder / "cache of the node"))
     run = RunRecord(
@@ -345,7 +352,7 @@ def trial_elsewhere(hands: Hands) -> Answer:
         config=resolve(config).to_dict(),
     )  # fmt: skip
     run.folder.mkdir()
-    assert train_run(run, print, options=TrainOptions(data_root=None, threads=1, pin=pin)) is None
+    assert train_run(run, print, options=options) is None
     assert not (run.folder / "history.jsonl").exists()
     return Answer(2, failure_reason(run.folder))
 
