@@ -146,11 +146,11 @@ def _distill(
     """Train a run; None if it failed of itself, for a reason that is then in its folder."""
     try:
         config = DistillConfig.from_dict(run.config)
-        # Of another node than the one that the study was begun on: its data may be others. Which of
-        # them validate is a setting, and a final run has none.
+        # Of another node than the one that the study was begun on: its data may be others.
+        # Which of them validate is a setting, and a final run has none.
         check_pinned(
-            run.folder, {**(options.pin or {}), "validation": None}, config, options.data_root, look=False,
-            test=run.stage is RunStage.FINAL,
+            run.folder, {**(options.pin or {}), "validation": None}, config, options.data_root,
+            look=False, test=run.stage is RunStage.FINAL,
             cure=f"give the node {platform.node()} the same data",
         )  # fmt: skip
         share_cores(own_cores())
