@@ -140,8 +140,16 @@ def _number_in(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-class NoSpace(UserError):
-    """A disk that is full: nothing that was finished is lost, and the rest waits."""
+class Halted(UserError):
+    """What is no run's fault: nothing that was finished is lost, and the rest waits."""
+
+
+class NoSpace(Halted):
+    """A disk that is full."""
+
+
+class OtherData(Halted):
+    """Images that are not those that a study began with."""
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:

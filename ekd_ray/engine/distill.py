@@ -152,6 +152,7 @@ def distill(
     checkpoint_steps: int | None = None,
     constants: Mapping[str, float] | None = None,
     session: Session | None = None,
+    pinned: str | None = None,
 ) -> TrainedStudent:
     """Train one student (or, with a method that has no teacher, one network).
 
@@ -171,16 +172,18 @@ def distill(
         checkpoint_steps: also checkpoint every so many steps, inside the epoch.
         constants: figures that every row is to carry, such as the student's costs.
         session: the part of the run that TensorBoard's HParams tab shows (all settings).
+        pinned: fingerprint of the training images that its study began with.
 
     Raises:
         UserError: bad configuration or data, another run's checkpoint, or with `deterministic` an
-            operation that has no such algorithm. Diverged: NaN or infinity.
+            operation that has no such algorithm. OtherData: the images are not the `pinned` ones.
+            Diverged: NaN or infinity.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(restore_random_state(pick_device()))  # steps seed the generators
         stack.enter_context(cpu_threads(threads))
         stack.enter_context(arithmetic(deterministic=bool(config.deterministic)))
-        run = start_run(config, data_root)
+        run = start_run(config, data_root, pinned)
         checkpoint = out / CHECKPOINT if out else None
         if checkpoint and checkpoint.exists():
             try:
@@ -226,16 +229,16 @@ def distill(
     )
 
 
-def start_run(config: DistillConfig, data_root: str | None) -> Run:
+def start_run(config: DistillConfig, data_root: str | None, pinned: str | None = None) -> Run:
     """A run before its first step: data, student, objective, teachers and optimizer in memory.
 
     Raises:
-        UserError: bad configuration or data.
+        UserError: bad configuration or data. OtherData: as of `load_run_data`.
     """
     config = resolve(config, data_root=data_root)
     device = pick_device()
     precision = resolve_precision(config.precision, device)
-    data = load_run_data(config, data_root=data_root, device=device)
+    data = load_run_data(config, data_root=data_root, device=device, pinned=pinned)
     objective = Objective(config)
     seed_generator(torch.device("cpu"), config.seed)
     student = build_model(config.student, data.num_classes)

@@ -26,7 +26,7 @@ from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_
 from ekd_ray.engine.decoding import decoding_threads
 from ekd_ray.engine.resolve import input_normalization, left_out, split_sizes
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.errors import UserError
+from ekd_ray.errors import SAME_COMMAND, OtherData, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,22 @@ def count_pictures(config: DistillConfig, data_root: str | None) -> PictureCount
     )
 
 
-def load_run_data(config: DistillConfig, *, data_root: str | None, device: torch.device) -> RunData:
-    """Load and split the training set of a resolved configuration. Never opens the test split."""
+def load_run_data(
+    config: DistillConfig, *, data_root: str | None, device: torch.device, pinned: str | None = None
+) -> RunData:
+    """Load and split the training set of a resolved configuration. Never opens the test split.
+
+    Raises:
+        OtherData: its fingerprint is not that which its study has `pinned`. UserError: nor that of
+            the configuration, or the images are bad.
+    """
     arrays = load_dataset(config.dataset, "train", data_root=data_root)
+    if pinned not in (None, arrays.fingerprint):
+        raise OtherData(
+            f"the training images of {config.dataset} have changed since the study began: their "
+            f"fingerprint was {pinned} and is {arrays.fingerprint}; restore them as they were, then "
+            f"run {SAME_COMMAND}; what was finished is kept."
+        )
     if config.data_fingerprint not in (None, arrays.fingerprint):
         raise UserError(
             f"{config.dataset} under {data_root or 'the default data root'} is not the data of "

@@ -49,11 +49,12 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         run: the study's folder; base: `config.distill` resolved.
 
     Raises:
-        NoWinner: every trial failed, or none keeps the constraints. NoSpace: the disk is full.
-            Interrupted: stopped by the user. After both of these the study can be resumed.
+        NoWinner: every trial failed, or none keeps the constraints. Halted: the disk is
+            full, or the data are others. Interrupted: stopped by the user. After both of these the
+            study can be resumed.
     """
     config = with_gpus(config)
-    train = functools.partial(train_run, options=TrainOptions.of_study(config))
+    train = functools.partial(train_run, options=TrainOptions.of_study(config, run))
     chance = Chance.of_study(base, config.data_root)
     searcher = OptunaSearcher(run, config, base)
     before = searcher.found()

@@ -25,10 +25,18 @@ from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.out_of_memory import out_of_memory
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import Session
-from ekd_ray.errors import SAME_COMMAND, NoSpace, UserError, disk_full_error, name_continuation
-from ekd_ray.files import read_json, write_json
+from ekd_ray.errors import (
+    SAME_COMMAND,
+    Halted,
+    NoSpace,
+    UserError,
+    disk_full_error,
+    name_continuation,
+)
+from ekd_ray.files import NoSuchFile, read_json, write_json
 from ekd_ray.results.finish import finish_run
-from ekd_ray.results.records import FAILURE, RESULT, RunRecord
+from ekd_ray.results.records import DATA, FAILURE, RESULT, STUDY_FILE, RunRecord
+from ekd_ray.results.study_file import read_study_file
 from ekd_ray.scale.cluster import own_cores
 from ekd_ray.scale.worker_output import output_noted
 
@@ -36,8 +44,9 @@ Report = Callable[[dict[str, Any]], None]
 # What a Ray process does for a run: `train_run` with its options, or a test's own.
 Train = Callable[[RunRecord, Report], object]
 RUN = "run"  # the key of the run, as `RunRecord.to_dict` gives it, in a Tune trial's config
-# Left by a trial that found the disk full: it has not failed, and is continued once there is room.
-FULL = "disk_full.json"
+# Left by a trial that found the disk full, or other data: it has not failed, and is continued once
+# that is mended.
+HALTED = "halted.json"
 # Where not even that could be written, a disk with less than this is taken to be full.
 _LEAST_FREE = 16 * 2**20
 
@@ -47,7 +56,8 @@ class TrainOptions:
     """How runs are trained, whichever they are.
 
     `costs` names what is to be known of the student besides its metrics; `shown` names the
-    settings that TensorBoard's HParams tab shows; `test`: a single run reads the test split.
+    settings that TensorBoard's HParams tab shows; `test`: a single run reads the test split;
+    `pinned`: the fingerprint of the training images that the study began with.
     """
 
     data_root: str | None
@@ -55,15 +65,25 @@ class TrainOptions:
     costs: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     test: bool = False
+    pinned: str | None = None
     plugins: LoadedPlugins = LoadedPlugins()  # which come with the options
 
     @classmethod
-    def of_study(cls, config: StudyConfig) -> TrainOptions:
-        """Those of the runs of a study."""
+    def of_study(cls, config: StudyConfig, run: Path) -> TrainOptions:
+        """Those of the runs of a study in a folder."""
         return cls(
             data_root=config.data_root, threads=config.cpus_per_trial, costs=config.costs,
             shown=tuple(config.space or {}), plugins=LoadedPlugins(config.distill.plugins),
+            pinned=pinned_images(run),
         )  # fmt: skip
+
+
+def pinned_images(run: Path) -> str | None:
+    """The fingerprint of the training images that a study began with, if its file has one."""
+    with contextlib.suppress(NoSuchFile, KeyError, TypeError):
+        found = read_study_file(run / STUDY_FILE).values[DATA]["train"]["fingerprint"]
+        return found if isinstance(found, str) else None
+    return None
 
 
 def train_in_process(config: dict[str, Any], *, train: Train, gpus: float, limited: bool) -> None:
@@ -98,8 +118,8 @@ def train_run(
     """Train a run, reporting each epoch's row; None if it failed, or had ended before.
 
     A run that diverges, runs out of memory or proves illegal leaves its reason in
-    `failure.json`: that is a result of the search, not an error of it. A full disk is an error:
-    see `check_disk`. A run of the search is recorded by its driver, which knows whether it was
+    `failure.json`: that is a result of the search, not an error of it. A full disk and other data
+    are errors: see `check_halted`. A run of the search is recorded by its driver, which knows whether it was
     stopped early; any other one here.
 
     Raises:
@@ -111,7 +131,7 @@ def train_run(
         return None
     failed = ranks.from_first((folder / FAILURE).exists())  # in another process
     if first:  # of an earlier try, which was killed before anybody read it
-        (folder / FULL).unlink(missing_ok=True)
+        (folder / HALTED).unlink(missing_ok=True)
     try:
         result = None if failed else _distill(run, report, options, checkpoint_seconds)
         if run.stage is RunStage.SEARCH:
@@ -124,10 +144,10 @@ def train_run(
             run.close("failed")
         return result
     except Exception as error:
-        full = disk_full_error(error)
-        if full is not None and first:
+        halted = error if isinstance(error, Halted) else disk_full_error(error)
+        if halted is not None and first:
             with contextlib.suppress(OSError):  # what could not be written was removed
-                write_json(folder / FULL, {"reason": str(full)})
+                write_json(folder / HALTED, {"reason": str(halted)})
         elif reason := out_of_memory(error, DistillConfig.from_dict(run.config)):
             write_json(folder / FAILURE, {"reason": reason})
             traceback.print_exc()
@@ -153,9 +173,12 @@ def _distill(
             threads=options.threads,
             constants=student_costs(config, options.costs, options.data_root),
             session=Session(settings=options.shown, group=group),
+            pinned=options.pinned,
             checkpoint_seconds=checkpoint_seconds,
         )
         return decide_determinism(config, train, wanted=run.stage.exports)
+    except Halted:
+        raise
     except (Diverged, UserError) as error:
         traceback.print_exc()  # for failure.log
         if ranks.is_first():
@@ -163,16 +186,16 @@ def _distill(
     return None
 
 
-def check_disk(folder: Path) -> None:
-    """Check whether the run in a folder, which ended in an error, met a full disk.
+def check_halted(folder: Path) -> None:
+    """Check whether the run in a folder, which ended in an error, met a full disk or other data.
 
     Raises:
-        NoSpace: it did; the study is to stop, because the configuration is not to blame.
+        Halted: it did; the study is to stop, because the configuration is not to blame.
     """
-    if (folder / FULL).exists():
+    if (folder / HALTED).exists():
         # The process of the run did not know by which command the study was begun.
-        reason = str(read_json(folder / FULL).get("reason"))
-        raise NoSpace(reason.replace(SAME_COMMAND, name_continuation()))
+        reason = str(read_json(folder / HALTED).get("reason"))
+        raise Halted(reason.replace(SAME_COMMAND, name_continuation()))
     with contextlib.suppress(FileNotFoundError):
         free = shutil.disk_usage(folder).free
         if free < _LEAST_FREE:

@@ -20,7 +20,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import NoSpace, continue_with, disk_full_error
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, single_run
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.worker import FULL, RUN, TrainOptions, check_disk, train_run
+from ekd_ray.scale.worker import HALTED, RUN, TrainOptions, check_halted, train_run
 
 CONFIG = DistillConfig(
     dataset="digits", student="resnet8", method="none", epochs=2, batch_size=32, train_subset=120,
@@ -51,23 +51,23 @@ def test_a_trial_that_meets_a_full_disk_has_not_failed(small_disk):
     assert not (folder / FAILURE).exists()
     assert list(folder.glob(".*.tmp")) == [], "half a checkpoint is left"
     with pytest.raises(NoSpace, match=r"no space is left .* free some, then run the same command"):
-        check_disk(folder)
+        check_halted(folder)
     (small_disk / "filler").unlink()
     rows = []
     assert train_in(folder, rows.append) is not None
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert not (folder / FULL).exists()
-    check_disk(folder)
+    assert not (folder / HALTED).exists()
+    check_halted(folder)
     fill(small_disk, 0)  # without room for a word, it is known by what is free
     with pytest.raises(NoSpace, match="with 0 MiB free"):
-        check_disk(folder)
+        check_halted(folder)
 
 
 def test_the_trial_goes_on_under_its_number_once_there_is_room(tmp_path):
     config = study_of("random", trials=3)
     searcher = OptunaSearcher(tmp_path, config, resolve(config.distill))
     job = RunRecord.from_dict(searcher.suggest("a")[RUN])
-    with open(f"{job.folder}/{FULL}", "w") as file:
+    with open(f"{job.folder}/{HALTED}", "w") as file:
         json.dump({"reason": "full"}, file)
     with pytest.raises(NoSpace, match="full"):
         searcher.on_trial_complete("a", error=True)

@@ -58,7 +58,9 @@ def test_a_group_that_was_stopped_leaves_its_room_to_the_next(tmp_path: Path) ->
         with connected(config):
             run_tuner(
                 tmp_path / "run", config,
-                functools.partial(train_run, options=TrainOptions.of_study(config)),
+                functools.partial(
+                    train_run, options=TrainOptions.of_study(config, tmp_path / "run")
+                ),
                 searcher=OptunaSearcher(tmp_path / "run", config, resolve(shared)),
                 scheduler=StopsAtOnce(), observer=Mock(),
             )  # fmt: skip
