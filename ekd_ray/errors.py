@@ -179,10 +179,11 @@ def user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def disk_full_error(error: BaseException) -> NoSpace | None:
-    """The sentence for an error that comes of a full disk, directly or wrapped; else None."""
+def halting_error(error: BaseException) -> Halted | None:
+    """The sentence for an error that comes of a full disk or of other data, directly or wrapped;
+    else None."""
     for found in error_chain(error):
-        if isinstance(found, NoSpace):
+        if isinstance(found, Halted):
             return found
         # safetensors and pyarrow put the system's number into the text of errors of their own.
         number = getattr(found, "errno", None) or _number_in(str(found))

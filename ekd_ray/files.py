@@ -346,7 +346,7 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def damaged_name(path: Path) -> Path:
-    """Where a damaged file is kept: `<name>.damaged`, or `<name>.damaged.2` where one is already."""
+    """Where a damaged file is kept: `<name>.damaged`, or `<name>.damaged.2` beside that one."""
     names = (f"{path.name}.damaged{f'.{count}' * (count > 1)}" for count in itertools.count(1))
     return next(p for name in names if not os.path.lexists(p := path.with_name(name)))
 

@@ -92,8 +92,8 @@ def load_run_data(
     if pinned not in (None, arrays.fingerprint):
         raise OtherData(
             f"the training images of {config.dataset} have changed since the study began: their "
-            f"fingerprint was {pinned} and is {arrays.fingerprint}; restore them as they were, then "
-            f"run {SAME_COMMAND}; what was finished is kept."
+            f"fingerprint was {pinned} and is {arrays.fingerprint}; restore them as they were, "
+            f"then run {SAME_COMMAND}; what was finished is kept."
         )
     if config.data_fingerprint not in (None, arrays.fingerprint):
         raise UserError(

@@ -293,7 +293,7 @@ def read_or_put_aside(
         try:
             return read_record(folder, known, needed=needed)
         except Damaged as error:
-            os.replace(error.path, damaged_name(error.path))
+            os.replace(error.path, damaged_name(Path(error.path)))
             then = "goes on" if (folder / CHECKPOINT).exists() else "is run again"
             warnings.warn(f"{error} It is put aside, and its run {then}.", stacklevel=2)
     return read_record(folder, known, needed=needed)

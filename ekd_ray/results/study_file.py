@@ -54,8 +54,8 @@ def describe_other_settings(
     if CHECKSUM in header or known in (None, found):
         return None
     return (
-        f"{path} was changed by hand in settings that decide results: their fingerprint is {found}, "
-        f"that of the study is {shorten(known)}, so that its trials may have had others"
+        f"{path} was changed by hand in settings that decide results: their fingerprint is "
+        f"{found}, that of the study is {shorten(known)}, so that its trials may have had others"
     )
 
 
@@ -105,8 +105,8 @@ def _damaged(path: Path, reason: str) -> Damaged:
     return Damaged(
         path,
         f"{reason.rstrip('.')} ({what}); `{repair}` rebuilds it from the trials, or put a copy in "
-        "its place; if you have changed it yourself, and nothing that decides results, remove its line "
-        f"{CHECKSUM}",
+        "its place; if you have changed it yourself, and nothing that decides results, remove its "
+        f"line {CHECKSUM}",
     )
 
 
@@ -116,6 +116,6 @@ def describe_missing(folder: Path) -> str | None:
         return None
     repair = command_text("tune", "--resume", "--repair", "--out", folder)
     return (
-        f"{folder} has trials, and its {STUDY_FILE} is missing: `{repair}` rebuilds it from them, or "
-        "put a copy in its place."
+        f"{folder} has trials, and its {STUDY_FILE} is missing: `{repair}` rebuilds it from them, "
+        "or put a copy in its place."
     )

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.phrases import command_text
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.errors import Interrupted, UserError, disk_full_error, name_continuation
+from ekd_ray.errors import Interrupted, UserError, halting_error, name_continuation
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.results.study_reader import StudyReader, rank_trials
 from ekd_ray.results.words import figure_text
@@ -209,8 +209,8 @@ def run_tuner(
         ):
             tuner.fit()
     except Exception as error:
-        full = disk_full_error(error)  # Tune wraps what its searchers raise
-        if full is None:
+        halted = halting_error(error)  # Tune wraps what its searchers raise
+        if halted is None:
             raise
-        raise full from None
+        raise halted from None
     shutil.rmtree(scratch, ignore_errors=True)

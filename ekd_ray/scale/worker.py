@@ -30,7 +30,7 @@ from ekd_ray.errors import (
     Halted,
     NoSpace,
     UserError,
-    disk_full_error,
+    halting_error,
     name_continuation,
 )
 from ekd_ray.files import NoSuchFile, read_json, write_json
@@ -118,9 +118,9 @@ def train_run(
     """Train a run, reporting each epoch's row; None if it failed, or had ended before.
 
     A run that diverges, runs out of memory or proves illegal leaves its reason in
-    `failure.json`: that is a result of the search, not an error of it. A full disk and other data
-    are errors: see `check_halted`. A run of the search is recorded by its driver, which knows whether it was
-    stopped early; any other one here.
+    `failure.json`: that is a result of the search, not an error of it. A full disk and other
+    data are errors: see `check_halted`. A run of the search is recorded by its driver, which knows
+    whether it was stopped early; any other one here.
 
     Raises:
         MemoryError: it ran out of memory. Its process is to be replaced, which alone frees all of
@@ -144,7 +144,7 @@ def train_run(
             run.close("failed")
         return result
     except Exception as error:
-        halted = error if isinstance(error, Halted) else disk_full_error(error)
+        halted = halting_error(error)
         if halted is not None and first:
             with contextlib.suppress(OSError):  # what could not be written was removed
                 write_json(folder / HALTED, {"reason": str(halted)})
