@@ -47,9 +47,9 @@ ENVIRONMENT = {
 }
 
 ADDRESS = "RAY_ADDRESS"
-# What the processes of a Ray of our own and its driver need in memory, and what a worker of a trial
-# does before its first picture (benchmarks: docs/scaling.md).
-RAY_BYTES, WORKER_BYTES = 2**30, 2**29
+# What a Ray of our own and its driver take of memory, and what a process of a trial does with a small
+# network (docs/reliability.md has the figures).
+RAY_BYTES, WORKER_BYTES = 5 * 2**28, 2**29
 LEAST_FILES = 4096  # that a process of Ray may have open
 WATCH_SECONDS = 1.0  # between two looks at the processes of a Ray of our own
 EXIT_WITHOUT_RAY = 1

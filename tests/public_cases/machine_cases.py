@@ -129,7 +129,7 @@ def memory(limit: int, groups: str, **files: str) -> Callable[[Hands], None]:
         hands.patch.setattr(cluster, "memory_limit", lambda: limit)
         small = limit < 2**40
         for config, scarce, plenty in (
-            (StudyConfig(), 2, 64), (StudyConfig(workers_per_trial=2), 1, 32),
+            (StudyConfig(), 1, 64), (StudyConfig(workers_per_trial=2), 1, 32),
             (StudyConfig(max_concurrent=8), 8, 8),
         ):  # fmt: skip
             assert cluster.count_at_once(config, [(64, 0)]) == (scarce if small else plenty)
@@ -243,7 +243,7 @@ CASES = [
          memory__memory_limit_in_bytes="2147483648"), None),
     Case(KIND, "no limit on memory, groups of version 1", memory(2**62, V1,
          memory__memory_limit_in_bytes="9223372036854771712"), None),
-    Case(KIND, "2 GiB and 64 CPUs: the plan", plan_of_2_gib, 0, ("2 trials at once", "2.00 GiB")),
+    Case(KIND, "2 GiB and 64 CPUs: the plan", plan_of_2_gib, 0, ("1 trial at once", "2.00 GiB")),
     Case(KIND, "no memory for Ray's store", ray_without_memory, None),
     Case(KIND, "few open files", few_files(256, 65536, False), None),
     Case(KIND, "few open files, and no more allowed", few_files(256, 512, True), None),

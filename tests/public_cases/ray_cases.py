@@ -22,6 +22,7 @@ SECONDS = 300.0  # until a command must have ended
 TINY = (
     "--student", "resnet8", "--epochs", "1", "--trials", "1", "--seeds", "1", "--top-k", "1",
     "--max-concurrent", "1", "--set", "precision=float32", "--set", "batch_size=4",
+    "--set", "validation_fraction=0.25",
 )  # fmt: skip
 DIGITS = ("--dataset", "digits", "--train-subset", "40", "--method", "none", *TINY)
 
@@ -81,7 +82,8 @@ def fails_in_worker(error: str) -> Callable[[Hands], Answer]:
         return end(
             begin(
                 hands, "--plugin", "tired.py", "--dataset", "digits", "--train-subset", "40",
-                "--method", "kd", "--teacher", "tired", "--teacher-weights", "teacher.pth", *TINY,
+                "--method", "kd", "--teacher", "tired", "--teacher-weights", "teacher.pth",
+                "--teacher-normalization", "half", *TINY,
             )
         )  # fmt: skip
 
@@ -115,8 +117,8 @@ def changed_meanwhile(change: Callable[[Path], object]) -> Callable[[Hands], Ans
     def hand_in(hands: Hands) -> Answer:
         data, holds = folder(hands), Holds(hands.folder / "holds")
         holds.arm("run", "trials/0000")
-        driver = begin(hands, "--dataset", data, "--method", "none", "--set",
-                       "validation_fraction=0.2", *TINY, variables=holds.variables)  # fmt: skip
+        driver = begin(hands, "--dataset", data, "--method", "none", *TINY,
+                       variables=holds.variables)  # fmt: skip
         try:
             held = holds.wait(driver, SECONDS)
             assert held, driver.communicate()
