@@ -17,10 +17,11 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.history import read_history
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.errors import Halted, NoSpace, continue_with, halting_error
+from ekd_ray.errors import Halted, NoSpace, OtherData, continue_with, halting_error
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord, single_run
+from ekd_ray.results.study_file import write_study_file
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.worker import HALTED, RUN, TrainOptions, check_halted, train_run
+from ekd_ray.scale.worker import HALTED, RUN, TrainOptions, check_halted, pinned_images, train_run
 
 CONFIG = DistillConfig(
     dataset="digits", student="resnet8", method="none", epochs=2, batch_size=32, train_subset=120,
@@ -61,6 +62,20 @@ def test_a_trial_that_meets_a_full_disk_has_not_failed(small_disk):
     fill(small_disk, 0)  # without room for a word, it is known by what is free
     with pytest.raises(NoSpace, match="with 0 MiB free"):
         check_halted(folder)
+
+
+def test_a_trial_that_meets_other_images_has_not_failed_either(tmp_path):
+    """Those that its study had pinned."""
+    write_study_file(tmp_path, {"data": {"train": {"fingerprint": "0" * 16}}})
+    options = TrainOptions(data_root=None, threads=1, pinned=pinned_images(tmp_path))
+    folder = tmp_path / "trials" / "0000"
+    folder.mkdir(parents=True)
+    with pytest.raises(OtherData, match="0000000000000000"):
+        train_run(single_run(resolve(CONFIG), folder), lambda row: None, options=options)
+    assert not (folder / FAILURE).exists()
+    with pytest.raises(Halted, match=r"have changed .* then run the same command"):
+        check_halted(folder)
+    assert pinned_images(folder) is None, "no study, and so no pin"
 
 
 def test_the_trial_goes_on_under_its_number_once_there_is_room(tmp_path):
