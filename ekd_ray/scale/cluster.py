@@ -39,6 +39,8 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     # A trial that fails in its first epoch, or is resumed at its end, reports no metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # A trial's traceback is for `failure.log`: its user reads the reason.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Activations come and go by megabytes: in huge pages a step on a CPU takes a tenth less.
@@ -47,8 +49,8 @@ ENVIRONMENT = {
 }
 
 ADDRESS = "RAY_ADDRESS"
-# What a Ray of our own and its driver take of memory, and what a process of a trial does with a small
-# network (docs/reliability.md has the figures).
+# What a Ray of our own and its driver take of memory, and what a process of a trial does with a
+# small network (docs/reliability.md has the figures).
 RAY_BYTES, WORKER_BYTES = 5 * 2**28, 2**29
 LEAST_FILES = 4096  # that a process of Ray may have open
 WATCH_SECONDS = 1.0  # between two looks at the processes of a Ray of our own

@@ -159,5 +159,5 @@ CASES = [
     Case("data", "a picture more, between plan and trial", changed_meanwhile(one_more), 2,
          ("have changed", "fingerprint", "--resume"), slow=True),
     Case("pictures", "written over between plan and trial", changed_meanwhile(overwritten), 2,
-         ("jpg", "run/trials"), slow=True),
+         ("jpg", "replace the file"), slow=True),
 ]  # fmt: skip
