@@ -203,7 +203,7 @@ def test_a_deep_folder_is_looked_through(tmp_path):
 OWN = {
     "plugins.py": "Path(module.__cached__).read_bytes",
     "precision.py": "Path('/proc/cpuinfo').read_text",
-    "cpu_quota.py": "read_text",  # the kernel's
+    "control_groups.py": "read_text",  # the kernel's
     "doctor_command.py": "/",
     "exports.py": "open(path, 'rb')",  # what was just written
     "table.py": "folder /",  # of the size that its specification says

@@ -26,6 +26,7 @@ from ekd_ray.data import (
     view_count,
 )
 from ekd_ray.engine.compiling import wants_compilation
+from ekd_ray.engine.control_groups import memory_limit
 from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
@@ -45,6 +46,7 @@ from ekd_ray.scale.cluster import (
     ADDRESS,
     Node,
     cores_of_share,
+    count_at_once,
     count_room,
     count_trials,
     describe_gpus,
@@ -231,9 +233,11 @@ def _at_once(config: StudyConfig) -> str:
     nodes = known_nodes()
     slots = f"as many trials at once as fit on {os.environ.get(ADDRESS)}"  # it says, once joined
     if nodes is not None:
-        fit = max(1, count_trials(config, nodes))
+        fit = count_at_once(config, nodes)
         more = "room for " if fit > config.trials else ""
         slots = f"{more}{several(fit, 'trial')} at once {_where()}"
+        if fit < count_trials(config, nodes):
+            slots += f" (its memory, {size_text(memory_limit())}, has room for no more)"
     group, share = (
         config.workers_per_trial,
         _share(config.cpus_per_trial, config.gpus_per_trial, nodes),
@@ -295,7 +299,7 @@ def _arithmetic(
 def _used(config: StudyConfig, most: int | None = None) -> tuple[int, float]:
     """CPUs and GPUs of the trials that run at once, of this machine if the cluster is unknown."""
     nodes = known_nodes() or local_nodes()
-    slots = max(1, count_trials(config, nodes))
+    slots = count_at_once(config, nodes)
     used = min(slots, most or slots) * config.workers_per_trial
     return used * config.cpus_per_trial, used * gpus_per_worker(config.gpus_per_trial, nodes)
 
@@ -614,7 +618,7 @@ def _disk(config: StudyConfig) -> str:
     parameters = model_cost(base.student, num_classes, student_size(base, root))[0]
     rows = 1 + len(champions(config, base)) + len(config.baselines)
     finals = rows * config.most_seeds
-    running = 2 * max(1, count_trials(config, known_nodes() or local_nodes()))
+    running = 2 * count_at_once(config, known_nodes() or local_nodes())
     size = 4 * parameters * (finals + running + 1) + 100_000 * config.trials
     return f"about {max(1, round(size / 2**20))} MiB"
 

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_setting(group, "trials", in_recipe=True)
     group.add_argument(
         "--extend",
-        type=int,
+        type=flags.whole_number,
         metavar="N",
         help="with --resume: N more configurations for the study in --out",
     )

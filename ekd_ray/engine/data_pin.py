@@ -9,7 +9,7 @@ from typing import Any
 from ekd_ray.config import DistillConfig
 from ekd_ray.data import load_dataset, look_again
 from ekd_ray.engine.rundata import split_ids
-from ekd_ray.errors import UserError, shorten
+from ekd_ray.errors import OtherData, shorten
 
 Pin = dict[str, dict[str, Any]]
 
@@ -58,7 +58,7 @@ def check_pinned(
             seem to be others.
 
     Raises:
-        UserError: with both fingerprints, and what differs.
+        OtherData: with both fingerprints, and what differs.
     """
     if not isinstance(pinned, Mapping):
         return
@@ -74,7 +74,7 @@ def check_pinned(
         ]
         what = ", ".join(changed) or "as many images and classes, but others or of other labels"
         name = config.ood_dataset if split == "unknown" else config.dataset
-        raise UserError(
+        raise OtherData(
             f"{where} was made with other data: the fingerprint of the {split} images of {name} is "
             f"{shorten(old.get('fingerprint'))} there and {new['fingerprint']} here ({what}); "
             f"restore the data as they were, or {cure}."

@@ -28,7 +28,14 @@ from ekd_ray.engine.history import is_epoch, leading_epochs, read_history
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.errors import Damaged, UserError, shorten
-from ekd_ray.files import check_format, parse_json, read_json, write_json, write_text
+from ekd_ray.files import (
+    check_format,
+    damaged_name,
+    parse_json,
+    read_json,
+    write_json,
+    write_text,
+)
 from ekd_ray.results.study_file import STUDY_FILE as STUDY_FILE
 from ekd_ray.results.study_file import read_study_file
 
@@ -299,7 +306,7 @@ def read_or_put_aside(
         try:
             return read_record(folder, known, needed=needed)
         except Damaged as error:
-            os.replace(error.path, f"{error.path}.damaged")
+            os.replace(error.path, damaged_name(Path(error.path)))
             then = "goes on" if (folder / CHECKPOINT).exists() else "is run again"
             warnings.warn(f"{error} It is put aside, and its run {then}.", stacklevel=2)
     return read_record(folder, known, needed=needed)

@@ -70,7 +70,12 @@ from ekd_ray.results.records import (
     STUDY_FILE,
 )
 from ekd_ray.results.study import DRIVER_LOG, Study
-from ekd_ray.results.study_file import read_study_file, write_study_file
+from ekd_ray.results.study_file import (
+    describe_missing,
+    describe_other_settings,
+    read_study_file,
+    write_study_file,
+)
 from ekd_ray.results.words import describe_teacher, resume_command, warn_of_teacher
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import (
@@ -317,10 +322,14 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         check_unchanged(study.path, study.config, config)
+        if changed := describe_other_settings(out / STUDY_FILE, study.header, study.config):
+            raise UserError(f"{changed}: put them back, or begin anew with another --out.")
         _check_trials(study, config)
         _check_continues(study)
         pinned, cure = study.header.get(DATA), "begin anew with another --out"
         check_pinned(study.path, pinned, config.distill, config.data_root, cure=cure)
+    elif missing := describe_missing(out):
+        raise UserError(missing)
     elif out.exists() and (out.is_file() or not all(map(is_left_over, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
