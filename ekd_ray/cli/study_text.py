@@ -57,7 +57,7 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
     known = read_importance(study.records(), study.config, study.path)
     content = gather(study)
     parts: list[str | Table] = [
-        *study.warnings(),
+        *_warnings(study),
         *write_headline(content),
         _status(content),
         *_teacher(study),
@@ -88,7 +88,7 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
     parts: list[str | Table] = [
         *filter(None, [describe_missed_gain(board)]),
-        *study.warnings(),
+        *_warnings(study),
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
         *_other_names(board),
@@ -232,6 +232,10 @@ def _importance(content: Content, known: list[dict[str, Any]] | None) -> str | T
         shares = (row["fanova"], row["ped_anova"])
         table.add_row(row["parameter"], *("" if s is None else f"{s:.0%}" for s in shares))
     return table
+
+
+def _warnings(study: StudyReader) -> list[str]:
+    return [f"warning: {text}" for text in study.warnings()]
 
 
 def _teacher(study: StudyReader) -> list[str]:
