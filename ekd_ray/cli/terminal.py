@@ -157,6 +157,8 @@ class Terminal:
 
     def _begin(self, number: int, name: str, settings: dict[str, Any]) -> _Progress:
         before = self.runs.get(number)
+        row_name, *seed = name.split(" seed ")  # of confirm, `kd seed 1`
+        name = " seed ".join([label(row_name), *seed])
         order, row = (before.order, before.row) if before else (len(self.runs), {})
         run = self.runs[number] = _Progress(name, settings, order, row)
         if before and number not in self._running:

@@ -18,7 +18,7 @@ from ekd_ray.results.exports import EXPORTS
 from ekd_ray.results.inference import varies_in_size
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.templating import render
-from ekd_ray.results.words import describe_lead, describe_missed_gain, describe_teacher
+from ekd_ray.results.words import describe_lead, describe_missed_gain, describe_teacher, label
 
 # Names on the hub, where `datasets:` of a card must be found.
 HUB = {
@@ -87,7 +87,7 @@ def model_card(
         balanced=metrics["model"].get("test_balanced_top1"),
         weakest=min(metrics["classes"], key=itemgetter("recall"), default=None),
         spread=mean_sd(board[0].test),
-        rows=[(row.name, row.role, *mean_sd(row.test)) for row in board if row.test],
+        rows=[(label(row.name), row.role, *mean_sd(row.test)) for row in board if row.test],
         missed=describe_missed_gain(board),
         lead=describe_lead(board),
         teacher=describe_teacher(TeacherFigures(**teacher)) if teacher else None,
