@@ -78,7 +78,7 @@ def _in_sentences(url: str) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         if "No available agent" in reason:
             cure = (
-                "its head may have begun just now; else another Ray of that machine has the port of "
+                "its head may have begun just now, or another Ray of that machine has the port of "
                 "its agent (ray start --dashboard-agent-listen-port PORT takes another)"
             )
         else:

@@ -225,6 +225,7 @@ def test_few_trials_of_full_length_rank_no_parameter(maker):
     maker.trial(30, [0.4] * 9, lr=0.05, momentum=0.9, optimizer="adamw")
     content = gather(Study.load(study.path))
     assert "mattered most" in describe_parameters(content)
+    assert [*figures.draw_slices(content)]
     (parallel,) = figures.draw_parallel(content)
     assert {row[0] for row in parallel.rows} == {*range(7), 30}
 

@@ -223,7 +223,7 @@ def test_other_test_images_are_refused(bundle, teacher):
 def test_the_teacher_is_found_by_its_hash(bundle, teacher, tmp_path):
     with pytest.raises(UserError, match=r"beside it: give --teacher-weights .*teacher_weights"):
         prepare(bundle)
-    own = {**bundle.metrics, "teacher": {**bundle.metrics["teacher"], "candidates": 1}}
+    own = {**bundle.metrics, "teacher": {"candidates": 1}}
     with pytest.raises(UserError, match=r"it is teacher/teacher\.safetensors"):
         prepare(dataclasses.replace(bundle, metrics=own))
     (tmp_path / "teacher").mkdir()

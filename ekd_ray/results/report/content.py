@@ -223,8 +223,8 @@ def _describe_verdict(content: Content) -> str:
     clauses = [text.format(joined(groups[k])) for k, text in patterns.items() if k in groups]
     text = joined(clauses)
     if "few" in groups:
-        few, missed = "too few seeds to tell", map(noun_of, content.board.missed())
-        if not {*groups["few"]} <= {*missed}:  # the headline has begun with those
+        few = "too few seeds to tell"
+        if text or not content.board.missed():  # the headline has begun with those
             few += f" it from {joined(groups['few'])}"
         text = f"{text}, and there are {few}" if text else f"with {few}"
     return text
