@@ -40,7 +40,13 @@ from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import locate_weights, read_metadata
 from ekd_ray.results.records import milestone_epochs
-from ekd_ray.results.words import describe_few_pictures, describe_teacher, warn_of_teacher
+from ekd_ray.results.words import (
+    describe_few_pictures,
+    describe_teacher,
+    label,
+    value_text,
+    warn_of_teacher,
+)
 from ekd_ray.scale.assumed_nodes import assumed_nodes
 from ekd_ray.scale.cluster import (
     ADDRESS,
@@ -57,7 +63,13 @@ from ekd_ray.scale.cluster import (
     on_cluster,
 )
 from ekd_ray.scale.confirm import baselines, champions
-from ekd_ray.scale.space import Space, first_points, known_prior
+from ekd_ray.scale.space import (
+    Space,
+    around_prior,
+    first_points,
+    known_prior,
+    with_pairs_prior,
+)
 from ekd_ray.scale.trainer import Workers
 from ekd_ray.studies.pipeline import TEACHER
 
@@ -65,6 +77,7 @@ from ekd_ray.studies.pipeline import TEACHER
 CPU_FLOPS = 25e9
 GPU_FLOPS = 2e13
 LONG = 8 * 3600  # seconds: a study that takes more is told what makes it shorter
+ROW = 66  # signs, beside the heads of the rows
 UNEVEN = 5  # between classes: by more, accuracy hides the small ones
 
 
@@ -184,11 +197,17 @@ def fill_plan(config: StudyConfig, seeds: Sequence[int], *, processes: int, thre
     return "\n".join(lines)
 
 
-def study_plan(config: StudyConfig, out: Path) -> str:
-    """The plan of a study: setup, space, trials, resources, disk, estimate."""
+def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
+    """The plan of a study: setup, space, trials, resources, disk, estimate.
+
+    Args:
+        begins: the study begins or goes on now, and so says itself how good its teacher is.
+    """
     trained = out / TEACHER
     if config.distill.teacher_weights is None and trained.is_file():
-        config = config.replace(distill=config.distill.replace(teacher_weights=str(trained)))
+        base = config.distill.replace(teacher_weights=str(trained))
+        base = with_pairs_prior(config, base)
+        config = around_prior(config.replace(distill=base), base)
     base, space = config.distill, Space(config.space)
     parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
     known, compared = champions(config, base), baselines(config, base)
@@ -198,7 +217,8 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     seeds = several(config.most_seeds, "seed")
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {seeds}"
-    found, teacher = _teacher_lines(config, out)
+    final = ", ".join(("winner", *known, *map(label, compared)))
+    found, teacher = _teacher_lines(config, out, judged=not begins)
     lines = [
         *_teacher_warnings(found),
         *_warnings(count_pictures(base, config.data_root), config.watched),
@@ -211,7 +231,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"sampler {config.sampler}{first}{_budget(config)}",
         f"stopping   {_stopping(config)}",
         f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds}; "
-        f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",
+        f"then {final} on all training images, test read once",
         f"resources  {_at_once(config)}",
         _arithmetic(
             base,
@@ -330,9 +350,11 @@ def _aims(config: StudyConfig) -> str:
     return text + (f" with {', '.join(config.constraints)}" if config.constraints else "")
 
 
-def _teacher_lines(config: StudyConfig, out: Path) -> tuple[TeacherFigures | None, list[str]]:
-    """A teacher's figures, if they are known, and lines: the trainings that it costs, the figures;
-    empty without a teacher."""
+def _teacher_lines(
+    config: StudyConfig, out: Path, *, judged: bool
+) -> tuple[TeacherFigures | None, list[str]]:
+    """A teacher's figures, if they are known, and lines: the trainings that it costs and, if it is
+    to be `judged`, the figures; empty without a teacher."""
     base = config.distill
     if not method_of(base).needs_teacher:
         return None, []
@@ -341,9 +363,9 @@ def _teacher_lines(config: StudyConfig, out: Path) -> tuple[TeacherFigures | Non
         lines.append(_teacher_training(config))
     found = TeacherFigures.read(out)
     if found and base.teacher_sha256 in (None, found.sha256):
-        lines.append(describe_teacher(found))
+        lines += [describe_teacher(found)] * judged
     elif base.teacher_sha256 is not None:  # a given one
-        found, looked_at = _looked_at(base, config.data_root)
+        found, looked_at = _looked_at(base, config.data_root, judged=judged)
         lines += looked_at
     else:
         found = None
@@ -355,8 +377,19 @@ def _indented(lines: Iterable[str]) -> list[str]:
     return [f"           {line}" for line in lines]
 
 
+def _rows(items: Iterable[str]) -> list[str]:
+    """Items with commas between, as many in a row as a narrow terminal shows whole."""
+    rows: list[str] = []
+    for item in items:
+        if rows and len(rows[-1]) + len(item) + 2 <= ROW:
+            rows[-1] += f", {item}"
+        else:
+            rows.append(item)
+    return [f"{row}," for row in rows[:-1]] + rows[-1:]
+
+
 def _looked_at(
-    config: DistillConfig, data_root: str | None
+    config: DistillConfig, data_root: str | None, *, judged: bool = True
 ) -> tuple[TeacherFigures | None, list[str]]:
     """A given teacher's figures on the first images, and lines on these and on which of its weights
     are used; None where the data are still to be fetched, or nothing is held out."""
@@ -372,7 +405,7 @@ def _looked_at(
     if not can_look(config, data_root):
         return None, lines
     found = look_at_teacher(config, data_root, local_cpus())
-    return found, [*lines, describe_teacher(found)]
+    return found, lines + [describe_teacher(found)] * judged
 
 
 def _teacher_warnings(found: TeacherFigures | None) -> list[str]:
@@ -441,8 +474,9 @@ def _setup(
     lines.append(f"solver     {solver}, {several(config.epochs, 'epoch')}, seed {config.seed}")
     lines += [f"           {text}" for text in config.fitted]
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
-    values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
-    lines.append(f"method     {config.method} ({values})")
+    values = [f"{name} {value_text(v)}" for name, v in read.items() if v is not None]
+    lines.append(f"method     {config.method}{':' if values else ''}")
+    lines += _indented(_rows(values))
     return [*lines, *(f"plugin     {text}" for text in describe_plugins(config.plugins))]
 
 
@@ -482,8 +516,10 @@ def _priors(config: StudyConfig) -> list[str]:
         return lines
     known = known_prior(config, base)
     value = settings.teacher_log_prior if settings.learn_log_prior else settings.log_prior
+    if value is None and known:
+        value = known.value
     if value is None:
-        lines.append("prior      the one that the teacher will have learned, else the pair's")
+        lines.append("prior      the one that the teacher will have learned, else the recipe's")
     else:
         source = "as given"
         if known and value == known.value:

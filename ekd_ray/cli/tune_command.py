@@ -303,7 +303,7 @@ def _run_study(
         command = resume_command(config, location or out, *added)
         continue_with(request.typed_resume(out.parents[1]) if several else command)
         if not request.quiet:
-            terminal.console.print(study_plan(config, out))
+            terminal.console.print(study_plan(config, out, begins=True))
 
     with contextlib.closing(terminal):
         return conduct_study(

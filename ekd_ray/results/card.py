@@ -22,6 +22,7 @@ from ekd_ray.results.words import (
     describe_lead,
     describe_missed_gain,
     describe_teacher,
+    label,
     warn_of_teacher,
 )
 
@@ -92,7 +93,7 @@ def model_card(
         balanced=metrics["model"].get("test_balanced_top1"),
         weakest=min(metrics["classes"], key=itemgetter("recall"), default=None),
         spread=mean_sd(board[0].test),
-        rows=[(row.name, row.role, *mean_sd(row.test)) for row in board if row.test],
+        rows=[(label(row.name), row.role, *mean_sd(row.test)) for row in board if row.test],
         missed=describe_missed_gain(board),
         lead=describe_lead(board),
         teacher=_describe_teacher(TeacherFigures(**teacher)) if teacher else None,
