@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.losses import METHODS, Objective, resolve_method
+from ekd_ray.losses.method_checks import draw_cosines
 from ekd_ray.models import build_model
 
 STUDENTS = ("resnet8x4", "resnet20", "vgg8", "wrn_16_2")
@@ -50,6 +51,7 @@ def count_loss(method: str, **settings: Any) -> Counter[str]:
         total, _ = objective(
             students[0], teachers[0], target, factors,
             student_strong=students[1], teacher_strong=teachers[1],
+            class_cosines=draw_cosines(_CLASSES),
         )  # fmt: skip
         total.backward()
     return counter.counts

@@ -17,7 +17,7 @@ from objective_cases import (
     settings_of,
 )
 
-from ekd_ray.losses.method_checks import draw, method_cases, run
+from ekd_ray.losses.method_checks import draw, draw_cosines, method_cases, run
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.testing import check_training, run_check
 
@@ -45,11 +45,12 @@ def agrees_with_the_formula(objective, epoch):
     batch = draw(seed=epoch)
     total, terms = run(objective, batch, epoch)
     arrays = batch.map(lambda value: value.numpy())
-    expected = oracles.terms(objective.config, arrays)
+    cosines = draw_cosines(batch.student.shape[1]).double().numpy()
+    expected = oracles.terms(objective.config, arrays, cosines)
     # Priors and a learned temperature are float32.
     for name, value in terms.items():
         torch.testing.assert_close(float(value), expected[name], rtol=1e-6, atol=1e-9)
-    expected_total = oracles.total(objective.config, arrays, epoch)
+    expected_total = oracles.total(objective.config, arrays, cosines, epoch)
     torch.testing.assert_close(float(total.detach()), expected_total, rtol=1e-6, atol=1e-9)
     return set(terms) == set(expected)
 
