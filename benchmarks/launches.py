@@ -47,11 +47,12 @@ def count_loss(method: str, **settings: Any) -> Counter[str]:
     students = [torch.randn(_BATCH, _CLASSES, requires_grad=True) for _ in range(2)]
     teachers = [torch.randn(_BATCH, _CLASSES) for _ in range(2)]
     target, factors = torch.randint(_CLASSES, (_BATCH,)), objective.factors(1)
+    cosines = draw_cosines(_CLASSES)
     with LaunchCounter() as counter:
         total, _ = objective(
             students[0], teachers[0], target, factors,
             student_strong=students[1], teacher_strong=teachers[1],
-            class_cosines=draw_cosines(_CLASSES),
+            class_cosines=cosines,
         )  # fmt: skip
         total.backward()
     return counter.counts

@@ -35,7 +35,7 @@ def test_the_method_keeps_to(check, case):
 
 @every_method
 def test_the_method_can_be_trained(method):
-    check_training(method)
+    check_training(method, teacher="resnet8")
 
 
 # ---------------------------------------------------------------- values
