@@ -26,8 +26,7 @@ from ekd_ray.data import (
     steps_per_epoch,
 )
 from ekd_ray.data.scan import Say, Scan, scan_dataset
-from ekd_ray.engine.features import record_features
-from ekd_ray.engine.teacher.classifier import find_classifier
+from ekd_ray.engine.features import find_classifier, record_features
 from ekd_ray.errors import UserError, error_context
 from ekd_ray.losses.methods import method_of, resolve_method
 from ekd_ray.models import (

@@ -207,7 +207,8 @@ class Objective(nn.Module):
             student_features=tuple(map(at_least_float32, student_features)),
             teacher_features=tuple(at_least_float32(f.detach()) for f in teacher_features),
             class_cosines=cast(
-                Tensor, class_cosines if class_cosines is None else class_cosines.detach().to(student)
+                Tensor,
+                class_cosines if class_cosines is None else class_cosines.detach().to(student),
             ),
             views=views,
             log_concentration=cast(Tensor, log_a),

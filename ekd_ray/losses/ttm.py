@@ -70,9 +70,7 @@ for _name, _weighted, _weight, _exponent in (("ttm", False, 45.0, 0.1), ("wttm",
             ),
             terms=(
                 CROSS_ENTROPY,
-                Term(
-                    names=("kd",), weight="kd_weight", loss=partial(_losses, weighted=_weighted)
-                ),
+                Term(names=("kd",), weight="kd_weight", loss=partial(_losses, weighted=_weighted)),
             ),
         ),
     )

@@ -94,8 +94,8 @@ def test_three_steps_equal_a_plain_loop(kd_config, plain_student, channels_last,
         torch.testing.assert_close(found[key], value, rtol=2e-3, atol=atol, msg=key)
 
 
-# The conformance suite trains every method for a few steps (test_objective.py); here one of each kind
-# learns enough to be seen on validation images, and the slow tests the others.
+# The conformance suite trains every method for a few steps (test_objective.py); here one of each
+# kind learns enough to be seen on validation images, and the slow tests the others.
 QUICK = ("none", "evidential", "kd", "mlkd+ekd", "ctkd+ekd", "wkd")
 
 

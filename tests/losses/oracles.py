@@ -217,7 +217,8 @@ def transport(p_student, p_teacher, target, cost, epsilon, iterations):
 def terms(config, batch, cosines):
     """Every unweighted term of a method by name, from the settings and a batch of arrays.
 
-    `cosines` are between the classes, in the teacher's classifier. A learned temperature is taken where it starts, `t_start + t_end * sigmoid(1)`.
+    `cosines` are between the classes, in the teacher's classifier. A learned temperature is taken
+    where it starts, `t_start + t_end * sigmoid(1)`.
     """
     base = config.method.removesuffix("+ekd")
     evidential = config.method == "evidential" or config.method.endswith("ekd")

@@ -1,7 +1,4 @@
-"""The rows of a teacher's classifier, for methods that compare classes by them.
-
-They lie beside the rows of the teacher's table, so that who reads a full one needs no network.
-"""
+"""The file of a teacher's classifier, beside its table: who reads a full one needs no network."""
 
 from __future__ import annotations
 
@@ -9,31 +6,12 @@ import hashlib
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, close_to_others, read_bytes
 
 _FILE = "classifier.safetensors"
 _MOST_BYTES = 2**30  # 21,841 classes of 4,096 features have 0.36 GB
-
-
-def find_classifier(model: nn.Module, num_classes: int) -> nn.Linear:
-    """The last linear layer that has a row for each class.
-
-    Raises:
-        UserError: there is none.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    for layer in reversed(layers):
-        if layer.out_features == num_classes:
-            return layer
-    name = getattr(model, "ekd_name", type(model).__name__)
-    raise UserError(
-        f"the method compares the {num_classes} classes by the rows of the teacher's last linear "
-        f"layer, and {name} has none with {num_classes} rows: choose another teacher, or another "
-        "method."
-    )
 
 
 def read_rows(folder: Path, num_classes: int) -> Tensor | None:

@@ -21,10 +21,10 @@ from ekd_ray.config.normalization import parse_normalization
 from ekd_ray.config.plugins import stamps_of
 from ekd_ray.data import HostCopy, dataset_info, normalize, num_train, to_device, view_count
 from ekd_ray.engine.determinism import FLOAT32, fixed_convolutions
-from ekd_ray.engine.features import record_features
+from ekd_ray.engine.features import find_classifier, record_features
 from ekd_ray.engine.precision import autocast, float32_head
 from ekd_ray.engine.rundata import RunData
-from ekd_ray.engine.teacher.classifier import find_classifier, read_rows, write_rows
+from ekd_ray.engine.teacher.classifier import read_rows, write_rows
 from ekd_ray.engine.teacher.folding import fold_batch_norms
 from ekd_ray.engine.teacher.table import (
     Ids,
