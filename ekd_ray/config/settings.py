@@ -339,6 +339,8 @@ def _coerce(keys: Keys, hint: Any, value: Any, choices: tuple[str, ...] | None =
     """`value` as the type that `hint` names, or a `UserError` with what is legal and the value."""
     if value is None and _is_optional(hint):
         return None
+    if type(value) is float and hint in (float, float | None):  # most values of most records
+        return _finite(keys, value)
     words = words_of(hint)
     if isinstance(value, str) and value in words:
         return value

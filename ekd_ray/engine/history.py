@@ -50,16 +50,16 @@ def _are_alike(rows: list[Any], needed: tuple[str, ...]) -> bool:
         return False
     if {*map(tuple, rows)} != {names}:
         return False
-    columns = dict(zip(names, zip(*(row.values() for row in rows), strict=True), strict=True))
-    if {*map(type, columns["epoch"])} != {int}:
+    columns = [*zip(*map(dict.values, rows), strict=True)]
+    epochs = columns[names.index("epoch")]
+    kinds = {*map(type, itertools.chain.from_iterable(columns))}
+    if not kinds <= {int, float} or {*map(type, epochs)} != {int}:
         return False
-    for name, (low, high) in zip(names, _limits_of(names), strict=True):
-        column = columns[name]
-        if not {*map(type, column)} <= {int, float} or not low <= min(column):
+    for column, (low, high) in zip(columns, _limits_of(names), strict=True):
+        # A sum is NaN where one of its numbers is.
+        if not low <= min(column) <= max(column) <= high or math.isnan(sum(column)):
             return False
-        if not max(column) <= high or any(map(math.isnan, column)):
-            return False
-    return all(map(operator.lt, columns["epoch"], columns["epoch"][1:]))
+    return all(map(operator.lt, epochs, epochs[1:]))
 
 
 def is_epoch(row: Any) -> bool:

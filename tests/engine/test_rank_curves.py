@@ -20,6 +20,8 @@ from ekd_ray.engine.final import evaluate_test
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.losses.methods import with_method
 
+pytestmark = pytest.mark.slow  # test_rank_gradients.py has each step of it
+
 # Name -> (counts of workers beside 1, method, settings).
 CASES = {
     "without a teacher": ((2,), "none", {}),

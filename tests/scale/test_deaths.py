@@ -105,6 +105,7 @@ def ended(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return run, tune_with(run, STUDY, perilous)
 
 
+@pytest.mark.slow  # the tests of a trial's error below need no Ray
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -141,6 +142,7 @@ def test_a_trial_has_one_process_to_spare_and_its_reason(
     assert trial.user_attrs.get("reason") == record.reason
 
 
+@pytest.mark.slow  # the tests of a trial's error below need no Ray
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_what_a_failed_trial_wrote_is_kept_in_its_folder(
         assert f"{WORDS} {number} \\x1b[2J $EKD_CANARY_TOKEN s3://***@host" in out
 
 
-@pytest.mark.slow  # tests/engine/test_rank_curves.py has the workers
+@pytest.mark.slow  # the tests of a trial's error below need no Ray
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_trial_of_two_workers_runs_nested(one_ray: None, tmp_path: Path) -> None:
@@ -215,6 +217,7 @@ def test_a_run_of_the_confirm_stage_has_the_reason_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / worker.FAILURE).read_text()) == {"reason": "ended for memory"}
 
 
+@pytest.mark.slow  # the tests of a trial's error below need no Ray
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_process_that_was_refused_memory_trains_no_further_trial(
