@@ -88,8 +88,8 @@ class Run:
 
     `teachers` are none, that of the weak views, or it and that of the strong ones; `class_cosines`
     are of its classifier, where the method reads them. `forward` is the learner as a step calls it.
-    `draws` tells whether a layer of the student draws random
-    numbers, None until a step of the epoch has shown it; `seeded` is the state that it begins with.
+    `draws` tells whether a layer of the student draws random numbers, None until a step of the
+    epoch has shown it; `seeded` is the state that it begins with.
     """
 
     config: DistillConfig
