@@ -27,7 +27,7 @@ from ekd_ray.data import (
     steps_per_epoch,
 )
 from ekd_ray.data.scan import Say, Scan, scan_dataset
-from ekd_ray.engine.features import record_features
+from ekd_ray.engine.features import find_classifier, record_features
 from ekd_ray.errors import UserError, error_context
 from ekd_ray.losses.methods import method_of, resolve_method
 from ekd_ray.models import (
@@ -282,8 +282,11 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
         )
     assert config.image_size
     with error_context("teacher"):
-        layers = method_of(config).teacher_layers
-        check_model(config.teacher, num_classes, config.image_size, "image_size", layers)
+        method = method_of(config)
+        check_model(
+            config.teacher, num_classes, config.image_size, "image_size", method.teacher_layers,
+            classifier=method.class_cosines,
+        )  # fmt: skip
     if config.teacher_weights is None:
         raise UserError(
             f"no weights for teacher {config.teacher!r}: give --teacher-weights FILE, or train "
@@ -306,7 +309,7 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
         "teacher_sha256": weights.sha256,
         "teacher_normalization": own.as_text(),
     }
-    if method_of(config).evidential:
+    if method.evidential:
         changes |= _resolve_priors(config, weights.log_prior)
     return config.replace(**changes)
 
@@ -372,22 +375,32 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
 
 @functools.lru_cache(maxsize=64)
 def check_model(
-    name: str, num_classes: int, size: int, setting: str, layers: tuple[str, ...] = ()
+    name: str,
+    num_classes: int,
+    size: int,
+    setting: str,
+    layers: tuple[str, ...] = (),
+    *,
+    classifier: bool = False,
 ) -> None:
     """Build the model and show it an image; `setting` names the size's setting.
 
     Args:
         layers: those whose outputs the method compares.
+        classifier: whether the method reads the rows of its classifier.
 
     Raises:
         UserError: an unknown name, a model that does not take images of `size` pixels, or one
-            without these layers, or whose layers do not give a tensor with a row for each image.
+            without these layers or this classifier, or whose layers do not give a tensor with a row
+            for each image.
     """
     # Those of libraries may be large, and take no memory on `meta`. What is done there imports
     # torch's tracer, 2 s and 80 MB in every process, as the libraries do anyway; our own are small.
     device = "meta" if is_of_library(name) else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = build_model(name, num_classes).eval()
+    if classifier:
+        find_classifier(model, num_classes)
     rows = 2 if layers else 1  # of one image no dimension could be told from that of the batch
     with record_features(model, layers) as features:
         try:
