@@ -71,7 +71,7 @@ def _command_with(weights: Path, training: Training) -> str:
     """The command of a study on the same images whose teacher has these weights."""
     config, root = training.config, training.data_root
     words: list[object] = ["tune", "--dataset", config.dataset]
-    words += ["--data-root", root] if root != find_data_root(None) else []
+    words += ["--data-root", root] if root not in (None, find_data_root(None)) else []
     words += ["--train-subset", config.train_subset] if config.train_subset else []
     if config.image_size != dataset_info(config.dataset, data_root=root).image_size:
         words += ["--set", f"image_size={config.image_size}"]

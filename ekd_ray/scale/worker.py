@@ -156,12 +156,13 @@ def _distill(
         config = DistillConfig.from_dict(run.config)
         # Of another node than the one that the study was begun on: its data may be others.
         # Which of them validate is a setting, and a final run has none.
-        cure = f"give the node {platform.node()} the same data"
-        check_pinned(
-            run.folder, {**(options.pin or {}), "validation": None}, config, options.data_root,
-            look=False, test=run.stage is RunStage.FINAL,
-            cure=f"{cure}, then run {SAME_COMMAND}; what was finished is kept",
-        )  # fmt: skip
+        if isinstance(options.pin, dict):
+            cure = f"give the node {platform.node()} the same data"
+            check_pinned(
+                run.folder, {**options.pin, "validation": None}, config, options.data_root,
+                look=False, test=run.stage is RunStage.FINAL,
+                cure=f"{cure}, then run {SAME_COMMAND}; what was finished is kept",
+            )  # fmt: skip
         share_cores(own_cores())
         torch.set_num_threads(options.threads)  # the latency among the costs is the trial's own
         confirms = run.stage in (RunStage.SELECT, RunStage.FINAL)

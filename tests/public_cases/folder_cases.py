@@ -18,7 +18,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results import Study
-from ekd_ray.results.records import RESULT, RunRecord
+from ekd_ray.results.records import LOCK, RESULT, RunRecord
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import RUN
 from ekd_ray.studies.pipeline import check_study, check_versions, open_run
@@ -81,7 +81,9 @@ def cut(share: float, *command: str) -> Callable[[Hands], Answer]:
 
 
 def _state(out: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    """What lies in a study's folder, but for the lock of who looks at it."""
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != LOCK]
+    return {path: path.read_bytes() for path in files}
 
 
 def changed_by_hand(hands: Hands) -> Answer:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from cases import Answer, Case, Hands
 from PIL import Image
@@ -27,8 +28,8 @@ from ekd_ray.engine.data_pin import pin_data
 from ekd_ray.engine.resolve import check_images, describe_images, left_out, resolve, split_sizes
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import split_ids
-from ekd_ray.errors import UserError
-from ekd_ray.results.records import RunRecord, failure_reason
+from ekd_ray.errors import OtherData, UserError
+from ekd_ray.results.records import FAILURE, RunRecord
 from ekd_ray.scale.worker import TrainOptions, train_run
 from ekd_ray.studies.fitting import fit_values
 from ekd_ray.studies.pipeline import open_run
@@ -352,9 +353,10 @@ def trial_elsewhere(hands: Hands) -> Answer:
         config=resolve(config).to_dict(),
     )  # fmt: skip
     run.folder.mkdir()
-    assert train_run(run, print, options=options) is None
-    assert not (run.folder / "history.jsonl").exists()
-    return Answer(2, failure_reason(run.folder))
+    with pytest.raises(OtherData) as stopped:
+        train_run(run, print, options=options)
+    assert not (run.folder / "history.jsonl").exists() and not (run.folder / FAILURE).exists()
+    return Answer(2, str(stopped.value))
 
 
 def run_again(hands: Hands, change: Callable[[Path], object], *, teacher: bool = False) -> Answer:
