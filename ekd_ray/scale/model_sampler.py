@@ -26,6 +26,9 @@ from ekd_ray.results.surrogate import Array, Basis
 from ekd_ray.scale.space import Parameter, Space
 
 ANYWHERE, NEAR, TOP = 1500, 60, 5  # candidates: of the whole space, and around each of the best
+# Before anything is known here the best of so few by what others know, so that many trials that
+# begin at once are not all sent to one place.
+FEW = 64
 STEP = 0.1  # of the ones around, in coordinates of [0, 1]
 APART = 0.25  # distance of the first points of a warm start
 DRAWN = 20_000  # points of which these are the best
@@ -89,13 +92,12 @@ class ModelSampler(BaseSampler):
                         diverged=is_divergence(trial.user_attrs.get("reason")),
                     )
                 )  # fmt: skip
-        if self._basis is None and len(ended) < self._startup:
-            return self._coordinates.point(self._coordinates.draw(self._rng, 1)[0])
-        model = fit_model(ended, self._entries, basis=self._basis)
-        rows = self._coordinates.draw(self._rng, ANYWHERE)
-        if model is None:  # nothing is known here, only elsewhere
-            assert self._basis is not None
-            return self._coordinates.point(rows[int(np.argmax(self._basis(rows)))])
+        begins = self._basis is None and len(ended) < self._startup
+        model = None if begins else fit_model(ended, self._entries, basis=self._basis)
+        rows = self._coordinates.draw(self._rng, FEW if model is None else ANYWHERE)
+        if model is None:
+            worth = np.zeros(FEW) if self._basis is None else self._basis(rows)
+            return self._coordinates.point(rows[int(np.argmax(worth))])
         tried = self._encode([outcome.params for outcome in ended if outcome.scores])
         means = model.mean(tried)
         best = tried[np.argsort(-means)[:TOP]]

@@ -6,16 +6,18 @@ import functools
 import importlib.util
 
 import numpy as np
+import optuna
 import pytest
 from optuna.trial import TrialState
 from search_runs import COMBINATIONS, FLOATS, MIXED, points, run, score, study_of
 
+from ekd_ray.config import StudyConfig
 from ekd_ray.config.study_config import SAMPLERS as NAMES
 from ekd_ray.config.study_config import SCHEDULERS
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import read_record, trial_folder
-from ekd_ray.scale.samplers import SAMPLERS
+from ekd_ray.scale.samplers import SAMPLERS, STARTUP_TRIALS, make_sampler
 from ekd_ray.scale.schedulers import RULES
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.space import Space
@@ -199,3 +201,25 @@ def test_a_resumed_sampler_repeats_none_of_its_draws(tmp_path):
     for _ in range(2):
         run(tmp_path, config, 4)
     assert len(open_study(tmp_path, config).get_trials()) == 8
+
+
+def test_the_model_goes_on_at_random_where_every_trial_failed():
+    config = StudyConfig(space={"lr": {"low": 0.01, "high": 1.0, "log": True}}, sampler="model")
+    study = optuna.create_study(sampler=make_sampler(config), direction="maximize")
+    drawn = set()
+    for _ in range(STARTUP_TRIALS + 3):
+        trial = study.ask()
+        drawn.add(Space(config.space)(trial)["lr"])
+        study.tell(trial, state=TrialState.FAIL)
+    assert len(drawn) == STARTUP_TRIALS + 3
+
+
+def test_trials_that_begin_at_once_are_spread_over_what_others_know():
+    space = {"lr": {"low": 0.01, "high": 1.0, "log": True}}
+    trials = [{"point": {"lr": 0.02 * k}, "scores": [-abs(k - 10) / 9]} for k in range(1, 20)]
+    config = StudyConfig(space=space, known_studies={"other": trials})
+    assert config.chosen_sampler == "model"
+    study = optuna.create_study(sampler=make_sampler(config), direction="maximize")
+    drawn = [Space(space)(study.ask())["lr"] for _ in range(16)]
+    assert len({*drawn}) == 16
+    assert all(0.1 < lr < 0.4 for lr in drawn)
