@@ -1,6 +1,7 @@
 """The model of a study: against scikit-learn, a plain joint normal and finite differences."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,17 @@ from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.results.records import RunRecord
 from ekd_ray.results.study_model import (
     Outcome,
     encode_points,
     fit_model,
     is_divergence,
     mean_basis,
+    rank_by_model,
+    record_outcome,
     thin_out,
 )
 from ekd_ray.results.surrogate import (
@@ -199,6 +205,9 @@ def test_the_first_points_are_what_all_studies_expect_most_of():
     rows = encode_points(points, SPACE)
     apart = [np.linalg.norm(a - b) for i, a in enumerate(rows) for b in rows[:i]]
     assert min(apart) >= 0.25 - 1e-9
+    (lone,) = distinct_maxima(basis, Space(SPACE), 1)
+    close = distinct_maxima(basis, Space(SPACE), 2, apart=0.0)
+    assert close[0] == lone and np.linalg.norm(np.subtract(*encode_points(close, SPACE))) < 0.25
     grid = Coordinates(Space(SPACE)).draw(np.random.default_rng(5), 4000)
     assert abs(basis(grid).mean()) < 0.1 and abs(basis(grid).std() - 1) < 0.1
 
@@ -216,3 +225,40 @@ def test_a_run_that_diverged_is_told_from_one_that_died():
     assert is_divergence("train_loss became nan in epoch 2 of 9 (lr 3): lower lr.")
     assert not is_divergence("the trial's process died (killed, or out of memory)")
     assert not is_divergence(None)
+
+
+ONE = {"lr": {"low": 0.0, "high": 1.0}}
+CONFIG = StudyConfig(
+    distill=DistillConfig(method="none", epochs=9), space=ONE, rungs=(1, 7), metric="val_nll"
+)
+
+
+def record(number, at, values, status="complete", reason=None):
+    history = [{"epoch": e, "val_nll": v} for e, v in values.items()]
+    return RunRecord(
+        folder=Path(), stage=RunStage.SEARCH, name="x", number=number, params={"lr": at},
+        status=status, reason=reason, history=history,
+    )  # fmt: skip
+
+
+def test_a_record_counts_at_every_rung_that_it_came_to():
+    values = {1: 2.0, 2: 1.9, 7: 1.5, 9: 1.4}
+    assert record_outcome(record(0, 0.5, values), CONFIG).scores == {2: -2.0, 1: -1.5, 0: -1.4}
+    stopped = record(0, 0.5, {1: 2.0}, status="pruned")
+    assert record_outcome(stopped, CONFIG).scores == {2: -2.0}
+    lost = record(0, 0.5, {1: 2.0}, status="failed", reason="train_loss became nan in epoch 2")
+    assert record_outcome(lost, CONFIG).scores == {0: -math.inf}
+    died = record(0, 0.5, {}, status="failed", reason="the trial's process died")
+    assert record_outcome(died, CONFIG).scores == {}
+
+
+def test_the_luckiest_trial_is_not_the_best_one():
+    """Of one among bad neighbours the model expects less than of those that are good together."""
+    records = [record(k, k / 20, {9: 1.0 + abs(k / 20 - 0.7)}) for k in range(21)]
+    records[2] = record(2, 0.1, {9: 0.98})  # its neighbours have 1.6
+    ranked = sorted(records, key=lambda r: r.value("val_nll"))
+    assert ranked[0].number == 2
+    found = [r.number for r in rank_by_model(ranked, records, CONFIG)]
+    assert set(found[:3]) <= set(range(11, 18)) and sorted(found) == [*range(21)]
+    few = ranked[:3]
+    assert rank_by_model(few, few, CONFIG) == few
