@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from ekd_ray.results.study_model import (
     trial_outcome,
 )
 from ekd_ray.results.surrogate import Array, Basis
+from ekd_ray.scale.prior import begins_by_prior, fade
 from ekd_ray.scale.space import Parameter, Space
 
 ANYWHERE, NEAR, TOP = 1500, 60, 5  # candidates: of the whole space, and around each of the best
@@ -90,19 +90,23 @@ class ModelSampler(BaseSampler):
                     )
                 )  # fmt: skip
         if self._basis is None and len(ended) < self._startup:
-            return self._coordinates.point(self._coordinates.draw(self._rng, 1)[0])
+            row = self._coordinates.draw(self._rng, 1, believed=begins_by_prior(number))[0]
+            return self._coordinates.point(row)
+        weight = fade(len(ended))
         model = fit_model(ended, self._entries, basis=self._basis)
         rows = self._coordinates.draw(self._rng, ANYWHERE)
         if model is None:  # nothing is known here, only elsewhere
             assert self._basis is not None
-            return self._coordinates.point(rows[int(np.argmax(self._basis(rows)))])
+            worth = self._basis(rows) + weight * self._coordinates.log_prior(rows)
+            return self._coordinates.point(rows[int(np.argmax(worth))])
         tried = self._encode([outcome.params for outcome in ended if outcome.scores])
         means = model.mean(tried)
         best = tried[np.argsort(-means)[:TOP]]
         rows = np.vstack([rows, self._coordinates.move(best, self._rng, NEAR)])
         mean, deviation = model.predict(rows, pending=self._encode(running) if running else None)
-        improvement = log_expected_improvement((mean - means.max()) / deviation)
-        return self._coordinates.point(rows[int(np.argmax(improvement + np.log(deviation)))])
+        worth = log_expected_improvement((mean - means.max()) / deviation) + np.log(deviation)
+        worth += weight * self._coordinates.log_prior(rows)
+        return self._coordinates.point(rows[int(np.argmax(worth))])
 
     def _encode(self, points: Sequence[Mapping[str, Any]]) -> Array:
         return encode_points(points, self._entries)
@@ -127,10 +131,28 @@ class Coordinates:
             width = 1 if parameter.choices is None else len(parameter.choices)
             self._columns[name] = slice(self.count, self.count + width)
             self.count += width
+        self._priors = {n: p.prior for n, p in self._parameters.items() if p.prior}
 
-    def draw(self, rng: np.random.Generator, count: int) -> Array:
-        """Rows drawn evenly [count, D]."""
-        return self._settle(rng.random((count, self.count)))
+    def draw(self, rng: np.random.Generator, count: int, *, believed: bool = False) -> Array:
+        """Rows drawn evenly, or if `believed` by the priors that there are [count, D]."""
+        rows = rng.random((count, self.count))
+        for name, prior in self._priors.items() if believed else ():
+            places = np.array([prior.draw(rng) for _ in rows])
+            own = self._columns[name]
+            of_choices = places[:, None] == np.arange(own.stop - own.start)
+            rows[:, own] = places[:, None] if prior.choices is None else of_choices
+        return self._settle(rows)
+
+    def log_prior(self, rows: Array) -> Array:
+        """Log density of the priors at rows, 0 of an even draw, [N]."""
+        total = np.zeros(len(rows))
+        for name, prior in self._priors.items():
+            own = rows[:, self._columns[name]]
+            places = own[:, 0] if prior.choices is None else own.argmax(axis=1)
+            wanted = self._parameters[name].when
+            applies = [not wanted or name in self.point(row) for row in rows]
+            total += np.where(applies, prior.log_density(places), 0.0)
+        return total
 
     def move(self, rows: Array, rng: np.random.Generator, count: int) -> Array:
         """Rows near each given one [count * N, D]: numbers moved by about `STEP`, a choice kept
@@ -176,15 +198,8 @@ class Coordinates:
 
 
 def _value_at(parameter: Parameter, coordinates: Array) -> Any:
-    if parameter.choices is not None:
-        return parameter.choices[int(coordinates.argmax())]
-    low, high, at = float(parameter.low), float(parameter.high), float(coordinates[0])
-    if parameter.log:
-        value = math.exp(math.log(low) + at * (math.log(high) - math.log(low)))
-    else:
-        value = low + at * (high - low)
-    nearest = parameter.nearest(value)
-    return int(nearest) if parameter.integer else nearest
+    chosen = coordinates[0] if parameter.choices is None else coordinates.argmax()
+    return parameter.value_at(float(chosen))
 
 
 def distinct_maxima(
