@@ -42,7 +42,7 @@ class Request:
         location: the URI that `out` is this machine's copy of.
         assume: the nodes to plan for, as `parse_nodes` reads them; None for those that there are.
         workers: `N` or `MIN:MAX`.
-        warm_start: finished studies whose best points are tried first.
+        warm_start: finished studies that the search learns from.
         test: read the test split once, after the last epoch.
         require_gain: the command fails unless the gain over the student alone is settled.
         typed: the command and its flags, as they were given.

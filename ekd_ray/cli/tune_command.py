@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="RUN",
-        help="finished studies, the best points of which are tried first",
+        help="finished studies, also of other pairs, that the search learns from",
     )
     for name in ("budget_epochs", "budget_hours", "budget_gpu_hours"):
         flags.add_setting(group, name)

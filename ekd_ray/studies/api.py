@@ -98,7 +98,7 @@ def tune(
         teacher_zoo: folder of teachers by name.
         plugins: modules or FILE.py that register models, data sets or methods.
         trust_plugins: also run those that a recipe or study names.
-        warm_start: finished studies whose best points are tried first.
+        warm_start: finished studies, also of other pairs, that the search learns from.
         extend: so many more trials for the study in `out`, with `resume`.
         resume: continue the study in `out`; with `out` alone, as it is.
         accept_versions: resume also under releases whose results need not compare with those that

@@ -205,7 +205,7 @@ def prepare_study(
     """The study of a recipe, warm-started and checked; a mistake of its file is located.
 
     Args:
-        warm_start: finished studies whose best points are tried first.
+        warm_start: finished studies that the search learns from.
         resumed: the folder of the study that it is to continue.
         say: as of `check_study`.
     """
