@@ -220,6 +220,15 @@ CONTESTANTS = {
     "default+reversed": Contestant(
         transfer=True, reversed_prior=True, bring=learn_from_sources, rank=rank_by_expectation
     ),
+    "tpe+points": Contestant(settings={"sampler": "tpe"}, transfer=True),
+    "model": Contestant(settings={"sampler": "model"}, rank=rank_by_expectation),
+    "ray-adapter": Contestant(settings={**USUAL, **NO_CHAMPIONS}, player=RaysAdapter, rival=True),
+    "optuna-gp": Contestant(
+        settings={"sampler": "gp", "scheduler": "none", **NO_CHAMPIONS}, rival=True
+    ),
+}
+# Who are told by a user; they race if they are named (--only).
+TOLD = {
     "default+prior": Contestant(believes="best", rank=rank_by_expectation),
     "default+wrong-prior": Contestant(believes="worst", rank=rank_by_expectation),
     "model+prior": Contestant(
@@ -227,12 +236,6 @@ CONTESTANTS = {
     ),
     "model+wrong-prior": Contestant(
         settings={"sampler": "model"}, believes="worst", rank=rank_by_expectation
-    ),
-    "tpe+points": Contestant(settings={"sampler": "tpe"}, transfer=True),
-    "model": Contestant(settings={"sampler": "model"}, rank=rank_by_expectation),
-    "ray-adapter": Contestant(settings={**USUAL, **NO_CHAMPIONS}, player=RaysAdapter, rival=True),
-    "optuna-gp": Contestant(
-        settings={"sampler": "gp", "scheduler": "none", **NO_CHAMPIONS}, rival=True
     ),
 }
 

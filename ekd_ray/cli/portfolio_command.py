@@ -58,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"study {index}: {line}")
     columns = (*found.space, *(f"study {index}" for index, _ in enumerate(found.studies, start=1)))
     rows = [
-        (*(point.get(name, "") for name in found.space), *("" if x != x else f"{x:+.2f}" for x in e))
+        (
+            *(point.get(name, "") for name in found.space),
+            *("" if x != x else f"{x:+.2f}" for x in e),
+        )
         for point, e in zip(found.points, found.expected.tolist(), strict=True)
     ]
     print_points(console, columns, rows)

@@ -226,7 +226,7 @@ class Surrogate:
 
 
 def _standardise(seen: Observations, winsorised: bool) -> tuple[Array, float, float]:
-    """Scores with median 0 at each level, what lies far below pulled up if wanted, all by one spread.
+    """Scores with median 0 at each level, all by one spread; `winsorised`, see `Surrogate`.
 
     The spread is the largest of a level, because few trials of full length, which have been
     chosen, say little of it.

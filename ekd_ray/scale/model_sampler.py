@@ -44,8 +44,8 @@ class ModelSampler(BaseSampler):
     """Expected improvement over the best posterior mean, of a model at all rungs.
 
     A point is drawn as a whole when the first of its parameters is asked for. Trials that run
-    lower the uncertainty around them, so that others are not sent there. Where `costs_differ`, what is
-    compared is the improvement per second.
+    lower the uncertainty around them, so that others are not sent there. Where `costs_differ`,
+    what is compared is the improvement per second.
 
     Args:
         config: the study. Where it knows no other studies the first `n_startup_trials` are drawn

@@ -21,8 +21,8 @@ from ekd_ray.errors import UserError, shorten, unknown_name
 # the centre is as each other value.
 SPREAD = {"low": 0.4, "medium": 0.25, "high": 0.12}
 ODDS = {"low": 2.0, "medium": 4.0, "high": 8.0}
-EVEN = 0.2  # of the belief
-STRENGTH = 5.0
+EVEN = 0.5  # of the belief
+STRENGTH = 2.0
 EVERY = 2  # one in so many start-up trials is drawn from it
 DEFAULT = "medium"
 _KEYS = ("center", "confidence")
@@ -59,7 +59,7 @@ class Prior:
     def draw(self, rng: Rng) -> float:
         """A place drawn from it."""
         if self.choices is not None:
-            weights = np.exp(self.log_density(np.arange(self.choices)))
+            weights = np.exp(self.log_density(np.arange(float(self.choices))))
             return float(rng.choice(self.choices, p=weights / weights.sum()))
         even, at = rng.uniform(size=2)
         if even < EVEN:

@@ -49,9 +49,9 @@ class SamplerKind:
     `full_length`: it learns only from trials that were not stopped early. `finite`: it
     enumerates, so that every parameter needs finitely many values. `sequence`: it draws a
     sequence whose position it keeps in the study, and must go on under the same seed.
-    `study`: it is told what the study is. `priors`: it knows those of a space. `plain`: it knows one objective and no constraints.
-    `generations`: it breeds one from the other. `package`: what it needs besides Optuna, which is
-    an extra of the same name.
+    `study`: it is told what the study is. `priors`: it knows those of a space. `plain`: it knows
+    one objective and no constraints. `generations`: it breeds one from the other. `package`: what
+    it needs besides Optuna, which is an extra of the same name.
     """
 
     make: Callable[..., BaseSampler]

@@ -140,11 +140,11 @@ def _with_rate(values: dict[str, Any], factor: float) -> dict[str, Any]:
     result = {**values, "distill": {**values["distill"], **scaled}}
     spec = (values.get("space") or {}).get("lr")
     if isinstance(spec, Mapping) and "low" in spec:
-        scaled = {end: _round(spec[end] * factor) for end in ("low", "high")}
+        ends: dict[str, Any] = {end: _round(spec[end] * factor) for end in ("low", "high")}
         prior = spec.get("prior")
         if isinstance(prior, Mapping) and isinstance(center := prior.get("center"), int | float):
-            scaled["prior"] = {**prior, "center": _round(center * factor)}
-        result["space"] = {**values["space"], "lr": {**spec, **scaled}}
+            ends["prior"] = {**prior, "center": _round(center * factor)}
+        result["space"] = {**values["space"], "lr": {**spec, **ends}}
     return result
 
 

@@ -1,7 +1,7 @@
 """A few configurations that together are good for all studies at hand, for a pair that is new.
 
-The idea is that of ZeroShot portfolios (Winkelmolen et al., Practical and sample efficient zero-shot
-HPO, 2020), with the model of each study in the place of a table.
+The idea is that of ZeroShot portfolios (Winkelmolen et al., Practical and sample efficient
+zero-shot HPO, 2020), with the model of each study in the place of a table.
 """
 
 from __future__ import annotations
@@ -175,9 +175,9 @@ def _common_space(configs: Sequence[StudyConfig]) -> dict[str, Any]:
     epochs = {config.distill.epochs for config in configs}
     found: dict[str, Any] = {}
     for name, entry in spaces[0].items():
-        entries = [space.get(name) for space in spaces]
+        entries = [space[name] for space in spaces if name in space]
         in_epochs = name in REGISTRY and REGISTRY[name].in_epochs
-        if None in entries or (in_epochs and len(epochs) > 1):
+        if len(entries) < len(spaces) or (in_epochs and len(epochs) > 1):
             continue
         merged = {key: value for key, value in entry.items() if key not in ("prior", "when")}
         if all("choices" in other for other in entries):
@@ -197,7 +197,8 @@ def _common_space(configs: Sequence[StudyConfig]) -> dict[str, Any]:
 def _describe(name: str, study: StudyReader) -> str:
     run, trials = study.config.distill, len(study.ranked())
     return (  # without the way to it, because others read the file
-        f"{Path(name).name}: {run.teacher or 'no teacher'} into {run.student} on {short_name(run.dataset)}, "
+        f"{Path(name).name}: {run.teacher or 'no teacher'} into {run.student} on "
+        f"{short_name(run.dataset)}, "
         f"{several(run.epochs, 'epoch')}, {several(trials, 'trial')} of full length, "
         f"fingerprint {study.config.fingerprint()[:12]}"
     )

@@ -65,11 +65,9 @@ def learning_rates(folder, sampler, count, seed=0, **centers):
 
 @pytest.mark.parametrize("sampler", KNOW)
 def test_every_other_start_up_trial_is_drawn_from_it(sampler, tmp_path):
-    first = [
-        learning_rates(tmp_path / f"{seed}", sampler, 2, seed, lr=0.08) for seed in range(12)
-    ]
+    first = [learning_rates(tmp_path / f"{seed}", sampler, 2, seed, lr=0.08) for seed in range(12)]
     believed, even = np.median(np.array(first), axis=0)
-    assert believed > 0.04 > even
+    assert believed > 0.025 > even  # the even draw's median is 0.01
 
 
 @pytest.mark.parametrize("sampler", KNOW)
@@ -101,7 +99,9 @@ def test_choices_steps_and_conditions_may_have_one(tmp_path):
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in KNOW])
 def test_samplers_that_know_none_refuse_it(sampler):
     config = study_of(sampler, space=with_priors(FLOATS, lr=0.01))
-    with pytest.raises(UserError, match="knows no priors, and lr has one: .* tpe, model") as refused:
+    with pytest.raises(
+        UserError, match=r"knows no priors, and lr has one: .* tpe, model"
+    ) as refused:
         check_sampler(config, Space(config.space))
     assert refused.value.keys == ("space", "lr", "prior")
 
