@@ -37,6 +37,7 @@ from ekd_ray.engine.gpu_share import return_memory, share_of_gpu
 from ekd_ray.engine.precision import local_cpus, pick_device
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.teacher.fill import fill_tables
+from ekd_ray.losses.method_checks import draw_cosines
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.losses.objective import Objective
 from ekd_ray.models import build_model
@@ -138,11 +139,13 @@ def _loss_and_gradient(
     the dtype of `drawn` [4, B, C]."""
     logits = drawn.to(device).requires_grad_()
     student, teacher, student_strong, teacher_strong = logits
-    strong = {}
+    given = {}
     if objective.method.strong_view:
-        strong = {"student_strong": student_strong, "teacher_strong": teacher_strong}
+        given = {"student_strong": student_strong, "teacher_strong": teacher_strong}
+    if objective.method.class_cosines:
+        given["class_cosines"] = draw_cosines(drawn.shape[2])
     asked = teacher if objective.method.needs_teacher else None
-    loss, _ = objective(student, asked, target.to(device), 1, **strong)
+    loss, _ = objective(student, asked, target.to(device), 1, **given)
     slopes = torch.autograd.grad(loss, [logits, *objective.parameters()])
     return loss.detach(), torch.cat([slope.flatten() for slope in slopes])
 

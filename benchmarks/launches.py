@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.losses import METHODS, Objective, resolve_method
+from ekd_ray.losses.method_checks import draw_cosines
 from ekd_ray.models import build_model
 
 STUDENTS = ("resnet8x4", "resnet20", "vgg8", "wrn_16_2")
@@ -46,10 +47,12 @@ def count_loss(method: str, **settings: Any) -> Counter[str]:
     students = [torch.randn(_BATCH, _CLASSES, requires_grad=True) for _ in range(2)]
     teachers = [torch.randn(_BATCH, _CLASSES) for _ in range(2)]
     target, factors = torch.randint(_CLASSES, (_BATCH,)), objective.factors(1)
+    cosines = draw_cosines(_CLASSES)
     with LaunchCounter() as counter:
         total, _ = objective(
             students[0], teachers[0], target, factors,
             student_strong=students[1], teacher_strong=teachers[1],
+            class_cosines=cosines,
         )  # fmt: skip
         total.backward()
     return counter.counts

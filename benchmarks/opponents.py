@@ -6,6 +6,7 @@ first point or, where it takes a prior, its prior. Those that know other pairs a
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -121,10 +122,12 @@ def _task(transfer_learning: Any, space: Mapping[str, Any], rows: Any) -> Any:
     )
 
 
-def _syne_tune(name: str, *, transfer: bool = False, **options: Any) -> Contestant:
+def _syne_tune(
+    name: str, *, transfer: bool = False, slow: bool = False, **options: Any
+) -> Contestant:
     return Contestant(
         settings=OWN_STOPS, player=lambda game: SyneTune(game, name, **options),
-        transfer=transfer, rival=True, package="syne_tune",
+        transfer=transfer, rival=True, slow=slow, package="syne_tune",
     )  # fmt: skip
 
 
@@ -165,8 +168,11 @@ class NePS(_Milestones):
 
     def __init__(self, game: Game) -> None:
         import neps
+        import torch
 
         super().__init__()
+        torch.manual_seed(game.config.seed)
+        random.seed(game.config.seed)
         prior = _first_point(game)
         if game.sources:
             largest = max(game.sources, key=lambda source: len(source.rows))
@@ -233,8 +239,14 @@ OWN_STOPS = {"scheduler": "none", **NO_CHAMPIONS}
 OPPONENTS: dict[str, Contestant] = {
     "optuna-tpe": Contestant(settings=OWN_STOPS, player=OptunasOwn, rival=True),
     "syne-asha": _syne_tune("ASHA", resource_attr="epoch", max_t=EPOCHS),
-    "syne-mobster": _syne_tune("MOBSTER", resource_attr="epoch", max_t=EPOCHS),
-    "syne-dyhpo": _syne_tune("DyHPO", resource_attr="epoch", max_t=EPOCHS),
+    "syne-mobster": _syne_tune(
+        "MOBSTER",
+        slow=True,
+        resource_attr="epoch",
+        max_t=EPOCHS,
+        search_options={"opt_skip_period": 3},  # of its fits, as DyHPO has by default
+    ),
+    "syne-dyhpo": _syne_tune("DyHPO", slow=True, resource_attr="epoch", max_t=EPOCHS),
     "syne-rush": _syne_tune("RUSHScheduler", transfer=True, resource_attr="epoch", max_t=EPOCHS),
     "syne-zeroshot": _syne_tune("ZeroShotTransfer", transfer=True, use_surrogates=True),
     "neps-priorband": Contestant(settings=OWN_STOPS, player=NePS, rival=True, package="neps"),

@@ -30,7 +30,7 @@ from ekd_ray.scale.cluster import local_cpus
 
 STEPS = ("step", "peer", "compile")  # parts of one measurement, taking turns
 THEMES = (*STEPS, "launches", "startup", "study", "memory")
-LONG = ("crowd", "leaks", "search")  # take minutes, and are measured only when they are asked for
+LONG = ("crowd", "leaks", "methods", "search")  # take minutes, and run only when asked for
 GPU = "gpu"  # has checks that can fail, and runs alone
 ROUNDS = 5
 RESULTS = Path(__file__).parent / "results"
@@ -41,8 +41,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="peer adds torchdistill to step, compile our own step under compile=on; launches "
-        "counts operations, crowd measures studies of 5,000 trials, leaks what 1,000 leave behind; "
-        "search races searches on recorded curves; "
+        "counts operations, crowd measures studies of 5,000 trials, leaks what 1,000 leave behind, "
+        "methods a step under each method beside KD's; search races searches on recorded curves; "
         "study reports the overhead share as well; gpu checks the GPU paths and times a step "
         "there, at sizes of its own.",
     )
@@ -130,6 +130,12 @@ def main() -> None:
                 for pair in args.pairs
             }  # fmt: skip
             result["step"], ratios = step.summary(found)
+            result["ratios"] |= ratios
+        if "methods" in args.themes:
+            result["methods"], ratios = step.measure_methods(
+                args.pairs[0], Path(folder), steps=args.steps, rounds=args.rounds,
+                threads=args.threads, note=_note,
+            )  # fmt: skip
             result["ratios"] |= ratios
         if "launches" in args.themes:
             result["launches"] = launches.measure()

@@ -185,6 +185,7 @@ class Contestant:
         rank: its trials of full length by what it believes of them, the best first: that is what
             it would name, and the first ones are its finalists. It is asked whenever one has ended.
         rival: it is others' work, and counts as an opponent.
+        slow: it races under the first few seeds only.
         package: the module that it needs.
     """
 
@@ -198,6 +199,7 @@ class Contestant:
         rank_by_score
     )
     rival: bool = False
+    slow: bool = False
     package: str | None = None
 
 

@@ -25,6 +25,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import ImageArrays, dataset_info, load_dataset, normalize
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.precision import autocast, pick_device, resolve_precision
+from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.models import build_model
 
 PAIRS = ("resnet32x4-resnet8x4", "resnet56-resnet20", "wrn_40_2-wrn_16_2", "vgg13-vgg8")
@@ -57,7 +58,13 @@ def outside(stepper: Stepper, steps: int) -> Epoch:
 
 
 def ours(
-    pair: tuple[str, str], weights: Path, steps: int, threads: int, *, compiled: bool = False
+    pair: tuple[str, str],
+    weights: Path,
+    steps: int,
+    threads: int,
+    *,
+    compiled: bool = False,
+    method: str = "kd",
 ) -> Epoch:
     """Seconds per step of `distill`, by its own clock: a run of two epochs, of which the last.
 
@@ -65,6 +72,7 @@ def ours(
     it finds everything.
     """
     info = dataset_info(DATASET)
+    published = {"temperature": TEMPERATURE, "ce_weight": CE_WEIGHT, "kd_weight": KD_WEIGHT}
 
     def epoch(seed: int) -> float:
         config = DistillConfig(
@@ -73,10 +81,6 @@ def ours(
             student=pair[1],
             teacher_weights=str(weights),
             teacher_cache="on",
-            method="kd",
-            temperature=TEMPERATURE,
-            ce_weight=CE_WEIGHT,
-            kd_weight=KD_WEIGHT,
             batch_size=BATCH,
             train_subset=max(steps * BATCH, info.num_classes),
             validation_fraction=0.0,
@@ -85,6 +89,7 @@ def ours(
             compile="on" if compiled else "off",
             seed=seed,
         )
+        config = with_method(config, method, **(published if method == "kd" else {}))
         return float(distill(config, threads=threads).history[-1]["seconds"]) / steps
 
     return epoch
@@ -177,6 +182,34 @@ def measure_pair(
             shown = "  ".join(f"{name} {1e3 * v[-1]:.0f}" for name, v in seconds.items())
             note(f"{pair} round {index}/{rounds}: ms a step: {shown}")
     return seconds
+
+
+def measure_methods(
+    pair: str, folder: Path, *, steps: int, rounds: int, threads: int, note: Progress
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """A step under every method with a teacher of one view, its table full, and under KD.
+
+    The methods take turns; returns the spreads of the milliseconds and of the ratios to KD of the
+    same round by method, and the medians of the ratios.
+    """
+    teacher, student = pair.split("-")
+    weights = folder / f"{pair}-methods.safetensors"
+    random_teacher(teacher, DATASET, weights)
+    names = [name for name, m in METHODS.items() if m.needs_teacher and not m.strong_view]
+    made = {m: ours((teacher, student), weights, steps, threads, method=m) for m in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds + 1):
+        made["kd"](index)  # fills the table
+        for name, epoch in made.items():
+            found = epoch(index)
+            if index:  # as in `measure_pair`
+                seconds[name].append(found)
+        note(f"methods round {index}/{rounds}")
+    details = {
+        name: {"ms": spread([1e3 * v for v in s]), "over_kd": ratio(s, seconds["kd"])}
+        for name, s in seconds.items()
+    }
+    return details, {f"step_over_kd/{name}": d["over_kd"]["median"] for name, d in details.items()}
 
 
 def summary(found: dict[str, dict[str, list[float]]]) -> tuple[dict[str, Any], dict[str, float]]:

@@ -111,11 +111,11 @@ def _flag_text(action: argparse.Action) -> str:
 
 
 def terms_table() -> str:
-    """One row a weight: the terms that it multiplies, what ramps it up, and the methods."""
+    """One row a weight: the terms that it multiplies, what ramps it up or down, and the methods."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for name, method in METHODS.items():
         for term in method.terms:
-            ramp = f"`{term.warmup}`" if term.warmup else ""
+            ramp = _code(name for name in (term.warmup, term.decay) if name)
             rows.setdefault((_code(term.names), f"`{term.weight}`", ramp), []).append(name)
     return _table(
         ("terms", "weight", "ramp", "methods"),

@@ -140,8 +140,16 @@ def _number_in(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-class NoSpace(UserError):
-    """A disk that is full: nothing that was finished is lost, and the rest waits."""
+class Halted(UserError):
+    """What is no run's fault: nothing that was finished is lost, and the rest waits."""
+
+
+class NoSpace(Halted):
+    """A disk that is full."""
+
+
+class OtherData(Halted):
+    """Images that are not those that a study began with."""
 
 
 def error_chain(error: BaseException) -> Iterator[BaseException]:
@@ -171,10 +179,11 @@ def user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def disk_full_error(error: BaseException) -> NoSpace | None:
-    """The sentence for an error that comes of a full disk, directly or wrapped; else None."""
+def halting_error(error: BaseException) -> Halted | None:
+    """The sentence for an error that comes of a full disk or of other data, directly or wrapped;
+    else None."""
     for found in error_chain(error):
-        if isinstance(found, NoSpace):
+        if isinstance(found, Halted):
             return found
         # safetensors and pyarrow put the system's number into the text of errors of their own.
         number = getattr(found, "errno", None) or _number_in(str(found))

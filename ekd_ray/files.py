@@ -8,6 +8,7 @@ import errno
 import fnmatch
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -342,6 +343,12 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what writers that were killed have left below `folder`, files and folders."""
     for left in filter(is_temporary, list(folder.rglob(".*"))):
         remove_path(left)
+
+
+def damaged_name(path: Path) -> Path:
+    """Where a damaged file is kept: `<name>.damaged`, or `<name>.damaged.2` beside that one."""
+    names = (f"{path.name}.damaged{f'.{count}' * (count > 1)}" for count in itertools.count(1))
+    return next(p for name in names if not os.path.lexists(p := path.with_name(name)))
 
 
 def remove_path(path: Path) -> None:

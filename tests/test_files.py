@@ -18,6 +18,7 @@ from ekd_ray.engine.checkpoint import DamagedCheckpoint, _read
 from ekd_ray.engine.history import read_rows
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.engine.teacher import classifier
 from ekd_ray.engine.teacher.table import read_spec
 from ekd_ray.errors import UserError
 from ekd_ray.files import NoSuchFile, check_name, check_own_folder, expand_home
@@ -80,7 +81,9 @@ def test_every_reader_refuses_what_has_no_end(name, read, make, tmp_path):
 def test_readers_of_own_files_take_it_for_damage(make, tmp_path):
     make(tmp_path / "meta.json")
     make(tmp_path / "checkpoint.pt")
+    make(tmp_path / "classifier.safetensors")
     assert read_spec(tmp_path) is None
+    assert classifier.read_rows(tmp_path, 10) is None
     with pytest.raises(DamagedCheckpoint):
         _read(tmp_path / "checkpoint.pt")
 
@@ -203,7 +206,7 @@ def test_a_deep_folder_is_looked_through(tmp_path):
 OWN = {
     "plugins.py": "Path(module.__cached__).read_bytes",
     "precision.py": "Path('/proc/cpuinfo').read_text",
-    "cpu_quota.py": "read_text",  # the kernel's
+    "control_groups.py": "read_text",  # the kernel's
     "doctor_command.py": "/",
     "exports.py": "open(path, 'rb')",  # what was just written
     "table.py": "folder /",  # of the size that its specification says

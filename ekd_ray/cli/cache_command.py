@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seeds of the runs (default: 0)",
     )
     flags.add_common(fill, "--data-root")
-    fill.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    fill.add_argument(
+        "--threads", type=flags.whole_number, metavar="N", help="CPU threads (default: all)"
+    )
     flags.add_setting(
         fill, "gpus_per_trial", "--gpus-per-trial", "--gpus-per-worker",
         doc="GPUs per process, of which there are as many as fit; a fraction shares one, 0: on the "
@@ -147,7 +149,7 @@ def _fill(args: argparse.Namespace) -> int:
     from ekd_ray.scale.fill_tasks import fill_cache
 
     try:
-        seeds = [int(text) for text in args.run_seeds.split(",")]
+        seeds = [flags.whole_number(text) for text in args.run_seeds.split(",")]
     except ValueError:
         raise UserError(
             f"--seeds takes whole numbers with commas between, got {args.run_seeds!r}."

@@ -122,14 +122,14 @@ def _variables() -> Iterator[str]:
 
 
 def _processor() -> Iterator[str]:
+    from ekd_ray.engine.control_groups import cpu_quota
     from ekd_ray.engine.precision import environment, local_cpus
 
     found = environment()
     cpus = f"{local_cpus()} of {found['cores']} CPUs"
     yield f"{found['processor']}; {cpus}, {found['threads']} threads"
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        yield f"this container has the time of {int(quota) / int(period):.1f} CPUs"
+    if (quota := cpu_quota()) < found["cores"]:
+        yield f"this container has the time of {quota:.1f} CPUs"
 
 
 def _gpus() -> Iterator[str]:
@@ -159,6 +159,8 @@ def _precision() -> Iterator[str]:
 
 
 def _memory() -> Iterator[str]:
+    from ekd_ray.engine.control_groups import memory_limit
+
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = ""
     with contextlib.suppress(OSError):
@@ -166,8 +168,7 @@ def _memory() -> Iterator[str]:
         if found := re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE):
             available = f", {size_text(1024 * int(found[1]))} available"
     yield f"{size_text(total)}{available}"
-    with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+    if (limit := memory_limit()) < total:
         yield f"this container may use {size_text(limit)}"
 
 

@@ -62,7 +62,7 @@ def add_setting(
     )
 
 
-def _whole_number(text: str) -> int:
+def whole_number(text: str) -> int:
     """A whole number, as `1_000` or `1e3` too; raises ValueError, as argparse expects."""
     try:
         return int(text)
@@ -73,8 +73,8 @@ def _whole_number(text: str) -> int:
         return int(number)
 
 
-_whole_number.__name__ = "int"  # by which argparse names it to the user
-_NUMBERS: dict[Any, Callable[[str], float]] = {int: _whole_number, float: float}
+whole_number.__name__ = "int"  # by which argparse names it to the user
+_NUMBERS: dict[Any, Callable[[str], float]] = {int: whole_number, float: float}
 
 
 def _number_or_word(number: Callable[[str], float], text: str) -> float | str:

@@ -80,7 +80,7 @@ def _chosen(run: str, name: str, places: dict[str, Path]) -> tuple[str, Path]:
     if len(failed) > MOST_LISTED:
         listed += f" and {len(failed) - MOST_LISTED} others"
     if len(found) == 1:
-        text = f"{found[0] or run} has not failed, and so there is no log of it."
+        text = f"{_title(found[0])} has not failed, and so there is no log of it."
     elif found:
         text = f"{shorten(name)} is the beginning of {len(found)} names in {run}: give more of it."
     else:

@@ -26,7 +26,7 @@ from ekd_ray.errors import (
     EXIT_INTERRUPTED,
     Interrupted,
     UserError,
-    disk_full_error,
+    halting_error,
     unknown_name,
     user_error,
 )
@@ -213,7 +213,7 @@ def run(main: Callable[[], int | None]) -> None:
         print_text(describe_interrupt(), file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
-        said = user_error(error) or disk_full_error(error)
+        said = user_error(error) or halting_error(error)
         if said is not None:
             print_text(f"error: {said}", file=sys.stderr)
             code = said.exit_code
@@ -244,7 +244,7 @@ def _show_warning(others: Callable[..., None]) -> Callable[..., None]:
 
 def _report_in_thread(error: threading.ExceptHookArgs) -> None:
     """A thread that writes meets a full disk before the one that says so."""
-    if error.exc_value is None or disk_full_error(error.exc_value) is None:
+    if error.exc_value is None or halting_error(error.exc_value) is None:
         threading.__excepthook__(error)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,19 @@ from ekd_ray.config.targets import PictureCounts
 from ekd_ray.data import (
     DatasetInfo,
     dataset_info,
+    num_test,
     steps_per_epoch,
     training_labels,
     view_count,
 )
 from ekd_ray.engine.compiling import wants_compilation
+from ekd_ray.engine.control_groups import memory_limit
 from ekd_ray.engine.decoding import measure_decoding
 from ekd_ray.engine.measure.cost import model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import can_look, look_at_teacher
 from ekd_ray.engine.precision import describe_slowness, planned_precision
-from ekd_ray.engine.resolve import describe_images, read_start, split_sizes, student_size
+from ekd_ray.engine.resolve import describe_images, left_out, read_start, split_sizes, student_size
 from ekd_ray.engine.rundata import count_pictures
 from ekd_ray.engine.teacher.source import table_bytes, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
@@ -39,12 +40,19 @@ from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import locate_weights, read_metadata
 from ekd_ray.results.records import milestone_epochs
-from ekd_ray.results.words import describe_few_pictures, describe_teacher
+from ekd_ray.results.words import (
+    describe_few_pictures,
+    describe_teacher,
+    label,
+    value_text,
+    warn_of_teacher,
+)
 from ekd_ray.scale.assumed_nodes import assumed_nodes
 from ekd_ray.scale.cluster import (
     ADDRESS,
     Node,
     cores_of_share,
+    count_at_once,
     count_room,
     count_trials,
     describe_gpus,
@@ -55,7 +63,13 @@ from ekd_ray.scale.cluster import (
     on_cluster,
 )
 from ekd_ray.scale.confirm import baselines, champions
-from ekd_ray.scale.space import Space, first_points, known_prior
+from ekd_ray.scale.space import (
+    Space,
+    around_prior,
+    first_points,
+    known_prior,
+    with_pairs_prior,
+)
 from ekd_ray.scale.trainer import Workers
 from ekd_ray.studies.pipeline import TEACHER
 
@@ -63,6 +77,7 @@ from ekd_ray.studies.pipeline import TEACHER
 CPU_FLOPS = 25e9
 GPU_FLOPS = 2e13
 LONG = 8 * 3600  # seconds: a study that takes more is told what makes it shorter
+ROW = 66  # signs, beside the heads of the rows
 UNEVEN = 5  # between classes: by more, accuracy hides the small ones
 
 
@@ -73,7 +88,11 @@ def run_flops(config: DistillConfig, data_root: str | None, *, final: bool = Fal
     """
     info = dataset_info(config.dataset, data_root=data_root)
     forward = model_cost(config.student, info.num_classes, student_size(config, data_root))[1]
-    evaluated = info.num_test if final else config.epochs * split_sizes(config, data_root)[1]
+    if final:
+        tested = num_test(config.dataset, data_root=data_root) or 0
+        evaluated = tested - len(left_out(config, "test", data_root))
+    else:
+        evaluated = config.epochs * split_sizes(config, data_root)[1]
     return forward * (3.0 * _views(config, data_root, final=final) + evaluated)
 
 
@@ -178,11 +197,17 @@ def fill_plan(config: StudyConfig, seeds: Sequence[int], *, processes: int, thre
     return "\n".join(lines)
 
 
-def study_plan(config: StudyConfig, out: Path) -> str:
-    """The plan of a study: setup, space, trials, resources, disk, estimate."""
+def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
+    """The plan of a study: setup, space, trials, resources, disk, estimate.
+
+    Args:
+        begins: the study begins or goes on now, and so says itself how good its teacher is.
+    """
     trained = out / TEACHER
     if config.distill.teacher_weights is None and trained.is_file():
-        config = config.replace(distill=config.distill.replace(teacher_weights=str(trained)))
+        base = config.distill.replace(teacher_weights=str(trained))
+        base = with_pairs_prior(config, base)
+        config = around_prior(config.replace(distill=base), base)
     base, space = config.distill, Space(config.space)
     parameters = [f"{name} {item.describe()}" for name, item in space.parameters.items()]
     known, compared = champions(config, base), baselines(config, base)
@@ -192,7 +217,8 @@ def study_plan(config: StudyConfig, out: Path) -> str:
     seeds = several(config.most_seeds, "seed")
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {seeds}"
-    found, teacher = _teacher_lines(config, out)
+    final = ", ".join(("winner", *known, *map(label, compared)))
+    found, teacher = _teacher_lines(config, out, judged=not begins)
     lines = [
         *_teacher_warnings(found),
         *_warnings(count_pictures(base, config.data_root), config.watched),
@@ -205,7 +231,7 @@ def study_plan(config: StudyConfig, out: Path) -> str:
         f"sampler {config.chosen_sampler}{first}{_budget(config)}",
         f"stopping   {_stopping(config)}",
         f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds}; "
-        f"then {', '.join(('winner', *known, *compared))} on all training images, test read once",
+        f"then {final} on all training images, test read once",
         f"resources  {_at_once(config)}",
         _arithmetic(
             base,
@@ -227,9 +253,11 @@ def _at_once(config: StudyConfig) -> str:
     nodes = known_nodes()
     slots = f"as many trials at once as fit on {os.environ.get(ADDRESS)}"  # it says, once joined
     if nodes is not None:
-        fit = max(1, count_trials(config, nodes))
+        fit = count_at_once(config, nodes)
         more = "room for " if fit > config.trials else ""
         slots = f"{more}{several(fit, 'trial')} at once {_where()}"
+        if fit < count_trials(config, nodes):
+            slots += f" (its memory, {size_text(memory_limit())}, has room for no more)"
     group, share = (
         config.workers_per_trial,
         _share(config.cpus_per_trial, config.gpus_per_trial, nodes),
@@ -291,7 +319,7 @@ def _arithmetic(
 def _used(config: StudyConfig, most: int | None = None) -> tuple[int, float]:
     """CPUs and GPUs of the trials that run at once, of this machine if the cluster is unknown."""
     nodes = known_nodes() or local_nodes()
-    slots = max(1, count_trials(config, nodes))
+    slots = count_at_once(config, nodes)
     used = min(slots, most or slots) * config.workers_per_trial
     return used * config.cpus_per_trial, used * gpus_per_worker(config.gpus_per_trial, nodes)
 
@@ -322,9 +350,11 @@ def _aims(config: StudyConfig) -> str:
     return text + (f" with {', '.join(config.constraints)}" if config.constraints else "")
 
 
-def _teacher_lines(config: StudyConfig, out: Path) -> tuple[TeacherFigures | None, list[str]]:
-    """A teacher's figures, if they are known, and lines: the trainings that it costs, the figures;
-    empty without a teacher."""
+def _teacher_lines(
+    config: StudyConfig, out: Path, *, judged: bool
+) -> tuple[TeacherFigures | None, list[str]]:
+    """A teacher's figures, if they are known, and lines: the trainings that it costs and, if it is
+    to be `judged`, the figures; empty without a teacher."""
     base = config.distill
     if not method_of(base).needs_teacher:
         return None, []
@@ -333,9 +363,9 @@ def _teacher_lines(config: StudyConfig, out: Path) -> tuple[TeacherFigures | Non
         lines.append(_teacher_training(config))
     found = TeacherFigures.read(out)
     if found and base.teacher_sha256 in (None, found.sha256):
-        lines.append(_judged(found))
+        lines += [describe_teacher(found)] * judged
     elif base.teacher_sha256 is not None:  # a given one
-        found, looked_at = _looked_at(base, config.data_root)
+        found, looked_at = _looked_at(base, config.data_root, judged=judged)
         lines += looked_at
     else:
         found = None
@@ -347,8 +377,19 @@ def _indented(lines: Iterable[str]) -> list[str]:
     return [f"           {line}" for line in lines]
 
 
+def _rows(items: Iterable[str]) -> list[str]:
+    """Items with commas between, as many in a row as a narrow terminal shows whole."""
+    rows: list[str] = []
+    for item in items:
+        if rows and len(rows[-1]) + len(item) + 2 <= ROW:
+            rows[-1] += f", {item}"
+        else:
+            rows.append(item)
+    return [f"{row}," for row in rows[:-1]] + rows[-1:]
+
+
 def _looked_at(
-    config: DistillConfig, data_root: str | None
+    config: DistillConfig, data_root: str | None, *, judged: bool = True
 ) -> tuple[TeacherFigures | None, list[str]]:
     """A given teacher's figures on the first images, and lines on these and on which of its weights
     are used; None where the data are still to be fetched, or nothing is held out."""
@@ -364,16 +405,11 @@ def _looked_at(
     if not can_look(config, data_root):
         return None, lines
     found = look_at_teacher(config, data_root, local_cpus())
-    return found, [*lines, _judged(found)]
-
-
-def _judged(found: TeacherFigures) -> str:
-    """The figures of a teacher; its warnings stand first in the plan."""
-    return describe_teacher(replace(found, warnings=()))
+    return found, lines + [describe_teacher(found)] * judged
 
 
 def _teacher_warnings(found: TeacherFigures | None) -> list[str]:
-    return [f"warning    the teacher: {text}" for text in (found.warnings if found else ())]
+    return [f"warning    {text}" for text in warn_of_teacher(found)]
 
 
 def _teacher_training(config: StudyConfig) -> str:
@@ -438,8 +474,9 @@ def _setup(
     lines.append(f"solver     {solver}, {several(config.epochs, 'epoch')}, seed {config.seed}")
     lines += [f"           {text}" for text in config.fitted]
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
-    values = ", ".join(f"{name} {value}" for name, value in read.items() if value is not None)
-    lines.append(f"method     {config.method} ({values})")
+    values = [f"{name} {value_text(v)}" for name, v in read.items() if v is not None]
+    lines.append(f"method     {config.method}{':' if values else ''}")
+    lines += _indented(_rows(values))
     return [*lines, *(f"plugin     {text}" for text in describe_plugins(config.plugins))]
 
 
@@ -479,8 +516,10 @@ def _priors(config: StudyConfig) -> list[str]:
         return lines
     known = known_prior(config, base)
     value = settings.teacher_log_prior if settings.learn_log_prior else settings.log_prior
+    if value is None and known:
+        value = known.value
     if value is None:
-        lines.append("prior      the one that the teacher will have learned, else the pair's")
+        lines.append("prior      the one that the teacher will have learned, else the recipe's")
     else:
         source = "as given"
         if known and value == known.value:
@@ -615,7 +654,7 @@ def _disk(config: StudyConfig) -> str:
     parameters = model_cost(base.student, num_classes, student_size(base, root))[0]
     rows = 1 + len(champions(config, base)) + len(config.baselines)
     finals = rows * config.most_seeds
-    running = 2 * max(1, count_trials(config, known_nodes() or local_nodes()))
+    running = 2 * count_at_once(config, known_nodes() or local_nodes())
     size = 4 * parameters * (finals + running + 1) + 100_000 * config.trials
     return f"about {max(1, round(size / 2**20))} MiB"
 

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="RUN", help="folder of the run (default: below runs/)")
     flags.add_common(parser, "--resume")
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads (default: as recorded)"
+        "--threads", type=flags.whole_number, metavar="N", help="CPU threads (default: as recorded)"
     )
     parser.add_argument(
         "--tolerance",

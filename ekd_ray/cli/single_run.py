@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 from ekd_ray.cli.output import print_json, print_plan, print_text, set_up_ray, show_scanned
 from ekd_ray.cli.plan_text import run_plan
 from ekd_ray.cli.request import Request
 from ekd_ray.cli.terminal import Terminal
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.phrases import command_text
 from ekd_ray.config.targets import DIRECTIONS
+from ekd_ray.data import dataset_info
 from ekd_ray.errors import UserError, continue_with
 from ekd_ray.results.run_result import RunResult
+from ekd_ray.results.words import exact_figure
 from ekd_ray.scale.assumed_nodes import assuming
 from ekd_ray.scale.schedulers import Chance
+from ekd_ray.studies.overlay import is_own_data
+from ekd_ray.studies.places import find_data_root
+from ekd_ray.studies.recipes import SEARCH_SPACES
 from ekd_ray.studies.training import Training, failures_in_sentences, planned, run_training
 
 
@@ -55,7 +62,26 @@ def train(request: Request) -> int:
 
             result = run_training(training, terminal, on_begin=show_plan)
     _print(result, training, as_json=request.json)
+    if request.role == "teacher" and not (request.json or training.config.plugins):
+        print_text(f"a study with this teacher: {_command_with(result.weights, training)}")
     return 0
+
+
+def _command_with(weights: Path, training: Training) -> str:
+    """The command of a study on the same images whose teacher has these weights."""
+    config, root = training.config, training.data_root
+    words: list[object] = ["tune", "--dataset", config.dataset]
+    words += ["--data-root", root] if root not in (None, find_data_root(None)) else []
+    words += ["--train-subset", config.train_subset] if config.train_subset else []
+    if config.image_size != dataset_info(config.dataset, data_root=root).image_size:
+        words += ["--set", f"image_size={config.image_size}"]
+    if is_own_data(config.dataset):
+        words += ["--teacher", config.student]
+    elif pairs := sorted((SEARCH_SPACES / config.dataset).glob(f"{config.student}-*.yaml")):
+        words += ["--pair", pairs[0].stem]
+    else:
+        words += ["--teacher", config.student, "--student", "MODEL"]
+    return command_text(*words, "--teacher-weights", weights)
 
 
 def _terminal(training: Training, *, quiet: bool) -> Terminal:
@@ -72,6 +98,7 @@ def show_run(title: str, config: DistillConfig, *, quiet: bool) -> Iterator[Term
         terminal.started(config.student, 0, config.to_dict())
         with failures_in_sentences(config):
             yield terminal
+        terminal.ended(0, failed=False)
 
 
 def _print(result: RunResult, training: Training, *, as_json: bool) -> None:
@@ -90,6 +117,6 @@ def _print(result: RunResult, training: Training, *, as_json: bool) -> None:
     if result.log_prior is not None:
         figures["log_prior"] = result.log_prior
     # The accuracy first: it is what one looks for.
-    names = sorted(figures, key=lambda name: not name.endswith("_top1"))
-    print_text("  ".join(f"{name} {figures[name]:.4f}" for name in names))
+    names = sorted(figures, key=lambda name: name not in ("val_top1", "test_top1"))
+    print_text("  ".join(f"{name} {exact_figure(name, figures[name])}" for name in names))
     print_text(f"weights: {result.weights}")

@@ -33,9 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     copy.add_argument("file", nargs="?", metavar="FILE", help="where to (default: NAME.yaml, here)")
     flags.add_common(show, "--method")
     show.add_argument(
-        "--points", type=int, default=5, metavar="N", help="points to sample (default: 5)"
+        "--points",
+        type=flags.whole_number,
+        default=5,
+        metavar="N",
+        help="points to sample (default: 5)",
     )
-    show.add_argument("--seed", type=int, default=0, help="seed of the points (default: 0)")
+    show.add_argument(
+        "--seed", type=flags.whole_number, default=0, help="seed of the points (default: 0)"
+    )
     flags.add_common(show, "--json")
     flags.add_plugins(show)
     schema = commands.add_parser("schema", help="JSON Schema of recipes, for an editor")

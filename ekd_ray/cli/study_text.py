@@ -45,6 +45,7 @@ from ekd_ray.results.words import (
 
 if TYPE_CHECKING:
     from ekd_ray.results.bundle import Bundle
+    from ekd_ray.results.records import RunRecord
 
 MOST_FAILURES = 10
 MOST_WIDE = 1000  # signs in a line of a table
@@ -57,7 +58,7 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
     known = read_importance(study.records(), study.config, study.path)
     content = gather(study)
     parts: list[str | Table] = [
-        *study.warnings(),
+        *_warnings(study),
         *write_headline(content),
         _status(content),
         *_teacher(study),
@@ -75,7 +76,8 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
     else:
         parts.append(_search_table(content))
     parts.append(_importance(content, known))
-    parts += [_time(content), *_savings(content), *_failures(content)]
+    parts += [_time(content), *_savings(content)]
+    parts += _failures(study, content.board, content.ended)
     parts += describe_damage(content.damaged)
     if other is not None:
         parts += _comparison(other, other_name)
@@ -88,12 +90,12 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
     parts: list[str | Table] = [
         *filter(None, [describe_missed_gain(board)]),
-        *study.warnings(),
+        *_warnings(study),
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
         *_other_names(board),
         winner_settings(board, config),
-        *_failed_rows(board),
+        *_failures(study, board, study.records()),
         *difference_lines(study),
         *_selection_gap(study, board[0]),
         *_teacher(study),
@@ -234,6 +236,10 @@ def _importance(content: Content, known: list[dict[str, Any]] | None) -> str | T
     return table
 
 
+def _warnings(study: StudyReader) -> list[str]:
+    return [f"warning: {text}" for text in study.warnings()]
+
+
 def _teacher(study: StudyReader) -> list[str]:
     found = study.teacher()
     return [describe_teacher(found)] if found else []
@@ -263,14 +269,14 @@ def _savings(content: Content) -> list[str]:
     return lines
 
 
-def _failures(content: Content) -> list[str]:
-    failed = [record for record in content.ended if record.status == "failed"]
+def _failures(study: StudyReader, board: list[Row], trials: list[RunRecord]) -> list[str]:
+    failed = [record for record in trials if record.status == "failed"]
     lines = [f"trial {r.number} failed: {r.reason}" for r in failed[:MOST_FAILURES]]
-    lines += _failed_rows(content.board)
+    lines += _failed_rows(board)
     if len(failed) > MOST_FAILURES:
         lines.append(f"... and {len(failed) - MOST_FAILURES} more failed trials")
     if lines:
-        lines.append(f"what they wrote: {command_text('logs', content.study.path)}")
+        lines.append(f"what they wrote: {command_text('logs', study.path)}")
     return lines
 
 

@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--candidates",
         dest="candidate_count",
-        type=int,
+        type=flags.whole_number,
         metavar="K",
         help="train K teachers that differ by seed, and keep the best (default: 1)",
     )
     group.add_argument(
         "--seeds",
-        type=int,
+        type=flags.whole_number,
         nargs="+",
         metavar="N",
         help="their seeds (default: --seed and those after it)",

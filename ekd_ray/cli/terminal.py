@@ -44,11 +44,14 @@ if TYPE_CHECKING:
     from ekd_ray.scale.schedulers import Chance  # loads Ray
 
 LIVE_ROWS = 16
+OTHER_LINES = 8  # of the live view, beside its runs
+OTHER_COLUMNS = 62  # beside their settings
 # A loss so many times that of guessing, ln C, will hardly come down again.
 MOST_LOSS = 10
 # Stages whose runs read the test split when their epochs are done.
 _TESTED = ("confirm: final", "reproduction")
 REDRAW_SECONDS = 0.25
+SAY_SECONDS = 30.0  # between the lines of a step that ends soon, off a terminal
 # Below this width settings would be broken into single letters.
 WIDE = 72
 
@@ -95,6 +98,7 @@ class Terminal:
         self._ended_at: Counter[int] = Counter()  # how many ended after so many epochs
         self._best_ended: _Progress | None = None
         self.started_at = time.monotonic()
+        self._said_at = 0.0  # seconds after that
         self.epochs_done = 0
 
     def filled(self, done: int, total: int) -> None:
@@ -105,7 +109,12 @@ class Terminal:
         if self.quiet:
             return
         if not self.console.is_terminal:
-            self._line(f"[{done}/{total} {self.unit}] teacher logits")
+            elapsed = time.monotonic() - self.started_at
+            if done == total or elapsed - self._said_at >= SAY_SECONDS:
+                self._said_at = elapsed
+                self._line(
+                    f"teacher logits: {done / max(total, 1):.0%}  {countdown(elapsed)} elapsed"
+                )
             return
         seconds = (time.monotonic() - self.started_at) / max(done, 1) * (total - done)
         left = f"  about {countdown(seconds)} left" if done < total and done else ""
@@ -148,6 +157,8 @@ class Terminal:
 
     def _begin(self, number: int, name: str, settings: dict[str, Any]) -> _Progress:
         before = self.runs.get(number)
+        row_name, *seed = name.split(" seed ")  # of confirm, `kd seed 1`
+        name = " seed ".join([label(row_name), *seed])
         order, row = (before.order, before.row) if before else (len(self.runs), {})
         run = self.runs[number] = _Progress(name, settings, order, row)
         if before and number not in self._running:
@@ -180,11 +191,15 @@ class Terminal:
         done = len(self.runs) - len(self._running)
         if not self._live:
             epoch = run.row.get("epoch", 0)
-            self._line(
+            parts = [
                 f"[{done}/{self.total}] {run.name} {self._state(run)} at epoch "
-                f"{epoch}/{self.epochs}  {_figures(run.row, self.metric)}  {self._settings(run)}"
-                f"{self._summary()}  {countdown(time.monotonic() - self.started_at)} elapsed"
-            )
+                f"{epoch}/{self.epochs}",
+                _figures(run.row, self.metric),
+                self._settings(run),
+                self._summary().strip() if self.total > 1 else "",
+                f"{countdown(time.monotonic() - self.started_at)} elapsed",
+            ]
+            self._line("  ".join(filter(None, parts)))
         self._draw()
 
     def close(self) -> None:
@@ -283,10 +298,12 @@ class Terminal:
         return "may be chance" if accuracy is not None and self.chance.explains(accuracy) else ""
 
     def _latest(self) -> list[_Progress]:
-        """At most `LIVE_ROWS` runs, in order: those that run, and of the others the last."""
-        shown = {*[*self._running][-LIVE_ROWS:]}
+        """As many runs as the terminal is high, at most `LIVE_ROWS`, in order: those that run, and
+        of the others the last."""
+        most = min(LIVE_ROWS, max(1, self.console.height - OTHER_LINES))
+        shown = {*[*self._running][-most:]}
         for number in reversed(self.runs):
-            if len(shown) == LIVE_ROWS:
+            if len(shown) == most:
                 break
             if number not in self._running:
                 shown.add(number)
@@ -294,7 +311,11 @@ class Terminal:
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        wide = self.console.width >= WIDE
+        runs = self._latest()
+        # A run has one line: of several the terminal would not show the last, which say how far
+        # it all is.
+        longest = max((len(self._settings(run)) for run in runs), default=0)
+        wide = self.console.width >= max(WIDE, OTHER_COLUMNS + longest)
         columns = ["run", "epoch", "rung", self.metric, "loss", "state", "settings"]
         if self.title != "search":
             columns.remove("rung")
@@ -303,7 +324,7 @@ class Terminal:
         for column in columns:
             table.add_column(column, no_wrap=column != "settings", overflow="fold")
         best = self.best()
-        for run in self._latest():
+        for run in runs:
             epoch = run.row.get("epoch", 0)
             cells = {
                 "run": run.name,

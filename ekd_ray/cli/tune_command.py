@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_setting(group, "trials", in_recipe=True)
     group.add_argument(
         "--extend",
-        type=int,
+        type=flags.whole_number,
         metavar="N",
         help="with --resume: N more configurations for the study in --out",
     )
@@ -303,7 +303,7 @@ def _run_study(
         command = resume_command(config, location or out, *added)
         continue_with(request.typed_resume(out.parents[1]) if several else command)
         if not request.quiet:
-            terminal.console.print(study_plan(config, out))
+            terminal.console.print(study_plan(config, out, begins=True))
 
     with contextlib.closing(terminal):
         return conduct_study(

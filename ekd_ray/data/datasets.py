@@ -107,6 +107,7 @@ def load_dataset(
     data_root: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
+    look: bool = False,
 ) -> ImageArrays | EncodedImages:
     """The split ("train" or "test") of the data set `name`; both kinds go to `stage_images`.
 
@@ -116,7 +117,9 @@ def load_dataset(
     validation split. The first call on a node decodes (or, where `DatasetInfo.encoded`, indexes
     or packs) them into `cache_dir` (default: $EKD_CACHE_DIR, else $XDG_CACHE_HOME/ekd_ray, else
     ~/.cache/ekd_ray); one process does so while others wait, and later calls map the result.
-    `download` fetches missing files of CIFAR with torchvision.
+    `download` fetches missing files of CIFAR with torchvision. `look` lists the pictures of class
+    folders, which are indexed or decoded again if one was written over; without it they are those
+    of the last look, if nothing was added, renamed or removed.
 
     Raises UserError for unknown names, for missing, damaged or unsuitable files (naming file
     and row) and for a cache folder that cannot be written.
@@ -127,8 +130,8 @@ def load_dataset(
     info = _uncounted_info(name, data_root, cache)
     source = find_source(info, split, root_folder(data_root), download=download)
     path = entry_path(cache, info, split, source)
-    if path not in _opened:
-        _opened[path] = load_entry(path, info, split, source)
+    if look or path not in _opened:
+        _opened[path] = load_entry(path, info, split, source, look=look)
     # Several names may lead to one folder.
     return dataclasses.replace(_opened[path], name=name)
 
@@ -137,6 +140,22 @@ def find_split(name: str, split: str, *, data_root: str | os.PathLike[str] | Non
     """Where the images of a split lie, not decoded. Raises UserError."""
     info = _uncounted_info(name, data_root)
     return find_source(info, split, root_folder(data_root), download=False)
+
+
+def look_again(name: str, *, data_root: str | os.PathLike[str] | None = None) -> None:
+    """Index or decode again what the cache has of class folders, if a picture was written over.
+
+    The times of folders do not show that. Lists all pictures. Raises UserError for files that are
+    missing or unsuitable.
+    """
+    info = _uncounted_info(name, data_root)
+    if info.load is not None or not info.files.held_out:
+        return
+    for split in SPLITS:
+        source = find_source(info, split, root_folder(data_root), download=False)
+        known = entry_path(default_cache_dir(), info, split, source).exists()
+        if known and isinstance(source, FolderSource):
+            load_dataset(name, split, data_root=data_root, look=True)
 
 
 def check_dataset(

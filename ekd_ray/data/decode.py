@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ekd_ray.data.counter import UInt64Array
 from ekd_ray.data.views import Region, crop_box, crop_flips, evaluation_region
@@ -20,10 +20,11 @@ from ekd_ray.files import read_bytes
 
 UInt8Array = npt.NDArray[np.uint8]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MOST_PICTURE = 256 * 2**20  # bytes of its file
 # Shrinking by cheap means stops at this multiple of the final size; the rest is filtered well.
 _GAP = 2.0
+_ORIENTATION = 0x0112  # of EXIF
 
 
 @contextmanager
@@ -40,13 +41,37 @@ def read_picture(path: str) -> bytes:
     return read_bytes(path, most=MOST_PICTURE, cure="restore the image")
 
 
+def orientation(image: Any) -> int:
+    """The EXIF orientation of a PIL image, 1 to 8; 1 where none is stated, or is to be applied.
+
+    PIL applies that of a TIFF itself, and of a PNG one behind the pixels is not looked for.
+    """
+    if "exif" not in image.info:
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF comes as errors of many kinds, and the pixels are whole
+        return 1
+    return found if found in range(2, 9) else 1
+
+
+def upright_size(image: Any) -> tuple[int, int]:
+    """(width, height) of a PIL image once it is turned as its EXIF orientation says."""
+    width, height = image.size
+    return (height, width) if orientation(image) >= 5 else (width, height)
+
+
 def convert_to_rgb(image: Any, name: str) -> Any:
-    """A PIL image in mode RGB; 16-bit gray (`I;16`) becomes round(x / 257), which PIL would clip.
+    """A PIL image in mode RGB, turned as its EXIF orientation says, as viewers show it.
+
+    16-bit gray (`I;16`) becomes round(x / 257), which PIL would clip.
 
     Raises UserError for 32-bit pixels (`I`, `F`), whose range nobody knows.
     """
     # A PNG has 16 bits at most, and PIL before 11 opens such a one as `I`.
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
     if deep:
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
@@ -65,7 +90,7 @@ def decode_fixed(data: bytes, name: str, size: int, dataset: str) -> UInt8Array:
     for a damaged picture or one of another size.
     """
     with _opened(data, name) as image:
-        got = image.size
+        got = upright_size(image)
         # A giant picture is refused by its header, before it is decoded.
         if got == (size, size):
             return np.asarray(convert_to_rgb(image, name))
@@ -84,8 +109,7 @@ def decode_any(data: bytes, name: str) -> UInt8Array:
 def picture_size(data: bytes, name: str) -> tuple[int, int]:
     """(width, height) as the header says; raises UserError if it is not readable."""
     with _opened(data, name) as image:
-        size: tuple[int, int] = image.size
-        return size
+        return upright_size(image)
 
 
 def decode_view(data: bytes, name: str, size: int, bits: UInt64Array | None) -> UInt8Array:
@@ -96,7 +120,7 @@ def decode_view(data: bytes, name: str, size: int, bits: UInt64Array | None) -> 
     UserError, with the picture's `name`, for a damaged picture.
     """
     with _opened(data, name) as image:
-        width, height = image.size
+        width, height = upright_size(image)
         if bits is None:
             region = evaluation_region(width, height, size)
         else:
@@ -114,7 +138,7 @@ def fit_picture(image: Any, size: int, *, margin: bool, name: str = "the image")
     With `margin` the evaluation view of `decode_view`; without, as for data sets whose images
     all have that size, the largest square in the centre.
     """
-    width, height = image.size
+    width, height = upright_size(image)
     if margin:
         region = evaluation_region(width, height, size)
     else:
@@ -131,7 +155,7 @@ def fit_file(path: str, size: int, *, margin: bool) -> UInt8Array:
 
 
 def _cut(image: Any, region: Region, size: int, *, whole_pixels: bool, name: str) -> UInt8Array:
-    """`region` of an image that is not loaded yet, resized to [size, size, 3]."""
+    """`region` of an upright image that is not loaded yet, resized to [size, size, 3]."""
     shrink = _draft(image, region, size)
     rgb = convert_to_rgb(image, name)
     box: tuple[float, ...] | None = tuple(edge / shrink for edge in region)

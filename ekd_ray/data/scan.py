@@ -21,9 +21,9 @@ from PIL import Image
 from ekd_ray.config.phrases import several
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.datasets import find_split, load_dataset
-from ekd_ray.data.decode import FORMATS, MOST_PICTURE, convert_to_rgb
+from ekd_ray.data.decode import FORMATS, MOST_PICTURE, convert_to_rgb, orientation
 from ekd_ray.data.sources import SPLITS, SUFFIXES, FolderSource, Source, one_line
-from ekd_ray.data.store import EncodedImages, ImageArrays
+from ekd_ray.data.store import READERS, EncodedImages, ImageArrays
 from ekd_ray.errors import UserError
 from ekd_ray.files import (
     close_to_others,
@@ -35,14 +35,12 @@ from ekd_ray.files import (
     write_json,
 )
 
-_VERSION = 1  # raise it when the same files would be called something else
+_VERSION = 2  # raise it when the same files would be called something else
 _SAMPLE = 500  # pictures of a split that are decoded
 _HEAD = 4096  # bytes by which pictures are first compared
 _TAIL = 64  # bytes in which a whole file has its end
 _BATCH = 1024  # pictures between two words of progress
 _NAMED = 3
-_READERS = min(16, 2 * (os.cpu_count() or 1))  # decoding leaves Python's lock
-_ORIENTATION = 0x0112  # of EXIF
 
 # How pictures of a kind are read.
 _KINDS = {
@@ -50,7 +48,7 @@ _KINDS = {
     "in CMYK": "converted to RGB",
     "with transparency": "read without it, by the colours beneath",
     "with several frames": "the first is taken",
-    "with an EXIF orientation": "not applied: turn them, e.g. by `mogrify -auto-orient`",
+    "with an EXIF orientation": "turned as it says",
     "of more than 89 megapixels": "slow to decode: make them smaller",
 }
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
@@ -142,10 +140,11 @@ def scan_dataset(
         UserError: files that are missing or unsuitable; not for a damaged picture.
     """
     sources = {split: find_split(name, split, data_root=data_root) for split in SPLITS}
-    short = json.dumps([name, every, *(source.identity() for source in sources.values())])
+    splits = {split: load_dataset(name, split, data_root=data_root) for split in SPLITS}
+    where = [source.identity() for source in sources.values()]
+    short = json.dumps([name, every, *where, *(arrays.fingerprint for arrays in splits.values())])
     if short in _known:
         return _known[short]
-    splits = {split: load_dataset(name, split, data_root=data_root) for split in SPLITS}
     stamp = hashlib.sha256()
     notes: list[str] = []
     for split, source in sources.items():
@@ -234,7 +233,7 @@ def _look(
     kinds: Counter[str] = Counter()
     examples: dict[str, str] = {}
     damaged: dict[str, list[tuple[int, str, str]]] = {split: [] for split in splits}
-    with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:
         warnings.simplefilter("ignore")  # PIL's, of what is counted here
         for split, arrays in splits.items():
             found = keys[split] = np.zeros(len(arrays), np.int64)
@@ -294,8 +293,7 @@ def _kinds_of(image: Any) -> Iterator[str]:
         "in CMYK": image.mode == "CMYK",
         "with transparency": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
         "with several frames": getattr(image, "is_animated", False),
-        "with an EXIF orientation": "exif" in image.info  # of a PNG without it all is decoded
-        and image.getexif().get(_ORIENTATION, 1) != 1,
+        "with an EXIF orientation": orientation(image) != 1,
         "of more than 89 megapixels": image.width * image.height
         > (Image.MAX_IMAGE_PIXELS or 2**63),
     }

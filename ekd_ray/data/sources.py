@@ -31,7 +31,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import expand_home, open_plain, read_text
 
 SPLITS = ("train", "test")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _DECODED_ROWS = 1024  # decoded together: 3 MB of pixels (12 MB where images have 64x64)
 _CLUTTER = ("thumbs.db", "desktop.ini")  # of file managers
 _NOTES = (".txt", ".md", ".csv", ".json", ".xml")  # beside pictures; none is one by mistake
@@ -60,13 +60,15 @@ class Source(ABC):
     """One split of one data set, not yet decoded; each layout of files is a subclass.
 
     `files` are those that hold images (empty for class folders and for what a function returns);
-    `folders`, known once all images were listed, are those whose modification time (ns) must stay;
+    `folders`, known once all images were listed, are those whose modification time (ns) must stay,
+    and `stamp` is a digest of the sizes and times of files that `identity` does not name, if any;
     `class_names` are the files' own once `check` has run.
     """
 
     def __init__(self, info: DatasetInfo, split: str, files: tuple[Path, ...] = ()) -> None:
         self.info, self.split, self.files = info, split, files
         self.folders: dict[str, int] = {}
+        self.stamp: str | None = None
         self.class_names = info.class_names
 
     def identity(self) -> list[Any]:
@@ -280,7 +282,7 @@ class FolderSource(EncodedSource):
         return sum(1 for name in self.class_names for _ in self._walk(name))
 
     def index(self) -> FolderIndex:
-        """List and measure all pictures; sets `folders` and `skipped`. Raises UserError."""
+        """List and measure all pictures; sets `folders`, `skipped`, `stamp`. Raises UserError."""
         self.folders, self.skipped = {}, []
         if self.annotations is None:
             classes = [list(self._walk(name)) for name in self.class_names]
@@ -295,7 +297,12 @@ class FolderSource(EncodedSource):
             with readable(entry.path):  # a link to nowhere is not
                 status = entry.stat()
                 facts[:, row] = status.st_size, status.st_mtime_ns
-        return FolderIndex([os.fsencode(path) for path, _ in pictures], labels, *facts)
+        paths = [os.fsencode(path) for path, _ in pictures]
+        digest = hashlib.sha256(b"\0".join(paths))
+        for array in (labels, facts):
+            digest.update(array.tobytes())
+        self.stamp = digest.hexdigest()
+        return FolderIndex(paths, labels, *facts)
 
     def encoded_batches(self, rows: int) -> Iterator[EncodedBatch]:
         """Yield all images in order, `rows` at once. Raises UserError."""

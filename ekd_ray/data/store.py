@@ -2,11 +2,13 @@
 
 An entry is a folder `<cache>/datasets/<dataset>-<split>-<key>/`. The key covers the format's
 version and every source file's path, size and modification time (of class folders: theirs), so
-changed sources make a new entry and an entry never changes. It holds labels.npy, meta.json and
+changed sources make a new entry. One of class folders is made anew where a picture in them was
+written over, as far as somebody looks: see `load_entry`. It holds labels.npy, meta.json and
 
 - where all images have one size, their pixels: images.npy, uint8 [N, 3, H, W];
-- where they vary in size and stay encoded in class folders, an index: sizes.npy, and the
-  relative paths in paths.bin, cut at offsets.npy; the images are read from where they lie;
+- where they vary in size and stay encoded in class folders, an index: sizes.npy, times.npy (ns),
+  digests.npy (of what is in the files, see `_digest_file`), and the relative paths in paths.bin,
+  cut at offsets.npy; the images are read from where they lie;
 - where they stay encoded in shards, which have no cheap access to one row, or come from a
   function, a copy of their bytes in encoded.bin, cut at offsets.npy.
 """
@@ -21,15 +23,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from filelock import FileLock
 
 from ekd_ray.data.counter import Int64Array
-from ekd_ray.data.decode import read_picture
+from ekd_ray.data.decode import MOST_PICTURE, read_picture
 from ekd_ray.data.registry import DatasetInfo
 from ekd_ray.data.sources import EncodedSource, FolderSource, Source, row_name
 from ekd_ray.errors import UserError
@@ -38,6 +42,7 @@ from ekd_ray.files import (
     close_to_others,
     is_own_entry,
     make_private,
+    open_plain,
     read_json,
     remove_path,
     temporary_folder,
@@ -48,6 +53,12 @@ from ekd_ray.files import (
 _DECODED_VERSION = 2
 _ENCODED_VERSION = 1
 _PACKED_ROWS = 64  # copied together: about 7 MB of ImageNet
+# Bytes by which the content of a picture is known: of a small file all, and of one that is not
+# compressed, whose length says nothing; of others this much at each end.
+_SMALL, _END = 32 * 2**10, 4 * 2**10
+_UNCOMPRESSED = (".bmp", ".tif", ".tiff")
+_DIGEST = 16  # bytes
+READERS = min(16, 2 * (os.cpu_count() or 1))  # threads that wait for a disk
 
 
 class Pictures(Protocol):
@@ -104,8 +115,8 @@ class EncodedImages(_Split):
 
     `labels` is int64 [N], read-only; `image_size` is what images are decoded to where nothing
     else is asked for. `fingerprint` is 16 hex digits over the labels and, for class folders,
-    the relative paths and sizes of the files, for Parquet the bytes of the images. It does not
-    depend on where the files lie.
+    the relative paths, sizes and content of the files (of large ones: of both ends), for Parquet
+    the bytes of the images. It does not depend on where the files lie, nor on their times.
     """
 
     image_size: int
@@ -125,21 +136,26 @@ def entry_path(cache_dir: Path, info: DatasetInfo, split: str, source: Source) -
 
 
 def load_entry(
-    path: Path, info: DatasetInfo, split: str, source: Source
+    path: Path, info: DatasetInfo, split: str, source: Source, *, look: bool = False
 ) -> ImageArrays | EncodedImages:
     """Open the entry at `path`; built from `source` if it is missing or damaged.
 
-    One process builds, the others wait for it. Raises UserError for bad sources and for a
-    cache folder that cannot be written.
+    With `look`, also if a picture in class folders has another size or time than it had, for which
+    all are listed. One process builds, the others wait for it. Raises UserError for bad sources
+    and for a cache folder that cannot be written.
     """
-    entry = _read(path, info, split)  # needs no lock, so a read-only cache serves
+    stamp = None
+    if look and isinstance(source, FolderSource):
+        source.index()
+        stamp = source.stamp
+    entry = _read(path, info, split, stamp)  # needs no lock, so a read-only cache serves
     if entry is not None:
         return entry
     with locked(path):
-        entry = _read(path, info, split)  # another process may have built it meanwhile
+        entry = _read(path, info, split, stamp)  # another process may have built it meanwhile
         if entry is None:
             _build(path, info, source)
-            entry = _read(path, info, split)
+            entry = _read(path, info, split, stamp)
     if entry is None:
         # The sources of a sound entry are compared too: they may have changed meanwhile.
         raise UserError(
@@ -166,8 +182,11 @@ def locked(path: Path) -> Iterator[None]:
 # ---- reading: a ValueError means that a file of the entry is damaged
 
 
-def _read(path: Path, info: DatasetInfo, split: str) -> ImageArrays | EncodedImages | None:
-    """The entry, or None if it is missing, not what its meta.json says, or out of date."""
+def _read(
+    path: Path, info: DatasetInfo, split: str, stamp: str | None
+) -> ImageArrays | EncodedImages | None:
+    """The entry, or None if it is missing, not what its meta.json says, or out of date; of files
+    of another `Source.stamp`, if one is given."""
     try:
         meta = read_json(path / "meta.json")
         labels = _load_array(path / "labels.npy")
@@ -175,6 +194,7 @@ def _read(path: Path, info: DatasetInfo, split: str) -> ImageArrays | EncodedIma
             meta["version"] != (_ENCODED_VERSION if info.encoded else _DECODED_VERSION)
             or len(meta["class_names"]) != info.num_classes
             or not folders_unchanged(meta.get("folders", {}))
+            or stamp not in (None, meta.get("stamp"))
             or not is_own_entry(path)
         ):
             return None
@@ -231,10 +251,12 @@ class _FolderPictures:
 
     def __init__(self, entry: Path, side: str, offsets: Int64Array) -> None:
         self.side, self.offsets = side, offsets
-        self.sizes = _load_array(entry / "sizes.npy")
+        self.sizes, self.times, self.digests = (
+            _load_array(entry / f"{name}.npy") for name in ("sizes", "times", "digests")
+        )
         self.paths = _map_bytes(entry / "paths.bin", int(offsets[-1]))
-        if len(self.sizes) != len(offsets) - 1:
-            raise ValueError("sizes.npy does not fit offsets.npy")
+        if {*map(len, (self.sizes, self.times, self.digests))} != {len(offsets) - 1}:
+            raise ValueError("sizes, times and digests do not fit offsets.npy")
 
     def path(self, index: int) -> str:
         relative = self.paths[self.offsets[index] : self.offsets[index + 1]].tobytes()
@@ -243,11 +265,15 @@ class _FolderPictures:
     def read(self, index: int) -> bytes:
         path = self.path(index)
         data = read_picture(path)
-        # A file that is written over in place leaves the time of its folder as it was.
-        if len(data) != self.sizes[index]:
+        # A file that is written over in place leaves the time of its folder as it was. One that
+        # has another time alone was copied or touched.
+        if len(data) != self.sizes[index] or (
+            os.stat(path).st_mtime_ns != self.times[index]
+            and _digest_file(path) != self.digests[index].tobytes()
+        ):
             raise UserError(
-                f"{path} had {self.sizes[index]} bytes when it was indexed and has {len(data)} "
-                "now; touch its class folder so that it is indexed again."
+                f"{path} has changed since it was indexed; restore it, or begin anew with the data "
+                "as they are now, which are then indexed again."
             )
         return data
 
@@ -347,11 +373,18 @@ def _write_decoded(folder: Path, info: DatasetInfo, source: Source) -> None:
 def _write_index(folder: Path, source: FolderSource) -> None:
     index = source.index()
     digest = hashlib.sha256()
+    places = [os.path.join(source.side, os.fsdecode(path)) for path in index.paths]
+    with ThreadPoolExecutor(READERS) as pool:
+        contents = b"".join(pool.map(_digest_file, places, chunksize=64))
     with synced(folder / "paths.bin") as file:
         for path, size in zip(index.paths, index.sizes.tolist(), strict=True):
             file.write(path)
             digest.update(b"%d %s\0" % (size, path))
+    digest.update(contents)
     _write_array(folder / "sizes.npy", index.sizes)
+    _write_array(folder / "times.npy", index.times)
+    digests = np.frombuffer(contents, np.uint8).reshape(-1, _DIGEST)
+    _write_array(folder / "digests.npy", digests)
     offsets = _offsets([len(path) for path in index.paths])
     _write_array(folder / "offsets.npy", offsets)
     meta = {
@@ -403,11 +436,28 @@ def _write_labels(
         "class_names": list(source.class_names),
         "fingerprint": digest.hexdigest()[:16],
         "folders": source.folders,
+        "stamp": source.stamp,
     }
     write_json(folder / "meta.json", {**shared, **meta})
 
 
-def _write_array(path: Path, array: Int64Array) -> None:
+def _digest_file(path: str) -> bytes:
+    """16 bytes by which the content of a picture is known again; zeros where it is not readable,
+    which is said when the pictures are looked at."""
+    try:
+        with open_plain(path, most=MOST_PICTURE) as file:
+            size = os.fstat(file.fileno()).st_size
+            whole = size <= _SMALL or path.lower().endswith(_UNCOMPRESSED)
+            data = file.read(-1 if whole else _END)
+            if not whole:
+                file.seek(-_END, os.SEEK_END)
+                data += file.read()
+    except (UserError, OSError):
+        return bytes(_DIGEST)
+    return hashlib.blake2b(data, digest_size=_DIGEST).digest()
+
+
+def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
     with synced(path) as file:
         np.save(file, array, allow_pickle=False)
 

@@ -44,6 +44,7 @@ from ekd_ray.engine.runlog import RunLog, Session
 from ekd_ray.engine.schedule import learning_rate
 from ekd_ray.engine.teacher.source import Teacher, TeacherOutputs, load_teacher
 from ekd_ray.losses.objective import Objective
+from ekd_ray.losses.wkd import class_cosines
 from ekd_ray.models import build_model, load_backbone
 
 OnEpoch = Callable[[dict[str, Any]], None]
@@ -85,9 +86,10 @@ class TrainedStudent:
 class Run:
     """Everything that one run holds while it trains; `epoch` counts from 1, `step` from 0.
 
-    `teachers` are none, that of the weak views, or it and that of the strong ones. `forward` is
-    the learner as a step calls it. `draws` tells whether a layer of the student draws random
-    numbers, None until a step of the epoch has shown it; `seeded` is the state that it begins with.
+    `teachers` are none, that of the weak views, or it and that of the strong ones; `class_cosines`
+    are of its classifier, where the method reads them. `forward` is the learner as a step calls it.
+    `draws` tells whether a layer of the student draws random numbers, None until a step of the
+    epoch has shown it; `seeded` is the state that it begins with.
     """
 
     config: DistillConfig
@@ -100,6 +102,7 @@ class Run:
     device: torch.device
     precision: str
     steps_per_epoch: int
+    class_cosines: Tensor | None = None
     epoch: int = 1
     step: int = 0
     draws: bool | None = None
@@ -249,6 +252,9 @@ def start_run(config: DistillConfig, data_root: str | None) -> Run:
         for strong in (False, True)[: 1 + objective.method.strong_view]
         if objective.method.needs_teacher
     ]
+    cosines = None
+    if objective.method.class_cosines:
+        cosines = class_cosines(teachers[0].classifier).to(device)
     run = Run(
         config=config,
         data=data,
@@ -260,6 +266,7 @@ def start_run(config: DistillConfig, data_root: str | None) -> Run:
         device=device,
         precision=precision,
         steps_per_epoch=count_steps(len(data.train_ids), config.batch_size),
+        class_cosines=cosines,
     )
     if wants_compilation(config, device, config.epochs * run.steps_per_epoch):
         run.compile()
@@ -361,7 +368,9 @@ def _add_gradients(run: Run, part: Part, factors: Tensor) -> None:
     logits, target = ranks.gather_columns(part.logits, rows), ranks.gather_rows(part.target, rows)
     features = tuple(ranks.gather_rows(feature, rows) for feature in part.features)
     weak, strong = (*logits, None, None)[:2]
-    teacher = None if weak is None else TeacherOutputs(weak, strong, features)
+    teacher = None
+    if weak is not None:
+        teacher = TeacherOutputs(weak, strong, features, run.class_cosines)
     inputs, *strong_inputs = part.inputs
     with ranks.exchange_gradients(run.forward, last=_is_last_part(run.config, part.batch)):
         with autocast(run.precision, run.device):

@@ -1,4 +1,4 @@
-"""Outputs of named layers of a network in a forward pass, for methods that compare features."""
+"""Parts of a network that methods read beside its logits: outputs of layers, and its classifier."""
 
 from __future__ import annotations
 
@@ -41,6 +41,23 @@ def record_features(model: nn.Module, layers: Sequence[str]) -> Iterator[list[Te
                     keys=(),
                 )
             features.append(outputs[0])
+
+
+def find_classifier(model: nn.Module, num_classes: int) -> nn.Linear:
+    """The last linear layer that has a row for each class.
+
+    Raises:
+        UserError: there is none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    for layer in reversed(layers):
+        if layer.out_features == num_classes:
+            return layer
+    raise UserError(
+        f"the method compares the {num_classes} classes by the rows of the teacher's last linear "
+        f"layer, and {_name(model)} has none with {num_classes} rows: choose another teacher, or "
+        "another method."
+    )
 
 
 def _keep_output(outputs: list[Any], module: nn.Module, inputs: Any, output: Any) -> None:

@@ -70,6 +70,7 @@ class Learner(nn.Module):
             teacher_strong=teacher.strong if teacher else None,
             student_features=[ranks.gather_rows(feature, len(target)) for feature in features],
             teacher_features=teacher.features if teacher else (),
+            class_cosines=teacher.class_cosines if teacher else None,
         )
         with torch.no_grad():
             correct = (views[0].argmax(dim=1) == target).double().mean()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config.settings import MOST_THREADS
-from ekd_ray.engine.cpu_quota import cpu_quota
+from ekd_ray.engine.control_groups import cpu_quota
 from ekd_ray.engine.determinism import FLOAT32
 from ekd_ray.engine.gpu_share import uses_gpu
 from ekd_ray.errors import UserError, shorten

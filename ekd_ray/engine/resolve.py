@@ -22,11 +22,12 @@ from ekd_ray.data import (
     check_view_scheme,
     dataset_info,
     held_out_size,
+    look_again,
     num_train,
     steps_per_epoch,
 )
 from ekd_ray.data.scan import Say, Scan, scan_dataset
-from ekd_ray.engine.features import record_features
+from ekd_ray.engine.features import find_classifier, record_features
 from ekd_ray.errors import UserError, error_context
 from ekd_ray.losses.methods import method_of, resolve_method
 from ekd_ray.models import (
@@ -179,6 +180,24 @@ def without_teacher(config: DistillConfig) -> DistillConfig:
     return config.replace(**dict.fromkeys(names))
 
 
+def check_teacher_settings(config: DistillConfig) -> None:
+    """Raise `UserError` for settings of a teacher that a configuration does not have."""
+    needed = method_of(config).needs_teacher
+    settings = {
+        "teacher_key": needed and config.teacher_weights is not None,
+        "min_teacher_accuracy": needed,
+    }
+    for name, served in settings.items():
+        if getattr(config, name) is not None and not served:
+            lack = f"method {config.method} has none" if not needed else "no --teacher-weights are"
+            raise UserError(
+                f"--{name.replace('_', '-')} is about a teacher, but {lack}"
+                f"{' given' * needed}: leave it out, or "
+                f"{'give the file' if needed else 'choose another --method'}.",
+                keys=(name,),
+            )
+
+
 def with_teacher(config: DistillConfig, weights: str | None) -> DistillConfig:
     """The configuration with other weights of its teacher (None: they are still to be trained).
 
@@ -263,8 +282,11 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
         )
     assert config.image_size
     with error_context("teacher"):
-        layers = method_of(config).teacher_layers
-        check_model(config.teacher, num_classes, config.image_size, "image_size", layers)
+        method = method_of(config)
+        check_model(
+            config.teacher, num_classes, config.image_size, "image_size", method.teacher_layers,
+            classifier=method.class_cosines,
+        )  # fmt: skip
     if config.teacher_weights is None:
         raise UserError(
             f"no weights for teacher {config.teacher!r}: give --teacher-weights FILE, or train "
@@ -287,7 +309,7 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
         "teacher_sha256": weights.sha256,
         "teacher_normalization": own.as_text(),
     }
-    if method_of(config).evidential:
+    if method.evidential:
         changes |= _resolve_priors(config, weights.log_prior)
     return config.replace(**changes)
 
@@ -353,22 +375,32 @@ def _check_teacher(config: DistillConfig, weights: WeightsMetadata, num_classes:
 
 @functools.lru_cache(maxsize=64)
 def check_model(
-    name: str, num_classes: int, size: int, setting: str, layers: tuple[str, ...] = ()
+    name: str,
+    num_classes: int,
+    size: int,
+    setting: str,
+    layers: tuple[str, ...] = (),
+    *,
+    classifier: bool = False,
 ) -> None:
     """Build the model and show it an image; `setting` names the size's setting.
 
     Args:
         layers: those whose outputs the method compares.
+        classifier: whether the method reads the rows of its classifier.
 
     Raises:
         UserError: an unknown name, a model that does not take images of `size` pixels, or one
-            without these layers, or whose layers do not give a tensor with a row for each image.
+            without these layers or this classifier, or whose layers do not give a tensor with a row
+            for each image.
     """
     # Those of libraries may be large, and take no memory on `meta`. What is done there imports
     # torch's tracer, 2 s and 80 MB in every process, as the libraries do anyway; our own are small.
     device = "meta" if is_of_library(name) else "cpu"
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = build_model(name, num_classes).eval()
+    if classifier:
+        find_classifier(model, num_classes)
     rows = 2 if layers else 1  # of one image no dimension could be told from that of the batch
     with record_features(model, layers) as features:
         try:
@@ -410,7 +442,11 @@ def scan_images(
 def check_images(
     config: DistillConfig, data_root: str | None, say: Say = lambda done, total: None
 ) -> None:
-    """Raise `UserError` for damaged pictures that are not to be left out."""
+    """Raise `UserError` for damaged pictures that are not to be left out.
+
+    First looks whether pictures of class folders were written over since they were indexed.
+    """
+    look_again(config.dataset, data_root=data_root)
     found = scan_images(config, data_root, say)
     if found is not None and not config.skip_damaged:
         found.check(config.dataset)
@@ -436,15 +472,15 @@ def left_out(config: DistillConfig, split: str, data_root: str | None) -> np.nda
     )
 
 
-def _count_kept(config: DistillConfig, data_root: str | None) -> int:
-    """Training images before a subset is drawn."""
+def count_kept(config: DistillConfig, data_root: str | None) -> int:
+    """Training images that are used, before a subset is drawn."""
     left = len(left_out(config, "train", data_root))
     return num_train(config.dataset, data_root=data_root) - left
 
 
 def split_sizes(config: DistillConfig, data_root: str | None = None) -> tuple[int, int]:
     """(training, validation) images of a configuration, as `stratified_split` rounds them."""
-    drawn = config.train_subset or _count_kept(config, data_root)
+    drawn = config.train_subset or count_kept(config, data_root)
     held = held_out_size(drawn, config.validation_fraction)
     return drawn - held, held
 
@@ -460,7 +496,7 @@ def _name_remedy(drawn: int, there: int, classes: int) -> str:
 
 def _check_sizes(config: DistillConfig, info: DatasetInfo, data_root: str | None) -> None:
     """Enough images for every class on both sides of the split, and for one batch."""
-    there = _count_kept(config, data_root)
+    there = count_kept(config, data_root)
     kept, held = split_sizes(config, data_root)
     drawn = kept + held
     if not info.num_classes <= drawn <= there:

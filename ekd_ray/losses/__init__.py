@@ -22,6 +22,10 @@ from ekd_ray.losses.kd import kd_loss, standardize_logits
 from ekd_ray.losses.dkd import dkd_loss, expectation_dkd_loss
 from ekd_ray.losses.mlkd import mlkd_terms
 from ekd_ray.losses.ctkd import adversarial_temperature
+from ekd_ray.losses.rld import rld_loss
+from ekd_ray.losses.ttm import wttm_loss
+from ekd_ray.losses.dist import dist_loss
+from ekd_ray.losses.wkd import class_cosines, class_cost, wasserstein_kd_loss
 
 # isort: on
 from ekd_ray.config.method_settings import MethodSetting
@@ -38,7 +42,6 @@ from ekd_ray.losses.dirichlet import (
     prior_kl_loss,
     vacuity,
 )
-from ekd_ray.losses.dist import dist_loss
 from ekd_ray.losses.evidential import EKD_WEIGHT, LOG_PRIOR, evidential
 from ekd_ray.losses.inputs import Scalar, at_least_float32, checked
 from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_TERM, KD_WEIGHT, STANDARDIZE, TEMPERATURE
@@ -52,9 +55,6 @@ from ekd_ray.losses.methods import (
     resolve_method,
     share_of_epochs,
 )
-from ekd_ray.losses.rld import rld_loss
-from ekd_ray.losses.ttm import wttm_loss
-from ekd_ray.losses.wkd import class_cost, wasserstein_kd_loss
 
 if TYPE_CHECKING:
     from ekd_ray.losses.objective import Objective
@@ -91,6 +91,7 @@ __all__ = [
     "wttm_loss",
     "dist_loss",
     "wasserstein_kd_loss",
+    "class_cosines",
     "class_cost",
     "standardize_logits",
     # evidential

@@ -15,11 +15,11 @@ from ekd_ray.errors import unknown_name
 from ekd_ray.losses.inputs import (
     Scalar,
     at_least_float32,
-    categorical_kl,
     check_temperature,
     checked,
     scalar_like,
     soften,
+    softened_kl,
     times_square,
     without_autocast,
 )
@@ -155,17 +155,8 @@ def expectation_kd_loss(
     """
     prior = teacher_prior(log_prior, teacher_log_prior)
     teacher = log_concentration(teacher_logits.detach(), prior, temperature)
-    return expectation_kd(
-        log_concentration(student_logits, log_prior, temperature), teacher, temperature
-    )
-
-
-def expectation_kd(student: Tensor, teacher: Tensor, temperature: Scalar) -> Tensor:
-    """`expectation_kd_loss` of the logs of two concentrations [B, C], unchecked."""
-    log_p_teacher, log_p_student = (
-        torch.nn.functional.log_softmax(log_a, dim=1) for log_a in (teacher, student)
-    )
-    return times_square(categorical_kl(log_p_teacher, log_p_student).mean(), temperature)
+    student = log_concentration(student_logits, log_prior, temperature)
+    return softened_kl(student, teacher, temperature)
 
 
 def _dirichlet_kl(p: Tensor, q: Tensor) -> Tensor:

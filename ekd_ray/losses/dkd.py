@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ekd_ray.config.method_settings import MethodSetting
-from ekd_ray.losses.cross_entropy import CE_WEIGHT, CROSS_ENTROPY
+from ekd_ray.losses.cross_entropy import CROSS_ENTROPY
 from ekd_ray.losses.dirichlet import log_concentration, teacher_prior
 from ekd_ray.losses.evidential import evidential
 from ekd_ray.losses.inputs import (
@@ -24,7 +24,8 @@ from ekd_ray.losses.kd import (
     KD_WEIGHT,
     STANDARDIZE,
     TEMPERATURE,
-    log_concentrations,
+    WHOLE_CE_WEIGHT,
+    log_masses,
     softmax_inputs,
 )
 from ekd_ray.losses.late_torch import torch
@@ -113,24 +114,22 @@ def expectation_dkd_loss(
 
 def _losses(out: Outputs) -> dict[str, Tensor]:
     alpha, beta = out.settings.dkd_alpha, out.settings.dkd_beta
-    if not out.method.evidential:
-        logits = out.student, out.teacher, out.target
-        return {"kd": dkd_loss(*logits, out.temperature, alpha=alpha, beta=beta, **out.statistics)}
-    kl = _decoupled_kl(*log_concentrations(out), out.target, alpha, beta)
+    kl = _decoupled_kl(*log_masses(out, out.temperature), out.target, alpha, beta)
     return {"kd": times_square(kl, out.temperature)}
 
 
+KD_WARMUP = MethodSetting(
+    name="kd_warmup", kind=int | None, default=share_of_epochs(20), low=0, in_epochs=True,
+    neutral=False, doc="epochs over which kd_weight ramps up linearly",
+)  # fmt: skip
 DKD = register_method(
     "dkd",
     Method(
         settings=(
             TEMPERATURE,
-            replace(CE_WEIGHT, search=log_range(0.1, 5.0)),
+            WHOLE_CE_WEIGHT,
             replace(KD_WEIGHT, default=1.0, search=log_range(0.1, 5.0)),
-            MethodSetting(
-                name="kd_warmup", kind=int | None, default=share_of_epochs(20), low=0,
-                in_epochs=True, neutral=False, doc="epochs over which DKD's kd_weight ramps up",
-            ),
+            KD_WARMUP,
             MethodSetting(
                 name="dkd_alpha", kind=float, default=1.0, low=0, neutral=False,
                 doc="DKD: weight of the (target, rest) part",

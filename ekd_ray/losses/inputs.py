@@ -92,13 +92,13 @@ def check_target(target: Tensor, logits: Tensor) -> None:
         raise ValueError(f"target must be int64, got {target.dtype}")
 
 
-def check_temperature(temperature: Scalar) -> None:
+def check_temperature(temperature: Scalar, name: str = "temperature") -> None:
     """Raise `ValueError` unless it is a finite number > 0, or a 0-d tensor (value not read)."""
     if isinstance(temperature, torch.Tensor):
         if temperature.dim():
-            raise ValueError(f"temperature must be 0-d, got shape {tuple(temperature.shape)}")
+            raise ValueError(f"{name} must be 0-d, got shape {tuple(temperature.shape)}")
     elif not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be finite and > 0, got {temperature}")
+        raise ValueError(f"{name} must be finite and > 0, got {temperature}")
 
 
 def scalar_like(value: Scalar, like: Tensor) -> Tensor:
@@ -125,3 +125,15 @@ def is_one(temperature: Scalar) -> bool:
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """`KL(p || q)` of normalised log-probabilities [..., C]; returns [...], nats."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: Scalar) -> Tensor:
+    """`T^2 * KL`, teacher first, of log-masses [B, C] that are softened already; batch mean.
+
+    A log-mass is the log of a probability without its norm: a logit, or the log of a Dirichlet's
+    concentration.
+    """
+    log_p_teacher, log_p_student = (
+        torch.nn.functional.log_softmax(logs, dim=1) for logs in (teacher, student)
+    )
+    return times_square(categorical_kl(log_p_teacher, log_p_student).mean(), temperature)

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING
 
 from ekd_ray.config.method_settings import MethodSetting
 from ekd_ray.losses.cross_entropy import CE_WEIGHT, CROSS_ENTROPY
-from ekd_ray.losses.dirichlet import expectation_kd, log_concentration, teacher_prior
+from ekd_ray.losses.dirichlet import log_concentration, teacher_prior
 from ekd_ray.losses.evidential import evidential
 from ekd_ray.losses.inputs import (
     Scalar,
     at_least_float32,
-    categorical_kl,
     checked,
     is_one,
     soften,
-    times_square,
+    softened_kl,
 )
-from ekd_ray.losses.late_torch import torch
 from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
 
 if TYPE_CHECKING:
@@ -63,11 +61,7 @@ def kd_loss(
     Hinton et al. 2015, section 2: T^2 keeps the gradients' size independent of T.
     """
     student, teacher = softmax_inputs(student_logits, teacher_logits, standardize)
-    log_p_teacher, log_p_student = (
-        torch.nn.functional.log_softmax(soften(logits, temperature), dim=1)
-        for logits in (teacher, student)
-    )
-    return times_square(categorical_kl(log_p_teacher, log_p_student).mean(), temperature)
+    return softened_kl(soften(student, temperature), soften(teacher, temperature), temperature)
 
 
 def softmax_inputs(
@@ -81,15 +75,20 @@ def softmax_inputs(
 
 
 def _losses(out: Outputs) -> dict[str, Tensor]:
+    return {"kd": softened_kl(*log_masses(out, out.temperature), out.temperature)}
+
+
+def log_masses(out: Outputs, temperature: Scalar) -> tuple[Tensor, Tensor]:
+    """Student's and teacher's [B, C] on the weak view, of which a softmax makes probabilities.
+
+    Softened logits, of an evidential method the logs of the concentrations: a loss that is
+    computed from them has both forms. No gradient reaches the teacher.
+    """
     if not out.method.evidential:
-        return {"kd": kd_loss(out.student, out.teacher, out.temperature, **out.statistics)}
-    student, teacher = log_concentrations(out)
-    return {"kd": expectation_kd(student, teacher, out.temperature)}
-
-
-def log_concentrations(out: Outputs) -> tuple[Tensor, Tensor]:
-    """Student's and teacher's [B, C], at the method's temperature, of the weak view."""
-    prior, temperature = out.statistics["log_prior"], out.temperature
+        standardize = out.statistics.get("standardize", False)
+        student, teacher = softmax_inputs(out.student, out.teacher, standardize)
+        return soften(student, temperature), soften(teacher, temperature)
+    prior = out.statistics["log_prior"]
     teacher_log_prior = teacher_prior(prior, out.statistics["teacher_log_prior"])
     teacher = log_concentration(out.teacher.detach(), teacher_log_prior, temperature)
     if is_one(temperature) and not out.method.strong_view:
@@ -108,6 +107,7 @@ KD_WEIGHT = MethodSetting(
     search=log_range(0.1, 20.0),
 )  # fmt: skip
 KD_CE_WEIGHT = replace(CE_WEIGHT, default=0.1, search=log_range(0.05, 2.0))
+WHOLE_CE_WEIGHT = replace(CE_WEIGHT, search=log_range(0.1, 5.0))  # of methods with a CE of 1
 STANDARDIZE = MethodSetting(
     name="standardize", kind=bool, default=False, neutral=False,
     doc="standardise logits per row before KD (softmax methods)",

@@ -23,6 +23,7 @@ from ekd_ray.errors import UserError, require
 from ekd_ray.losses.methods import METHODS, Method, resolve_method
 from ekd_ray.losses.objective import Objective
 from ekd_ray.losses.torch_private import fake_tensors
+from ekd_ray.losses.wkd import class_cosines
 
 # Of one feature, without the batch: the student's and the teacher's.
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
@@ -77,7 +78,7 @@ class Batch:
         )
 
     def students(self, method: str) -> list[Tensor]:
-        """What the method looks at of the student: logits of its views, then features."""
+        """The student's tensors that the method looks at: logits of its views, then features."""
         strong = [self.student_strong] if METHODS[method].strong_view else []
         return [self.student, *strong, *self.student_features]
 
@@ -143,17 +144,25 @@ def draw(
     return drawn.to(dtype)
 
 
+def draw_cosines(classes: int) -> Tensor:
+    """`Outputs.class_cosines`, float32 [C, C], of a classifier with normal rows."""
+    return class_cosines(torch.randn(classes, 5, generator=torch.Generator().manual_seed(1)))
+
+
 def run(
     objective: Objective, batch: Batch, epoch: int | Tensor = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total and terms; the strong view is given only to methods that ask for it."""
-    strong = {}
-    if METHODS[objective.config.method].strong_view:
-        strong = {"student_strong": batch.student_strong, "teacher_strong": batch.teacher_strong}
+    """Total and terms; the strong view and cosines are given only to methods that ask for them."""
+    entry = METHODS[objective.config.method]
+    given: dict[str, Any] = {}
+    if entry.strong_view:
+        given = {"student_strong": batch.student_strong, "teacher_strong": batch.teacher_strong}
+    if entry.class_cosines:
+        given["class_cosines"] = draw_cosines(batch.student.shape[1])
     return cast(
         tuple[Tensor, dict[str, Tensor]],
         objective(
-            batch.student, batch.teacher, batch.target, epoch, **strong,
+            batch.student, batch.teacher, batch.target, epoch, **given,
             student_features=batch.student_features, teacher_features=batch.teacher_features,
         ),
     )  # fmt: skip
@@ -176,7 +185,7 @@ def require_close(
 
 
 def gradients(total: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
-    """Of the total by each input, None where it is no function of it."""
+    """Gradients of the total by each input, None where it is no function of it."""
     if not total.requires_grad:
         return [None] * len(inputs)
     return list(torch.autograd.grad(total, inputs, allow_unused=True))
@@ -193,6 +202,11 @@ def weights_of(method: str) -> list[str]:
 def warmups_of(method: str) -> list[str]:
     """The settings that ramp a weight up."""
     return list(dict.fromkeys(term.warmup for term in METHODS[method].terms if term.warmup))
+
+
+def decays_of(method: str) -> list[str]:
+    """The settings with the epoch after which a weight falls."""
+    return [term.decay for term in METHODS[method].terms if term.decay]
 
 
 def everything_on(method: str) -> dict[str, Any]:
@@ -510,7 +524,7 @@ def check_parameters(case: Case) -> None:
 
 def check_settings(case: Case) -> None:
     """Every setting moves the loss, or the gradient of what is learned beside the student."""
-    base = dict.fromkeys(warmups_of(case.method), 10)
+    base = dict.fromkeys(warmups_of(case.method), 10) | dict.fromkeys(decays_of(case.method), 1)
     config = case.build(**base).config
 
     def seen(values: Mapping[str, Any]) -> dict[str, float]:
@@ -571,7 +585,7 @@ def check_readback(case: Case) -> None:
 
 
 def check_program(case: Case) -> None:
-    """What `torch.compile` traces is the same for all values of the real settings.
+    """`torch.compile` traces the same program for all values of the real settings.
 
     A method that reads layers is not compiled.
     """
@@ -617,7 +631,7 @@ def check_without_teacher(case: Case) -> None:
 
 
 def check_state(case: Case) -> None:
-    """What is learned comes back from a file: the same total and the same state."""
+    """A learned value comes back from a file: the same total and the same state."""
     learned = {"learn_log_prior": True} if case.entry.evidential else {}
     trained, fresh = case.build(**learned), case.build(**learned)
     with torch.no_grad():

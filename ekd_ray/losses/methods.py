@@ -5,6 +5,7 @@ A new method is one file beside this one: its functions, and its entry (`registe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ class Outputs:
             large operation costs a GPU less than two small ones.
         student_features, teacher_features: what the method's `features` gave on the weak view, [B,
             ...] of at least float32 each, in their order; the teacher's without gradient.
+        class_cosines: [C, C], the cosines between the rows of the teacher's classifier, without
+            gradient, of at least float32; None for a method that does not read them.
         log_concentration: the student's on `views` at T = 1, which several terms of an
             evidential method read; None for a softmax method.
         temperature: the setting, or the learned one (0-d).
@@ -61,6 +64,7 @@ class Outputs:
     teacher_strong: Tensor
     student_features: tuple[Tensor, ...]
     teacher_features: tuple[Tensor, ...]
+    class_cosines: Tensor
     views: tuple[Tensor, Tensor, Tensor]
     log_concentration: Tensor
     temperature: Scalar
@@ -81,6 +85,7 @@ class Term:
         names: of the parts, as logs show them.
         weight: the setting that they are multiplied with.
         warmup: the setting with the epochs over which the weight ramps up.
+        decay: the setting with the epoch after which the weight falls, to 0 in the last epoch.
         loss: their unweighted values by name, 0-d.
         is_divergence: whether it is 0 where the student says what the teacher says, and nowhere
             less. The conformance suite (`ekd_ray.testing`) holds it to that.
@@ -92,6 +97,7 @@ class Term:
     weight: str
     loss: Callable[[Outputs], Mapping[str, Tensor]]
     warmup: str | None = None
+    decay: str | None = None
     is_divergence: bool = False
     couples_samples: bool = False
 
@@ -108,6 +114,7 @@ class Method:
         features: layers whose outputs it compares, by their dotted names in student and teacher:
             one name for both, or a pair (student's, teacher's). The teacher is asked in every
             step then, because its cache holds logits only, and nothing is compiled.
+        class_cosines: whether it reads how alike the teacher's classifier has the classes.
         evidential: whether logits are read as Dirichlet distributions (`evidential`).
         learned_temperature: the temperature (0-d) of a method that learns it, from the learned
             scalar, the epoch (0-d, from 1) and the settings.
@@ -118,6 +125,7 @@ class Method:
     needs_teacher: bool = True
     strong_view: bool = False
     features: tuple[str | tuple[str, str], ...] = ()
+    class_cosines: bool = False
     evidential: bool = False
     learned_temperature: Callable[[Tensor, Tensor, Any], Tensor] | None = None
 
@@ -165,14 +173,16 @@ def register_method(name: str, method: Method) -> Method:
     """
     if name in METHODS:
         raise UserError(f"there is a method {name!r} already: choose another name.")
-    weighted = {key for term in method.terms for key in (term.weight, term.warmup) if key}
+    named = ((term.weight, term.warmup, term.decay) for term in method.terms)
+    weighted = {key for names in named for key in names if key}
     if missing := sorted(weighted - {*method.setting_names}):
         raise UserError(
             f"method {name!r} lacks the settings {', '.join(missing)} of its terms: declare them."
         )
-    if method.features and not method.needs_teacher:
+    if (method.features or method.class_cosines) and not method.needs_teacher:
         raise UserError(
-            f"method {name!r} compares features with those of no teacher: set needs_teacher."
+            f"method {name!r} compares features with those of no teacher, or reads its classifier: "
+            "set needs_teacher."
         )
     DistillConfig.add_method_settings(method.settings)
     TERMS.extend(part for part in method.term_names if part not in TERMS)
@@ -197,6 +207,12 @@ def share_of_epochs(epochs: int, *, of: int = 240) -> Callable[[DistillConfig], 
 def ramp(epoch: int, warmup: int) -> float:
     """`min(epoch / warmup, 1)` with `epoch` counted from 1; 1 where there is no warm-up."""
     return min(epoch / warmup, 1.0) if warmup else 1.0
+
+
+def cosine_decay(epoch: int, start: int, epochs: int) -> float:
+    """1 up to epoch `start`, then half a cosine, which is 0 in the last of the run's `epochs`."""
+    share = (epoch - start) / max(epochs - start, 1)
+    return (1.0 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2.0
 
 
 def method_of(config: DistillConfig) -> Method:

@@ -15,7 +15,14 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.losses.ctkd import INITIAL_LOGIT
 from ekd_ray.losses.dirichlet import log_concentration
 from ekd_ray.losses.inputs import Scalar, at_least_float32, without_autocast
-from ekd_ray.losses.methods import MethodValues, Outputs, Term, method_of, ramp
+from ekd_ray.losses.methods import (
+    MethodValues,
+    Outputs,
+    Term,
+    cosine_decay,
+    method_of,
+    ramp,
+)
 
 
 class Objective(nn.Module):
@@ -110,7 +117,12 @@ class Objective(nn.Module):
 
     def _weight(self, term: Term, epoch: int) -> float:
         weight: float = getattr(self.settings, term.weight)
-        return weight * ramp(epoch, getattr(self.settings, term.warmup)) if term.warmup else weight
+        if term.warmup:
+            weight *= ramp(epoch, getattr(self.settings, term.warmup))
+        if term.decay:
+            start = getattr(self.settings, term.decay)
+            weight *= cosine_decay(epoch, start, self.config.epochs)
+        return weight
 
     def weights(self, epoch: int) -> dict[str, float]:
         """The weight of each of the method's terms in an epoch (from 1), ramps included.
@@ -131,6 +143,7 @@ class Objective(nn.Module):
         teacher_strong: Tensor | None = None,
         student_features: Sequence[Tensor] = (),
         teacher_features: Sequence[Tensor] = (),
+        class_cosines: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its unweighted terms.
 
@@ -144,6 +157,8 @@ class Objective(nn.Module):
                 look at one.
             student_features, teacher_features: [B, ...] each, any float dtype, the outputs of the
                 layers that the method reads (`Method.features`).
+            class_cosines: [C, C], for methods that read how alike the teacher's classifier has the
+                classes (`Method.class_cosines`).
 
         Returns:
             The 0-d float32 total and, by name, the 0-d detached terms before weighting.
@@ -152,11 +167,20 @@ class Objective(nn.Module):
             raise ValueError(f"method {self.config.method!r} needs teacher_logits, got None")
         if self.method.strong_view and (student_strong is None or teacher_strong is None):
             raise ValueError(f"method {self.config.method!r} needs the strong view, got None")
+        classes = student_logits.shape[1]
+        if self.method.class_cosines and (
+            class_cosines is None or tuple(class_cosines.shape) != (classes, classes)
+        ):
+            given = None if class_cosines is None else tuple(class_cosines.shape)
+            raise ValueError(
+                f"method {self.config.method!r} needs class_cosines [C, C] of {classes} classes, "
+                f"got {given}"
+            )
         layers = len(self.method.features)
-        if (given := (len(student_features), len(teacher_features))) != (layers, layers):
+        if (counts := (len(student_features), len(teacher_features))) != (layers, layers):
             raise ValueError(
                 f"method {self.config.method!r} needs the features of {layers} layers, got "
-                f"{given[0]} of the student and {given[1]} of the teacher"
+                f"{counts[0]} of the student and {counts[1]} of the teacher"
             )
         factors = epoch if isinstance(epoch, Tensor) else self.factors(epoch)
         names = [name for term in self._terms for name in term.names]
@@ -182,6 +206,10 @@ class Objective(nn.Module):
             teacher_strong=teacher_strong,
             student_features=tuple(map(at_least_float32, student_features)),
             teacher_features=tuple(at_least_float32(f.detach()) for f in teacher_features),
+            class_cosines=cast(
+                Tensor,
+                class_cosines if class_cosines is None else class_cosines.detach().to(student),
+            ),
             views=views,
             log_concentration=cast(Tensor, log_a),
             temperature=self._temperature(factors[0], settings),

@@ -6,11 +6,31 @@ ranks below the label.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ekd_ray.losses.inputs import Scalar, categorical_kl, checked, soften, times_square
-from ekd_ray.losses.kd import softmax_inputs
+from ekd_ray.config.method_settings import MethodSetting
+from ekd_ray.losses.cross_entropy import CROSS_ENTROPY
+from ekd_ray.losses.dkd import KD_WARMUP
+from ekd_ray.losses.evidential import evidential
+from ekd_ray.losses.inputs import (
+    Scalar,
+    categorical_kl,
+    check_temperature,
+    checked,
+    soften,
+    times_square,
+)
+from ekd_ray.losses.kd import (
+    KD_WEIGHT,
+    STANDARDIZE,
+    TEMPERATURE,
+    WHOLE_CE_WEIGHT,
+    log_masses,
+    softmax_inputs,
+)
 from ekd_ray.losses.late_torch import torch
+from ekd_ray.losses.methods import Method, Outputs, Term, log_range, register_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +67,12 @@ def _masked_kl(student: Tensor, teacher: Tensor, below: Tensor) -> Tensor:
     )
 
 
+def _ranked_below(teacher_logits: Tensor, target: Tensor) -> Tensor:
+    """Bool [B, C], the classes that the teacher has below the label; of the logits as they are,
+    because a large prior makes small concentrations equal."""
+    return teacher_logits < teacher_logits.gather(1, target[:, None])
+
+
 @checked
 def rld_loss(
     student_logits: Tensor,
@@ -68,16 +94,64 @@ def rld_loss(
 
     Logits are [B, C], the target is int64 [B], T and A > 0; returns 0-d, nats. `standardize`
     standardises both sides first (CVPR 2024). It need not be 0 where the student equals the
-    teacher. Inputs and what is raised: `ekd_ray.losses`.
+    teacher. Inputs and what is raised: `ekd_ray.losses`; A as T.
 
     RLD (ICCV 2025), sample confidence and masked correlation distillation.
     """
-    student, teacher = softmax_inputs(student_logits, teacher_logits, standardize)
-    confidence = _confidence_kl(
-        soften(student, confidence_temperature), soften(teacher, confidence_temperature), target
+    check_temperature(confidence_temperature, "confidence_temperature")
+    both = softmax_inputs(student_logits, teacher_logits, standardize)
+    student, teacher = (soften(logits, confidence_temperature) for logits in both)
+    confidence = _confidence_kl(student, teacher, target).mean()
+    student, teacher = (soften(logits, temperature) for logits in both)
+    correlation = _masked_kl(student, teacher, _ranked_below(teacher_logits, target)).mean()
+    return alpha * times_square(confidence, confidence_temperature) + beta * times_square(
+        correlation, temperature
     )
-    below = teacher < teacher.gather(1, target[:, None])
-    correlation = _masked_kl(soften(student, temperature), soften(teacher, temperature), below)
-    return alpha * times_square(confidence.mean(), confidence_temperature) + beta * times_square(
-        correlation.mean(), temperature
-    )
+
+
+def _losses(out: Outputs) -> dict[str, Tensor]:
+    settings, own = out.settings, out.settings.rld_confidence_temperature
+    confidence = _confidence_kl(*log_masses(out, own), out.target).mean()
+    below = _ranked_below(out.teacher, out.target)
+    correlation = _masked_kl(*log_masses(out, out.temperature), below).mean()
+    return {
+        "kd": settings.rld_alpha * times_square(confidence, own)
+        + settings.rld_beta * times_square(correlation, out.temperature)
+    }
+
+
+RLD = register_method(
+    "rld",
+    Method(
+        settings=(
+            TEMPERATURE,
+            WHOLE_CE_WEIGHT,
+            replace(KD_WEIGHT, default=1.0, search=log_range(0.1, 5.0)),
+            KD_WARMUP,
+            MethodSetting(
+                name="rld_alpha", kind=float, default=1.0, low=0,
+                doc="RLD: weight of the teacher's confidence",
+            ),
+            MethodSetting(
+                name="rld_beta", kind=float, default=8.0, low=0,
+                doc="RLD: weight of the part among the classes that the teacher ranks below the "
+                "label",
+                search=log_range(0.5, 16.0),
+            ),
+            MethodSetting(
+                name="rld_confidence_temperature", kind=float, default=1.0, low=0.01, high=100,
+                doc="RLD: softening T of the teacher's confidence",
+            ),
+            STANDARDIZE,
+        ),
+        terms=(
+            CROSS_ENTROPY,
+            Term(names=("kd",), weight="kd_weight", warmup="kd_warmup", loss=_losses),
+        ),
+    ),
+)  # fmt: skip
+# No results are published for it: the softmax method's weight with EKD's others.
+register_method(
+    "rld+ekd",
+    evidential(RLD, kd_weight={"default": 1.0, "search": {"low": 0.0, "high": 3.0, "step": 0.1}}),
+)

@@ -5,7 +5,7 @@ Papers: He et al. 2016 (ResNet), Zagoruyko & Komodakis 2016 (Wide ResNet), Simon
 Wang et al. 2021 (PVT), Yuan et al. 2021 (T2T-ViT).
 """
 
-from ekd_ray.models.checkpoints import Claims
+from ekd_ray.models.checkpoints import Claims, checkpoints_kept
 from ekd_ray.models.pretrained import cached_weights, library_normalization, locate_weights
 from ekd_ray.models.teacher_zoo import find_softmax_teacher, find_teacher, list_teachers
 from ekd_ray.models.weights import (
@@ -41,6 +41,7 @@ __all__ = [
     "read_metadata",
     "WeightsMetadata",
     "Claims",
+    "checkpoints_kept",
     "cached_weights",
     "locate_weights",
     "library_normalization",

@@ -6,6 +6,7 @@ Nothing in a file is executed. Tensors and numbers are read; harmless objects be
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import re
@@ -14,7 +15,9 @@ import tarfile
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +50,12 @@ _DEEPEST = 4
 
 _MOST_GLOBALS = 50  # of other projects in one pickle
 # Modules of Python whose objects stand beside weights; of the others none is let in.
-_HARMLESS = {"argparse", "pathlib", "datetime", "collections", "decimal", "uuid", "types", "enum"}
+_HARMLESS = {
+    "argparse", "pathlib", "datetime", "collections", "decimal", "uuid", "types", "typing", "enum",
+}  # fmt: skip
+# Python's own types, which a `defaultdict(list)` or a configuration with types names.
+_TYPES = {"bool", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object",
+          "range", "set", "slice", "str", "tuple", "type"}  # fmt: skip
 
 _ACCURACIES = (
     "best_prec1", "best_acc1", "best_acc", "best_top1", "best_accuracy", "val_acc", "val_top1",
@@ -171,13 +179,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     Raises:
         UserError: no such set, none at all, or several that are no averages of each other.
     """
-    if is_safetensors(path):
-        try:
-            content: object = safetensors.torch.load_file(path)
-        except Exception as error:
-            raise damaged(path) from error
-    else:
-        content = _unpickle(path)
+    content = _read_content(path)
     found = dict(_sets_of_weights(content))
     if not found:
         raise _no_weights(path, content)
@@ -200,6 +202,44 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     )
 
 
+# The last file, while somebody reads it again and again.
+_kept: ContextVar[dict[object, object] | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def checkpoints_kept() -> Iterator[None]:
+    """Inside, a file of weights that is read again is not unpickled again; it costs its memory."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """(bytes, modification time in ns), by which a change of a file is seen."""
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _read_content(path: Path) -> object:
+    """All that a file of safetensors or torch.save holds."""
+    plain = is_safetensors(path)
+    kept, stamp = _kept.get(), (path.absolute(), file_stamp(path))
+    if kept is not None and stamp in kept:
+        return kept[stamp]
+    try:
+        content = safetensors.torch.load_file(path) if plain else _unpickle(path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise damaged(path) from error
+    if kept is not None:
+        kept.clear()
+        kept[stamp] = content
+    return content
+
+
 _BARE = "give a file with named tensors, bare or under 'model' or 'state_dict'"
 
 
@@ -213,7 +253,7 @@ def _odd_entry(name: object, value: object) -> str:
 def _no_weights(path: Path, content: object) -> UserError:
     """The error for a pickle without weights."""
     if isinstance(content, _StandIn):
-        name = type(content).__name__
+        name = type(content).__name__.rpartition(".")[2]
         return refusal(path, f"holds a whole pickled {name}, whose code would have to run", _CODE)
     if isinstance(content, Mapping):
         if "param_groups" in content or any("optim" in str(key) for key in content):
@@ -312,6 +352,14 @@ class _StandIn(dict[Any, Any]):
         return id(self)
 
 
+class _MappingStandIn(_StandIn):
+    """Of a class that is a `dict` (EasyDict, addict, CfgNode of yacs), which torch fills only if it
+    is of the exact type: its objects become `OrderedDict`, whose attributes a pickle may set."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
+        return OrderedDict()
+
+
 def _numpy_globals() -> list[Any]:
     """The scalars and arrays of NumPy, under their names of all its versions."""
     makers = {"scalar": np.float64(1).__reduce__()[0], "_reconstruct": np.ones(1).__reduce__()[0]}
@@ -324,27 +372,46 @@ def _numpy_globals() -> list[Any]:
 
 def _unpickle(path: Path) -> object:
     allowed = _numpy_globals()
-    for _ in range(_MOST_GLOBALS):
+    for _ in range(2 * _MOST_GLOBALS):
         try:
             with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
                 # Torch warns of odd pickle protocols; whether the file is good is what we answer.
                 warnings.simplefilter("ignore")
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
+            # torch shows the class of ours whose object is no plain dict to it.
+            shown = str(error) if "SETITEM" in str(error) else ""
+            entry = next((e for e in _named(allowed) if repr(e[0]) in shown), None)
+            if entry is not None:
+                allowed[allowed.index(entry)] = _stand_in(entry[1], _MappingStandIn)
+                continue
             # torch names what the file asked for, in one of two wordings.
             found = re.search(r"(?:GLOBAL |safe_globals\(\[)([\w.]+)", str(error))
             asked = found[1] if found else ""
-            if not _is_harmless(asked) or asked in (entry[1] for entry in _named(allowed)):
+            names = _spellings(asked)
+            if not _is_harmless(asked) or names[0] in (entry[1] for entry in _named(allowed)):
                 raise refusal(
                     path,
                     "was refused and not executed, because its pickle holds more than tensors"
                     f"{f' ({asked})' if asked else ''} or is damaged",
                     "ask its owner for the state_dict alone, best as safetensors",
                 ) from error
-            allowed.append((type(asked.rpartition(".")[2], (_StandIn,), {}), asked))
+            allowed += [_stand_in(name, _StandIn) for name in names]
         except Exception as error:  # the unpickler meets damage with errors of every kind
             raise damaged(path) from error
     raise refusal(path, f"holds objects of more than {_MOST_GLOBALS} classes", _CODE)
+
+
+def _spellings(name: str) -> list[str]:
+    """The names by which pickles call a type of Python, which torch tells without its module; of
+    all else the name itself."""
+    bare = name.removeprefix("builtins.").removeprefix("__builtin__.")
+    return [f"builtins.{bare}", f"__builtin__.{bare}"] if bare in _TYPES else [name]
+
+
+def _stand_in(name: str, base: type[_StandIn]) -> tuple[type[_StandIn], str]:
+    """A class for a name of a pickle, and the name, which is the class's too."""
+    return type(name, (base,), {}), name
 
 
 def _named(allowed: Sequence[Any]) -> list[tuple[Any, str]]:
@@ -357,6 +424,8 @@ def _is_harmless(name: str) -> bool:
     What Python has to run commands and to open files is refused: a file that asks for it is no
     checkpoint.
     """
+    if len(_spellings(name)) > 1:
+        return True
     module = name.partition(".")[0]
     # torch's protocol calls Python's modules as Python 2 did (`commands` for `subprocess`).
     of_python = {*sys.stdlib_module_names, *IMPORT_MAPPING, *(old for old, _ in NAME_MAPPING)}

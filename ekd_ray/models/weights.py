@@ -33,6 +33,7 @@ from ekd_ray.files import atomic_path, check_format, sha256_file
 from ekd_ray.models.checkpoints import (
     Claims,
     damaged,
+    file_stamp,
     is_safetensors,
     peelings,
     read_checkpoint,
@@ -142,17 +143,24 @@ def read_metadata(
     a recognisable classifier, unless `whole_classifier` is false: then `num_classes` is 0.
     """
     path = Path(path)
-    if key is None and is_safetensors(path) and (metadata := _read_header(path)):
+    if is_safetensors(path) and key is None and (metadata := _read_header(path)):
         return metadata
-    state, metadata = _read_tensors(path, key)
-    shapes = _shapes(state)
-    num_classes = _class_count(shapes)
-    if num_classes is None and whole_classifier:
+    metadata = _read_facts(path, key, file_stamp(path))
+    if not metadata.num_classes and whole_classifier:
         raise refusal(
             path,
             "has no classifier under a known name (fc, linear, classifier, head)",
             "give the weights of a whole image classifier",
         )
+    return metadata
+
+
+@functools.lru_cache(maxsize=64)
+def _read_facts(path: Path, key: str | None, stamp: object) -> WeightsMetadata:
+    """Those of `read_metadata` of a foreign file, which is read again under another stamp."""
+    state, metadata = _read_tensors(path, key)
+    shapes = _shapes(state)
+    num_classes = _class_count(shapes)
     return replace(
         metadata,
         model=_find_own_model(shapes, num_classes) if num_classes else None,

@@ -3,8 +3,9 @@
 A pass looks at the study in the opposite order of how it is written, then uploads in the order
 of writing: what a record points to before the record, records before the journal that says that
 their trials have ended, tables after both. So what is at the URI is at any moment what a driver
-that was killed could have left, but for trials that the journal there does not know yet: those
-are dropped when the study is continued (`ekd_ray.scale.storage.drop_unknown_trials`).
+that was killed could have left, but for trials that the journal there does not know yet: it is made
+anew from their records when the study is continued, and a trial without one is dropped
+(`ekd_ray.scale.storage.drop_unknown_trials`).
 """
 
 from __future__ import annotations

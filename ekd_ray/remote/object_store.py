@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from ekd_ray.errors import UserError, disk_full_error
+from ekd_ray.errors import UserError, halting_error
 from ekd_ray.files import MOST_TEXT, atomic_path
 from ekd_ray.remote.location import Location
 
@@ -116,7 +116,7 @@ def _failures(location: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise disk_full_error(error) or StorageError(location, redact(error)) from None
+        raise halting_error(error) or StorageError(location, redact(error)) from None
 
 
 def redact(error: OSError) -> str:

@@ -18,7 +18,13 @@ from ekd_ray.results.exports import EXPORTS
 from ekd_ray.results.inference import varies_in_size
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.templating import render
-from ekd_ray.results.words import describe_lead, describe_missed_gain, describe_teacher
+from ekd_ray.results.words import (
+    describe_lead,
+    describe_missed_gain,
+    describe_teacher,
+    label,
+    warn_of_teacher,
+)
 
 # Names on the hub, where `datasets:` of a card must be found.
 HUB = {
@@ -87,10 +93,10 @@ def model_card(
         balanced=metrics["model"].get("test_balanced_top1"),
         weakest=min(metrics["classes"], key=itemgetter("recall"), default=None),
         spread=mean_sd(board[0].test),
-        rows=[(row.name, row.role, *mean_sd(row.test)) for row in board if row.test],
+        rows=[(label(row.name), row.role, *mean_sd(row.test)) for row in board if row.test],
         missed=describe_missed_gain(board),
         lead=describe_lead(board),
-        teacher=describe_teacher(TeacherFigures(**teacher)) if teacher else None,
+        teacher=_describe_teacher(TeacherFigures(**teacher)) if teacher else None,
         log_prior=metrics["log_prior"],
         exports=exports,
         crops="resize" if varies_in_size(config) else "square",
@@ -98,6 +104,10 @@ def model_card(
         named=metrics["class_names"][:MOST_NAMED],
         runnable=_is_runnable(exports.get(EXPORTS["onnx"]), config),
     )
+
+
+def _describe_teacher(found: TeacherFigures) -> str:
+    return " ".join([describe_teacher(found), *warn_of_teacher(found)])
 
 
 def _data_flag(dataset: str) -> str:

@@ -172,7 +172,8 @@ def write_predictions(
                 progress(done, len(pictures))
         if not rows:
             first = damaged[0] if damaged else "none was given."
-            raise UserError(f"none of {len(pictures)} pictures can be read; the first: {first}")
+            many = f"none of {len(pictures)} pictures can be read; the first: "
+            raise UserError(f"{many if len(pictures) > 1 else ''}{first}")
     return PredictedFiles(path=path, rows=rows, damaged=tuple(damaged), abstained=abstained)
 
 

@@ -192,11 +192,12 @@ def _seconds_per_row(fill: dict[str, float]) -> float:
 
 def _count_views(study: StudyReader) -> int | None:
     """How often runs that ended needed the teacher; None where the data set is not known here."""
-    from ekd_ray.data import num_train  # loads torch, and only a study with a cache needs it
+    # Loads torch, and only a study with a cache needs it.
+    from ekd_ray.engine.resolve import count_kept
 
     shared = study.config.distill
     try:
-        total = shared.train_subset or num_train(shared.dataset, data_root=study.config.data_root)
+        total = shared.train_subset or count_kept(shared, study.config.data_root)
     except (UserError, OSError):
         return None
     by_epoch: dict[tuple[Any, ...], int] = {}  # a configuration is slow to make, and alike in these

@@ -28,8 +28,16 @@ from ekd_ray.engine.history import is_epoch, leading_epochs, read_history
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.schedule import first_decayed_epoch
 from ekd_ray.errors import Damaged, UserError, shorten
-from ekd_ray.files import check_format, parse_json, read_json, write_json, write_text
+from ekd_ray.files import (
+    check_format,
+    damaged_name,
+    parse_json,
+    read_json,
+    write_json,
+    write_text,
+)
 from ekd_ray.results.study_file import STUDY_FILE as STUDY_FILE
+from ekd_ray.results.study_file import read_study_file
 
 # Of studies, their records and tables, candidates and bundles. 1: the records of confirm runs were
 # without their settings, and those of trials without what finished runs have.
@@ -38,6 +46,7 @@ REPORT = Path("report") / "index.html"
 BEST = "best"  # the bundle of its winner
 PLACE = "uri"  # in that file: where the study is kept, of which its folder is a copy
 DATA = "data"  # another: what `pin_data` found; in a bundle a key of metrics.json
+PIN = "data-pin.json"  # the same of a run of no study
 JOURNAL = "optuna.journal"
 JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
 LOCK = ".lock"  # held by the process that runs what is in the folder
@@ -234,6 +243,17 @@ def single_run(config: DistillConfig, folder: Path) -> RunRecord:
     )
 
 
+def find_pin(folder: Path) -> Any:
+    """What a study, or a run of no study, has kept of its data, see `pin_data`; a teacher's folder
+    has it from the study around it. None where nothing is kept."""
+    for place in (folder, folder.parent):
+        if (place / STUDY_FILE).exists():
+            return read_study_file(place / STUDY_FILE).values.get(DATA)
+        if (place / PIN).exists():
+            return read_json(place / PIN)
+    return None
+
+
 def read_record(
     folder: Path, known: RunRecord | None = None, *, needed: Iterable[str] = ()
 ) -> RunRecord | None:
@@ -286,7 +306,7 @@ def read_or_put_aside(
         try:
             return read_record(folder, known, needed=needed)
         except Damaged as error:
-            os.replace(error.path, f"{error.path}.damaged")
+            os.replace(error.path, damaged_name(Path(error.path)))
             then = "goes on" if (folder / CHECKPOINT).exists() else "is run again"
             warnings.warn(f"{error} It is put aside, and its run {then}.", stacklevel=2)
     return read_record(folder, known, needed=needed)

@@ -220,7 +220,12 @@ def _own_teacher(bundle: Bundle) -> str:
     """The teacher's file in the study around the bundle, known by its hash."""
     inside = sorted((bundle.path.absolute().parent / "teacher").glob("*.safetensors"))
     what = f"the teacher of {bundle.path} ({bundle.config.teacher}"
-    return _find_weights(bundle, "teacher", inside, what)
+    # A bundle has no paths of the machine that made it.
+    facts = bundle.metrics.get("teacher")
+    hint = "; study.yaml of the study that made the bundle names it (teacher_weights)"
+    if isinstance(facts, dict) and facts.get("candidates"):
+        hint = "; in the folder of the study that made the bundle it is teacher/teacher.safetensors"
+    return _find_weights(bundle, "teacher", inside, what, hint)
 
 
 def _own_start(bundle: Bundle) -> str:
@@ -230,8 +235,11 @@ def _own_start(bundle: Bundle) -> str:
     return _find_weights(bundle, "student", [cached] if cached else [], what)
 
 
-def _find_weights(bundle: Bundle, side: str, candidates: list[Path], what: str) -> str:
-    """The first of the candidates, and of the file in the study's settings, with the hash."""
+def _find_weights(
+    bundle: Bundle, side: str, candidates: list[Path], what: str, hint: str = ""
+) -> str:
+    """The first of the candidates, and of the file in the study's settings, with the hash; `hint`
+    says where to look for it if none has it."""
     wanted = getattr(bundle.config, f"{side}_sha256")
     with contextlib.suppress(UserError):
         study = StudyReader.load(bundle.path.absolute().parent)
@@ -239,4 +247,6 @@ def _find_weights(bundle: Bundle, side: str, candidates: list[Path], what: str) 
     for path in candidates:
         if path.is_file() and sha256_file(path) == wanted:
             return str(path)
-    raise UserError(f"{what}, SHA-256 {wanted}) is not beside it: give --{side}-weights FILE.")
+    raise UserError(
+        f"{what}, SHA-256 {wanted}) is not beside it: give --{side}-weights FILE{hint}."
+    )

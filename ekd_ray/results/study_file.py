@@ -11,7 +11,7 @@ from typing import Any
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.phrases import command_text, several
 from ekd_ray.config.yaml_files import MOST_BYTES, dump_yaml, parse_yaml
-from ekd_ray.errors import Damaged, UserError
+from ekd_ray.errors import Damaged, UserError, shorten
 from ekd_ray.files import read_text, write_text
 
 STUDY_FILE = "study.yaml"
@@ -44,6 +44,19 @@ def read_study_file(path: Path) -> YamlFile:
     if given is not None and given != _checksum(file.values):
         raise _damaged(path, "its checksum is not that of its content")
     return file
+
+
+def describe_other_settings(
+    path: Path, header: Mapping[str, Any], config: StudyConfig
+) -> str | None:
+    """A sentence on a file without a checksum whose settings are not those of its fingerprint."""
+    known, found = header.get("fingerprint"), config.fingerprint()
+    if CHECKSUM in header or known in (None, found):
+        return None
+    return (
+        f"{path} was changed by hand in settings that decide results: their fingerprint is "
+        f"{found}, that of the study is {shorten(known)}, so that its trials may have had others"
+    )
 
 
 def leading_values(path: Path) -> dict[str, Any]:
@@ -92,5 +105,17 @@ def _damaged(path: Path, reason: str) -> Damaged:
     return Damaged(
         path,
         f"{reason.rstrip('.')} ({what}); `{repair}` rebuilds it from the trials, or put a copy in "
-        f"its place; if you have changed it yourself, remove its line {CHECKSUM}",
+        "its place; if you have changed it yourself, and nothing that decides results, remove its "
+        f"line {CHECKSUM}",
+    )
+
+
+def describe_missing(folder: Path) -> str | None:
+    """What to do about trials beside which there is no `study.yaml`; None where there are none."""
+    if not any(folder.glob("trials/[0-9]*")):
+        return None
+    repair = command_text("tune", "--resume", "--repair", "--out", folder)
+    return (
+        f"{folder} has trials, and its {STUDY_FILE} is missing: `{repair}` rebuilds it from them, "
+        "or put a copy in its place."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -27,6 +28,7 @@ from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import MOST_LISTED, Damaged, UserError, shorten
 from ekd_ray.files import atomic_path, check_format, check_name, check_plain
+from ekd_ray.remote.location import is_uri
 from ekd_ray.remote.session import open_folder
 from ekd_ray.results.importance import parameter_importance
 from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
@@ -46,8 +48,8 @@ from ekd_ray.results.records import (
     table_of_rows,
     trial_folders,
 )
-from ekd_ray.results.study_file import read_study_file
-from ekd_ray.results.words import describe_few_pictures
+from ekd_ray.results.study_file import describe_missing, describe_other_settings, read_study_file
+from ekd_ray.results.words import describe_few_pictures, warn_of_teacher
 
 T = TypeVar("T")
 PARQUET_KEY = "ekd_ray.format_version"  # in the metadata of a table's file
@@ -94,6 +96,8 @@ class StudyReader:
         """
         folder = open_folder(path)
         if not (folder / STUDY_FILE).is_file():
+            if (missing := describe_missing(folder)) and not is_uri(str(path)):
+                raise UserError(missing)
             found = sorted(str(file.parent) for file in folder.glob(f"*/{STUDY_FILE}"))[
                 :MOST_LISTED
             ]
@@ -105,6 +109,8 @@ class StudyReader:
             load_named(stamps_in_study(file.values), folder / SOURCES, named_by=folder / STUDY_FILE)
         with file.locate_errors("study"):
             config = StudyConfig.from_dict(file.values.get("study") or {})
+        if changed := describe_other_settings(folder / STUDY_FILE, file.values, config):
+            warnings.warn(f"{changed}.", stacklevel=2)
         return cls(path=folder, config=config, header=file.values)
 
     @property
@@ -118,8 +124,10 @@ class StudyReader:
         return self._counts.validation_images
 
     def warnings(self) -> list[str]:
-        """A sentence for each split whose pictures are so few that its figures tell little."""
-        return describe_few_pictures(self._counts, self.config.watched)
+        """Sentences on what the teacher may not be, and on each split whose pictures are so few
+        that its figures tell little."""
+        few = describe_few_pictures(self._counts, self.config.watched)
+        return [*warn_of_teacher(self.teacher()), *few]
 
     @property
     def _counts(self) -> PictureCounts:

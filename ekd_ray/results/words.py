@@ -319,7 +319,7 @@ def value_text(value: Any) -> str:
 
 
 def describe_teacher(found: TeacherFigures) -> str:
-    """The teacher's own figures in one sentence."""
+    """The teacher's own figures in one sentence, without its warnings."""
     origin = "trained by the study"
     if not found.candidates:
         origin = "given; it may have been trained on these images"
@@ -330,8 +330,12 @@ def describe_teacher(found: TeacherFigures) -> str:
         for name in ("top1", "nll", "ece")
     ]
     prior = "none" if found.log_prior is None else f"{found.log_prior:.4g}"
-    text = (
+    return (
         f"Teacher {found.model} ({origin}) on {several(found.images, 'validation image')} without "
         f"augmentation: {', '.join(figures)}, learned log prior {prior}."
     )
-    return "".join([text, *(f" Warning: {warning}." for warning in found.warnings)])
+
+
+def warn_of_teacher(found: TeacherFigures | None) -> list[str]:
+    """A sentence for each reason why a teacher may not be what its user thinks, with the remedy."""
+    return [f"The teacher: {warning}." for warning in (found.warnings if found else ())]

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.config.phrases import several
+from ekd_ray.config.phrases import several, size_text
 from ekd_ray.config.study_config import LEAST_SHARE, Gpus
+from ekd_ray.engine.control_groups import memory_limit
 from ekd_ray.engine.precision import local_cpus as local_cpus
 from ekd_ray.errors import SAME_COMMAND, UserError, continuing_command, end_process
 from ekd_ray.scale.assumed_nodes import assumed_nodes
@@ -38,6 +39,8 @@ ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     # A trial that fails in its first epoch, or is resumed at its end, reports no metric.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # A trial's traceback is for `failure.log`: its user reads the reason.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Activations come and go by megabytes: in huge pages a step on a CPU takes a tenth less.
@@ -46,6 +49,9 @@ ENVIRONMENT = {
 }
 
 ADDRESS = "RAY_ADDRESS"
+# What a Ray of our own and its driver take of memory, and what a process of a trial does with a
+# small network (docs/reliability.md has the figures).
+RAY_BYTES, WORKER_BYTES = 5 * 2**28, 2**29
 LEAST_FILES = 4096  # that a process of Ray may have open
 WATCH_SECONDS = 1.0  # between two looks at the processes of a Ray of our own
 EXIT_WITHOUT_RAY = 1
@@ -125,6 +131,12 @@ def _ray_started(folder: Path | None) -> Iterator[None]:
                 "Ray did not start in time: this machine is too busy, or short of memory; when it "
                 f"is not, run {continuing_command() or 'the same command'} again, and if that does "
                 "not help, with --keep-ray-logs."
+            ) from error
+        if isinstance(error, ValueError) and not on_cluster():  # of its store of objects
+            raise UserError(
+                f"Ray does not start here ({str(error).strip().splitlines()[0].rstrip('.')}): this "
+                f"machine, or container, of {size_text(memory_limit())} is short of memory; free "
+                "some, or give it more."
             ) from error
         kinds = (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError)
         if not (on_cluster() and isinstance(error, kinds)):
@@ -341,6 +353,19 @@ def count_trials(config: StudyConfig, nodes: Collection[Node]) -> int:
     cpus, gpus = config.cpus_per_trial, gpus_per_worker(config.gpus_per_trial, nodes)
     slots = count_room(nodes, cpus=cpus, gpus=gpus) // config.workers_per_trial
     return min(slots, config.max_concurrent or slots)
+
+
+def count_at_once(config: StudyConfig, nodes: Collection[Node]) -> int:
+    """How many trials run at once on these nodes, at least 1.
+
+    Of this machine no more than its memory, or that of the container, has room for, unless the
+    study says how many.
+    """
+    count = max(1, count_trials(config, nodes))
+    if config.max_concurrent or on_cluster() or assumed_nodes() is not None:
+        return count
+    room = (memory_limit() - RAY_BYTES) // WORKER_BYTES // config.workers_per_trial
+    return max(1, min(count, room))
 
 
 def local_nodes() -> list[Node]:

@@ -18,13 +18,13 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.phrases import several
 from ekd_ray.errors import Damaged
-from ekd_ray.files import remove_path
+from ekd_ray.files import damaged_name, remove_path
 from ekd_ray.results.records import (
     JOURNAL,
     RunRecord,
     read_or_put_aside,
-    read_whole,
     trial_folder,
     trial_folders,
 )
@@ -36,6 +36,7 @@ from ekd_ray.scale.storage import (
     SETTINGS,
     Journal,
     begun_trials,
+    has_record,
     open_study,
     write_together,
 )
@@ -58,13 +59,16 @@ def open_or_rebuild(run: Path, config: StudyConfig, space: Space) -> optuna.Stud
                 raise Damaged(path, "it is not there")
         except Damaged as error:
             count = _rebuild(run, config, space)
-            kept = f" The old one is kept as {path.name}.damaged." if path.exists() else ""
-            warnings.warn(
-                f"{error} It is made anew from what {count} trials have left.{kept}", stacklevel=2
-            )
+            kept = ""
             if path.exists():
-                shutil.copyfile(path, f"{path}.damaged")
+                aside = damaged_name(path)
+                shutil.copyfile(path, aside)
+                kept = f" The old one is kept as {aside.name}."
             os.replace(run / _REBUILT, path)
+            warnings.warn(
+                f"{error} It is made anew from what {several(count, 'trial')} left.{kept}",
+                stacklevel=2,
+            )
             journal = None
     return open_study(run, config, journal=journal)
 
@@ -75,7 +79,7 @@ def _check_knows_trials(journal: Journal, run: Path) -> None:
     Its number would be given again, and another point would get its results.
     """
     known = begun_trials(journal)
-    lost = [n for n, folder in trial_folders(run).items() if n not in known and read_whole(folder)]
+    lost = [n for n, folder in trial_folders(run).items() if n not in known and has_record(folder)]
     if lost:
         raise Damaged(run / JOURNAL, f"it lacks trial {min(lost)}, which has a record")
 

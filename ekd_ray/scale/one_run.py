@@ -16,7 +16,7 @@ from ekd_ray.config.study_config import Gpus
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.history import read_history
 from ekd_ray.errors import UserError, name_continuation
-from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason, find_pin
 from ekd_ray.scale.cluster import (
     Node,
     check_gpus,
@@ -89,7 +89,9 @@ def run_on_workers(
     folder = run.folder
     (folder / FAILURE).unlink(missing_ok=True)
     plugins = LoadedPlugins(tuple(run.config["plugins"]))
-    options = TrainOptions(data_root=data_root, threads=workers.cpus, test=test, plugins=plugins)
+    options = TrainOptions(
+        data_root=data_root, threads=workers.cpus, test=test, pin=find_pin(folder), plugins=plugins
+    )
     with connected():
         nodes = live_nodes().values()
         workers = workers.on(nodes)

@@ -62,11 +62,12 @@ def _in_sentences(url: str) -> Iterator[None]:
     """Make a `UserError` of what Ray's client says when there is no way in."""
     import ray.exceptions
 
-    shown = hide_secrets(url)
+    shown, answered = hide_secrets(url), False
     try:
         # Ray's own client would wait for ever.
         with contextlib.suppress(urllib.error.HTTPError):
             urllib.request.urlopen(f"{url.rstrip('/')}/api/version", timeout=REACH_SECONDS).close()
+        answered = True
         yield
     except ray.exceptions.AuthenticationError:
         raise UserError(
@@ -75,10 +76,15 @@ def _in_sentences(url: str) -> Iterator[None]:
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(
-            f"no dashboard of Ray answers at {shown} ({reason}): check --address, and that the "
-            "head runs."
-        ) from None
+        if "No available agent" in reason:
+            cure = (
+                "its head may have begun just now, or another Ray of that machine has the port of "
+                "its agent (ray start --dashboard-agent-listen-port PORT takes another)"
+            )
+        else:
+            cure = "check --address, and that the head runs"
+        verb = "takes no job from here" if answered else "does not answer"
+        raise UserError(f"the dashboard of Ray at {shown} {verb} ({reason}): {cure}.") from None
 
 
 def _delete(client: Any, job: str) -> None:

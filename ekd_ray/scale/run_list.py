@@ -29,7 +29,7 @@ from ekd_ray.scale.schedulers import NoStopping
 from ekd_ray.scale.search import run_tuner
 from ekd_ray.scale.searcher import death_reason
 from ekd_ray.scale.tracking import Observer
-from ekd_ray.scale.worker import RUN, TrainOptions, check_disk, train_run
+from ekd_ray.scale.worker import RUN, TrainOptions, check_halted, train_run
 
 
 class RunList(Searcher):
@@ -50,7 +50,7 @@ class RunList(Searcher):
         """Leave word of a run whose process died, retries included."""
         if error:
             folder = self._begun[trial_id].folder
-            check_disk(folder)
+            check_halted(folder)
             end_session(folder, failed=True)
             reason = death_reason(folder, result) or failure_reason(folder)
             write_json(folder / FAILURE, {"reason": reason})
@@ -83,7 +83,7 @@ def run_all(
         run_tuner(
             study,
             config,
-            functools.partial(train_run, options=TrainOptions.of_study(config)),
+            functools.partial(train_run, options=TrainOptions.of_study(config, study)),
             searcher=RunList(list(waiting.values())),
             scheduler=NoStopping(),
             observer=observer,

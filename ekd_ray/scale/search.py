@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.phrases import command_text
 from ekd_ray.engine.run_stage import RunStage
-from ekd_ray.errors import Interrupted, UserError, disk_full_error, name_continuation
+from ekd_ray.errors import Interrupted, UserError, halting_error, name_continuation
 from ekd_ray.results.records import FAILURE, RESULT, RunRecord
 from ekd_ray.results.study_reader import StudyReader, rank_trials
 from ekd_ray.results.words import figure_text
@@ -49,11 +49,12 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         run: the study's folder; base: `config.distill` resolved.
 
     Raises:
-        NoWinner: every trial failed, or none keeps the constraints. NoSpace: the disk is full.
-            Interrupted: stopped by the user. After both of these the study can be resumed.
+        NoWinner: every trial failed, or none keeps the constraints. Halted: the disk is
+            full, or the data are others. Interrupted: stopped by the user. After both of these the
+            study can be resumed.
     """
     config = with_gpus(config)
-    train = functools.partial(train_run, options=TrainOptions.of_study(config))
+    train = functools.partial(train_run, options=TrainOptions.of_study(config, run))
     chance = Chance.of_study(base, config.data_root)
     searcher = OptunaSearcher(run, config, base)
     before = searcher.found()
@@ -208,8 +209,8 @@ def run_tuner(
         ):
             tuner.fit()
     except Exception as error:
-        full = disk_full_error(error)  # Tune wraps what its searchers raise
-        if full is None:
+        halted = halting_error(error)  # Tune wraps what its searchers raise
+        if halted is None:
             raise
-        raise full from None
+        raise halted from None
     shutil.rmtree(scratch, ignore_errors=True)

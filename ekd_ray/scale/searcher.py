@@ -42,7 +42,7 @@ from ekd_ray.scale.optuna_private import reopen_trial, stored_trial
 from ekd_ray.scale.space import Space, first_points, point_config
 from ekd_ray.scale.storage import FULL_RUN, REPEATED, write_together
 from ekd_ray.scale.trial_slots import DEATH_REASON
-from ekd_ray.scale.worker import RUN, check_disk
+from ekd_ray.scale.worker import RUN, check_halted
 
 REPEATS = 64  # points in a row that were tried before: then the space holds no new one
 _EXHAUSTED = "exhausted"
@@ -242,13 +242,13 @@ class OptunaSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """End a trial in Optuna and on disk. Raises `NoSpace`: it stays begun, to be continued."""
+        """End a trial in Optuna and on disk. Raises `Halted`: it stays begun, to be continued."""
         if trial_id not in self._running:
             return
         trial, record = self._running.pop(trial_id)
         folder, history = record.folder, read_history(record.folder)
         if error:
-            check_disk(folder)
+            check_halted(folder)
         gave_reason = (folder / FAILURE).exists()
         if error and not (history or gave_reason or trial.number in self._begun_again):
             # Tune tries a trial again whose process died at work, but not one whose process died

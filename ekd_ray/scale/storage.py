@@ -31,7 +31,14 @@ from ekd_ray.files import (
     remove_path,
     write_text,
 )
-from ekd_ray.results.records import JOURNAL, PLACE, REPORT, STUDY_FILE, trial_folders
+from ekd_ray.results.records import (
+    JOURNAL,
+    PLACE,
+    REPORT,
+    STUDY_FILE,
+    read_record,
+    trial_folders,
+)
 from ekd_ray.results.study_file import read_study_file
 from ekd_ray.scale.optuna_private import lock_files, storage_of
 from ekd_ray.scale.samplers import make_sampler
@@ -241,24 +248,33 @@ def begun_trials(journal: Journal) -> set[int]:
 
 
 def drop_unknown_trials(run: Path) -> list[str]:
-    """Remove trials that the journal does not know; their folders' names, `trials/0007`.
+    """Remove folders of trials that the journal does not know and that hold no record; their names,
+    `trials/0007`.
 
-    A study fetched from a URI may have some: a kill came between the upload of a trial and
-    that of the journal. Their numbers will be those of other trials.
+    A study fetched from a URI may have some: a kill came between the upload of a trial's first
+    files and that of the journal. Their numbers will be those of other trials. A journal that
+    lacks a trial with a record, or is missing, is made anew from them all (`open_or_rebuild`).
     """
-    known: set[int] = set()
-    if (run / JOURNAL).exists():
-        try:
-            storage = Journal(run / JOURNAL)
-        except Damaged:
-            return []  # it is made anew from these trials
-        known = begun_trials(storage)
+    if not (run / JOURNAL).exists():
+        return []
+    try:
+        known = begun_trials(Journal(run / JOURNAL))
+    except Damaged:
+        return []
     dropped = []
     for number, folder in trial_folders(run).items():
-        if number not in known:
+        if number not in known and not has_record(folder):
             remove_path(folder)
             dropped.append(f"trials/{folder.name}")
     return dropped
+
+
+def has_record(folder: Path) -> bool:
+    """Whether a trial has left a record, of its end or of its beginning, whole or damaged."""
+    try:
+        return read_record(folder) is not None
+    except Damaged:
+        return True
 
 
 def check_storage(config: StudyConfig) -> None:

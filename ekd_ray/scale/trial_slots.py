@@ -9,7 +9,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.scale.cluster import count_trials, end_without_ray, live_nodes, on_cluster
+from ekd_ray.scale.cluster import count_at_once, end_without_ray, live_nodes, on_cluster
 from ekd_ray.scale.ray_private import (
     LOW_ON_MEMORY,
     NODE_DIED,
@@ -61,10 +61,10 @@ def max_concurrent_trials(config: StudyConfig) -> int:
     ended is the price, and so they are few. (A trial of several workers would not wait, but
     start without its workers.)
     """
-    room = count_trials(config, live_nodes().values())
+    room = count_at_once(config, live_nodes().values())
     if on_cluster() and config.max_concurrent and config.workers_per_trial == 1:
         room = min(config.max_concurrent, room + max(1, room // 4))
-    return max(1, room)
+    return room
 
 
 class ProcessDeaths(tune.Callback):

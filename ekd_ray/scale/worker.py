@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import platform
 import shutil
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.plugins import LoadedPlugins
 from ekd_ray.engine import ranks
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.data_pin import check_pinned
 from ekd_ray.engine.decoding import share_cores
 from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import Diverged, TrainedStudent, distill
@@ -25,10 +27,17 @@ from ekd_ray.engine.measure.cost import student_costs
 from ekd_ray.engine.out_of_memory import out_of_memory
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import Session
-from ekd_ray.errors import SAME_COMMAND, NoSpace, UserError, disk_full_error, name_continuation
+from ekd_ray.errors import (
+    SAME_COMMAND,
+    Halted,
+    NoSpace,
+    UserError,
+    halting_error,
+    name_continuation,
+)
 from ekd_ray.files import read_json, write_json
 from ekd_ray.results.finish import finish_run
-from ekd_ray.results.records import FAILURE, RESULT, RunRecord
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord, find_pin
 from ekd_ray.scale.cluster import own_cores
 from ekd_ray.scale.worker_output import output_noted
 
@@ -36,8 +45,9 @@ Report = Callable[[dict[str, Any]], None]
 # What a Ray process does for a run: `train_run` with its options, or a test's own.
 Train = Callable[[RunRecord, Report], object]
 RUN = "run"  # the key of the run, as `RunRecord.to_dict` gives it, in a Tune trial's config
-# Left by a trial that found the disk full: it has not failed, and is continued once there is room.
-FULL = "disk_full.json"
+# Left by a trial that found the disk full, or other data: it has not failed, and is continued once
+# that is mended.
+HALTED = "halted.json"
 # Where not even that could be written, a disk with less than this is taken to be full.
 _LEAST_FREE = 16 * 2**20
 
@@ -47,7 +57,8 @@ class TrainOptions:
     """How runs are trained, whichever they are.
 
     `costs` names what is to be known of the student besides its metrics; `shown` names the
-    settings that TensorBoard's HParams tab shows; `test`: a single run reads the test split.
+    settings that TensorBoard's HParams tab shows; `test`: a single run reads the test split;
+    `pin`: what `find_pin` found, which the data of the node must be.
     """
 
     data_root: str | None
@@ -55,14 +66,16 @@ class TrainOptions:
     costs: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     test: bool = False
+    pin: Any = None
     plugins: LoadedPlugins = LoadedPlugins()  # which come with the options
 
     @classmethod
-    def of_study(cls, config: StudyConfig) -> TrainOptions:
-        """Those of the runs of a study."""
+    def of_study(cls, config: StudyConfig, folder: Path) -> TrainOptions:
+        """Those of the runs of a study in a folder."""
         return cls(
             data_root=config.data_root, threads=config.cpus_per_trial, costs=config.costs,
-            shown=tuple(config.space or {}), plugins=LoadedPlugins(config.distill.plugins),
+            shown=tuple(config.space or {}), pin=find_pin(folder),
+            plugins=LoadedPlugins(config.distill.plugins),
         )  # fmt: skip
 
 
@@ -98,9 +111,9 @@ def train_run(
     """Train a run, reporting each epoch's row; None if it failed, or had ended before.
 
     A run that diverges, runs out of memory or proves illegal leaves its reason in
-    `failure.json`: that is a result of the search, not an error of it. A full disk is an error:
-    see `check_disk`. A run of the search is recorded by its driver, which knows whether it was
-    stopped early; any other one here.
+    `failure.json`: that is a result of the search, not an error of it. A full disk and other
+    data are errors: see `check_halted`. A run of the search is recorded by its driver, which knows
+    whether it was stopped early; any other one here.
 
     Raises:
         MemoryError: it ran out of memory. Its process is to be replaced, which alone frees all of
@@ -111,7 +124,7 @@ def train_run(
         return None
     failed = ranks.from_first((folder / FAILURE).exists())  # in another process
     if first:  # of an earlier try, which was killed before anybody read it
-        (folder / FULL).unlink(missing_ok=True)
+        (folder / HALTED).unlink(missing_ok=True)
     try:
         result = None if failed else _distill(run, report, options, checkpoint_seconds)
         if run.stage is RunStage.SEARCH:
@@ -124,10 +137,10 @@ def train_run(
             run.close("failed")
         return result
     except Exception as error:
-        full = disk_full_error(error)
-        if full is not None and first:
+        halted = halting_error(error)
+        if halted is not None and first:
             with contextlib.suppress(OSError):  # what could not be written was removed
-                write_json(folder / FULL, {"reason": str(full)})
+                write_json(folder / HALTED, {"reason": str(halted)})
         elif reason := out_of_memory(error, DistillConfig.from_dict(run.config)):
             write_json(folder / FAILURE, {"reason": reason})
             traceback.print_exc()
@@ -141,6 +154,15 @@ def _distill(
     """Train a run; None if it failed of itself, for a reason that is then in its folder."""
     try:
         config = DistillConfig.from_dict(run.config)
+        # Of another node than the one that the study was begun on: its data may be others.
+        # Which of them validate is a setting, and a final run has none.
+        if isinstance(options.pin, dict):
+            cure = f"give the node {platform.node()} the same data"
+            check_pinned(
+                run.folder, {**options.pin, "validation": None}, config, options.data_root,
+                look=False, test=run.stage is RunStage.FINAL,
+                cure=f"{cure}, then run {SAME_COMMAND}; what was finished is kept",
+            )  # fmt: skip
         share_cores(own_cores())
         torch.set_num_threads(options.threads)  # the latency among the costs is the trial's own
         confirms = run.stage in (RunStage.SELECT, RunStage.FINAL)
@@ -156,6 +178,8 @@ def _distill(
             checkpoint_seconds=checkpoint_seconds,
         )
         return decide_determinism(config, train, wanted=run.stage.exports)
+    except Halted:
+        raise
     except (Diverged, UserError) as error:
         traceback.print_exc()  # for failure.log
         if ranks.is_first():
@@ -163,16 +187,16 @@ def _distill(
     return None
 
 
-def check_disk(folder: Path) -> None:
-    """Check whether the run in a folder, which ended in an error, met a full disk.
+def check_halted(folder: Path) -> None:
+    """Check whether the run in a folder, which ended in an error, met a full disk or other data.
 
     Raises:
-        NoSpace: it did; the study is to stop, because the configuration is not to blame.
+        Halted: it did; the study is to stop, because the configuration is not to blame.
     """
-    if (folder / FULL).exists():
+    if (folder / HALTED).exists():
         # The process of the run did not know by which command the study was begun.
-        reason = str(read_json(folder / FULL).get("reason"))
-        raise NoSpace(reason.replace(SAME_COMMAND, name_continuation()))
+        reason = str(read_json(folder / HALTED).get("reason"))
+        raise Halted(reason.replace(SAME_COMMAND, name_continuation()))
     with contextlib.suppress(FileNotFoundError):
         free = shutil.disk_usage(folder).free
         if free < _LEAST_FREE:

@@ -147,7 +147,7 @@ def tune(
             chosen, warm_start=[*map(_text, warm_start)], download=download,
             resumed=folder if resume else None,
         )  # fmt: skip
-        if location is None:
+        if location is None and not wait:  # else `conduct_study` does
             check_folder(folder, config, resume=resume)
         if not wait:
             return start_study(

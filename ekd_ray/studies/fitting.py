@@ -11,6 +11,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY, load
 from ekd_ray.config.phrases import several
 from ekd_ray.config.settings import MOST_EPOCHS
+from ekd_ray.config.targets import LEAST_HELD_OUT
 from ekd_ray.errors import UserError, error_context, shorten, unknown_name
 
 
@@ -31,7 +32,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Share(Rule):
-    """Hold out a fifth of the pictures, at least 100 of them, at most a third."""
+    """Hold out a fifth of the pictures; where that is below 100, 100 or, if less, a third."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +91,9 @@ def fit_values(
         dataset_info,
         fitted_held_out,
         held_out_size,
-        num_train,
         steps_per_epoch,
     )
+    from ekd_ray.engine.resolve import count_kept
 
     wanted = {name: RULES[name].parse(name, rule) for name, rule in rules.items()
               if name not in given}  # fmt: skip
@@ -100,15 +101,14 @@ def fit_values(
     said: list[str] = []
     with error_context("distill"):
         base = DistillConfig.from_dict({**(values.get("distill") or {})})
-    total = base.train_subset or num_train(base.dataset, data_root=data_root)
+    total = base.train_subset or count_kept(base, data_root)
     held = held_out_size(total, base.validation_fraction)
     if "validation_fraction" in wanted:
         classes = dataset_info(base.dataset, data_root=data_root).num_classes
         held = fitted_held_out(total, classes)
         result["distill"] = {**result["distill"], "validation_fraction": held / total}
         said.append(
-            f"{held} of {several(total, 'picture')} validate: 20 %, at least 100, at most a third"
-            + (", but one of each class" if held == classes else "")
+            f"{held} of {several(total, 'picture')} validate: {_why_held(held, total, classes)}"
         )
     rule = wanted.get("epochs")
     if isinstance(rule, Steps):
@@ -130,6 +130,19 @@ def fit_values(
         )
     result["distill"] = {**result["distill"], "fitted": said}
     return result
+
+
+def _why_held(held: int, total: int, classes: int) -> str:
+    """The part of the rule that decides how many pictures validate."""
+    fifth = round(total / 5)
+    if held == fifth:
+        return "20 %"
+    if held == classes:
+        return "one of each class"
+    less = f"because 20 % would be {fifth}"
+    if held == LEAST_HELD_OUT:
+        return f"the least that there should be, {less}"
+    return f"a third, {less}, fewer than {LEAST_HELD_OUT}"
 
 
 def _with_rate(values: dict[str, Any], factor: float) -> dict[str, Any]:

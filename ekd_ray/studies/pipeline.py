@@ -32,22 +32,29 @@ from ekd_ray.engine.data_pin import check_pinned, pin_data
 from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import (
+    WeakTeacher,
     check_teacher,
     measure_teacher,
     refuse_weak_teacher,
 )
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import environment, hardware, warn_of_change
-from ekd_ray.engine.resolve import check_images, check_workers, resolve, used_plugins
+from ekd_ray.engine.resolve import (
+    check_images,
+    check_teacher_settings,
+    check_workers,
+    resolve,
+    used_plugins,
+)
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import count_pictures
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.teacher.tried import try_teacher
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
-from ekd_ray.files import check_own_folder, is_temporary, remove_temporaries
+from ekd_ray.files import check_own_folder, is_temporary, remove_path, remove_temporaries
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
-from ekd_ray.models import read_metadata
+from ekd_ray.models import checkpoints_kept, read_metadata
 from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
@@ -63,8 +70,13 @@ from ekd_ray.results.records import (
     STUDY_FILE,
 )
 from ekd_ray.results.study import DRIVER_LOG, Study
-from ekd_ray.results.study_file import read_study_file, write_study_file
-from ekd_ray.results.words import describe_teacher, resume_command
+from ekd_ray.results.study_file import (
+    describe_missing,
+    describe_other_settings,
+    read_study_file,
+    write_study_file,
+)
+from ekd_ray.results.words import describe_teacher, resume_command, warn_of_teacher
 from ekd_ray.scale.budget import check_budget
 from ekd_ray.scale.cluster import (
     check_address,
@@ -98,6 +110,7 @@ MOST_NAMED = 3  # settings that differ
 LEAST_FREE_BYTES = 200 * 2**20
 
 
+@checkpoints_kept()
 def check_study(
     config: StudyConfig, *, download: bool = False, say: Say = lambda done, total: None
 ) -> StudyConfig:
@@ -119,6 +132,8 @@ def check_study(
     base = config.distill
     if "val_ood_auroc" in config.watched and base.ood_dataset is None:
         raise UserError("val_ood_auroc needs a second data set: give --ood-dataset NAME.")
+    with error_context("distill"):
+        check_teacher_settings(base)
     with error_context("distill", "dataset"):
         check_dataset(base.dataset, data_root=config.data_root, download=download)
         check_images(base, config.data_root, say)
@@ -307,10 +322,14 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
         if not resume:
             raise UserError(f"{out} holds a study already: add --resume, or choose another --out.")
         check_unchanged(study.path, study.config, config)
+        if changed := describe_other_settings(out / STUDY_FILE, study.header, study.config):
+            raise UserError(f"{changed}: put them back, or begin anew with another --out.")
         _check_trials(study, config)
         _check_continues(study)
         pinned, cure = study.header.get(DATA), "begin anew with another --out"
         check_pinned(study.path, pinned, config.distill, config.data_root, cure=cure)
+    elif missing := describe_missing(out):
+        raise UserError(missing)
     elif out.exists() and (out.is_file() or not all(map(is_left_over, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
@@ -485,13 +504,27 @@ def conduct_study(
         if download:
             dataset, root = config.distill.dataset, config.data_root
             load_dataset(dataset, "train", data_root=root, download=True)
-        check_folder(out, config, resume=resume)  # before a folder and its lock are made
+        if not (resume and (out / STUDY_FILE).exists()):  # before a folder and its lock are made
+            check_folder(out, config, resume=resume)
         with lock_folder(out):
             study = open_run(
                 out, config, resume=resume, location=location, accept_versions=accept_versions
             )
             on_begin()
-            return run_study(study, observer)
+            try:
+                return run_study(study, observer)
+            except WeakTeacher:
+                # Of a given one nothing is there but the study's head.
+                if not resume and location is None and config.distill.teacher_weights:
+                    _empty_folder(out)
+                raise
+
+
+def _empty_folder(out: Path) -> None:
+    """Remove what a study that has just begun has written."""
+    for path in out.iterdir():
+        if not is_left_over(path):
+            remove_path(path)
 
 
 def run_study(study: Study, observer: Observer) -> Bundle:
@@ -687,5 +720,5 @@ def _measure_teacher(
         )
         found = compute_off_driver(config, measure)
         found.write(out)
-    observer.note(describe_teacher(found))
+    observer.note(" ".join([describe_teacher(found), *warn_of_teacher(found)]))
     refuse_weak_teacher(base, found)

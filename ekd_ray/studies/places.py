@@ -11,6 +11,7 @@ from ekd_ray.config.distill_config import CACHED
 from ekd_ray.errors import UserError
 from ekd_ray.files import check_name, expand_home, file_name
 from ekd_ray.remote.location import Location, is_uri, parse_location, working_copy
+from ekd_ray.results.study_file import STUDY_FILE, describe_missing
 
 RUNS = Path("runs")  # results for which no folder was given
 # Ray gives it to the program of `ray job submit`, and to nobody else.
@@ -68,8 +69,10 @@ def find_header(out: str | Path, name: str) -> Path:
 
         folder = header_folder(location)
     if not (folder / name).is_file():
+        missing = describe_missing(folder) if name == STUDY_FILE and location is None else None
         raise UserError(
-            f"{folder} holds nothing to resume (no {name}): check --out, or drop --resume."
+            missing
+            or f"{folder} holds nothing to resume (no {name}): check --out, or drop --resume."
         )
     return folder / name
 

@@ -39,6 +39,8 @@ SEARCH_SPACES = next(
 
 _OF_THE_FILE = ("extends", "description", "plugins", "fit")
 MOST_BASES = 20  # of a recipe
+# Authors' values that the pair's own method and its other evidential ones share.
+_SECOND_ORDER = ("log_prior", "evidence", "ekd_weight", "ekd_warmup")
 _SECTIONS = ("distill", "space", "authors", "teacher_training", "methods")
 
 
@@ -266,8 +268,9 @@ def select_method(values: Mapping[str, Any], method: str | None) -> dict[str, An
     `method` is a key of `methods:` or a name of `METHODS`; None, and the recipe's own
     method, leave the rest as it is. Under another one the method settings of the recipe,
     their ranges, its first points and its authors' values go. The ranges of a name of
-    `METHODS` come (`Method.space`), and what the table's entry says is laid over them. An
-    entry that searches `method` itself starts from the authors' values of each of its choices.
+    `METHODS` come (`Method.space`), and what the table's entry says is laid over them; authors'
+    values of its own lack of EKD's prior and second order are the recipe's. An entry that searches
+    `method` itself starts from the authors' values of each of its choices.
 
     Raises:
         UserError: an unknown method.
@@ -296,15 +299,30 @@ def select_method(values: Mapping[str, Any], method: str | None) -> dict[str, An
     }
     own = {} if (changes.get("distill") or {}).get("method") else {"distill": {"method": method}}
     result = merge(merge(stripped, changes), own)
+    if result["authors"]:
+        result["authors"] = _with_second_order(values, method, result["authors"])
     searched = ((changes.get("space") or {}).get("method") or {}).get("choices") or ()
     own_authors = {_own_method(values): rest.get("authors")}
-    points = [
-        {"method": name, **((table.get(name) or {}).get("authors") or own_authors.get(name) or {})}
-        for name in searched
-    ]
+    points = []
+    for name in searched:
+        point = (table.get(name) or {}).get("authors") or own_authors.get(name) or {}
+        points.append({"method": name, **_with_second_order(values, name, point)})
     if points:
         result["authors"], *result["first_points"] = points
     return result
+
+
+def _with_second_order(
+    values: Mapping[str, Any], method: Any, authors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Authors' values of a method; of EKD's prior and second order they may be the recipe's own."""
+    from ekd_ray.losses.methods import METHODS
+
+    entry = METHODS.get(method) if isinstance(method, str) else None
+    if entry is None or not (entry.evidential and entry.needs_teacher):
+        return dict(authors)
+    own = values.get("authors") or {}
+    return {**{name: own[name] for name in _SECOND_ORDER if name in own}, **authors}
 
 
 def _own_method(values: Mapping[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import several
 from ekd_ray.errors import Damaged, UserError
+from ekd_ray.files import damaged_name
 from ekd_ray.results.records import (
     DATA,
     FORMAT_VERSION,
@@ -37,8 +38,8 @@ def repair_study(out: Path) -> str:
     """Rebuild `study.yaml` of a study where it is damaged or missing; a sentence on what was done.
 
     Its settings are those that the journal has; without them what is left of the file, the
-    settings that all trials share, and the ranges that were searched. The old file is kept as
-    `study.yaml.damaged`.
+    settings that all trials share, and the ranges that were searched. The old file is kept
+    (`damaged_name`).
 
     Raises:
         UserError: no trial is there to rebuild it from, or another process runs the study.
@@ -84,8 +85,9 @@ def repair_study(out: Path) -> str:
             )
         kept = ""
         if path.exists():
-            os.replace(path, f"{path}.damaged")
-            kept = f"; the old one is kept as {path.name}.damaged"
+            aside = damaged_name(path)
+            os.replace(path, aside)
+            kept = f"; the old one is kept as {aside.name}"
         write_study_file(out, header)
     return f"{path} is rebuilt from {told}{kept}"
 

@@ -15,6 +15,7 @@ from ekd_ray.config.study_config import Gpus
 from ekd_ray.data import load_dataset
 from ekd_ray.data.scan import Say
 from ekd_ray.engine.checkpoint import forget_checkpoint
+from ekd_ray.engine.data_pin import check_pinned, pin_data
 from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.final import WEIGHTS
@@ -22,15 +23,16 @@ from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.teacher_pass import check_teacher
 from ekd_ray.engine.out_of_memory import refused_memory_reported
 from ekd_ray.engine.precision import cpu_threads
-from ekd_ray.engine.resolve import check_images, check_workers, resolve
+from ekd_ray.engine.resolve import check_images, check_teacher_settings, check_workers, resolve
 from ekd_ray.engine.train_teacher import check_candidates
 from ekd_ray.errors import UserError
-from ekd_ray.files import remove_temporaries
+from ekd_ray.files import remove_temporaries, write_json
 from ekd_ray.losses.methods import method_of
+from ekd_ray.models import checkpoints_kept
 from ekd_ray.remote.location import Location
 from ekd_ray.remote.session import mirrored
 from ekd_ray.results.finish import finish_run
-from ekd_ray.results.records import RESULT, single_run
+from ekd_ray.results.records import PIN, RESULT, find_pin, single_run
 from ekd_ray.results.run_result import RunResult
 from ekd_ray.scale.cluster import (
     check_fits,
@@ -136,15 +138,17 @@ def planned(
         if out is None:
             out = default_folder(run, run.student, run.method, f"seed{run.seed}")
         teaching = None
-        if method_of(run).needs_teacher and run.teacher_weights is None and teacher_training:
-            teaching = resources.replace(distill=run, teacher_training=dict(teacher_training))
-            teaching = check_teaching(teaching, download=download)
-            config = teaching.distill
-        else:
-            config = resolve(run, data_root=data_root, download=download)
-        check_images(config, data_root, say)
-        if teaching is None:
-            check_teacher(config, data_root)
+        check_teacher_settings(run)
+        with checkpoints_kept():
+            if method_of(run).needs_teacher and run.teacher_weights is None and teacher_training:
+                teaching = resources.replace(distill=run, teacher_training=dict(teacher_training))
+                teaching = check_teaching(teaching, download=download)
+                config = teaching.distill
+            else:
+                config = resolve(run, data_root=data_root, download=download)
+            check_images(config, data_root, say)
+            if teaching is None:
+                check_teacher(config, data_root)
         check_workers(config, group.most)
         study = None
         if candidates:
@@ -185,13 +189,17 @@ def run_training(
         check_candidate_folder(out, training.candidates)
         remove_temporaries(out)  # a command that was killed has left them
         if not (out / RESULT).exists():  # else it has ended before
+            name, root = training.config.dataset, training.data_root
             if training.download:
-                name, root = training.config.dataset, training.data_root
                 load_dataset(name, "train", data_root=root, download=True)
+            cure = "begin anew with another --out"
+            check_pinned(out, find_pin(out), training.config, root, cure=cure)
             if training.teaching is None:
                 single_run(training.config, out).write_config()
             else:  # which comes before its student is known
                 (out / TEACHER).parent.mkdir(exist_ok=True)
+            if not (out / PIN).exists():
+                write_json(out / PIN, pin_data(training.config, root))
             on_begin()
             with failures_in_sentences(training.config):
                 if training.teaching is not None:
@@ -256,12 +264,13 @@ def failures_in_sentences(config: DistillConfig) -> Iterator[None]:
 def check_run_folder(out: Path, config: DistillConfig, *, resume: bool) -> None:
     """Refuse to mix runs: another configuration's folder, or this one's without --resume."""
     check_writable(out)
-    own = (out / TEACHER).parent  # of a run that was interrupted before its student began
+    # Of a run that was interrupted before its student began.
+    own = ((out / TEACHER).parent, out / PIN)
     if (out / "config.yaml").exists():
         check_unchanged(out, DistillConfig.from_yaml(out / "config.yaml"), config)
         if not resume:
             raise UserError(f"{out} holds this run already: add --resume, or choose another --out.")
-    elif not all(is_left_over(p) or (resume and p == own) for p in out.iterdir()):
+    elif not all(is_left_over(p) or (resume and p in own) for p in out.iterdir()):
         raise UserError(f"{out} holds something else: choose another --out.")
-    elif resume and not own.exists():
+    elif resume and not own[0].exists():
         raise UserError(f"{out} holds no run to resume: check --out, or drop --resume.")

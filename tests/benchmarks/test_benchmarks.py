@@ -12,6 +12,7 @@ from benchmarks.measure import geometric_mean, ratio, spread
 from benchmarks.reference import Reference, kd_loss, training_pictures
 from benchmarks.sleeper import sleeper
 from ekd_ray.engine.history import read_history
+from ekd_ray.losses import METHODS
 from ekd_ray.losses.kd import kd_loss as ours
 from ekd_ray.models import build_model
 
@@ -70,6 +71,16 @@ def test_every_variant_of_the_step_is_measured(tmp_path, monkeypatch):
     assert ratios["reference_over_warm/a-b"] == pytest.approx(expected)
     assert details["a-b"]["warm"]["median"] == pytest.approx(1e3 * np.median(found["warm"]))
     assert "torchdistill_over_warm/a-b" not in ratios
+
+
+def test_every_method_is_measured_beside_kd(tmp_path, monkeypatch):
+    monkeypatch.setenv("EKD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(step, "METHODS", {name: METHODS[name] for name in ("none", "kd", "wkd")})
+    found, ratios = step.measure_methods(
+        "resnet8-resnet8", tmp_path, steps=1, rounds=1, threads=1, note=lambda text: None
+    )
+    assert found.keys() == {"kd", "wkd"} and ratios["step_over_kd/kd"] == 1.0
+    assert ratios["step_over_kd/wkd"] == found["wkd"]["ms"]["median"] / found["kd"]["ms"]["median"]
 
 
 @pytest.mark.parametrize(

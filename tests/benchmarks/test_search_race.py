@@ -19,6 +19,7 @@ from benchmarks.simulate import (
     play,
     with_priors,
 )
+from benchmarks.simulate import race as race_of_simulate
 from benchmarks.tables import TABLES, open_target, reverse_source, show_source
 from ekd_ray.scale.space import Space
 
@@ -109,9 +110,7 @@ class Silent:
 
 
 def race(target, contestant, base):
-    from benchmarks.simulate import race as run
-
-    return run(target, contestant, base, seed=3, budget=4)
+    return race_of_simulate(target, contestant, base, seed=3, budget=4)
 
 
 # Confirm
@@ -221,14 +220,14 @@ def test_what_did_not_race_has_no_figure():
 
 def test_an_interval_is_that_of_the_mean():
     values = np.random.default_rng(0).normal(0, 1, 400)
-    low, high = interval(400, lambda of: values[of].mean())
+    low, high = interval(400, lambda of: values[of][None].mean(axis=1))
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
 
 
 def arguments(**given):
     values = {
         "seeds": 1, "first_seed": 1000, "budget": 12, "opponents": "none",
-        "tables": "resnet56a-resnet14", "only": None,
+        "tables": "resnet56a-resnet14", "only": None, "keep": None,
     }  # fmt: skip
     return argparse.Namespace(**{**values, **given})
 
@@ -247,6 +246,24 @@ def test_who_races_and_what_is_refused():
     args = arguments()
     check_flags(args, refuse)
     assert entrants(args) == CONTESTANTS
+
+
+def test_what_was_raced_is_kept_and_not_raced_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(search_race.multiprocessing, "get_context", lambda kind: InProcess())
+    args = arguments(only="random", budget=6, seeds=2, keep=tmp_path / "kept.jsonl")
+    check_flags(args, refuse)
+    first = measure(args, str)
+    text = args.keep.read_text()
+    args.keep.write_text(text[:-9])  # a kill cut off the second
+    asked = []
+
+    def spy(*given, seed, budget):
+        asked.append(seed)
+        return race_of_simulate(*given, seed=seed, budget=budget)
+
+    monkeypatch.setattr(search_race, "race", spy)
+    assert measure(args, str)["figures"] == first["figures"]
+    assert asked == [1001] and args.keep.read_text().count("\n") == 2
 
 
 def test_a_race_runs_and_an_opponent_that_is_missing_says_so(monkeypatch):

@@ -81,6 +81,8 @@ class Run:
     """Continue by `--resume` and `--out` alone, with `extra`."""
     forks: Forks | None = None
     """Starts it without the time of its imports."""
+    machine: tuple[str, ...] = ()
+    """Words before its command: see `odd_machines`."""
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -102,8 +104,9 @@ class Run:
             return
         with open(self.log, "w") as log:
             self.driver = subprocess.Popen(
-                [sys.executable, *command], stdout=log, stderr=log, env=self.environment, cwd=ROOT
-            )
+                [*self.machine, sys.executable, *command], stdout=log, stderr=log,
+                env=self.environment, cwd=ROOT,
+            )  # fmt: skip
 
     def age(self) -> float:
         return time.monotonic() - self.started

@@ -25,7 +25,7 @@ from typing import Any
 from agreement import check_ended, ended
 from kill_at_changes import Changes, draw_changes, in_child, study
 
-from ekd_ray.errors import UserError, disk_full_error
+from ekd_ray.errors import UserError, halting_error
 from ekd_ray.results import Study
 from ekd_ray.studies import pipeline
 
@@ -70,7 +70,7 @@ def run_filled(out: Path, fill_at: int, left: int) -> int:
         except UserError:
             code = SAID
         except BaseException as error:
-            code = SAID if disk_full_error(error) else 1
+            code = SAID if halting_error(error) else 1
             if code == 1:
                 traceback.print_exc()
         os._exit(code)

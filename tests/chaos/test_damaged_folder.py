@@ -24,6 +24,11 @@ def cut_head(out: Path) -> None:
     repair_study(out)
 
 
+def lose_head(out: Path) -> None:
+    (out / STUDY_FILE).unlink()
+    repair_study(out)
+
+
 def damage_journal(out: Path) -> None:
     lines = (out / JOURNAL).read_text().splitlines()
     (out / JOURNAL).write_text("\n".join([*lines[:5], "garbage", *lines[5:], ""]))
@@ -58,7 +63,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "damage", [cut_head, damage_journal, lose_journal, lose_tables, empty_confirm_record]
+    "damage", [cut_head, lose_head, damage_journal, lose_journal, lose_tables, empty_confirm_record]
 )
 def test_a_damaged_study_is_continued_to_the_same_end(
     undisturbed: Path, tmp_path: Path, damage: Callable[[Path], None]

@@ -1,12 +1,14 @@
 """The launchers' flags, how they become a configuration, and how mistakes end."""
 
 import argparse
+import contextlib
 import json
 
 import pytest
 from launchers_run import DIGITS
 
-from ekd_ray.cli import distill_command, request, teacher_command, tune_command
+from ekd_ray.cli import distill_command, flags, request, teacher_command, tune_command
+from ekd_ray.cli.main import all_parsers, root_parser
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 
@@ -44,6 +46,26 @@ def test_flags_override_the_recipe():
     assert (config.max_concurrent, config.workers_per_trial) == (2, 2)
     assert (config.cpus_per_trial, config.gpus_per_trial) == (3, 0.5)
     assert (run.batch_size, run.schedule) == (16, "cosine"), "the rest is the recipe's"
+
+
+def test_every_flag_that_is_a_whole_number_takes_it_as_people_write_it():
+    found = {}
+    for parser in all_parsers(root_parser()):
+        for action in parser._actions:
+            with contextlib.suppress(Exception):
+                if type(action.type("7")) is int:
+                    found[f"{parser.prog} {action.dest}"] = action.type
+    assert {name: (read("1_000"), read("1e3")) for name, read in found.items()} == dict.fromkeys(
+        found, (1000, 1000)
+    )
+    for name in ("tune extend", "tune trials", "space show points", "cache fill threads"):
+        assert f"ekd-ray {name}" in found
+
+
+@pytest.mark.parametrize("text", ["1.5", "1e400", "nan", "1e-3", "many", ""])
+def test_no_other_number_is_a_whole_one(text):
+    with pytest.raises(ValueError, match=r"invalid literal|could not convert"):
+        flags.whole_number(text)
 
 
 def test_a_number_of_seeds_or_auto():

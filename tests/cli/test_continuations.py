@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from launchers_run import DIGITS, forked
 
+from ekd_ray.cli.single_run import _command_with
+from ekd_ray.config import DistillConfig
 from ekd_ray.errors import Interrupted
 from ekd_ray.scale import cluster
+from ekd_ray.scale.trainer import Workers
 from ekd_ray.studies import pipeline, training
 
 TEACHER = ("--dataset", "digits", "--model", "resnet8", "--epochs", "1")
@@ -88,3 +91,20 @@ def test_a_full_disk_names_the_command_too(stop) -> None:
     line = re.search(r"free some, then run `(.*)`; what was finished", done.stderr)[1]
     code, err = paste(line)
     assert code == 2 and err.endswith(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("student", "size", "words"),
+    [
+        ("resnet20", 32, "--pair resnet20-resnet8"),
+        ("resnet20", 24, "--set image_size=24 --pair resnet20-resnet8"),
+        ("resnet56", 32, "--teacher resnet56 --student MODEL"),
+    ],
+)
+def test_a_teacher_comes_with_the_command_that_uses_it(student: str, size: int, words: str) -> None:
+    config = DistillConfig(dataset="digits", student=student, image_size=size, method="none")
+    one = training.Training(
+        config=config, out=Path("runs"), workers=Workers(least=1, most=1, cpus=1, gpus=0)
+    )
+    command = _command_with(Path("t.safetensors"), one)
+    assert command == f"ekd-ray tune --dataset digits {words} --teacher-weights t.safetensors"

@@ -61,7 +61,7 @@ def test_without_a_name_all_that_failed_are_listed(launch, study) -> None:
 
 @pytest.mark.parametrize(
     ("given", "word"),
-    [("4", "4 has not failed"), ("1", "no run '1'"), ("final-xx", "final-kd-seed-1-0a1b2c3d"),
+    [("4", "trial 4 has not failed"), ("1", "no run '1'"), ("final-xx", "final-kd-seed-1-0a1b2c3d"),
      ("t", "2 names")],
 )  # fmt: skip
 def test_another_name_is_told_which_runs_failed(launch, study, given, word) -> None:

@@ -132,7 +132,7 @@ def test_the_answer_of_a_job_is_found_among_what_ray_says() -> None:
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
-        (["--address", "http://127.0.0.1:9"], "no dashboard"),
+        (["--address", "http://127.0.0.1:9"], "does not answer"),
         (["--address", "127.0.0.1:9"], "cannot join"),
         (["--address", "local"], "needs a cluster"),
         (["--timeout", "0"], "got 0"),

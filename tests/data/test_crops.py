@@ -196,11 +196,13 @@ def test_16_bit_files_are_scaled_and_not_clipped():
     )
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_formats(make, kind):
     data = make.picture(50, 40, kind=kind)
     decode_view(data, "x", 16, None)
-    with pytest.raises(UserError, match=r"^the image x is not a readable JPEG, PNG, WEBP or BMP"):
+    with pytest.raises(
+        UserError, match=r"^the image x is not a readable JPEG, PNG, WEBP, BMP, TIFF or"
+    ):
         decode_view(data[: len(data) // 2], "the image x", 16, None)
 
 

@@ -121,7 +121,9 @@ def test_a_folder_that_does_not_serve(pets, tmp_path, make):
     (pets / "test/cat").mkdir(parents=True)
     (pets / "test/dog").mkdir()
     assert f"class folders in {pets}/test hold no images" in message(check_dataset, name)
-    assert "hold no images (.jpg, .jpeg, .png, .webp, .bmp)" in message(load_dataset, name, "test")
+    assert "hold no images (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff, .gif)" in message(
+        load_dataset, name, "test"
+    )
     (pets / "train/eel").mkdir()
     (pets / "test/eel").mkdir()
     assert f"class folder {pets}/train/eel holds no image" in refused(name)

@@ -152,7 +152,7 @@ def test_wrong_columns(hub, make):
         (None, 0, "row 9 of .* has no image bytes"),
         (b"", 0, "row 9 of .* not a readable JPEG"),
         ("cut", 0, "row 9 of .* not a readable JPEG"),
-        ("gif", 0, "row 9 of .* not a readable JPEG"),
+        ("ppm", 0, "row 9 of .* not a readable JPEG"),
         ("small", 0, "row 9 of .* has 28x28 pixels, but cifar10 has 32x32"),
     ],
 )
@@ -162,7 +162,7 @@ def test_one_bad_row(hub, make, monkeypatch, image, label, words):
     last = {
         "good": make.encode(images[9]),
         "cut": make.encode(images[9], "JPEG")[:-400],
-        "gif": make.encode(images[9], "GIF"),
+        "ppm": make.encode(images[9], "PPM"),
         "small": make.encode(make.images(1, 28)[0]),
     }.get(image, image)
     data = [make.encode(x) for x in images[:9]]

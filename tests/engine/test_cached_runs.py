@@ -25,7 +25,7 @@ from ekd_ray.engine.teacher.source import LiveTeacher, Teacher, load_teacher
 from ekd_ray.engine.teacher.table import RowFormat, list_tables
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import with_method
-from ekd_ray.models import build_model
+from ekd_ray.models import build_model, load_model
 
 
 @pytest.fixture
@@ -90,6 +90,7 @@ RUNS = {
     "ekd": {"augment": "crop_flip", "learn_log_prior": True},
     "mlkd+ekd": {"view_pool": 3},
     "kd, top": {"teacher_top": 2},
+    "wkd": {"augment": "crop_flip"},
 }
 
 
@@ -208,6 +209,66 @@ def test_trials_of_a_process_share_the_open_table(live, own_cache, run_data):
     shutil.rmtree(table.folder)  # launchers/cache.py rm, by another process
     assert load().table is not table
     assert load().table.folder.is_dir()
+
+
+# The teacher's classifier
+
+
+def remove(path):
+    path.unlink()
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [remove, flip])
+def test_rows_of_a_classifier_that_are_not_right_are_taken_from_the_teacher(
+    spoil, small, own_cache, no_network
+):
+    """The first is a table of the time before they lay there."""
+    config = small("wkd")
+    expected = run(config, "on")
+    weights = state(expected)
+    (table,) = list_tables()
+    kept = (table.folder / "classifier.safetensors").read_bytes()
+    spoil(table.folder / "classifier.safetensors")
+    assert_same_run(run(config, "on"), expected, weights)
+    assert (table.folder / "classifier.safetensors").read_bytes() == kept
+    no_network()
+    assert_same_run(run(config, "on"), expected, weights)
+
+
+def test_a_filled_table_has_the_classifier_whatever_method_asked_for_it(
+    small, own_cache, no_network, monkeypatch
+):
+    """And nobody else may write it, or the whole table would not be read."""
+    config = small("wkd")
+    expected = run(config, "off")
+    weights = state(expected)
+    before = os.umask(0)
+    try:
+        fill_tables(small("kd").replace(teacher_cache="on"), data_root=None, seeds=[0], threads=1)
+    finally:
+        os.umask(before)
+    monkeypatch.setattr(teachers, "_tables", {})  # another process opens it
+    no_network()
+    assert_same_run(run(config, "on"), expected, weights)
+
+
+def test_the_cosines_are_those_of_the_teachers_last_layer(live, run_data):
+    config = resolve(live[0].replace(teacher_cache="off"))
+    teacher = load_teacher(config, run_data(config), precision="float32", device=CPU)
+    expected = load_model(config.teacher, 10, config.teacher_weights).fc.weight
+    assert torch.equal(teacher.classifier, expected)
+
+
+def test_a_teacher_without_a_row_for_each_class_is_refused_before_compute(small):
+    config = small("wkd", teacher="torchvision:squeezenet1_1")
+    with pytest.raises(UserError, match=r"10 classes.*torchvision:squeezenet1_1 has none with 10"):
+        resolve(config)
 
 
 # No disk can stop it

@@ -94,7 +94,14 @@ def test_three_steps_equal_a_plain_loop(kd_config, plain_student, channels_last,
         torch.testing.assert_close(found[key], value, rtol=2e-3, atol=atol, msg=key)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# The conformance suite trains every method for a few steps (test_objective.py); here one of each
+# kind learns enough to be seen on validation images, and the slow tests the others.
+QUICK = ("none", "evidential", "kd", "mlkd+ekd", "ctkd+ekd", "wkd")
+
+
+@pytest.mark.parametrize(
+    "method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_every_method_learns(method, tiny, learnable, with_teacher):
     values = with_teacher if METHODS[method].needs_teacher else {}
     config = with_method(tiny(**learnable), method, **values)

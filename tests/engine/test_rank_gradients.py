@@ -14,6 +14,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
 from ekd_ray.engine.learner import Learner
 from ekd_ray.engine.teacher.source import TeacherOutputs
+from ekd_ray.losses.method_checks import draw_cosines
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.losses.objective import Objective
 
@@ -47,7 +48,8 @@ def make(method, batch):
     teacher = 3 * torch.randn(2, batch, CLASSES).double()
     target = torch.randint(CLASSES, (batch,))
     views = METHODS[method].strong_view
-    logits = TeacherOutputs(teacher[0], teacher[1] if views else None)
+    cosines = draw_cosines(CLASSES).double() if METHODS[method].class_cosines else None
+    logits = TeacherOutputs(teacher[0], teacher[1] if views else None, (), cosines)
     needed = logits if METHODS[method].needs_teacher else None
     return learner, (images, needed, target, 2, strong if views else None)
 

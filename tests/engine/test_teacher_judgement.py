@@ -37,6 +37,15 @@ def test_accuracy(share, claimed, word):
     assert [word in warning for warning in found] == [True] * (word is not None)
 
 
+def test_few_images_do_not_show_that_a_teacher_is_near_chance():
+    labels = np.arange(20) % CLASSES
+    half_right = np.where(np.arange(20) < 5, labels, labels + 1)
+    (found,) = judge_accuracy(half_right, labels, Claims())
+    # Wilson's interval of 5 of 20 at 2 deviations, by hand: 0.35 / 1.2 -+ 2 sqrt(0.011875) / 1.2.
+    assert "20 images" in found and "25.0%" in found and "interval 11.0% to 47.3%" in found
+    assert "near chance" not in found and "validation_fraction" in found
+
+
 def test_chance_is_that_of_the_largest_class():
     labels = np.repeat([0, 1], [400, 100])
     assert judge_accuracy(np.zeros(500, int), labels, Claims())

@@ -52,6 +52,10 @@ def _options():
     yield {"ekd_temperature": 2.0}
     yield {"dkd_alpha": 0.5, "dkd_beta": 2.0}
     yield {"ctkd_t_start": 0.5, "ctkd_t_end": 5.0}
+    yield {"rld_alpha": 0.5, "rld_beta": 2.0, "rld_confidence_temperature": 2.0}
+    yield {"ttm_exponent": 0.4}
+    yield {"dist_inter": 0.5, "dist_intra": 3.0}
+    yield {"wkd_sharpen": 2.0, "wkd_epsilon": 0.1, "wkd_iterations": 3, "wkd_decay": 2}
 
 
 def variants():

@@ -6,7 +6,7 @@ Nothing here comes from `ekd_ray.losses`. Logits are [B, C] arrays, targets [B] 
 import math
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 EVIDENCE = {
     "log1p_softplus": lambda z: math.log1p(math.log1p(math.exp(z))),
@@ -155,10 +155,70 @@ def mlkd_alignments(weak, strong, temperature, predict, predict_instance):
     return {"instance": instance, "class": c * class_gap, "batch": m * batch_gap}
 
 
-def terms(config, batch):
+def two_way_kl(p, q):
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def refined(confidence, correlation, ranks, target, temperatures, alpha, beta):
+    """RLD, one row at a time, from probabilities (student, teacher) at both temperatures.
+
+    `ranks` are the teacher's logits, and `temperatures` those of confidence and correlation.
+    """
+    total = 0.0
+    for s, t, p, q, z, y in zip(*confidence, *correlation, ranks, target, strict=True):
+        total += alpha * temperatures[0] ** 2 * two_way_kl(max(t), s[y])
+        kept = [c for c in range(len(z)) if z[c] < z[y]]
+        if kept:
+            p, q = (np.array([[row[c] for c in kept]]) for row in (p, q))
+            total += beta * temperatures[1] ** 2 * mean_kl(q / q.sum(), p / p.sum())
+    return total / len(target)
+
+
+def powered(p_student, p_teacher, exponent, weighted):
+    """WTTM, or TTM, one row at a time."""
+    total = 0.0
+    for s, t in zip(p_student, p_teacher, strict=True):
+        n = sum(t**exponent)
+        total += (n if weighted else 1) * mean_kl([t**exponent / n], [s])
+    return total / len(p_student)
+
+
+def unlikeness(p_student, p_teacher, temperature, inter, intra):
+    """DIST, by scipy's correlation."""
+    rows, columns = (
+        np.mean([stats.pearsonr(*pair).statistic for pair in zip(a, b, strict=True)])
+        for a, b in ((p_student, p_teacher), (p_student.T, p_teacher.T))
+    )
+    return temperature**2 * (inter * (1 - rows) + intra * (1 - columns))
+
+
+def on_target(p_student, p_teacher, target):
+    """WKD's part of the label."""
+    rows = zip(p_student, p_teacher, target, strict=True)
+    return -np.mean([t[y] * math.log(s[y]) for s, t, y in rows])
+
+
+def transport(p_student, p_teacher, target, cost, epsilon, iterations):
+    """WKD's transport between the other classes, by Sinkhorn's iterations, one row at a time."""
+    total = 0.0
+    for s, t, y in zip(p_student, p_teacher, target, strict=True):
+        kept = [c for c in range(len(s)) if c != y]
+        s, t = (p[kept] / p[kept].sum() for p in (s, t))
+        kept_cost = cost[np.ix_(kept, kept)]
+        kernel = np.exp(-kept_cost / epsilon)
+        u = np.full(len(kept), 1 / len(kept))
+        for _ in range(iterations):
+            v = t / (kernel.T @ u + 1e-8)
+            u = s / (kernel @ v + 1e-8)
+        total += (u[:, None] * kernel * kept_cost * v).sum()
+    return total / len(target)
+
+
+def terms(config, batch, cosines):
     """Every unweighted term of a method by name, from the settings and a batch of arrays.
 
-    A learned temperature is taken where it starts, `t_start + t_end * sigmoid(1)`.
+    `cosines` are between the classes, in the teacher's classifier. A learned temperature is taken
+    where it starts, `t_start + t_end * sigmoid(1)`.
     """
     base = config.method.removesuffix("+ekd")
     evidential = config.method == "evidential" or config.method.endswith("ekd")
@@ -182,19 +242,40 @@ def terms(config, batch):
         logits = standardized(logits) if config.standardize else logits
         return predict(side, logits, temperature)
 
+    def both(temperature):
+        return (
+            predict_standardized("student", batch.student, temperature),
+            predict_standardized("teacher", batch.teacher, temperature),
+        )
+
     found = {}
     if evidential:
         found["ce"] = sum(evidential_cross_entropy(s, y, prior) for s, _ in views)
     else:
         found["ce"] = sum(cross_entropy(s, y) for s, _ in views)
     if base in ("kd", "ctkd", "ekd", "dkd"):
-        p_s = predict_standardized("student", batch.student, at)
-        p_t = predict_standardized("teacher", batch.teacher, at)
+        p_s, p_t = both(at)
         if base == "dkd":
             kl = decoupled_kl(p_s, p_t, y, config.dkd_alpha, config.dkd_beta)
         else:
             kl = mean_kl(p_t, p_s)
         found["kd"] = at**2 * kl
+    if base == "rld":
+        own_at = config.rld_confidence_temperature
+        found["kd"] = refined(
+            both(own_at), both(at), batch.teacher, y, (own_at, at), config.rld_alpha,
+            config.rld_beta,
+        )  # fmt: skip
+    if base in ("ttm", "wttm"):
+        found["kd"] = powered(*both(1.0), config.ttm_exponent, weighted=base == "wttm")
+    if base == "dist":
+        found["kd"] = unlikeness(*both(at), at, config.dist_inter, config.dist_intra)
+    if base == "wkd":
+        cost = np.maximum(1 - np.exp(-config.wkd_sharpen * (1 - cosines)), 0) + 1e-8
+        found["kd"] = on_target(*both(1.0), y)
+        found["transport"] = transport(
+            *both(at), y, cost, config.wkd_epsilon, config.wkd_iterations
+        )
     if base == "mlkd":
         found |= mlkd_alignments(weak, strong, at, predict, predict_standardized)
     if config.method.endswith("ekd"):
@@ -207,7 +288,7 @@ def terms(config, batch):
     return found
 
 
-def total(config, batch, epoch):
+def total(config, batch, cosines, epoch):
     """`ce_weight * ce + ...`, with the ramps `min(epoch / warmup, 1)`."""
 
     def ramp(warmup):
@@ -222,6 +303,9 @@ def total(config, batch, epoch):
     }
     if config.kd_weight is not None:
         weight["kd"] = config.kd_weight * ramp(config.kd_warmup)
+    if config.wkd_decay is not None:
+        share = max(0.0, (epoch - config.wkd_decay) / (config.epochs - config.wkd_decay))
+        weight["transport"] = config.wkd_weight * (1 + math.cos(math.pi * share)) / 2
     if config.ekd_weight is not None:
         weight["ekd"] = config.ekd_weight * ramp(config.ekd_warmup)
-    return sum(weight[name] * value for name, value in terms(config, batch).items())
+    return sum(weight[name] * value for name, value in terms(config, batch, cosines).items())

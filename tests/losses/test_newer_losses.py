@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from scipy import optimize, stats
+from scipy import optimize
 
 from ekd_ray.losses import class_cost, dist_loss, rld_loss, wasserstein_kd_loss, wttm_loss
 
@@ -22,21 +22,8 @@ def draw(batch=6, classes=7, seed=0, scale=3.0):
     return student, teacher, torch.randint(classes, (batch,), generator=generator)
 
 
-def two_way_kl(p, q):
-    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-
-
-def slow_rld(student, teacher, target, temperature, confidence_temperature, alpha, beta):
-    total = 0.0
-    for s, t, y in zip(student, teacher, target, strict=True):
-        p_t = max(oracles.softmax([t], confidence_temperature)[0])
-        p_s = oracles.softmax([s], confidence_temperature)[0][y]
-        total += alpha * confidence_temperature**2 * two_way_kl(p_t, p_s)
-        kept = [c for c in range(len(t)) if t[c] < t[y]]
-        if kept:
-            p, q = (oracles.softmax([[row[c] for c in kept]], temperature) for row in (t, s))
-            total += beta * temperature**2 * oracles.mean_kl(p, q)
-    return total / len(student)
+def probabilities(student, teacher, temperature):
+    return [oracles.softmax(logits.tolist(), temperature) for logits in (student, teacher)]
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -49,7 +36,10 @@ def test_rld_against_a_plain_loop(alpha, beta, other, standardize):
     )  # fmt: skip
     if standardize:
         student, teacher = (oracles.standardized(z.numpy()) for z in (student, teacher))
-    plain = slow_rld(*map(np.asarray, (student, teacher, target)), 4.0, other, alpha, beta)
+    plain = oracles.refined(
+        probabilities(student, teacher, other), probabilities(student, teacher, 4.0),
+        teacher.tolist(), target.tolist(), (other, 4.0), alpha, beta,
+    )  # fmt: skip
     assert float(got) == pytest.approx(plain, rel=1e-10)
 
 
@@ -65,26 +55,25 @@ def test_a_row_of_which_rld_keeps_nothing_adds_nothing():
 @pytest.mark.parametrize("exponent", [0.1, 0.25, 1.0])
 def test_wttm_against_a_plain_loop(weighted, exponent):
     student, teacher, _ = draw()
-    total = 0.0
-    for s, t in zip(oracles.softmax(student.tolist(), 1), oracles.softmax(teacher.tolist(), 1),
-                    strict=True):  # fmt: skip
-        n = sum(t**exponent)
-        total += (n if weighted else 1) * oracles.mean_kl([t**exponent / n], [s])
     got = wttm_loss(student, teacher, exponent, weighted=weighted)
-    assert float(got) == pytest.approx(total / len(student), rel=1e-10)
+    plain = oracles.powered(*probabilities(student, teacher, 1.0), exponent, weighted)
+    assert float(got) == pytest.approx(plain, rel=1e-10)
 
 
 @pytest.mark.parametrize(("inter", "intra", "temperature"), [(1.0, 1.0, 1.0), (2.0, 0.5, 4.0)])
 def test_dist_is_scipys_correlation(inter, intra, temperature):
     student, teacher, _ = draw(scale=1.0)
-    s, t = (oracles.softmax(z.tolist(), temperature) for z in (student, teacher))
-    rows, columns = (
-        np.mean([stats.pearsonr(*pair).statistic for pair in zip(a, b, strict=True)])
-        for a, b in ((s, t), (s.T, t.T))
-    )
-    plain = temperature**2 * (inter * (1 - rows) + intra * (1 - columns))
+    both = probabilities(student, teacher, temperature)
+    plain = oracles.unlikeness(*both, temperature, inter, intra)
     got = dist_loss(student, teacher, temperature, inter=inter, intra=intra)
-    assert float(got) == pytest.approx(plain, rel=1e-4)  # 1e-8 beside norms
+    assert float(got) == pytest.approx(plain, rel=1e-10)
+
+
+def test_dist_is_nothing_between_equals_and_all_from_what_says_nothing():
+    student, teacher, _ = draw()
+    assert abs(float(dist_loss(teacher, teacher, 4.0))) < 1e-12
+    flat = torch.zeros_like(student)
+    assert float(dist_loss(flat, teacher, 4.0)) == pytest.approx(2 * 16)
 
 
 def test_the_cost_between_classes_by_hand():
@@ -92,22 +81,6 @@ def test_the_cost_between_classes_by_hand():
     away, opposite = 1 - math.exp(-2), 1 - math.exp(-4)
     expected = [[0, away, opposite], [away, 0, away], [opposite, away, 0]]
     np.testing.assert_allclose(cost, np.array(expected) + 1e-8, atol=1e-12)
-
-
-def slow_wkd(student, teacher, target, temperature, cost, weight, epsilon, iterations):
-    total = 0.0
-    for s, t, y in zip(student, teacher, target, strict=True):
-        total -= oracles.softmax([t], 1)[0][y] * math.log(oracles.softmax([s], 1)[0][y])
-        kept = [c for c in range(len(s)) if c != y]
-        p_s, p_t = (oracles.softmax([[row[c] for c in kept]], temperature)[0] for row in (s, t))
-        kept_cost = cost[np.ix_(kept, kept)]
-        kernel = np.exp(-kept_cost / epsilon)
-        u = np.full(len(kept), 1 / len(kept))
-        for _ in range(iterations):
-            v = p_t / (kernel.T @ u + 1e-8)
-            u = p_s / (kernel @ v + 1e-8)
-        total += weight * (u[:, None] * kernel * kept_cost * v).sum()
-    return total / len(student)
 
 
 def random_cost(classes=7, sharpen=1.0):
@@ -124,10 +97,11 @@ def test_wkd_against_a_plain_loop(iterations):
         student, teacher, target, 3.0, cost=cost, weight=30.0,
         sinkhorn_iterations=iterations,
     )  # fmt: skip
-    plain = slow_wkd(
-        *map(np.asarray, (student, teacher, target)), 3.0, cost.numpy(), 30.0, 0.05,
-        iterations,
-    )  # fmt: skip
+    transport = oracles.transport(
+        *probabilities(student, teacher, 3.0), target, cost.numpy(), 0.05, iterations
+    )
+    sure = oracles.on_target(*probabilities(student, teacher, 1.0), target)
+    plain = sure + 30.0 * transport
     assert float(got) == pytest.approx(plain, rel=1e-9)
 
 
@@ -193,6 +167,8 @@ def test_float32_agrees_with_float64(name):
         (lambda s, t, y: wasserstein_kd_loss(
             s, t, y, 1, cost=random_cost(), sinkhorn_iterations=0), "sinkhorn_iterations"),
         (lambda s, t, y: rld_loss(s, t, y.float(), 1), "target must be int64"),
+        (lambda s, t, y: rld_loss(s, t, y, 1, confidence_temperature=0),
+         "confidence_temperature must be finite and > 0"),
         (lambda s, t, y: dist_loss(s, t, 0), "temperature must be finite and > 0"),
     ],
 )  # fmt: skip

@@ -15,6 +15,8 @@ from ekd_ray.errors import UserError
 from ekd_ray.models import (
     WeightsMetadata,
     build_model,
+    checkpoints_kept,
+    load_model,
     load_weights,
     read_metadata,
     save_weights,
@@ -214,3 +216,22 @@ def test_real_teachers_load(file, layout, name, classes):
     metadata = load_weights(build_model(name, classes), path)
     assert (metadata.layout, metadata.model, metadata.num_classes) == (layout, name, classes)
     assert read_metadata(path) == metadata
+
+
+def test_a_foreign_file_is_unpickled_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    path, read, load = tmp_path / "t.pth", [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kw: (read.append(1), load(*args, **kw))[1])
+    torch.save(trained().state_dict(), path)
+    with checkpoints_kept():
+        facts = read_metadata(path)
+        model = load_model("resnet8", 10, path)
+        assert read_metadata(path, whole_classifier=False) == facts
+        assert len(read) == 1
+        torch.save(trained(seed=1).state_dict(), path)
+        os.utime(path, ns=(0, 1))  # a new one within the clock's step is of another time
+        other = load_model("resnet8", 10, path)
+        assert len(read) == 2 and read_metadata(path).sha256 != facts.sha256
+    assert not torch.equal(model.fc.weight, other.fc.weight)
+    assert read_metadata(path).num_classes == 10 and len(read) == 2
+    load_model("resnet8", 10, path)
+    assert len(read) == 3  # nothing keeps the tensors any longer

@@ -18,7 +18,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results import Study
-from ekd_ray.results.records import RESULT, RunRecord
+from ekd_ray.results.records import LOCK, RESULT, RunRecord
 from ekd_ray.scale.searcher import OptunaSearcher
 from ekd_ray.scale.worker import RUN
 from ekd_ray.studies.pipeline import check_study, check_versions, open_run
@@ -81,7 +81,9 @@ def cut(share: float, *command: str) -> Callable[[Hands], Answer]:
 
 
 def _state(out: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    """What lies in a study's folder, but for the lock of who looks at it."""
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != LOCK]
+    return {path: path.read_bytes() for path in files}
 
 
 def changed_by_hand(hands: Hands) -> Answer:
@@ -222,13 +224,50 @@ def without_table(hands: Hands) -> Answer:
     return hands.launch("show", out)
 
 
-def old_one(hands: Hands) -> Answer:
-    """Of a release whose files had no checksum."""
-    file = study(hands) / "study.yaml"
-    values = yaml.safe_load(file.read_text())
-    del values["checksum"]
-    file.write_text(yaml.safe_dump(values))
-    return hands.launch("show", file.parent)
+def without_checksum(*command: str, **changed: object) -> Callable[[Hands], Answer]:
+    """As an older release wrote it, or somebody who has changed a setting of it."""
+
+    def hand_in(hands: Hands) -> Answer:
+        out = study(hands)
+        values = yaml.safe_load((out / "study.yaml").read_text())
+        del values["checksum"]
+        values["study"]["distill"] |= changed
+        (out / "study.yaml").write_text(yaml.safe_dump(values))
+        before = _state(out)
+        name, *flags = command
+        answer = hands.launch(name, *flags, out)
+        assert _state(out) == before
+        assert ("by hand" in answer.text) == ("weight_decay" in changed)
+        return answer
+
+    return hand_in
+
+
+def trials_alone(*command: str) -> Callable[[Hands], Answer]:
+    """The study's file is gone."""
+
+    def hand_in(hands: Hands) -> Answer:
+        out = study(hands)
+        (out / "study.yaml").unlink()
+        before = _state(out)
+        name, *flags = command
+        answer = hands.launch(name, *flags, out)
+        assert _state(out) == before
+        return answer
+
+    return hand_in
+
+
+def repaired_twice(hands: Hands) -> None:
+    from ekd_ray.studies.repair import repair_study
+
+    out, kept = study(hands), []
+    for share in (0.9, 0.5, 0.0):
+        cut_to(share)(out)
+        kept.append((out / "study.yaml").read_bytes())
+        repair_study(out)
+    names = [f"study.yaml.damaged{end}" for end in ("", ".2", ".3")]
+    assert [(out / name).read_bytes() for name in names] == kept
 
 
 def records_have_versions(hands: Hands) -> None:
@@ -273,7 +312,22 @@ CASES = [
         )
     ),
     Case(KIND, "a value changed by hand", changed_by_hand, 2, ("checksum", "remove its line")),
-    Case(KIND, "of an older release, without a checksum", old_one, 0, ("trial",)),
+    Case(KIND, "of an older release, without a checksum", without_checksum("show"), 0, ("trial",)),
+    Case(KIND, "a value and the checksum changed by hand: show",
+         without_checksum("show", weight_decay=0.003), 0, ("by hand", "fingerprint", "trial")),
+    Case(KIND, "a value and the checksum changed by hand: --resume",
+         without_checksum("tune", "--resume", "--out", weight_decay=0.003), 2,
+         ("by hand", "fingerprint", "put them back")),
+    Case(KIND, "a value that decides nothing, without checksum",
+         without_checksum("show", decode_threads=3), 0, ("trial",)),
+    *(
+        Case(KIND, f"trials without a study.yaml: {' '.join(command)}", trials_alone(*command), 2,
+             ("study.yaml is missing", "--repair"))
+        for command in (("show",), ("report",), ("tune", "--resume", "--out"),
+                        ("tune", "--dataset", "digits", "--student", "resnet8", "--method", "none",
+                         "--out"))
+    ),
+    Case(KIND, "repair: again and again", repaired_twice, None),
     Case(KIND, "repair: cut at once", repaired(cut_to(0.0)), None),
     Case(KIND, "repair: cut in its middle", repaired(cut_to(0.5)), None),
     Case(KIND, "repair: zeros", repaired(zeros), None),

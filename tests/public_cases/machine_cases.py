@@ -13,9 +13,10 @@ import pytest
 from cases import Answer, Case, Hands
 from folder_cases import study
 
+from ekd_ray.cli import plan_text
 from ekd_ray.cli.main import run as run_main
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.engine.cpu_quota import cpu_quota
+from ekd_ray.engine.control_groups import cpu_quota, memory_limit
 from ekd_ray.engine.precision import environment
 from ekd_ray.errors import UserError, user_error
 from ekd_ray.scale import cluster
@@ -38,6 +39,26 @@ def plan_in(**variables: str | None) -> Callable[[Hands], Answer]:
         return hands.launch("tune", *PLAN)
 
     return hand_in
+
+
+def plan_of_2_gib(hands: Hands) -> Answer:
+    for module in (cluster, plan_text):
+        hands.patch.setattr(module, "memory_limit", lambda: 2 * 2**30)
+        hands.patch.setattr(module, "local_nodes", lambda: [(64, 0)])
+    return hands.launch("tune", *PLAN)
+
+
+def ray_without_memory(hands: Hands) -> None:
+    """What Ray says where less than 250 MB are free."""
+    import ray
+
+    def init(**_: Any) -> None:
+        raise ValueError("Attempting to cap object store memory usage at 1 bytes, but ...")
+
+    hands.patch.setattr(ray, "init", init)
+    hands.patch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="short of memory"), cluster.connected():
+        pass
 
 
 def plan_with(*flags: str) -> Callable[[Hands], Answer]:
@@ -88,6 +109,30 @@ def quota(cpus: float, groups: str, **files: str) -> Callable[[Hands], None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         assert cpu_quota(hands.folder / "groups", hands.folder / "fs") == cpus
+
+    return hand_in
+
+
+def memory(limit: int, groups: str, **files: str) -> Callable[[Hands], None]:
+    """As `quota`; then what a study without a limit of its own may run at once on 64 CPUs."""
+
+    def hand_in(hands: Hands) -> None:
+        place = hands.folder / "fs"
+        (hands.folder / "groups").write_text(groups)
+        for name, text in files.items():
+            path = place / name.replace("__", "/").replace("memory_", "memory.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        found = memory_limit(hands.folder / "groups", place)
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert found == min(limit, whole)
+        hands.patch.setattr(cluster, "memory_limit", lambda: limit)
+        small = limit < 2**40
+        for config, scarce, plenty in (
+            (StudyConfig(), 1, 64), (StudyConfig(workers_per_trial=2), 1, 32),
+            (StudyConfig(max_concurrent=8), 8, 8),
+        ):  # fmt: skip
+            assert cluster.count_at_once(config, [(64, 0)]) == (scarce if small else plenty)
 
     return hand_in
 
@@ -190,6 +235,16 @@ CASES = [
          cpu__box__cpu_cfs_period_us="100000"), None),
     Case(KIND, "no limit, groups of version 1", quota(1024.0, V1, cpu__box__cpu_cfs_quota_us="-1",
          cpu__box__cpu_cfs_period_us="100000"), None),
+    Case(KIND, "2 GiB of a container", memory(2 * 2**30, V2, box__memory_max="2147483648"), None),
+    Case(KIND, "2 GiB of the group above", memory(2 * 2**30, V2, box__memory_max="max",
+         memory_max="2147483648"), None),
+    Case(KIND, "no limit on memory", memory(2**62, V2, box__memory_max="max"), None),
+    Case(KIND, "2 GiB, groups of version 1", memory(2 * 2**30, V1,
+         memory__memory_limit_in_bytes="2147483648"), None),
+    Case(KIND, "no limit on memory, groups of version 1", memory(2**62, V1,
+         memory__memory_limit_in_bytes="9223372036854771712"), None),
+    Case(KIND, "2 GiB and 64 CPUs: the plan", plan_of_2_gib, 0, ("1 trial at once", "2.00 GiB")),
+    Case(KIND, "no memory for Ray's store", ray_without_memory, None),
     Case(KIND, "few open files", few_files(256, 65536, False), None),
     Case(KIND, "few open files, and no more allowed", few_files(256, 512, True), None),
     Case(KIND, "full disk", full_disk, None),

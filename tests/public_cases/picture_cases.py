@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import unicodedata
 import zlib
 from collections.abc import Callable
@@ -14,16 +15,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from cases import Answer, Case, Hands
 from PIL import Image
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.data import check_dataset, load_dataset, scan
-from ekd_ray.data.decode import decode_any
-from ekd_ray.engine.resolve import check_images, describe_images, left_out, split_sizes
+from ekd_ray.data.decode import decode_any, decode_view, picture_size
+from ekd_ray.data.views import crop_bits
+from ekd_ray.engine.data_pin import pin_data
+from ekd_ray.engine.resolve import check_images, describe_images, left_out, resolve, split_sizes
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import split_ids
-from ekd_ray.errors import UserError
+from ekd_ray.errors import OtherData, UserError
+from ekd_ray.results.records import FAILURE, RunRecord
+from ekd_ray.scale.worker import TrainOptions, train_run
+from ekd_ray.studies.fitting import fit_values
 from ekd_ray.studies.pipeline import open_run
 
 Files = dict[str, bytes]
@@ -46,15 +54,13 @@ def animated(kind: str) -> bytes:
     return saved(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
-def turned() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return picture(50, exif=exif)
-
-
 def grey16() -> bytes:
     ramp = np.linspace(0, 65535, 24 * 24).astype(np.uint16).reshape(24, 24)
     return saved(Image.fromarray(ramp), "PNG")
+
+
+def floats() -> bytes:
+    return saved(Image.fromarray(np.zeros((24, 24), np.float32)), "TIFF")
 
 
 def giant() -> bytes:
@@ -119,6 +125,40 @@ def seen(name: str, data: bytes, *words: str, code: int = 0, **options: Any) -> 
     return Case(PICTURES, name, hand_in, code, words)
 
 
+def like_others(kind: str, path: str, **options: Any) -> Case:
+    """A row with a picture of this kind, which trains as the others do."""
+
+    def hand_in(hands: Hands) -> Answer:
+        data = picture(1, kind, **options)
+        found = look(hands, {f"train/cat/{path}": data})
+        arrays = load_dataset(f"folder:{hands.folder / 'pets'}", "train")
+        assert len(arrays) == 21 and "skipped" not in found.text
+        (index,) = [i for i in range(21) if str(arrays.pictures.path(i)).endswith(path)]
+        want = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        np.testing.assert_array_equal(decode_any(arrays.pictures.read(index), "it"), want)
+        return found
+
+    return Case(PICTURES, kind.lower(), hand_in)
+
+
+def upright(hands: Hands) -> Answer:
+    """A photo that lies on its side is turned: in training, as `predict` reads it, and its crop."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its top is on the right
+    rng = np.random.default_rng(3)
+    shown = Image.fromarray(rng.integers(0, 256, (40, 24, 3), dtype=np.uint8))
+    stored = shown.transpose(Image.Transpose.ROTATE_90)  # what a camera saves
+    data, plain = saved(stored, "PNG", exif=exif), saved(shown, "PNG")
+    np.testing.assert_array_equal(decode_any(data, "it"), np.asarray(shown))
+    assert picture_size(data, "it") == (24, 40)
+    bits = crop_bits(np.array([5]), np.array([3]), seed=7)[0]
+    for some in (None, bits):
+        np.testing.assert_array_equal(
+            decode_view(data, "it", 16, some), decode_view(plain, "it", 16, some)
+        )
+    return look(hands, {"train/cat/x.png": data})
+
+
 def leave_out(hands: Hands) -> Answer:
     """Neither training nor validation has them, and the sizes of the plan are those."""
     copies = {"train/dog/copy.jpg": picture(200), "train/cat/twice.jpg": picture(0)}
@@ -135,6 +175,15 @@ def leave_out(hands: Hands) -> Answer:
     assert not names & {"cut.jpg", "copy.jpg", "twice.jpg"}
     assert len(left_out(config, "test", None)) == 1
     return found
+
+
+def fitted(hands: Hands) -> Answer:
+    """A recipe's rules count what is used."""
+    added = {"train/cat/cut.jpg": picture(7)[:300], "train/cat/twice.jpg": picture(0)}
+    hands.patch.setenv("EKD_CACHE_DIR", str(hands.folder / "cache"))
+    chosen = {"dataset": folder(hands, added), "skip_damaged": True, "exclude_duplicates": True}
+    found = fit_values({"distill": chosen}, {"validation_fraction": {}}, given=(), data_root=None)
+    return Answer(0, "\n".join(found["distill"]["fitted"]))
 
 
 def ramp(hands: Hands) -> Answer:
@@ -169,7 +218,7 @@ def notes_beside(hands: Hands) -> Answer:
 
 
 def planned(hands: Hands, *flags: str) -> Answer:
-    name = folder(hands, {"train/cat/cut.jpg": picture(7)[:300], "train/cat/x.tif": b"x"})
+    name = folder(hands, {"train/cat/cut.jpg": picture(7)[:300], "train/cat/x.heic": b"x"})
     hands.patch.setenv("EKD_CACHE_DIR", str(hands.folder / "cache"))
     given = ("--student", "resnet8", "--method", "none", "--set", "batch_size=4", *flags)
     return hands.launch("distill", "--dataset", name, *given, "--epochs", "1", "--dry-run")
@@ -232,13 +281,19 @@ CARD = {"splits": [{"name": "train", "num_examples": 50}, {"name": "test", "num_
 TRUE = {"splits": [{"name": "train", "num_examples": 20}, {"name": "test", "num_examples": 10}]}
 
 
-def resumed(hands: Hands, change: Callable[[Path], object], older: bool = False) -> Answer:
-    """A study's folder opened again, after its pictures have changed."""
+def small(hands: Hands, dataset: str) -> DistillConfig:
     hands.patch.setenv("EKD_CACHE_DIR", str(hands.folder / "cache"))
-    base = DistillConfig(
-        dataset=folder(hands), student="resnet8", method="none", batch_size=4,
+    return DistillConfig(
+        dataset=dataset, student="resnet8", method="none", batch_size=4, image_size=24,
         validation_fraction=0.2,
     )  # fmt: skip
+
+
+def resumed(
+    hands: Hands, change: Callable[[Path], object], older: bool = False, added: Files = {}  # noqa: B006
+) -> Answer:  # fmt: skip
+    """A study's folder opened again, after its pictures have changed."""
+    base = small(hands, folder(hands, added))
     config, out = StudyConfig(distill=base, space={"lr": {"low": 0.01, "high": 0.1}}), Path("run")
     open_run(out.absolute(), config, resume=False)
     file = out / "study.yaml"
@@ -262,23 +317,87 @@ def add(name: str) -> Callable[[Path], object]:
     return lambda pets: (pets / name).write_bytes(picture(999))
 
 
+def overwrite(name: str, where: int = 200) -> Callable[[Path], object]:
+    """Another byte in the picture, in place: the times of its folders stay."""
+
+    def change(pets: Path) -> None:
+        with open(pets / name, "r+b") as file:
+            file.seek(where)
+            byte = file.read(1)
+            file.seek(where)
+            file.write(bytes([byte[0] ^ 1]))
+
+    return change
+
+
+def touch(pets: Path) -> None:
+    for path in (pets / "train").rglob("*.jpg"):
+        os.utime(path)
+
+
+def trial_elsewhere(hands: Hands) -> Answer:
+    """A trial on a node whose picture is another than that of the node that began the study."""
+    config = small(hands, folder(hands))
+    pin = pin_data(config, None)
+    options = TrainOptions(data_root=None, threads=1, pin=pin)
+    final = RunRecord(  # trains on all, and validates on none
+        folder=hands.folder / "final", stage=RunStage.FINAL, name="x",
+        config=resolve(config.replace(validation_fraction=0.0, epochs=1)).to_dict(),
+    )  # fmt: skip
+    final.folder.mkdir()
+    assert train_run(final, print, options=options) is not None
+    overwrite("train/dog/04.jpg")(hands.folder / "pets")
+    hands.patch.setenv("EKD_CACHE_DIR", str(hands.folder / "cache of the node"))
+    run = RunRecord(
+        folder=hands.folder / "trial", stage=RunStage.SEARCH, name="trial 0", number=0,
+        config=resolve(config).to_dict(),
+    )  # fmt: skip
+    run.folder.mkdir()
+    with pytest.raises(OtherData) as stopped:
+        train_run(run, print, options=options)
+    assert not (run.folder / "history.jsonl").exists() and not (run.folder / FAILURE).exists()
+    return Answer(2, str(stopped.value))
+
+
+def run_again(hands: Hands, change: Callable[[Path], object], *, teacher: bool = False) -> Answer:
+    """A single training, which is continued after its pictures have changed."""
+    hands.patch.setenv("EKD_CACHE_DIR", str(hands.folder / "cache"))
+    settings = ("batch_size=4", "image_size=24", "validation_fraction=0.2")
+    given = ["--dataset", folder(hands), "--epochs", "1", "--out", "run"]
+    given += [word for setting in settings for word in ("--set", setting)]
+    name = "train-teacher" if teacher else "distill"
+    given += ["--model", "resnet8"] if teacher else ["--student", "resnet8", "--method", "none"]
+    begun = hands.launch(name, *given)
+    assert begun.code == 0, begun
+    (hands.folder / "run/result.json").unlink()  # as if it had been killed
+    change(hands.folder / "pets")
+    return hands.launch(name, *given, "--resume")
+
+
 def rename_class(pets: Path) -> None:
     for side in ("train", "test"):
         (pets / side / "cat").rename(pets / side / "zebra")  # labels change places
 
 
+BITMAP = {"train/cat/x.bmp": saved(Image.new("RGB", (200, 200), "navy"), "BMP")}
 UMLAUT = "k\u00e4fer"
 APART = unicodedata.normalize("NFD", UMLAUT)
 
 CASES = [
     Case(PICTURES, "16 bits", ramp, words=("16 bits", "deep.png")),
-    seen("tif", picture(1, "TIFF"), "1 .tif", "skipped", path="x.tif"),
-    seen("gif", picture(1, "GIF"), "1 .gif", "skipped", path="x.gif"),
+    like_others("TIFF", "x.tif"),
+    like_others("GIF", "x.gif"),
+    like_others("BMP", "x.BMP"),
+    like_others("WEBP", "x.webp", lossless=True),
+    seen("pages of a tiff", animated("TIFF"), "several frames", "first", path="x.tiff"),
+    seen("animated gif", animated("GIF"), "several frames", path="x.gif"),
+    seen("tiff of floats", floats(), "x.tif", "32 bits", code=2, path="x.tif"),
+    seen("heic", b"x", "1 .heic", "skipped", path="x.heic"),
     Case(PICTURES, "notes", notes_beside),
     seen("cmyk", picture(1, mode="CMYK"), "CMYK", "RGB", path="x.jpg"),
     seen("palette", picture(1, "PNG", "P", transparency=3), "transparency"),
     seen("rgba", picture(1, "PNG", "RGBA"), "transparency"),
-    seen("turned", turned(), "EXIF orientation", "not applied", path="x.jpg"),
+    Case(PICTURES, "turned", upright, words=("EXIF orientation", "turned as it says")),
     seen("animated png", animated("PNG"), "several frames", "first"),
     seen("animated webp", animated("WEBP"), "several frames", path="x.webp"),
     seen("other ending", picture(60, "PNG"), path="x.jpg"),
@@ -291,19 +410,20 @@ CASES = [
     seen("empty file", b"", "odd.png", "of 25", "UnidentifiedImage", code=2, sample=1),
     seen("Thumbs.db", b"x", path="Thumbs.db"),
     Case(PICTURES, "left out", leave_out, words=("damaged picture", "left out", "a test picture")),
+    Case(PICTURES, "left out of rules", fitted, words=("of 20 pictures validate",)),
     Case(PICTURES, "looked once", looked_once, 2, ("03.jpg",)),
     Case(PICTURES, "refused by a plan", planned, 2, ("cut.jpg", "--skip-damaged")),
     Case(
         PICTURES, "left out by a plan", lambda hands: planned(hands, "--skip-damaged"), 0,
-        ("cut.jpg", "left out", "1 .tif"),
+        ("cut.jpg", "left out", "1 .heic"),
     ),
     Case(PICTURES, "empty class", functools.partial(
-            look, added={"train/cat/x.tif": b"x"}, gone=("train/cat/0",)
+            look, added={"train/cat/x.heic": b"x"}, gone=("train/cat/0",)
         ), 2, ("cat",)),
     Case(
         PICTURES, "class without test pictures",
-        functools.partial(look, gone=("test/cat/0",), added={"test/cat/x.tif": b"x"}), 0,
-        ("1 of 2 classes", "test picture", "cat", "1 .tif"),
+        functools.partial(look, gone=("test/cat/0",), added={"test/cat/x.heic": b"x"}), 0,
+        ("1 of 2 classes", "test picture", "cat", "1 .heic"),
     ),
     Case(
         PICTURES, "class in test alone", functools.partial(look, added={"test/fox/a.jpg": b"x"}), 2,
@@ -383,6 +503,32 @@ CASES = [
         DATA, "another test picture",
         lambda hands: resumed(hands, add("test/dog/new.jpg")), 2, ("test images", "4 images"),
     ),
+    Case(
+        DATA, "a training picture written over",
+        lambda hands: resumed(hands, overwrite("train/cat/03.jpg")), 2,
+        ("train images", "other data", "as many images"),
+    ),
+    Case(
+        DATA, "a test picture written over",
+        lambda hands: resumed(hands, overwrite("test/cat/01.jpg")), 2, ("test images",),
+    ),
+    Case(
+        DATA, "the midst of a large bitmap written over",
+        lambda hands: resumed(hands, overwrite("train/cat/x.bmp", 60_000), added=BITMAP), 2,
+        ("train images",),
+    ),
+    Case(DATA, "new times alone", lambda hands: resumed(hands, touch), 0, ("opened",)),
+    Case(DATA, "a trial elsewhere", trial_elsewhere, 2, ("train images", "the same data")),
+    Case(
+        DATA, "a single training", lambda hands: run_again(hands, overwrite("train/cat/03.jpg")), 2,
+        ("other data", "train images"),
+    ),
+    Case(
+        DATA, "a teacher's training",
+        lambda hands: run_again(hands, add("test/dog/new.jpg"), teacher=True), 2,
+        ("test images", "4 images there and 5 here"), slow=True,
+    ),
+    Case(DATA, "a single training on the same data", lambda hands: run_again(hands, touch)),
     Case(DATA, "other labels", lambda hands: resumed(hands, rename_class), 2, ("of other labels",)),
     Case(DATA, "the same data", lambda hands: resumed(hands, lambda pets: None), 0, ("opened",)),
     Case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import datetime
 import enum
 import functools
@@ -30,6 +31,34 @@ FILES, TEACHER = "files that are no weights", "a teacher that is another"
 
 class Mode(enum.Enum):
     FAST = 1
+
+
+class CfgNode(dict[str, Any]):
+    """As of yacs and EasyDict: a dict with attributes."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.__dict__["__immutable__"] = True
+        self.__dict__.update(values)
+
+
+class Addict(dict[str, Any]):
+    """As of addict, and mmcv's ConfigDict: its state is itself."""
+
+    def __getstate__(self) -> Any:
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        raise AssertionError("executed")
+
+
+class DictConfig:
+    """As of OmegaConf: containers in the state of an object, and types."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._content = {name: Addict({"value": value}) for name, value in values.items()}
+        self._metadata = {"element_type": Any, "key_type": str, "ref_type": dict}
+        self._seen = collections.defaultdict(list, {"train": [1.0]})
 
 
 class Executed:
@@ -193,6 +222,11 @@ def to_command(content: Callable[[], Any], *argv: str) -> Callable[[Hands], Answ
     return hand_in
 
 
+def without_weights(*argv: str) -> Callable[[Hands], Answer]:
+    """`distill` with flags of a teacher that nobody gives."""
+    return lambda hands: hands.launch("distill", *PAIR, DRY, *argv)
+
+
 def diverged() -> State:
     state = weights()
     state["layer1.0.conv1.weight"][0] = float("nan")
@@ -230,8 +264,17 @@ CASES = [
             "NumPy array": np.arange(3),
             "enum": Mode.FAST,
             "datetime": datetime.datetime(2024, 1, 2),
+            "yacs": CfgNode({"MODEL": CfgNode({"DEPTH": 8, "NAME": "resnet"}), "LR": 0.1}),
+            "addict": Addict({"optimizer": Addict({"lr": 0.1})}),
+            "OmegaConf": DictConfig({"lr": 0.1, "model": "resnet"}),
+            "defaultdict": collections.defaultdict(float, {"top1": 0.9}),
         }.items()
     ),
+    Case(BESIDE, "weights in a dict of its own", gives_the_weights(
+        lambda: {"state_dict": CfgNode(weights()), "cfg": Addict({"a": 1})}), code=None),
+    Case(BESIDE, "a command in a dict", is_refused(
+        lambda: packed({"state_dict": weights(), "a": CfgNode({"b": Executed()})})), code=2,
+        words=("not executed", "posix.system")),
     Case(BESIDE, "command", is_refused(lambda: packed({"state_dict": weights(), "a": Executed()})),
          code=2, words=("not executed", "posix.system")),
     Case(BESIDE, "code", is_refused(lambda: packed({"state_dict": weights(), "a": Evaluated()})),
@@ -267,9 +310,14 @@ CASES = [
     Case(TEACHER, "100 classes", to_command(lambda: network(classes=100).state_dict(), DRY),
          code=2, words=("100 classes", "has 10")),
     Case(TEACHER, "NaN, then another", refused_then_another,
-         words=("several sets", "--teacher-key", "warning    the teacher", "near chance")),
+         words=("several sets", "--teacher-key", "warning    The teacher", "chance", "20 images")),
+    Case(TEACHER, "a key without weights", without_weights("--teacher-key", "ema"), code=2,
+         words=("--teacher-key", "--teacher-weights")),
+    Case(TEACHER, "a bound without teacher", without_weights(
+        "--min-teacher-accuracy", "0.9", "--method", "none"), code=2,
+        words=("--min-teacher-accuracy", "method none")),
     Case(TEACHER, "stopped", to_command(weights, "--min-teacher-accuracy", "0.6"), code=2,
-         words=("min_teacher_accuracy", "at least 0.6", "near chance")),
+         words=("min_teacher_accuracy", "at least 0.6", "chance", "20 images")),
     Case(TEACHER, "another order", to_command(
         lambda: {"state_dict": weights(), "class_names": [*"9876543210"]}, DRY),
          words=("another order", "class 0")),

@@ -6,6 +6,7 @@ import folder_cases
 import machine_cases
 import picture_cases
 import pytest
+import ray_cases
 import teacher_cases
 from cases import Answer, Case, Hands, parameters
 from launchers_run import forked
@@ -16,7 +17,7 @@ def launch(name: str, *argv: object) -> Answer:
     return Answer(done.returncode, done.stdout + done.stderr)
 
 
-CASES = parameters(picture_cases, teacher_cases, folder_cases, machine_cases)
+CASES = parameters(picture_cases, teacher_cases, folder_cases, machine_cases, ray_cases)
 
 
 @pytest.mark.parametrize("case", CASES)

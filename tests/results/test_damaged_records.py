@@ -18,6 +18,7 @@ from ekd_ray.errors import Damaged, UserError
 from ekd_ray.results import Study
 from ekd_ray.results.records import (
     CONFIG,
+    JOURNAL,
     RESULT,
     RunRecord,
     read_or_put_aside,
@@ -26,7 +27,7 @@ from ekd_ray.results.records import (
 )
 from ekd_ray.results.report import write_report
 from ekd_ray.results.study_reader import read_parquet, write_parquet
-from ekd_ray.scale.storage import drop_unknown_trials
+from ekd_ray.scale.storage import Journal, drop_unknown_trials
 
 
 def row(record: dict[str, Any], **changed: Any) -> dict[str, Any]:
@@ -122,7 +123,10 @@ def test_a_folder_of_another_name_is_no_trial(name: str, maker) -> None:
     shutil.copytree(trial.folder, trial.folder.with_name(name))
     study = Study.load(maker.path)
     assert ([run.folder for run in study.runs], study.damaged()) == ([trial.folder], [])
-    assert drop_unknown_trials(maker.path) == ["trials/0001"], "no journal knows it"
+    Journal(maker.path / JOURNAL)  # knows no trial
+    for file in trial.folder.iterdir():
+        file.unlink()
+    assert drop_unknown_trials(maker.path) == ["trials/0001"], "nothing tells of it"
     assert trial.folder.with_name(name).is_dir(), "not ours"
 
 

@@ -162,11 +162,14 @@ def programmed(real_study, tmp_path_factory):
 
 
 @pytest.mark.parametrize("crop", ["square", "resize"])
-@pytest.mark.parametrize(("size", "kind"), [((37, 50), "PNG"), ((611, 400), "JPEG")])
+@pytest.mark.parametrize(
+    ("size", "kind", "orientation"),
+    [((37, 50), "PNG", 1), ((611, 400), "JPEG", 1), ((611, 400), "JPEG", 6)],
+)
 def test_the_cards_example_gives_what_predict_gives(
-    programmed, tmp_path, monkeypatch, crop, size, kind
+    programmed, tmp_path, monkeypatch, crop, size, kind, orientation
 ):
-    """Its own code, on a small picture and on a JPEG that is decoded smaller."""
+    """Its own code, on a small picture, a JPEG that is decoded smaller, and one that is turned."""
     import onnx
 
     config = programmed.config
@@ -182,10 +185,12 @@ def test_the_cards_example_gives_what_predict_gives(
     board = Leaderboard([Row(name="x", config=config, test=(0.5,))], StudyConfig())
     card = model_card(config, programmed.weights, programmed.metrics, board)
     (code,) = [c for c in re.findall(r"```python\n(.*?)```", card, re.S) if "onnxruntime" in c]
-    assert code.count("\n") <= 22
+    assert code.count("\n") <= 23
     pixels = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)
     picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-    picture.save(tmp_path / "picture.jpg", format=kind)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "picture.jpg", format=kind, exif=exif)
     monkeypatch.chdir(tmp_path)
     found: dict = {}
     exec(code, found)

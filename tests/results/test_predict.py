@@ -103,7 +103,7 @@ def test_16_bit_pictures_are_the_same_and_32_bit_ones_are_refused(exported, pict
     with pytest.raises(UserError, match=r"^image 1 has pixels of the mode 'F'"):
         exported.predict([deep, wide])
     wide.save(tmp_path / "wide.tiff")
-    with pytest.raises(UserError, match=r"wide.tiff is not a readable"):
+    with pytest.raises(UserError, match=r"wide.tiff has pixels of the mode 'F'"):
         exported.predict(tmp_path / "wide.tiff")
 
 

@@ -211,6 +211,13 @@ def test_verb_and_number_agree(n, settled, said, monkeypatch):
     assert f": {said} the winner" in describe_lead(Leaderboard(rows, StudyConfig()))
 
 
+def test_one_trial_is_no_chart_of_the_parameters_and_the_page_says_why(maker):
+    study = maker.study(space=SPACE, rungs=[1])
+    maker.trial(0, [0.5] * 9, status="complete", lr=0.01, momentum=0.5, optimizer="sgd")
+    page = write_report(study).read_text(encoding="utf-8")
+    assert "slice-0" not in charts_of(page) and "1 trial of full length: too few" in page
+
+
 def test_few_trials_of_full_length_rank_no_parameter(maker):
     """Seven are too few, however many were stopped early; eight are not."""
     study = maker.study(space=SPACE, rungs=[1])

@@ -221,8 +221,11 @@ def test_other_test_images_are_refused(bundle, teacher):
 
 
 def test_the_teacher_is_found_by_its_hash(bundle, teacher, tmp_path):
-    with pytest.raises(UserError, match=r"teacher of .* is not beside it: give --teacher-weights"):
+    with pytest.raises(UserError, match=r"beside it: give --teacher-weights .*teacher_weights"):
         prepare(bundle)
+    own = {**bundle.metrics, "teacher": {"candidates": 1}}
+    with pytest.raises(UserError, match=r"it is teacher/teacher\.safetensors"):
+        prepare(dataclasses.replace(bundle, metrics=own))
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "other.safetensors").write_bytes(b"another teacher")
     with pytest.raises(UserError, match="is not beside it"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.results import Study, export_bundle
@@ -29,6 +30,18 @@ def test_they_stand_in_show_and_in_the_reports_head(maker, launch):
     head = write_report(study).read_text(encoding="utf-8").partition("</header>")[0]
     for words in PARTS:
         assert words in shown and words in head, words
+
+
+def test_its_warnings_stand_among_those_of_the_study(maker, launch):
+    study = maker.study()
+    replace(FIGURES, warnings=("near <chance>",)).write(study.path)
+    said = "The teacher: near <chance>."
+    assert said in Study.load(study.path).warnings()
+    shown = launch("show", study.path)[1]
+    # Before the headline, and once.
+    assert shown.count(said) == 1 and shown.index(said) < shown.index("Teacher vgg13")
+    page = write_report(study).read_text(encoding="utf-8")
+    assert page.count('<p class="warning">The teacher: near &lt;chance&gt;.</p>') == 1
 
 
 def test_they_stand_in_the_bundle_and_its_card(copied_study, tmp_path):

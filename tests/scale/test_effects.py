@@ -124,7 +124,7 @@ def test_the_free_settings_of_a_study_change_no_run_and_no_suggestion(
             assert fill_tables(base, data_root=None, seeds=[0], threads=1)
         run = RunRecord(folder=tmp_path / f"{number}" / "trials" / "0000", name="trial 0",
                         stage=RunStage.SEARCH, number=0, config=base.to_dict())  # fmt: skip
-        options = TrainOptions.of_study(config)
+        options = TrainOptions.of_study(config, tmp_path)
         with share_of_gpu(0.0, limited=config.limit_gpu_memory):
             result = train_run(run, lambda row: None, options=options)
         assert result is not None

@@ -17,10 +17,11 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.history import read_history
 from ekd_ray.engine.resolve import resolve
-from ekd_ray.errors import NoSpace, continue_with, disk_full_error
-from ekd_ray.results.records import FAILURE, RESULT, RunRecord, single_run
+from ekd_ray.errors import Halted, NoSpace, OtherData, continue_with, halting_error
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord, find_pin, single_run
+from ekd_ray.results.study_file import write_study_file
 from ekd_ray.scale.searcher import OptunaSearcher
-from ekd_ray.scale.worker import FULL, RUN, TrainOptions, check_disk, train_run
+from ekd_ray.scale.worker import HALTED, RUN, TrainOptions, check_halted, train_run
 
 CONFIG = DistillConfig(
     dataset="digits", student="resnet8", method="none", epochs=2, batch_size=32, train_subset=120,
@@ -47,29 +48,42 @@ def test_a_trial_that_meets_a_full_disk_has_not_failed(small_disk):
     fill(small_disk, 200_000)  # the history fits, the checkpoint (0.6 MB) does not
     with pytest.raises(Exception, match=r"os error 28|No space left") as met:
         train_in(folder, lambda row: None)
-    assert disk_full_error(met.value) is not None
+    assert halting_error(met.value) is not None
     assert not (folder / FAILURE).exists()
     assert list(folder.glob(".*.tmp")) == [], "half a checkpoint is left"
-    with pytest.raises(NoSpace, match=r"no space is left .* free some, then run the same command"):
-        check_disk(folder)
+    with pytest.raises(Halted, match=r"no space is left .* free some, then run the same command"):
+        check_halted(folder)
     (small_disk / "filler").unlink()
     rows = []
     assert train_in(folder, rows.append) is not None
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert not (folder / FULL).exists()
-    check_disk(folder)
+    assert not (folder / HALTED).exists()
+    check_halted(folder)
     fill(small_disk, 0)  # without room for a word, it is known by what is free
     with pytest.raises(NoSpace, match="with 0 MiB free"):
-        check_disk(folder)
+        check_halted(folder)
+
+
+def test_a_trial_that_meets_other_images_has_not_failed_either(tmp_path):
+    """Those that its study had pinned."""
+    write_study_file(tmp_path, {"data": {"train": {"fingerprint": "0" * 16}}})
+    folder = tmp_path / "trials" / "0000"
+    options = TrainOptions(data_root=None, threads=1, pin=find_pin(tmp_path))
+    folder.mkdir(parents=True)
+    with pytest.raises(OtherData, match="0000000000000000"):
+        train_run(single_run(resolve(CONFIG), folder), lambda row: None, options=options)
+    assert not (folder / FAILURE).exists()
+    with pytest.raises(Halted, match=r"other data.* then run the same command"):
+        check_halted(folder)
 
 
 def test_the_trial_goes_on_under_its_number_once_there_is_room(tmp_path):
     config = study_of("random", trials=3)
     searcher = OptunaSearcher(tmp_path, config, resolve(config.distill))
     job = RunRecord.from_dict(searcher.suggest("a")[RUN])
-    with open(f"{job.folder}/{FULL}", "w") as file:
+    with open(f"{job.folder}/{HALTED}", "w") as file:
         json.dump({"reason": "full"}, file)
-    with pytest.raises(NoSpace, match="full"):
+    with pytest.raises(Halted, match="full"):
         searcher.on_trial_complete("a", error=True)
     assert searcher.study.get_trials()[0].state == TrialState.RUNNING
     assert not list(tmp_path.rglob(RESULT))
@@ -127,18 +141,18 @@ def test_full_disks_are_known_through_any_wrapping(error):
 
     with pytest.raises(RuntimeError, match="Tune failed") as outer:
         wraps()
-    assert disk_full_error(outer.value) is not None
-    assert "\n" not in str(disk_full_error(outer.value))
+    assert halting_error(outer.value) is not None
+    assert "\n" not in str(halting_error(outer.value))
 
-    assert disk_full_error(OSError(errno.EIO, "x")) is None
+    assert halting_error(OSError(errno.EIO, "x")) is None
 
 
 def test_what_begins_anew_keeps_nothing():
     full = OSError(errno.ENOSPC, "full")
     try:
         continue_with("ekd-ray tune --resume", keeps=True)
-        assert "is kept" in str(disk_full_error(full))
+        assert "is kept" in str(halting_error(full))
         continue_with("ekd-ray predict best a.png", keeps=False)
-        assert str(disk_full_error(full)).endswith("run `ekd-ray predict best a.png`.")
+        assert str(halting_error(full)).endswith("run `ekd-ray predict best a.png`.")
     finally:
         continue_with(None)

@@ -55,10 +55,10 @@ def test_a_group_that_was_stopped_leaves_its_room_to_the_next(tmp_path: Path) ->
     try:
         assert other.stdout and other.stdout.readline() == "ready\n"
         open_run(tmp_path / "run", config, resume=False)
+        options = TrainOptions.of_study(config, tmp_path / "run")
         with connected(config):
             run_tuner(
-                tmp_path / "run", config,
-                functools.partial(train_run, options=TrainOptions.of_study(config)),
+                tmp_path / "run", config, functools.partial(train_run, options=options),
                 searcher=OptunaSearcher(tmp_path / "run", config, resolve(shared)),
                 scheduler=StopsAtOnce(), observer=Mock(),
             )  # fmt: skip

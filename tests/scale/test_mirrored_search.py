@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 
 import optuna
 import pytest
@@ -84,34 +85,32 @@ def uploads(tmp_path_factory):
     return config, store.moments, whole
 
 
-def trials_of(content):
-    return {name.split("/")[1] for name in content if name.startswith("trials/")}
-
-
 def records_of(content):
     return {n: c for n, c in content.items() if n.endswith(RESULT)}
 
 
-def test_a_driver_lost_after_any_upload_loses_no_more_than_the_last_pass(
-    uploads, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("journal", ["as it was", "missing", "cut"])
+def test_a_driver_lost_after_any_upload_loses_no_record(uploads, journal, tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)
     monkeypatch.setenv("EKD_MIRROR_SECONDS", "1e6")
     config, moments, whole = uploads
     assert len(moments) >= 12 and len(whole) >= 3
-    dropped = 0
+    lacking = 0
     for index, moment in enumerate(moments):
         if "study.yaml" not in moment:  # nothing but the lease is there
             continue
         folder = tmp_path / str(index)
-        store = FakeStore(moment)
+        store = FakeStore(without_journal(moment, journal))
         store.now += int(leases.STALE_SECONDS)
         monkeypatch.setattr(session, "open_store", lambda location, store=store: store)
-        with mirrored(LOCATION, folder, resume=True, settle=drop_unknown_trials):
-            before = records_of({p.relative_to(folder).as_posix(): p.read_bytes()
-                                 for p in folder.rglob(RESULT)})  # fmt: skip
-            dropped += len(trials_of(moment)) - len(list(folder.glob("trials/*")))
-            run(folder, config, TRIALS + 2)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with mirrored(LOCATION, folder, resume=True, settle=drop_unknown_trials):
+                before = records_of({p.relative_to(folder).as_posix(): p.read_bytes()
+                                     for p in folder.rglob(RESULT)})  # fmt: skip
+                run(folder, config, TRIALS + 2)
+        assert before == records_of(moment)
+        lacking += any("made anew" in str(warning.message) for warning in said)
         # What the last whole pass had brought there is kept, byte for byte.
         safe = [content for count, content in whole if count <= index + 1][-1:]
         for name, content in records_of(safe[0] if safe else {}).items():
@@ -128,4 +127,14 @@ def test_a_driver_lost_after_any_upload_loses_no_more_than_the_last_pass(
             # (A real run writes its history anew; these append to what was fetched.)
             values = {row["epoch"]: row["val_top1"] for row in record.history}
             assert values == trial.intermediate_values
-    assert dropped, "no moment had a trial that the journal did not know"
+    assert lacking, "no moment had a trial that the journal did not know"
+
+
+def without_journal(content, journal):
+    if journal == "as it was" or "optuna.journal" not in content:
+        return content
+    kept = content["optuna.journal"].splitlines(keepends=True)
+    found = {name: text for name, text in content.items() if name != "optuna.journal"}
+    return found | (
+        {"optuna.journal": b"".join(kept[: len(kept) // 2])} if journal == "cut" else {}
+    )

@@ -25,6 +25,7 @@ from ekd_ray.engine.rundata import split_ids
 from ekd_ray.errors import UserError
 from ekd_ray.models import build_model
 from ekd_ray.results.words import describe_few_pictures
+from ekd_ray.studies.fitting import _why_held
 from ekd_ray.studies.overlay import Given, choose_recipe, lay_over, teacher_run
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe
 
@@ -60,6 +61,15 @@ def fitted(
 )  # fmt: skip
 def test_the_validation_share_follows_the_size(total: int, classes: int, held: int) -> None:
     assert fitted_held_out(total, classes) == held
+
+
+@pytest.mark.parametrize(
+    ("total", "words"),
+    [(180, "a third"), (297, "a third"), (360, "the least"), (500, "20 %"), (900, "20 %")],
+)
+def test_the_plan_says_which_part_of_the_rule_decides(total: int, words: str) -> None:
+    held = fitted_held_out(total, 3)
+    assert words in _why_held(held, total, 3), held
 
 
 def test_own_pictures_validate_on_a_stratified_third(pictures: str) -> None:

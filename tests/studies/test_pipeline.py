@@ -17,6 +17,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.checkpoint import CHECKPOINT
 from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
+from ekd_ray.engine.measure.teacher_pass import WeakTeacher
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.train_teacher import teacher_config, train_teacher
 from ekd_ray.errors import UserError
@@ -73,6 +74,30 @@ def test_what_cannot_work_is_refused_before_it_starts(
 ) -> None:
     with pytest.raises(UserError, match=message):
         check_study(study(**changes))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_teacher_that_is_too_weak_leaves_no_folder_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    """But of one that the study has trained, which may be used with a lower bound."""
+
+    def stop(study: Study, observer: object) -> None:
+        (study.path / "teacher").mkdir()
+        raise WeakTeacher("too weak")
+
+    shared = DistillConfig(
+        dataset="digits", student="resnet8", teacher="resnet8", teacher_weights="w" * given or None
+    )
+    config = StudyConfig(distill=shared, space=SPACE)
+    monkeypatch.setattr(pipeline, "run_study", stop)
+    with pytest.raises(WeakTeacher):
+        conduct_study(config, tmp_path / "run", Mock())
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == ({".lock"} if given else {".lock", "study.yaml", "teacher"})
+    if given:
+        with pytest.raises(WeakTeacher):  # the folder is free
+            conduct_study(config, tmp_path / "run", Mock())
 
 
 def test_a_folder_is_one_study(tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ def test_the_prior_of_a_teacher_to_be_trained_is_known_later(save: Any, tmp_path
     assert "the one that the teacher will have learned" in plan and "to be trained first" in plan
     (tmp_path / TEACHER).parent.mkdir()
     shutil.copy(save("there", 0.75), tmp_path / TEACHER)
-    assert "to be trained first" not in study_plan(config, tmp_path), "it is there"
+    plan = study_plan(config, tmp_path)
+    assert "to be trained first" not in plan and "log_prior 0.75" in plan, "it is there"
+    assert "log_prior -0.25 .. 1.75" in plan, "the range around what it has learned"
     trained = config.distill.replace(teacher_weights=save("t", 0.75))
     space = around_prior(config, trained).space
     assert space["log_prior"] == {"low": -0.25, "high": 1.75}

@@ -25,7 +25,15 @@ def judge_accuracy(predicted: np.ndarray, labels: np.ndarray, claims: Claims) ->
     chance = float(np.bincount(labels).max() / count)
     error = _DEVIATIONS * math.sqrt(max(top1 * (1 - top1), chance * (1 - chance)) / count)
     found = []
-    if top1 <= chance + error:
+    low, high = _wilson(top1, count)
+    if top1 <= chance + error and high > chance + FAR_BELOW:
+        found.append(
+            f"it may be no better than chance, which {count} images do not tell ({top1:.1%} of "
+            f"them, 95 % interval {low:.1%} to {high:.1%}; one class alone gives {chance:.1%}): "
+            "hold out more (validation_fraction), and check --teacher-weights and "
+            "--teacher-normalization"
+        )
+    elif top1 <= chance + error:
         found.append(
             f"it is near chance ({top1:.1%} of {count} validation images; one class alone gives "
             f"{chance:.1%}): train it longer, or check --teacher-weights, --teacher-normalization "
@@ -37,6 +45,14 @@ def judge_accuracy(predicted: np.ndarray, labels: np.ndarray, claims: Claims) ->
             "--teacher-normalization, the data set and the order of the classes"
         )
     return found
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """The interval of about 95 % around a share of so many images (Wilson 1927)."""
+    spread = _DEVIATIONS**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return centre - half, centre + half
 
 
 def judge_normalizations(

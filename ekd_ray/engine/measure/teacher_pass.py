@@ -107,14 +107,18 @@ def check_teacher(config: DistillConfig, data_root: str | None) -> None:
         refuse_weak_teacher(config, found, open_to=2 * math.sqrt(top1 * (1 - top1) / found.images))
 
 
+class WeakTeacher(UserError):
+    """A teacher has less than `min_teacher_accuracy`."""
+
+
 def refuse_weak_teacher(
     config: DistillConfig, found: TeacherFigures, *, open_to: float = 0.0
 ) -> None:
-    """Raise `UserError` if the teacher has less than was asked for, by more than `open_to`."""
+    """Raise `WeakTeacher` if the teacher has less than was asked for, by more than `open_to`."""
     least, top1 = config.min_teacher_accuracy, found.metrics["val_top1"]
     if least is not None and top1 + open_to < least:
         reasons = "".join(f" Warning: {warning}." for warning in found.warnings)
-        raise UserError(
+        raise WeakTeacher(
             f"the teacher {found.model} must have an accuracy of at least {least:g} "
             f"(min_teacher_accuracy), got {top1:.4f} on {found.images} validation images."
             f"{reasons} Give other weights, or lower --min-teacher-accuracy.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.teacher.source import Teacher, load_teacher
 from ekd_ray.engine.teacher.table import Ids
+from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import method_of
 
 FILL_BATCH = 256
@@ -58,7 +60,8 @@ def fill_tables(
         precision = resolve_precision(config.precision, device)
         data = load_run_data(config, data_root=data_root, device=device)
         jobs: list[tuple[Teacher, Ids, Ids, bool]] = []
-        for strong in (False, True) if method_of(config).strong_view else (False,):
+        method = method_of(config)
+        for strong in (False, True) if method.strong_view else (False,):
             teacher = load_teacher(config, data, precision=precision, device=device, strong=strong)
             jobs.append((teacher, *_missing(teacher, config, data, seeds, part, strong), strong))
         total, done = sum(len(samples) for _, samples, _, _ in jobs), 0
@@ -73,6 +76,9 @@ def fill_tables(
                 if on_progress:
                     on_progress(done, total)
             teacher.flush()
+            if not strong and teacher.table and (teacher.computed or method.class_cosines):
+                with contextlib.suppress(UserError):  # a teacher without one suits other methods
+                    _ = teacher.classifier  # which stores it beside the rows
         return done
 
 

@@ -1,7 +1,8 @@
-"""Where a run gets its teacher's logits from: the live network, or the table of them."""
+"""The source of a run's teacher's logits: the live network, or the table of them."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -20,9 +21,10 @@ from ekd_ray.config.normalization import parse_normalization
 from ekd_ray.config.plugins import stamps_of
 from ekd_ray.data import HostCopy, dataset_info, normalize, num_train, to_device, view_count
 from ekd_ray.engine.determinism import FLOAT32, fixed_convolutions
-from ekd_ray.engine.features import record_features
+from ekd_ray.engine.features import find_classifier, record_features
 from ekd_ray.engine.precision import autocast, float32_head
 from ekd_ray.engine.rundata import RunData
+from ekd_ray.engine.teacher.classifier import read_rows, write_rows
 from ekd_ray.engine.teacher.folding import fold_batch_norms
 from ekd_ray.engine.teacher.table import (
     Ids,
@@ -52,12 +54,14 @@ class TeacherOutputs:
 
     `weak` and `strong` are its logits, float32 [B, C]: of the weak view, and of the strong one
     where the method looks at one. `features` are the outputs [B, ...] of its layers on the weak
-    view, where the method reads any.
+    view, where the method reads any, and `class_cosines` float32 [C, C] those between the rows of
+    its classifier, where the method reads them.
     """
 
     weak: Tensor
     strong: Tensor | None = None
     features: tuple[Tensor, ...] = ()
+    class_cosines: Tensor | None = None
 
 
 class LiveTeacher:
@@ -134,6 +138,22 @@ class Teacher:
         with record_features(self._network().model, self.layers) as features:
             logits = self._format.rounded(self._asked(images))
         return logits, tuple(feature[: len(images)] for feature in features)
+
+    @functools.cached_property
+    def classifier(self) -> Tensor:
+        """The rows float32 [C, D] of its last linear layer, on the host.
+
+        Out of the folder of the table where they are there; else the network is loaded, and they
+        are stored. Raises `UserError` where there is no such layer.
+        """
+        rows = read_rows(self.table.folder, self._format.num_classes) if self.table else None
+        if rows is None:
+            layer = find_classifier(self._network().model, self._format.num_classes)
+            rows = layer.weight.detach().to("cpu", torch.float32).contiguous()
+            if self.table and self.table.writable:
+                with contextlib.suppress(OSError):  # a full disk: the next one asks again
+                    write_rows(self.table.folder, rows)
+        return rows
 
     def flush(self) -> None:
         """Write to the table what was computed and is not there yet (waits for the device)."""

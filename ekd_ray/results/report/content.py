@@ -223,7 +223,9 @@ def _describe_verdict(content: Content) -> str:
     clauses = [text.format(joined(groups[k])) for k, text in patterns.items() if k in groups]
     text = joined(clauses)
     if "few" in groups:
-        few = f"too few seeds to tell it from {joined(groups['few'])}"
+        few = "too few seeds to tell"
+        if text or not content.board.missed():  # the headline has begun with those
+            few += f" it from {joined(groups['few'])}"
         text = f"{text}, and there are {few}" if text else f"with {few}"
     return text
 
@@ -293,7 +295,9 @@ def list_sections(content: Content, drawn: Container[str]) -> list[Section]:
         ("failures", "Failures", _describe_failures),
         ("reproduce", "Reproduce", _describe_reproduce),
     ]
-    without_figures = {"failures", "reproduce", *(["leaderboard"] if content.board else [])}
+    without_figures = {"failures", "reproduce"}
+    without_figures |= {"leaderboard"} if content.board else set()
+    without_figures |= {"parameters"} if content.ended else set()
     return [
         Section(name, title, describe(content))
         for name, title, describe in parts

@@ -691,6 +691,8 @@ def draw_slices(content: Content) -> Iterator[Chart]:
     """The metric over each parameter."""
     metric, best = content.config.metric, content.winner_number
     space, scored = content.config.space or {}, _judge_trials(content)
+    if len(scored) < 2:  # a point alone shows nothing
+        return
     study = build_study(scored, space, DIRECTIONS[metric])
     for index, name in enumerate(_ordered_parameters(content, scored)):
         figure = draw_plot("slice", study, [name], metric_name(metric))
@@ -792,11 +794,14 @@ def draw_time(content: Content) -> Iterator[Chart]:
     saved = [{"stage": n, "runs": None, "epochs": None, "hours": h} for n, h in spared.items() if h]
     shown = [*rows, *saved]
     biggest = max(row["hours"] for row in shown)
-    unit, factor = ("hours", 1) if biggest >= 2 else ("minutes", 60)
+    units = {"hours": 1, "minutes": 60, "seconds": 3600}
+    unit, factor = next(
+        ((name, many) for name, many in units.items() if many * biggest >= 2), ("seconds", 3600)
+    )
     table = [[r["stage"], r["runs"], r["epochs"], duration(r["hours"])] for r in shown]
     bars = go.Bar(
         x=[factor * row["hours"] for row in reversed(shown)], y=[row[0] for row in table[::-1]],
-        orientation="h", text=[row[3] for row in table[::-1]], textposition="auto", textangle=0,
+        orientation="h", text=[row[3] for row in table[::-1]], textposition="outside", textangle=0,
         cliponaxis=False, hovertemplate="%{y}: %{text}<extra></extra>",
         marker={"color": [FAINT] * len(saved) + [WINNER] * len(rows),
                 "pattern": {"shape": ["/"] * len(saved) + [""] * len(rows)}},
