@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesRegressor
 
-from ekd_ray.scale.space import Parameter, Space
+from ekd_ray.scale.model_sampler import Coordinates
+from ekd_ray.scale.space import Space
 
 NEAR = 16  # recorded configurations that lend each other their noise
 METRIC = "val_top1"
@@ -139,7 +139,9 @@ class Landscape:
         self.noise = self._noise.spread
         self._trees = [tree.tree_ for tree in forest.estimators_]
         drawn = np.random.default_rng(seed).random((20_000, inputs.shape[1]))
-        self.best = float(self._expected(drawn)[:, -1].max())
+        ends = self._expected(drawn)[:, -1]
+        self.best = float(ends.max())
+        self._extremes = drawn[[ends.argmax(), ends.argmin()]]
 
     def curve(self, point: Point, seed: int = 0) -> tuple[list[float], float]:
         """(noisy value after each epoch, true final value) of a configuration.
@@ -152,6 +154,12 @@ class Landscape:
         text = np.round(unit[0], 9).tobytes() + str(seed).encode()
         key = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
         return (true + self._noise.draw(true[-1], key)).tolist(), float(true[-1])
+
+    def extreme_points(self) -> tuple[Point, Point]:
+        """The best and the worst of the random configurations."""
+        coordinates = Coordinates(self.space)
+        best, worst = (coordinates.point(row) for row in self._extremes)
+        return best, worst
 
     def _expected(self, units: NDArray[np.float64]) -> NDArray[np.float64]:
         """Curves [points, epochs]: the forest's `predict` without its checks, which cost a single
@@ -169,17 +177,8 @@ def unit_coordinates(space: Space, point: Point) -> list[float]:
         if parameter.choices is not None:
             coordinates += [float(value == choice) for choice in parameter.choices]
         else:
-            coordinates.append(0.5 if value is None else _scale_to_unit(parameter, value))
+            coordinates.append(0.5 if value is None else parameter.place(value))
     return coordinates
-
-
-def _scale_to_unit(parameter: Parameter, value: float) -> float:
-    low, high, number = float(parameter.low), float(parameter.high), float(value)
-    if low == high:
-        return 0.5
-    if parameter.log:
-        low, high, number = math.log(low), math.log(high), math.log(number)
-    return (number - low) / (high - low)
 
 
 def _seeds_apart(

@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.opponents import OPPONENTS
-from benchmarks.simulate import CONTESTANTS, Contestant, Outcome, base_study, race
+from benchmarks.simulate import CONTESTANTS, TOLD, Contestant, Outcome, base_study, race
 from benchmarks.tables import TABLES, open_target
 from ekd_ray.config import StudyConfig
 from ekd_ray.scale.cluster import local_cpus
 
-EVERYONE = {**CONTESTANTS, **OPPONENTS}
+EVERYONE = {**CONTESTANTS, **TOLD, **OPPONENTS}
 REFERENCE = "random"  # whose regret at the end the others have to reach
 # Whose figures are reported. The best opponent is held against the one that knows other pairs.
 COLD, TRANSFER, REVERSED = "default", "default+transfer", "default+reversed"

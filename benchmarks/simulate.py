@@ -179,6 +179,8 @@ class Contestant:
         player: what proposes configurations; one that stops its trials itself has scheduler none.
         transfer: it is given the other pairs' rows, as `Game.sources`.
         reversed_prior: of these the best have the worst ones' scores.
+        believes: with high confidence, of each parameter, that the best value is near that of the
+            best configuration ("best"), or of the worst ("worst").
         bring: what a study with sources is made of, in its still empty folder.
         rank: its trials of full length by what it believes of them, the best first: that is what
             it would name, and the first ones are its finalists. It is asked whenever one has ended.
@@ -191,6 +193,7 @@ class Contestant:
     player: Callable[[Game], Player] = Ours
     transfer: bool = False
     reversed_prior: bool = False
+    believes: str | None = None
     bring: Callable[[StudyConfig, Sequence[Source], Path], StudyConfig] = bring_best_points
     rank: Callable[[Sequence[RunRecord], StudyConfig, Sequence[Source]], Sequence[RunRecord]] = (
         rank_by_score
@@ -224,6 +227,17 @@ CONTESTANTS = {
     "ray-adapter": Contestant(settings={**USUAL, **NO_CHAMPIONS}, player=RaysAdapter, rival=True),
     "optuna-gp": Contestant(
         settings={"sampler": "gp", "scheduler": "none", **NO_CHAMPIONS}, rival=True
+    ),
+}
+# Who are told by a user; they race if they are named (--only).
+TOLD = {
+    "default+prior": Contestant(believes="best", rank=rank_by_expectation),
+    "default+wrong-prior": Contestant(believes="worst", rank=rank_by_expectation),
+    "model+prior": Contestant(
+        settings={"sampler": "model"}, believes="best", rank=rank_by_expectation
+    ),
+    "model+wrong-prior": Contestant(
+        settings={"sampler": "model"}, believes="worst", rank=rank_by_expectation
     ),
 }
 
@@ -360,6 +374,9 @@ def race(
     if contestant.reversed_prior:
         sources = [reverse_source(source) for source in sources]
     config = base.replace(seed=seed, trials=budget, **contestant.settings)
+    if contestant.believes:
+        best, worst = target.landscape.extreme_points()
+        config = with_priors(config, best if contestant.believes == "best" else worst)
     np.random.seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         config = contestant.bring(config, sources, Path(folder)) if sources else config
@@ -371,6 +388,15 @@ def race(
         )  # fmt: skip
         ledger = Ledger(lambda trials: contestant.rank(trials, config, sources))
         return follow(itertools.islice(epochs, budget), ledger, target.landscape, config, budget)
+
+
+def with_priors(config: StudyConfig, point: Point) -> StudyConfig:
+    """The study whose user is confident that the best configuration is near a point."""
+    space = {
+        name: {**entry, "prior": {"center": point[name], "confidence": "high"}}
+        for name, entry in (config.space or {}).items()
+    }
+    return config.replace(space=space)
 
 
 def follow(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import rich.console
+from rich import box
+from rich.table import Table
 from rich.text import Text
 
 from ekd_ray.errors import spell_controls
@@ -28,3 +31,17 @@ class Console(rich.console.Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich's, of the text with its signs spelt out."""
         return super().render_str(spell_controls(text), **options)
+
+
+def print_points(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table of configurations: names and figures whole, because a line that the terminal
+    breaks is better than one cut short. The console is as wide from then on."""
+    texts = [[f"{c:.4g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in texts:
+        table.add_row(*row)
+    width = sum(3 + max(map(len, column)) for column in zip(columns, *texts, strict=True))
+    console.width = max(console.width, width)
+    console.print(table)

@@ -55,6 +55,7 @@ GROUPS = {
         "export": ("export_command", "the winner as a folder: weights, configuration, evidence"),
         "predict": ("predict_command", "pictures with an exported winner, as a table"),
         "reproduce": ("reproduce_command", "train an exported winner again, and compare"),
+        "portfolio": ("portfolio_command", "what is good for all studies at hand, for a new one"),
     },
     "prepare": {
         "space": ("space_command", "recipes and search spaces: list, show, copy, schema"),

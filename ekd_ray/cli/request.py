@@ -266,18 +266,22 @@ def _parse_set(text: str) -> tuple[str, Any]:
     return key, parse_yaml(raw, where=f"--set {key}")
 
 
-_RANGES = "log:LOW:HIGH, range:LOW:HIGH, range:LOW:HIGH:STEP or choice:A,B,..."
+_RANGES = (
+    "log:LOW:HIGH, range:LOW:HIGH, range:LOW:HIGH:STEP, choice:A,B,... or prior:CENTER[:CONFIDENCE]"
+)
 
 
 def _parse_range(key: str, value: Any) -> dict[str, Any] | None:
     """A range on the command line as an entry of the space; None for any other value."""
     kind, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if not colon or kind not in ("log", "range", "choice"):
+    if not colon or kind not in ("log", "range", "choice", "prior"):
         return None
     parts = rest.split("," if kind == "choice" else ":")
     items = [parse_yaml(part, where=f"--set {key}") if part.strip() else None for part in parts]
     if kind == "choice" and None not in items:
         return {"choices": items}
+    if kind == "prior" and len(items) in (1, 2) and None not in items:
+        return {"prior": dict(zip(("center", "confidence"), items, strict=False))}
     numbers = all(isinstance(item, int | float) and not isinstance(item, bool) for item in items)
     if numbers and kind == "log" and len(items) == 2:
         return {"low": items[0], "high": items[1], "log": True}

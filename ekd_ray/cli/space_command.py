@@ -99,10 +99,7 @@ def _show(args: argparse.Namespace) -> int:
     recipe = Recipe.load(args.recipe, args.method)
     config = recipe.config
     # These load torch and optuna.
-    from rich import box
-    from rich.table import Table
-
-    from ekd_ray.cli.console import Console
+    from ekd_ray.cli.console import Console, print_points
     from ekd_ray.losses.methods import resolve_method
     from ekd_ray.scale.space import check_space, first_points
 
@@ -116,21 +113,12 @@ def _show(args: argparse.Namespace) -> int:
         print_json({"points": points, "distill": base.to_dict(), "space": config.space})
         return 0
     named = [("first", point) for point in first_points(config)]
-    rows = [["point", *space.parameters]]
-    for name, point in [*named, *((str(i), point) for i, point in enumerate(points, start=1))]:
-        cells = (point.get(column, "") for column in space.parameters)
-        rows.append([name, *(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells)])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*row)
-    # Names and figures whole: a line that the terminal breaks is better than one cut short.
-    width = sum(3 + max(map(len, column)) for column in zip(*rows, strict=True))
-    console = Console(width=max(Console().width, width))
+    named += [(str(index), point) for index, point in enumerate(points, start=1)]
+    rows = [(name, *(point.get(p, "") for p in space.parameters)) for name, point in named]
+    console = Console()
     for name, parameter in space.parameters.items():
         console.print(f"{name:16s} {parameter.describe()}")
-    console.print(table)
+    print_points(console, ("point", *space.parameters), rows)
     console.print("shared by all trials:")
     for name, value in base.to_dict().items():
         if value is not None and name not in space.parameters:

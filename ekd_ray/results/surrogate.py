@@ -85,13 +85,16 @@ class Surrogate:
         seen: at least one of them.
         basis: `m`, from inputs [N, D] to [N], with mean 0 and variance 1 over the space; None
             without other studies.
+        winsorised: what lies far below the others counts as less far.
     """
 
-    def __init__(self, seen: Observations, *, basis: Basis | None = None) -> None:
+    def __init__(
+        self, seen: Observations, *, basis: Basis | None = None, winsorised: bool = True
+    ) -> None:
         self._basis = basis or (lambda inputs: np.zeros(len(inputs)))
         self._inputs, self._levels = seen.inputs, seen.levels
         self._dims, self._rungs = seen.inputs.shape[1], int(seen.levels.max())
-        self._targets, self._center, self._spread = _standardise(seen)
+        self._targets, self._center, self._spread = _standardise(seen, winsorised)
         self._m = self._basis(self._inputs)
         self._same = self._levels[:, None] == self._levels[None, :]
         self._hyper = self._fit()
@@ -222,8 +225,8 @@ class Surrogate:
         return self._center + self._spread * mean, self._spread * deviation
 
 
-def _standardise(seen: Observations) -> tuple[Array, float, float]:
-    """Scores with median 0 at each level, what lies far below pulled up, all by one spread.
+def _standardise(seen: Observations, winsorised: bool) -> tuple[Array, float, float]:
+    """Scores with median 0 at each level, all by one spread; `winsorised`, see `Surrogate`.
 
     The spread is the largest of a level, because few trials of full length, which have been
     chosen, say little of it.
@@ -238,7 +241,8 @@ def _standardise(seen: Observations) -> tuple[Array, float, float]:
         own = seen.scores[at]
         finite = own[np.isfinite(own)] if np.isfinite(own).any() else np.zeros(1)
         low, middle, high = np.quantile(finite, [0.25, 0.5, 0.75])
-        own = np.maximum(own, middle - WINSORISED * (high - low))
+        if winsorised:
+            own = np.maximum(own, middle - WINSORISED * (high - low))
         centers[level], spread = float(middle), max(spread, float(own.std()))
         scores[at] = own - middle
     spread = spread or 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +15,15 @@ from scipy.stats import norm
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import as_loss
 from ekd_ray.results.study_model import (
+    MOST_TRIALS,
     encode_points,
     fit_model,
     is_divergence,
     known_basis,
     trial_outcome,
 )
-from ekd_ray.results.surrogate import Array, Basis
+from ekd_ray.results.surrogate import Array, Basis, Observations, Surrogate
+from ekd_ray.scale.prior import begins_by_prior, fade
 from ekd_ray.scale.space import Parameter, Space
 
 ANYWHERE, NEAR, TOP = 1500, 60, 5  # candidates: of the whole space, and around each of the best
@@ -32,13 +33,22 @@ FEW = 64
 STEP = 0.1  # of the ones around, in coordinates of [0, 1]
 APART = 0.25  # distance of the first points of a warm start
 DRAWN = 20_000  # points of which these are the best
+COSTLY = ("student", "epochs", "image_size")  # where these are searched, trials cost differently
+SECONDS = "seconds per epoch"  # attribute of a trial of such a study that has ended
+LEAST_TIMED = 4  # trials, for a model of what others cost
+
+
+def costs_differ(config: StudyConfig) -> bool:
+    """Whether some trials of a study take longer than others by what is searched."""
+    return any(name in COSTLY for name in config.space or {})
 
 
 class ModelSampler(BaseSampler):
     """Expected improvement over the best posterior mean, of a model at all rungs.
 
     A point is drawn as a whole when the first of its parameters is asked for. Trials that run
-    lower the uncertainty around them, so that others are not sent there.
+    lower the uncertainty around them, so that others are not sent there. Where `costs_differ`,
+    what is compared is the improvement per second.
 
     Args:
         config: the study. Where it knows no other studies the first `n_startup_trials` are drawn
@@ -94,17 +104,39 @@ class ModelSampler(BaseSampler):
                 )  # fmt: skip
         begins = self._basis is None and len(ended) < self._startup
         model = None if begins else fit_model(ended, self._entries, basis=self._basis)
-        rows = self._coordinates.draw(self._rng, FEW if model is None else ANYWHERE)
         if model is None:
-            worth = np.zeros(FEW) if self._basis is None else self._basis(rows)
+            rows = self._coordinates.draw(
+                self._rng, 1 if self._basis is None else FEW, believed=begins_by_prior(number)
+            )
+            worth = np.zeros(1) if self._basis is None else self._basis(rows)
             return self._coordinates.point(rows[int(np.argmax(worth))])
+        weight = fade(len(ended))
+        rows = self._coordinates.draw(self._rng, ANYWHERE)
         tried = self._encode([outcome.params for outcome in ended if outcome.scores])
         means = model.mean(tried)
         best = tried[np.argsort(-means)[:TOP]]
         rows = np.vstack([rows, self._coordinates.move(best, self._rng, NEAR)])
         mean, deviation = model.predict(rows, pending=self._encode(running) if running else None)
-        improvement = log_expected_improvement((mean - means.max()) / deviation)
-        return self._coordinates.point(rows[int(np.argmax(improvement + np.log(deviation)))])
+        worth = log_expected_improvement((mean - means.max()) / deviation) + np.log(deviation)
+        worth += weight * self._coordinates.log_prior(rows)
+        if costs_differ(self._config):
+            worth -= self._log_seconds(study, rows)
+        return self._coordinates.point(rows[int(np.argmax(worth))])
+
+    def _log_seconds(self, study: optuna.Study, rows: Array) -> Array:
+        """The expected log of the seconds of full length at rows, [N]; 0 while too little is
+        known."""
+        trials = [t for t in study.get_trials(deepcopy=False) if SECONDS in t.user_attrs]
+        if len(trials) < LEAST_TIMED:
+            return np.zeros(len(rows))
+        points = [trial.params for trial in trials[-MOST_TRIALS:]]
+        own = self._config.distill.epochs
+        seconds = [
+            trial.user_attrs[SECONDS] * trial.params.get("epochs", own)
+            for trial in trials[-MOST_TRIALS:]
+        ]
+        seen = Observations(self._encode(points), np.zeros(len(points), int), np.log(seconds))
+        return Surrogate(seen, winsorised=False).mean(rows)
 
     def _encode(self, points: Sequence[Mapping[str, Any]]) -> Array:
         return encode_points(points, self._entries)
@@ -129,10 +161,28 @@ class Coordinates:
             width = 1 if parameter.choices is None else len(parameter.choices)
             self._columns[name] = slice(self.count, self.count + width)
             self.count += width
+        self._priors = {n: p.prior for n, p in self._parameters.items() if p.prior}
 
-    def draw(self, rng: np.random.Generator, count: int) -> Array:
-        """Rows drawn evenly [count, D]."""
-        return self._settle(rng.random((count, self.count)))
+    def draw(self, rng: np.random.Generator, count: int, *, believed: bool = False) -> Array:
+        """Rows drawn evenly, or if `believed` by the priors that there are [count, D]."""
+        rows = rng.random((count, self.count))
+        for name, prior in self._priors.items() if believed else ():
+            places = np.array([prior.draw(rng) for _ in rows])
+            own = self._columns[name]
+            of_choices = places[:, None] == np.arange(own.stop - own.start)
+            rows[:, own] = places[:, None] if prior.choices is None else of_choices
+        return self._settle(rows)
+
+    def log_prior(self, rows: Array) -> Array:
+        """Log density of the priors at rows, 0 of an even draw, [N]."""
+        total = np.zeros(len(rows))
+        for name, prior in self._priors.items():
+            own = rows[:, self._columns[name]]
+            places = own[:, 0] if prior.choices is None else own.argmax(axis=1)
+            wanted = self._parameters[name].when
+            applies = [not wanted or name in self.point(row) for row in rows]
+            total += np.where(applies, prior.log_density(places), 0.0)
+        return total
 
     def move(self, rows: Array, rng: np.random.Generator, count: int) -> Array:
         """Rows near each given one [count * N, D]: numbers moved by about `STEP`, a choice kept
@@ -178,15 +228,8 @@ class Coordinates:
 
 
 def _value_at(parameter: Parameter, coordinates: Array) -> Any:
-    if parameter.choices is not None:
-        return parameter.choices[int(coordinates.argmax())]
-    low, high, at = float(parameter.low), float(parameter.high), float(coordinates[0])
-    if parameter.log:
-        value = math.exp(math.log(low) + at * (math.log(high) - math.log(low)))
-    else:
-        value = low + at * (high - low)
-    nearest = parameter.nearest(value)
-    return int(nearest) if parameter.integer else nearest
+    chosen = coordinates[0] if parameter.choices is None else coordinates.argmax()
+    return parameter.value_at(float(chosen))
 
 
 def distinct_maxima(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from bisect import insort
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ekd_ray.config.targets import evenly_spaced
 from ekd_ray.results.records import JOURNAL_LOCKS
+from ekd_ray.scale.prior import begins_by_prior, fade
+from ekd_ray.scale.space import Parameter
 
 MOST_TRIALS = 500  # that a model of the objective is built from
 
@@ -138,10 +140,14 @@ class BoundedTPE(TPESampler):
     trials into good and other ones, and converts all of their values, anew for each parameter;
     here this is done once. Of more trials the good ones are those of all, and of the others some
     stand for the rest (`KnownTrials.choose`).
+
+    Args:
+        believed: parameters with a prior, by which some of the start-up trials are drawn.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, believed: Mapping[str, Parameter] | None = None, **options: Any) -> None:
         super().__init__(multivariate=False, constant_liar=True, **options)
+        self._believed = believed or {}
         self._known = KnownTrials()
         self._drawn: int | None = None
         self._split: tuple[list[FrozenTrial], list[FrozenTrial]] = [], []
@@ -159,6 +165,9 @@ class BoundedTPE(TPESampler):
             self._numbers = [np.array([t.number for t in part], int) for part in self._split]
             self._drawn = trial.number
         if len(self._known.ended) < self._n_startup_trials:
+            parameter = self._believed.get(param_name)
+            if parameter is not None and parameter.prior and begins_by_prior(trial.number):
+                return parameter.value_at(parameter.prior.draw(self._rng.rng))
             return self._random_sampler.sample_independent(
                 study, trial, param_name, param_distribution
             )
@@ -185,7 +194,16 @@ class BoundedTPE(TPESampler):
             for trials, is_good in zip(self._split, (True, False), strict=True)
         )
         samples = good.sample(self._rng.rng, self._n_ei_candidates)
-        best = self._compare(samples, self._compute_acquisition_func(samples, good, others))
+        worth = self._compute_acquisition_func(samples, good, others)
+        for name, values in samples.items():
+            parameter = self._believed.get(name)
+            if parameter is not None and parameter.prior:
+                # Optuna has a choice by its number.
+                of_range = parameter.choices is None
+                places = [parameter.place(value) if of_range else value for value in values]
+                density = parameter.prior.log_density(np.array(places))
+                worth = worth + fade(len(self._known.ended)) * density
+        best = self._compare(samples, worth)
         return {name: kind.to_external_repr(best[name]) for name, kind in search_space.items()}
 
     def _get_internal_repr(

@@ -49,9 +49,9 @@ class SamplerKind:
     `full_length`: it learns only from trials that were not stopped early. `finite`: it
     enumerates, so that every parameter needs finitely many values. `sequence`: it draws a
     sequence whose position it keeps in the study, and must go on under the same seed.
-    `study`: it is told what the study is. `plain`: it knows one objective and no constraints.
-    `generations`: it breeds one from the other. `package`: what it needs besides Optuna, which is
-    an extra of the same name.
+    `study`: it is told what the study is. `priors`: it knows those of a space. `plain`: it knows
+    one objective and no constraints. `generations`: it breeds one from the other. `package`: what
+    it needs besides Optuna, which is an extra of the same name.
     """
 
     make: Callable[..., BaseSampler]
@@ -59,6 +59,7 @@ class SamplerKind:
     finite: bool = False
     sequence: bool = False
     study: bool = False
+    priors: bool = False
     plain: bool = False
     generations: bool = False
     package: str | None = None
@@ -79,10 +80,12 @@ SAMPLERS: dict[str, SamplerKind] = {
     # on what had been lucky, and was no better than chance.
     "tpe": SamplerKind(
         make=functools.partial(BoundedTPE, n_startup_trials=STARTUP_TRIALS),
+        priors=True,
     ),
     "model": SamplerKind(
         make=functools.partial(ModelSampler, n_startup_trials=STARTUP_TRIALS),
         study=True,
+        priors=True,
         plain=True,
     ),
     "gp": SamplerKind(
@@ -126,6 +129,9 @@ def make_sampler(config: StudyConfig, *, begun: int = 0) -> BaseSampler:
         options["population_size"] = max(4, config.trials // 4)
     if kind.study:
         options["config"] = config
+    elif kind.priors and config.space:
+        parameters = Space(config.space).parameters
+        options["believed"] = {name: p for name, p in parameters.items() if p.prior}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return kind.make(seed=seed % 2**32, **options)  # NumPy takes 32 bits
@@ -157,7 +163,15 @@ def check_sampler(config: StudyConfig, space: Space) -> None:
             f"{', '.join(name for name in SAMPLERS if not SAMPLERS[name].plain)}.",
             keys=("sampler",),
         )
-    for searched, parameter in space.parameters.items() if kind.finite else ():
+    for searched, parameter in space.parameters.items():
+        if parameter.prior and not kind.priors:
+            raise UserError(
+                f"sampler {name} knows no priors, and {searched} has one: drop it, or choose "
+                f"{', '.join(name for name in SAMPLERS if SAMPLERS[name].priors)}.",
+                keys=("space", searched, "prior"),
+            )
+        if not kind.finite:
+            continue
         if parameter.number_of_values() is None:
             raise UserError(
                 f"sampler {name} tries every combination, but {searched} has endlessly "

@@ -11,6 +11,7 @@ are the truth of a study; Tune's own snapshots are not needed to resume.
 from __future__ import annotations
 
 import json
+import statistics
 from collections import deque
 from collections.abc import Collection
 from dataclasses import replace
@@ -36,6 +37,7 @@ from ekd_ray.results.records import (
 )
 from ekd_ray.scale.budget import Budget
 from ekd_ray.scale.journal_rebuild import open_or_rebuild
+from ekd_ray.scale.model_sampler import SECONDS, costs_differ
 from ekd_ray.scale.optuna_private import reopen_trial, stored_trial
 from ekd_ray.scale.space import Space, first_points, point_config
 from ekd_ray.scale.storage import FULL_RUN, REPEATED, write_together
@@ -273,6 +275,10 @@ class OptunaSearcher(Searcher):
             self._report_epochs(trial, record.history)
             if record.reason:
                 trial.set_user_attr("reason", record.reason)
+            seconds = [row["seconds"] for row in record.history if row.get("seconds")]
+            if seconds and costs_differ(self.config):
+                # The first epoch compiles and fills caches.
+                trial.set_user_attr(SECONDS, statistics.median(seconds))
             values = None
             if state == TrialState.COMPLETE:
                 values = [record.last[name] for name in self.config.all_objectives]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import optuna
@@ -16,8 +17,9 @@ from ekd_ray.config.settings import hints_of
 from ekd_ray.errors import Keys, UserError, error_context, shorten, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method, with_method
 from ekd_ray.models import read_metadata
+from ekd_ray.scale.prior import Prior, check_prior
 
-_KEYS = ("low", "high", "log", "step", "around_prior", "choices", "when")
+_KEYS = ("low", "high", "log", "step", "around_prior", "choices", "when", "prior")
 MOST_STEPS = 10**6  # of a range; sampler grid tries every one
 _LOG_PRIORS = ("log_prior", "teacher_log_prior")
 
@@ -33,7 +35,7 @@ class Parameter:
 
     `around_prior` is half the width of a range whose middle is a log prior that `around_prior`
     (the function) looks up; `low` and `high` serve where none is known. `when` maps another
-    parameter to the values for which this one exists.
+    parameter to the values for which this one exists. `prior` is what the user believes of it.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Parameter:
     around_prior: float | None = None
     choices: tuple[Any, ...] | None = None
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    prior: Prior | None = None
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
         """Ask Optuna for a value."""
@@ -72,8 +75,32 @@ class Parameter:
         """The value of a range that is nearest to a number."""
         if self.step or self.integer:
             step = self.step or 1
-            value = self.low + round((value - self.low) / step) * step
+            last = int((self.high - self.low) / step + 1e-9)  # the end may be no multiple
+            value = self.low + min(round((value - self.low) / step), last) * step
         return min(max(value, self.low), self.high)
+
+    def place(self, value: Any) -> float:
+        """Where a value lies: from 0 to 1 along its (logarithmic) range, of a choice its number."""
+        if self.choices is not None:
+            return float(self.choices.index(value))
+        low, high, number = float(self.low), float(self.high), float(value)
+        if low == high:
+            return 0.5
+        if self.log:
+            low, high, number = math.log(low), math.log(high), math.log(number)
+        return (number - low) / (high - low)
+
+    def value_at(self, place: float) -> Any:
+        """The value at a place, of a range the nearest that it has."""
+        if self.choices is not None:
+            return self.choices[int(place)]
+        low, high = float(self.low), float(self.high)
+        if self.log:
+            value = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+        else:
+            value = low + place * (high - low)
+        nearest = self.nearest(value)
+        return int(nearest) if self.integer else nearest
 
     def number_of_values(self) -> int | None:
         """How many values it can take, None if endlessly many."""
@@ -98,6 +125,8 @@ class Parameter:
             text += f" step {self.step:g}" if self.step else ""
             if self.around_prior:
                 text += f", or within {self.around_prior:g} of the teacher's or the pair's"
+        if self.prior:
+            text += f", {self.prior.describe()}"
         conditions = [f"{k} in {{{', '.join(map(str, v))}}}" for k, v in self.when.items()]
         return text + (f" when {' and '.join(conditions)}" if conditions else "")
 
@@ -281,7 +310,36 @@ def _parse(name: str, entry: Any, earlier: Mapping[str, Parameter]) -> Parameter
     for key in entry:
         if key not in _KEYS:
             raise unknown_name(f"key of space.{name}:", key, _KEYS, keys=(key,))
-    when = _parse_when(name, entry.get("when") or {}, earlier)
+    parameter = _parse_values(name, entry, _parse_when(name, entry.get("when") or {}, earlier))
+    return _with_prior(parameter, entry["prior"]) if entry.get("prior") is not None else parameter
+
+
+def _with_prior(parameter: Parameter, entry: Any) -> Parameter:
+    name = parameter.name
+    entry = check_prior(name, entry)
+    center = entry["center"]
+    if parameter.around_prior:
+        raise UserError(
+            f"space.{name} has around_prior, which places its range by the teacher: drop it or "
+            "prior.",
+            keys=("prior",),
+        )
+    if not parameter.contains(center):
+        raise UserError(
+            f"space.{name}.prior.center must be in {parameter.describe()}, got {shorten(center)}.",
+            keys=("prior", "center"),
+        )
+    choices = None if parameter.choices is None else len(parameter.choices)
+    prior = Prior(
+        center=parameter.place(center), value=center, confidence=entry["confidence"],
+        choices=choices,
+    )  # fmt: skip
+    return replace(parameter, prior=prior)
+
+
+def _parse_values(
+    name: str, entry: Mapping[str, Any], when: Mapping[str, tuple[Any, ...]]
+) -> Parameter:
     if "choices" in entry:
         choices = entry["choices"]
         if not isinstance(choices, list) or not choices:
@@ -289,11 +347,15 @@ def _parse(name: str, entry: Any, earlier: Mapping[str, Parameter]) -> Parameter
                 f"space.{name}.choices must be a list of values, got {shorten(choices)}.",
                 keys=("choices",),
             )
-        if set(entry) - {"choices", "when"}:
+        if set(entry) - {"choices", "when", "prior"}:
             raise UserError(
                 f"space.{name} must have choices or low and high, not both.", keys=("choices",)
             )
         return Parameter(name=name, choices=tuple(choices), when=when)
+    if "prior" in entry and "low" not in entry:
+        raise UserError(
+            f"space.{name} has a prior and no values: give it low and high, or choices.", keys=()
+        )
     return _parse_range(name, entry, when)
 
 

@@ -153,8 +153,11 @@ def _with_rate(values: dict[str, Any], factor: float) -> dict[str, Any]:
     result = {**values, "distill": {**values["distill"], **scaled}}
     spec = (values.get("space") or {}).get("lr")
     if isinstance(spec, Mapping) and "low" in spec:
-        bounds = {end: _round(spec[end] * factor) for end in ("low", "high")}
-        result["space"] = {**values["space"], "lr": {**spec, **bounds}}
+        ends: dict[str, Any] = {end: _round(spec[end] * factor) for end in ("low", "high")}
+        prior = spec.get("prior")
+        if isinstance(prior, Mapping) and isinstance(center := prior.get("center"), int | float):
+            ends["prior"] = {**prior, "center": _round(center * factor)}
+        result["space"] = {**values["space"], "lr": {**spec, **ends}}
     return result
 
 

@@ -140,8 +140,12 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
     for name, spec in given.space.items():
         if name not in DistillConfig.names():
             raise unknown_name("setting to search:", name, DistillConfig.given_names())
-        space = {k: v for k, v in (values.get("space") or {}).items() if k != name}
-        values["space"] = space if spec is None else {**space, name: spec}
+        known = values.get("space") or {}
+        space = {k: v for k, v in known.items() if k != name}
+        if spec is not None and {*spec} == {"prior"}:  # of the range that there is
+            values["space"] = merge(known, {name: spec})
+        else:
+            values["space"] = space if spec is None else {**space, name: spec}
     for name, value in given.settings.items():
         values = _with_setting(values, name, value)
     if given.data_root:

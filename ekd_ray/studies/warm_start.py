@@ -13,6 +13,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import Study
 from ekd_ray.results.study_model import Outcome, known_basis, record_outcome, thin_out
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.scale.model_sampler import distinct_maxima
 from ekd_ray.scale.space import Space, check_space, point_config
 
@@ -42,7 +43,7 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
         ranked = study.ranked()
         if not ranked:
             raise UserError(f"{run} has no trial of full length to start from: finish it first.")
-        mapped = {r.number: _mapped(r.params, study, config, space) for r in study.records()}
+        mapped = {r.number: map_point(r.params, study, config, space) for r in study.records()}
         fitting = [point for r in ranked if (point := mapped[r.number])]
         if not fitting:
             raise UserError(
@@ -114,8 +115,8 @@ def _free_name(name: str, taken: Container[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _mapped(
-    params: dict[str, Any], study: Study, config: StudyConfig, space: Space
+def map_point(
+    params: Mapping[str, Any], study: StudyReader, config: StudyConfig, space: Space
 ) -> dict[str, Any]:
     """A point of another study in this space; empty if nothing of it is searched here."""
     shared = study.config.distill.to_dict()

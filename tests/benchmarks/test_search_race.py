@@ -17,6 +17,7 @@ from benchmarks.simulate import (
     Outcome,
     confirm_points,
     play,
+    with_priors,
 )
 from benchmarks.simulate import race as race_of_simulate
 from benchmarks.tables import TABLES, open_target, reverse_source, show_source
@@ -302,3 +303,15 @@ def test_noise_is_borrowed_from_runs_at_the_same_level():
     noise = Noise(levels=levels, deviations=np.repeat(levels[:, None, None], 2, axis=1))
     assert all(abs(noise.draw(0.5, key)[0] - 0.5) < 0.2 for key in range(100))
     assert len({float(noise.draw(0.5, key)[0]) for key in range(100)}) == 16
+
+
+def test_users_are_told_the_best_place_or_the_worst():
+    landscape = open_target("resnet20a-resnet8").landscape
+    best, worst = landscape.extreme_points()
+    drawn = [landscape.curve(point)[1] for point in landscape.space.sample(200, seed=0)]
+    assert landscape.curve(best)[1] == pytest.approx(landscape.best)
+    assert landscape.best >= max(drawn)
+    assert landscape.curve(worst)[1] <= min(drawn) + 0.005  # beside an edge of a tree
+    told = with_priors(recorded_study(), worst)
+    centers = {name: p.prior.value for name, p in Space(told.space).parameters.items()}
+    assert centers == worst

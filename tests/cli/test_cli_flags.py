@@ -185,6 +185,16 @@ def test_set_searches_a_range(text, spec):
     assert config.distill == before.distill
 
 
+def test_set_says_where_in_its_range_to_look_first():
+    before = study(*DIGITS)
+    config = study(*DIGITS, "--set", "kd_weight=prior:2:high")
+    assert [*config.space] == [*before.space]
+    prior = {"center": 2, "confidence": "high"}
+    assert config.space["kd_weight"] == {**before.space["kd_weight"], "prior": prior}
+    with pytest.raises(UserError, match=r"prior:CENTER\[:CONFIDENCE\]"):
+        study(*DIGITS, "--set", "kd_weight=prior:2:high:3")
+
+
 def test_the_last_set_of_a_setting_stands():
     fixed, searched = "kd_weight=2", "kd_weight=log:1:3"
     assert "kd_weight" not in study(*DIGITS, "--set", searched, "--set", fixed).space

@@ -100,6 +100,18 @@ def test_the_rate_follows_the_users_batch(pictures: str) -> None:
     assert any("square-root" in text for text in adam.fitted)
 
 
+def test_a_belief_of_the_rate_follows_the_batch_with_its_range(
+    pictures: str, tmp_path: Path
+) -> None:
+    believed = tmp_path / "believed.yaml"
+    believed.write_text(
+        "extends: folder/small-pictures\n"
+        "space: {lr: {low: 0.01, high: 0.1, prior: {center: 0.02}}}\nfit: {lr: {batch_size: 32}}\n"
+    )
+    spec = fitted(pictures, recipe=str(believed), batch_size=64).space["lr"]
+    assert spec["prior"]["center"] / 0.02 == pytest.approx(spec["low"] / 0.01) != 1
+
+
 def test_a_rate_that_was_given_stays(pictures: str) -> None:
     config = fitted(pictures, batch_size=64, lr=0.007)
     assert config.distill.lr == 0.007 and "lr" not in config.space
