@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ from ekd_ray.data import (
     check_view_scheme,
     dataset_info,
     held_out_size,
+    load_dataset,
     look_again,
     num_train,
     steps_per_epoch,
 )
 from ekd_ray.data.scan import Say, Scan, scan_dataset
+from ekd_ray.data.sources import SPLITS
 from ekd_ray.engine.features import find_classifier, record_features
 from ekd_ray.errors import UserError, error_context
 from ekd_ray.losses.methods import method_of, resolve_method
@@ -450,6 +452,8 @@ def check_images(
     found = scan_images(config, data_root, say)
     if found is not None and not config.skip_damaged:
         found.check(config.dataset)
+    for split in SPLITS:
+        left_out(config, split, data_root)
 
 
 def describe_images(config: DistillConfig, data_root: str | None) -> list[str]:
@@ -463,13 +467,34 @@ def describe_images(config: DistillConfig, data_root: str | None) -> list[str]:
 
 
 def left_out(config: DistillConfig, split: str, data_root: str | None) -> np.ndarray:
-    """Positions int64, sorted, of a split's images that the configuration leaves out."""
+    """Positions int64, sorted, of a split's images that the configuration leaves out.
+
+    Raises UserError where a class has nothing left to train on, or no image is left to test on.
+    """
     if not (config.skip_damaged or config.exclude_duplicates):
         return np.empty(0, np.int64)
     every = config.skip_damaged
-    return scan_dataset(config.dataset, data_root=data_root, every=every).left_out(
+    found = scan_dataset(config.dataset, data_root=data_root, every=every).left_out(
         split, skip_damaged=every, exclude_duplicates=config.exclude_duplicates
     )
+    if len(found):
+        images = load_dataset(config.dataset, split, data_root=data_root)
+        _check_left(images.labels, found, images.class_names, config.dataset, split)
+    return found
+
+
+def _check_left(
+    labels: np.ndarray, out: np.ndarray, names: Sequence[str], dataset: str, split: str
+) -> None:
+    """Refuse what makes another task of it: a class without images, a test without any."""
+    had, left = (np.bincount(of, minlength=len(names)) for of in (labels, np.delete(labels, out)))
+    emptied = [name for name, n, kept in zip(names, had, left, strict=True) if n and not kept]
+    if emptied and (split == "train" or not left.any()):
+        raise UserError(
+            f"skip_damaged and exclude_duplicates would leave out all {split} images of "
+            f"{len(emptied)} of {len(names)} classes of {dataset} (first: {emptied[0]!r}): restore "
+            "the images, or remove these classes on both sides."
+        )
 
 
 def count_kept(config: DistillConfig, data_root: str | None) -> int:

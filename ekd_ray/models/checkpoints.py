@@ -31,9 +31,11 @@ from ekd_ray.config.phrases import joined
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.files import open_plain
 
-# Names under which a network hangs in DistributedDataParallel, torch.compile, Lightning and others.
+# Names under which DataParallel, torch.compile, FSDP and checkpointing hold a network, or a part.
+_TRANSPARENT = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# And those under which it hangs in Lightning and others.
 WRAPPERS = (
-    "module", "_orig_mod", "model", "net", "network", "backbone", "student", "teacher", "ema",
+    *_TRANSPARENT, "model", "net", "network", "backbone", "student", "teacher", "ema",
     "ema_model", "model_ema", "_forward_module",
 )  # fmt: skip
 # Of them two beside each other are two networks, in a file of a distillation.
@@ -322,15 +324,24 @@ def _choose(path: Path, found: Mapping[str, Mapping[Any, Any]]) -> str:
 
 
 def peelings(state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A state_dict without what is no weight, then with one wrapper less each, to the last."""
+    """A state_dict without what is no weight, then with one wrapper less each, to the last; then
+    without wrappers of its parts, such as `features.module.`."""
     plain = {name: value for name, value in state.items() if not _BESIDE.fullmatch(name)}
     found = [plain or dict(state)]
     while True:
         first = next(iter(found[-1]), "").partition(".")[0]
         if first not in WRAPPERS or not all(name.startswith(f"{first}.") for name in found[-1]):
-            return found
+            break
         peeled = {name.removeprefix(f"{first}."): value for name, value in found[-1].items()}
         found.append({name: v for name, v in peeled.items() if not _BESIDE.fullmatch(name)})
+    bare = {_without_inner(name): value for name, value in found[-1].items()}
+    if bare.keys() != found[-1].keys() and len(bare) == len(found[-1]):
+        found.append(bare)
+    return found
+
+
+def _without_inner(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _TRANSPARENT)
 
 
 # Reading a pickle without executing it.
@@ -464,8 +475,8 @@ def _accuracy(value: object) -> float | None:
 def _class_names(value: object) -> tuple[str, ...]:
     """Names in the order of the logits, from a list or either direction of a mapping."""
     if isinstance(value, Mapping) and 0 < len(value) <= _MOST_CLASSES:
-        pairs = [(k, v) if isinstance(k, int) else (v, k) for k, v in value.items()]
-        if not all(isinstance(index, int) for index, _ in pairs):
+        pairs = [(k, v) if isinstance(k, int | np.integer) else (v, k) for k, v in value.items()]
+        if not all(isinstance(index, int | np.integer) for index, _ in pairs):
             return ()
         if sorted(index for index, _ in pairs) != list(range(len(pairs))):
             return ()

@@ -330,7 +330,7 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
         check_pinned(study.path, pinned, config.distill, config.data_root, cure=cure)
     elif missing := describe_missing(out):
         raise UserError(missing)
-    elif out.exists() and (out.is_file() or not all(map(is_left_over, out.iterdir()))):
+    elif out.exists() and (not out.is_dir() or not all(map(is_left_over, out.iterdir()))):
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
         raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")

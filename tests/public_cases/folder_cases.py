@@ -301,6 +301,12 @@ def folder_in_a_file(hands: Hands) -> None:
     assert os.listdir(hands.folder) == ["file"]
 
 
+def folder_is_a_fifo(hands: Hands) -> Answer:
+    os.mkfifo(hands.folder / "fifo")
+    return hands.launch("tune", "--dataset", "digits", "--pair", "resnet20-resnet8", "--dry-run",
+                        "--out", hands.folder / "fifo")  # fmt: skip
+
+
 CASES = [
     *(
         Case(KIND, f"study.yaml cut to {share:.0%}: {command[0]}", cut(share, *command), 2,
@@ -351,5 +357,6 @@ CASES = [
     Case(KIND, "another torch", versions(True, torch="1.13.1"), None),
     Case(KIND, "another Ray", versions(False, ray="2.40"), None),
     Case(KIND, "another Optuna", versions(False, optuna="4.1"), None),
+    Case(KIND, "a FIFO where a folder belongs", folder_is_a_fifo, 2, ("holds no study",)),
     Case(KIND, "a folder below a file", folder_in_a_file, None),
 ]  # fmt: skip

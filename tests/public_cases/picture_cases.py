@@ -177,6 +177,19 @@ def leave_out(hands: Hands) -> Answer:
     return found
 
 
+def emptied(*names: str, copies: bool = False) -> Callable[[Hands], Answer]:
+    """All pictures of these folders are damaged, or also lie in another place."""
+
+    def hand_in(hands: Hands) -> Answer:
+        files = {f"{name}/{i:02d}.jpg": b"x" for name in names for i in range(10)}
+        if not copies:
+            return look(hands, files, skip_damaged=True)
+        same = {f"test/cat/copy{i}.jpg": picture(i) for i in range(10)}  # of train/cat
+        return look(hands, same, exclude_duplicates=True)
+
+    return hand_in
+
+
 def fitted(hands: Hands) -> Answer:
     """A recipe's rules count what is used."""
     added = {"train/cat/cut.jpg": picture(7)[:300], "train/cat/twice.jpg": picture(0)}
@@ -410,6 +423,13 @@ CASES = [
     seen("empty file", b"", "odd.png", "of 25", "UnidentifiedImage", code=2, sample=1),
     seen("Thumbs.db", b"x", path="Thumbs.db"),
     Case(PICTURES, "left out", leave_out, words=("damaged picture", "left out", "a test picture")),
+    Case(PICTURES, "a class that would be left out", emptied("train/cat"), 2, ("1 of 2", "'cat'")),
+    Case(PICTURES, "a class that is in test", emptied(copies=True), 2, ("all train", "'cat'")),
+    Case(PICTURES, "all that would be left out", emptied("train/cat", "train/dog"), 2,
+         ("2 of 2",)),
+    Case(PICTURES, "a test that would be left out", emptied("test/cat", "test/dog"), 2,
+         ("all test", "2 of 2")),
+    Case(PICTURES, "a class of test that is left out", emptied("test/cat"), 0, ("left out",)),
     Case(PICTURES, "left out of rules", fitted, words=("of 20 pictures validate",)),
     Case(PICTURES, "looked once", looked_once, 2, ("03.jpg",)),
     Case(PICTURES, "refused by a plan", planned, 2, ("cut.jpg", "--skip-damaged")),

@@ -136,6 +136,12 @@ def lightning() -> State:
     }  # fmt: skip
 
 
+def wrapped_within(wrapper: str) -> State:
+    """A part of a network is wrapped, and the whole too: `features` of torchvision's examples."""
+    names = {name: name.replace("layer1.", f"layer1.{wrapper}.") for name in weights()}
+    return {f"{wrapper}.{names[name]}": value for name, value in weights().items()}
+
+
 def counted_by_thop() -> State:
     extra = {"total_ops": torch.zeros(1), "conv1.total_params": torch.zeros(1)}
     return {"net": under("module.", weights() | extra), "acc": 91.0, "epoch": 3}
@@ -249,6 +255,11 @@ CASES = [
             "backbone.", "student.", "teacher.", "ema.", "ema_model.module.", "model.net.module.",
         )
     ),
+    *(
+        Case(WRAPPERS, f"{wrapper} within", gives_the_weights(functools.partial(
+            wrapped_within, wrapper)), code=None)
+        for wrapper in ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+    ),
     Case(WRAPPERS, "Lightning", gives_the_weights(lightning), code=None),
     Case(WRAPPERS, "thop", gives_the_weights(counted_by_thop), code=None),
     Case(WRAPPERS, "SWA", gives_the_weights(averaged_by_swa), code=None),
@@ -321,4 +332,8 @@ CASES = [
     Case(TEACHER, "another order", to_command(
         lambda: {"state_dict": weights(), "class_names": [*"9876543210"]}, DRY),
          words=("another order", "class 0")),
+    Case(TEACHER, "another order, of NumPy", to_command(
+        lambda: {"state_dict": weights(),
+                 "class_to_idx": {name: np.int64(9 - i) for i, name in enumerate("0123456789")}},
+        DRY), words=("another order", "class 0")),
 ]  # fmt: skip
