@@ -328,11 +328,20 @@ def _read_tensors(
 
 
 def _peel(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """Without wrappers: of all peelings the one that has most of the names `own`."""
+    """Without wrappers: of all peelings the one that has most of the names `own`; where none has
+    all, what lies below the only prefix that has, whatever else the file holds."""
     found = peelings(state)
-    if not any(own):
+    wanted = [name for name in own if not name.endswith(_COUNTER)]
+    if not wanted:
         return found[-1]
-    return max(reversed(found), key=lambda peeled: len(peeled.keys() & own))
+    best = max(reversed(found), key=lambda peeled: len(peeled.keys() & own))
+    prefixes = [key.removesuffix(wanted[0]) for key in state if key.endswith(f".{wanted[0]}")]
+    whole = [prefix for prefix in prefixes if all(prefix + name in state for name in wanted)]
+    if best.keys() >= {*wanted} or len(whole) != 1:
+        return best
+    (prefix,) = whole
+    below = (key for key in state if key.startswith(prefix))
+    return {key.removeprefix(prefix): state[key] for key in below}
 
 
 def _is_akamaster(state: Mapping[str, Tensor]) -> bool:

@@ -127,6 +127,17 @@ def is_refused(
     return hand_in
 
 
+def named() -> State:
+    return {f"big_model.encoder.{name}": value for name, value in weights().items()}
+
+
+def beside_others() -> State:
+    """A module of Lightning that holds a smaller network, a head and a buffer too."""
+    small = {f"net_s.{name}": torch.ones(3) for name in ("conv1.weight", "fc.bias")}
+    rest = {"proj.weight": torch.ones(4, 4), "normalize.mean": torch.ones(3)}
+    return {"state_dict": {**{f"net_t.{n}": v for n, v in weights().items()}, **small, **rest}}
+
+
 def lightning() -> State:
     state = under("model.", weights()) | {"criterion.weight": torch.ones(10)}
     return {
@@ -260,6 +271,8 @@ CASES = [
             wrapped_within, wrapper)), code=None)
         for wrapper in ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
     ),
+    Case(WRAPPERS, "below a name of its own", gives_the_weights(named), code=None),
+    Case(WRAPPERS, "beside parts of another kind", gives_the_weights(beside_others), code=None),
     Case(WRAPPERS, "Lightning", gives_the_weights(lightning), code=None),
     Case(WRAPPERS, "thop", gives_the_weights(counted_by_thop), code=None),
     Case(WRAPPERS, "SWA", gives_the_weights(averaged_by_swa), code=None),
