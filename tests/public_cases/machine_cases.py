@@ -216,7 +216,7 @@ V2 = "0::/box\n"
 V1 = "4:cpu,cpuacct:/box\n2:memory:/\n"
 
 CASES = [
-    Case(KIND, "HOME is not there", plan_in(HOME="/nonexistent"), 0, ("resnet8",)),
+    Case(KIND, "HOME is not there", plan_in(HOME="/dev/null/home"), 0, ("resnet8",)),
     Case(KIND, "HOME cannot be written", plan_in(HOME="/proc"), 0, ("resnet8",)),
     Case(KIND, "no HOME", plan_in(HOME=None), 0, ("resnet8",)),
     Case(KIND, "a proxy", plan_in(http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9",
