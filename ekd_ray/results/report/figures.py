@@ -226,7 +226,8 @@ def draw_leaderboard(content: Content) -> Iterator[Chart]:
                     "line": {"color": color, "width": 4}},
             error_x={"array": [bounds[1] - mean if bounds else 0],
                      "arrayminus": [mean - bounds[0] if bounds else 0],
-                     "symmetric": False, "visible": bounds is not None, "color": color, "thickness": 2, "width": 0},
+                     "symmetric": False, "visible": bounds is not None,
+                     "color": color, "thickness": 2, "width": 0},
             hovertemplate="mean: %{x:.2%}<extra></extra>",
         )  # fmt: skip
     yield Chart(
