@@ -136,7 +136,8 @@ def _selection_gap(study: StudyReader, winner: Row) -> list[str]:
         return []
     (score,), (fresh, _, count) = scores, mean_sd(winner.val)
     over = several(count, "fresh seed")
-    return [f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {over}"]
+    values = (figure_text(metric, value) for value in (score, fresh))
+    return ["winner's {}: {} in the search, {} over {}".format(metric, *values, over)]
 
 
 def progress_values(study: StudyReader, other: pa.Table | None) -> dict[str, Any]:
