@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the bundle to write")
     parser.add_argument(
         "--format", metavar="LIST",
-        help="also as programs: pt2 (torch.export), onnx, or pt2,onnx (default: those that the "
+        help="also write programs, pt2 of torch.export, onnx, or pt2,onnx (default: those that the "
         "bundle which is replaced has; '' for none)",
     )  # fmt: skip
     parser.add_argument(

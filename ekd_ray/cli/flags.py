@@ -102,7 +102,9 @@ def add_run_settings(
         default=[],
         metavar="KEY=VALUE",
         help="any setting, or a range to search it (log:LOW:HIGH, range:LOW:HIGH[:STEP], "
-        "choice:A,B), or where in its range to look first (prior:CENTER:CONFIDENCE); repeatable",
+        "choice:A,B), or where in its range to look first (prior:CENTER:CONFIDENCE); repeatable"
+        if study
+        else "any setting; repeatable",
     )
     group.add_argument(
         "--list-settings",

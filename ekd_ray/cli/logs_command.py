@@ -27,7 +27,9 @@ MOST_LISTED = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="folder of a study, or of a single run, or s3://BUCKET/FOLDER")
+    parser.add_argument(
+        "run", metavar="RUN", help="folder of a study, or of a single run, or s3://BUCKET/FOLDER"
+    )
     parser.add_argument(
         "trial", nargs="?", metavar="TRIAL",
         help="number of a trial, or the beginning of a folder's name below confirm/ or teacher/ "

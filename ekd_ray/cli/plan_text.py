@@ -222,6 +222,7 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
     lines = [
         *_teacher_warnings(found),
         *_warnings(count_pictures(base, config.data_root), config.watched),
+        *_search_warnings(config.trials, listed),
         *_setup(base, config.data_root, teacher),
         *_priors(config),
         *([f"recipe     {config.recipe_name}"] if config.recipe_name else []),
@@ -246,6 +247,16 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
         *_study_duration(config),
     ]
     return "\n".join(lines)
+
+
+def _search_warnings(trials: int, listed: int) -> list[str]:
+    """A warning where the trials end with the known values, or before them."""
+    if listed < max(trials, 1):
+        return []
+    return [
+        f"warning    {several(trials, 'trial')} for {several(listed, 'configuration')} with known "
+        f"values, which come first: nothing else is tried; give --trials more than {listed}"
+    ]
 
 
 def _at_once(config: StudyConfig) -> str:

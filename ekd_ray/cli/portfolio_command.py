@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default="portfolio.yaml", metavar="FILE", help="recipe to write (portfolio.yaml)"
     )
     parser.add_argument(
-        "--size", type=int, default=10, metavar="N", help="so many configurations (10)"
+        "--size",
+        type=flags.whole_number,
+        default=10,
+        metavar="N",
+        help="so many configurations (10)",
     )
     flags.add_common(parser, "--json")
     flags.add_plugins(parser)

@@ -15,7 +15,7 @@ FIRST = ("--out", "--no-pictures")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="folder of a study")
+    parser.add_argument("run", metavar="RUN", help="folder of a study")
     parser.add_argument("--out", metavar="FILE", help="where to (default: RUN/report/index.html)")
     parser.add_argument(
         "--no-pictures", action="store_true", help="without the test images of the errors"

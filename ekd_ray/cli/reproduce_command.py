@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="of the test accuracy, a fraction (default: 2.8 sd of the seeds, at least 0.005)",
     )
-    parser.add_argument("--exact", action="store_true", help="1 unless bit-identical")
+    parser.add_argument("--exact", action="store_true", help="exit with 1 unless bit-identical")
     flags.add_common(parser, "--dry-run", "--quiet", "--json")
     flags.add_plugins(parser)
 

@@ -16,7 +16,7 @@ FIRST = ("--compare", "--json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="folder of a study, running or finished")
+    parser.add_argument("run", metavar="RUN", help="folder of a study, running or finished")
     parser.add_argument("--compare", metavar="RUN", help="another study beside it")
     flags.add_common(parser, "--json")
     flags.add_plugins(parser)

@@ -73,7 +73,8 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     width = max(map(len, rows))
     for name, row in rows.items():
-        what = f"{row['dataset']}, {row['epochs']} epochs" if row["student"] else "a base of others"
+        data = row["dataset"] or "your pictures"
+        what = f"{data}, {row['epochs']} epochs" if row["student"] else "a base of others"
         print_text(f"{name:{width}s}  {what}")
     return 0
 

@@ -21,7 +21,7 @@ from ekd_ray.cli.terminal import (
 from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.results.importance import read_importance
 from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
-from ekd_ray.results.paired import mean_interval
+from ekd_ray.results.paired import share_interval
 from ekd_ray.results.records import REPORT
 from ekd_ray.results.report.content import (
     Content,
@@ -73,7 +73,7 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
             winner_settings(content.board, content.config),
             *difference_lines(study),
         ]
-    else:
+    elif content.ranked:
         parts.append(_search_table(content))
     parts.append(_importance(content, known))
     parts += [_time(content), *_savings(content)]
@@ -136,7 +136,8 @@ def _selection_gap(study: StudyReader, winner: Row) -> list[str]:
         return []
     (score,), (fresh, _, count) = scores, mean_sd(winner.val)
     over = several(count, "fresh seed")
-    return [f"winner's {metric}: {score:.4f} in the search, {fresh:.4f} over {over}"]
+    values = (figure_text(metric, value) for value in (score, fresh))
+    return ["winner's {}: {} in the search, {} over {}".format(metric, *values, over)]
 
 
 def progress_values(study: StudyReader, other: pa.Table | None) -> dict[str, Any]:
@@ -198,11 +199,11 @@ def _status(content: Content) -> str:
 def _intervals(board: list[Row]) -> str:
     lines = []
     for row in board:
-        bounds = mean_interval(row.test)
+        bounds = share_interval(row.test)
         if bounds:
             lines.append(
-                f"{label(row.name)}: mean test_top1 {mean_sd(row.test)[0]:.2%}, 95 % interval "
-                f"{bounds[0]:.2%} to {bounds[1]:.2%}"
+                f"{label(row.name)}: mean test_top1 {100 * mean_sd(row.test)[0]:.2f} %, "
+                f"95 % interval {100 * bounds[0]:.2f} to {100 * bounds[1]:.2f} %"
             )
     return "\n".join(lines) or "too few seeds for intervals of the means"
 

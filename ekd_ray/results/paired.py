@@ -69,6 +69,12 @@ def mean_interval(values: Sequence[float], *, level: float = LEVEL) -> tuple[flo
     return mean - reach, mean + reach
 
 
+def share_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % `mean_interval` of shares, cut off where no share lies: below 0 and above 1."""
+    bounds = mean_interval(values)
+    return bounds and (max(0.0, bounds[0]), min(1.0, bounds[1]))
+
+
 def _quantile(probability: float, freedom: int) -> float:
     # Inside: a second to import, for every process that trains, which computes none.
     from scipy import stats

@@ -97,3 +97,15 @@ def test_the_plan_of_a_long_study_says_what_makes_it_shorter(limit, said, monkey
     assert ("--budget-hours" in text) is said
     assert "--set image_size" not in text  # of fixed size
     assert "some/recipe" in text
+
+
+@pytest.mark.parametrize(("trials", "said"), [(2, True), (3, True), (4, False)])
+def test_trials_that_end_with_the_known_values_are_warned_of(trials, said, tmp_path):
+    config = StudyConfig(
+        distill=DistillConfig(dataset="synthetic", teacher="resnet14", student="resnet8"),
+        space={"lr": {"low": 0.01, "high": 0.1}},
+        first_points=[{"lr": 0.02}, {"lr": 0.03}, {"lr": 0.04}],
+        trials=trials,
+    )
+    text = plan_text.study_plan(config, tmp_path / "out")
+    assert ("--trials more than 3" in text) is said

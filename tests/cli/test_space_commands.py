@@ -15,6 +15,7 @@ def test_every_recipe_is_listed(launch) -> None:
     code, out, err = launch("space", "list")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == list_recipes()
+    assert "None" not in out
     rows = json.loads(launch("space", "list", "--json")[1])
     assert rows["vit/resnet56-DeiT_Ti"] == {
         "dataset": "cifar100", "teacher": "resnet56", "student": "DeiT_Ti", "epochs": 300

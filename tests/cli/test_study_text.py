@@ -16,7 +16,7 @@ def test_the_winners_score_in_the_search_comes_before_that_over_fresh_seeds():
     study = SimpleNamespace(config=StudyConfig(), ranked=lambda: [search])
     winner = Row(name="trial 3", number=3, config=DistillConfig(), val=(0.6, 0.8), winner=True)
     (line,) = study_text._selection_gap(study, winner)
-    assert line == "winner's val_top1: 0.9000 in the search, 0.7000 over 2 fresh seeds"
+    assert line == "winner's val_top1: 90.00 % in the search, 70.00 % over 2 fresh seeds"
     champion = Row(name="defaults", config=DistillConfig(), val=(0.6, 0.8), winner=True)
     assert study_text._selection_gap(study, champion) == []
 

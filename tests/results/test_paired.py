@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ekd_ray.results.paired import clearly_worse, paired_difference
+from ekd_ray.results.paired import clearly_worse, paired_difference, share_interval
 
 VALUES = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 4))
 
@@ -88,3 +88,10 @@ def test_equals_are_rarely_called_worse():
 def test_different_numbers_of_seeds_are_refused():
     with pytest.raises(ValueError, match=r"inhomogeneous|as many"):
         clearly_worse({"a": [0.1, 0.2], "b": [0.1]})
+
+
+def test_the_interval_of_a_share_ends_where_shares_end():
+    low, high = share_interval([0.77, 0.95, 0.96])
+    assert 0.5 < low < 0.77 and high == 1.0
+    assert share_interval([0.01, 0.02, 0.09])[0] == 0.0
+    assert share_interval([0.5, 0.6]) is None

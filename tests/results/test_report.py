@@ -180,6 +180,28 @@ def test_a_winner_that_loses_is_not_praised(maker):
     assert "not the best by test: KD is 10.07 points above" in text
 
 
+def test_the_headline_names_once_what_the_winner_does_not_beat(maker):
+    study = maker.study()
+    maker.trial(1, [0.5] * 9)
+    maker.confirm(
+        [select("trial 1", s, 0.5) for s in (1, 2, 3)]
+        + [final("trial 1", s, v) for s, v in enumerate((0.50, 0.51, 0.99))]
+        + [final("kd", s, v) for s, v in enumerate((0.61, 0.50, 0.57))]
+        + [final("none", s, v) for s, v in enumerate((0.62, 0.50, 0.55))]
+    )
+    content = gather(study)
+    sentence, _ = write_headline(content)
+    assert sentence.count("KD") == 1 and sentence.count("student alone") == 1
+    assert "not told apart from them" in sentence
+    chart = next(figures.draw_leaderboard(content)).figure
+    ends = [
+        (mark.x[0] - mark.error_x.arrayminus[0], mark.x[0] + mark.error_x.array[0])
+        for mark in chart.data
+        if mark.error_x.array is not None
+    ]
+    assert len(ends) == 3 and all(-1e-9 <= low < high <= 1 + 1e-9 for low, high in ends)
+
+
 def test_a_champion_that_wins_is_named_and_what_is_not_settled_is_said(maker):
     study = maker.study()
     confirm = [

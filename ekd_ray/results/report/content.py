@@ -218,6 +218,9 @@ def _describe_verdict(content: Content) -> str:
     groups: dict[str, list[str]] = {}
     for name, found in content.differences.items():
         groups.setdefault(_judge(found), []).append(noun_of(name))
+    headed = {noun_of(name) for name in content.board.missed()}
+    if len(headed) > 1 and set(groups.get("open", ())) == headed:
+        groups["open"] = ["them"]  # the headline has begun with those
     patterns = {"better": "better than {}", "worse": "worse than {}",
                 "open": "not told apart from {} by these seeds"}  # fmt: skip
     clauses = [text.format(joined(groups[k])) for k, text in patterns.items() if k in groups]

@@ -26,7 +26,7 @@ from ekd_ray.engine.pictures import confusion, reliability_bins
 from ekd_ray.results.importance import LEAST_TRIALS, MOST_TRIALS, judged_trials, thin_out
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
-from ekd_ray.results.paired import Paired, mean_interval
+from ekd_ray.results.paired import Paired, share_interval
 from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.results.report.content import (
     Content,
@@ -207,7 +207,7 @@ def draw_leaderboard(content: Content) -> Iterator[Chart]:
     rows = [row for row in content.board if row.test]
     if not rows:
         return
-    intervals = {row.name: mean_interval(row.test) for row in rows}
+    intervals = {row.name: share_interval(row.test) for row in rows}
     figure = go.Figure(
         layout={"showlegend": False, "xaxis": {"tickformat": ".1~%"},
                 "yaxis": {"type": "category", "range": [-0.6, len(rows) - 0.4]}}
@@ -224,7 +224,9 @@ def draw_leaderboard(content: Content) -> Iterator[Chart]:
             x=[mean], y=[name], mode="markers",
             marker={"color": color, "size": 13, "symbol": "line-ns",
                     "line": {"color": color, "width": 4}},
-            error_x={"array": [bounds[1] - mean if bounds else 0], "visible": bounds is not None,
+            error_x={"array": [bounds[1] - mean if bounds else 0],
+                     "arrayminus": [mean - bounds[0] if bounds else 0],
+                     "symmetric": False, "visible": bounds is not None,
                      "color": color, "thickness": 2, "width": 0},
             hovertemplate="mean: %{x:.2%}<extra></extra>",
         )  # fmt: skip
