@@ -227,12 +227,13 @@ def test_losses_of_float16_logits_are_those_of_float32(method):
     logits = (30 * torch.randn(2, 6, 5)).half()
     logits[:, 0, 0], logits[:, 1, 1] = 65504.0, -65504.0
     teacher, target = 3 * torch.randn(2, 6, 5), torch.arange(6) % 5
+    cosines = torch.eye(5) + 0.3 * (1 - torch.eye(5)) if objective.method.class_cosines else None
     losses = []
     for student in (logits, logits.float()):
         with autocast("float16" if student is logits else "float32", CPU):
             loss, terms = objective(
                 student[0], teacher[0], target, 2,
-                student_strong=student[1], teacher_strong=teacher[1],
+                student_strong=student[1], teacher_strong=teacher[1], class_cosines=cosines,
             )  # fmt: skip
         assert {value.dtype for value in (loss, *terms.values())} == {torch.float32}
         losses.append(loss.detach())
