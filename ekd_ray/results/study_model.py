@@ -109,12 +109,13 @@ def _scale_to_unit(value: float, entry: Mapping[str, Any]) -> float:
 def fit_model(
     outcomes: Iterable[Outcome], space: Entries, *, basis: Basis | None = None
 ) -> Surrogate | None:
-    """The surrogate of what trials have scored; None without any score.
+    """The surrogate of what trials have scored; None without any score or
+    searched setting.
 
     Of more than `MOST_TRIALS` some stand for all, see `thin_out`.
     """
     known = thin_out(list(outcomes), MOST_TRIALS)
-    if not known:
+    if not (known and space):
         return None
     scored = [
         (index, level, score)

@@ -182,7 +182,7 @@ def test_two_studies_are_compared_by_welchs_interval(maker, tmp_path):
     assert (row["this_n"], row["other_n"]) == (3, 4)
     settings = {r["name"]: (r["this_value"], r["other_value"]) for r in table
                 if r["kind"] == "setting"}  # fmt: skip
-    assert settings == {"sampler": ('"tpe"', '"random"')}
+    assert settings == {"sampler": ('"auto"', '"random"')}
     costs = {r["figure"]: r["this"] for r in table if r["kind"] == "cost"}
     assert costs == {"trials": 1, "epochs": 9, "hours": pytest.approx(4.5 / 3600)}
 
