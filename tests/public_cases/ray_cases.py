@@ -157,7 +157,7 @@ CASES = [
     Case("teacher", "it fails in a process of Ray", fails_in_worker(
          'RuntimeError("teacher is tired")'), 2, ("teacher is tired",), slow=True),
     Case("data", "a picture more, between plan and trial", changed_meanwhile(one_more), 2,
-         ("have changed", "fingerprint", "--resume"), slow=True),
+         ("other data", "fingerprint", "--resume"), slow=True),
     Case("pictures", "written over between plan and trial", changed_meanwhile(overwritten), 2,
          ("jpg", "replace the file"), slow=True),
 ]  # fmt: skip
