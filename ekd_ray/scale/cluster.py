@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import secrets
 import signal
 import socket
 import threading
@@ -58,6 +59,7 @@ EXIT_WITHOUT_RAY = 1
 REACH_SECONDS = 10.0  # until an address counts as unreachable
 ANSWER_SECONDS = 60.0  # for a node to say whether it sees a file
 _DEFAULT_PORT = 6379
+_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 # CPUs and GPUs of one node.
 Node = tuple[float, float]
 
@@ -91,6 +93,7 @@ def connected(*configs: StudyConfig, say: Callable[[str], None] = lambda _: None
                 folder = stack.enter_context(private_folder()) if own else None
                 if folder:
                     stack.enter_context(ended_with_driver(folder))
+                    stack.enter_context(_token_kept(folder))
                 stack.enter_context(_ray_started(folder))
             for config in configs:
                 check_fits(config)
@@ -98,6 +101,25 @@ def connected(*configs: StudyConfig, say: Callable[[str], None] = lambda _: None
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _token_kept(folder: Path) -> Iterator[None]:
+    """A place for the token of a Ray of our own, where Ray's (`~/.ray`) cannot be written."""
+    given = {_TOKEN_PATH, "RAY_AUTH_TOKEN"} & os.environ.keys()
+    try:
+        Path("~/.ray").expanduser().mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows the home
+        if not given:
+            file = folder.parent / "auth_token"  # Ray makes its own folder, and this one is private
+            file.touch(mode=0o600)
+            file.write_text(secrets.token_hex(16))
+            os.environ[_TOKEN_PATH] = str(file)
+    try:
+        yield
+    finally:
+        if not given:
+            os.environ.pop(_TOKEN_PATH, None)
 
 
 @contextlib.contextmanager
