@@ -144,10 +144,8 @@ def overwritten(pets: Path) -> None:
 
 
 CASES = [
-    Case(MACHINE, "a study with few open files, LANG=C and no HOME",
-         whole_study(FEW_FILES, HOME="/dev/null/home", LANG="C", LC_ALL="C"), 0, ("bundle",),
-         slow=True),
-    Case(MACHINE, "a study whose ports are taken, beside a proxy", whole_study(**PROXIES), 0,
+    Case(MACHINE, "a study with few open files, LANG=C, no HOME, a proxy, and Ray's ports taken",
+         whole_study(FEW_FILES, HOME="/dev/null/home", LANG="C", LC_ALL="C", **PROXIES), 0,
          ("bundle",), slow=True),
     Case(MACHINE, "a study with a /dev/shm of 64 MB", whole_study(SMALL_SHM), 0, ("bundle",),
          slow=True),
