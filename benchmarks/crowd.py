@@ -1,4 +1,4 @@
-"""What a study of many trials costs: its driver by report, `show`, the report, a resume.
+"""The cost of a study of many trials: its driver by report, `show`, the report, a resume.
 
 python -m benchmarks.run crowd --json out.json
 

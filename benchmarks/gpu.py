@@ -98,7 +98,7 @@ class Site:
 
 
 def gpu_site(folder: Path) -> Site:
-    """That of this machine's GPUs."""
+    """The one of this machine's GPUs."""
     return Site(
         device=pick_device(),
         folder=folder,
@@ -467,7 +467,7 @@ def print_table(result: dict[str, Any], console: Console) -> None:
 
 
 def measure(folder: Path, note: Progress) -> dict[str, Any]:
-    """What `run_checks` finds on this machine's GPU; without one, nothing is checked."""
+    """The findings of `run_checks` on this machine's GPU; without one, nothing is checked."""
     if not torch.cuda.is_available():
         note("there is no GPU here: nothing is checked")
         found = {"passed": 0, "failed": 0, "checks": [], "steps": {}, "ratios": {}}

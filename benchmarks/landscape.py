@@ -50,7 +50,7 @@ def read_recorded(table: Path) -> dict[int, Recorded]:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What a seed does to runs, by how well they do.
+    """The effect of a seed on runs, by how well they do.
 
     Attributes:
         levels: final metric of some configurations, noise left out [configurations].
@@ -68,7 +68,7 @@ class Noise:
 
     @property
     def spread(self) -> float:
-        """Of a single final score, in the better third of the configurations."""
+        """The spread of a single final score, in the better third of the configurations."""
         better = self.levels >= np.quantile(self.levels, 2 / 3)
         return float(np.sqrt((self.deviations[better][:, :, -1] ** 2).mean()))
 

@@ -1,4 +1,4 @@
-"""What many trials leave behind in Ray, in files and in their driver: counted before and after.
+"""The remains of many trials in Ray, in files and in their driver: counted before and after.
 
 python -m benchmarks.leaks --trials 1000 --slots 40
 python -m benchmarks.leaks --trials 64 --slots 16 --nodes 8
@@ -85,7 +85,7 @@ def search_light(run: Path, trials: int, slots: int, seconds: float) -> Counter[
 
 
 def count(folder: Path) -> dict[str, int]:
-    """What there is now that a search could leave; trials' own files are left out."""
+    """Counts of the things that a search could leave; trials' own files are left out."""
     import ray
     from ray.util import placement_group_table
     from ray.util.state import list_actors, list_objects

@@ -171,7 +171,7 @@ def main() -> None:
 
 
 def _check_gpu() -> dict[str, Any]:
-    """What the checks of the GPU paths found, which is printed."""
+    """The findings of the checks of the GPU paths, which are printed."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EKD_CACHE_DIR"] = folder + "/cache"
         result = gpu.measure(Path(folder), _note)

@@ -176,7 +176,7 @@ def _one(job: Job) -> tuple[Job, Run]:
 
 
 def _read_kept(path: Path | None) -> dict[Job, Run]:
-    """What was raced before; a line that a kill cut off is raced again."""
+    """The searches that were raced before; a line that a kill cut off is raced again."""
     known: dict[Job, Run] = {}
     if path is None or not path.exists():
         return known

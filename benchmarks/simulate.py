@@ -61,7 +61,7 @@ class Player(Protocol):
 
 
 class Curves(Protocol):
-    """What stands for training: a `Landscape`, or recorded curves themselves."""
+    """A stand-in for training: a `Landscape`, or recorded curves themselves."""
 
     epochs: int
 
@@ -70,7 +70,7 @@ class Curves(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Game:
-    """What a player is made from: the study, an empty folder, what other pairs have found."""
+    """The makings of a player: the study, an empty folder, what other pairs have found."""
 
     config: StudyConfig
     folder: Path
@@ -78,7 +78,7 @@ class Game:
 
     @property
     def space(self) -> Space:
-        """What is searched."""
+        """The searched settings."""
         return Space(self.config.space)
 
 
@@ -351,7 +351,7 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a search was worth.
+    """The worth of a search.
 
     Attributes:
         regret, oracle: after 1, 2, ... epochs (infinite before the first).
@@ -402,7 +402,7 @@ def with_priors(config: StudyConfig, point: Point) -> StudyConfig:
 def follow(
     epochs: Iterable[Epoch], ledger: Ledger, landscape: Landscape, config: StudyConfig, budget: int
 ) -> Outcome:
-    """What a search is worth, from its epochs.
+    """The worth of a search, from its epochs.
 
     For the confirmed figure it ends as early as the confirm stage may need (all seeds for the
     champions and finalists), but has at least a third of the epochs.

@@ -1,4 +1,4 @@
-"""What one waits for before anything happens: the import, the help, beside a bare interpreter."""
+"""The wait before anything happens: the import, the help, beside a bare interpreter."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class SourceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What was found for another pair, by its name."""
+    """The findings for another pair, by its name."""
 
     name: str
     rows: Sequence[SourceRow]

@@ -141,7 +141,7 @@ def _number_in(text: str) -> int | None:
 
 
 class Halted(UserError):
-    """What is no run's fault: nothing that was finished is lost, and the rest waits."""
+    """A stop that is no run's fault: nothing that was finished is lost, and the rest waits."""
 
 
 class NoSpace(Halted):

@@ -364,8 +364,8 @@ class _StandIn(dict[Any, Any]):
 
 
 class _MappingStandIn(_StandIn):
-    """Of a class that is a `dict` (EasyDict, addict, CfgNode of yacs), which torch fills only if it
-    is of the exact type: its objects become `OrderedDict`, whose attributes a pickle may set."""
+    """A stand-in of a class that is a `dict` (EasyDict, addict, CfgNode of yacs), which torch fills
+    only if it is of the exact type: its objects become `OrderedDict`, whose attributes a pickle may set."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Any:
         return OrderedDict()

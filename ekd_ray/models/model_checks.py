@@ -1,4 +1,4 @@
-"""What every model keeps to, as functions that raise `AssertionError` for one that does not.
+"""The rules that every model keeps, as functions that raise `AssertionError` for one that does not.
 
 `ekd_ray.testing.check_model` runs all of them. A check takes a `ModelCase`.
 """

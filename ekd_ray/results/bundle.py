@@ -650,7 +650,7 @@ def bundle_metrics(
 
 
 def _read_predictions(folder: Path) -> Predictions | None:
-    """What a final run said of the test images; None where that was not kept, or is damaged."""
+    """A final run's predictions of the test images; None where they were not kept, or are damaged."""
     with contextlib.suppress(UserError):
         return Predictions.load(folder / PREDICTIONS)
     return None

@@ -105,7 +105,7 @@ def program_facts(
     *,
     normalized_input: bool,
 ) -> dict[str, Any]:
-    """What a program's user must know to feed and to read it, as plain values for JSON.
+    """The facts that a program's user needs to feed and to read it, as plain values for JSON.
 
     `mean` and `std` of the channels in [0, 1]; `size` of the images in pixels; `crop`, the part of
     a picture that becomes one, "square" (the largest in the centre) or "resize" (the short side to

@@ -1,4 +1,4 @@
-"""What is kept of a run that failed: `failure.log`, the end of what its processes wrote.
+"""The log of a run that failed: `failure.log`, the end of what its processes wrote.
 
 Ray's own files, in which that stood, go with Ray's folder, or with their node.
 """

@@ -175,7 +175,7 @@ def savings(study: StudyReader) -> Savings:
 
 
 def read_fill(study: Path) -> dict[str, float]:
-    """What the fill of the teacher's cache has cost; empty without a record that is whole."""
+    """The cost of the fill of the teacher's cache; empty without a record that is whole."""
     path = study / CACHE_COST
     with contextlib.suppress(Damaged):
         found = read_json(path) if path.exists() else {}

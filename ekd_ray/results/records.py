@@ -244,7 +244,7 @@ def single_run(config: DistillConfig, folder: Path) -> RunRecord:
 
 
 def find_pin(folder: Path) -> Any:
-    """What a study, or a run of no study, has kept of its data, see `pin_data`; a teacher's folder
+    """The pin (`pin_data`) that a study, or a run of no study, has kept; a teacher's folder
     has it from the study around it. None where nothing is kept."""
     for place in (folder, folder.parent):
         if (place / STUDY_FILE).exists():

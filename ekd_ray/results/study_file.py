@@ -111,7 +111,7 @@ def _damaged(path: Path, reason: str) -> Damaged:
 
 
 def describe_missing(folder: Path) -> str | None:
-    """What to do about trials beside which there is no `study.yaml`; None where there are none."""
+    """The remedy for trials beside which there is no `study.yaml`; None where there are none."""
     if not any(folder.glob("trials/[0-9]*")):
         return None
     repair = command_text("tune", "--resume", "--repair", "--out", folder)

@@ -1,4 +1,4 @@
-"""What a study's trials say of its whole space: a `Surrogate` fitted to their scores.
+"""The model of a study's whole space, as its trials tell it: a `Surrogate` fitted to their scores.
 
 The search proposes by it, finalists are chosen by it, and other studies are learned from by it.
 """
@@ -164,7 +164,7 @@ def mean_basis(studies: Iterable[Sequence[Outcome]], space: Entries) -> Basis:
 
 
 def known_basis(config: StudyConfig) -> Basis | None:
-    """What the other studies expect of the points of a study's space; None without any."""
+    """The mean expectation of the other studies that a study knows; None without any."""
     if not config.known_studies:
         return None
     studies = [

@@ -168,7 +168,7 @@ class StudyReader:
         return []
 
     def _whole(self, read: Callable[[], T]) -> T | None:
-        """What `read` returns; None, and a word in `damaged`, if its file is damaged."""
+        """The result of `read`; None, and a word in `damaged`, if its file is damaged."""
         try:
             return read()
         except Damaged as error:

@@ -120,7 +120,7 @@ class Surrogate:
         return _Hyper.from_vector(np.asarray(found.x), self._dims, self._rungs)
 
     def _negative_log_likelihood(self, hyper: _Hyper, squares: Array) -> tuple[float, Array]:
-        """Of the targets, and its gradient by the vector of hyperparameters.
+        """The one of the targets, and its gradient by the vector of hyperparameters.
 
         Args:
             squares: squared distances of the inputs by dimension [N, N, D].

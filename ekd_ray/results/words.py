@@ -252,7 +252,7 @@ def _compare_with(name: str, gain: Gain) -> str:
 
 
 def suggest_gain(gain: Gain) -> str:
-    """What to try where the winner does not beat a row; empty where it beats all."""
+    """Remedies to try where the winner does not beat a row; empty where it beats all."""
     missed = [gain.over[name] for name in gain.missed()]
     tips = []
     if any(found.n < LEAST_SEEDS for found in missed):

@@ -496,7 +496,7 @@ def begin_on_node(node: str, function: Callable[..., Any], *arguments: Any) -> A
 def ask_node(
     node: str, function: Callable[..., Any], *arguments: Any, seconds: float = ANSWER_SECONDS
 ) -> Any:
-    """What a function returns on a node. Raises `ray.exceptions.RayError`."""
+    """The result of a function on a node. Raises `ray.exceptions.RayError`."""
     import ray
 
     return ray.get(begin_on_node(node, function, *arguments), timeout=seconds)

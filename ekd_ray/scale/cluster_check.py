@@ -1,4 +1,4 @@
-"""What a cluster lacks before a study is sent there: asked of every node, in bounded time."""
+"""The lacks of a cluster before a study is sent there: asked of every node, in bounded time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class NodeReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterReport:
-    """What was found.
+    """The findings.
 
     Attributes:
         versions: of the driver.

@@ -16,7 +16,7 @@ PACKAGES = ("ray", "torch", "ekd_ray", "optuna")
 
 
 def look_around(folder: str | None, count_gpus: bool) -> dict[str, Any]:
-    """What a study meets on this node.
+    """The conditions that a study meets on this node.
 
     Args:
         folder: of the results; its state is `missing`, `read-only` or `fine`.

@@ -38,7 +38,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the child is to do.
+    """The child's task.
 
     Attributes:
         parent: the process with which it ends; None if it is detached.

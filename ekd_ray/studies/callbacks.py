@@ -1,4 +1,4 @@
-"""What follows a study or a training while it goes on: callbacks, and the progress bar."""
+"""Callbacks that follow a study or a training while it goes on, and the progress bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user gives, by flags or by keywords, laid over a recipe or a configuration."""
+"""A user's values, by flags or by keywords, laid over a recipe or a configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEAST_LARGE = 64  # pixels a side from which on pictures are for the networks of
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What is said on top of a recipe.
+    """The values that are said on top of a recipe.
 
     Attributes:
         settings: of `DistillConfig` and `StudyConfig` by name; one that both have (`seed`) is

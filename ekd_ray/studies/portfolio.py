@@ -151,7 +151,7 @@ def _expect(basis: Any, point: Point, config: StudyConfig) -> float:
 
 
 def _common_settings(configs: Sequence[StudyConfig]) -> dict[str, Any]:
-    """What a study has to share with all of these."""
+    """The settings that a study has to share with all of these."""
     shared = [{**config.distill.to_dict(), "space": config.space or {}} for config in configs]
     found: dict[str, Any] = {}
     for name in _KIND:

@@ -111,7 +111,7 @@ def script_json(value: Any) -> str:
 
 
 def list_commands(study: StudyReader) -> list[tuple[str, str]]:
-    """What can be done with the study, in words, and the command as it can be pasted.
+    """The next steps with the study, in words, and the command as it can be pasted.
 
     In the study's folder, because a page that may be shown to others names none above it; of a
     study at a URI anywhere.

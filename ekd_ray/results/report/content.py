@@ -75,7 +75,7 @@ class Content:
 
     @cached_property
     def exported(self) -> tuple[Predictions, Gallery | None] | None:
-        """What the weights that are exported, the winner's first final run, said of test images."""
+        """The predictions on test images of the exported weights, the winner's first final run."""
         return _read_exported(self.study, self.winner.name) if self.winner else None
 
     @property
@@ -428,7 +428,7 @@ def _describe_errors(content: Content) -> str:
 
 
 def list_calibrations(content: Content) -> list[list[str | None]]:
-    """Of each final configuration the mean over its seeds of what the section's figures draw."""
+    """The mean over its seeds of what the section's figures draw of each final configuration."""
     shown = ("test_ece", "test_nll", "test_aurc", "test_error_auroc")
     return [
         [
