@@ -365,7 +365,8 @@ class _StandIn(dict[Any, Any]):
 
 class _MappingStandIn(_StandIn):
     """A stand-in of a class that is a `dict` (EasyDict, addict, CfgNode of yacs), which torch fills
-    only if it is of the exact type: its objects become `OrderedDict`, whose attributes a pickle may set."""
+    only if it is of the exact type: its objects become `OrderedDict`, whose attributes a pickle
+    may set."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Any:
         return OrderedDict()

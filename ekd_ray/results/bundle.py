@@ -650,7 +650,7 @@ def bundle_metrics(
 
 
 def _read_predictions(folder: Path) -> Predictions | None:
-    """A final run's predictions of the test images; None where they were not kept, or are damaged."""
+    """A final run's predictions of the test images; None where they are lost or damaged."""
     with contextlib.suppress(UserError):
         return Predictions.load(folder / PREDICTIONS)
     return None
