@@ -9,7 +9,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -164,7 +164,7 @@ def scan_dataset(
         found = _look(splits, places, every=every, say=say)
         with contextlib.suppress(OSError):  # a cache that is read-only or full costs time alone
             make_private(folder)
-            write_json(paths[every], asdict(found))
+            write_json(paths[every], {"scan": asdict(found), "sha256": _digest(asdict(found))})
             close_to_others(paths[every])
     # Names and what is skipped are of today.
     _known[short] = Scan(**{**asdict(found), "notes": [*notes, *found.notes]})
@@ -181,9 +181,16 @@ def _place(source: Source) -> str:
 def _read(path: Path) -> Scan | None:
     if not path.exists() or not is_own_entry(path):
         return None
-    with contextlib.suppress(UserError, TypeError):
-        return Scan(**read_json(path))
+    with contextlib.suppress(UserError):
+        found = read_json(path)
+        scan = found.get("scan")
+        if isinstance(scan, dict) and found.get("sha256") == _digest(scan):
+            return Scan(**scan)
     return None
+
+
+def _digest(scan: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(scan, sort_keys=True).encode()).hexdigest()
 
 
 def _describe_skipped(split: str, source: FolderSource, labels: Int64Array) -> Iterator[str]:

@@ -214,6 +214,11 @@ def looked_once(hands: Hands) -> Answer:
     hands.patch.setattr(scan, "_see", lambda *args: (looked.append(1), real(*args))[1])
     assert describe_images(DistillConfig(dataset=f"folder:{hands.folder / 'pets'}"), None) == []
     assert not looked
+    (kept,) = (hands.folder / "cache").rglob("*-scan-*.json")
+    kept.write_text('{"scan": {"images": {}, "damaged": {}}, "sha256": ""}')  # what we never write
+    hands.patch.setattr(scan, "_known", {})
+    assert describe_images(DistillConfig(dataset=f"folder:{hands.folder / 'pets'}"), None) == []
+    assert looked
     path = hands.folder / "pets/train/cat/03.jpg"
     size = path.stat().st_size
     path.write_bytes(b"x" * size)
