@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10,
         metavar="N",
         help="so many configurations (10)",
-    )  # fmt: skip
+    )
     flags.add_common(parser, "--json")
     flags.add_plugins(parser)
 

@@ -162,9 +162,10 @@ def scan_dataset(
     if found is None:
         places = {split: _place(source) for split, source in sources.items()}
         found = _look(splits, places, every=every, say=say)
+        content = asdict(found)
         with contextlib.suppress(OSError):  # a cache that is read-only or full costs time alone
             make_private(folder)
-            write_json(paths[every], {"scan": asdict(found), "sha256": _digest(asdict(found))})
+            write_json(paths[every], {"scan": content, "sha256": _digest(content)})
             close_to_others(paths[every])
     # Names and what is skipped are of today.
     _known[short] = Scan(**{**asdict(found), "notes": [*notes, *found.notes]})

@@ -335,9 +335,11 @@ def _peel(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
     if not wanted:
         return found[-1]
     best = max(reversed(found), key=lambda peeled: len(peeled.keys() & own))
+    if best.keys() >= {*wanted}:
+        return best
     prefixes = [key.removesuffix(wanted[0]) for key in state if key.endswith(f".{wanted[0]}")]
     whole = [prefix for prefix in prefixes if all(prefix + name in state for name in wanted)]
-    if best.keys() >= {*wanted} or len(whole) != 1:
+    if len(whole) != 1:
         return best
     (prefix,) = whole
     below = (key for key in state if key.startswith(prefix))

@@ -50,8 +50,8 @@ def describe_other_settings(
     path: Path, header: Mapping[str, Any], config: StudyConfig
 ) -> str | None:
     """A sentence on a file without a checksum whose settings are not those of its fingerprint."""
-    known, found = header.get("fingerprint"), config.fingerprint()
-    if CHECKSUM in header or known in (None, found):
+    known = header.get("fingerprint")
+    if CHECKSUM in header or known is None or known == (found := config.fingerprint()):
         return None
     return (
         f"{path} was changed by hand in settings that decide results: their fingerprint is "

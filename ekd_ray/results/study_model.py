@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ekd_ray.config import StudyConfig
+from ekd_ray.config.ranges import place_in_range
 from ekd_ray.config.targets import as_loss, evenly_spaced
 from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.results.surrogate import Array, Basis, Observations, Surrogate
@@ -93,17 +94,14 @@ def _encode(point: Mapping[str, Any], space: Entries) -> list[float]:
         if "choices" in entry:
             coordinates += [float(value == choice) for choice in entry["choices"]]
         else:
-            coordinates.append(0.5 if value is None else _scale_to_unit(value, entry))
+            coordinates.append(0.5 if value is None else _place(value, entry))
     return coordinates
 
 
-def _scale_to_unit(value: float, entry: Mapping[str, Any]) -> float:
-    low, high, number = float(entry["low"]), float(entry["high"]), float(value)
-    if low == high:
-        return 0.5
-    if entry.get("log"):
-        low, high, number = math.log(low), math.log(high), math.log(number)
-    return min(max((number - low) / (high - low), 0.0), 1.0)
+def _place(value: float, entry: Mapping[str, Any]) -> float:
+    """A place in [0, 1], because a trial may lie outside of a range that was narrowed since."""
+    place = place_in_range(value, entry["low"], entry["high"], log=entry.get("log", False))
+    return min(max(place, 0.0), 1.0)
 
 
 def fit_model(

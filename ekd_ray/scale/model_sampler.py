@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,16 @@ class ModelSampler(BaseSampler):
         self._coordinates = Coordinates(Space(config.space))
         self._entries: Mapping[str, Any] = config.space or {}
         self._startup = n_startup_trials
-        self._basis = known_basis(config)
         self._rng = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
         self._drawn: int | None = None
         self._point: dict[str, Any] = {}
+
+    @cached_property
+    def _basis(self) -> Basis | None:
+        """What other studies expect, fitted when the first point is drawn: a finished study that
+        is opened again draws none."""
+        return known_basis(self._config)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial

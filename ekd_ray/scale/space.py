@@ -13,6 +13,7 @@ import optuna
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.method_settings import REGISTRY
+from ekd_ray.config.ranges import place_in_range
 from ekd_ray.config.settings import hints_of
 from ekd_ray.errors import Keys, UserError, error_context, shorten, unknown_name
 from ekd_ray.losses.methods import method_of, resolve_method, with_method
@@ -83,12 +84,7 @@ class Parameter:
         """Where a value lies: from 0 to 1 along its (logarithmic) range, of a choice its number."""
         if self.choices is not None:
             return float(self.choices.index(value))
-        low, high, number = float(self.low), float(self.high), float(value)
-        if low == high:
-            return 0.5
-        if self.log:
-            low, high, number = math.log(low), math.log(high), math.log(number)
-        return (number - low) / (high - low)
+        return place_in_range(value, self.low, self.high, log=self.log)
 
     def value_at(self, place: float) -> Any:
         """The value at a place, of a range the nearest that it has."""
