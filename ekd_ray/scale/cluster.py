@@ -108,7 +108,7 @@ def _token_kept(folder: Path) -> Iterator[None]:
     """A place for the token of a Ray of our own, where Ray's (`~/.ray`) cannot be written."""
     given = {_TOKEN_PATH, "RAY_AUTH_TOKEN"} & os.environ.keys()
     try:
-        Path("~/.ray").expanduser().mkdir(parents=True, exist_ok=True)
+        (Path.home() / ".ray").mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # RuntimeError: nobody knows the home
         if not given:
             file = folder.parent / "auth_token"  # Ray makes its own folder, and this one is private
