@@ -131,7 +131,7 @@ class Driver:
             assert record.number is not None
             self.terminal.started(record.title, record.number, record.config)
             self.terminal.epoch(record.number, record.last)
-            self.terminal.ended(record.number, failed=False)
+            self.terminal.ended(record.number, failure=None)
         self.rungs = milestone_epochs(config)
         self.spent: dict[str, float] = defaultdict(float)  # processor seconds by kind of event
         self.reports = 0
@@ -176,7 +176,7 @@ class Driver:
         with self._timed("end"):
             self.searcher.on_trial_complete(trial_id, row)
             self.scheduler.on_trial_complete(None, trial, row)
-            self.terminal.ended(run.number, failed=False)
+            self.terminal.ended(run.number, failure=None)
         return False
 
     @contextlib.contextmanager

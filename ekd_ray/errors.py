@@ -22,7 +22,7 @@ SAME_COMMAND = "the same command with --resume"
 _OWN = {
     "command": " `ekd-ray --help` says what each does.",
     "model": " One of your own needs --plugin FILE.py.",
-    "method": " One of your own needs --plugin FILE.py.",
+    "method": " `ekd-ray space methods` lists them; one of your own needs --plugin FILE.py.",
     "dataset": " Pictures of your own are folder:PATH or hf:PATH; code that reads others needs "
     "--plugin FILE.py.",
 }

@@ -168,9 +168,8 @@ _COMMON: dict[str, dict[str, Any]] = {
         "help": "leave the folder of a Ray of its own, and say where it is (EKD_KEEP_RAY_LOGS)",
     },
     "--method": {
-        "help": "the recipe under another method: a name in docs/methods.md, such as kd, ekd or "
-        "dkd+ekd, kd-standardized and the like, or any, which is searched too (default: the "
-        "recipe's)",
+        "help": "the recipe under another method: a name of ekd-ray space methods, "
+        "kd-standardized and the like, or any, which is searched too (default: the recipe's)",
     },
     "--quiet": {"action": "store_true", "help": "no progress, results only"},
     "--require-gain": {

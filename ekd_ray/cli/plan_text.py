@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ekd_ray.cli.study_text import describe_stage
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.phrases import joined, several, size_text
@@ -39,7 +40,10 @@ from ekd_ray.engine.teacher.table import tables_dir
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import locate_weights, read_metadata
+from ekd_ray.results.progress import progress
 from ekd_ray.results.records import milestone_epochs
+from ekd_ray.results.study_file import STUDY_FILE
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_few_pictures,
     describe_teacher,
@@ -244,9 +248,17 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
         ),
         *_decoding(base, config.data_root, config.cpus_per_trial, config.gpus_per_trial, nodes),
         f"out        {out} ({_disk(config)}; {_free(out)})",
+        *([] if begins else _trials_there(out)),
         *_study_duration(config),
     ]
     return "\n".join(lines)
+
+
+def _trials_there(out: Path) -> list[str]:
+    """The stage and trials of a study that is to be continued."""
+    if not (out / STUDY_FILE).is_file():
+        return []
+    return [f"there      {describe_stage(progress(StudyReader.load(out)))}"]
 
 
 def _search_warnings(trials: int, listed: int) -> list[str]:
@@ -432,7 +444,8 @@ def _teacher_training(config: StudyConfig) -> str:
     if len(candidates.seeds) > 1:
         return candidates.describe_cost(epochs)
     text = f"1 training of {several(epochs, 'epoch')}"
-    return text + (f" from {locate_weights(str(base.teacher), start)}" if start else "")
+    text += f" from {locate_weights(str(base.teacher), start)}" if start else ""
+    return f"{text} (--set 'teacher_training={{epochs: N}}' for another number)"
 
 
 def _warnings(counts: PictureCounts, metrics: Iterable[str] = ()) -> list[str]:

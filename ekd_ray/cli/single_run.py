@@ -98,7 +98,7 @@ def show_run(title: str, config: DistillConfig, *, quiet: bool) -> Iterator[Term
         terminal.started(config.student, 0, config.to_dict())
         with failures_in_sentences(config):
             yield terminal
-        terminal.ended(0, failed=False)
+        terminal.ended(0, failure=None)
 
 
 def _print(result: RunResult, training: Training, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ekd_ray.cli import flags
@@ -15,6 +16,7 @@ from ekd_ray.studies.recipes import Recipe, list_recipes, locate_recipe
 
 EXAMPLES = (
     "ekd-ray space list",
+    "ekd-ray space methods",
     "ekd-ray space show cifar100/resnet56-resnet20 --method dkd",
     "ekd-ray space copy cifar100/resnet56-resnet20 mine.yaml",
 )
@@ -25,7 +27,10 @@ CLASSES = {cls.__name__: cls for cls in (StudyConfig, DistillConfig)}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listed = commands.add_parser("list", help="the recipes that come with ekd_ray, by name")
-    flags.add_common(listed, "--json")
+    methods = commands.add_parser("methods", help="the methods of distillation, by name")
+    for command in (listed, methods):
+        flags.add_common(command, "--json")
+    flags.add_plugins(methods)
     show = commands.add_parser("show", help="ranges, sampled points and shared settings of one")
     copy = commands.add_parser("copy", help="write one to a file of your own")
     for command in (show, copy):
@@ -53,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what `args.command` says; returns the exit code."""
-    return {"list": _list, "show": _show, "copy": _copy, "schema": _schema}[args.command](args)
+    commands = {
+        "list": _list, "methods": _methods, "show": _show, "copy": _copy, "schema": _schema
+    }  # fmt: skip
+    return commands[args.command](args)
 
 
 def _schema(args: argparse.Namespace) -> int:
@@ -71,12 +79,37 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print_json(rows)
         return 0
-    width = max(map(len, rows))
+    said = {}
     for name, row in rows.items():
         data = row["dataset"] or "your pictures"
-        what = f"{data}, {row['epochs']} epochs" if row["student"] else "a base of others"
-        print_text(f"{name:{width}s}  {what}")
+        said[name] = f"{data}, {row['epochs']} epochs" if row["student"] else "a base of others"
+    _print_names(said)
     return 0
+
+
+def _methods(args: argparse.Namespace) -> int:
+    """Names, with a line on each; with `--json` also the settings that each reads."""
+    from ekd_ray.losses import METHODS  # not where a recipe is copied
+
+    if args.json:
+        print_json(
+            {name: {"doc": m.doc, "settings": m.setting_names} for name, m in METHODS.items()}
+        )
+        return 0
+    _print_names({name: method.doc for name, method in METHODS.items()})
+    standardized = [name for name, m in METHODS.items() if "standardize" in m.setting_names]
+    print_text(
+        "\nAny of them: --method NAME. All of them in one search: --method any. With standardised "
+        f"logits (Sun, CVPR 2024): {', '.join(f'{name}-standardized' for name in standardized)}."
+    )
+    return 0
+
+
+def _print_names(said: Mapping[str, str]) -> None:
+    """A line for each name, with what is said of it."""
+    width = max(map(len, said))
+    for name, text in said.items():
+        print_text(f"{name:{width}s}  {text}".rstrip())
 
 
 def _copy(args: argparse.Namespace) -> int:

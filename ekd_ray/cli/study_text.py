@@ -45,6 +45,7 @@ from ekd_ray.results.words import (
 
 if TYPE_CHECKING:
     from ekd_ray.results.bundle import Bundle
+    from ekd_ray.results.progress import Progress
     from ekd_ray.results.records import RunRecord
 
 MOST_FAILURES = 10
@@ -178,14 +179,19 @@ def _best(content: Content) -> dict[str, Any] | None:
     return {"name": best.name, "confirmed": best.winner, "params": searched}
 
 
-def _status(content: Content) -> str:
-    now = content.progress
+def describe_stage(now: Progress) -> str:
+    """The stage that a study has come to, and its trials by how they ended."""
     states = STATUSES if now.driven is not False else {**STATUSES, "running": "not ended"}
     parts = [f"{now.trials[name]} {text}" for name, text in states.items() if now.trials.get(name)]
     stage = now.stage
     if stage != "finished" and now.driven is not None:
         stage += ", running" if now.driven else ", interrupted"
-    text = f"stage: {stage}; trials: {', '.join(parts) or 'none yet'}"
+    return f"stage: {stage}; trials: {', '.join(parts) or 'none yet'}"
+
+
+def _status(content: Content) -> str:
+    now = content.progress
+    text = describe_stage(now)
     in_full = sum(run.full_run_of is not None for run in content.ended)
     if in_full:
         text += f"; {several(in_full, 'full run')} of stopped trials among them"

@@ -177,13 +177,13 @@ class Terminal:
             )
         self._draw()
 
-    def ended(self, number: int, *, failed: bool) -> None:
-        """A run has ended: all epochs done, stopped early, or failed."""
+    def ended(self, number: int, *, failure: str | None) -> None:
+        """A run has ended: all epochs done, stopped early, or failed for the reason `failure`."""
         # A run whose process never came up ends without having started.
         run = self.runs.get(number) or self._begin(number, f"trial {number}", {})
         complete = run.row.get("epoch") == self.epochs
         run.state = "complete" if complete else "stopped early"
-        if failed or not run.row:
+        if failure or not run.row:
             run.state = "failed"
         if self._running.pop(number, None):
             self._ended_at[run.row.get("epoch", 0)] += 1
@@ -200,6 +200,8 @@ class Terminal:
                 f"{countdown(time.monotonic() - self.started_at)} elapsed",
             ]
             self._line("  ".join(filter(None, parts)))
+        if failure:
+            self._line(f"{run.name} failed: {failure}")
         self._draw()
 
     def close(self) -> None:

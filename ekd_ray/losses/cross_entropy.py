@@ -34,5 +34,11 @@ CE_WEIGHT = MethodSetting(
 CROSS_ENTROPY = Term(names=("ce",), weight="ce_weight", loss=_losses)
 
 NONE = register_method(
-    "none", Method(settings=(CE_WEIGHT,), terms=(CROSS_ENTROPY,), needs_teacher=False)
+    "none",
+    Method(
+        settings=(CE_WEIGHT,),
+        terms=(CROSS_ENTROPY,),
+        needs_teacher=False,
+        doc="the student alone",
+    ),
 )

@@ -64,6 +64,7 @@ def _temperature(logit: Tensor, epoch: Tensor, settings: Any) -> Tensor:
 CTKD = register_method(
     "ctkd",
     Method(
+        doc="kd whose temperature is learned against the student (CTKD, AAAI 2023)",
         settings=(
             KD_CE_WEIGHT,
             KD_WEIGHT,

@@ -77,6 +77,7 @@ def _losses(out: Outputs) -> dict[str, Tensor]:
 DIST = register_method(
     "dist",
     Method(
+        doc="correlations within samples and within classes (DIST, NeurIPS 2022)",
         settings=(
             TEMPERATURE,
             WHOLE_CE_WEIGHT,

@@ -125,6 +125,7 @@ KD_WARMUP = MethodSetting(
 DKD = register_method(
     "dkd",
     Method(
+        doc="the label and the other classes apart (DKD, CVPR 2022)",
         settings=(
             TEMPERATURE,
             WHOLE_CE_WEIGHT,

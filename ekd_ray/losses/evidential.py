@@ -149,6 +149,7 @@ def evidential(method: Method, **changes: Mapping[str, Any]) -> Method:
             *rest,
         ),
         terms=(_CROSS_ENTROPY, *distillation, *second_order, _PRIOR_KL),
+        doc=method.doc + (", with EKD" if second_order else ", its logits a Dirichlet's"),
         evidential=True,
     )
 

@@ -119,6 +119,10 @@ KD = register_method(
     Method(
         settings=(TEMPERATURE, KD_CE_WEIGHT, KD_WEIGHT, STANDARDIZE),
         terms=(CROSS_ENTROPY, KD_TERM),
+        doc="the teacher's softened probabilities (Hinton 2015)",
     ),
 )
-register_method("ekd", evidential(KD))
+register_method(
+    "ekd",
+    replace(evidential(KD), doc="Dirichlets: their means, and as such (EKD, ICCV 2025)"),
+)

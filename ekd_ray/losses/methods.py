@@ -109,6 +109,7 @@ class Method:
     Attributes:
         settings: the settings that it reads; any other method's is refused.
         terms: what its loss is the weighted sum of.
+        doc: a line on it for lists, with its paper.
         needs_teacher: whether it compares student and teacher.
         strong_view: whether it looks at a second, strong view of every image.
         features: layers whose outputs it compares, by their dotted names in student and teacher:
@@ -122,6 +123,7 @@ class Method:
 
     settings: tuple[MethodSetting, ...]
     terms: tuple[Term, ...]
+    doc: str = ""
     needs_teacher: bool = True
     strong_view: bool = False
     features: tuple[str | tuple[str, str], ...] = ()

@@ -206,6 +206,7 @@ def _losses(out: Outputs) -> dict[str, Tensor]:
 MLKD = register_method(
     "mlkd",
     Method(
+        doc="by sample, class and batch, on two views (MLKD, CVPR 2023)",
         settings=(
             TEMPERATURE,
             KD_CE_WEIGHT,

@@ -123,6 +123,7 @@ def _losses(out: Outputs) -> dict[str, Tensor]:
 RLD = register_method(
     "rld",
     Method(
+        doc="the teacher's confidence, and its order below the label (RLD, ICCV 2025)",
         settings=(
             TEMPERATURE,
             WHOLE_CE_WEIGHT,

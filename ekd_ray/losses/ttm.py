@@ -59,10 +59,14 @@ EXPONENT = MethodSetting(
     search=log_range(0.05, 0.5),
 )  # fmt: skip
 # Name, weight, and the power that the authors have with it: for vgg13 -> vgg8, and beside CRD.
-for _name, _weighted, _weight, _exponent in (("ttm", False, 45.0, 0.1), ("wttm", True, 4.0, 0.2)):
+for _name, _weighted, _weight, _exponent, _doc in (
+    ("ttm", False, 45.0, 0.1, "a power of the teacher's probabilities (TTM, ICLR 2024)"),
+    ("wttm", True, 4.0, 0.2, "ttm, weighted by how unsure the teacher is (ICLR 2024)"),
+):
     _method = register_method(
         _name,
         Method(
+            doc=_doc,
             settings=(
                 WHOLE_CE_WEIGHT,
                 replace(KD_WEIGHT, default=_weight, search=log_range(_weight / 20, 2 * _weight)),

@@ -149,6 +149,7 @@ def _transport_losses(out: Outputs) -> dict[str, Tensor]:
 WKD = register_method(
     "wkd",
     Method(
+        doc="optimal transport between alike classes (WKD, NeurIPS 2024)",
         settings=(
             replace(TEMPERATURE, default=8.0),
             WHOLE_CE_WEIGHT,

@@ -19,7 +19,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.phrases import command_text
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Interrupted, UserError, halting_error, name_continuation
-from ekd_ray.results.records import FAILURE, RESULT, RunRecord
+from ekd_ray.results.records import FAILURE, RESULT, RunRecord, failure_reason, read_record
 from ekd_ray.results.study_reader import StudyReader, rank_trials
 from ekd_ray.results.words import figure_text
 from ekd_ray.scale.cluster import with_gpus
@@ -139,13 +139,17 @@ class ObserverCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         if self._observer:
-            self._observer.ended(self._number(trial), failed=False)
+            folder = RunRecord.from_dict(trial.config[RUN]).folder
+            failure = failure_reason(folder) if (folder / FAILURE).exists() else None
+            self._observer.ended(self._number(trial), failure=failure)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         folder = RunRecord.from_dict(trial.config[RUN]).folder
+        record = read_record(folder) if (folder / RESULT).exists() else None
         # One of which nothing is recorded has not failed: it begins again.
-        if self._observer and any((folder / name).exists() for name in (RESULT, FAILURE)):
-            self._observer.ended(self._number(trial), failed=True)
+        if self._observer and (record or (folder / FAILURE).exists()):
+            failure = (record and record.reason) or failure_reason(folder)
+            self._observer.ended(self._number(trial), failure=failure)
 
 
 class FailureLogs(tune.Callback):

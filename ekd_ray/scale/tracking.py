@@ -38,8 +38,8 @@ class Observer(Protocol):
     def epoch(self, number: int, row: dict[str, Any]) -> None:
         """A run has finished an epoch."""
 
-    def ended(self, number: int, *, failed: bool) -> None:
-        """A run has ended: all epochs done, stopped early, or failed."""
+    def ended(self, number: int, *, failure: str | None) -> None:
+        """A run has ended: all epochs done, stopped early, or failed for the reason `failure`."""
 
 
 class Tracker(tune.Callback):

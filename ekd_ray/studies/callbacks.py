@@ -34,8 +34,8 @@ class Callback:
     def epoch(self, number: int, row: dict[str, Any]) -> None:
         """A run has finished an epoch; `row` has `epoch`, the losses and the metrics."""
 
-    def ended(self, number: int, *, failed: bool) -> None:
-        """A run has ended: all epochs done, stopped early, or failed."""
+    def ended(self, number: int, *, failure: str | None) -> None:
+        """A run has ended: all epochs done, stopped early, or failed for the reason `failure`."""
 
 
 class ProgressBar(Callback):
@@ -89,7 +89,7 @@ class ProgressBar(Callback):
             self._best = min([*known, value], key=lambda v: as_loss(v, self._metric))
             self._bar.set_postfix_str(f"best {self._metric} {self._best:.4f}", refresh=False)
 
-    def ended(self, number: int, *, failed: bool) -> None:
+    def ended(self, number: int, *, failure: str | None) -> None:
         self._advance(number, self._epochs)  # what an early stop spares is done too
 
     def _advance(self, number: int, epoch: int) -> None:
@@ -125,8 +125,8 @@ class Together:
     def epoch(self, number: int, row: dict[str, Any]) -> None:
         self._tell("epoch", number, row)
 
-    def ended(self, number: int, *, failed: bool) -> None:
-        self._tell("ended", number, failed=failed)
+    def ended(self, number: int, *, failure: str | None) -> None:
+        self._tell("ended", number, failure=failure)
 
     def close(self) -> None:
         """Close what shows something."""

@@ -675,7 +675,7 @@ def teach(path: Path, config: StudyConfig, settings: dict[str, Any], observer: O
             compute_off_driver(
                 config, _train_alone, training, path, config.data_root, _threads(config)
             )
-        observer.ended(0, failed=False)
+        observer.ended(0, failure=None)
     forget_checkpoint(path.parent)  # a kill may have come before the training did
 
 

@@ -238,13 +238,13 @@ def _train(training: Training, observer: Observer) -> None:
     if workers.most > 1:
         observer.note("starting the workers, whose first epoch follows ...")
         run_on_workers(run, workers, data_root=data_root, test=training.test, on_epoch=on_epoch)
-        observer.ended(0, failed=False)
+        observer.ended(0, failure=None)
         return
     gpus = workers.on(local_nodes()).known_gpus
     with cpu_threads(workers.cpus), share_of_gpu(gpus):
         train = functools.partial(distill, data_root=data_root, out=out, on_epoch=on_epoch)
         result = decide_determinism(config, train, wanted=run.stage.exports)
-        observer.ended(0, failed=False)
+        observer.ended(0, failure=None)
         if training.test:
             observer.stage("test split", 1, 0)
         finish_run(run, result, data_root=data_root, test=training.test)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
     search is left out, a number becomes the nearest one of the range. From studies with at least
     `LEAST_TRIALS` of full length the search learns, see `learn_from`; of a smaller one the best
     `POINTS` are tried first. First points are champions by the name of their study (`from
-    cifar10`, the second one `from cifar10 (2)`), and judged like any other.
+    cifar10, trial 4`; `from cifar10` and `from cifar10 (2)` are those of which it expects most),
+    and judged like any other.
 
     Raises:
         UserError: an illegal space, a folder without a study, or a study none of whose trials
@@ -44,7 +45,7 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
         if not ranked:
             raise UserError(f"{run} has no trial of full length to start from: finish it first.")
         mapped = {r.number: map_point(r.params, study, config, space) for r in study.records()}
-        fitting = [point for r in ranked if (point := mapped[r.number])]
+        fitting = [r.number for r in ranked if mapped[r.number]]
         if not fitting:
             raise UserError(
                 f"nothing that {run} searched is searched here ({', '.join(space.parameters)}): "
@@ -52,7 +53,8 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
             )
         name = Path(run).absolute().name
         if len(fitting) < LEAST_TRIALS:
-            config = _with_points(config, space, fitting[:POINTS], name)
+            named = {f"from {name}, trial {n}": mapped[n] for n in fitting[:POINTS]}
+            config = _with_points(config, space, named)
             continue
         outcomes = [
             replace(record_outcome(r, study.config, config.metric), params=mapped[r.number])
@@ -81,23 +83,23 @@ def learn_from(config: StudyConfig, known: Mapping[str, Sequence[Outcome]]) -> S
     basis = known_basis(config)
     assert basis is not None
     tried = {name for trials in kept.values() for trial in trials for name in trial["point"]}
-    points = [
-        {name: value for name, value in point.items() if name in tried}
-        for point in distinct_maxima(basis, space, POINTS)
-    ]
-    named = ", ".join(kept) if len(kept) <= POINTS else f"{len(kept)} studies"
-    return _with_points(config, space, points, named)
+    sources = ", ".join(kept) if len(kept) <= POINTS else f"{len(kept)} studies"
+    points: dict[str, dict[str, Any]] = {}
+    for point in distinct_maxima(basis, space, POINTS):
+        name = _free_name(f"from {sources}", {*points, *(config.warm_points or {})})
+        points[name] = {key: value for key, value in point.items() if key in tried}
+    return _with_points(config, space, points)
 
 
 def _with_points(
-    config: StudyConfig, space: Space, points: Iterable[dict[str, Any]], name: str
+    config: StudyConfig, space: Space, points: Mapping[str, dict[str, Any]]
 ) -> StudyConfig:
     """The study with further `warm_points`, but for those that it has."""
     authors = space.searched_part(config.authors or {})
     added = dict(config.warm_points or {})
-    for point in points:
+    for name, point in points.items():
         if point not in [authors, *added.values()]:
-            added[_free_name(f"from {name}", added)] = point
+            added[_free_name(name, added)] = point
     own = [p for p in config.first_points if space.searched_part(p) not in added.values()]
     return config.replace(first_points=own, warm_points=added or None)
 

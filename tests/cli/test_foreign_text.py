@@ -60,7 +60,7 @@ def test_the_live_view_shows_it_too():
     terminal.stage(EVIL, 2, 3)
     terminal.started(EVIL, 0, {"optimizer": EVIL})
     terminal.epoch(0, {"epoch": 1, "train_loss": 1.0, "val_top1": 0.5})
-    terminal.ended(0, failed=True)
+    terminal.ended(0, failure=EVIL)
     terminal.note(EVIL)
     terminal.stage(EVIL, 1, 0)  # a spinner
     terminal.close()

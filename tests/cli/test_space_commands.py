@@ -8,6 +8,7 @@ import pytest
 import yaml
 from launchers_run import DIGITS
 
+from ekd_ray.losses import METHODS
 from ekd_ray.studies.recipes import list_recipes, load_recipe
 
 
@@ -84,3 +85,12 @@ def test_quickstart_is_the_study_on_digits(launch, monkeypatch, tmp_path) -> Non
     assert [(args.out, args.resume, args.quiet) for args in asked] == [
         ("first", False, False), ("first", True, True)
     ]  # fmt: skip
+
+
+def test_methods_are_listed(launch):
+    code, out, err = launch("space", "methods")
+    names = [line.split()[0] for line in out.split("\n\n")[0].splitlines()]
+    assert (code, err, names) == (0, "", list(METHODS)) and "kd-standardized" in out
+    listed = json.loads(launch("space", "methods", "--json")[1])
+    assert listed["rld"]["settings"] == list(METHODS["rld"].setting_names)
+    assert all(row["doc"] for row in listed.values())

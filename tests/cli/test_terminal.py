@@ -32,8 +32,8 @@ def play(terminal: Terminal) -> None:
         for epoch in range(1, epochs + 1):
             row = {"epoch": epoch, "train_loss": 1.0, "val_top1": 0.5 - number / 10}
             terminal.epoch(number, row)
-        terminal.ended(number, failed=False)
-    terminal.ended(2, failed=True)
+        terminal.ended(number, failure=None)
+    terminal.ended(2, failure="train_loss became nan")
     terminal.close()
 
 
@@ -42,7 +42,7 @@ def test_a_line_has_the_studys_own_metric() -> None:
     terminal.stage("search", 1, 1)
     terminal.started("trial 0", 0, {})
     terminal.epoch(0, {"epoch": 1, "train_loss": 1.0, "val_top1": 0.5, "val_nll": 0.75})
-    terminal.ended(0, failed=False)
+    terminal.ended(0, failure=None)
     line = text.getvalue().splitlines()[-1]
     assert "train_loss 1.0000  val_nll 0.75" in line and "val_top1" not in line
 
@@ -50,12 +50,13 @@ def test_a_line_has_the_studys_own_metric() -> None:
 def test_without_a_terminal_each_run_is_one_line() -> None:
     terminal, text = make()
     play(terminal)
-    title, first, second, third = text.getvalue().splitlines()
+    title, first, second, third, why = text.getvalue().splitlines()
     assert title == "search: 3 runs of up to 9 epochs"
     assert first.startswith("[1/3] trial 0 complete at epoch 9/9  train_loss 1.0000  val_top1 50")
     assert "kd_weight=2.5  best val_top1 50.00% (trial 0)" in first
     assert second.startswith("[2/3] trial 1 stopped early at epoch 3/9")
     assert third.startswith("[3/3] trial 2 failed at epoch 0/9")
+    assert why == "trial 2 failed: train_loss became nan"
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
@@ -69,7 +70,7 @@ def test_the_live_view_fits_its_terminal(width: int) -> None:
         terminal.started(f"trial {number}", number, {"kd_weight": 1.2345})
         terminal.epoch(number, {"epoch": 3 + number, "train_loss": 1.0, "val_top1": 0.01 * number})
         if number % 2:
-            terminal.ended(number, failed=False)
+            terminal.ended(number, failure=None)
     text.seek(0)
     text.truncate()
     console.print(terminal._table())
@@ -128,7 +129,7 @@ def test_a_step_without_epochs_is_one_line_and_the_last_epoch_leads_to_the_test_
     for epoch, state in ((1, "running"), (2, "test split")):
         terminal.epoch(0, {"epoch": epoch, "train_loss": 1.0})
         assert terminal._state(terminal.runs[0]) == state
-    terminal.ended(0, failed=False)
+    terminal.ended(0, failure=None)
     assert terminal._state(terminal.runs[0]) == "complete"
     terminal.close()
 
@@ -146,7 +147,7 @@ def test_the_expected_time_left_learns_from_runs_that_were_stopped(
         for epoch in range(1, epochs + 1):
             now[0] += 10.0
             terminal.epoch(number, {"epoch": epoch, "train_loss": 1.0})
-        terminal.ended(number, failed=False)
+        terminal.ended(number, failure=None)
     # 10 s an epoch; two more runs of 2 epochs on average, of 9 at most.
     assert terminal.seconds_expected() == pytest.approx(40.0)
     assert terminal.seconds_left() == pytest.approx(180.0)
@@ -167,7 +168,7 @@ def test_a_run_that_learns_nothing_is_marked(row: dict[str, Any], mark: str, tty
     terminal.started("trial 0", 0, {})
     terminal.epoch(0, {"epoch": 1, **row})
     if not tty:
-        terminal.ended(0, failed=False)
+        terminal.ended(0, failure=None)
     terminal.close()
     shown = text.getvalue()
     assert ("may be chance" in shown, "loss diverged" in shown) == (

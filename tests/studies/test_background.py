@@ -111,8 +111,8 @@ environment = ours()
 class Log(ekd.Callback):
     def stage(self, title, total, epochs):
         told.append(title)
-    def ended(self, number, *, failed):
-        assert not failed
+    def ended(self, number, *, failure):
+        assert failure is None
 
 study = ekd.tune(**json.loads(sys.argv[1]), callbacks=[Log()], space={"temperature": ekd.log(1, 4)})
 assert ray.is_initialized() and ray.get_runtime_context().get_job_id() == mine
