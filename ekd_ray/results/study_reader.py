@@ -30,7 +30,7 @@ from ekd_ray.errors import MOST_LISTED, Damaged, UserError, shorten
 from ekd_ray.files import atomic_path, check_format, check_name, check_plain
 from ekd_ray.remote.location import is_uri
 from ekd_ray.remote.session import open_folder
-from ekd_ray.results.importance import parameter_importance
+from ekd_ray.results.importance import effects_table
 from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
 from ekd_ray.results.paired import Paired, paired_difference
 from ekd_ray.results.records import (
@@ -321,9 +321,27 @@ class StudyReader:
             if row.entered_as == "champion" and len(row.val) == len(board[0].val) > 0
         }
 
-    def importance(self, metric: str | None = None, *, epoch: int | None = None) -> pa.Table:
-        """How much each parameter mattered (fANOVA, PED-ANOVA): see `parameter_importance`."""
-        return parameter_importance(self.records(), self.config, metric=metric, epoch=epoch)
+    def importance(self, metric: str | None = None) -> pa.Table:
+        """How much each parameter mattered for a metric (the study's own).
+
+        The study's model of all its trials is asked, so that those that were stopped early count
+        too: `main` is the share of the variance over the space that comes of a parameter alone,
+        `total` what it has together with others. What the model knows stands beside it: `error`,
+        of trials of full length that it has not seen, against `spread`, the error of their mean,
+        and `coverage` of its 95 % intervals.
+
+        Returns:
+            One row a parameter, the most important first; empty with fewer than 8 trials of full
+            length, or where all scored the same.
+
+        Raises:
+            UserError: an unknown metric.
+        """
+        # It loads SciPy, which a reader does without.
+        from ekd_ray.results.model_figures import fit_study_model
+
+        model = fit_study_model(self.records(), self.config, metric)
+        return effects_table(model.find(None) if model else None)
 
     def best(self) -> Row:
         """The confirmed winner; before confirm, the best complete trial of the search.
