@@ -25,6 +25,7 @@ from ekd_ray.results.paired import share_interval
 from ekd_ray.results.records import REPORT
 from ekd_ray.results.report.content import (
     Content,
+    describe_model,
     describe_parameters,
     gather,
     list_other_names,
@@ -231,7 +232,7 @@ def _importance(content: Content) -> list[str | Table]:
     table = plain_table("parameter", "alone", "with others", title=title)
     for effect in found.effects:
         table.add_row(effect.parameter, f"{effect.main:.0%}", f"{effect.total:.0%}")
-    return [table, describe_parameters(content)]
+    return [table, describe_parameters(content), describe_model(content)]
 
 
 def _warnings(study: StudyReader) -> list[str]:

@@ -142,7 +142,9 @@ def test_noise_is_not_told_as_knowledge(maker, launch):
     assert "no more than the mean" in describe_error(dull) and not dull.informed
     write_importance(dull, study.records(), study.config, study.path)
     out = " ".join(launch("show", study.path)[1].split())
-    assert "no more than the mean" in out and "mattered most" not in out
+    assert (
+        "no more than the mean" in out and "knows too little" in out and "mattered most:" not in out
+    )
     sure = replace(found, error=found.spread / 2)
     assert "no more" not in describe_error(sure) and "rough" not in describe_error(sure)
     assert "rough" in describe_error(replace(sure, trials=9))
@@ -333,7 +335,7 @@ def test_what_the_report_found_is_shown_while_it_is_of_these_trials(maker, launc
     out = " ".join(launch("show", study.path)[1].split())
     assert "momentum mattered most" in out and "better. The model's error" in out
     best = study.ranked()[0].number
-    assert f"Of trial {best} it expects" in out
+    assert f"Of trial {best} the model expects" in out
     maker.trial(40, [0.5] * 9, lr=0.1, momentum=0.5)  # one more: it is of other trials now
     assert shown() is None
 

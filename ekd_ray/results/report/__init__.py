@@ -19,6 +19,7 @@ from ekd_ray.files import check_own_folder, write_text
 from ekd_ray.results.importance import write_importance
 from ekd_ray.results.records import BEST, JOURNAL_LOCKS, PLACE, REPORT, milestone_epochs
 from ekd_ray.results.report.content import (
+    describe_model,
     gather_all,
     list_calibrations,
     list_failed_runs,
@@ -73,6 +74,7 @@ def write_report(study: StudyReader, out: Path | None = None, *, pictures: bool 
         title=f"{study.path.absolute().name} · ekd_ray study",
         headline=sentence,
         lead=lead,
+        model=describe_model(content),
         tiles=list_tiles(content),
         sections={section.name: section for section in list_sections(content, charts)},
         charts=charts,

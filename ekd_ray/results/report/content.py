@@ -377,7 +377,7 @@ def _describe_curves(content: Content) -> str:
 
 
 def describe_parameters(content: Content) -> str:
-    """The parameter that mattered most, what else the model says, and how far to believe it."""
+    """The parameter that mattered most, or why none is named."""
     found = content.findings
     if found is None:
         count = len(judged_trials(content.ended, content.config.metric))
@@ -388,15 +388,21 @@ def describe_parameters(content: Content) -> str:
             f"(at least {LEAST_TRIALS} are needed)."
         )
     if not found.informed:
-        return describe_error(found)
+        return "The study's model knows too little to say which parameter mattered."
     top = found.effects[0]
-    parts = [
+    return (
         f"{top.parameter} mattered most: {percent(top.main)} of what the study's model expects to "
         f"vary comes of it alone, {percent(top.total)} with what depends on others too."
-    ]
-    if content.best_trial and found.best == content.best_trial.number:
-        parts.append(describe_expectation(found))
-    return " ".join([*filter(None, parts), describe_error(found)])
+    )
+
+
+def describe_model(content: Content) -> str:
+    """What the model expects of the best trial, and how far to believe it; empty without one."""
+    found, best = content.findings, content.best_trial
+    if found is None:
+        return ""
+    known = found.informed and best is not None and best.number == found.best
+    return " ".join([*filter(None, [known and describe_expectation(found)]), describe_error(found)])
 
 
 def select_compared_trials(content: Content) -> tuple[str, list[RunRecord]]:

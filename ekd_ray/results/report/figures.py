@@ -682,8 +682,7 @@ def draw_contour(content: Content) -> Iterator[Chart]:
         title=f"{metric_name(metric).capitalize()} that the model expects over the two most "
         "important numbers",
         summary=f"The contour is what the study's model expects of {names[0]} and {names[1]}, the "
-        f"other settings as in {best.name}; the dots are all trials. "
-        f"{describe_error(content.findings)}",
+        f"other settings as in {best.name}; the dots are all trials.",
         figure=figure,
     )
 
