@@ -145,8 +145,8 @@ def describe_expectation(found: Findings) -> str:
     figures = (found.expected, found.low, found.high)
     value, low, high = (figure_text(found.metric, figure) for figure in figures)
     return (
-        f"Of trial {found.best} the model expects {value} {metric_name(found.metric)} over seeds (95 % "
-        f"interval {low} to {high}); the best point of the space is expected to be "
+        f"Of trial {found.best} the model expects {value} {metric_name(found.metric)} over seeds "
+        f"(95 % interval {low} to {high}); the best point of the space is expected to be "
         f"{width_text(found.metric, found.regret)} better."
     )
 

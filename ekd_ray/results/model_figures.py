@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,17 +27,18 @@ from ekd_ray.results.importance import (
 )
 from ekd_ray.results.records import RunRecord
 from ekd_ray.results.study_model import (
+    REACH,
     Entries,
     encode_points,
     fit_model,
     known_basis,
     record_outcome,
+    validate_model,
 )
 from ekd_ray.results.surrogate import Array, Surrogate
 
 DRAWN = 1024  # points of the space that effects are computed from, a power of two
 RIVALS, DRAWS = 400, 200  # points that may be better than a trial, and draws of what all are worth
-REACH = 1.959964  # standard deviations, to the ends of a 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +66,14 @@ class StudyModel:
             return self._find(best)
 
     def _find(self, best: RunRecord | None) -> Findings:
-        scores, means, deviations = self.surrogate.leave_one_out()
-        count = len(scores)
-        others = (scores.sum() - scores) / (count - 1)  # their mean, without each
-        inside = np.abs(scores - means) <= REACH * deviations
         expected = low = high = regret = None
         if best is not None:
             expected, low, high = (float(found[0]) for found in self.expect([best.params]))
             regret = self._expect_regret(best)
         return Findings(
-            metric=self.metric, trials=count, error=_root_mean_square(scores - means),
-            spread=_root_mean_square(scores - others), coverage=float(inside.mean()),
-            effects=self.effects(), best=None if best is None else best.number,
-            expected=expected, low=low, high=high, regret=regret,
+            metric=self.metric, **asdict(validate_model(self.surrogate)), effects=self.effects(),
+            best=None if best is None else best.number, expected=expected, low=low, high=high,
+            regret=regret,
         )  # fmt: skip
 
     def effects(self) -> list[Effect]:
@@ -178,7 +174,3 @@ def value_at(name: str, entry: Mapping[str, Any], place: float) -> Any:
     if step is None and float not in (typing.get_args(kind) or (kind,)):
         step = 1
     return float(entry["low"]) + step * round((value - entry["low"]) / step) if step else value
-
-
-def _root_mean_square(values: Array) -> float:
-    return math.sqrt(float((values**2).mean()))

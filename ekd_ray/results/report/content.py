@@ -402,7 +402,8 @@ def describe_model(content: Content) -> str:
     if found is None:
         return ""
     known = found.informed and best is not None and best.number == found.best
-    return " ".join([*filter(None, [known and describe_expectation(found)]), describe_error(found)])
+    expected = describe_expectation(found) if known else ""
+    return f"{expected} {describe_error(found)}".lstrip()
 
 
 def select_compared_trials(content: Content) -> tuple[str, list[RunRecord]]:
