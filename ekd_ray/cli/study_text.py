@@ -6,7 +6,6 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -45,6 +44,8 @@ from ekd_ray.results.words import (
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from ekd_ray.results.bundle import Bundle
     from ekd_ray.results.records import RunRecord
 

@@ -17,9 +17,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Self
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.plugins import write_sources
@@ -38,6 +36,9 @@ from ekd_ray.files import (
 )
 from ekd_ray.results.study_file import STUDY_FILE as STUDY_FILE
 from ekd_ray.results.study_file import read_study_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Of studies, their records and tables, candidates and bundles. 1: the records of confirm runs were
 # without their settings, and those of trials without what finished runs have.
@@ -474,6 +475,8 @@ def _number_in(name: str) -> int | None:
 def table_of_rows(rows: list[dict[str, Any]]) -> pa.Table:
     """A table with every column that any row has; a column of mixed types becomes text."""
     names = dict.fromkeys(name for row in rows for name in row)
+    import pyarrow as pa  # slow to import, and a reader of records needs no table
+
     return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
 
 

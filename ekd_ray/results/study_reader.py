@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import checks_arguments
@@ -50,6 +47,9 @@ from ekd_ray.results.records import (
 )
 from ekd_ray.results.study_file import describe_missing, describe_other_settings, read_study_file
 from ekd_ray.results.words import describe_few_pictures, warn_of_teacher
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 PARQUET_KEY = "ekd_ray.format_version"  # in the metadata of a table's file
@@ -394,6 +394,8 @@ def _trial_row(trial: RunRecord, history: list[dict[str, Any]]) -> dict[str, Any
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write a table to Parquet atomically, with the format of its study."""
+    import pyarrow.parquet as pq  # slow to import, and most readers open no table
+
     format_version = {PARQUET_KEY: str(FORMAT_VERSION)}
     with atomic_path(path) as temporary:
         pq.write_table(
@@ -407,6 +409,9 @@ def read_parquet(path: Path) -> pa.Table:
     Raises:
         Damaged: it is no such table. UserError: it is newer than this ekd_ray.
     """
+    import pyarrow as pa  # as above
+    import pyarrow.parquet as pq
+
     check_plain(path)
     try:
         table = pq.read_table(path)

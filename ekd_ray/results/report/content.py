@@ -5,14 +5,13 @@ How it looks is up to the templates, and what is drawn to `figures`.
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import hide_folders, joined, several, short_name
@@ -49,6 +48,8 @@ from ekd_ray.results.words import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ekd_ray.engine.measure.gallery import Gallery
     from ekd_ray.engine.measure.predictions import Predictions
     from ekd_ray.results.model_figures import StudyModel
@@ -438,8 +439,8 @@ def count_confusions(found: Predictions) -> list[tuple[int, int, int]]:
     from ekd_ray.engine.pictures import confusion  # loads TensorBoard
 
     counts = confusion(found)
-    np.fill_diagonal(counts, 0)
-    pairs = [(int(counts[i, j]), int(i), int(j)) for i, j in np.argwhere(counts)]
+    counts[range(len(counts)), range(len(counts))] = 0
+    pairs = [(int(counts[i, j]), int(i), int(j)) for i, j in zip(*counts.nonzero(), strict=True)]
     return sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))
 
 
@@ -467,7 +468,7 @@ def list_calibrations(content: Content) -> list[list[str | None]]:
         [
             row_label(row),
             *(
-                figure_text(name, float(np.mean(values))) if values else None
+                figure_text(name, statistics.fmean(values)) if values else None
                 for name in shown
                 for values in [[found[name] for found in row.test_metrics if name in found]]
             ),
@@ -479,7 +480,7 @@ def list_calibrations(content: Content) -> list[list[str | None]]:
 
 def _describe_calibration(content: Content) -> str:
     errors = {
-        row.name: float(np.mean([found["test_ece"] for found in row.test_metrics]))
+        row.name: statistics.fmean(found["test_ece"] for found in row.test_metrics)
         for row in content.board
         if row.test_metrics and all("test_ece" in found for found in row.test_metrics)
     }
