@@ -363,6 +363,8 @@ def _budget(config: StudyConfig) -> str:
         "GPU-hours in all": config.budget_gpu_hours,
     }
     given = [f"after {limit:g} {unit}" for unit, limit in limits.items() if limit is not None]
+    if config.stop_below is not None:
+        given.append(f"once a gain below {config.stop_below:g} is expected")
     return f"; no new one {' or '.join(given)}" if given else ""
 
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a study, running or finished, and what differs from another one."""
-    # These load pyarrow.
+    # These take a while to import.
     from ekd_ray.cli.study_text import print_progress, progress_values
     from ekd_ray.results.study_reader import StudyReader
 

@@ -6,7 +6,6 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -19,12 +18,13 @@ from ekd_ray.cli.terminal import (
     winner_settings,
 )
 from ekd_ray.config.phrases import command_text, joined, several
-from ekd_ray.results.importance import read_importance
+from ekd_ray.results.importance import has_enough, judged_trials, read_importance
 from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
 from ekd_ray.results.paired import share_interval
 from ekd_ray.results.records import REPORT
 from ekd_ray.results.report.content import (
     Content,
+    describe_model,
     describe_parameters,
     gather,
     list_other_names,
@@ -44,6 +44,8 @@ from ekd_ray.results.words import (
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from ekd_ray.results.bundle import Bundle
     from ekd_ray.results.progress import Progress
     from ekd_ray.results.records import RunRecord
@@ -56,8 +58,7 @@ STATUSES = {"complete": "of full length", "pruned": "stopped early", "failed": "
 
 def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) -> None:
     """Print a study, running or finished, and what differs from another one."""
-    known = read_importance(study.records(), study.config, study.path)
-    content = gather(study)
+    content = gather(study, read_importance(study.records(), study.config, study.path))
     parts: list[str | Table] = [
         *_warnings(study),
         *write_headline(content),
@@ -76,7 +77,7 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
         ]
     elif content.ranked:
         parts.append(_search_table(content))
-    parts.append(_importance(content, known))
+    parts += _importance(content)
     parts += [_time(content), *_savings(content)]
     parts += _failures(study, content.board, content.ended)
     parts += describe_damage(content.damaged)
@@ -143,8 +144,7 @@ def _selection_gap(study: StudyReader, winner: Row) -> list[str]:
 
 def progress_values(study: StudyReader, other: pa.Table | None) -> dict[str, Any]:
     """Everything that `print_progress` shows, as plain values."""
-    known = read_importance(study.records(), study.config, study.path)
-    content = gather(study)
+    content = gather(study, read_importance(study.records(), study.config, study.path))
     return {
         "study": str(study.path),
         "progress": asdict(content.progress),
@@ -158,7 +158,7 @@ def progress_values(study: StudyReader, other: pa.Table | None) -> dict[str, Any
         "differences": {name: asdict(found) for name, found in content.differences.items()},
         "best": _best(content),
         "pareto_front": study.pareto().to_table().to_pylist() if content.config.objectives else [],
-        "importance": known,
+        "model": content.findings and asdict(content.findings),
         "time": content.time,
         "saved": asdict(content.saved),
         "failures": [
@@ -227,20 +227,19 @@ def _search_table(content: Content) -> Table:
     return table
 
 
-def _importance(content: Content, known: list[dict[str, Any]] | None) -> str | Table:
-    """The shares that the last report has computed, which takes seconds."""
-    if known is None:
+def _importance(content: Content) -> list[str | Table]:
+    """What the last report has found by the study's model, which takes seconds."""
+    found = content.findings
+    if found is None:
+        if not has_enough(judged_trials(content.ended, content.config.metric)):
+            return [describe_parameters(content)]
         command = command_text("report", content.study.path)
-        return f"Which parameter mattered: {command} computes it."
-    if not known:
-        return describe_parameters(content)
-    rows = known
-    title = f"importance for {rows[0]['metric']} ({rows[0]['trials']} trials of full length)"
-    table = plain_table("parameter", "fANOVA", "PED-ANOVA", title=title)
-    for row in rows:
-        shares = (row["fanova"], row["ped_anova"])
-        table.add_row(row["parameter"], *("" if s is None else f"{s:.0%}" for s in shares))
-    return table
+        return [f"Which parameter mattered: {command} computes it."]
+    title = f"importance for {found.metric}"
+    table = plain_table("parameter", "alone", "with others", title=title)
+    for effect in found.effects:
+        table.add_row(effect.parameter, f"{effect.main:.0%}", f"{effect.total:.0%}")
+    return [table, describe_parameters(content), describe_model(content)]
 
 
 def _warnings(study: StudyReader) -> list[str]:

@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="finished studies, also of other pairs, that the search learns from",
     )
-    for name in ("budget_epochs", "budget_hours", "budget_gpu_hours"):
+    for name in ("budget_epochs", "budget_hours", "budget_gpu_hours", "stop_below"):
         flags.add_setting(group, name)
     flags.add_setting(group, "objectives", "--objective", metavar="NAME")
     flags.add_setting(group, "constraints", "--constraint", metavar="BOUND")

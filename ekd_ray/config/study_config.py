@@ -35,7 +35,6 @@ class StudyConfig(Settings):
     retired: ClassVar[dict[str, Any]] = {
         "batch_scaling": "fixed",
         "perturbation_epochs": None,
-        "stop_below": None,
     }
     filled_in = ("softmax_teacher_sha256", "warm_points", "known_studies")
 
@@ -83,6 +82,12 @@ class StudyConfig(Settings):
     budget_gpu_hours: float | None = setting(
         None, "start no trial once all together have trained so many GPU-hours", above=0,
         high=10**9, effect="free",
+    )  # fmt: skip
+    stop_below: float | None = setting(
+        None,
+        "start no trial once the model expects a further one to improve the metric by less than "
+        "this, in its unit (0.005: half a point of accuracy)",
+        above=0, high=10**6, effect="free",
     )  # fmt: skip
     metric: str = setting("val_top1", "objective on the validation split", choices=METRICS)
     objectives: tuple[str, ...] = setting(

@@ -1,8 +1,6 @@
-"""How much each searched parameter mattered, by two methods of Optuna.
+"""What the model of a study says of its parameters and of its best trial, and its own error.
 
-fANOVA (Hutter et al., ICML 2014) says which share of the score's variance over the space a
-parameter explains by itself; PED-ANOVA (Watanabe et al., IJCAI 2023) which parameters the best
-tenth of the trials have in common.
+It takes seconds to compute (`model_figures`): the report keeps it for `show`.
 """
 
 from __future__ import annotations
@@ -11,52 +9,100 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.config.targets import COSTS, DIRECTIONS, evenly_spaced
+from ekd_ray.config.phrases import several
+from ekd_ray.config.targets import DIRECTIONS, evenly_spaced
 from ekd_ray.engine.history import is_epoch
 from ekd_ray.errors import Damaged, UserError
 from ekd_ray.files import read_json, write_json
-from ekd_ray.results.optuna_study import evaluate_importance
 from ekd_ray.results.records import RunRecord
+from ekd_ray.results.words import figure_text, metric_name, percent, width_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FILE = "importance.json"
 LEAST_TRIALS = 8  # fewer rank nothing
-MOST_TRIALS = 250  # more make fANOVA slow, and its shares no surer
-SCHEMA = pa.schema(
-    {
-        "parameter": pa.string(), "fanova": pa.float64(), "ped_anova": pa.float64(),
-        "metric": pa.string(), "epoch": pa.int64(), "trials": pa.int64(),
-    }
-)  # fmt: skip
+FEW_TRIALS = 20  # of fewer the model's error is a rough figure itself
 
 
-def score_at(record: RunRecord, metric: str, epoch: int) -> float | None:
-    """A trial's metric after an epoch, or None if it did not come so far; a cost is of no epoch."""
-    if metric in COSTS:
-        return record.last.get(metric)
-    row = next((row for row in record.history if row["epoch"] == epoch), {})
-    return row.get(metric)
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """The share of the variance of the expected metric over the space that comes of a parameter.
 
-
-def judged_trials(
-    records: Sequence[RunRecord], metric: str, epoch: int | None = None
-) -> list[tuple[RunRecord, float]]:
-    """The trials that parameters are judged by, each with its metric.
-
-    Args:
-        epoch: after which the metric is taken; without it those of full length, at their end: a
-            score of few epochs says little of that of many.
+    Attributes:
+        main: alone.
+        total: with what depends on others too; larger where parameters work together.
     """
-    if epoch is None:
-        found = [(r, r.value(metric)) for r in records if r.status == "complete" and r.params]
-    else:
-        found = [(r, score_at(r, metric, epoch)) for r in records if r.params]
+
+    parameter: str
+    main: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the model of a study says, in the unit of the metric.
+
+    Attributes:
+        trials: of full length, that the model is fitted to.
+        error: root mean square, of what it foretells of each of these without having seen it.
+        spread: the same, if the mean of the others is what is foretold.
+        coverage: the share of these in the 95 % interval that is foretold of a run.
+        effects: of the parameters, the largest first.
+        best: the number of the winner's trial, before confirm the best trial's; None without any.
+        expected: of full length of `best`, as a mean over seeds; low, high: its 95 % interval.
+        regret: by how much the best point of the space is expected to be better than `best`.
+    """
+
+    metric: str
+    trials: int
+    error: float
+    spread: float
+    coverage: float
+    effects: list[Effect]
+    best: int | None = None
+    expected: float | None = None
+    low: float | None = None
+    high: float | None = None
+    regret: float | None = None
+
+    @property
+    def informed(self) -> bool:
+        """Whether the model foretells trials better than their mean does."""
+        return self.error < self.spread
+
+
+def effects_table(found: Findings | None) -> pa.Table:
+    """The effects as a table, empty without any.
+
+    Columns `parameter`, `main` and `total`, and the same in each row `metric`, `trials`, `error`,
+    `spread` and `coverage`.
+    """
+    import pyarrow as pa  # slow to import
+
+    text, number, whole = pa.string(), pa.float64(), pa.int64()
+    shared = {"metric": text, "trials": whole, "error": number, "spread": number,
+              "coverage": number}  # fmt: skip
+    schema = pa.schema({"parameter": text, "main": number, "total": number, **shared})
+    same = {name: getattr(found, name, None) for name in shared}
+    rows = [{**asdict(effect), **same} for effect in (found.effects if found else ())]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def judged_trials(records: Sequence[RunRecord], metric: str) -> list[tuple[RunRecord, float]]:
+    """The trials of full length, each with its metric."""
+    found = [(r, r.value(metric)) for r in records if r.status == "complete" and r.params]
     return [(record, score) for record, score in found if score is not None]
+
+
+def has_enough(scored: Sequence[tuple[RunRecord, float]]) -> bool:
+    """Whether trials are enough, and differ, to say anything of the parameters."""
+    return len(scored) >= LEAST_TRIALS and len({score for _, score in scored}) > 1
 
 
 def thin_out(scored: Sequence[tuple[RunRecord, float]], most: int) -> list[tuple[RunRecord, float]]:
@@ -66,94 +112,91 @@ def thin_out(scored: Sequence[tuple[RunRecord, float]], most: int) -> list[tuple
     return [scored[index] for index in sorted(evenly_spaced(order, most))]
 
 
-def parameter_importance(
-    records: Sequence[RunRecord],
-    config: StudyConfig,
-    *,
-    metric: str | None = None,
-    epoch: int | None = None,
-) -> pa.Table:
-    """Importance of the searched parameters, the most important by fANOVA first.
-
-    Args:
-        metric: an objective or another metric of the trials (the study's metric).
-        epoch: trials are judged by the metric after this epoch; without it those of full length
-            by their last, of which the rungs let through the better ones only.
-
-    Returns:
-        Columns `parameter`, `fanova`, `ped_anova` (each sums to 1; fanova is null for a
-        parameter that not every trial has), `metric`, `epoch` (null without one) and
-        `trials` (how many were judged, at most `MOST_TRIALS`: see `thin_out`). Empty with fewer
-        than `LEAST_TRIALS` trials, or where all scored the same.
-
-    Raises:
-        UserError: an unknown metric.
-    """
-    metric = metric or config.metric
+def check_metric(metric: str) -> None:
+    """Raise `UserError` for a metric that no trial has."""
     if metric not in DIRECTIONS:
         raise UserError(
             f"metric of the importance must be one of {', '.join(DIRECTIONS)}, got {metric!r}."
         )
-    scored = _scored(records, metric, epoch)
-    if not scored:
-        return pa.Table.from_batches([], schema=SCHEMA)
-    fanova, ped = evaluate_importance(scored, config.space or {}, DIRECTIONS[metric])
-    order = sorted(ped, key=lambda name: (-fanova.get(name, -1.0), -ped[name], name))
-    rows = [
-        {
-            "parameter": name, "fanova": fanova.get(name), "ped_anova": ped[name],
-            "metric": metric, "epoch": epoch, "trials": len(scored),
-        }
-        for name in order
-    ]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _scored(
-    records: Sequence[RunRecord], metric: str, epoch: int | None = None
-) -> list[tuple[RunRecord, float]]:
-    """The trials that are evaluated; none where too few or equal scores would rank nothing."""
-    scored = thin_out(judged_trials(records, metric, epoch), MOST_TRIALS)
-    equal = len({score for _, score in scored}) < 2
-    return [] if equal or len(scored) < LEAST_TRIALS else scored
+def describe_error(found: Findings) -> str:
+    """The model's error in a sentence, and what it is worth."""
+    metric = found.metric
+    error, spread = width_text(metric, found.error), width_text(metric, found.spread)
+    if not found.informed:
+        return (
+            f"The model knows no more than the mean: of a trial that it has not seen its error is "
+            f"{error}, that of the mean {spread} ({several(found.trials, 'trial')} of full "
+            "length). Its other figures rest on too little."
+        )
+    rough = f" Of fewer than {FEW_TRIALS} trials that is rough." * (found.trials < FEW_TRIALS)
+    return (
+        f"The model's error on a trial that it has not seen is {error} (that of the mean: "
+        f"{spread}), and {percent(found.coverage)} are in its 95 % intervals "
+        f"({several(found.trials, 'trial')} of full length).{rough}"
+    )
+
+
+def describe_expectation(found: Findings) -> str:
+    """What is expected of the best trial and of the rest of the space; empty without one."""
+    if found.expected is None or found.regret is None:
+        return ""
+    figures = (found.expected, found.low, found.high)
+    value, low, high = (figure_text(found.metric, figure) for figure in figures)
+    return (
+        f"Of trial {found.best} the model expects {value} {metric_name(found.metric)} over seeds "
+        f"(95 % interval {low} to {high}); the best point of the space is expected to be "
+        f"{width_text(found.metric, found.regret)} better."
+    )
 
 
 def write_importance(
-    table: pa.Table, records: Sequence[RunRecord], config: StudyConfig, study: Path
+    found: Findings | None, records: Sequence[RunRecord], config: StudyConfig, study: Path
 ) -> None:
-    """Keep the importance for the study's metric in its folder, with the mark of what it is of."""
-    write_json(study / FILE, {"of": _mark(records, config), "rows": table.to_pylist()})
+    """Keep what was found in a study's folder, with the mark of what it is of."""
+    values = {"of": _mark(records, config), "found": None if found is None else asdict(found)}
+    write_json(study / FILE, values)
 
 
 def read_importance(
     records: Sequence[RunRecord], config: StudyConfig, study: Path
-) -> list[dict[str, Any]] | None:
-    """The rows that `write_importance` has kept; None if they are of other trials, or damaged.
-
-    Without any, as `parameter_importance`, where nothing can be ranked. Not as a table, which
-    pyarrow makes of rows with the help of pandas: half a second to import.
-    """
-    if not _scored(records, config.metric):
-        return []
+) -> Findings | None:
+    """The findings that were kept; None if they are of other trials, or damaged."""
     path = study / FILE
     with contextlib.suppress(Damaged):
-        found = read_json(path) if path.exists() else {}
-        rows = found.get("rows")
-        if found.get("of") == _mark(records, config) and isinstance(rows, list):
-            return rows if all(_is_row(row, config) for row in rows) else None
+        kept = read_json(path) if path.exists() else {}
+        if kept.get("of") and kept.get("of") == _mark(records, config):
+            return _findings_of(kept.get("found"), config)
     return None
 
 
-def _is_row(row: Any, config: StudyConfig) -> bool:
-    if not isinstance(row, dict) or row.keys() != {*SCHEMA.names} or row["ped_anova"] is None:
+def _findings_of(values: Any, config: StudyConfig) -> Findings | None:
+    """Findings from a file; None unless they are some of this study."""
+    if not isinstance(values, dict) or values.keys() != {f.name for f in fields(Findings)}:
+        return None
+    rows, space = values["effects"], list(config.space or {})
+    whole = isinstance(rows, list) and all(_is_effect(row, space) for row in rows)
+    numbers = {n: v for n, v in values.items() if n not in ("effects", "metric")}
+    given = all(numbers[name] is not None for name in ("trials", "error", "spread", "coverage"))
+    expected = {type(numbers[n]) for n in ("best", "expected", "low", "high", "regret")}
+    one = expected == {type(None)} or type(None) not in expected
+    if not (whole and given and one and is_epoch({"epoch": 1, **numbers})):
+        return None
+    if values["metric"] != config.metric:
+        return None
+    return Findings(**{**values, "effects": [Effect(**row) for row in rows]})
+
+
+def _is_effect(row: Any, space: Sequence[str]) -> bool:
+    if not isinstance(row, dict) or row.keys() != {f.name for f in fields(Effect)}:
         return False
-    shares = {name: row[name] for name in ("fanova", "ped_anova", "trials")}
-    known = row["metric"] == config.metric and row["parameter"] in list(config.space or {})
-    return known and is_epoch({"epoch": 1, **shares})
+    shares = all(type(row[n]) in (int, float) and 0 <= row[n] <= 1 for n in ("main", "total"))
+    return shares and row["parameter"] in space
 
 
 def _mark(records: Sequence[RunRecord], config: StudyConfig) -> str:
-    """A hash of all that the importance for the study's metric is computed from."""
-    judged = [(r.number, r.params, score) for r, score in _scored(records, config.metric)]
-    text = json.dumps([config.metric, config.space, judged], sort_keys=True)
+    """A hash of the trials that the findings are of."""
+    ended = [(r.number, r.status, len(r.history), r.value(config.metric)) for r in records]
+    text = json.dumps([config.metric, config.space, ended], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

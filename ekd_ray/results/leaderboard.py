@@ -5,9 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.targets import COSTS, DIRECTIONS, as_loss, total_violation
@@ -15,6 +13,9 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import spell_controls
 from ekd_ray.results.paired import SETTLED_LEVEL, Paired, paired_difference
 from ekd_ray.results.records import RunRecord, table_of_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TESTED = ("test_top1", "test_nll", "test_ece")
 STUDENT_ALONE = "none"

@@ -1,4 +1,4 @@
-"""Records of trials as a study of Optuna in memory, for its evaluators and its plots."""
+"""Records of trials as a study of Optuna in memory, for its plots."""
 
 from __future__ import annotations
 
@@ -21,28 +21,20 @@ def coordinate(value: Any, entry: Mapping[str, Any]) -> Any:
     return math.log10(value) if entry.get("log") and "choices" not in entry else value
 
 
-def build_study(
-    scored: Sequence[Scored], space: Mapping[str, Any], direction: str,
-    *, by_coordinate: bool = False,
-) -> Any:  # fmt: skip
+def build_study(scored: Sequence[Scored], space: Mapping[str, Any], direction: str) -> Any:
     """A study of Optuna in memory with complete trials, numbered as they stand in `scored`.
 
     Args:
         direction: `max` or `min`, whichever is better.
-        by_coordinate: hold logarithmic parameters by their logarithm.
     """
     with _quiet_optuna() as optuna:
         study = optuna.create_study(direction="maximize" if direction == "max" else "minimize")
     ranges = {
-        name: _distribution(optuna.distributions, name, entry, scored, by_coordinate)
+        name: _distribution(optuna.distributions, name, entry, scored)
         for name, entry in space.items()
     }
     for record, score in scored:
-        params = {
-            n: coordinate(v, space[n]) if by_coordinate else v
-            for n, v in record.params.items()
-            if n in ranges
-        }
+        params = {n: v for n, v in record.params.items() if n in ranges}
         distributions = {n: ranges[n] for n in params}
         study.add_trial(
             optuna.trial.create_trial(params=params, distributions=distributions, value=score)
@@ -50,28 +42,11 @@ def build_study(
     return study
 
 
-def evaluate_importance(
-    scored: Sequence[Scored], space: Mapping[str, Any], direction: str
-) -> tuple[dict[str, float], dict[str, float]]:
-    """(fANOVA, PED-ANOVA) by parameter.
-
-    Args:
-        direction: `max` or `min`, whichever is better.
-    """
-    with _quiet_optuna() as optuna:
-        # By logarithms: over a range that Optuna knows to be logarithmic its fANOVA differs.
-        study = build_study(scored, space, direction, by_coordinate=True)
-        known = optuna.importance
-        evaluators = (known.FanovaImportanceEvaluator(seed=0), known.PedAnovaImportanceEvaluator())
-        fanova, ped = (known.get_param_importances(study, evaluator=e) for e in evaluators)
-    return fanova, ped
-
-
 def draw_plot(kind: str, study: Any, params: Sequence[str], target_name: str) -> Any:
     """A plot of `optuna.visualization` over some parameters of a study in memory.
 
     Args:
-        kind: `slice` for `plot_slice`, and so on.
+        kind: `slice` stands for `plot_slice`, and so on.
         target_name: the score in words.
 
     Returns:
@@ -97,9 +72,7 @@ def _quiet_optuna() -> Iterator[Any]:
         optuna.logging.set_verbosity(before)
 
 
-def _distribution(
-    kinds: Any, name: str, entry: Mapping[str, Any], scored: Sequence[Scored], by_coordinate: bool
-) -> Any:
+def _distribution(kinds: Any, name: str, entry: Mapping[str, Any], scored: Sequence[Scored]) -> Any:
     """The range of a parameter, wide enough for what was tried.
 
     A study that was extended may have tried values outside of its present range.
@@ -112,6 +85,4 @@ def _distribution(
     kind = hints_of(DistillConfig)[name]
     if float not in (set(typing.get_args(kind)) or {kind}) and not log:
         return kinds.IntDistribution(int(low), int(high))
-    if by_coordinate:
-        low, high, log = coordinate(low, entry), coordinate(high, entry), False
     return kinds.FloatDistribution(float(low), float(high), log=log)

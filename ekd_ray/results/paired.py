@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 LEVEL = 0.95
 SETTLED_LEVEL = 0.9  # at which the winner is told apart from the next best
 # Two differences of a split of a few hundred images are often equal to the last digit: their
@@ -98,6 +96,8 @@ def clearly_worse(scores: Mapping[str, Sequence[float]]) -> set[str]:
     """
     if len(scores) < 2:
         return set()
+    import numpy as np  # slow to import, and what shows a study computes none
+
     table = np.array(list(scores.values()), dtype=float)
     if table.ndim != 2:
         raise ValueError("need as many values of every configuration")

@@ -17,9 +17,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Self
 
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile
 from ekd_ray.config.plugins import write_sources
@@ -38,6 +36,9 @@ from ekd_ray.files import (
 )
 from ekd_ray.results.study_file import STUDY_FILE as STUDY_FILE
 from ekd_ray.results.study_file import read_study_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Of studies, their records and tables, candidates and bundles. 1: the records of confirm runs were
 # without their settings, and those of trials without what finished runs have.
@@ -68,7 +69,7 @@ def trial_folder(run: Path, number: int) -> Path:
 def trial_folders(run: Path) -> dict[int, Path]:
     """The folders of the trials that have begun, by their numbers, ascending."""
     found = [path for path in run.glob("trials/*") if _TRIAL.fullmatch(path.name)]
-    return dict(sorted((int(p.name), p) for p in found if p == trial_folder(run, int(p.name))))
+    return dict(sorted((int(p.name), p) for p in found if p.name == f"{int(p.name):04d}"))
 
 
 def candidate_folder(teacher: Path, seed: int) -> Path:
@@ -448,8 +449,11 @@ def check_settings(run: RunRecord) -> None:
             DistillConfig.from_dict(run.config)
             _LEGAL[names] = run.config
             return
-        for name, value in run.config.items():
-            if not _is_same(value, known[name]) and not _is_same(value, run.params.get(name)):
+        # Thousands of records have mostly the same values, in the same order.
+        pairs = zip(run.config.items(), known.values(), strict=True)
+        others = [(n, v) for (n, v), k in pairs if v is not k and not _is_same(v, k)]
+        for name, value in others:
+            if not _is_same(value, run.params.get(name)):
                 if name in DistillConfig.retired:
                     DistillConfig.from_dict({name: value})
                 else:
@@ -473,6 +477,8 @@ def _number_in(name: str) -> int | None:
 
 def table_of_rows(rows: list[dict[str, Any]]) -> pa.Table:
     """A table with every column that any row has; a column of mixed types becomes text."""
+    import pyarrow as pa  # slow to import, and a reader of records needs no table
+
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
 

@@ -20,6 +20,7 @@ from ekd_ray.results.surrogate import Array, Basis, Observations, Surrogate
 
 MOST_TRIALS = 150  # that a model is fitted to, because its cost is their third power
 LEAST_TRIALS = 4  # with a score of full length, to choose by
+REACH = 1.959964  # standard deviations, to the ends of a 95 % interval
 _GRID = 2048  # points over which the mean of a study is standardised
 
 Entries = Mapping[str, Mapping[str, Any]]  # of a space
@@ -123,6 +124,37 @@ def fit_model(
     places, levels, scores = (np.array(column) for column in zip(*scored, strict=True))
     inputs = encode_points([outcome.params for outcome in known], space)[places]
     return Surrogate(Observations(inputs, levels, scores.astype(float)), basis=basis)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """How well a model foretells trials of full length that it has not seen, see
+    `Surrogate.leave_one_out`; in the unit of their scores.
+
+    Attributes:
+        trials: how many.
+        error: root mean square; spread: the same, if the mean of the others is foretold.
+        coverage: the share of them in the 95 % interval that is foretold of a run.
+    """
+
+    trials: int
+    error: float
+    spread: float
+    coverage: float
+
+    @property
+    def informed(self) -> bool:
+        """Whether the model foretells trials better than their mean does."""
+        return self.error < self.spread
+
+
+def validate_model(model: Surrogate) -> Validation:
+    """The validation of a model that has seen two trials of full length, or more."""
+    scores, means, deviations = model.leave_one_out()
+    others = (scores.sum() - scores) / (len(scores) - 1)
+    error, spread = (float(np.sqrt(((scores - m) ** 2).mean())) for m in (means, others))
+    coverage = float((np.abs(scores - means) <= REACH * deviations).mean())
+    return Validation(trials=len(scores), error=error, spread=spread, coverage=coverage)
 
 
 def thin_out(outcomes: Sequence[Outcome], most: int) -> list[Outcome]:

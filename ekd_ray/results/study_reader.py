@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import checks_arguments
@@ -30,7 +27,7 @@ from ekd_ray.errors import MOST_LISTED, Damaged, UserError, shorten
 from ekd_ray.files import atomic_path, check_format, check_name, check_plain
 from ekd_ray.remote.location import is_uri
 from ekd_ray.remote.session import open_folder
-from ekd_ray.results.importance import parameter_importance
+from ekd_ray.results.importance import effects_table
 from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
 from ekd_ray.results.paired import Paired, paired_difference
 from ekd_ray.results.records import (
@@ -50,6 +47,9 @@ from ekd_ray.results.records import (
 )
 from ekd_ray.results.study_file import describe_missing, describe_other_settings, read_study_file
 from ekd_ray.results.words import describe_few_pictures, warn_of_teacher
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 PARQUET_KEY = "ekd_ray.format_version"  # in the metadata of a table's file
@@ -321,9 +321,27 @@ class StudyReader:
             if row.entered_as == "champion" and len(row.val) == len(board[0].val) > 0
         }
 
-    def importance(self, metric: str | None = None, *, epoch: int | None = None) -> pa.Table:
-        """How much each parameter mattered (fANOVA, PED-ANOVA): see `parameter_importance`."""
-        return parameter_importance(self.records(), self.config, metric=metric, epoch=epoch)
+    def importance(self, metric: str | None = None) -> pa.Table:
+        """How much each parameter mattered for a metric (the study's own).
+
+        The study's model of all its trials is asked, so that those that were stopped early count
+        too: `main` is the share of the variance over the space that comes of a parameter alone,
+        `total` what it has together with others. What the model knows stands beside it: `error`,
+        of trials of full length that it has not seen, against `spread`, the error of their mean,
+        and `coverage` of its 95 % intervals.
+
+        Returns:
+            One row a parameter, the most important first; empty with fewer than 8 trials of full
+            length, or where all scored the same.
+
+        Raises:
+            UserError: an unknown metric.
+        """
+        # It loads SciPy, which a reader does without.
+        from ekd_ray.results.model_figures import fit_study_model
+
+        model = fit_study_model(self.records(), self.config, metric)
+        return effects_table(model.find(None) if model else None)
 
     def best(self) -> Row:
         """The confirmed winner; before confirm, the best complete trial of the search.
@@ -376,6 +394,8 @@ def _trial_row(trial: RunRecord, history: list[dict[str, Any]]) -> dict[str, Any
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write a table to Parquet atomically, with the format of its study."""
+    import pyarrow.parquet as pq  # slow to import, and most readers open no table
+
     format_version = {PARQUET_KEY: str(FORMAT_VERSION)}
     with atomic_path(path) as temporary:
         pq.write_table(
@@ -389,6 +409,9 @@ def read_parquet(path: Path) -> pa.Table:
     Raises:
         Damaged: it is no such table. UserError: it is newer than this ekd_ray.
     """
+    import pyarrow as pa  # as above
+    import pyarrow.parquet as pq
+
     check_plain(path)
     try:
         table = pq.read_table(path)

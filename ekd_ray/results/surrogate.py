@@ -92,7 +92,7 @@ class Surrogate:
         self, seen: Observations, *, basis: Basis | None = None, winsorised: bool = True
     ) -> None:
         self._basis = basis or (lambda inputs: np.zeros(len(inputs)))
-        self._inputs, self._levels = seen.inputs, seen.levels
+        self._inputs, self._levels, self._scores = seen.inputs, seen.levels, seen.scores
         self._dims, self._rungs = seen.inputs.shape[1], int(seen.levels.max())
         self._targets, self._center, self._spread = _standardise(seen, winsorised)
         self._m = self._basis(self._inputs)
@@ -223,6 +223,43 @@ class Surrogate:
             variance = variance - np.einsum("ij,ji->i", left, np.linalg.solve(known, left.T))
         deviation = np.sqrt(np.maximum(variance, 1e-9))
         return self._center + self._spread * mean, self._spread * deviation
+
+    def draw(self, inputs: Array, count: int, rng: np.random.Generator) -> Array:
+        """Draws of the posterior at inputs [M, D] together, in the unit of the scores,
+        [count, M]."""
+        m = self._basis(inputs)
+        cross = self._cross(inputs, m)
+        covariance = self._between(inputs, m, inputs, m) + LEVEL_VARIANCE
+        covariance = covariance - cross @ cho_solve(self._factor, cross.T)
+        mean = BETA_MEAN * m + cross @ self._weights
+        # By eigenvalues, because points that lie close together leave no Cholesky factor.
+        values, vectors = np.linalg.eigh(covariance)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        drawn = mean + rng.normal(size=(count, len(mean))) @ root.T
+        return self._center + self._spread * drawn
+
+    def leave_one_out(self) -> tuple[Array, Array, Array]:
+        """What the others foretell of each score of full length, in the unit of the scores.
+
+        A point is left out with its rungs, which would tell its end. The hyperparameters stay as
+        they are (Rasmussen and Williams, Gaussian processes for machine learning, 2006, equations
+        5.10 to 5.12, here of blocks).
+
+        Returns:
+            The scores of the F points that did not diverge, the means that are expected without
+            them, and the standard deviations with their noise, [F] each.
+        """
+        inverse = cho_solve(self._factor, np.eye(len(self._levels)))
+        points = np.unique(self._inputs, axis=0, return_inverse=True)[1].ravel()
+        rows = np.flatnonzero((self._levels == 0) & np.isfinite(self._scores))
+        means, variances = np.zeros(len(rows)), np.zeros(len(rows))
+        for index, row in enumerate(rows):
+            own = np.flatnonzero(points == points[row])
+            among = np.linalg.inv(inverse[np.ix_(own, own)])[own == row][0]
+            means[index] = self._targets[row] - among @ self._weights[own]
+            variances[index] = among[own == row][0]
+        means = self._center + self._spread * means
+        return self._scores[rows], means, self._spread * np.sqrt(variances)
 
 
 def _standardise(seen: Observations, winsorised: bool) -> tuple[Array, float, float]:

@@ -167,6 +167,12 @@ def points(value: float) -> str:
     return f"{100 * value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
+def width_text(name: str, value: float) -> str:
+    """A difference of a metric without its sign: `1.21 points`, `0.0412`."""
+    scale, digits, _ = _scale_of(name)
+    return f"{scale * value:.{digits}f}{' points' * is_share(name)}"
+
+
 def describe_win(name: str) -> str:
     """A champion or trial that has won, as a clause: `The authors' values win`."""
     noun = noun_of(name)

@@ -53,6 +53,12 @@ class Budget:
 
 def check_budget(config: StudyConfig, nodes: Iterable[Node] | None) -> None:
     """Raise `UserError` for a limit that this study cannot have on these nodes (None: unknown)."""
+    if config.stop_below is not None and (config.objectives or config.constraints):
+        raise UserError(
+            f"stop_below is an improvement of {config.metric} alone, and this study has further "
+            "objectives or constraints: drop stop_below, or these.",
+            keys=("stop_below",),
+        )
     if config.budget_gpu_hours is None or nodes is None:
         return
     if not gpus_per_worker(config.gpus_per_trial, nodes):

@@ -17,6 +17,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.targets import as_loss
 from ekd_ray.results.study_model import (
     MOST_TRIALS,
+    Outcome,
     encode_points,
     fit_model,
     is_divergence,
@@ -99,15 +100,7 @@ class ModelSampler(BaseSampler):
             if trial.state == TrialState.RUNNING and trial.number != number:
                 running.append(trial.params)
             elif trial.state.is_finished():
-                metric = self._config.metric
-                values = {e: -as_loss(v, metric) for e, v in trial.intermediate_values.items()}
-                ended.append(
-                    trial_outcome(
-                        trial.params, values, self._config,
-                        complete=trial.state == TrialState.COMPLETE,
-                        diverged=is_divergence(trial.user_attrs.get("reason")),
-                    )
-                )  # fmt: skip
+                ended.append(frozen_outcome(trial, self._config))
         begins = self._basis is None and len(ended) < self._startup
         model = None if begins else fit_model(ended, self._entries, basis=self._basis)
         if model is None:
@@ -117,13 +110,10 @@ class ModelSampler(BaseSampler):
             worth = np.zeros(1) if self._basis is None else self._basis(rows)
             return self._coordinates.point(rows[int(np.argmax(worth))])
         weight = fade(len(ended))
-        rows = self._coordinates.draw(self._rng, ANYWHERE)
-        tried = self._encode([outcome.params for outcome in ended if outcome.scores])
-        means = model.mean(tried)
-        best = tried[np.argsort(-means)[:TOP]]
-        rows = np.vstack([rows, self._coordinates.move(best, self._rng, NEAR)])
-        mean, deviation = model.predict(rows, pending=self._encode(running) if running else None)
-        worth = log_expected_improvement((mean - means.max()) / deviation) + np.log(deviation)
+        rows, worth = expected_improvements(
+            model, self._encode([outcome.params for outcome in ended if outcome.scores]),
+            self._coordinates, self._rng, pending=self._encode(running) if running else None,
+        )  # fmt: skip
         worth += weight * self._coordinates.log_prior(rows)
         if costs_differ(self._config):
             worth -= self._log_seconds(study, rows)
@@ -146,6 +136,36 @@ class ModelSampler(BaseSampler):
 
     def _encode(self, points: Sequence[Mapping[str, Any]]) -> Array:
         return encode_points(points, self._entries)
+
+
+def frozen_outcome(trial: FrozenTrial, config: StudyConfig) -> Outcome:
+    """The outcome of a trial of a study that has ended in Optuna."""
+    values = {e: -as_loss(v, config.metric) for e, v in trial.intermediate_values.items()}
+    return trial_outcome(
+        trial.params, values, config, complete=trial.state == TrialState.COMPLETE,
+        diverged=is_divergence(trial.user_attrs.get("reason")),
+    )  # fmt: skip
+
+
+def expected_improvements(
+    model: Surrogate, tried: Array, coordinates: Coordinates, rng: np.random.Generator,
+    *, pending: Array | None = None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Candidates, of the whole space and around the best that were tried, and the log of the
+    improvement that is expected of each over the best posterior mean of these.
+
+    Args:
+        tried: [N, D]; pending: [P, D], see `Surrogate.predict`.
+
+    Returns:
+        [M, D] and [M].
+    """
+    rows = coordinates.draw(rng, ANYWHERE)
+    means = model.mean(tried)
+    best = tried[np.argsort(-means)[:TOP]]
+    rows = np.vstack([rows, coordinates.move(best, rng, NEAR)])
+    mean, deviation = model.predict(rows, pending=pending)
+    return rows, log_expected_improvement((mean - means.max()) / deviation) + np.log(deviation)
 
 
 def log_expected_improvement(z: Array) -> Array:

@@ -73,6 +73,8 @@ def search(run: Path, config: StudyConfig, base: DistillConfig, observer: Observ
         run_tuner(run, config, train, searcher=searcher, scheduler=scheduler, observer=observer)
 
     run_all("search", searcher, scheduler)
+    if searcher.stop and searcher.stop.holds():
+        observer.note(searcher.stop.describe())
     unfinished = searcher.unfinished
     if not unfinished:
         full_runs = FullRuns(run, config, base, budget=searcher.budget, chance=chance)

@@ -40,6 +40,7 @@ from ekd_ray.scale.journal_rebuild import open_or_rebuild
 from ekd_ray.scale.model_sampler import SECONDS, costs_differ
 from ekd_ray.scale.optuna_private import reopen_trial, stored_trial
 from ekd_ray.scale.space import Space, first_points, point_config
+from ekd_ray.scale.stop_rule import StopRule
 from ekd_ray.scale.storage import FULL_RUN, REPEATED, write_together
 from ekd_ray.scale.trial_slots import DEATH_REASON
 from ekd_ray.scale.worker import RUN, check_halted
@@ -92,9 +93,12 @@ class OptunaSearcher(Searcher):
         self._begun_again: set[int] = set()
         self._found: dict[int, RunRecord] = {}  # on disk at the start
         self._points: dict[str, int] = {}  # the first trial at each point
+        self.stop = None if config.stop_below is None else StopRule(config, self.study)
         for point in first_points(config):  # a kill may have come after some of them
             self.study.enqueue_trial(self.space.searched_part(point), skip_if_exists=True)
         self._settle_trials()
+        if self.stop:  # a kill may have come before it
+            self.stop.look()
         self._begun = sum(trial.state != TrialState.WAITING for trial in self._own_trials())
         self._index_points()
 
@@ -123,6 +127,7 @@ class OptunaSearcher(Searcher):
     def remaining(self) -> int:
         """Trials that this run still has to start: interrupted ones and new ones."""
         over = _EXHAUSTED in self.study.user_attrs or self.budget.is_spent()
+        over = over or (self.stop is not None and self.stop.holds())
         return len(self._interrupted) + (0 if over else max(0, self.config.trials - self._begun))
 
     def _own_trials(self) -> list[FrozenTrial]:
@@ -288,3 +293,5 @@ class OptunaSearcher(Searcher):
                     if bound.text not in stored.constraints:
                         trial.set_constraint(bound.text, bound.violation(record.last))
             self.study.tell(record.number, values, state=state)
+        if self.stop:
+            self.stop.look()

@@ -64,12 +64,12 @@ def test_a_retired_setting_is_read_at_its_neutral_value_only():
     """Files of earlier states have them."""
     old = {**DistillConfig(lr=0.1).to_dict(), "changes": [], "parallel": "ddp"}
     assert DistillConfig.from_dict(old) == DistillConfig(lr=0.1)
-    study = {"batch_scaling": "fixed", "perturbation_epochs": None, "stop_below": None}
+    study = {"batch_scaling": "fixed", "perturbation_epochs": None}
     assert StudyConfig.from_dict(study) == StudyConfig()
     with pytest.raises(UserError, match=r"parallel was taken out .* can only be 'ddp', got 'fsdp'"):
         DistillConfig.from_dict({**old, "parallel": "fsdp"})
-    with pytest.raises(UserError, match="stop_below was taken out"):
-        StudyConfig.from_dict({"stop_below": 0.01})
+    with pytest.raises(UserError, match="perturbation_epochs was taken out"):
+        StudyConfig.from_dict({"perturbation_epochs": 2})
 
 
 # Types

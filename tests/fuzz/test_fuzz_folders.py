@@ -3,13 +3,11 @@ sentence."""
 
 from __future__ import annotations
 
-import functools
 import io
 import shutil
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from hypothesis import strategies as st
 from mutations import Data, changed_file
@@ -17,7 +15,7 @@ from report_studies import Maker, finished
 
 from ekd_ray.cli import study_text
 from ekd_ray.cli.console import Console
-from ekd_ray.results import Study
+from ekd_ray.results import Study, model_figures, surrogate
 from ekd_ray.results.report import measures, write_report
 from ekd_ray.studies.comparison import compare_studies
 
@@ -56,8 +54,8 @@ def quiet(monkeypatch):
         study_text, "Console", lambda **given: Console(file=io.StringIO(), **{"width": 100} | given)
     )
     monkeypatch.setattr(measures, "TSNE_STEPS", 250)
-    small = functools.partial(optuna.importance.FanovaImportanceEvaluator, n_trees=2)
-    monkeypatch.setattr(optuna.importance, "FanovaImportanceEvaluator", small)
+    monkeypatch.setattr(surrogate, "STEPS", 2)
+    monkeypatch.setattr(model_figures, "DRAWN", 16)
 
 
 def test_study_folders(tmp_path, fuzzer, quiet):

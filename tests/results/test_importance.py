@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.errors import UserError
 from ekd_ray.files import write_json
 from ekd_ray.results import Study
+from ekd_ray.results.importance import describe_error, read_importance, write_importance
+from ekd_ray.results.model_figures import find_effects, fit_study_model
 from ekd_ray.results.progress import _drawn_views, progress, savings, time_table
 from ekd_ray.results.records import LOCK
 from ekd_ray.studies.comparison import compare_studies
@@ -30,7 +33,8 @@ def search(maker, score, *, count=40, epochs=9, space=SPACE, **settings):
     draw = np.random.default_rng(0)
     for number in range(count):
         point = {"lr": float(10 ** draw.uniform(-4, 0)), "momentum": float(draw.uniform())}
-        maker.trial(number, [score(point)] * epochs, **point)
+        metric = study.config.metric
+        maker.trial(number, [score(point)] * epochs, metric=metric, **point)
     return study
 
 
@@ -38,57 +42,112 @@ def shares(table, column):
     return dict(zip(table["parameter"].to_pylist(), table[column].to_pylist(), strict=True))
 
 
-def test_what_decides_the_score_is_important_by_both(maker):
+def test_what_decides_the_score_is_important(maker):
     study = search(maker, lambda p: p["momentum"])
     table = study.importance()
     assert table["parameter"].to_pylist() == ["momentum", "lr"]
-    for column in ("fanova", "ped_anova"):
-        found = shares(table, column)
-        assert found["momentum"] > 0.85 and sum(found.values()) == pytest.approx(1)
+    assert shares(table, "main")["momentum"] > 0.9 > 0.1 > shares(table, "total")["lr"]
     assert table.to_pandas()["trials"].tolist() == [40, 40]
+    (row, _) = table.to_pylist()
+    assert row["error"] < 0.2 * row["spread"] and row["metric"] == "val_top1"
+
+
+def test_the_effects_of_a_known_function_are_its_sobol_indices():
+    """Of Ishigami's function (1990) over a cube, whose variances are known in closed form."""
+    numbers = ("momentum", "kd_weight", "ce_weight")
+    space = {name: {"low": -math.pi, "high": math.pi} for name in numbers}
+
+    def score(points):
+        x, y, z = np.array([[point[name] for name in numbers] for point in points]).T
+        return np.sin(x) + 7 * np.sin(y) ** 2 + 0.1 * z**4 * np.sin(x)
+
+    found = {effect.parameter: effect for effect in find_effects(score, space)}
+    alone, whole = (0.3139, 0.4424, 0.0), (0.5576, 0.4424, 0.2437)
+    for name, main, total in zip(numbers, alone, whole, strict=True):
+        assert found[name].main == pytest.approx(main, abs=0.05)
+        assert found[name].total == pytest.approx(total, abs=0.05)
+
+
+def test_a_setting_counts_where_its_condition_holds():
+    """Of half of the space dkd_beta is the square of its place, of the other half it is not there:
+    the variance and the part that the choice alone explains are known."""
+    space = {
+        "method": {"choices": ["kd", "dkd"]},
+        "dkd_beta": {"low": 0.0, "high": 8.0, "when": {"method": ["dkd"]}},
+        "batch_size": {"low": 1, "high": 4},
+    }
+
+    def score(points):
+        assert all(("dkd_beta" in p) == (p["method"] == "dkd") for p in points)
+        assert {p["batch_size"] for p in points} == {1, 2, 3, 4}
+        return np.array([(p.get("dkd_beta", 0) / 8) ** 2 for p in points])
+
+    found = {effect.parameter: effect for effect in find_effects(score, space)}
+    variance = 1 / 10 - 1 / 36  # of the half with dkd_beta: E = 1/3, E of the square = 1/5
+    assert found["method"].main == pytest.approx(1 / 36 / variance, abs=0.04)
+    assert found["method"].total == pytest.approx(1 / 20 / variance, abs=0.04)
+    assert found["dkd_beta"].main == pytest.approx(1 / 4 * (4 / 45) / variance, abs=0.04)
+    assert found["dkd_beta"].total == pytest.approx(1 / 2 * (4 / 45) / variance, abs=0.04)
+    assert found["batch_size"].total == 0
 
 
 def test_a_logarithmic_parameter_is_judged_along_its_logarithm(maker):
     """Half of the variance comes of each; along lr itself its upper tenth would be nearly all."""
-    study = search(maker, lambda p: (np.log10(p["lr"]) + 4) / 4 + p["momentum"], count=80)
-    assert shares(study.importance(), "fanova")["lr"] == pytest.approx(0.5, abs=0.15)
+    study = search(maker, lambda p: (np.log10(p["lr"]) + 4) / 4 + p["momentum"], count=30)
+    assert shares(study.importance(), "main")["lr"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_less_is_better_where_the_metric_says_so(maker):
-    """All of the best tenth by the loss have the same choice; none of the worst."""
-    study = maker.study(space={"optimizer": {"choices": ["sgd", "adamw"]}, **SPACE},
-                        metric="val_nll")  # fmt: skip
-    draw = np.random.default_rng(1)
+def test_trials_that_were_stopped_say_something_too(maker):
+    """Eight of full length differ by momentum alone, the others by lr, which decides more."""
+    study = maker.study(space=SPACE, rungs=[3])
+    draw = np.random.default_rng(0)
     for number in range(40):
-        good = number % 8 == 0
-        point = {"optimizer": "adamw" if good else "sgd", "lr": float(10 ** draw.uniform(-4, 0)),
-                 "momentum": float(draw.uniform())}  # fmt: skip
-        loss = 0.1 if good else 1 + 0.01 * draw.uniform()
-        maker.trial(number, [loss] * 9, metric="val_nll", **point)
-    found = shares(study.importance(), "ped_anova")
-    assert max(found, key=found.get) == "optimizer"
-
-
-def test_trials_of_full_length_judge_and_an_epoch_is_asked_for(maker):
-    study = maker.study(space=SPACE, rungs=[1, 3])
-    for number in range(30):
-        epochs = 9 if number < 8 else 3 if number < 22 else 1
-        status = "complete" if epochs == 9 else "pruned"
-        maker.trial(number, [0.1 * number / 30] * epochs, status=status, lr=0.01 + number / 99,
-                    momentum=number / 30)  # fmt: skip
-    assert set(study.importance()["trials"].to_pylist()) == {8}
-    assert set(study.importance(epoch=3)["trials"].to_pylist()) == {22}
-    assert study.importance(epoch=3)["epoch"].to_pylist() == [3, 3]
+        whole = number < 8
+        lr = 0.01 if whole else float(10 ** draw.uniform(-4, 0))
+        momentum = float(draw.uniform())
+        score = 0.9 + 0.1 * momentum + 0.2 * np.log10(lr)
+        maker.trial(number, [score] * (9 if whole else 3), lr=lr, momentum=momentum,
+                    status="complete" if whole else "pruned")  # fmt: skip
+    table = study.importance()
+    assert table["parameter"].to_pylist()[0] == "lr" and table["trials"].to_pylist() == [8, 8]
     assert study.importance("parameters").num_rows == 0
 
 
-def test_a_parameter_that_only_some_trials_have_is_left_to_ped_anova(maker):
-    study = maker.study(space=SPACE)
-    for number in range(30):
-        more = {"momentum": number / 30} if number % 2 else {}
-        maker.trial(number, [number / 30] * 9, lr=0.001 * (number + 1), **more)
-    found = shares(study.importance(), "fanova")
-    assert found["lr"] == pytest.approx(1) and found["momentum"] is None
+def found_of(study):
+    return fit_study_model(study.records(), study.config).find(study.ranked()[0])
+
+
+def test_what_is_expected_of_the_best_trial_is_in_the_unit_of_the_metric(maker):
+    """A loss, of which less is better: its best is at lr .01, and was tried nearly."""
+    study = search(
+        maker, lambda p: 1.0 + (np.log10(p["lr"]) + 2) ** 2 / 4 + p["momentum"],
+        count=30, metric="val_nll",
+    )  # fmt: skip
+    ranked, model = study.ranked(), fit_study_model(study.records(), study.config)
+    good, bad = model.find(ranked[0]), model.find(ranked[15])
+    for found, record in ((good, ranked[0]), (bad, ranked[15])):
+        assert found.expected == pytest.approx(record.last["val_nll"], abs=0.05)
+        assert found.low < found.expected < found.high and found.best == record.number
+        least = record.last["val_nll"] - 1.0  # the loss of the best point is 1
+        assert found.regret == pytest.approx(least, abs=0.1)
+    assert good.error < good.spread == bad.spread and good.coverage >= 0.8
+
+
+def test_noise_is_not_told_as_knowledge(maker, launch):
+    noise = np.random.default_rng(3)
+    study = search(maker, lambda p: 0.5 + 0.05 * noise.standard_normal(), count=25)
+    found = found_of(study)
+    assert found.error > 0.95 * found.spread and found.trials == 25
+    dull = replace(found, error=found.spread)
+    assert "no more than the mean" in describe_error(dull) and not dull.informed
+    write_importance(dull, study.records(), study.config, study.path)
+    out = " ".join(launch("show", study.path)[1].split())
+    assert (
+        "no more than the mean" in out and "knows too little" in out and "mattered most:" not in out
+    )
+    sure = replace(found, error=found.spread / 2)
+    assert "no more" not in describe_error(sure) and "rough" not in describe_error(sure)
+    assert "rough" in describe_error(replace(sure, trials=9))
 
 
 def test_too_little_is_no_importance_and_an_unknown_metric_is_named(maker):
@@ -263,32 +322,45 @@ def test_views_are_counted_with_the_rounding_of_the_split():
     assert _drawn_views(config, 25) == 23
 
 
-def test_the_importance_of_the_report_is_shown_while_it_is_of_these_trials(maker, launch):
-    study = search(maker, lambda p: p["momentum"])
-    assert "ekd-ray report" in launch("show", study.path)[1]
-    assert json.loads(launch("show", study.path, "--json")[1])["importance"] is None
+def test_what_the_report_found_is_shown_while_it_is_of_these_trials(maker, launch):
+    study = search(maker, lambda p: p["momentum"], count=12)
+
+    def shown():
+        return json.loads(launch("show", study.path, "--json")[1])["model"]
+
+    assert "ekd-ray report" in launch("show", study.path)[1] and shown() is None
     assert launch("report", study.path)[0] == 0
-    shown = json.loads(launch("show", study.path, "--json")[1])["importance"]
-    assert shown == study.importance().to_pylist() and "fANOVA" in launch("show", study.path)[1]
+    assert shown() == asdict(found_of(study))
+    assert shown()["effects"][0]["main"] == study.importance()["main"][0].as_py()
+    out = " ".join(launch("show", study.path)[1].split())
+    assert "momentum mattered most" in out and "better. The model's error" in out
+    best = study.ranked()[0].number
+    assert f"Of trial {best} the model expects" in out
     maker.trial(40, [0.5] * 9, lr=0.1, momentum=0.5)  # one more: it is of other trials now
-    assert json.loads(launch("show", study.path, "--json")[1])["importance"] is None
+    assert shown() is None
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("old", "new"),
     [
-        "{",
-        "[]",
-        '{"of": 1}',
-        '{"of": "MARK", "rows": [{"trials": "x"}]}',
-        '{"of": "MARK", "rows": [3]}',
-        '{"of": "MARK"}',
+        ('"found": {', '"found": [{'),
+        ('"error": 0.', '"error": 1e999'),
+        ('"trials": 9', '"trials": "9"'),
+        ('"metric": "val_top1"', '"metric": "val_nll"'),
+        ('"parameter": "lr"', '"parameter": "epochs"'),
+        ('"main": 0.', '"main": 7.'),
+        ('"low": 0.', '"low": null, "lower": 0.'),
+        ('"best": ', '"best": null, "then": '),
+        ('"of": "', '"of": "0'),
     ],
 )
-def test_a_kept_importance_that_is_damaged_is_none(maker, launch, text):
+def test_what_is_damaged_of_it_is_left_out(maker, launch, old, new):
     study = search(maker, lambda p: p["momentum"], count=9)
-    assert launch("report", study.path)[0] == 0
+    write_importance(found_of(study), study.records(), study.config, study.path)
+    assert read_importance(study.records(), study.config, study.path) == found_of(study)
     path = study.path / "importance.json"
-    path.write_text(text.replace("MARK", json.loads(path.read_text())["of"]))
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
     code, out, _ = launch("show", study.path)
     assert code == 0 and "ekd-ray report" in out

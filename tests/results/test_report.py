@@ -32,8 +32,7 @@ from ekd_ray.results import Study
 from ekd_ray.results.leaderboard import Lead, Leaderboard, Row
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.report import figures, script_json, write_report
-from ekd_ray.results.report.content import describe_parameters, write_headline
-from ekd_ray.results.report.content import gather as gather_with
+from ekd_ray.results.report.content import describe_parameters, gather_all, write_headline
 from ekd_ray.results.report.measures import (
     correlation_gap,
     risk_over_coverage,
@@ -51,7 +50,7 @@ CHARTS = ("validation-differences", "differences", "board", "curves", "importanc
 
 
 def gather(study):
-    return gather_with(study, study.importance())
+    return gather_all(study)
 
 
 class Elements(HTMLParser):
@@ -99,13 +98,19 @@ def test_no_figure_is_empty(page):
             assert len(shown) > 0, name
 
 
-def test_optunas_plots_show_our_trials(reported):
-    """Their order in Optuna's figures is read from what its plots happen to hold."""
+def test_slices_show_our_trials_and_what_the_model_expects(reported):
     content = gather(reported[0])
     scores = {r.number: r.last["val_top1"] for r in content.ended if r.status == "complete"}
     for chart in figures.draw_slices(content):
-        name, trace = chart.title, chart.figure.data[0]
-        shown = repr if name == "optimizer" else float
+        name, (*expected_there, trace) = chart.title, chart.figure.data
+        shown = str if name == "optimizer" else float
+        record = content.best_trial
+        value = content.model.expect([record.params])[0][0]
+        near = min(
+            abs(y - value) for x, y in zip(expected_there[-1].x, expected_there[-1].y, strict=True)
+            if x == record.params[name] or name != "optimizer"
+        )  # fmt: skip
+        assert near < 0.02 and "has not seen" in chart.summary
         expected = {(f"trial {r.number}", shown(r.params[name]), scores[r.number])
                     for r in content.ended if r.number in scores}  # fmt: skip
         assert set(zip(trace.text, trace.x, trace.y, strict=True)) == expected
@@ -251,7 +256,7 @@ def test_few_trials_of_full_length_rank_no_parameter(maker):
     assert not {"importance", "parallel", "contour"} & set(charts) and "slice-0" in charts
     found = describe_parameters(gather(study))
     assert found.startswith("7 trials of full length: too few")
-    maker.trial(30, [0.4] * 9, lr=0.05, momentum=0.9, optimizer="adamw")
+    maker.trial(30, [0.99] * 9, lr=0.05, momentum=0.9, optimizer="adamw")
     content = gather(Study.load(study.path))
     assert "mattered most" in describe_parameters(content)
     (parallel,) = figures.draw_parallel(content)

@@ -138,6 +138,41 @@ def test_over_levels_with_a_basis_it_is_the_joint_normal(pending):
     np.testing.assert_allclose(found[1], model._spread * deviation, rtol=1e-4)
 
 
+@pytest.mark.parametrize("basis", [None, rising])
+def test_what_the_others_foretell_is_what_a_model_without_the_point_does(basis):
+    """Each point is left out with its rungs; one of them diverged, and is foretold to nobody."""
+    first = observe(14, levels=1)
+    inputs = np.vstack([first.inputs, first.inputs, RNG.random((3, 3))])
+    levels = np.repeat([0, 1, 1], [14, 14, 3])
+    scores = np.concatenate([first.scores, first.scores - 1, np.zeros(3)])
+    scores[4] = -math.inf
+    model = Surrogate(Observations(inputs, levels, scores), basis=basis)
+    hyper = model._hyper
+    kernel = model._kernel(hyper, model._matern(hyper, inputs, inputs))
+    away = model._away(hyper)
+    found = model.leave_one_out()
+    rows = [row for row in range(14) if row != 4]
+    np.testing.assert_array_equal(found[0], scores[rows])
+    for row, mean, deviation in zip(rows, *found[1:], strict=True):
+        rest = np.flatnonzero((inputs != inputs[row]).any(axis=1))
+        assert len(rest) == len(inputs) - 2
+        by = np.linalg.solve(kernel[np.ix_(rest, rest)], kernel[rest, row])
+        expected = model._targets[row] - away[row] + by @ away[rest]
+        assert mean == pytest.approx(model._center + model._spread * expected)
+        variance = kernel[row, row] - by @ kernel[rest, row]
+        assert deviation == pytest.approx(model._spread * math.sqrt(variance))
+
+
+def test_draws_have_the_mean_and_the_deviation_that_are_predicted():
+    model, inputs = Surrogate(observe(20), basis=rising), RNG.random((5, 3))
+    drawn = model.draw(inputs, 20_000, np.random.default_rng(0))
+    mean, deviation = model.predict(inputs)
+    np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=0.05 * model._spread)
+    np.testing.assert_allclose(drawn.std(axis=0), deviation, rtol=0.05)
+    both = model.draw(inputs[[0, 0]], 100, np.random.default_rng(0))
+    np.testing.assert_allclose(both[:, 0], both[:, 1], atol=1e-3 * model._spread)
+
+
 def test_a_basis_that_misleads_is_turned_around():
     inputs = RNG.random((30, 3))
     seen = Observations(inputs, np.zeros(30, int), -rising(inputs) + 0.02 * RNG.normal(size=30))

@@ -44,6 +44,7 @@ SPACE = {"lr": {"low": 0.01, "high": 0.1}}
 # Other values of what is free.
 FREE_IN_STUDY: dict[str, Any] = {
     "trials": 9, "budget_epochs": 10**6, "budget_hours": 1e3, "budget_gpu_hours": 1e3,
+    "stop_below": 1e-9,
     "teacher_fill": "lazy", "track": "mlflow", "data_root": "/nowhere", "max_concurrent": 3,
     "limit_gpu_memory": False, "recipe_name": "mine",
 }  # fmt: skip

@@ -16,10 +16,11 @@ from typing import Any
 from ekd_ray import __version__
 from ekd_ray.config.phrases import command_text, hide_folders, several, short_name
 from ekd_ray.files import check_own_folder, write_text
-from ekd_ray.results.importance import MOST_TRIALS, write_importance
+from ekd_ray.results.importance import write_importance
 from ekd_ray.results.records import BEST, JOURNAL_LOCKS, PLACE, REPORT, milestone_epochs
 from ekd_ray.results.report.content import (
-    gather,
+    describe_model,
+    gather_all,
     list_calibrations,
     list_failed_runs,
     list_sections,
@@ -62,8 +63,7 @@ def write_report(study: StudyReader, out: Path | None = None, *, pictures: bool 
     from ekd_ray.results.report.shown_images import list_images
     from ekd_ray.results.templating import keep_flags, render
 
-    importance = study.importance()
-    content = gather(study, importance)
+    content = gather_all(study)
     charts = draw_figures(content)
     sentence, lead = write_headline(content)
     page = render(
@@ -74,13 +74,13 @@ def write_report(study: StudyReader, out: Path | None = None, *, pictures: bool 
         title=f"{study.path.absolute().name} · ekd_ray study",
         headline=sentence,
         lead=lead,
+        model=describe_model(content),
         tiles=list_tiles(content),
         sections={section.name: section for section in list_sections(content, charts)},
         charts=charts,
         rungs=milestone_epochs(content.config)[:-1],
         failures=list_failed_runs(content),
         damage=describe_damage(content.damaged),
-        most_judged=MOST_TRIALS,
         commands=list_commands(study),
         footer=f"ekd_ray {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
         images=list_images(content) if pictures else {},
@@ -90,7 +90,7 @@ def write_report(study: StudyReader, out: Path | None = None, *, pictures: bool 
     )
     if out is None:
         check_own_folder(study.path, but=(JOURNAL_LOCKS,))
-        write_importance(importance, study.records(), study.config, study.path)
+        write_importance(content.findings, study.records(), study.config, study.path)
     path = out or study.path / REPORT
     write_text(path, page)
     return path

@@ -5,22 +5,26 @@ How it looks is up to the templates, and what is drawn to `figures`.
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow as pa
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import hide_folders, joined, several, short_name
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
-from ekd_ray.results.importance import LEAST_TRIALS, SCHEMA, judged_trials
+from ekd_ray.results.importance import (
+    LEAST_TRIALS,
+    Findings,
+    describe_error,
+    describe_expectation,
+    judged_trials,
+)
 from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.progress import Progress, Savings, progress, savings, time_rows
@@ -44,8 +48,11 @@ from ekd_ray.results.words import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ekd_ray.engine.measure.gallery import Gallery
     from ekd_ray.engine.measure.predictions import Predictions
+    from ekd_ray.results.model_figures import StudyModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +68,13 @@ class Content:
     board: Leaderboard
     differences: dict[str, Paired]
     validation_differences: dict[str, Paired]
-    importance: pa.Table
     progress: Progress
     time: list[dict[str, Any]]
     saved: Savings
     teacher: TeacherFigures | None
     damaged: list[str]
+    findings: Findings | None = None
+    model: StudyModel | None = None
 
     @cached_property
     def predictions(self) -> dict[str, list[Predictions]]:
@@ -90,9 +98,15 @@ class Content:
             return self.winner.number
         return self.ranked[0].number if self.ranked else None
 
+    @property
+    def best_trial(self) -> RunRecord | None:
+        """The trial that has the winner's configuration, else the best trial."""
+        own = (r for r in self.ended if r.number == self.winner_number)
+        return next(own, self.ranked[0] if self.ranked else None)
 
-def gather(study: StudyReader, importance: pa.Table | None = None) -> Content:
-    """Read a study, running or finished, with the importance of its parameters if it is known."""
+
+def gather(study: StudyReader, findings: Findings | None = None) -> Content:
+    """Read a study, running or finished, with what its model says if that is known."""
     ended = study.records()
     return Content(
         study=study,
@@ -104,13 +118,23 @@ def gather(study: StudyReader, importance: pa.Table | None = None) -> Content:
         board=study.leaderboard(),
         differences=study.differences(),
         validation_differences=study.validation_differences(),
-        importance=pa.Table.from_batches([], SCHEMA) if importance is None else importance,
         progress=progress(study),
         time=time_rows(study),
         saved=savings(study),
         teacher=study.teacher(),
         damaged=[line.replace(f"{study.path}/", "") for line in study.damaged()],
+        findings=findings,
     )
+
+
+def gather_all(study: StudyReader) -> Content:
+    """As `gather`, with the model and all that it says, which takes seconds."""
+    from ekd_ray.results.model_figures import fit_study_model  # loads SciPy
+
+    content = gather(study)
+    model = fit_study_model(content.ended, content.config)
+    findings = model.find(content.best_trial) if model else None
+    return replace(content, model=model, findings=findings)
 
 
 def _read_predictions(study: StudyReader) -> dict[str, list[Predictions]]:
@@ -355,8 +379,8 @@ def _describe_curves(content: Content) -> str:
 
 def describe_parameters(content: Content) -> str:
     """The parameter that mattered most, or why none is named."""
-    rows = content.importance.to_pylist()
-    if not rows:
+    found = content.findings
+    if found is None:
         count = len(judged_trials(content.ended, content.config.metric))
         if count >= LEAST_TRIALS:
             return "All trials of full length scored the same: none of the parameters mattered."
@@ -364,13 +388,23 @@ def describe_parameters(content: Content) -> str:
             f"{several(count, 'trial')} of full length: too few to say which parameter mattered "
             f"(at least {LEAST_TRIALS} are needed)."
         )
-    top, ped = rows[0], max(rows, key=lambda row: row["ped_anova"])
-    same = ped["parameter"] == top["parameter"]
-    other = "PED-ANOVA agrees" if same else f"by PED-ANOVA it is {ped['parameter']}"
+    if not found.informed:
+        return "The study's model knows too little to say which parameter mattered."
+    top = found.effects[0]
     return (
-        f"{top['parameter']} mattered most: {percent(top['fanova'] or 0)} of what single "
-        f"parameters explain by fANOVA; {other}."
+        f"{top.parameter} mattered most: {percent(top.main)} of what the study's model expects to "
+        f"vary comes of it alone, {percent(top.total)} with what depends on others too."
     )
+
+
+def describe_model(content: Content) -> str:
+    """What the model expects of the best trial, and how far to believe it; empty without one."""
+    found, best = content.findings, content.best_trial
+    if found is None:
+        return ""
+    known = found.informed and best is not None and best.number == found.best
+    expected = describe_expectation(found) if known else ""
+    return f"{expected} {describe_error(found)}".lstrip()
 
 
 def select_compared_trials(content: Content) -> tuple[str, list[RunRecord]]:
@@ -405,8 +439,8 @@ def count_confusions(found: Predictions) -> list[tuple[int, int, int]]:
     from ekd_ray.engine.pictures import confusion  # loads TensorBoard
 
     counts = confusion(found)
-    np.fill_diagonal(counts, 0)
-    pairs = [(int(counts[i, j]), int(i), int(j)) for i, j in np.argwhere(counts)]
+    counts[range(len(counts)), range(len(counts))] = 0
+    pairs = [(int(counts[i, j]), int(i), int(j)) for i, j in zip(*counts.nonzero(), strict=True)]
     return sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))
 
 
@@ -434,7 +468,7 @@ def list_calibrations(content: Content) -> list[list[str | None]]:
         [
             row_label(row),
             *(
-                figure_text(name, float(np.mean(values))) if values else None
+                figure_text(name, statistics.fmean(values)) if values else None
                 for name in shown
                 for values in [[found[name] for found in row.test_metrics if name in found]]
             ),
@@ -446,7 +480,7 @@ def list_calibrations(content: Content) -> list[list[str | None]]:
 
 def _describe_calibration(content: Content) -> str:
     errors = {
-        row.name: float(np.mean([found["test_ece"] for found in row.test_metrics]))
+        row.name: statistics.fmean(found["test_ece"] for found in row.test_metrics)
         for row in content.board
         if row.test_metrics and all("test_ece" in found for found in row.test_metrics)
     }

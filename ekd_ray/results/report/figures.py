@@ -23,8 +23,9 @@ from ekd_ray.config.targets import (
 )
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import confusion, reliability_bins
-from ekd_ray.results.importance import LEAST_TRIALS, MOST_TRIALS, judged_trials, thin_out
+from ekd_ray.results.importance import LEAST_TRIALS, describe_error, judged_trials, thin_out
 from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.model_figures import StudyModel, value_at
 from ekd_ray.results.optuna_study import build_study, coordinate, draw_plot
 from ekd_ray.results.paired import Paired, share_interval
 from ekd_ray.results.records import RunRecord, milestone_epochs
@@ -37,7 +38,6 @@ from ekd_ray.results.report.content import (
 )
 from ekd_ray.results.report.measures import (
     embed,
-    fit_surface,
     risk_over_coverage,
     wilson_interval,
 )
@@ -72,7 +72,8 @@ STATUS = {
     "running": ("running", KD),
 }
 MOST_CURVES, MOST_EPOCHS, MOST_POINTS, MOST_ROWS = 300, 120, 500, 200
-MOST_LINES, MOST_FITTED = 300, 200
+MOST_LINES, MOST_DOTS = 300, 250
+GRID = 40  # values of a parameter that the model is asked for
 MOST_CLASSES, MOST_EMBEDDED, NAMED_CLASSES = 100, 500, 20
 MOST_PAIRS, MOST_BARS = 30, 40
 LEAST_IN_BIN = 10  # a bin of fewer predictions is noise to the eye; the table has it
@@ -566,42 +567,45 @@ def _join_curves(
 
 
 def draw_importance(content: Content) -> Iterator[Chart]:
-    """Both importances of each parameter, as bars; Optuna's plot has one evaluator only."""
-    rows = content.importance.to_pylist()
-    if not rows:
+    """The effects of each parameter, alone and together with others, as bars."""
+    found = content.findings
+    if found is None:
         return
-    names = [row["parameter"] for row in reversed(rows)]
+    names = [effect.parameter for effect in reversed(found.effects)]
     figure = go.Figure(
         layout={"barmode": "group", "bargap": 0.35,
                 "xaxis": {"tickformat": ".0%", "rangemode": "tozero"},
                 "legend": {"traceorder": "reversed", "orientation": "h", "x": 0,
                            "xanchor": "left", "y": 1.02, "yanchor": "bottom"}}
     )  # fmt: skip
-    for key, name, color in (("ped_anova", "PED-ANOVA", FAINT), ("fanova", "fANOVA", WINNER)):
+    for key, name, color in (("total", "with others", FAINT), ("main", "alone", WINNER)):
         figure.add_bar(
-            x=[row[key] for row in reversed(rows)], y=names, name=name, orientation="h",
-            marker={"color": color}, hovertemplate="%{y}: %{x:.0%} by " + name + "<extra></extra>",
+            x=[getattr(effect, key) for effect in reversed(found.effects)], y=names, name=name,
+            orientation="h", marker={"color": color},
+            hovertemplate="%{y}: %{x:.0%} " + name + "<extra></extra>",
         )  # fmt: skip
+    rows = [[e.parameter, percent(e.main), percent(e.total)] for e in found.effects]
     yield Chart(
         name="importance",
-        title=f"Importance for {metric_name(content.config.metric)}, "
-        f"{rows[0]['trials']} trials of full length",
-        summary="; ".join(f"{r['parameter']} {percent(r['fanova'])} by fANOVA" for r in rows),
+        title=f"Importance for {metric_name(found.metric)}: shares of the variance that the model "
+        "expects",
+        summary=f"{'; '.join(f'{name} {main} alone' for name, main, _ in rows)}. "
+        f"{describe_error(found)}",
         figure=figure,
         height=130 + 44 * len(rows),
-        columns=("parameter", "fANOVA", "PED-ANOVA"),
-        rows=[[r["parameter"], percent(r["fanova"]), percent(r["ped_anova"])] for r in rows],
+        columns=("parameter", "alone", "with others"),
+        rows=rows,
     )
 
 
-def _judge_trials(content: Content, most: int = MOST_TRIALS) -> list[Any]:
+def _judge_trials(content: Content, most: int = MOST_DOTS) -> list[Any]:
     """At most so many trials of full length, with their metric: see `judged_trials`."""
     return thin_out(judged_trials(content.ended, content.config.metric), most)
 
 
 def _ordered_parameters(content: Content, scored: Sequence[Any]) -> list[str]:
     """The parameters that any of the trials has, the most important first."""
-    ranked = content.importance.column("parameter").to_pylist()
+    ranked = [e.parameter for e in content.findings.effects] if content.findings else []
     names = dict.fromkeys([*ranked, *(content.config.space or {})])
     return [name for name in names if any(name in record.params for record, _ in scored)]
 
@@ -637,36 +641,29 @@ def draw_parallel(content: Content) -> Iterator[Chart]:
 
 
 def draw_contour(content: Content) -> Iterator[Chart]:
-    """The metric over the two most important numbers, by a Gaussian process in the two.
-
-    Optuna's plot draws straight lines between the trials: it shows what the others did, too.
-    """
-    space, scored = content.config.space or {}, _judge_trials(content)
+    """What the model expects over the two most important numbers, the others as in the best
+    trial."""
+    space, scored, best = content.config.space or {}, _judge_trials(content), content.best_trial
+    if content.model is None or content.findings is None or best is None:
+        return
     names = [
         name
         for name in _ordered_parameters(content, scored)
-        if "choices" not in space[name] and space[name]["low"] < space[name]["high"]
+        if "choices" not in space[name]
+        and space[name]["low"] < space[name]["high"]
+        and name in best.params
     ][:2]
-    known = [(r, s) for r, s in scored if all(n in r.params for n in names)]
-    if len(names) < 2 or len(known) < LEAST_TRIALS:
+    if len(names) < 2:
         return
-    fitted = thin_out(known, MOST_FITTED)
-    ends = np.array([[coordinate(space[n][end], space[n]) for n in names]
-                     for end in ("low", "high")])  # fmt: skip
-    places = np.array([[coordinate(r.params[n], space[n]) for n in names] for r, _ in fitted])
-    grid = np.linspace(0, 1, 40)
-    surface, explained = fit_surface(
-        (places - ends[0]) / (ends[1] - ends[0]), np.array([s for _, s in fitted]), grid
-    )
-    x, y = (
-        10**values if space[name].get("log") else values
-        for name, values in zip(names, np.linspace(ends[0], ends[1], len(grid)).T, strict=True)
-    )
-    metric, best = content.config.metric, content.winner_number
+    known = [(r, s) for r, s in scored if all(n in r.params for n in names)]
+    x, y = (_grid_values(name, space) for name in names)
+    points = [{**best.params, names[0]: one, names[1]: other} for other in y for one in x]
+    surface = content.model.expect(points)[0].reshape(len(y), len(x))
+    metric = content.config.metric
     axes = [{**_value_axis(space[n]), "title": {"text": n}, "showgrid": False} for n in names]
     figure = go.Figure(layout={"showlegend": False, "xaxis": axes[0], "yaxis": axes[1]})
     figure.add_contour(
-        x=x.tolist(), y=y.tolist(), z=surface.tolist(), ncontours=14, colorscale=SEQUENTIAL,
+        x=x, y=y, z=surface.tolist(), ncontours=14, colorscale=SEQUENTIAL,
         reversescale=DIRECTIONS[metric] == "min", hovertemplate="%{z}<extra></extra>",
         line={"width": 0.5, "color": "rgba(255,255,255,.6)"},
         colorbar={"thickness": 10, "outlinewidth": 0,
@@ -676,53 +673,91 @@ def draw_contour(content: Content) -> Iterator[Chart]:
         x=[r.params[names[0]] for r, _ in known], y=[r.params[names[1]] for r, _ in known],
         mode="markers", hovertemplate="%{text}<extra></extra>",
         text=[f"trial {r.number}: {figure_text(metric, s)}" for r, s in known],
-        marker={"color": [KD if r.number == best else "#ffffff" for r, _ in known],
-                "size": [12 if r.number == best else 7 for r, _ in known],
+        marker={"color": [KD if r.number == best.number else "#ffffff" for r, _ in known],
+                "size": [12 if r.number == best.number else 7 for r, _ in known],
                 "line": {"color": "#12161c", "width": 1}},
     )  # fmt: skip
     yield Chart(
         name="contour",
-        title=f"{metric_name(metric).capitalize()} over the two most important numbers",
-        summary=f"The contour is a Gaussian process in {names[0]} and {names[1]} alone; the fit "
-        f"explains {percent(explained)} of the variance between the trials.",
+        title=f"{metric_name(metric).capitalize()} that the model expects over the two most "
+        "important numbers",
+        summary=f"The contour is what the study's model expects of {names[0]} and {names[1]}, the "
+        f"other settings as in {best.name}; the dots are all trials.",
         figure=figure,
     )
 
 
+def _grid_values(name: str, space: Mapping[str, Any]) -> list[Any]:
+    """The values of a choice, or some along a range."""
+    count = len(space[name].get("choices", ())) or GRID
+    places = np.linspace(0, 1, count)
+    return [*dict.fromkeys(value_at(name, space[name], float(place)) for place in places)]
+
+
 def draw_slices(content: Content) -> Iterator[Chart]:
-    """The metric over each parameter."""
-    metric, best = content.config.metric, content.winner_number
+    """The metric of the trials over each parameter, and what the model expects there of the best
+    one with another value."""
+    metric, best = content.config.metric, content.best_trial
     space, scored = content.config.space or {}, _judge_trials(content)
     if len(scored) < 2:  # a point alone shows nothing
         return
-    study = build_study(scored, space, DIRECTIONS[metric])
     for index, name in enumerate(_ordered_parameters(content, scored)):
-        figure = draw_plot("slice", study, [name], metric_name(metric))
-        numbers = [scored[i][0].number for i in figure.data[0].marker.color]
-        figure.update_traces(
-            overwrite=True, hovertemplate="%{text}: %{y} at %{x}<extra></extra>",
-            text=[f"trial {number}" for number in numbers],
-            marker={
-                "color": [WINNER if number == best else FINALIST for number in numbers],
-                "size": [11 if number == best else 7 for number in numbers], "opacity": 0.85,
-                "line": {"width": 0},
-            },
+        figure = go.Figure(
+            layout={"showlegend": False, "xaxis": _value_axis(space[name]),
+                    "yaxis": _axis(metric, title=None)}
         )  # fmt: skip
-        figure.update_xaxes(title=None, **_value_axis(space[name]))
-        figure.update_yaxes(**_axis(metric, title=None))
+        summary = ""
+        if content.model and content.findings and best and name in best.params:
+            figure.add_traces(_expected_slice(content.model, best, name))
+            summary = (
+                f" Line and band: what the model expects of {best.name} with another {name}, with "
+                f"its 95 % interval. {describe_error(content.findings)}"
+            )
+        shown = value_text if "choices" in space[name] else float
+        tried = [(record, score) for record, score in scored if name in record.params]
+        own = [best is not None and record.number == best.number for record, _ in tried]
+        figure.add_scatter(
+            x=[shown(r.params[name]) for r, _ in tried], y=[score for _, score in tried],
+            name="trials", mode="markers", text=[f"trial {record.number}" for record, _ in tried],
+            hovertemplate="%{text}: %{y} at %{x}<extra></extra>",
+            marker={"color": [WINNER if one else FINALIST for one in own],
+                    "size": [11 if one else 7 for one in own], "opacity": 0.85},
+        )  # fmt: skip
         yield Chart(
             name=f"slice-{index}", title=name, figure=figure,
-            summary=f"{metric_name(metric)} over {name}, {len(numbers)} trials of full length.",
+            summary=f"{metric_name(metric)} over {name}, {len(tried)} trials of full length."
+            f"{summary}",
             height=230, small=True,
         )  # fmt: skip
+
+
+def _expected_slice(model: StudyModel, best: RunRecord, name: str) -> list[go.Scatter]:
+    """What the model expects of a trial with other values of a parameter, with the interval."""
+    values = _grid_values(name, model.space)
+    found = model.expect([{**best.params, name: value} for value in values])
+    mean, low, high = (figures.tolist() for figures in found)
+    if "choices" in model.space[name]:
+        reach = [above - middle for above, middle in zip(high, mean, strict=True)]
+        return [
+            go.Scatter(
+                x=[*map(value_text, values)], y=mean, mode="markers", hoverinfo="skip",
+                marker={"symbol": "line-ew", "size": 16, "line": {"color": KD, "width": 2}},
+                error_y={"array": reach, "color": KD, "thickness": 1.5, "width": 6},
+            )
+        ]  # fmt: skip
+    return [
+        go.Scatter(x=[*values, *values[::-1]], y=[*low, *high[::-1]], mode="lines", fill="toself",
+                   fillcolor="rgba(217,130,15,.18)", line={"width": 0}, hoverinfo="skip"),
+        go.Scatter(x=values, y=mean, mode="lines", line={"color": KD, "width": 2},
+                   hovertemplate="expected: %{y} at %{x}<extra></extra>"),
+    ]  # fmt: skip
 
 
 def _value_axis(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The axis of a parameter, over its whole range."""
     if "choices" in entry:
-        # Optuna's categories are in Python's notation.
-        return {"tickvals": [repr(choice) for choice in entry["choices"]],
-                "ticktext": [value_text(choice) for choice in entry["choices"]]}  # fmt: skip
+        names = [value_text(choice) for choice in entry["choices"]]
+        return {"type": "category", "categoryorder": "array", "categoryarray": names}
     low, high = coordinate(entry["low"], entry), coordinate(entry["high"], entry)
     edge = 0.02 * (high - low)
     shown = {"range": [low - edge, high + edge], "zeroline": False}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 
@@ -61,35 +59,3 @@ def embed(logits: torch.Tensor) -> np.ndarray:
     # One thread: others would spin, waiting for each other, wherever a trial has the cores.
     with threadpool_limits(limits=1):
         return embedding.fit_transform(logits.float().numpy())
-
-
-def fit_surface(
-    points: np.ndarray, scores: np.ndarray, grid: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Scores over two parameters by a Gaussian process; what others do is noise to it.
-
-    Args:
-        points: [N, 2], in [0, 1]; scores: [N]; grid: [G], the values of either parameter.
-
-    Returns:
-        The mean [G, G] (the second parameter first), and the share of the variance that is
-        explained, each score by all others.
-    """
-    # Slow to import, and only a search of two numbers needs them.
-    from scipy.linalg import cho_solve
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-
-    kernel = ConstantKernel(1.0) * RBF([0.3, 0.3], (0.1, 10)) + WhiteKernel(0.2, (1e-3, 2))
-    process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
-    with warnings.catch_warnings():  # the kernel may reach a bound
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        process.fit(points, scores)
-    x, y = np.meshgrid(grid, grid)
-    surface = process.predict(np.column_stack([x.ravel(), y.ravel()])).reshape(x.shape)
-    # Leave-one-out residuals in closed form (Rasmussen and Williams 2006, eq. 5.12), in units of
-    # the standard deviation.
-    inverse = cho_solve((process.L_, True), np.eye(len(scores)))
-    residuals = process.alpha_.ravel() / np.diag(inverse)
-    return surface, max(0.0, 1 - float(np.mean(residuals**2)))

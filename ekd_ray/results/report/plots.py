@@ -31,7 +31,7 @@ class StudyPlots:
         return self._draw("learning_curves")
 
     def importance(self) -> go.Figure:
-        """The importance of each parameter, by fANOVA and PED-ANOVA."""
+        """The importance of each parameter, alone and together with others."""
         return self._draw("importance")
 
     def parallel(self) -> go.Figure:
@@ -39,11 +39,12 @@ class StudyPlots:
         return self._draw("parallel")
 
     def contour(self) -> go.Figure:
-        """The metric over the two most important parameters."""
+        """The metric that the model expects over the two most important numbers."""
         return self._draw("contour")
 
     def slices(self, parameter: str | None = None) -> go.Figure:
-        """The metric over a parameter, by default the most important one."""
+        """The metric over a parameter, by default the most important one, and what the model
+        expects of it."""
         charts = {chart.title: chart for chart in self._charts("slices")}
         name = next(iter(charts)) if parameter is None else parameter
         if name not in charts:
@@ -80,13 +81,13 @@ class StudyPlots:
     def _charts(self, name: str) -> list[Chart]:
         # Slow to import, and a study is mostly loaded without it.
         from ekd_ray.results.report import figures
-        from ekd_ray.results.report.content import describe_parameters, gather
+        from ekd_ray.results.report.content import describe_parameters, gather_all
 
-        content = gather(self._study, self._study.importance())
+        content = gather_all(self._study)
         charts = list(getattr(figures, f"draw_{name}")(content))
         if not charts:
             why = "let the study go on."
-            if name in ("importance", "parallel", "contour") and not content.importance.num_rows:
+            if name in ("importance", "parallel", "contour") and content.findings is None:
                 why = describe_parameters(content)
             raise UserError(f"{self._study.path} has nothing for the figure {name} yet: {why}")
         return charts
