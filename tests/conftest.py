@@ -14,8 +14,14 @@ from launchers_run import run_here
 from memory_groups import MEMORY_LIMITS
 
 
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start Ray come first: one begun last would keep a single worker waiting."""
+    """Cases that `quick_ids` does not name are slow. Files that start Ray come first: one begun
+    last would keep a single worker waiting."""
+    for item in items:
+        quick = item.get_closest_marker("quick_ids")
+        if quick and not any(text in item.name for text in quick.args):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 

@@ -87,6 +87,7 @@ def test_the_example_of_a_data_set_passes_the_conformance_suite(tmp_path, monkey
         sys.modules.pop("birds", None)
 
 
+@pytest.mark.slow
 def test_the_example_of_features_passes_the_conformance_suite():
     file = GUIDE / "attention_transfer.py"
     assert len(file.read_text(encoding="utf-8").splitlines()) < 60

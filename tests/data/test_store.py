@@ -232,6 +232,7 @@ def test_digits_are_the_real_ones():
 # ---- the real thing
 
 
+@pytest.mark.slow
 def test_real_cifar10(real_cifar10, real_root):
     for split, rows in (("train", 50_000), ("test", 10_000)):
         arrays = real_cifar10[split]

@@ -111,6 +111,7 @@ def act_out(gpu, count, seed):
     return read, places
 
 
+@pytest.mark.quick_ids("[0]", "[1]", "[2]", "[3]", "[4]", "[5]", "[6]", "[7]")
 @pytest.mark.parametrize("seed", range(30))
 def test_each_step_reads_its_own_item_in_any_order_of_the_streams(seed, gpu):
     read, places = act_out(gpu, 12, seed)

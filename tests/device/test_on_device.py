@@ -79,6 +79,7 @@ def learner_of(config, data):
     return Learner(build_model(config.student, data.num_classes), Objective(config)).to(CUDA)
 
 
+@pytest.mark.quick_ids("[none", "[kd", "[mlkd-", "[ekd-", "[wkd-", "[ctkd+ekd")
 @pytest.mark.parametrize(("method", "values"), CASES)
 def test_an_epoch_of_every_method_waits_for_nothing(method, values, made, cuda, monkeypatch):
     config, _ = made(method, precision="bfloat16", compile="off", teacher_cache="on", **values)

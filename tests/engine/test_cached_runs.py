@@ -94,6 +94,7 @@ RUNS = {
 }
 
 
+@pytest.mark.quick_ids("[ekd]", "top", "[wkd]")
 @pytest.mark.parametrize("name", RUNS)
 def test_cold_and_warm_runs_equal_the_live_one(name, small, own_cache, asked, no_network):
     config = small(name.partition(",")[0], **RUNS[name])
@@ -174,6 +175,7 @@ def test_a_late_device_changes_no_run_and_leaves_no_row_out(live, own_cache, lat
     assert [teacher.computed for teacher in asked] == [48 - held]  # epoch 2 repeats epoch 1
 
 
+@pytest.mark.quick_ids("resnet8-1000-2")
 @pytest.mark.parametrize(
     ("model", "classes", "threads"),
     [("resnet20", 100, 1), ("resnet8", 1000, 1), ("resnet8", 1000, 2)],
@@ -313,6 +315,7 @@ def falls_short(descriptor, data, offset):
     return len(data) // 2
 
 
+@pytest.mark.quick_ids("0-falls_short", "41-raises")
 @pytest.mark.parametrize("full", [raises, falls_short])
 @pytest.mark.parametrize("after", [0, 41])
 def test_a_full_disk_leaves_the_live_teacher(

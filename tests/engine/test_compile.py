@@ -75,6 +75,7 @@ def assert_near(found, expected, weights):
 
 # The conformance suite traces every method (test_objective.py); here two go through the engine, and
 # the slow tests the others.
+@pytest.mark.quick_ids("[ekd]")
 @pytest.mark.parametrize(
     "method",
     [m if m in ("ekd", "mlkd+ekd") else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
@@ -139,6 +140,7 @@ def test_what_a_graph_changes_lies_where_it_is(ramped, backend):
     assert changed <= set(seen[0].static_input_indices)
 
 
+@pytest.mark.slow
 def test_a_resumed_compiled_run_is_the_run(ramped, backend, tmp_path, monkeypatch, no_warning):
     backend("eager")
     config = ramped("ekd", compile="on")
@@ -182,6 +184,7 @@ def fails_in_the_step(graph, inputs):
     return program
 
 
+@pytest.mark.quick_ids("fails_in_the_step")
 @pytest.mark.parametrize("kind", [fails_at_once, fails_in_the_step])
 def test_a_failure_leaves_the_run_without_compilation(kind, ramped, backend, tmp_path, monkeypatch):
     config = ramped("ekd")

@@ -98,11 +98,13 @@ print(*state())
 """
 
 
+@pytest.mark.slow
 def test_a_compiler_learns_of_it_whenever_it_is_loaded():
     ran = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert ran.stdout.split("\n")[:4] == ["True True", "False False"] * 2, ran.stderr
 
 
+@pytest.mark.quick_ids("None")
 @pytest.mark.parametrize("given", [None, ":16:8"])
 def test_every_process_has_a_workspace_of_cublas_that_repeats(given):
     code = "import os, ekd_ray.engine.precision; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
@@ -215,6 +217,7 @@ def test_so_is_a_teacher(tiny, tmp_path, monkeypatch):
     assert asked.value.args == (True,)
 
 
+@pytest.mark.quick_ids("[kd]", "[mlkd+ekd]", "[wkd]", "[rld]", "[dist]")
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_and_no_measure_needs_what_a_gpu_refuses(method, tiny, with_teacher):
     config = tiny(train_subset=40, epochs=1, ood_dataset="digits", student_image_size=36)

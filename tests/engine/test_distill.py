@@ -99,6 +99,7 @@ def test_three_steps_equal_a_plain_loop(kd_config, plain_student, channels_last,
 QUICK = ("none", "evidential", "kd", "mlkd+ekd", "ctkd+ekd", "wkd")
 
 
+@pytest.mark.quick_ids("[kd]", "[mlkd+ekd]")
 @pytest.mark.parametrize(
     "method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
 )

@@ -159,6 +159,7 @@ def worker(rank: int, runs: list[dict], folder: str) -> None:
         torch.save(record, Path(folder) / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_one(config, tmp_path):
     """The classifier of a student that gets no label has to take part as well."""
     configs = [config.replace(ce_weight=weight, lr=0.001) for weight in (0.0, 1.0)]

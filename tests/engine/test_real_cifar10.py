@@ -32,6 +32,7 @@ def configuration(**changes: object) -> DistillConfig:
     return resolve(DistillConfig.from_dict(values), data_root=ROOT)
 
 
+@pytest.mark.slow
 def test_the_teacher_sees_its_own_normalisation() -> None:
     """It was trained on these images: near-perfect there, and worse under other statistics."""
     config = configuration()

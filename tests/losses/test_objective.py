@@ -17,39 +17,28 @@ from objective_cases import (
     settings_of,
 )
 
-from ekd_ray.losses.method_checks import check_program, draw, draw_cosines, method_cases, run
+from ekd_ray.losses.method_checks import draw, draw_cosines, method_cases, run
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.testing import check_training, run_check
 
 torch.set_num_threads(1)
 
 CASES = [(check, case) for method in METHODS for check, case in method_cases(method)]
-# To trace and to train take a second each. Of the evidential forms these do in the quick tests:
-# what the others have beside them is traced and trained in the softmax method.
-QUICK_FORMS = ("ekd", "mlkd+ekd", "wkd+ekd")
+# Beside what a softmax method has its evidential form is that of the others.
+QUICK = (*(f"'{name}'" for name in METHODS if "+" not in name), "'mlkd+ekd'", "'wkd+ekd'")
 
 
-def slow_marks(method):
-    return [pytest.mark.slow] if "ekd" in method and method not in QUICK_FORMS else []
-
-
+@pytest.mark.quick_ids(*QUICK)
 @pytest.mark.parametrize(
     ("check", "case"),
-    [
-        pytest.param(
-            check, case, id=f"{case}, {check.__name__}",
-            marks=slow_marks(case.method) if check is check_program else [],
-        )
-        for check, case in CASES
-    ],
-)  # fmt: skip
+    [pytest.param(check, case, id=f"{case}, {check.__name__}") for check, case in CASES],
+)
 def test_the_method_keeps_to(check, case):
     run_check(check, case)
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(method, marks=slow_marks(method)) for method in METHODS]
-)
+@pytest.mark.quick_ids("[kd]", "[ekd]", "[mlkd+ekd]", "[wkd]")
+@pytest.mark.parametrize("method", METHODS)
 def test_the_method_can_be_trained(method):
     check_training(method, teacher="resnet8")
 

@@ -46,6 +46,16 @@ SMALL = {
 }
 
 
+@pytest.mark.quick_ids(
+    "resnet8-",
+    "wrn_16_1",
+    "vgg8",
+    "MobileNetV2-",
+    "ShuffleV1",
+    "ShuffleV2-",
+    "ResNet18-",
+    "T2T_ViT_7",
+)
 @pytest.mark.parametrize("check", MODEL_CHECKS, ids=lambda check: check.__name__)
 def test_the_model_keeps_to(case, check):
     """Gradients by what a GPU can compute repeatably."""
@@ -56,6 +66,7 @@ def test_the_model_keeps_to(case, check):
 
 
 # Last of the shared model's tests: it overwrites the weights.
+@pytest.mark.quick_ids("resnet8-", "resnet8]", "wrn_16_1", "vgg8", "ShuffleV1", "T2T_ViT_7")
 def test_a_published_pickle_loads_and_is_recognised(case, tmp_path):
     """Every tensor holds its own number, stored once: whole weights would fill half a gigabyte."""
     model, name = case.built, case.model

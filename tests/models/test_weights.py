@@ -73,6 +73,7 @@ def test_round_trip_is_bit_equal(tmp_path):
     assert list(path.parent.iterdir()) == [path]  # no temporary file is left
 
 
+@pytest.mark.slow
 def test_equal_content_gives_equal_bytes(tmp_path):
     model = trained()
     save_weights(model, tmp_path / "a", **FACTS)

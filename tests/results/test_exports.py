@@ -71,6 +71,7 @@ def check_facts(facts: dict, path: Path) -> None:
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDENTS)
 def test_every_batch_size_gives_what_pytorch_gives(name: str, tmp_path: Path) -> None:
     """Read back from disk, at batch sizes that the export's example did not have."""

@@ -125,6 +125,7 @@ def told(browser, script):
     return browser.call("POST", "/execute/sync", {"script": script, "args": []})
 
 
+@pytest.mark.quick_ids("390")
 @pytest.mark.parametrize("width", [1440, 390])
 def test_the_page_works_at_desktop_and_at_phone_width(browser, reported, width):
     opened(browser, reported[0], width)
@@ -159,6 +160,7 @@ def test_a_browser_that_cannot_unpack_shows_the_figures_in_words(browser, report
         browser.cdp("Page.removeScriptToEvaluateOnNewDocument", identifier=added)
 
 
+@pytest.mark.quick_ids("390")
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "dark"), (390, "light")])
 def test_figures_fit_the_sheet_when_the_page_is_printed(browser, reported, width, scheme):
     """Also those that were never scrolled to; in dark ink, whatever the screen's is."""
@@ -184,6 +186,7 @@ def test_figures_fit_the_sheet_when_the_page_is_printed(browser, reported, width
     assert browser.call("POST", "/se/log", {"type": "browser"}) == []
 
 
+@pytest.mark.slow
 def test_the_printed_page_is_some_sheets_of_paper(browser, reported):
     opened(browser, reported[0], 1440)
     printed = browser.cdp("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"]

@@ -84,6 +84,7 @@ def test_the_free_settings_are_those_that_are_tried() -> None:
     assert names_of(DistillConfig, "free") == {*FREE_IN_RUN}
 
 
+@pytest.mark.quick_ids("decode_threads", "teacher_cache", "fitted")
 @pytest.mark.parametrize("name", FREE_IN_RUN)
 def test_a_free_setting_of_a_run_changes_no_bit(
     name: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -331,6 +332,7 @@ def test_versions_that_do_not_compare_are_refused_unless_accepted(
         open_run(tmp_path, config, resume=True)  # from here on it is of these versions
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_said(tmp_path: Path) -> None:
     def stop(row: dict[str, Any]) -> None:
         raise InterruptedError

@@ -91,6 +91,7 @@ def test_the_trial_goes_on_under_its_number_once_there_is_room(tmp_path):
     assert RunRecord.from_dict(again.suggest("b")[RUN]).config == job.config
 
 
+@pytest.mark.slow
 def test_a_launcher_says_it_in_one_sentence_and_continues(small_disk, launch, monkeypatch):
     from ekd_ray.studies import pipeline
 

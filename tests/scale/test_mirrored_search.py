@@ -89,6 +89,7 @@ def records_of(content):
     return {n: c for n, c in content.items() if n.endswith(RESULT)}
 
 
+@pytest.mark.quick_ids("cut")
 @pytest.mark.parametrize("journal", ["as it was", "missing", "cut"])
 def test_a_driver_lost_after_any_upload_loses_no_record(uploads, journal, tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.0)

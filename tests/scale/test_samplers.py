@@ -47,6 +47,7 @@ def test_points_lie_in_the_space_and_none_comes_twice(sampler, tmp_path):
     assert len(kept) == 12 and {trial.state for trial in kept} == states
 
 
+@pytest.mark.quick_ids("tpe", "model", "random")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_seed_decides(sampler, tmp_path):
     config = study_of(sampler)
@@ -71,6 +72,7 @@ def late_mean(tmp_path_factory):
     return made
 
 
+@pytest.mark.quick_ids("tpe", "gp")
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "nsga3"])
 def test_those_that_learn_do_better_than_chance(sampler, late_mean):
     assert late_mean(sampler) > late_mean("random") + 0.3
@@ -112,6 +114,7 @@ def test_a_point_that_comes_again_is_not_run_again(sampler, tmp_path):
 SEVERAL = [name for name, kind in SAMPLERS.items() if not kind.plain]
 
 
+@pytest.mark.quick_ids("tpe", "nsga2", "random")
 @pytest.mark.parametrize("sampler", SEVERAL)
 def test_several_objectives_and_constraints(sampler, tmp_path):
     config = study_of(

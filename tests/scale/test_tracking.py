@@ -104,6 +104,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
+@pytest.mark.slow
 def test_files_of_wandb_hold_every_run_with_its_settings_and_figures(tmp_path: Path) -> None:
     """Offline, in a process of its own: wandb leaves a server behind in the one that uses it."""
     environment = {

@@ -213,6 +213,7 @@ class Log(ekd.Callback):
         self.told.append((number, row["epoch"]))
 
 
+@pytest.mark.slow
 def test_a_teacher_and_a_student_from_keywords_as_from_flags(launch, tmp_path, capsys):
     log, before = Log(), state_of_process()
     teacher = ekd.train_teacher(

@@ -193,6 +193,7 @@ class Ended(Exception):
     """The stages that the test is about are over."""
 
 
+@pytest.mark.slow
 def test_one_candidate_needs_no_ray_and_is_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, load_recipe
 
 RECIPES = sorted(p for p in SEARCH_SPACES.rglob("*.yaml") if not p.stem.startswith("_"))
 PAIRS = [path for path in RECIPES if path.parent != SEARCH_SPACES]
+QUICK = ("digits", "cifar100/resnet56-resnet20", "folder/fine-tune", "vit/resnet56-DeiT")
 VARIANTS = sorted({*METHODS, *Recipe.load(SEARCH_SPACES / "default.yaml").written["methods"]})
 
 
@@ -49,6 +50,7 @@ def check_once():
     return check
 
 
+@pytest.mark.quick_ids(*QUICK)
 @pytest.mark.parametrize("path", RECIPES, ids=relative)
 def test_every_recipe_is_legal_under_every_method(path, check_once):
     recipe = Recipe.load(path)
@@ -115,6 +117,7 @@ def test_a_search_of_the_method_starts_from_everybodys_values():
     assert by_method["dist+ekd"]["log_prior"] == -1.22 and by_method["wkd"]["wkd_weight"] == 600.0
 
 
+@pytest.mark.quick_ids(*QUICK)
 @pytest.mark.parametrize("path", PAIRS, ids=relative)
 def test_every_recipe_takes_a_training_step(path):
     study = study_of(path)

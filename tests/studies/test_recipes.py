@@ -76,6 +76,7 @@ def test_every_method_searches_its_own_ranges():
         assert {key: space[key] for key in space if key in method.space} == method.space
 
 
+@pytest.mark.quick_ids("resnet56-resnet20", "imagenet", "vit/resnet56-DeiT")
 @pytest.mark.parametrize("path", PAIRS, ids=relative)
 @pytest.mark.parametrize("method", ["ekd", "dkd+ekd", "mlkd+ekd", "ctkd+ekd"])
 def test_authors_values_with_a_second_order_are_the_current_releases(path, method):
@@ -166,6 +167,7 @@ def test_an_unknown_name_is_refused_where_it_stands(tmp_path):
         load_recipe(path)
 
 
+@pytest.mark.slow
 def test_a_copy_of_any_recipe_says_the_same_elsewhere(tmp_path):
     """Because they extend each other by name."""
     for name in list_recipes():

@@ -262,6 +262,7 @@ def test_an_older_study_is_continued_only_where_its_trials_stay_alike(
 # The teacher of a single training
 
 
+@pytest.mark.slow
 def test_a_student_without_a_teacher_trains_the_one_of_its_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
