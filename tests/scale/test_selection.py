@@ -58,7 +58,7 @@ SCORES = st.lists(st.lists(st.one_of(VALUES, VALUES, VALUES, st.none()) | VALUES
 @settings(deadline=None)
 @given(SCORES, st.sampled_from([1, 2, 3, 5, "auto"]), st.booleans(),
        st.sampled_from(["val_top1", "val_nll"]))  # fmt: skip
-def test_a_winner_is_never_worse_than_a_champion_that_could_still_win(curves, seeds, elimination, metric):
+def test_a_winner_is_never_worse_than_a_champion_in_the_race(curves, seeds, elimination, metric):
     names = [*CHAMPIONS, *(f"trial {n}" for n in range(4))]
     rows, study, _ = play(
         dict(zip(names, curves, strict=False)),
