@@ -28,6 +28,7 @@ from benchmarks.landscape import METRIC, Landscape, Point, unit_coordinates
 from benchmarks.reference import random_teacher
 from benchmarks.tables import Source, Target, reverse_source
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.study_config import FIRST_SEEDS
 from ekd_ray.engine.history import HISTORY
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
@@ -404,12 +405,13 @@ def follow(
 ) -> Outcome:
     """The worth of a search, from its epochs.
 
-    For the confirmed figure it ends as early as the confirm stage may need (all seeds for the
-    champions and finalists), but has at least a third of the epochs.
+    For the confirmed figure it ends as early as the first seeds of all champions and finalists
+    need, because these tell most, but has at least a third of the epochs.
     """
     known = champion_points(config)
-    most = landscape.epochs * config.most_seeds * (len(known) + config.confirm_top_k)
-    searched = max(budget - most, budget // 3)
+    first = min(FIRST_SEEDS, config.most_seeds)
+    searched = budget - landscape.epochs * first * (len(known) + config.confirm_top_k)
+    searched = max(searched, budget // 3)
     regret: list[float] = []
     oracle: list[float] = []
     confirmed, confirming = float("inf"), 0

@@ -450,7 +450,7 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     longest = max((len(row.val) for row in board), default=0)
     for row in board:
         difference = f"{100 * (mean_sd(row.test)[0] - top):+.2f}" if row.test else ""
-        # A finalist that was clearly worse was given fewer seeds.
+        # What was clearly worse was given fewer seeds.
         fewer = f" (n={len(row.val)})" if 0 < len(row.val) < longest else ""
         table.add_row(
             f"{row.name} (winner)" if row.winner else label(row.name) + fewer,

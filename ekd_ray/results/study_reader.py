@@ -313,12 +313,12 @@ class StudyReader:
 
     def validation_differences(self) -> dict[str, Paired]:
         """The winner's metric on the validation split minus that of each champion, paired over the
-        confirm seeds. What failed under a seed is left out. Before confirm: empty."""
+        confirm seeds that both had. What failed under a seed is left out. Before confirm: empty."""
         board = self.leaderboard()
         return {
-            row.name: paired_difference(board[0].val, row.val)
+            row.name: paired_difference(board[0].val[: len(row.val)], row.val)
             for row in board[1:]
-            if row.entered_as == "champion" and len(row.val) == len(board[0].val) > 0
+            if row.entered_as == "champion" and 0 < len(row.val) <= len(board[0].val)
         }
 
     def importance(self, metric: str | None = None) -> pa.Table:

@@ -27,6 +27,7 @@ LEVEL_VARIANCE = 1.0  # of the mean of each level, in standardised scores
 WINSORISED = 2.0  # interquartile ranges below the median, below which a score counts as that
 JITTER = 1e-6  # added to all variances of noise, which keeps the kernel positive
 STEPS = 60  # of the search for the hyperparameters
+LEAST_GAIN = 1e-5  # of their density by a step, relative: a smaller one ends the search
 REACH = 3.5  # standard deviations of their priors, within which they are looked for
 _ROOT5 = math.sqrt(5)
 
@@ -114,9 +115,8 @@ class Surrogate:
             return value + 0.5 * float(away @ away), gradient + away / spread
 
         bounds = list(zip(mean - REACH * spread, mean + REACH * spread, strict=True))
-        found = minimize(
-            loss, mean, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS}
-        )
+        options = {"maxiter": STEPS, "ftol": LEAST_GAIN}
+        found = minimize(loss, mean, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         return _Hyper.from_vector(np.asarray(found.x), self._dims, self._rungs)
 
     def _negative_log_likelihood(self, hyper: _Hyper, squares: Array) -> tuple[float, Array]:

@@ -2,8 +2,9 @@
 the baselines on all training data, with one reading of the test split.
 
 1. *select*: the champions and the best `confirm_top_k` trials run again under fresh seeds on the
-   training split; `wanted_seeds` says who is given how many. The best mean validation score is the
-   winner, so that it is never worse there than a champion.
+   training split; `wanted_seeds` says who is given how many. The best mean validation score of
+   those with the most seeds is the winner, so that it is never worse there than a champion that
+   was not clearly worse before.
 2. *final*: the winner, the champions and the baselines train on train + validation over the same
    seeds; each final model reads the test split once. No decision follows from it.
 """

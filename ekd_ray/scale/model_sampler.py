@@ -107,7 +107,9 @@ class ModelSampler(BaseSampler):
             rows = self._coordinates.draw(
                 self._rng, 1 if self._basis is None else FEW, believed=begins_by_prior(number)
             )
-            worth = np.zeros(1) if self._basis is None else self._basis(rows)
+            worth = np.zeros(1)
+            if self._basis is not None:
+                worth = self._basis(rows) + fade(len(ended)) * self._coordinates.log_prior(rows)
             return self._coordinates.point(rows[int(np.argmax(worth))])
         weight = fade(len(ended))
         rows, worth = expected_improvements(

@@ -14,11 +14,11 @@ from ekd_ray.results.paired import clearly_worse
 def wanted_seeds(rows: Sequence[Row], config: StudyConfig) -> dict[str, int]:
     """How many seeds the entries that go on are to have next, by name; empty at the end.
 
-    All are given two. Further ones are given one by one: to champions always, to finalists as
-    long as they are not clearly worse than the best (`clearly_worse`, by the same seeds), up to
+    All are given two. Further ones are given one by one to those that can still win, champions or
+    finalists: that are not clearly worse than the best (`clearly_worse`, by the same seeds), up to
     `confirm_seeds`, or with `auto` until the two best are told apart or the cap is reached. So
-    champions and the winner have the same seeds, the most of all. Under several objectives or
-    constraints no single metric decides, and all go on.
+    the winner has the most seeds of all. Under several objectives or constraints no single metric
+    decides, and all go on.
 
     Args:
         rows: the entries; `val` of each has the metric under the first seeds. One that failed
@@ -37,8 +37,4 @@ def wanted_seeds(rows: Sequence[Row], config: StudyConfig) -> dict[str, int]:
         return dict.fromkeys((row.name for row in racing), done + 1 if auto else config.most_seeds)
     scores = {row.name: [-as_loss(value, config.metric) for value in row.val] for row in racing}
     worse = clearly_worse(scores)
-    return {
-        row.name: done + 1
-        for row in racing
-        if row.entered_as == "champion" or row.name not in worse
-    }
+    return {row.name: done + 1 for row in racing if row.name not in worse}

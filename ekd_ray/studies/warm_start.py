@@ -14,7 +14,9 @@ from ekd_ray.errors import UserError
 from ekd_ray.results.study import Study
 from ekd_ray.results.study_model import Outcome, known_basis, record_outcome, thin_out
 from ekd_ray.results.study_reader import StudyReader
-from ekd_ray.scale.model_sampler import distinct_maxima
+from ekd_ray.results.surrogate import Array
+from ekd_ray.scale.model_sampler import Coordinates, distinct_maxima
+from ekd_ray.scale.prior import fade
 from ekd_ray.scale.space import Space, check_space, point_config
 
 POINTS = 3  # that are tried first: of the model of all studies, and of each that is too small
@@ -67,7 +69,8 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
 
 def learn_from(config: StudyConfig, known: Mapping[str, Sequence[Outcome]]) -> StudyConfig:
     """The study with the outcomes of other ones as `known_studies`, at most `MOST_TRIALS` of each,
-    and with the `POINTS` of which all of these together expect most among its `warm_points`.
+    and with the `POINTS` of which all of these together, and the user's priors, expect most among
+    its `warm_points`.
 
     Args:
         known: by the name of the study, with the searched values of this one's space.
@@ -82,10 +85,15 @@ def learn_from(config: StudyConfig, known: Mapping[str, Sequence[Outcome]]) -> S
     config = config.replace(known_studies=kept)
     basis = known_basis(config)
     assert basis is not None
+    coordinates = Coordinates(space)
+
+    def worth(rows: Array) -> Array:
+        return basis(rows) + fade(0) * coordinates.log_prior(rows)
+
     tried = {name for trials in kept.values() for trial in trials for name in trial["point"]}
     sources = ", ".join(kept) if len(kept) <= POINTS else f"{len(kept)} studies"
     points: dict[str, dict[str, Any]] = {}
-    for point in distinct_maxima(basis, space, POINTS):
+    for point in distinct_maxima(worth, space, POINTS):
         name = _free_name(f"from {sources}", {*points, *(config.warm_points or {})})
         points[name] = {key: value for key, value in point.items() if key in tried}
     return _with_points(config, space, points)

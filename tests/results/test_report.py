@@ -227,6 +227,28 @@ def test_a_champion_that_wins_is_named_and_what_is_not_settled_is_said(maker):
     assert "authors' values (winner, also from other and trial 0)" in text
 
 
+def test_a_champion_that_was_out_after_fewer_seeds_is_compared_over_these(maker):
+    """On the test split it has all of them."""
+    study = maker.study()
+    scores = {"trial 0": (0.6, 0.5, 0.1), "authors' values": (0.3, 0.4)}
+    confirm = [
+        select(name, seed, value, role="champion" if "auth" in name else "finalist")
+        for name, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    confirm += [
+        final(name, seed, 0.5 - 0.1 * n, role="champion" if n else "finalist")
+        for n, name in enumerate(scores)
+        for seed in range(3)
+    ]
+    maker.confirm(confirm)
+    (found,) = study.validation_differences().values()
+    assert (found.mean, found.n, found.low) == (pytest.approx(0.2), 2, None)
+    assert study.differences()["authors' values"].n == 3
+    page = write_report(study).read_text(encoding="utf-8")
+    assert "validation-differences" in charts_of(page)
+
+
 @pytest.mark.parametrize(("n", "settled", "said"), [
     (1, False, "1 seed does not tell"), (3, False, "3 seeds do not tell"),
     (1, True, "1 seed tells"), (3, True, "3 seeds tell"),

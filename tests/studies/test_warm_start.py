@@ -3,12 +3,15 @@
 import json
 import math
 
+import numpy as np
+import optuna
 import pytest
 import yaml
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import RESULT, STUDY_FILE, trial_folder
+from ekd_ray.scale.model_sampler import ModelSampler
 from ekd_ray.scale.space import Space, first_points
 from ekd_ray.studies.warm_start import LEAST_TRIALS, MOST_TRIALS, POINTS, warm_started
 
@@ -168,3 +171,21 @@ def test_first_points_have_no_value_that_no_study_has_tried(finished, config):
     trials = [({"kd_weight": p["kd_weight"]}, score) for p, score in searched(3.0)]
     result = warm_started(config, [finished("a", trials, space=space)])
     assert all(set(p) == {"kd_weight"} for p in result.warm_points.values())
+
+
+def test_a_prior_counts_before_there_is_a_score(finished, config):
+    """In the first points and in what the sampler proposes next: of two values that the studies
+    find as good, the believed one."""
+    run = finished("a", searched(3.0))
+    prior = {"center": 3.5, "confidence": "high"}
+    believed = {**SPACE, "temperature": {**SPACE["temperature"], "prior": prior}}
+    away = []
+    for space in (SPACE, believed):
+        own = warm_started(config.replace(space=space), [run])
+        study = optuna.create_study(sampler=ModelSampler(own, seed=0, n_startup_trials=8))
+        # Trials of odd number are drawn evenly: the prior is in their ranking alone.
+        asked = [Space(space)(study.ask()) for _ in range(20)][1::2]
+        for points in ([*own.warm_points.values()], asked):
+            away.append(np.mean([abs(p["temperature"] - 3.5) for p in points]))
+            assert 1.5 < np.median([p["kd_weight"] for p in points]) < 8.0
+    assert away[2] < 0.5 < away[0] and away[3] < 0.5 < away[1]
