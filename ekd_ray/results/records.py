@@ -449,11 +449,8 @@ def check_settings(run: RunRecord) -> None:
             DistillConfig.from_dict(run.config)
             _LEGAL[names] = run.config
             return
-        # Thousands of records have mostly the same values, in the same order.
-        pairs = zip(run.config.items(), known.values(), strict=True)
-        others = [(n, v) for (n, v), k in pairs if v is not k and not _is_same(v, k)]
-        for name, value in others:
-            if not _is_same(value, run.params.get(name)):
+        for name, value in run.config.items():
+            if not _is_same(value, known[name]) and not _is_same(value, run.params.get(name)):
                 if name in DistillConfig.retired:
                     DistillConfig.from_dict({name: value})
                 else:
