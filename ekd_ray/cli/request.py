@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -271,8 +272,13 @@ _RANGES = (
 )
 
 
+_AS_PRINTED = re.compile(r"-?\d\S*? *\.\. *-?\d.*")  # `1 .. 4 (log)`, as a plan has it
+
+
 def _parse_range(key: str, value: Any) -> dict[str, Any] | None:
     """A range on the command line as an entry of the space; None for any other value."""
+    if isinstance(value, str) and _AS_PRINTED.fullmatch(value):
+        raise UserError(f"--set {key} takes {_RANGES} to search it, got {shorten(value)}.")
     kind, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not colon or kind not in ("log", "range", "choice", "prior"):
         return None

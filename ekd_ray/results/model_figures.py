@@ -16,6 +16,7 @@ from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.ranges import reach_tried
 from ekd_ray.config.settings import hints_of
 from ekd_ray.config.targets import DIRECTIONS
 from ekd_ray.results.importance import (
@@ -104,7 +105,8 @@ def fit_study_model(
     check_metric(metric)
     if not has_enough(judged_trials(records, metric)):
         return None
-    space = config.space or {}
+    space = reach_tried(config.space, [record.params for record in records])
+    config = config.replace(space=space)
     # What other studies have found is of the study's own metric.
     basis = known_basis(config) if metric == config.metric else None
     outcomes = [record_outcome(record, config, metric) for record in records if record.params]

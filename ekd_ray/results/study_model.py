@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ekd_ray.config import StudyConfig
-from ekd_ray.config.ranges import place_in_range
+from ekd_ray.config.ranges import place_in_range, reach_tried
 from ekd_ray.config.targets import as_loss, evenly_spaced
 from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.results.surrogate import Array, Basis, Observations, Surrogate
@@ -221,7 +221,8 @@ def rank_by_model(
         ranked: they, the best first by their own scores; fewer than `LEAST_TRIALS` stay so.
         records: all trials of the study.
     """
-    space, basis = config.space or {}, known_basis(config)
+    space = reach_tried(config.space, [record.params for record in records])
+    basis = known_basis(config.replace(space=space))
     outcomes = [record_outcome(record, config) for record in records]
     model = fit_model(outcomes, space, basis=basis)
     if model is None or len(ranked) < LEAST_TRIALS:

@@ -415,8 +415,8 @@ def _check_names(
 _FLAG = re.compile(r"--([a-z][a-z-]*)")
 # Flags whose keyword has another name.
 _KEYWORDS = {
-    "constraint": "constraints", "objective": "objectives", "seeds": "confirm_seeds",
-    "space": "recipe", "top-k": "confirm_top_k", "resume": "resume=True",
+    "constraint": "constraints", "objective": "objectives", "plugin": "plugins",
+    "seeds": "confirm_seeds", "space": "recipe", "top-k": "confirm_top_k", "resume": "resume=True",
 }  # fmt: skip
 
 

@@ -175,6 +175,11 @@ def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, An
                 "threads is no setting: give --cpus-per-trial N for the threads that train, "
                 "--decode-threads N for those that decode pictures."
             )
+        if name == "teacher_epochs":
+            raise UserError(
+                "teacher_epochs is no setting: give --set 'teacher_training={epochs: N}' for the "
+                "epochs of a teacher that the study trains."
+            )
         head, dot, inner = name.partition(".")
         if dot and head in names:
             raise UserError(

@@ -49,6 +49,7 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
         mapped = {r.number: map_point(r.params, study, config, space) for r in study.records()}
         fitting = [r.number for r in ranked if mapped[r.number]]
         if not fitting:
+            _refuse_other_method(run, study, config, space)
             raise UserError(
                 f"nothing that {run} searched is searched here ({', '.join(space.parameters)}): "
                 "drop it from --warm-start."
@@ -65,6 +66,22 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
         ]
         known[_free_name(name, known)] = outcomes
     return learn_from(config, known) if known else config
+
+
+def _refuse_other_method(
+    run: str | Path, study: StudyReader, config: StudyConfig, space: Space
+) -> None:
+    """Raise `UserError` if none of the study's trials is of a method that is tried here."""
+    shared = study.config.distill.method
+    theirs = sorted({record.params.get("method", shared) for record in study.records()})
+    here = space.parameters.get("method")
+    tried = here.choices if here and here.choices else (config.distill.method,)
+    if not {*theirs} & {*tried}:
+        raise UserError(
+            f"{run} searched with method {' and '.join(theirs)}, this study would with "
+            f"{' and '.join(tried)}, and what is good for one method says little of another: "
+            f"give --method {theirs[0]}, or drop it from --warm-start."
+        )
 
 
 def learn_from(config: StudyConfig, known: Mapping[str, Sequence[Outcome]]) -> StudyConfig:

@@ -260,6 +260,21 @@ def test_verb_and_number_agree(n, settled, said, monkeypatch):
     assert f": {said} the winner" in describe_lead(Leaderboard(rows, StudyConfig()))
 
 
+def test_a_trial_beyond_the_range_that_the_recipe_begins_with_is_drawn_and_modelled(maker):
+    """The teacher places the range of `log_prior`: here -0.5 .. 1.5, of -3 .. 1 in the file."""
+    space = {"log_prior": {"low": -3.0, "high": 1.0, "around_prior": 1.0}}
+    study = maker.study(space=space, rungs=[1])
+    for number in range(9):
+        prior = number / 4 - 0.5
+        maker.trial(number, [0.4 + (1.25 - prior) ** 2 / 9] * 9, status="complete", log_prior=prior)
+    content = gather_all(Study.load(study.path))
+    (chart,) = figures.draw_slices(content)
+    low, high = chart.figure.layout.xaxis.range
+    assert low < -3 and high > 1.5, "no dot lies outside of its axis"
+    (one, other), *_ = content.model.expect([{"log_prior": 1.0}, {"log_prior": 1.5}])
+    assert abs(one - other) > 1e-6, "1 and 1.5 are two places of the model"
+
+
 def test_one_trial_is_no_chart_of_the_parameters_and_the_page_says_why(maker):
     study = maker.study(space=SPACE, rungs=[1])
     maker.trial(0, [0.5] * 9, status="complete", lr=0.01, momentum=0.5, optimizer="sgd")

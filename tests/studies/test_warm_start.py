@@ -119,7 +119,7 @@ def test_a_searched_method_takes_the_method_of_the_other_study(finished):
     [
         ([], {}, "has no trial of full length"),
         ([(point(1), None)], {}, "has no trial of full length"),
-        ([(point(1), 0.5)], {"method": "dkd"}, "nothing that .* searched is searched here"),
+        ([(point(1), 0.5)], {"method": "dkd"}, "method dkd, .* with kd, .*--method dkd"),
         ([({"lr": 0.1}, 0.5)], {}, r"searched here \(kd_weight, temperature\)"),
     ],
 )

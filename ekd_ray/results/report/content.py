@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import hide_folders, joined, several, short_name
+from ekd_ray.config.ranges import reach_tried
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
@@ -108,9 +109,10 @@ class Content:
 def gather(study: StudyReader, findings: Findings | None = None) -> Content:
     """Read a study, running or finished, with what its model says if that is known."""
     ended = study.records()
+    space = reach_tried(study.config.space, [record.params for record in ended])
     return Content(
         study=study,
-        config=study.config,
+        config=study.config.replace(space=space),
         ended=ended,
         running=study.running(),
         ranked=study.ranked(),
@@ -207,8 +209,7 @@ def write_headline(content: Content) -> tuple[str, str]:
         searched = sum(run.full_run_of is None for run in content.ended)
         return _write_unfinished_headline(content), (
             f"{shared.student} distilled from {subject} {searched} of "
-            f"{content.progress.asked} trials have ended. Test figures come with the final runs; "
-            "make the report again then."
+            f"{content.progress.asked} trials have ended. Test figures come with the final runs."
         )
     mean, deviation, n = mean_sd(winner.test)
     accuracy = f"{100 * mean:.1f}\N{NO-BREAK SPACE}%"
