@@ -106,11 +106,15 @@ class Calibration:
 def fit_temperature(log_probs: Tensor, target: Tensor) -> float:
     """The T in `TEMPERATURES` of least negative log-likelihood of `softmax(log p / T)`.
 
+    It is 1 where every image is recognised: the likelihood then has no minimum but certainty.
+
     Args:
         log_probs: [N, C] float64; target: [N] int64.
 
     Guo et al., "On calibration of modern neural networks", ICML 2017. In 1 / T it is convex.
     """
+    if (log_probs.argmax(dim=1) == target).all():
+        return 1.0
     from scipy.optimize import minimize_scalar  # only a run of the confirm stage needs it
 
     def loss(log_temperature: float) -> float:
