@@ -154,7 +154,7 @@ def test_intervals_are_those_of_scipy():
     from scipy.stats import bootstrap
 
     logits, target = draw(400)
-    outside = draw(150, seed=1, scale=0.5)[0]
+    outside = draw(40, seed=1, scale=0.5)[0]
     found = assess(logits, target, outside={"o": outside}, resamples=600)
     right = (logits.argmax(1) == target).double().numpy()
     scores = score_images("max_probability", logits, None)
