@@ -4,6 +4,7 @@ from pathlib import Path
 
 import folder_cases
 import machine_cases
+import outside_cases
 import picture_cases
 import pytest
 import ray_cases
@@ -17,7 +18,9 @@ def launch(name: str, *argv: object) -> Answer:
     return Answer(done.returncode, done.stdout + done.stderr)
 
 
-CASES = parameters(picture_cases, teacher_cases, folder_cases, machine_cases, ray_cases)
+CASES = parameters(
+    picture_cases, teacher_cases, folder_cases, machine_cases, ray_cases, outside_cases
+)
 
 
 @pytest.mark.parametrize("case", CASES)
