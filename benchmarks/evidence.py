@@ -25,23 +25,27 @@ from benchmarks.measure import machine
 from ekd_ray.config import DistillConfig
 from ekd_ray.files import write_json
 from ekd_ray.losses.methods import METHODS, with_method
-from ekd_ray.results.paired import LEVEL, mean_interval, paired_difference
+from ekd_ray.results.paired import LEVEL, Paired, mean_interval, paired_difference
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.studies.recipes import load_recipe
 
 Row = dict[str, Any]  # the settings in which a row differs
-FORMS = {
+ORDERS: dict[str, Row] = {
+    "both orders": {},
+    "first order": {"ekd_weight": 0.0},
+    "second order": {"kd_weight": 0.0},
+    "neither": {"kd_weight": 0.0, "ekd_weight": 0.0},
+}
+FORMS: dict[str, Row] = {
     f"{evidence}, {orders}": {"method": "ekd", "evidence": evidence, **weights}
     for evidence in ("softplus", "log1p_softplus")
-    for orders, weights in {
-        "both orders": {},
-        "first order": {"ekd_weight": 0.0},
-        "second order": {"kd_weight": 0.0},
-        "neither": {"kd_weight": 0.0, "ekd_weight": 0.0},
-    }.items()
+    for orders, weights in ORDERS.items()
 }
-PUBLISHED = {"kd": {"method": "kd"}, "dkd": {"method": "dkd"},
-             "kd-standardized": {"method": "kd", "standardize": True}}  # fmt: skip
+PUBLISHED: dict[str, Row] = {
+    "kd": {"method": "kd"},
+    "dkd": {"method": "dkd"},
+    "kd-standardized": {"method": "kd", "standardize": True},
+}
 # The first row is what the others are compared with.
 TABLES: dict[str, dict[str, Row]] = {
     "methods": {
@@ -169,9 +173,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
                 with open(args.keep, "a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
             print(f"{count}/{len(due)} {job[0]}, seed {job[1]}", file=sys.stderr, flush=True)
-    return {
-        name: [known[keys[name, seed]] for seed in range(args.seeds)] for name in args.rows
-    }  # fmt: skip
+    return {name: [known[keys[name, seed]] for seed in range(args.seeds)] for name in args.rows}
 
 
 def summarize(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
@@ -205,10 +207,10 @@ def write_table(rows: dict[str, Any]) -> str:
         for figure in FIGURES:
             scale, digits = (100, 1) if figure.endswith("top1") else (1, 3)
             entry = rows[name][figure]
-            low, high = (f"{scale * end:.{digits}f}" for end in entry["interval"])
-            difference = entry["difference"]
-            apart = "*" if difference["low"] > 0 or difference["high"] < 0 else ""
-            cells.append(f"{scale * entry['mean']:.{digits}f}{apart} [{low}, {high}]")
+            apart = "*" if Paired(**entry["difference"]).sign else ""
+            ends = [f"{scale * end:.{digits}f}" for end in entry["interval"] or ()]
+            within = f" [{', '.join(ends)}]" if ends else ""
+            cells.append(f"{scale * entry['mean']:.{digits}f}{apart}{within}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
