@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import operator
 import re
 import sys
@@ -86,6 +87,21 @@ def hints_of(cls: type) -> dict[str, Any]:
     return _HINTS[cls]
 
 
+@functools.cache
+def _float_range(cls: Any, name: str) -> tuple[float, float]:
+    """The least and the largest legal value of a setting that is a float, empty of another."""
+    if hints_of(cls)[name] not in (float, float | None):
+        return math.inf, -math.inf
+    limits, most = cls.__dataclass_fields__[name].metadata, sys.float_info.max
+    ends = [-most, limits["low"]]
+    if limits["above"] is not None:
+        ends.append(math.nextafter(limits["above"], math.inf))
+    return (
+        max(end for end in ends if end is not None),
+        most if limits["high"] is None else limits["high"],
+    )
+
+
 def value_type(cls: type, name: str) -> type:
     """The type of a setting's value, of one item where it is a list; without None and words."""
     hint = _without_words(hints_of(cls)[name])
@@ -141,6 +157,10 @@ class Settings:
     @classmethod
     def check_value(cls, name: str, value: Any) -> Any:
         """The value as its setting has it, a float for a whole number; raises `UserError`."""
+        if type(value) is float:  # most values of most records, of which thousands are read
+            low, high = _float_range(cls, name)
+            if low <= value <= high:
+                return value + 0.0
         field = cls.__dataclass_fields__[name]
         if isinstance(value, bool) and _has_switch(field):
             value = "on" if value else "off"
@@ -339,8 +359,6 @@ def _coerce(keys: Keys, hint: Any, value: Any, choices: tuple[str, ...] | None =
     """`value` as the type that `hint` names, or a `UserError` with what is legal and the value."""
     if value is None and _is_optional(hint):
         return None
-    if type(value) is float and hint in (float, float | None):  # most values of most records
-        return _finite(keys, value)
     words = words_of(hint)
     if isinstance(value, str) and value in words:
         return value
