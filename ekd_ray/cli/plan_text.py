@@ -23,8 +23,8 @@ from ekd_ray.data import (
     num_test,
     steps_per_epoch,
     training_labels,
-    view_count,
 )
+from ekd_ray.data.drawn_views import count_views
 from ekd_ray.engine.compiling import wants_compilation
 from ekd_ray.engine.control_groups import memory_limit
 from ekd_ray.engine.decoding import measure_decoding
@@ -183,7 +183,7 @@ def fill_plan(config: StudyConfig, seeds: Sequence[int], *, processes: int, thre
     """
     base, root = config.distill, config.data_root
     info, strong = dataset_info(base.dataset, data_root=root), method_of(base).strong_view
-    views = view_count(base.augment or info.view_scheme, base.view_pool) + base.view_pool * strong
+    views = count_views(base, info.view_scheme) + base.view_pool * strong
     drawn = len(set(seeds)) * _views(base, root, final=False)
     rows = min(drawn, views * split_sizes(base, root)[0])
     share = _share(threads, config.gpus_per_trial, local_nodes())
@@ -462,7 +462,7 @@ def _setup(
 ) -> list[str]:
     info = dataset_info(config.dataset, data_root=data_root)
     kept, held = split_sizes(config, data_root)
-    views = view_count(config.augment or info.view_scheme, config.view_pool)
+    views = count_views(config, info.view_scheme)
     size = config.image_size or info.image_size
     lines = [
         f"data       {config.dataset}: {kept} training and {held} validation images of "
