@@ -73,6 +73,12 @@ from ekd_ray.scale.space import (
 from ekd_ray.scale.trainer import Workers
 from ekd_ray.studies.pipeline import TEACHER
 
+# Named in a plan where they are on.
+TRAINING_AIDS = (
+    *("auto_augment", "randaugment_ops", "randaugment_magnitude", "random_erasing"),
+    *("mixup_alpha", "cutmix_alpha", "mix_share", "label_smoothing", "max_grad_norm", "ema_decay"),
+)
+
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9
 GPU_FLOPS = 2e13
@@ -484,6 +490,11 @@ def _setup(
         solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {several(config.epochs, 'epoch')}, seed {config.seed}")
     lines += [f"           {text}" for text in config.fitted]
+    known = {field.name: field.default for field in config.fields()}
+    aids = [name for name in TRAINING_AIDS if getattr(config, name) != known[name]]
+    if aids:
+        shown = ", ".join(f"{name} {value_text(getattr(config, name))}" for name in aids)
+        lines.append(f"aids       {shown}")
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
     values = [f"{name} {value_text(v)}" for name, v in read.items() if v is not None]
     lines.append(f"method     {config.method}{':' if values else ''}")

@@ -9,7 +9,7 @@ training picture, which has gone through the same. The numbers are drawn on the 
 torchvision's ranges.
 
 torchvision's own transforms draw for one picture at a time, from one state: with the state set for
-each picture they take 20 times as long (docs/speed.md#drawn-views).
+each picture they take 5 to 20 times as long (docs/speed.md#drawn-views).
 """
 
 from __future__ import annotations
