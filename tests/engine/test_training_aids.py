@@ -15,6 +15,7 @@ from engine_runs import (
     watch_steps,
     watch_student,
 )
+from torch import nn
 from torch.nn import functional
 
 import ekd_ray.engine.distill as engine
@@ -116,6 +117,14 @@ def step_length(config, monkeypatch):
     return float(torch.stack(squares).sum().sqrt())
 
 
+def test_the_scale_of_the_loss_is_no_part_of_the_norm(tiny, monkeypatch):
+    clipped = tiny(max_grad_norm=0.02, precision="float16")
+    monkeypatch.setattr(engine, "build_model", lambda name, classes: nn.Sequential(
+        nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, classes)
+    ))  # fmt: skip
+    assert step_length(clipped, monkeypatch) == pytest.approx(0.02, rel=1e-2)
+
+
 def test_a_long_gradient_is_scaled_to_the_norm(tiny, monkeypatch):
     free = step_length(tiny(), monkeypatch)
     assert free > 0.02
@@ -180,7 +189,7 @@ def test_a_step_sees_the_mixed_pictures_and_the_teacher_too(
         watched(run, part, factors)
 
     monkeypatch.setattr(engine, "_train_step", watch)
-    distill(config, threads=1)
+    result = distill(config, threads=1)
     (part, teacher), batch = parts[0], parts[0][0].batch
     assert batch.view_ids.max() < 3
     below, bases = data.drawn.below(batch.sample_ids, batch.view_ids)
@@ -193,6 +202,11 @@ def test_a_step_sees_the_mixed_pictures_and_the_teacher_too(
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
     torch.testing.assert_close(seen[0], (mixed / 255 - mean) / std, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(part.logits[0], teacher._asked(mixed), rtol=1e-2, atol=1e-2)
+    with torch.no_grad():
+        logits = start_run(config, None).learner.train().student(seen[0])
+    expected = functional.cross_entropy(logits, shares)
+    assert result.history[0]["loss_ce"] == pytest.approx(float(expected), rel=1e-4)
+    assert float(functional.cross_entropy(logits, hard)) != pytest.approx(float(expected), rel=1e-2)
 
 
 def test_plain_training_has_drawn_views_too(tiny, monkeypatch):
