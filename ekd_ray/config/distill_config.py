@@ -266,6 +266,17 @@ class DistillConfig(Settings):
                     return getattr(self, name)
             raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
 
+    @property
+    def mixes_pictures(self) -> bool:
+        """Whether views are mixed with those of other images."""
+        return bool((self.mixup_alpha or self.cutmix_alpha) and self.mix_share)
+
+    @property
+    def draws_views(self) -> bool:
+        """Whether the views are `view_pool` drawn ones an image (`ekd_ray.data.drawn_views`)."""
+        changed = self.auto_augment != "none" or self.random_erasing > 0
+        return changed or self.mixes_pictures
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
         """As `Settings.from_dict`; a complete file from before `ekd_temperature` keeps its meaning.

@@ -76,20 +76,9 @@ _TRANSLATE = [_NAMES.index(name) for name in ("TranslateX", "TranslateY")]
 _TABLE = [_VALUES.get(name, _Values()) for name in _NAMES]
 
 
-def mixes_pictures(config: DistillConfig) -> bool:
-    """Whether a run's pictures are mixed with others."""
-    return bool((config.mixup_alpha or config.cutmix_alpha) and config.mix_share)
-
-
-def draws_views(config: DistillConfig) -> bool:
-    """Whether a run's views are those of this module, `view_pool` of each sample."""
-    changed = config.auto_augment != "none" or config.random_erasing
-    return bool(changed or mixes_pictures(config))
-
-
 def count_views(config: DistillConfig, scheme: str) -> int:
     """Number of views of each sample that a run has, of a data set with that scheme."""
-    if draws_views(config):
+    if config.draws_views:
         return config.view_pool
     return view_count(config.augment or scheme, config.view_pool)
 
@@ -99,7 +88,7 @@ class DrawnViews:
     """The drawn views of a run.
 
     Attributes:
-        config: the run, whose settings say what is drawn (`draws_views`).
+        config: the run, whose settings say what is drawn (`DistillConfig.draws_views`).
         base_views: number of views of the scheme below.
         image_size: side of the pictures in pixels.
         num_classes: of the data set.
@@ -124,7 +113,7 @@ class DrawnViews:
             found["randaugment_magnitude"] = config.randaugment_magnitude
         if config.random_erasing:
             found["random_erasing"] = config.random_erasing
-        if mixes_pictures(config):
+        if config.mixes_pictures:
             found |= {name: getattr(config, name) for name in _MIXING}
             # Those of another split are other pictures.
             ids = self.partners.astype("<i8").tobytes()
@@ -137,7 +126,7 @@ class DrawnViews:
         int64 [B] each, or [2 B] where pictures are mixed: those that are mixed in come last.
         """
         bases = bounded(self._bits(sample_ids, view_ids, _BASE, 1)[:, 0], self.base_views)
-        if mixes_pictures(self.config):
+        if self.config.mixes_pictures:
             bits = self._bits(sample_ids, view_ids, _PARTNER, 1)[: len(sample_ids), 0]
             partners = self.partners[bounded(bits, len(self.partners))]
             sample_ids = np.concatenate([sample_ids, partners])
@@ -165,7 +154,7 @@ class DrawnViews:
             images = apply_operations(images, *self._operations(bits))
         if self.config.random_erasing:
             images = fill_boxes(images, self._erased(self._bits(sample_ids, view_ids, _ERASING, 5)))
-        if not mixes_pictures(self.config):
+        if not self.config.mixes_pictures:
             return images, labels, None
         bits = self._bits(sample_ids, view_ids, _MIX, 5)[: len(sample_ids)]
         return self._mix(images, labels, bits)
@@ -174,7 +163,7 @@ class DrawnViews:
         self, sample_ids: Int64Array, view_ids: Int64Array, purpose: int, count: int
     ) -> UInt64Array:
         """Random bits uint64 [B or 2 B, count], for each picture that is `below` the views."""
-        part = np.arange(1 + mixes_pictures(self.config))[:, None, None]
+        part = np.arange(1 + self.config.mixes_pictures)[:, None, None]
         samples, views = np.asarray(sample_ids)[:, None], np.asarray(view_ids)[:, None]
         bits = counter_hash(
             self.config.view_seed, STREAM_DRAWN, purpose, samples, views, part, np.arange(count)

@@ -14,7 +14,7 @@ import torch
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.normalization import NORMALIZATIONS, Normalization, parse_normalization
-from ekd_ray.config.phrases import joined, several
+from ekd_ray.config.phrases import several
 from ekd_ray.config.plugins import check_loaded, load_installed, stamps_of
 from ekd_ray.data import (
     DatasetInfo,
@@ -27,7 +27,6 @@ from ekd_ray.data import (
     num_train,
     steps_per_epoch,
 )
-from ekd_ray.data.drawn_views import draws_views
 from ekd_ray.data.scan import Say, Scan, scan_dataset
 from ekd_ray.data.sources import SPLITS
 from ekd_ray.engine.features import find_classifier, record_features
@@ -74,7 +73,6 @@ def resolve(
     method = method_of(config)
     if method.features:
         _check_feature_limits(config)
-    _check_training_aids(config)
     with error_context("student"):
         size = student_size(config)
         layers = method.student_layers
@@ -138,26 +136,6 @@ def _check_feature_limits(config: DistillConfig) -> None:
                 f"layers, {reason}: set {name}=auto, or choose another method.",
                 keys=(name,),
             )
-
-
-def _check_training_aids(config: DistillConfig) -> None:
-    """Raise `UserError` for what would do nothing under a method, or make its views disagree."""
-    method = method_of(config)
-    if method.strong_view and draws_views(config):
-        names = ("mixup_alpha", "cutmix_alpha", "auto_augment", "random_erasing")
-        used = [name for name in names if getattr(config, name) not in (0, "none")]
-        raise UserError(
-            f"{joined(used)} must be off under method {config.method!r}, which compares each view "
-            f"with a strong one of its own, got {getattr(config, used[0])}: leave it out, or "
-            "choose another method.",
-            keys=(used[0],),
-        )
-    if config.label_smoothing and "ce" not in method.term_names:
-        raise UserError(
-            f"label_smoothing must be 0 under method {config.method!r}, which has no term ce, got "
-            f"{config.label_smoothing}: leave it out, or choose another method.",
-            keys=("label_smoothing",),
-        )
 
 
 def check_workers(config: DistillConfig, workers: int) -> None:

@@ -25,7 +25,7 @@ from ekd_ray.data import (
     stratified_subset,
     training_labels,
 )
-from ekd_ray.data.drawn_views import DrawnViews, draws_views
+from ekd_ray.data.drawn_views import DrawnViews
 from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
 from ekd_ray.engine.decoding import decoding_threads
 from ekd_ray.engine.resolve import input_normalization, left_out, split_sizes
@@ -167,7 +167,7 @@ def _run_data(
         pool=config.view_pool, seed=config.view_seed, threads=threads,
     )  # fmt: skip
     drawn = None
-    if draws_views(config) and len(train_ids):
+    if config.draws_views and len(train_ids):
         drawn = DrawnViews(
             config=config, base_views=images.num_views, image_size=images.image_size,
             num_classes=arrays.num_classes, partners=train_ids,

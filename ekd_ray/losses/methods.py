@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
+from ekd_ray.config.phrases import joined
 from ekd_ray.config.plugins import registers
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.losses.inputs import Scalar
@@ -251,6 +252,7 @@ def resolve_method(config: DistillConfig) -> DistillConfig:
                 f"remove it or choose a method that uses it ({users}).",
                 keys=(name,),
             )
+    _check_training_aids(config, method)
     missing = {
         entry.name: entry.default(config) if callable(entry.default) else entry.default
         for entry in method.settings
@@ -260,6 +262,25 @@ def resolve_method(config: DistillConfig) -> DistillConfig:
     if not any(getattr(config, term.weight) for term in method.terms):
         raise UserError(f"every loss weight of method {config.method!r} is 0: raise ce_weight.")
     return config
+
+
+def _check_training_aids(config: DistillConfig, method: Method) -> None:
+    """Raise `UserError` for what would do nothing under a method, or make its views disagree."""
+    if method.strong_view and config.draws_views:
+        names = ("mixup_alpha", "cutmix_alpha", "auto_augment", "random_erasing")
+        used = [name for name in names if getattr(config, name) not in (0, "none")]
+        raise UserError(
+            f"{joined(used)} must be off under method {config.method!r}, which compares each view "
+            f"with a strong one of its own, got {getattr(config, used[0])}: leave it out, or "
+            "choose another method.",
+            keys=(used[0],),
+        )
+    if config.label_smoothing and "ce" not in method.term_names:
+        raise UserError(
+            f"label_smoothing must be 0 under method {config.method!r}, which has no term ce, got "
+            f"{config.label_smoothing}: leave it out, or choose another method.",
+            keys=("label_smoothing",),
+        )
 
 
 def with_method(config: DistillConfig, method: str, **values: Any) -> DistillConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -19,12 +21,14 @@ from torch import nn
 from torch.nn import functional
 
 import ekd_ray.engine.distill as engine
+from ekd_ray.config import StudyConfig
 from ekd_ray.engine.distill import distill, start_run
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.losses.gradients import ExpectedCrossEntropy
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.losses.objective import Objective
+from ekd_ray.scale.space import check_space
 
 DRAWN = {"mixup_alpha": 1.0, "cutmix_alpha": 1.0, "view_pool": 3}
 EVERYTHING = {
@@ -236,6 +240,18 @@ def test_a_killed_run_with_everything_on_goes_on_to_the_bit(
 
 @pytest.mark.parametrize("name", ["mixup_alpha", "cutmix_alpha", "random_erasing"])
 def test_a_method_of_two_views_refuses_drawn_ones(name, tiny, with_teacher):
-    config = with_method(tiny(**{name: 0.5}), "mlkd", **with_teacher)
-    with pytest.raises(UserError, match=rf"{name} must be off under method 'mlkd'.*got 0.5"):
-        resolve(config)
+    refused = pytest.raises(UserError, match=rf"{name} must be off under method 'mlkd'.*got 0.5")
+    with refused:
+        with_method(tiny(**{name: 0.5}), "mlkd", **with_teacher)
+    base = with_method(tiny(), "mlkd", **with_teacher)
+    study = StudyConfig(distill=base, space={name: {"choices": [0.0, 0.5]}})
+    with refused:
+        check_space(study)
+
+
+def test_smoothing_for_no_cross_entropy_is_refused(tiny, monkeypatch):
+    _, *distillation = METHODS["kd"].terms
+    monkeypatch.setitem(METHODS, "kd", dataclasses.replace(METHODS["kd"], terms=(*distillation,)))
+    with pytest.raises(UserError, match=r"label_smoothing must be 0 .* no term ce, got 0.1"):
+        with_method(tiny(label_smoothing=0.1), "kd")
+    with_method(tiny(), "kd")
