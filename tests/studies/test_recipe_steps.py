@@ -104,6 +104,15 @@ def test_the_newer_methods_start_from_the_published_values(pair, method):
     assert found == PUBLISHED[pair, method]
 
 
+def test_patient_training_is_function_matching():
+    """The released configurations of Beyer et al. 2022: no labels, every view mixed evenly."""
+    study = study_of(SEARCH_SPACES / "patient.yaml", "kd")
+    run = resolve_method(point_config(study.distill, study.authors))
+    assert (run.ce_weight, run.kd_weight, run.mixup_alpha, run.mix_share) == (0.0, 1.0, 1.0, 1.0)
+    assert (run.epochs, run.schedule, run.max_grad_norm) == (1200, "cosine", 1.0)
+    assert not study_of(SEARCH_SPACES / "patient.yaml", "mlkd").distill.draws_views
+
+
 def test_a_search_of_the_method_starts_from_everybodys_values():
     study = study_of(SEARCH_SPACES / "cifar100" / "resnet32x4-resnet8x4.yaml", "any")
     points = first_points(study)
