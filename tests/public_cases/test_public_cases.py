@@ -9,6 +9,7 @@ import picture_cases
 import pytest
 import ray_cases
 import teacher_cases
+import training_cases
 from cases import Answer, Case, Hands, parameters
 from launchers_run import forked
 
@@ -19,7 +20,13 @@ def launch(name: str, *argv: object) -> Answer:
 
 
 CASES = parameters(
-    picture_cases, teacher_cases, folder_cases, machine_cases, ray_cases, outside_cases
+    picture_cases,
+    teacher_cases,
+    folder_cases,
+    machine_cases,
+    ray_cases,
+    outside_cases,
+    training_cases,
 )
 
 
