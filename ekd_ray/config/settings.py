@@ -78,6 +78,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
 
 _HINTS: dict[type, dict[str, Any]] = {}
 _NAMES: dict[type, tuple[str, ...]] = {}
+_RANGES: dict[tuple[type, str], tuple[float, float]] = {}
 
 
 def hints_of(cls: type) -> dict[str, Any]:
@@ -87,19 +88,18 @@ def hints_of(cls: type) -> dict[str, Any]:
     return _HINTS[cls]
 
 
-@functools.cache
-def _float_range(cls: Any, name: str) -> tuple[float, float]:
+def _float_range(cls: type[Settings], name: str) -> tuple[float, float]:
     """The least and the largest legal value of a setting that is a float, empty of another."""
-    if hints_of(cls)[name] not in (float, float | None):
-        return math.inf, -math.inf
-    limits, most = cls.__dataclass_fields__[name].metadata, sys.float_info.max
-    ends = [-most, limits["low"]]
-    if limits["above"] is not None:
-        ends.append(math.nextafter(limits["above"], math.inf))
-    return (
-        max(end for end in ends if end is not None),
-        most if limits["high"] is None else limits["high"],
-    )
+    key = (cls, name)
+    if key not in _RANGES:
+        most, limits = sys.float_info.max, cls.__dataclass_fields__[name].metadata
+        low = -most if limits["low"] is None else limits["low"]
+        if limits["above"] is not None:
+            low = max(low, math.nextafter(limits["above"], math.inf))
+        _RANGES[key] = low, most if limits["high"] is None else limits["high"]
+        if hints_of(cls)[name] not in (float, float | None):
+            _RANGES[key] = math.inf, -math.inf
+    return _RANGES[key]
 
 
 def value_type(cls: type, name: str) -> type:
