@@ -16,6 +16,7 @@ from ekd_ray.data.shards import _open_table
 from ekd_ray.data.store import _load_array
 from ekd_ray.engine.checkpoint import DamagedCheckpoint, _read
 from ekd_ray.engine.history import read_rows
+from ekd_ray.engine.measure.calibration import Calibration
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.teacher import classifier
@@ -61,6 +62,7 @@ READERS = {
     "result": ("result.json", lambda path: read_record(path.parent)),
     "settings": ("config.yaml", lambda path: read_record(path.parent)),
     "teacher's figures": ("teacher.json", lambda path: TeacherFigures.read(path.parent)),
+    "calibration": ("calibration.json", lambda path: Calibration.load(path.parent)),
     "manifest": ("MANIFEST", lambda path: manifest_problems(path.parent)),
 }
 ENDLESS = {"FIFO": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero")}

@@ -24,8 +24,8 @@ from ekd_ray.data import (
     num_test,
     steps_per_epoch,
     training_labels,
-    view_count,
 )
+from ekd_ray.data.drawn_views import count_views
 from ekd_ray.engine.compiling import wants_compilation
 from ekd_ray.engine.control_groups import memory_limit
 from ekd_ray.engine.decoding import measure_decoding
@@ -76,6 +76,12 @@ from ekd_ray.scale.space import (
 )
 from ekd_ray.scale.trainer import Workers
 from ekd_ray.studies.pipeline import TEACHER
+
+# Named in a plan where they are on.
+TRAINING_AIDS = (
+    *("auto_augment", "randaugment_ops", "randaugment_magnitude", "random_erasing"),
+    *("mixup_alpha", "cutmix_alpha", "mix_share", "label_smoothing", "max_grad_norm", "ema_decay"),
+)
 
 # Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
 CPU_FLOPS = 25e9
@@ -187,7 +193,7 @@ def fill_plan(config: StudyConfig, seeds: Sequence[int], *, processes: int, thre
     """
     base, root = config.distill, config.data_root
     info, strong = dataset_info(base.dataset, data_root=root), method_of(base).strong_view
-    views = view_count(base.augment or info.view_scheme, base.view_pool) + base.view_pool * strong
+    views = count_views(base, info.view_scheme) + base.view_pool * strong
     drawn = len(set(seeds)) * _views(base, root, final=False)
     rows = min(drawn, views * split_sizes(base, root)[0])
     share = _share(threads, config.gpus_per_trial, local_nodes())
@@ -477,7 +483,7 @@ def _setup(
 ) -> list[str]:
     info = dataset_info(config.dataset, data_root=data_root)
     kept, held = split_sizes(config, data_root)
-    views = view_count(config.augment or info.view_scheme, config.view_pool)
+    views = count_views(config, info.view_scheme)
     size = config.image_size or info.image_size
     lines = [
         f"data       {config.dataset}: {kept} training and {held} validation images of "
@@ -499,6 +505,11 @@ def _setup(
         solver += f" in {config.accumulation_steps} parts"
     lines.append(f"solver     {solver}, {several(config.epochs, 'epoch')}, seed {config.seed}")
     lines += [f"           {text}" for text in config.fitted]
+    known = {field.name: field.default for field in config.fields()}
+    aids = [name for name in TRAINING_AIDS if getattr(config, name) != known[name]]
+    if aids:
+        shown = ", ".join(f"{name} {value_text(getattr(config, name))}" for name in aids)
+        lines.append(f"aids       {shown}")
     read = {name: getattr(config, name) for name in sorted(method_of(config).setting_names)}
     values = [f"{name} {value_text(v)}" for name, v in read.items() if v is not None]
     lines.append(f"method     {config.method}{':' if values else ''}")

@@ -76,11 +76,35 @@ class DistillConfig(Settings):
         None, "view scheme: crop_flip, crop8_flip, crop, resized_crop or none (data set's default)"
     )
     view_pool: int = setting(
-        64, "views per image of a drawn scheme (resized_crop, strong views)", low=1, high=10_000
-    )
+        64,
+        "views per image where they are drawn (resized_crop, strong views, auto_augment, "
+        "random_erasing, mixes)",
+        low=1, high=10_000,
+    )  # fmt: skip
     view_seed: int = setting(
         0, "seed of the drawn views, shared by all runs of a study", low=0, high=MOST_SEED
     )
+    auto_augment: str = setting(
+        "none", "operations on every view before it is mixed, as torchvision has them",
+        choices=("none", "randaugment", "trivialaugment"), neutral="none",
+    )  # fmt: skip
+    randaugment_ops: int = setting(2, "operations of randaugment", low=1, high=14, neutral=2)
+    randaugment_magnitude: int = setting(
+        9, "strength of randaugment's operations", low=0, high=30, neutral=9
+    )
+    random_erasing: float = setting(
+        0.0, "share of the views in which a rectangle is erased", low=0, high=1, neutral=0.0
+    )
+    mixup_alpha: float = setting(
+        0.0,
+        "mixup of each view with that of another image, in shares of Beta(alpha, alpha); 0: none",
+        low=0, high=1, neutral=0.0,
+    )  # fmt: skip
+    cutmix_alpha: float = setting(
+        0.0, "CutMix in the place of mixup, with both in the place of every second; 0: none",
+        low=0, high=1, neutral=0.0,
+    )  # fmt: skip
+    mix_share: float = setting(1.0, "share of the views that are mixed", low=0, high=1, neutral=1.0)
     image_size: int | None = setting(
         None, "side of the views in pixels (the data set's own)", low=8, high=1024
     )
@@ -157,6 +181,20 @@ class DistillConfig(Settings):
     momentum: float = setting(0.9, "momentum of SGD", low=0, high=1)
     nesterov: bool = setting(False, "Nesterov momentum (SGD)")
     weight_decay: float = setting(5e-4, "weight decay", low=0, high=100)
+    label_smoothing: float = setting(
+        0.0, "share of each label that is spread evenly over all classes, in the term ce",
+        low=0, high=1, neutral=0.0,
+    )  # fmt: skip
+    max_grad_norm: float | None = setting(
+        None, "norm to which a longer gradient of all weights is scaled down", above=0, high=10**6,
+        neutral=None,
+    )  # fmt: skip
+    ema_decay: float = setting(
+        0.0,
+        "decay of moving averages of the weights, which are then evaluated and exported in their "
+        "place; 0: none",
+        low=0, high=0.999999, neutral=0.0,
+    )  # fmt: skip
     schedule: str = setting("step", "learning-rate schedule", choices=("step", "cosine"))
     lr_milestones: tuple[float, ...] = setting(
         (0.625, 0.75, 0.875), "fractions of epochs after which lr is multiplied by lr_decay",
@@ -227,6 +265,17 @@ class DistillConfig(Settings):
                 if name in type(self).__dataclass_fields__:
                     return getattr(self, name)
             raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
+
+    @property
+    def mixes_pictures(self) -> bool:
+        """Whether views are mixed with those of other images."""
+        return bool((self.mixup_alpha or self.cutmix_alpha) and self.mix_share)
+
+    @property
+    def draws_views(self) -> bool:
+        """Whether the views are `view_pool` drawn ones an image (`ekd_ray.data.drawn_views`)."""
+        changed = self.auto_augment != "none" or self.random_erasing > 0
+        return changed or self.mixes_pictures
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:

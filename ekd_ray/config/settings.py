@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import operator
 import re
 import sys
@@ -77,6 +78,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
 
 _HINTS: dict[type, dict[str, Any]] = {}
 _NAMES: dict[type, tuple[str, ...]] = {}
+_RANGES: dict[tuple[type, str], tuple[float, float]] = {}
 
 
 def hints_of(cls: type) -> dict[str, Any]:
@@ -84,6 +86,20 @@ def hints_of(cls: type) -> dict[str, Any]:
     if cls not in _HINTS:
         _HINTS[cls] = typing.get_type_hints(cls)
     return _HINTS[cls]
+
+
+def _float_range(cls: type[Settings], name: str) -> tuple[float, float]:
+    """The least and the largest legal value of a setting that is a float, empty of another."""
+    key = (cls, name)
+    if key not in _RANGES:
+        most, limits = sys.float_info.max, cls.__dataclass_fields__[name].metadata
+        low = -most if limits["low"] is None else limits["low"]
+        if limits["above"] is not None:
+            low = max(low, math.nextafter(limits["above"], math.inf))
+        _RANGES[key] = low, most if limits["high"] is None else limits["high"]
+        if hints_of(cls)[name] not in (float, float | None):
+            _RANGES[key] = math.inf, -math.inf
+    return _RANGES[key]
 
 
 def value_type(cls: type, name: str) -> type:
@@ -141,6 +157,10 @@ class Settings:
     @classmethod
     def check_value(cls, name: str, value: Any) -> Any:
         """The value as its setting has it, a float for a whole number; raises `UserError`."""
+        if type(value) is float:  # most values of most records, of which thousands are read
+            low, high = _float_range(cls, name)
+            if low <= value <= high:
+                return value + 0.0
         field = cls.__dataclass_fields__[name]
         if isinstance(value, bool) and _has_switch(field):
             value = "on" if value else "off"
@@ -339,8 +359,6 @@ def _coerce(keys: Keys, hint: Any, value: Any, choices: tuple[str, ...] | None =
     """`value` as the type that `hint` names, or a `UserError` with what is legal and the value."""
     if value is None and _is_optional(hint):
         return None
-    if type(value) is float and hint in (float, float | None):  # most values of most records
-        return _finite(keys, value)
     words = words_of(hint)
     if isinstance(value, str) and value in words:
         return value

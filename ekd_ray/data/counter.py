@@ -37,6 +37,7 @@ STREAM_STRONG = 7
 STREAM_STRONG_ID = 8
 STREAM_CROP = 9
 STREAM_CLASS = 10
+STREAM_DRAWN = 11
 
 
 def _as_uint64(value: int | npt.ArrayLike) -> UInt64Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
@@ -34,6 +34,7 @@ from ekd_ray.errors import UserError
 ENCODED_SCHEMES = (RESIZED_CROP, "none")
 
 Views = tuple[torch.Tensor, torch.Tensor]  # images uint8 [B, 3, S, S] and labels int64 [B]
+Below = Callable[[Int64Array, Int64Array], tuple[Int64Array, Int64Array]]
 _Job = tuple[Any, npt.ArrayLike, npt.ArrayLike | None]  # (key, sample ids, view ids)
 # Sample ids, images (uint8 [B, 3, S, S], on the host) that are being filled in, and by whom.
 _Decoding = tuple[Int64Array, torch.Tensor, list[Future[None]]]
@@ -72,14 +73,16 @@ class Stage(ABC):
         """
 
     def stream(
-        self, batches: Iterable[Batch]
+        self, batches: Iterable[Batch], below: Below = lambda samples, views: (samples, views)
     ) -> Generator[tuple[Batch, torch.Tensor, torch.Tensor], None, None]:
         """Yield (batch, images, labels) with the `views` of every batch.
+
+        `below` makes of a batch's ids those of the views that are wanted for it.
 
         Encoded images are decoded one batch ahead, by threads that live no longer than the
         generator; what they raise is raised here, in its turn.
         """
-        return self._run((batch, batch.sample_ids, batch.view_ids) for batch in batches)
+        return self._run((batch, *below(batch.sample_ids, batch.view_ids)) for batch in batches)
 
     def evaluation(
         self, sample_ids: npt.ArrayLike, batch_size: int

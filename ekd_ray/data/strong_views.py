@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -114,18 +114,31 @@ def strong_augment(images: torch.Tensor, draw: StrongDraw) -> torch.Tensor:
     batch, _, height, width = images.shape
     if draw.ops.shape != (batch, 2):
         raise ValueError(f"the draw is for {len(draw.ops)} images, got {batch}")
-    ops = draw.ops.T
+    result = apply_operations(images, draw.ops, draw.values)
+    return fill_boxes(result, _cutout_boxes(draw.cutout, height, width))
+
+
+def apply_operations(
+    images: torch.Tensor, drawn_ops: Int64Array, values: npt.NDArray[np.floating[Any]]
+) -> torch.Tensor:
+    """K operations on every image of uint8 [B, 3, H, W]: a new contiguous one.
+
+    `drawn_ops` [B, K] are positions in STRONG_OPS, applied left to right, `values` [B, K] theirs.
+    """
+    _, _, height, width = images.shape
+    ops = drawn_ops.T
     kernels = _KERNEL_OF_OP[ops]
-    # In each slot the batch is sorted by kernel, so that each takes one slice of it: three
-    # gathers in all (to the first order, to the second, back) instead of two a kernel.
+    # In each slot the batch is sorted by kernel, so that each takes one slice of it: a gather to
+    # each order, and one back, instead of two a kernel.
     order = np.argsort(kernels, axis=1, kind="stable")
     back = np.argsort(order, axis=1)
     numbers = np.take_along_axis(
-        _kernel_numbers(ops, draw.values.T, height, width), order[..., None], axis=1
+        _kernel_numbers(ops, values.T, height, width), order[..., None], axis=1
     )
-    way = to_device(np.stack([order[0], back[0][order[1]], back[1]]), images.device)
+    between = [back[slot - 1][order[slot]] for slot in range(1, len(order))]
+    way = to_device(np.stack([order[0], *between, back[-1]]), images.device)
     amounts = to_device(numbers, images.device)
-    for slot in (0, 1):
+    for slot in range(len(order)):
         sizes = np.bincount(kernels[slot], minlength=len(_KERNELS)).tolist()
         pieces = images.index_select(0, way[slot]).split(sizes)
         images = torch.cat(
@@ -136,13 +149,13 @@ def strong_augment(images: torch.Tensor, draw: StrongDraw) -> torch.Tensor:
                 )
             ]
         )
-    result = images.index_select(0, way[2])
-    boxes = to_device(_cutout_boxes(draw.cutout, height, width), images.device)
-    return _fill_boxes(result, boxes)
+    return images.index_select(0, way[-1])
 
 
-def _kernel_numbers(ops: Int64Array, values: Float32Array, height: int, width: int) -> Float64Array:
-    """The numbers of each kernel: a value in column 0, or six coefficients; float64 [2, B, 6]."""
+def _kernel_numbers(
+    ops: Int64Array, values: npt.NDArray[np.floating[Any]], height: int, width: int
+) -> Float64Array:
+    """The numbers of each kernel: a value in column 0, or six coefficients; float64 [K, B, 6]."""
     numbers = np.zeros((*ops.shape, 6))
     numbers[..., 0] = values
     for position, op in enumerate(STRONG_OPS):
@@ -214,11 +227,12 @@ def _per_sample(magnitudes: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(degenerate: torch.Tensor, images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """degenerate + factor * (images - degenerate), truncated: PIL's Image.blend."""
+    """degenerate + factor * (images - degenerate), truncated, in 0..255: PIL's Image.blend."""
     base = degenerate.float()
     # Product and sum are rounded one after the other, as PIL's float32 arithmetic does:
     # lerp or addcmul would round once and change a grey level here and there.
-    return (base + _per_sample(factors).float() * (images.float() - base)).to(torch.uint8)
+    blended = base + _per_sample(factors).float() * (images.float() - base)
+    return blended.clamp_(0, 255).to(torch.uint8)
 
 
 def _luma(images: torch.Tensor) -> torch.Tensor:
@@ -229,7 +243,7 @@ def _luma(images: torch.Tensor) -> torch.Tensor:
 
 def brightness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """ImageEnhance.Brightness: a blend with black."""
-    return (images.float() * _per_sample(factors).float()).to(torch.uint8)
+    return (images.float() * _per_sample(factors).float()).clamp_(0, 255).to(torch.uint8)
 
 
 def color(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -354,15 +368,23 @@ def _cutout_boxes(cutout: Float32Array, height: int, width: int) -> Int64Array:
     return np.stack([left, right, top, bottom], axis=1).astype(np.int64)
 
 
-def _fill_boxes(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Fill each image's box with CUTOUT_FILL, in place."""
-    left, right, top, bottom = boxes.view(-1, 4, 1).unbind(1)
-    x = torch.arange(images.shape[3], device=images.device)
-    y = torch.arange(images.shape[2], device=images.device)
-    columns = (x >= left) & (x <= right)
-    rows = (y >= top) & (y <= bottom)
-    inside = rows.unsqueeze(2) & columns.unsqueeze(1)
+def fill_boxes(images: torch.Tensor, boxes: Int64Array) -> torch.Tensor:
+    """Fill the box of each image of uint8 [B, 3, H, W] with CUTOUT_FILL, in place.
+
+    `boxes` [B, 4] are first and last column, first and last row, inclusive.
+    """
+    inside = inside_boxes(boxes, images)
     # One channel after the other: a tensor of three colours would have to be copied over.
     for channel, level in enumerate(CUTOUT_FILL):
         images[:, channel].masked_fill_(inside, level)
     return images
+
+
+def inside_boxes(boxes: Int64Array, images: torch.Tensor) -> torch.Tensor:
+    """Bool [B, H, W] on the device of images [B, C, H, W]: which pixels lie in `boxes`."""
+    left, right, top, bottom = to_device(boxes, images.device).view(-1, 4, 1).unbind(1)
+    x = torch.arange(images.shape[3], device=images.device)
+    y = torch.arange(images.shape[2], device=images.device)
+    columns = (x >= left) & (x <= right)
+    rows = (y >= top) & (y <= bottom)
+    return rows.unsqueeze(2) & columns.unsqueeze(1)

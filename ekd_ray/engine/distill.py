@@ -28,7 +28,7 @@ from ekd_ray.engine.checkpoint import (
 from ekd_ray.engine.compiling import CompiledForward, wants_compilation
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
-from ekd_ray.engine.learner import Learner, make_optimizer
+from ekd_ray.engine.learner import Averages, Learner, make_optimizer
 from ekd_ray.engine.precision import (
     autocast,
     cpu_threads,
@@ -87,7 +87,8 @@ class Run:
     """Everything that one run holds while it trains; `epoch` counts from 1, `step` from 0.
 
     `teachers` are none, that of the weak views, or it and that of the strong ones; `class_cosines`
-    are of its classifier, where the method reads them. `forward` is the learner as a step calls it.
+    are of its classifier, where the method reads them. `forward` is the learner as a step calls it,
+    and `averages` has the moving averages of its weights, where the configuration asks for them.
     `draws` tells whether a layer of the student draws random numbers, None until a step of the
     epoch has shown it; `seeded` is the state that it begins with.
     """
@@ -103,6 +104,7 @@ class Run:
     precision: str
     steps_per_epoch: int
     class_cosines: Tensor | None = None
+    averages: Averages | None = None
     epoch: int = 1
     step: int = 0
     draws: bool | None = None
@@ -113,6 +115,11 @@ class Run:
     def compiled(self) -> bool:
         """Whether the steps run as a compiled program."""
         return isinstance(self.forward, CompiledForward)
+
+    @property
+    def result(self) -> Learner:
+        """What is evaluated and exported: the learner, or the averages of its weights."""
+        return self.averages.learner if self.averages else self.learner
 
     def compile(self) -> None:
         """Let the steps run as a compiled program, on a GPU as CUDA graphs where that is right."""
@@ -133,12 +140,14 @@ class Run:
 class Part:
     """A batch, or a part of one, as the learner takes it: this rank's rows, on the device.
 
+    `shares` are those of the classes [B, C] in pictures that are mixed, else None.
     `inputs` are what the student sees, and `logits` the teacher's: of the weak view, and of the
     strong one where the method looks at it. `features` are those of the teacher's layers.
     """
 
     batch: Batch
     target: Tensor
+    shares: Tensor | None
     inputs: list[Tensor]
     logits: list[Tensor]
     features: tuple[Tensor, ...]
@@ -220,8 +229,8 @@ def distill(
         config=run.config,
         metrics=run.history[-1],
         history=run.history,
-        model=run.learner.student.eval(),
-        log_prior=run.learner.objective.log_prior_value,
+        model=run.result.student.eval(),
+        log_prior=run.result.objective.log_prior_value,
         precision=run.precision,
         compiled=run.compiled,
         data_fingerprint=run.data.fingerprint,
@@ -247,6 +256,7 @@ def start_run(config: DistillConfig, data_root: str | None) -> Run:
     learner = Learner(student, objective).to(device)
     if config.channels_last:
         learner = learner.to(memory_format=torch.channels_last)
+    averages = Averages(learner, config.ema_decay) if config.ema_decay else None
     teachers = [
         load_teacher(config, data, precision=precision, device=device, strong=strong)
         for strong in (False, True)[: 1 + objective.method.strong_view]
@@ -267,6 +277,7 @@ def start_run(config: DistillConfig, data_root: str | None) -> Run:
         precision=precision,
         steps_per_epoch=count_steps(len(data.train_ids), config.batch_size),
         class_cosines=cosines,
+        averages=averages,
     )
     if wants_compilation(config, device, config.epochs * run.steps_per_epoch):
         run.compile()
@@ -303,7 +314,7 @@ def _parts(run: Run) -> Generator[Part, None, None]:
         batch_size=config.batch_size // parts,
         seed=config.seed,
         epoch=run.epoch,
-        num_views=data.images.num_views,
+        num_views=data.num_views,
         rank=ranks.rank(),
         world_size=ranks.world_size(),
         start_step=run.step * parts,
@@ -313,8 +324,8 @@ def _parts(run: Run) -> Generator[Part, None, None]:
     )
     # What fills no whole batch may still fill a part of one.
     wanted = itertools.islice(batches, (run.steps_per_epoch - run.step) * parts)
-    with contextlib.closing(data.images.stream(wanted)) as stream:
-        for batch, images, target in stream:
+    with contextlib.closing(data.stream(wanted)) as stream:
+        for batch, images, target, shares in stream:
             views = [(images, batch.view_ids)]
             if batch.strong_ids is not None:
                 strong = strong_images(config, data, batch.sample_ids, batch.strong_ids)
@@ -330,6 +341,7 @@ def _parts(run: Run) -> Generator[Part, None, None]:
             yield Part(
                 batch=batch,
                 target=target,
+                shares=shares,
                 inputs=[student_inputs(view, data, config) for view, _ in views],
                 logits=logits,
                 features=features,
@@ -352,8 +364,13 @@ def _train_step(run: Run, part: Part, factors: Tensor) -> None:
         _begin_step(run)
         _add_gradients(run, part, factors)
     if last:
+        if run.config.max_grad_norm is not None:
+            run.scaler.unscale_(run.optimizer)
+            nn.utils.clip_grad_norm_(run.learner.parameters(), run.config.max_grad_norm)
         run.scaler.step(run.optimizer)
         run.scaler.update()
+        if run.averages is not None:
+            run.averages.move(_global_step(run))
         run.step += 1
         if run.draws is None:
             assert run.seeded is not None
@@ -366,20 +383,25 @@ def _add_gradients(run: Run, part: Part, factors: Tensor) -> None:
     rows = run.config.batch_size // parts
     # What the teacher says and the targets are those of the rows that all ranks have.
     logits, target = ranks.gather_columns(part.logits, rows), ranks.gather_rows(part.target, rows)
+    shares = None if part.shares is None else ranks.gather_rows(part.shares, rows)
     features = tuple(ranks.gather_rows(feature, rows) for feature in part.features)
     weak, strong = (*logits, None, None)[:2]
     teacher = None
     if weak is not None:
         teacher = TeacherOutputs(weak, strong, features, run.class_cosines)
-    inputs, *strong_inputs = part.inputs
+    inputs, strong_inputs = (*part.inputs, None)[:2]
     with ranks.exchange_gradients(run.forward, last=_is_last_part(run.config, part.batch)):
         with autocast(run.precision, run.device):
-            loss, _, _ = run.forward(inputs, teacher, target, factors, *strong_inputs)
+            loss, _, _ = run.forward(inputs, teacher, target, factors, strong_inputs, shares)
         run.scaler.scale(loss / parts if parts > 1 else loss).backward()
 
 
+def _global_step(run: Run) -> int:
+    return (run.epoch - 1) * run.steps_per_epoch + run.step
+
+
 def _begin_step(run: Run) -> None:
-    global_step = (run.epoch - 1) * run.steps_per_epoch + run.step
+    global_step = _global_step(run)
     lr = learning_rate(run.config, global_step, run.steps_per_epoch)
     for group in run.optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -396,7 +418,7 @@ def _begin_step(run: Run) -> None:
 
 def _epoch_row(run: Run) -> dict[str, Any]:
     """The epoch's metrics; the only place where the host waits for the device."""
-    objective = run.learner.objective
+    objective = run.result.objective
     last_step = run.epoch * run.steps_per_epoch - 1
     row: dict[str, Any] = {
         "epoch": run.epoch,
@@ -409,7 +431,7 @@ def _epoch_row(run: Run) -> dict[str, Any]:
     _check_finite(row, run)
     if len(run.data.validation_ids):
         evaluation = evaluate_model(
-            run.learner.student,
+            run.result.student,
             run.data,
             run.data.validation_ids,
             config=run.config,
@@ -450,6 +472,8 @@ def _save(run: Run, path: Path) -> None:
             "fingerprint": run.config.fingerprint(),
             "conditions": _conditions(run),
         }
+        if run.averages is not None:
+            progress["averages"] = run.averages.learner.state_dict()
         save_checkpoint(path, learner=run.learner, optimizer=run.optimizer, progress=progress)
 
 
@@ -474,6 +498,8 @@ def _restore(run: Run, path: Path) -> None:
         warn_of_change(path.parent, progress.get("conditions", {}), _conditions(run))
     run.epoch, run.step, run.history = progress["epoch"], progress["step"], progress["history"]
     run.learner.sums.copy_(progress["sums"])
+    if run.averages is not None:
+        run.averages.learner.load_state_dict(progress["averages"])
     # Under `auto`, a run may go on where another precision is fast.
     if progress.get("scaler"):
         run.scaler.load_state_dict(progress["scaler"])

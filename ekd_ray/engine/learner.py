@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine import ranks
@@ -42,6 +46,7 @@ class Learner(nn.Module):
         target: Tensor,
         epoch: int | Tensor,
         strong_inputs: Tensor | None = None,
+        shares: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Loss, logits and terms of the batch of all ranks, on each of them; adds to `sums`.
 
@@ -50,6 +55,8 @@ class Learner(nn.Module):
             teacher, target: of the rows of all ranks, because losses couple the samples of a
                 batch (medians, Gram matrices).
             epoch: counted from 1, or `Objective.factors` of it.
+            shares: those of the classes [B, C] in pictures that are mixed, of the rows of all
+                ranks.
 
         Returns:
             The 0-d total (see `Objective.forward`), and without gradient the student's logits
@@ -66,6 +73,7 @@ class Learner(nn.Module):
             teacher.weak if teacher else None,
             target,
             epoch,
+            shares=shares,
             student_strong=views[1] if len(views) > 1 else None,
             teacher_strong=teacher.strong if teacher else None,
             student_features=[ranks.gather_rows(feature, len(target)) for feature in features],
@@ -107,3 +115,32 @@ def make_optimizer(config: DistillConfig, learner: Learner) -> torch.optim.Optim
         for parameter in learner.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return cast(torch.optim.Optimizer, optimizer)
+
+
+class Averages:
+    """Exponential moving averages of a learner's weights and statistics, as another `learner`.
+
+    After n steps the decay is at most (1 + n) / (10 + n), so that the drawn weights are soon
+    forgotten.
+    """
+
+    def __init__(self, learner: Learner, decay: float) -> None:
+        self.learner = copy.deepcopy(learner).requires_grad_(False)
+        self._decay = decay
+        pairs = list(zip(_averaged(self.learner), _averaged(learner), strict=True))
+        self._moved = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def move(self, steps: int) -> None:
+        """Towards the learner after a step, `steps` others having gone before; no host waits."""
+        decay = min(self._decay, (1 + steps) / (10 + steps))
+        averages, values = map(list, zip(*self._moved, strict=True))
+        # `AveragedModel`, whose function this is, copies a count to the device and waits for it.
+        get_ema_multi_avg_fn(decay)(averages, values, steps)
+        for average, value in self._counts:
+            average.copy_(value)
+
+
+def _averaged(learner: Learner) -> Iterator[Tensor]:
+    return itertools.chain(learner.parameters(), learner.student.buffers())

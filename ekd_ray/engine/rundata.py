@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.targets import PictureCounts
 from ekd_ray.data import (
+    Batch,
     EncodedImages,
     ImageArrays,
     Stage,
@@ -22,11 +25,16 @@ from ekd_ray.data import (
     stratified_subset,
     training_labels,
 )
+from ekd_ray.data.drawn_views import DrawnViews
 from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
 from ekd_ray.engine.decoding import decoding_threads
 from ekd_ray.engine.resolve import input_normalization, left_out, split_sizes
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
+
+# A batch, its images uint8 [B, 3, S, S] and labels int64 [B], and where pictures are mixed the
+# shares float32 [B, C] of the classes.
+TrainingViews = tuple[Batch, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,8 @@ class RunData:
     `train_ids` and `validation_ids` are int64 indices into `images`; the latter is empty
     when the configuration holds nothing out. `train_labels` are the classes of the former.
     `ood_images` and `ood_ids` are those of a second data set, None and empty unless the
-    configuration names one.
+    configuration names one. `drawn` makes the views that are trained on, where those of `images`
+    are not all there is to them.
     """
 
     images: Stage
@@ -50,6 +59,31 @@ class RunData:
     std: tuple[float, float, float]
     ood_images: Stage | None
     ood_ids: np.ndarray
+    drawn: DrawnViews | None
+
+    @property
+    def num_views(self) -> int:
+        """Views of each training sample."""
+        return self.drawn.config.view_pool if self.drawn else self.images.num_views
+
+    def stream(self, batches: Iterable[Batch]) -> Generator[TrainingViews, None, None]:
+        """As `Stage.stream` has it, the views that a run trains on, and the classes' shares."""
+        drawn = self.drawn
+        with closing(
+            self.images.stream(batches, drawn.below) if drawn else self.images.stream(batches)
+        ) as stream:
+            for batch, images, labels in stream:
+                if drawn:
+                    yield batch, *drawn.finish(images, labels, batch.sample_ids, batch.view_ids)
+                else:
+                    yield batch, images, labels, None
+
+    def views(self, sample_ids: np.ndarray, view_ids: np.ndarray) -> torch.Tensor:
+        """The views uint8 [B, 3, S, S] that a run trains on, of ids int64 [B] on the host."""
+        if self.drawn is None:
+            return self.images.views(sample_ids, view_ids)[0]
+        pictures = self.images.views(*self.drawn.below(sample_ids, view_ids))
+        return self.drawn.finish(*pictures, sample_ids, view_ids)[0]
 
 
 def split_ids(
@@ -128,16 +162,18 @@ def _run_data(
         count = min(len(ood), len(validation_ids))
         # Not by classes: there may be more of them than images to draw.
         outside_ids = np.sort(epoch_order(len(ood), config.split_seed, 0)[:count])
+    images = stage_images(
+        arrays, device, scheme=config.augment or info.view_scheme, image_size=config.image_size,
+        pool=config.view_pool, seed=config.view_seed, threads=threads,
+    )  # fmt: skip
+    drawn = None
+    if config.draws_views and len(train_ids):
+        drawn = DrawnViews(
+            config=config, base_views=images.num_views, image_size=images.image_size,
+            num_classes=arrays.num_classes, partners=train_ids,
+        )  # fmt: skip
     return RunData(
-        images=stage_images(
-            arrays,
-            device,
-            scheme=config.augment or info.view_scheme,
-            image_size=config.image_size,
-            pool=config.view_pool,
-            seed=config.view_seed,
-            threads=threads,
-        ),
+        images=images,
         train_ids=train_ids,
         train_labels=arrays.labels[train_ids],
         validation_ids=validation_ids,
@@ -148,6 +184,7 @@ def _run_data(
         std=normalization.std,
         ood_images=outside,
         ood_ids=outside_ids,
+        drawn=drawn,
     )
 
 

@@ -23,8 +23,8 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _losses(out: Outputs) -> dict[str, Tensor]:
-    student, _, target = out.views
-    return {"ce": out.sum_over_views(cross_entropy(student, target))}
+    value = torch.nn.functional.cross_entropy(out.views[0], out.softened_target())
+    return {"ce": out.sum_over_views(value)}
 
 
 CE_WEIGHT = MethodSetting(

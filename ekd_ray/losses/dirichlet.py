@@ -232,8 +232,14 @@ def prior_kl_loss(
 
     Sensoy et al. 2018, section 4 (there with a prior mass of 1).
     """
+    return wrong_evidence_kl(logits, target, log_prior, evidence)
+
+
+def wrong_evidence_kl(logits: Tensor, target: Tensor, log_prior: Scalar, evidence: str) -> Tensor:
+    """`prior_kl_loss`, unchecked; the target may be shares of the classes [B, C]."""
     z = logits.double()
     prior = prior_like(log_prior, z).exp()
-    wrong = _evidence(z, evidence).scatter(1, target[:, None], 0.0)
+    found = _evidence(z, evidence)
+    wrong = found * (1 - target) if target.dim() == 2 else found.scatter(1, target[:, None], 0.0)
     kl = _dirichlet_kl(wrong + prior, prior.expand_as(z))
     return kl.mean().to(_float_dtype(logits))

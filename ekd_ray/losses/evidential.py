@@ -15,7 +15,7 @@ from ekd_ray.losses.dirichlet import (
     EVIDENCE_FUNCTIONS,
     distribution_kd_loss,
     expected_cross_entropy,
-    prior_kl_loss,
+    wrong_evidence_kl,
 )
 from ekd_ray.losses.methods import (
     Method,
@@ -82,7 +82,7 @@ _PRIOR = (
 
 
 def _cross_entropy(out: Outputs) -> dict[str, Tensor]:
-    value = expected_cross_entropy(out.log_concentration, out.views[2])
+    value = expected_cross_entropy(out.log_concentration, out.softened_target())
     return {"ce": out.sum_over_views(value)}
 
 
@@ -97,7 +97,9 @@ def _second_order(out: Outputs) -> dict[str, Tensor]:
 def _prior_kl(out: Outputs) -> dict[str, Tensor]:
     student, _, target = out.views
     prior, evidence = out.statistics["log_prior"], out.settings.prior_kl_evidence
-    value = prior_kl_loss(student, target, prior, evidence=evidence)
+    value = wrong_evidence_kl(
+        student, target if out.shares is None else out.shares, prior, evidence
+    )
     return {"prior_kl": out.sum_over_views(value)}
 
 

@@ -28,26 +28,32 @@ class ScaledGradient(torch.autograd.Function):
 class ExpectedCrossEntropy(torch.autograd.Function):
     """`psi(S) - psi(a_y)` of `log a` [B, C], mean over the batch, finite for every finite log.
 
-    Only [B, 2] values reach digamma, in float64 because trigamma, its derivative, is 1 / x^2 near
-    zero, which a small prior takes out of float32's range.
+    The target is int64 [B]; or shares of the classes [B, C], whose rows sum to 1, for the mean of
+    `psi(a_y)` under them. Of classes [B] only [B, 2] values reach digamma. In float64, because
+    trigamma, its derivative, is 1 / x^2 near zero, which a small prior takes out of float32's
+    range.
     """
 
     @staticmethod
     def forward(ctx: Any, log_a: Tensor, target: Tensor) -> Tensor:
         log_total = log_a.logsumexp(dim=1, keepdim=True)
-        logs = torch.cat([log_a.gather(1, target[:, None]), log_total], dim=1).double()
+        labelled = log_a if target.dim() == 2 else log_a.gather(1, target[:, None])
+        logs = torch.cat([labelled, log_total], dim=1).double()
         near = logs.clamp(max=_LOGARITHM_FROM)
         x = near.exp()
         ctx.save_for_backward(log_a, target, log_total, x)
         digamma = torch.digamma(x) + (logs - near)
-        return (digamma[:, 1] - digamma[:, 0]).mean().to(log_a.dtype)
+        of_label = (digamma[:, :-1] * target).sum(dim=1) if target.dim() == 2 else digamma[:, 0]
+        return (digamma[:, -1] - of_label).mean().to(log_a.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         log_a, target, log_total, x = ctx.saved_tensors
         # By the logs: x psi'(x), which is 1 where the logarithm has taken over.
         slopes = (x * torch.polygamma(1, x)).to(log_a.dtype) * (gradients[0] / len(x))
-        of_total = (log_a - log_total).exp() * slopes[:, 1:]
+        of_total = (log_a - log_total).exp() * slopes[:, -1:]
+        if target.dim() == 2:
+            return of_total - target * slopes[:, :-1], None
         return of_total.scatter_add(1, target[:, None], -slopes[:, :1]), None
 
 

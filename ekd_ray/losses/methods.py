@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.method_settings import REGISTRY, MethodSetting
+from ekd_ray.config.phrases import joined
 from ekd_ray.config.plugins import registers
 from ekd_ray.errors import UserError, unknown_name
 from ekd_ray.losses.inputs import Scalar
+from ekd_ray.losses.late_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +39,8 @@ class Outputs:
 
     Attributes:
         student, teacher: logits [B, C]; the teacher's are None for a method without one.
-        target: [B] int64 class indices.
+        target: [B] int64 class indices, in a mix of pictures that of the larger part.
+        shares: [B, C], the classes' shares in each picture where some are mixed, else None.
         student_strong, teacher_strong: [B, C], or None for a method of one view.
         views: student, teacher and target of all views as one batch, [B, C] or [2 B, C]: one
             large operation costs a GPU less than two small ones.
@@ -47,6 +50,8 @@ class Outputs:
             gradient, of at least float32; None for a method that does not read them.
         log_concentration: the student's on `views` at T = 1, which several terms of an
             evidential method read; None for a softmax method.
+        label_smoothing: share of each label that the cross-entropy spreads over all classes; None
+            for none.
         temperature: the setting, or the learned one (0-d).
         statistics: keyword arguments of the losses: `standardize` of a softmax method,
             `log_prior` and `teacher_log_prior` (0-d, log of the prior mass per class) of an
@@ -60,6 +65,7 @@ class Outputs:
     student: Tensor
     teacher: Tensor
     target: Tensor
+    shares: Tensor | None
     student_strong: Tensor
     teacher_strong: Tensor
     student_features: tuple[Tensor, ...]
@@ -67,6 +73,7 @@ class Outputs:
     class_cosines: Tensor
     views: tuple[Tensor, Tensor, Tensor]
     log_concentration: Tensor
+    label_smoothing: Scalar | None
     temperature: Scalar
     statistics: Mapping[str, Any]
     settings: MethodValues
@@ -75,6 +82,17 @@ class Outputs:
     def sum_over_views(self, mean: Tensor) -> Tensor:
         """The sum of the views' means, from the mean over the batch of all of them."""
         return 2 * mean if self.method.strong_view else mean
+
+    def softened_target(self) -> Tensor:
+        """What the cross-entropy compares `views` with: their target [..], or the shares of the
+        classes [.., C] where pictures are mixed or labels smoothed."""
+        student, _, target = self.views
+        if self.label_smoothing is None:
+            return target if self.shares is None else self.shares
+        shares = self.shares
+        if shares is None:
+            shares = torch.nn.functional.one_hot(target, student.shape[1]).to(student)
+        return shares + self.label_smoothing * (1 / student.shape[1] - shares)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +254,7 @@ def resolve_method(config: DistillConfig) -> DistillConfig:
                 f"remove it or choose a method that uses it ({users}).",
                 keys=(name,),
             )
+    _check_training_aids(config, method)
     missing = {
         entry.name: entry.default(config) if callable(entry.default) else entry.default
         for entry in method.settings
@@ -245,6 +264,25 @@ def resolve_method(config: DistillConfig) -> DistillConfig:
     if not any(getattr(config, term.weight) for term in method.terms):
         raise UserError(f"every loss weight of method {config.method!r} is 0: raise ce_weight.")
     return config
+
+
+def _check_training_aids(config: DistillConfig, method: Method) -> None:
+    """Raise `UserError` for what would do nothing under a method, or make its views disagree."""
+    if method.strong_view and config.draws_views:
+        names = ("mixup_alpha", "cutmix_alpha", "auto_augment", "random_erasing")
+        used = [name for name in names if getattr(config, name) not in (0, "none")]
+        raise UserError(
+            f"{joined(used)} must be off under method {config.method!r}, which compares each view "
+            f"with a strong one of its own, got {getattr(config, used[0])}: leave it out, or "
+            "choose another method.",
+            keys=(used[0],),
+        )
+    if config.label_smoothing and "ce" not in method.term_names:
+        raise UserError(
+            f"label_smoothing must be 0 under method {config.method!r}, which has no term ce, got "
+            f"{config.label_smoothing}: leave it out, or choose another method.",
+            keys=("label_smoothing",),
+        )
 
 
 def with_method(config: DistillConfig, method: str, **values: Any) -> DistillConfig:

@@ -49,6 +49,8 @@ class Objective(nn.Module):
         self.method = method_of(config)
         self._terms = [term for term in self.method.terms if getattr(config, term.weight)]
         values = {name: getattr(config, name) for name in self.method.setting_names}
+        if config.label_smoothing:
+            values["label_smoothing"] = config.label_smoothing
         numbers = {k: v for k, v in values.items() if isinstance(v, float) and v != 1}
         self._number_names = tuple(numbers)
         self._plain = {k: v for k, v in values.items() if k not in numbers}
@@ -139,6 +141,7 @@ class Objective(nn.Module):
         target: Tensor,
         epoch: int | Tensor,
         *,
+        shares: Tensor | None = None,
         student_strong: Tensor | None = None,
         teacher_strong: Tensor | None = None,
         student_features: Sequence[Tensor] = (),
@@ -151,6 +154,8 @@ class Objective(nn.Module):
             student_logits: [B, C], any float dtype; the losses are computed in float32.
             teacher_logits: [B, C], or None for a method without a teacher.
             target: [B] int64 class indices.
+            shares: [B, C], the classes' shares in each picture where some are mixed, which the
+                (evidential) cross-entropy and `prior_kl` then read; `target` has the largest one.
             epoch: counted from 1, for the ramps; or its `factors`, which a loop over steps makes
                 once an epoch.
             student_strong, teacher_strong: [B, C], the strong view's, for methods that
@@ -202,6 +207,7 @@ class Objective(nn.Module):
             student=student,
             teacher=teacher,
             target=target,
+            shares=None if shares is None else shares.to(student),
             student_strong=cast(Tensor, student_strong),
             teacher_strong=teacher_strong,
             student_features=tuple(map(at_least_float32, student_features)),
@@ -212,6 +218,7 @@ class Objective(nn.Module):
             ),
             views=views,
             log_concentration=cast(Tensor, log_a),
+            label_smoothing=settings.label_smoothing if self.config.label_smoothing else None,
             temperature=self._temperature(factors[0], settings),
             statistics=self.statistics,
             settings=settings,

@@ -85,6 +85,15 @@ def test_a_long_run_on_a_gpu_is_compiled(monkeypatch, tmp_path):
         assert f", compile {compiled} (auto), deterministic no\n" in plan
 
 
+def test_a_plan_names_what_else_a_training_has_and_how_many_views(tmp_path):
+    config = DistillConfig(dataset="synthetic", student="resnet8", method="none", epochs=1)
+    plain = run_plan(resolve(config), tmp_path, None)
+    assert "aids" not in plain and "162 views each" in plain
+    helped = resolve(config.replace(mixup_alpha=0.5, max_grad_norm=2.0, view_pool=9))
+    plan = run_plan(helped, tmp_path, None)
+    assert "aids       mixup_alpha 0.5, max_grad_norm 2\n" in plan and " 9 views each" in plan
+
+
 @pytest.mark.parametrize(("limit", "said"), [(0, True), (10**9, False)])
 def test_the_plan_of_a_long_study_says_what_makes_it_shorter(limit, said, monkeypatch, tmp_path):
     monkeypatch.setattr(plan_text, "LONG", limit)

@@ -21,6 +21,13 @@ RUN = {
     "split_seed": ([-1, SEED + 1], [0, SEED]),
     "view_pool": ([0, 10000 + 1], [1, 10000]),
     "view_seed": ([-1, SEED + 1], [0, SEED]),
+    "auto_augment": (["autoaugment"], ["none", "randaugment", "trivialaugment"]),
+    "randaugment_ops": ([0, 15], [1, 14]),
+    "randaugment_magnitude": ([-1, 31], [0, 30]),
+    "random_erasing": ([-0.001, 1.001], [0, 1]),
+    "mixup_alpha": ([-0.001, 1.001], [0, 1]),
+    "cutmix_alpha": ([-0.001, 1.001], [0, 1]),
+    "mix_share": ([-0.001, 1.001], [0, 1]),
     "image_size": ([7, 1025], [8, 1024]),
     "student_image_size": ([7, 1025], [8, 1024]),
     "teacher_top": ([0, 10**6 + 1], [1, 10**6]),
@@ -57,6 +64,9 @@ RUN = {
     "lr": ([0, -1, 1000 + 1], [1e-6, 1000]),
     "momentum": ([-0.001, 1.001], [0, 1]),
     "weight_decay": ([-1e-6, 100 + 1], [0, 100]),
+    "label_smoothing": ([-0.001, 1.001], [0, 1]),
+    "max_grad_norm": ([0, -1, 10**6 + 1], [1e-6, 10**6]),
+    "ema_decay": ([-0.001, 1], [0, 0.999999]),
     "lr_milestones": ([[0], [1.001]], [[1e-6], [1], []]),
     "lr_decay": ([0, 1.001], [1e-6, 1]),
     "lr_min": ([-1e-6, 1001], [0, 0.05]),  # at most lr
@@ -83,6 +93,7 @@ METRICS = [
 ]
 STUDY = {
     "trials": ([0, 10**6 + 1], [1, 10**6]),
+    "stop_below": ([0.0, 1.1e6], [1e-9, 1e6]),
     "budget_epochs": ([0, 10**11 + 1], [1, 10**11]),
     "budget_hours": ([0, -1, 10**6 + 1], [1e-6, 10**6]),
     "budget_gpu_hours": ([0, -1, 10**9 + 1], [1e-6, 10**9]),

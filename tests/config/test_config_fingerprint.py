@@ -29,7 +29,7 @@ def test_fingerprint_is_frozen():
 # Further objectives must not repeat the metric; a constraint has a form of its own.
 SPECIAL = {
     "objectives": ["val_ece"], "constraints": ["val_ece<=0.05"], "scheduler": "median",
-    "fitted": ["lr 0.1"], "plugins": [f"parts@{'0' * 64}"],
+    "mix_share": 0.5, "fitted": ["lr 0.1"], "plugins": [f"parts@{'0' * 64}"],
     "lr_milestones": [0.25], "rungs": [1, 3], "gpus_per_trial": 0.5,
 }  # fmt: skip
 

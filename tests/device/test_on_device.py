@@ -34,6 +34,13 @@ TINY = {
 CASES = [(name, {}) for name in METHODS] + [
     (name, {"learn_log_prior": True}) for name, method in METHODS.items() if method.evidential
 ]
+CASES += [
+    ("ekd", {
+        "mixup_alpha": 1.0, "cutmix_alpha": 1.0, "auto_augment": "randaugment",
+        "random_erasing": 0.5, "label_smoothing": 0.1, "max_grad_norm": 1.0, "ema_decay": 0.9,
+        "prior_kl_weight": 0.1,
+    }),
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -27,8 +27,15 @@ def config(tiny, with_teacher):
     return with_method(tiny(batch_size=18, lr=0.02), "ekd", learn_log_prior=True, **with_teacher)
 
 
-@pytest.mark.parametrize("parts", [2, 3])
-def test_without_batch_norm_parts_are_the_batch(parts, config, monkeypatch):
+AIDS = {
+    "mixup_alpha": 1.0, "view_pool": 4, "label_smoothing": 0.1, "max_grad_norm": 0.5,
+    "ema_decay": 0.9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("parts", "settings"), [(2, {}), (3, {}), (3, AIDS)])
+def test_without_batch_norm_parts_are_the_batch(parts, settings, config, monkeypatch):
+    config = config.replace(**settings)
     monkeypatch.setattr(engine, "build_model", no_batch_norm)
     whole = distill(config, threads=1)
     steps = []

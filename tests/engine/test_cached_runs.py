@@ -91,6 +91,14 @@ RUNS = {
     "mlkd+ekd": {"view_pool": 3},
     "kd, top": {"teacher_top": 2},
     "wkd": {"augment": "crop_flip"},
+    "ekd, drawn views": {
+        "augment": "crop_flip",
+        "view_pool": 3,
+        "mixup_alpha": 1.0,
+        "cutmix_alpha": 1.0,
+        "auto_augment": "trivialaugment",
+        "random_erasing": 0.5,
+    },
 }
 
 

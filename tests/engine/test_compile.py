@@ -81,7 +81,15 @@ def assert_near(found, expected, weights):
     [m if m in ("ekd", "mlkd+ekd") else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
 )
 def test_a_method_is_one_graph_over_all_epochs(method, ramped, backend, no_warning):
-    config = ramped(method)
+    assert_one_graph(ramped(method), backend)
+
+
+def test_mixed_pictures_and_smoothed_labels_are_in_the_graph(ramped, backend, no_warning):
+    aids = {"mixup_alpha": 1.0, "label_smoothing": 0.1, "max_grad_norm": 1.0, "ema_decay": 0.9}
+    assert_one_graph(ramped("ekd", **aids), backend)
+
+
+def assert_one_graph(config, backend):
     expected = distill(config, threads=1)
     weights = state(expected)
     counter = backend("eager")

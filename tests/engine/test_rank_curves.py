@@ -31,6 +31,12 @@ CASES = {
     "ctkd, shares that differ": ((4,), "ctkd", {"batch_size": 10}),
     "in two parts": ((4,), "ekd", {"batch_size": 12, "accumulation_steps": 2}),
     "learned temperature and prior": ((2,), "ctkd+ekd", {"learn_log_prior": True}),
+    "mixed pictures, averages": (
+        (2,), "ekd", {
+            "mixup_alpha": 1.0, "view_pool": 4, "label_smoothing": 0.1, "max_grad_norm": 1.0,
+            "ema_decay": 0.9,
+        },
+    ),
     "in parts, adamw": (
         (2,), "kd", {"accumulation_steps": 2, "optimizer": "adamw", "lr": 2e-4}
     ),

@@ -14,6 +14,7 @@ from safetensors import safe_open
 import ekd_ray.engine.teacher.table as tables
 from ekd_ray.data import load_dataset, stage_images
 from ekd_ray.data.decode import decode_view
+from ekd_ray.data.drawn_views import DrawnViews
 from ekd_ray.data.strong_views import strong_augment, strong_base_views, strong_draws
 from ekd_ray.data.views import apply_views, crop_bits
 from ekd_ray.engine.resolve import resolve
@@ -181,3 +182,22 @@ def test_the_rule_of_strong_views_makes_them(tiny, with_teacher, run_data):
     view = apply_views(images, torch.from_numpy(base), about["scheme"])
     made = strong_augment(view, strong_draws([4], [11], seed=about["seed"]))
     assert torch.equal(made, strong_images(config, data, np.array([4]), np.array([11])))
+
+
+def test_the_rule_of_drawn_views_makes_them(tiny, with_teacher, run_data):
+    mixed = {"mixup_alpha": 1.0, "cutmix_alpha": 1.0, "view_pool": 7, "view_seed": 3}
+    config = resolve(with_method(tiny(**mixed), "kd", **with_teacher))
+    data = run_data(config)
+    about = describe_views(table_spec(config, data, precision="float32"))
+    assert (about["count"], about["base_count"], about["strong"]) == (7, 162, False)
+    ids = np.array([data.train_ids[0]]), np.array([5])
+    views = DrawnViews(
+        config=config, base_views=about["base_count"], image_size=about["image_size"],
+        num_classes=data.num_classes, partners=data.train_ids,
+    )  # fmt: skip
+    assert about["drawn_views"] == views.facts
+    below, bases = views.below(*ids)
+    images = torch.from_numpy(load_dataset("synthetic", "train").images[below])
+    pictures = apply_views(images, torch.from_numpy(bases), about["scheme"])
+    made, _, _ = views.finish(pictures, data.images.labels[below], *ids)
+    assert torch.equal(made, data.views(*ids))

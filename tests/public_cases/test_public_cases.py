@@ -4,10 +4,12 @@ from pathlib import Path
 
 import folder_cases
 import machine_cases
+import outside_cases
 import picture_cases
 import pytest
 import ray_cases
 import teacher_cases
+import training_cases
 from cases import Answer, Case, Hands, parameters
 from launchers_run import forked
 
@@ -17,7 +19,15 @@ def launch(name: str, *argv: object) -> Answer:
     return Answer(done.returncode, done.stdout + done.stderr)
 
 
-CASES = parameters(picture_cases, teacher_cases, folder_cases, machine_cases, ray_cases)
+CASES = parameters(
+    picture_cases,
+    teacher_cases,
+    folder_cases,
+    machine_cases,
+    ray_cases,
+    outside_cases,
+    training_cases,
+)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -70,7 +70,7 @@ def fill_tables(
                 ids = samples[start : start + FILL_BATCH], views[start : start + FILL_BATCH]
                 if teacher.table is None:  # it could not be opened, or the disk is full now
                     return done
-                images = strong_images(config, data, *ids) if strong else data.images.views(*ids)[0]
+                images = strong_images(config, data, *ids) if strong else data.views(*ids)
                 teacher.logits(images, *ids)
                 done += len(ids[0])
                 if on_progress:
@@ -91,7 +91,7 @@ def _missing(
     strong: bool,
 ) -> tuple[Ids, Ids]:
     """(sample ids, view ids) of this part's rows that are not in the table, each once."""
-    num_views = config.view_pool if strong else data.images.num_views
+    num_views = config.view_pool if strong else data.num_views
     drawn = [
         samples * num_views + views for samples, views in _drawn(config, data, seeds, part, strong)
     ]
@@ -110,7 +110,7 @@ def _drawn(
     config: DistillConfig, data: RunData, seeds: Sequence[int], part: FillPart, strong: bool
 ) -> Iterator[tuple[Ids, Ids]]:
     """(sample ids, view ids) that the training loop draws of this part's samples, by epochs."""
-    num_views = data.images.num_views
+    num_views = data.num_views
     trained = steps_per_epoch(len(data.train_ids), config.batch_size) * config.batch_size
     for seed in seeds:
         for epoch in range(1, config.epochs + 1):

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.normalization import parse_normalization
 from ekd_ray.config.plugins import stamps_of
-from ekd_ray.data import HostCopy, dataset_info, normalize, num_train, to_device, view_count
+from ekd_ray.data import HostCopy, dataset_info, normalize, num_train, to_device
+from ekd_ray.data.drawn_views import count_views
 from ekd_ray.engine.determinism import FLOAT32, fixed_convolutions
 from ekd_ray.engine.features import find_classifier, record_features
 from ekd_ray.engine.precision import autocast, float32_head
@@ -248,7 +250,7 @@ def load_teacher(
         live_teacher, config, data.num_classes, precision=precision, device=device
     )
     spec = table_spec(config, data, precision=precision, strong=strong)
-    size = _table_bytes(config, len(data.images), data.images.num_views, data.num_classes)
+    size = _table_bytes(config, len(data.images), data.num_views, data.num_classes)
     wanted = _wants_tables(config, size)
     return Teacher(network, spec.row_format, _open(config, spec, wanted=wanted), layers)
 
@@ -257,8 +259,8 @@ def table_spec(
     config: DistillConfig, data: RunData, *, precision: str, strong: bool = False
 ) -> TableSpec:
     """The table that a run reads, whether or not it is there."""
-    drawn = strong or config.augment == "resized_crop"
-    facts = {
+    drawn = strong or config.augment == "resized_crop" or data.drawn is not None
+    facts: dict[str, Any] = {
         "teacher": config.teacher,
         "teacher_sha256": config.teacher_sha256,
         "normalization": config.teacher_normalization,
@@ -275,13 +277,15 @@ def table_spec(
     }
     if data.images.device.type != "cpu":  # a CPU has always computed it so
         facts["float32"] = FLOAT32
+    if data.drawn is not None:
+        facts["drawn_views"] = data.drawn.facts
     if config.teacher_key is not None:
         facts["teacher_key"] = config.teacher_key
     if plugin := _teachers_plugin(config):
         facts["teacher_plugin"] = ", ".join(plugin)
     return TableSpec(
         num_samples=len(data.images),
-        num_views=config.view_pool if strong else data.images.num_views,
+        num_views=config.view_pool if strong else data.num_views,
         row_format=RowFormat(num_classes=data.num_classes, top=config.teacher_top),
         facts=facts,
     )
@@ -325,7 +329,7 @@ def table_bytes(config: DistillConfig, data_root: str | None = None) -> int:
     """Bytes of the full tables of a configuration's views of all training images."""
     info = dataset_info(config.dataset, data_root=data_root)
     samples = num_train(config.dataset, data_root=data_root)
-    views = view_count(config.augment or info.view_scheme, config.view_pool)
+    views = count_views(config, info.view_scheme)
     return _table_bytes(config, samples, views, info.num_classes)
 
 

@@ -112,11 +112,22 @@ def describe_views(spec: TableSpec) -> dict[str, Any]:
             "pixels on every side of the image, cut image_size x image_size from row dy and "
             "column dx, mirror that left to right if mirrored is 1."
         )
-    if not facts["strong"]:
+    drawn = facts.get("drawn_views")
+    if not (facts["strong"] or drawn):
         return {**found, "count": spec.num_views, "strong": False, "rule": rule}
-    # Of a pool of strong views; the rule above makes their base.
+    # Of a pool of strong or drawn views; the rule above makes their base.
     found |= {"seed": facts["view_seed"], "base_rule": rule}
     found["base_count"] = view_count(facts["view_scheme"], spec.num_views)
+    if drawn:
+        rule = (
+            "With a DrawnViews of ekd_ray.data.drawn_views (the run's configuration, base_count, "
+            "image_size, the classes, and as partners the ids of its training images), "
+            "below([image], [view]) names pictures and their views by base_rule; finish(images, "
+            "labels, [image], [view]) makes the drawn view of them."
+        )
+        return {
+            **found, "count": spec.num_views, "strong": False, "drawn_views": drawn, "rule": rule
+        }  # fmt: skip
     strong = "ekd_ray.data.strong_views"
     rule = (
         f"base = {strong}.strong_base_views([image], [view], seed=seed, num_views=base_count)[0] "
