@@ -44,6 +44,7 @@ GROUPS = {
         "tune": ("tune_command", "search the best distillation, confirm and export it"),
         "distill": ("distill_command", "one student from one teacher, without a search"),
         "train-teacher": ("teacher_command", "a teacher, or any network alone"),
+        "join-teachers": ("join_command", "several teachers as one, an ensemble"),
     },
     "look": {
         "show": ("show_command", "a study in the terminal, running or finished"),

@@ -11,7 +11,7 @@ float64 if an input is that, inside autocast too. No gradient reaches the teache
 
 Every loss raises `ValueError` for logits whose shapes differ or are not a floating [B, C] with
 B >= 1 and C >= 2, a target that is not int64 [B], T <= 0, and a prior that is not finite or not
-0-d; and `UserError` for an unknown evidence function.
+0-d (the teacher's may be `-inf`: its logits are the log of a concentration); and `UserError` for an unknown evidence function.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ from ekd_ray.losses.dirichlet import (
     prior_kl_loss,
     vacuity,
 )
+from ekd_ray.losses.ensemble import ensemble_log_concentration
 from ekd_ray.losses.evidential import EKD_WEIGHT, LOG_PRIOR, evidential
 from ekd_ray.losses.inputs import Scalar, at_least_float32, checked
 from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_TERM, KD_WEIGHT, STANDARDIZE, TEMPERATURE
@@ -101,6 +102,7 @@ __all__ = [
     "distribution_kd_loss",
     "prior_kl_loss",
     "dirichlet_kl",
+    "ensemble_log_concentration",
     # what they are made of
     "log_concentration",
     "log_expectation",

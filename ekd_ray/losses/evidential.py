@@ -15,6 +15,7 @@ from ekd_ray.losses.dirichlet import (
     EVIDENCE_FUNCTIONS,
     distribution_kd_loss,
     expected_cross_entropy,
+    is_concentration,
     prior_kl_loss,
 )
 from ekd_ray.losses.methods import (
@@ -90,6 +91,10 @@ def _second_order(out: Outputs) -> dict[str, Tensor]:
     student, teacher, _ = out.views
     # The temperature, learned or not, enters the first order only (EKD, current release).
     temperature, evidence = out.settings.ekd_temperature, out.settings.evidence
+    if is_concentration(out.statistics["teacher_log_prior"]):
+        # No student can put less than its prior on a class, and the divergence grows with the
+        # inverse of the teacher's concentration, which has no bound in an ensemble of softmaxes.
+        teacher = teacher.maximum(out.statistics["log_prior"].detach())
     value = distribution_kd_loss(student, teacher, temperature, evidence=evidence, **out.statistics)
     return {"ekd": out.sum_over_views(value)}
 

@@ -36,6 +36,7 @@ from ekd_ray.engine.teacher.table import (
 )
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import load_model
+from ekd_ray.models.ensemble import Ensemble
 
 # The network sees a multiple of this many images. On a CPU the last bits of a row depend on how
 # many are computed together: a matrix product of 1 to 3 rows (of a thread) takes another kernel.
@@ -76,7 +77,8 @@ class LiveTeacher:
     ) -> None:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.eval().requires_grad_(False).to(memory_format=layout)
-        float32_head(self.model)
+        for network in _members(self.model):
+            float32_head(network)
         self.normalization = parse_normalization(normalization)
         self.precision = precision
         self.channels_last = channels_last
@@ -193,6 +195,11 @@ class Teacher:
                 self._unwritten.clear()
 
 
+def _members(model: nn.Module) -> list[nn.Module]:
+    """The networks that give logits: those of an ensemble, or the model itself."""
+    return list(model.members) if isinstance(model, Ensemble) else [model]
+
+
 @functools.lru_cache(maxsize=2)
 def _network(
     name: str, path: str, sha256: str, key: str | None, normalization: str, num_classes: int,
@@ -201,7 +208,8 @@ def _network(
 ) -> LiveTeacher:  # fmt: skip
     model = load_model(name, num_classes, path, key=key)
     if folded:
-        fold_batch_norms(model, image_size)
+        for network in _members(model):
+            fold_batch_norms(network, image_size)
     return LiveTeacher(
         model.to(device), normalization, precision=precision, channels_last=channels_last
     )
