@@ -46,7 +46,6 @@ from ekd_ray.models import (
     read_metadata,
 )
 
-
 # Of the images that an ensemble gets, whose members normalise them.
 _AS_IT_IS = Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

@@ -11,7 +11,8 @@ float64 if an input is that, inside autocast too. No gradient reaches the teache
 
 Every loss raises `ValueError` for logits whose shapes differ or are not a floating [B, C] with
 B >= 1 and C >= 2, a target that is not int64 [B], T <= 0, and a prior that is not finite or not
-0-d (the teacher's may be `-inf`: its logits are the log of a concentration); and `UserError` for an unknown evidence function.
+0-d (but the teacher's may be `-inf`: its logits are the log of a concentration); and `UserError`
+for an unknown evidence function.
 """
 
 from typing import TYPE_CHECKING, Any

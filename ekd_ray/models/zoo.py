@@ -124,11 +124,11 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     """Build an untrained classifier: images `[B, 3, H, W]` -> logits `[B, num_classes]`.
 
     `name` is one of `model_names()` or `ALIASES`, `torchvision:<name>`, `timm:<name>`,
-    `package.module:function` of a plugin that was loaded, or `ensemble:<name>,<name>` (`Ensemble`). Initial weights are float32 and a
-    function of torch's global random state alone: seed or fork it around the call. The model
-    carries `ekd_name` (an alias stays the alias) and `ekd_num_classes`, which `load_weights`
-    compares with a file. Models for one image size (vision transformers, 224 x 224) raise
-    UserError in the forward for another.
+    `package.module:function` of a plugin that was loaded, or `ensemble:<name>,<name>`
+    (`Ensemble`). Initial weights are float32 and a function of torch's global random state alone:
+    seed or fork it around the call. The model carries `ekd_name` (an alias stays the alias) and
+    `ekd_num_classes`, which `load_weights` compares with a file. Models for one image size (vision
+    transformers, 224 x 224) raise UserError in the forward for another.
 
     Raises UserError for an unknown name, fewer than two classes, a library that is not installed, a
     module that is no plugin, and a builder of a plugin that fails or builds no `nn.Module`.
