@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ekd_ray.engine.measure import uncertainty as module
+from ekd_ray.engine.measure.ranking import aurc, auroc
 from ekd_ray.engine.measure.uncertainty import (
-    aurc,
-    auroc,
+    SCORES,
     dissonance,
     entropies,
+    score_images,
+    score_names,
     uncertainty,
     uncertainty_metrics,
 )
+from ekd_ray.errors import UserError
 from ekd_ray.losses import vacuity
 
 
@@ -222,6 +225,119 @@ def test_uncertainty_does_not_saturate(log_prior):
     empty = torch.stack((-margin, -margin - 1), 1)
     if log_prior is not None:
         assert (uncertainty(empty, log_prior).diff() > 0).all()
+
+
+# ---------------------------------------------------------------- scores
+
+
+def exact_scores(a):
+    """Those of a Dirichlet [C] of mpf, from their definitions, with the precision at hand."""
+    total = mpmath.fsum(a)
+    p = [x / total for x in a]
+    digamma = mpmath.digamma(total + 1)
+    entropy = -mpmath.fsum(x * mpmath.log(x) for x in p)
+    expected = -mpmath.fsum(
+        q * (mpmath.digamma(x + 1) - digamma) for q, x in zip(p, a, strict=True)
+    )
+    log_beta = mpmath.fsum(mpmath.loggamma(x) for x in a) - mpmath.loggamma(total)
+    spread = mpmath.fsum((x - 1) * mpmath.digamma(x) for x in a)
+    differential = log_beta + (total - len(a)) * mpmath.digamma(total) - spread
+    top = max(p)
+    return {
+        "max_probability": mpmath.log((1 - top) / top),
+        "entropy": entropy,
+        "expected_entropy": expected,
+        "mutual_information": entropy - expected,
+        "differential_entropy": differential,
+    }
+
+
+FORMS = {
+    "exp": mpmath.exp,
+    "softplus": lambda z: mpmath.log(1 + mpmath.exp(z)),
+    "relu": lambda z: max(z, mpmath.mpf(0)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("log_prior", [-20.0, -1.22, 3.0])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_scores_equal_arbitrary_precision(form, log_prior, scale):
+    logits, _ = draw(n=6, classes=5, scale=scale)
+    expected = {name: [] for name in SCORES}
+    with mpmath.workdps(120):
+        prior = mpmath.exp(log_prior)
+        for row in logits.tolist():
+            found = [FORMS[form](mpmath.mpf(z)) for z in row]
+            values = exact_scores([e + prior for e in found])
+            values["vacuity"] = mpmath.log(5 * prior / mpmath.fsum(found))
+            values["energy"] = -mpmath.log(mpmath.fsum(mpmath.exp(z) for z in row))
+            for name, value in values.items():
+                expected[name].append(float(value))
+    for name, values in expected.items():
+        found = score_images(name, logits, log_prior, evidence=form)
+        assert found.tolist() == pytest.approx(values, rel=1e-10, abs=1e-12), name
+
+
+def test_the_differential_entropy_equals_scipys_and_keeps_its_digits():
+    from scipy.stats import dirichlet
+
+    logits, _ = draw(n=20, classes=4, scale=2.0)
+    expected = [dirichlet(a).entropy() for a in (logits.exp() + math.exp(-1.22)).numpy()]
+    found = score_images("differential_entropy", logits, -1.22)
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+    for shift in (2.0, 2.9, 30.0, 300.0):  # scipy's has no digit from 30 on
+        with mpmath.workdps(400):
+            rows = [exact_concentration(row + shift, -1.22) for row in logits[:3]]
+            expected = [float(exact_scores(a)["differential_entropy"]) for a in rows]
+        found = score_images("differential_entropy", logits[:3] + shift, -1.22)
+        assert found.tolist() == pytest.approx(expected, rel=1e-11)
+
+
+def test_scores_of_a_softmax_are_those_of_its_probabilities():
+    logits, _ = draw()
+    p = logits.softmax(1)
+    found = {name: score_images(name, logits, None) for name in score_names(None)}
+    expected = {
+        "max_probability": torch.special.logit(1 - p.amax(1)),
+        "entropy": torch.special.entr(p).sum(1),
+        "energy": -logits.exp().sum(1).log(),
+    }
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, msg=name)
+
+
+def test_scores_of_a_concentration_with_its_prior_inside():
+    logits, _ = draw()
+    log_a = torch.logaddexp(logits, torch.tensor(0.5))
+    for name in SCORES.keys() - {"vacuity", "energy"}:
+        inside = score_images(name, log_a, -math.inf)
+        torch.testing.assert_close(inside, score_images(name, logits, 0.5), msg=name)
+    mass = math.log(logits.shape[1]) - log_a.logsumexp(1)
+    torch.testing.assert_close(score_images("vacuity", log_a, -math.inf), mass)
+
+
+@pytest.mark.parametrize("log_prior", [-1e3, -1.22, 2.0])
+@pytest.mark.parametrize("name", SCORES)
+def test_no_score_is_nan_at_extreme_logits(name, log_prior):
+    logits = torch.cat((torch.eye(9) * 2e4 - 1e4, 1e4 - torch.eye(9) * 2e4, torch.zeros(1, 9)))
+    found = score_images(name, logits, log_prior)
+    assert found.isfinite().all() and len(found) == 19
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_the_order_of_the_classes_moves_no_score(name):
+    logits, _ = draw(n=9)
+    moved = score_images(name, logits.flip(1), -1.22)
+    torch.testing.assert_close(moved, score_images(name, logits, -1.22), rtol=1e-9, atol=1e-12)
+
+
+def test_a_score_that_there_is_not():
+    with pytest.raises(UserError, match=r"vacuiti.*vacuity"):
+        score_images("vacuiti", torch.zeros(1, 2), 0.0)
+    with pytest.raises(UserError, match=r"evidential.*max_probability, entropy, energy"):
+        score_images("vacuity", torch.zeros(1, 2), None)
 
 
 # ---------------------------------------------------------------- rankings

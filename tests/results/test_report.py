@@ -25,7 +25,7 @@ from ekd_ray.engine.measure.gallery import FILE as GALLERY
 from ekd_ray.engine.measure.gallery import Gallery
 from ekd_ray.engine.measure.metrics import expected_calibration_error
 from ekd_ray.engine.measure.predictions import FILE, Predictions
-from ekd_ray.engine.measure.uncertainty import aurc
+from ekd_ray.engine.measure.ranking import aurc
 from ekd_ray.engine.pictures import reliability_bins
 from ekd_ray.errors import UserError
 from ekd_ray.results import Study

@@ -1,12 +1,9 @@
 """How uncertain a classifier is, and whether that uncertainty finds its errors.
 
-Two kinds of functions of the logits [N, C] of N images:
-
-- what an evidential network's Dirichlet says of each image, `a = exp(z) + e^lambda` with z the
-  logits and lambda the `log_prior`, `S = sum_k a_k`: dissonance, aleatoric and epistemic
-  entropy (vacuity is `ekd_ray.losses.vacuity`);
-- how well an uncertainty ranks: area under the risk-coverage curve, AUROC of errors and of
-  out-of-distribution images.
+Functions of the logits [N, C] of N images: the scores of `SCORES`, by which images are ranked from
+certain to uncertain, and what an evidential network's Dirichlet says of each image besides,
+`a = exp(z) + e^lambda` with z the logits and lambda the `log_prior`, `S = sum_k a_k` (vacuity
+itself is `ekd_ray.losses.vacuity`).
 
 Computed in float64 and from logarithms, so that logits of +-1e4 neither overflow nor tie, and
 in pieces of rows, so that the memory needed does not grow with N. No gradient flows.
@@ -16,10 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ekd_ray.engine.measure.ranking import aurc, auroc
+from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.losses.dirichlet import evidence as evidence_of
 from ekd_ray.losses.dirichlet import log_concentration, vacuity
 from ekd_ray.losses.inputs import check_logits, check_target
 
@@ -36,6 +37,8 @@ OPERATIONS_PER_PAIR = 5
 _SERIES_FROM = math.log(16.0)
 
 _TINY = torch.finfo(torch.float64).tiny
+# Below it 1/x overflows, of which the differential entropy is made.
+_LEAST_LOG = -700.0
 
 
 def _by_rows(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
@@ -107,25 +110,32 @@ def entropies(logits: Tensor, log_prior: float) -> tuple[Tensor, Tensor]:
     Malinin and Gales, "Predictive uncertainty estimation via prior networks", NeurIPS 2018
     (expected data uncertainty, mutual information).
     """
-    aleatoric, epistemic = _by_rows(lambda z: _entropies(z, log_prior), logits).unbind(1)
+    found = _by_rows(lambda z: _entropies(log_concentration(z, log_prior)), logits)
+    aleatoric, epistemic = found.unbind(1)
     return aleatoric, epistemic
 
 
-def _entropies(z: Tensor, log_prior: float) -> Tensor:
+def _entropies(log_a: Tensor) -> Tensor:
     """[N, 2]. With `g(x) = psi(x + 1) - log(x)` and `p = a / S`, the digammas' logarithms give
     the entropy of p, and what is left of them, `sum_k p_k g(a_k) - g(S)`, is the epistemic part.
     """
-    log_a = log_concentration(z, log_prior)
-    top = log_a.max(dim=1, keepdim=True)
-    relative = log_a - top.values
-    # log1p keeps the entropy of a row with one dominant class, which log_softmax rounds away.
-    log_total = relative.exp().scatter(1, top.indices, 0.0).sum(dim=1, keepdim=True).log1p()
-    log_p = relative - log_total
-    g_classes, g_total = _digamma_rest(log_a), _digamma_rest(top.values + log_total)
+    log_p, log_total = _log_mean(log_a)
+    g_classes, g_total = _digamma_rest(log_a), _digamma_rest(log_total)
     p = log_p.exp()
     aleatoric = (p * (g_total - g_classes - log_p)).sum(dim=1)
     epistemic = (p * g_classes).sum(dim=1) - g_total.squeeze(1)
     return torch.stack((aleatoric, epistemic), dim=1).clamp(min=0.0)
+
+
+def _log_mean(log_a: Tensor) -> tuple[Tensor, Tensor]:
+    """log(a / S) [N, C] and log(S) [N, 1].
+
+    log1p keeps the entropy of a row with one dominant class, which log_softmax rounds away.
+    """
+    top = log_a.max(dim=1, keepdim=True)
+    relative = log_a - top.values
+    rest = relative.exp().scatter(1, top.indices, 0.0).sum(dim=1, keepdim=True).log1p()
+    return relative - rest, top.values + rest
 
 
 def _digamma_rest(log_x: Tensor) -> Tensor:
@@ -138,108 +148,149 @@ def _digamma_rest(log_x: Tensor) -> Tensor:
     return torch.where(log_x < _SERIES_FROM, exact, inverse / 2 - y * tail)
 
 
-def uncertainty(logits: Tensor, log_prior: float | None) -> Tensor:
-    """The score that ranks predictions from certain to uncertain, as log-odds.
+def _entropy(log_a: Tensor) -> Tensor:
+    log_p, _ = _log_mean(log_a)
+    return -(log_p.exp() * log_p).sum(dim=1).clamp(max=0.0)
 
-    An evidential network's is its vacuity `v = C e^lambda / S`, a softmax one's is
-    `v = 1 - max_k p_k` (Hendrycks and Gimpel, "A baseline for detecting misclassified and
-    out-of-distribution examples", ICLR 2017). Both are returned as `log(v / (1 - v))`, which
-    ranks alike (sigmoid gives v back) and ties nowhere by saturation at 0 or at 1. For the
-    evidential network that is `lambda + log C - logsumexp(z)`, the ranking of the energy score
-    (Liu et al., NeurIPS 2020).
+
+def _differential_entropy(log_a: Tensor) -> Tensor:
+    """With `r(x) = lnG(x) - (x - 1) psi(x) + x` it is `sum_k r(a_k) - r(S) - (C - 1) psi(S)`, in
+    which S and the sum of the a_k, of the size of S log(S), have cancelled."""
+    log_a = log_a.clamp(min=_LEAST_LOG)
+    log_total = log_a.logsumexp(dim=1)
+    digamma = _digamma_rest(log_total) + log_total - (-log_total).exp()
+    rest = _log_gamma_rest(log_a).sum(dim=1) - _log_gamma_rest(log_total)
+    return rest - (log_a.shape[1] - 1) * digamma
+
+
+def _log_gamma_rest(log_x: Tensor) -> Tensor:
+    """`lnG(x) - (x - 1) psi(x) + x` from log(x): about log(2 pi e x) / 2 for large x."""
+    x, inverse = log_x.exp(), (-log_x).exp()
+    y = inverse.square()
+    # B_2k / 2k * (2k / (2k - 1) - 1/x) / x^(2k - 1) of Stirling's series and of its derivative.
+    terms = ((1 / 12, 2), (-1 / 120, 4 / 3), (1 / 252, 6 / 5), (-1 / 240, 8 / 7), (1 / 132, 10 / 9))
+    tail = torch.zeros_like(log_x)
+    for factor, ratio in reversed(terms):
+        tail = tail * y + factor * (ratio - inverse)
+    series = (log_x + math.log(2 * math.pi) + 1 - inverse) / 2 + tail * inverse
+    exact = torch.lgamma(x) - (x - 1) * torch.digamma(x) + x
+    return torch.where(log_x < _SERIES_FROM, exact, series)
+
+
+def _vacuity(of: Belief) -> Tensor:
+    prior = 0.0 if of.log_prior is None else of.log_prior
+    return prior + math.log(of.logits.shape[1]) - of.log_evidence.logsumexp(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Belief:
+    """Of N images `logits`, `log_evidence` and `log_concentration`, [N, C] float64, which of a
+    softmax network are all its logits, and the prior, if there is one beside them."""
+
+    logits: Tensor
+    log_evidence: Tensor
+    log_concentration: Tensor
+    log_prior: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A way to rank images: `of` a belief gives [N], more is less certain; `dirichlet` says that a
+    softmax network has none."""
+
+    of: Callable[[Belief], Tensor]
+    dirichlet: bool = False
+
+
+SCORES = {
+    # As log-odds of 1 - max p. Hendrycks and Gimpel, ICLR 2017.
+    "max_probability": Score(of=lambda b: _log_odds_of_an_error(b.log_concentration)),
+    "entropy": Score(of=lambda b: _entropy(b.log_concentration)),
+    # -logsumexp(z). Liu et al., NeurIPS 2020.
+    "energy": Score(of=lambda b: -b.logits.logsumexp(dim=1)),
+    # Malinin and Gales, NeurIPS 2018: `entropies`, and the differential entropy, in nats.
+    "expected_entropy": Score(of=lambda b: _entropies(b.log_concentration)[:, 0], dirichlet=True),
+    "mutual_information": Score(of=lambda b: _entropies(b.log_concentration)[:, 1], dirichlet=True),
+    "differential_entropy": Score(
+        of=lambda b: _differential_entropy(b.log_concentration), dirichlet=True
+    ),
+    # The Dirichlet's mass, as log-odds of the vacuity. Sensoy et al., NeurIPS 2018.
+    "vacuity": Score(of=_vacuity, dirichlet=True),
+}
+
+
+def score_names(log_prior: float | None) -> list[str]:
+    """The scores that a network has: those of a Dirichlet need a prior."""
+    return [name for name, kind in SCORES.items() if log_prior is not None or not kind.dirichlet]
+
+
+def default_score(log_prior: float | None) -> str:
+    """The score that ranks where none is chosen: `vacuity` of a Dirichlet, else
+    `max_probability`."""
+    return "max_probability" if log_prior is None else "vacuity"
+
+
+def score_images(
+    name: str, logits: Tensor, log_prior: float | None, *, evidence: str = "exp"
+) -> Tensor:
+    """A score of `SCORES` of every image, more is less certain.
+
+    `max_probability` and `vacuity` are log-odds, `log(v / (1 - v))` of v in [0, 1], which rank as
+    v does and tie nowhere by saturation; the others are in nats.
+
+    Args:
+        name: of `SCORES`.
+        logits: [N, C], any float dtype.
+        log_prior: lambda of an evidential network; None for a softmax one; -inf where the logits
+            are the logarithms of a concentration that has its prior in it, as an ensemble's (their
+            vacuity is then against a mass of 1 a class).
+        evidence: the form of the evidence, of `EVIDENCE_FUNCTIONS`; `exp` does not saturate here.
+
+    Returns:
+        [N] float64.
+
+    Raises:
+        UserError: an unknown name, or one that needs a Dirichlet, of a softmax network.
+        ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2; a prior that is
+            not finite.
+    """
+    if name not in SCORES:
+        raise unknown_name("score", name, SCORES)
+    if name not in score_names(log_prior):
+        raise UserError(
+            f"the score {name} is of evidential networks, and this is none: give one of "
+            f"{', '.join(score_names(log_prior))}."
+        )
+    return _by_rows(lambda z: SCORES[name].of(_belief(z, log_prior, evidence)), logits)
+
+
+def _belief(z: Tensor, log_prior: float | None, kind: str) -> Belief:
+    if log_prior is None or log_prior == -math.inf:
+        return Belief(logits=z, log_evidence=z, log_concentration=z, log_prior=None)
+    log_evidence = z if kind == "exp" else evidence_of(z, kind).log()
+    return Belief(
+        logits=z, log_evidence=log_evidence,
+        log_concentration=log_concentration(log_evidence, log_prior), log_prior=log_prior,
+    )  # fmt: skip
+
+
+def uncertainty(logits: Tensor, log_prior: float | None) -> Tensor:
+    """The score by which predictions are ranked where none is chosen, see `default_score`.
+
+    An evidential network's is the log-odds of its vacuity `v = C e^lambda / S`, that is
+    `lambda + log C - logsumexp(z)`, the ranking of the energy; a softmax one's that of
+    `v = 1 - max_k p_k`. Sigmoid gives v back.
 
     Logits and what is raised as in `dissonance`; `log_prior` is None for a softmax network.
     Returns [N] float64, more is less certain.
     """
-    if log_prior is None:
-        return _by_rows(_log_odds_of_an_error, logits)
-    prior_mass = log_prior + math.log(logits.shape[-1])
-    return _by_rows(lambda z: prior_mass - z.logsumexp(dim=1), logits)
+    return score_images(default_score(log_prior), logits, log_prior)
 
 
 def _log_odds_of_an_error(z: Tensor) -> Tensor:
     top = z.max(dim=1, keepdim=True)
     rest = z.scatter(1, top.indices, -math.inf)
     return rest.logsumexp(dim=1) - top.values.squeeze(1)
-
-
-def _check_scores(**scores: Tensor) -> None:
-    for name, tensor in scores.items():
-        if tensor.dim() != 1 or not len(tensor):
-            raise ValueError(f"{name} must be [N] with N >= 1, got {tuple(tensor.shape)}")
-
-
-def _ranks(scores: Tensor) -> Tensor | None:
-    """[N] int64 on the CPU: dense ranks from 0, equal for equal scores; None if any is NaN."""
-    scores = scores.detach().cpu().double()
-    return None if scores.isnan().any() else torch.unique(scores, return_inverse=True)[1]
-
-
-def aurc(uncertainty: Tensor, wrong: Tensor) -> float:
-    """Area under the risk-coverage curve: the error rate when the uncertain are left out.
-
-    `1 / N * sum_k (errors among the k most certain) / k`. Within a group of equal uncertainties
-    it is the expected value over all orders of the group, so the order given does not matter.
-
-    Args:
-        uncertainty: [N], any float dtype; infinities are legal.
-        wrong: [N] bool, whether the prediction is an error.
-
-    Returns:
-        In [0, 1], less is better; the error rate if all uncertainties are equal; NaN if one of
-        them is NaN.
-
-    Raises:
-        ValueError: other shapes or dtypes, or N = 0.
-
-    Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
-    """
-    _check_scores(uncertainty=uncertainty)
-    if wrong.dtype != torch.bool or wrong.shape != uncertainty.shape:
-        raise ValueError(
-            f"wrong must be bool {tuple(uncertainty.shape)}, got {wrong.dtype} {tuple(wrong.shape)}"
-        )
-    ranks = _ranks(uncertainty)
-    if ranks is None:
-        return math.nan
-    order = ranks.argsort()
-    # A member of a group of m with w errors is wrong w / m times on average over its orders.
-    size = torch.bincount(ranks).double()
-    errors = torch.bincount(ranks, weights=wrong.cpu().double())
-    expected = (errors / size)[ranks[order]].cumsum(dim=0)
-    return float((expected / torch.arange(1, len(ranks) + 1)).mean())
-
-
-def auroc(certain: Tensor, uncertain: Tensor) -> float:
-    """Probability that an image that should be uncertain is so, more than one that should not.
-
-    Equal scores count half. The images that should be are errors, or come from outside of the
-    data set.
-
-    Args:
-        certain: [N], any float dtype; infinities are legal.
-        uncertain: [M].
-
-    Returns:
-        Area under the ROC curve in [0, 1], 0.5 is chance; NaN if a score is NaN.
-
-    Raises:
-        ValueError: either is not one-dimensional or is empty.
-
-    Hendrycks and Gimpel, ICLR 2017.
-    """
-    _check_scores(certain=certain, uncertain=uncertain)
-    ranks = _ranks(torch.cat((certain, uncertain)))
-    if ranks is None:
-        return math.nan
-    # By ranks, in a few lines: what scikit-learn costs to import, every process of trials pays.
-    size = int(ranks.max()) + 1
-    below, above = (
-        torch.bincount(part, minlength=size).double()
-        for part in ranks.split([len(certain), len(uncertain)])
-    )
-    won = above @ (below.cumsum(dim=0) - below / 2)  # against equals, half of the pairs
-    return float(won / (above.sum() * below.sum()))
 
 
 def uncertainty_metrics(
