@@ -1,0 +1,192 @@
+"""What a classifier keeps of its accuracy and its calibration on corrupted pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import Stage
+from ekd_ray.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, published_pictures
+from ekd_ray.engine.evaluate import predict
+from ekd_ray.engine.measure.metrics import classification_metrics
+from ekd_ray.engine.rundata import RunData
+from ekd_ray.errors import UserError, require
+from ekd_ray.files import read_json, write_json
+
+FILE = "corruptions.json"
+METRICS = ("top1", "nll", "ece", "aurc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftRow:
+    """Metrics of a split under one corruption at one severity; of the clean one ("", 0)."""
+
+    corruption: str
+    severity: int
+    top1: float
+    nll: float
+    ece: float
+    aurc: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """Metrics of `images` pictures, clean first, then by corruption and severity.
+
+    `seed` is that of pictures made here, None for published files.
+    """
+
+    rows: tuple[ShiftRow, ...]
+    images: int
+    seed: int | None
+
+    @property
+    def corruption_errors(self) -> dict[str, float]:
+        """The error of each corruption, a mean over the severities."""
+        names = dict.fromkeys(row.corruption for row in self.rows if row.severity)
+        return {
+            name: fmean(1 - row.top1 for row in self.rows if row.corruption == name)
+            for name in names
+        }
+
+    @property
+    def mean_corruption_error(self) -> float:
+        """The mean over the corruptions of `corruption_errors`: against no baseline, as is usual
+        of CIFAR-10-C. (That of ImageNet-C divides each by AlexNet's first.)"""
+        return fmean(self.corruption_errors.values())
+
+    def by_severity(self, metric: str) -> list[float]:
+        """The mean over the corruptions of a metric of `METRICS` at severity 0 (clean) to 5."""
+        rows = ([r for r in self.rows if r.severity == at] for at in (0, *SEVERITIES))
+        return [fmean(getattr(row, metric) for row in found) for found in rows]
+
+    def save(self, path: Path) -> None:
+        """Write to a JSON file, atomically."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; raises `UserError` for any other content."""
+        values = read_json(path)
+        try:
+            rows = tuple(ShiftRow(**row) for row in values["rows"])
+            found = cls(rows=rows, images=values["images"], seed=values["seed"])
+            found._check()
+        except Exception as error:  # damage comes as errors of every kind
+            raise UserError(f"{path} is damaged: measure it again.") from error
+        return found
+
+    def _check(self) -> None:
+        """Raise `AssertionError` unless every severity is there, and every figure is one."""
+        severities = {row.severity for row in self.rows}
+        figures = [getattr(row, name) for row in self.rows for name in METRICS]
+        sound = (
+            severities == {0, *SEVERITIES}
+            and all(isinstance(row.corruption, str) for row in self.rows)
+            and all(type(value) is float and abs(value) < float("inf") for value in figures)
+            and type(self.images) is int
+        )
+        require(sound, "no metrics of corruptions")
+
+
+@dataclass(frozen=True)
+class _Corrupted:
+    """A split whose evaluation views are spoiled, with what `predict` asks of a `Stage`."""
+
+    stage: Stage
+    name: str
+    severity: int
+    seed: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.stage.device
+
+    def evaluation(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        start = 0
+        for images, labels in self.stage.evaluation(ids, batch_size):
+            part = ids[start : start + len(images)]
+            start += len(images)
+            spoiled = corrupt(images, self.name, self.severity, seed=self.seed, sample_ids=part)
+            yield spoiled.to(images.device), labels
+
+
+@dataclass(frozen=True)
+class _Published:
+    """One severity of published pictures, with what `predict` asks of a `Stage`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    device: torch.device
+
+    def evaluation(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(ids), batch_size):
+            part = ids[start : start + batch_size]
+            images = torch.from_numpy(self.images[part]).permute(0, 3, 1, 2).contiguous()
+            yield images.to(self.device), torch.from_numpy(self.labels[part]).to(self.device)
+
+
+def measure_shift(
+    model: nn.Module,
+    data: RunData,
+    sample_ids: np.ndarray,
+    *,
+    config: DistillConfig,
+    precision: str,
+    log_prior: float | None,
+    seed: int = 0,
+    published: Path | None = None,
+    corruptions: Sequence[str] = tuple(CORRUPTIONS),
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Shift:
+    """Metrics of a model on clean pictures and on all corruptions at all severities.
+
+    Args:
+        model: in evaluation mode, on the device of `data`.
+        sample_ids: int64 [N], of the images of `data` that are spoiled; of published files the
+            first N pictures are taken.
+        log_prior: of an evidential model, log of the prior mass per class; None for a softmax.
+        seed: of what the corruptions draw.
+        published: folder of `NAME.npy` and `labels.npy` to be read in their place; those of
+            CIFAR-10-C. The clean pictures are those of `data`.
+        on_progress: called with (splits done, splits in all).
+
+    Raises:
+        UserError: an unknown corruption, or published files that are missing or no such files;
+            before the first picture is looked at.
+    """
+    splits: list[tuple[str, int, Any]] = [("", 0, data.images)]
+    for name in corruptions:
+        if published is not None:
+            images, labels = published_pictures(published, name, data.num_classes)
+            count = len(labels) // len(SEVERITIES)
+            parts = [slice(s * count, s * count + len(sample_ids)) for s in range(len(SEVERITIES))]
+            stages: list[Any] = [
+                _Published(images[part], labels[part], data.images.device) for part in parts
+            ]
+        else:
+            stages = [_Corrupted(data.images, name, severity, seed) for severity in SEVERITIES]
+        splits += [(name, *split) for split in zip(SEVERITIES, stages, strict=True)]
+    rows = []
+    for number, (name, severity, stage) in enumerate(splits):
+        on_progress(number, len(splits))
+        ids = sample_ids
+        if isinstance(stage, _Published):
+            ids = np.arange(len(stage.labels))
+        logits, labels = predict(model, data, cast(Stage, stage), ids, config, precision)
+        found = classification_metrics(logits, labels, log_prior=log_prior)
+        rows.append(
+            ShiftRow(corruption=name, severity=severity, **{key: found[key] for key in METRICS})
+        )
+    on_progress(len(splits), len(splits))
+    return Shift(
+        rows=tuple(rows), images=len(sample_ids), seed=None if published is not None else seed
+    )
