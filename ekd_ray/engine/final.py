@@ -50,6 +50,8 @@ def evaluate_test(
     )
     if keep and ranks.is_first():
         _keep_predictions(keep, found, data, result)
+        if method_of(config).needs_teacher:
+            _keep_inheritance(keep, found, data, result)
     return {f"test_{name}": value for name, value in found.metrics.items()}
 
 
@@ -80,6 +82,27 @@ def _keep_predictions(path: Path, found: Evaluation, data: RunData, result: Trai
         mistakes=len(mistakes), images=shown, teacher=teacher, distances=distances.float(),
         thumbnails=shrink_images(data.images, ids[shown.numpy()]),
     ).save(path.with_name(GALLERY))  # fmt: skip
+
+
+def _keep_inheritance(path: Path, found: Evaluation, data: RunData, result: TrainedStudent) -> None:
+    """Write the `Inheritance` beside the `Predictions`, of the images whose logits are kept."""
+    config, precision = result.config, result.precision
+    network = live_teacher(
+        config, data.num_classes, precision=precision, device=data.images.device
+    )
+    splits = {"test": (data.images, data.validation_ids)}
+    if data.ood_images is not None:
+        splits["ood"] = (data.ood_images, data.ood_ids)
+    pairs = {}
+    for name, (stage, ids) in splits.items():
+        kept = ids[kept_images(len(ids), data.num_classes).numpy()]
+        student, _ = predict(result.model, data, stage, kept, config, precision)
+        # As the student's images are: of another size they are resized to that of the data set.
+        asked = [network(images).cpu() for images in sized_images(stage, kept, data)]
+        pairs[name] = (student.cpu(), torch.cat(asked))
+    Inheritance.of(
+        pairs, log_prior=result.log_prior, teacher_log_prior=teacher_priors(config)[1]
+    ).save(path.with_name(INHERITED))
 
 
 def save_student(result: TrainedStudent, path: Path, *, data_root: str | None) -> None:

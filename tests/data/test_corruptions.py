@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -72,11 +73,11 @@ def test_pictures_of_any_size_are_spoiled(name, size):
         assert found.shape == images.shape
 
 
-@pytest.mark.parametrize("name", (*NOISES, *BLURS, "contrast", "brightness", "fog"))
+@pytest.mark.parametrize("name", [*NOISES, *BLURS, "contrast", "brightness", "fog"])
 def test_the_severity_takes_a_picture_further_from_itself(name):
     images = scene(4)
     gaps = [(spoiled(images, name, s).float() - images).square().mean().item() for s in SEVERITIES]
-    assert all(after >= 0.98 * before for before, after in zip(gaps, gaps[1:], strict=False)), gaps
+    assert all(after >= 0.98 * before for before, after in itertools.pairwise(gaps)), gaps
     assert gaps[-1] > 1.5 * gaps[0]
 
 
@@ -136,8 +137,7 @@ def test_contrast_draws_channels_to_their_mean():
     assert (spoiled(images.byte(), "contrast", 5).double() - expected).abs().max() <= 0.51
 
 
-@pytest.mark.parametrize("name", ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
-                                  "elastic_transform", "pixelate"))  # fmt: skip
+@pytest.mark.parametrize("name", [*BLURS[:3], "glass_blur", "elastic_transform", "pixelate"])
 def test_what_moves_light_about_leaves_an_even_picture_as_it_is(name):
     found = spoiled(flat(90, 32), name, 5).int()
     assert (found - 90).abs().max() <= 1

@@ -160,7 +160,7 @@ def objective(method, teacher="ensemble:resnet8,resnet8", **values):
 def test_ekd_does_not_ask_for_less_of_a_class_than_the_students_prior():
     log_a, student = ensemble_log_concentration(draw().log_softmax(2)), draw(members=1, seed=1)[0]
     log_a[:, 0], target = -30.0, torch.zeros(4, dtype=torch.int64)
-    total, terms = objective("ekd", log_prior=-0.9, ekd_warmup=0)(
+    total, terms = objective("ekd", log_prior=-0.9, ekd_warmup=0, ekd_weight=4.5)(
         student.float(), log_a.float(), target, 1
     )
     raised = Dirichlet(log_a.exp().clamp(min=math.exp(-0.9)))
@@ -193,3 +193,11 @@ def test_the_other_methods_see_the_mean_of_its_members(method):
     ]
     for name in {*results[0]} - {"ekd"}:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_its_second_order_weighs_little_unless_it_is_told():
+    """At the weight of a single teacher students lose all of their evidence."""
+    for teacher, weight in (("ensemble:resnet8,resnet8", 0.05), ("resnet8", 4.5)):
+        config = resolve_method(DistillConfig(method="ekd", teacher=teacher))
+        assert config.ekd_weight == weight
+    assert objective("ekd", ekd_weight=2.0).config.ekd_weight == 2.0

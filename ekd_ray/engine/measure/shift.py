@@ -18,7 +18,7 @@ from ekd_ray.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, published
 from ekd_ray.engine.evaluate import predict
 from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.rundata import RunData
-from ekd_ray.errors import UserError, require
+from ekd_ray.errors import UserError, require, unknown_name
 from ekd_ray.files import read_json, write_json
 
 FILE = "corruptions.json"
@@ -144,7 +144,7 @@ def measure_shift(
     log_prior: float | None,
     seed: int = 0,
     published: Path | None = None,
-    corruptions: Sequence[str] = tuple(CORRUPTIONS),
+    corruptions: Sequence[str],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Shift:
     """Metrics of a model on clean pictures and on all corruptions at all severities.
@@ -157,12 +157,16 @@ def measure_shift(
         seed: of what the corruptions draw.
         published: folder of `NAME.npy` and `labels.npy` to be read in their place; those of
             CIFAR-10-C. The clean pictures are those of `data`.
+        corruptions: names of `CORRUPTIONS`, one or more.
         on_progress: called with (splits done, splits in all).
 
     Raises:
         UserError: an unknown corruption, or published files that are missing or no such files;
             before the first picture is looked at.
     """
+    if not corruptions or not {*corruptions} <= {*CORRUPTIONS}:
+        strange = next((name for name in corruptions if name not in CORRUPTIONS), "")
+        raise unknown_name("corruption", strange, CORRUPTIONS)
     splits: list[tuple[str, int, Any]] = [("", 0, data.images)]
     for name in corruptions:
         if published is not None:

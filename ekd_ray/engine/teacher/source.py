@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import shutil
@@ -259,6 +260,29 @@ def load_teacher(
     size = _table_bytes(config, len(data.images), data.images.num_views, data.num_classes)
     wanted = _wants_tables(config, size)
     return Teacher(network, spec.row_format, _open(config, spec, wanted=wanted), layers)
+
+
+def evaluation_logits(
+    config: DistillConfig, data: RunData, sample_ids: Ids, *, precision: str, device: torch.device
+) -> Tensor:
+    """The teacher's logits float32 [N, C], on the device, on images as evaluation sees them.
+
+    They have a table of their own beside that of the views, so that a warm run needs no teacher.
+    """
+    spec = table_spec(config, data, precision=precision)
+    facts = {**spec.facts, "view_scheme": "evaluation", "view_seed": None}
+    spec = dataclasses.replace(spec, num_views=1, facts=facts)
+    network = functools.partial(
+        live_teacher, config, data.num_classes, precision=precision, device=device
+    )
+    table = _open(config, spec, wanted=_wants_tables(config, spec.size))
+    teacher, parts, start = Teacher(network, spec.row_format, table), [], 0
+    for images, _ in data.images.evaluation(sample_ids, ROWS_ON_GPU):
+        ids = sample_ids[start : start + len(images)]
+        start += len(images)
+        parts.append(teacher.logits(images, ids, np.zeros_like(ids)))
+    teacher.flush()
+    return torch.cat(parts)
 
 
 def table_spec(

@@ -46,6 +46,7 @@ from ekd_ray.results.words import (
 if TYPE_CHECKING:
     from ekd_ray.engine.measure.gallery import Gallery
     from ekd_ray.engine.measure.predictions import Predictions
+    from ekd_ray.engine.measure.shift import Shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,11 @@ class Content:
     saved: Savings
     teacher: TeacherFigures | None
     damaged: list[str]
+
+    @cached_property
+    def shift(self) -> Shift | None:
+        """What the exported weights keep under corruptions, where that was measured."""
+        return _read_shift(self.study)
 
     @cached_property
     def predictions(self) -> dict[str, list[Predictions]]:
@@ -152,6 +158,19 @@ def _read_exported(study: StudyReader, name: str) -> tuple[Predictions, Gallery 
     except UserError as error:
         warnings.warn(str(error), stacklevel=2)
         return found, None
+
+
+def _read_shift(study: StudyReader) -> Shift | None:
+    from ekd_ray.engine.measure.shift import FILE, Shift  # loads torch
+
+    path = study.path / FILE
+    if not path.is_file():
+        return None
+    try:
+        return Shift.load(path)
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
 
 
 def measure_correlation_gaps(content: Content) -> dict[str, tuple[Row, np.ndarray]]:
