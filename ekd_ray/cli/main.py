@@ -54,6 +54,10 @@ GROUPS = {
     },
     "use": {
         "export": ("export_command", "the winner as a folder: weights, configuration, evidence"),
+        "evaluate": (
+            "evaluate_command",
+            "an exported winner's figures, its uncertainty among them",
+        ),
         "predict": ("predict_command", "pictures with an exported winner, as a table"),
         "reproduce": ("reproduce_command", "train an exported winner again, and compare"),
         "portfolio": ("portfolio_command", "what is good for all studies at hand, for a new one"),

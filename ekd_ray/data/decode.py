@@ -150,8 +150,13 @@ def fit_picture(image: Any, size: int, *, margin: bool, name: str = "the image")
 
 def fit_file(path: str, size: int, *, margin: bool) -> UInt8Array:
     """`fit_picture` of an image file; raises UserError, with its name, if it is not readable."""
-    with _opened(read_picture(path), path) as image:
-        return fit_picture(image, size, margin=margin, name=path)
+    return fit_bytes(read_picture(path), size, margin=margin, name=path)
+
+
+def fit_bytes(data: bytes, size: int, *, margin: bool, name: str) -> UInt8Array:
+    """`fit_picture` of the bytes of a picture; raises UserError if they are none."""
+    with _opened(data, name) as image:
+        return fit_picture(image, size, margin=margin, name=name)
 
 
 def _cut(image: Any, region: Region, size: int, *, whole_pixels: bool, name: str) -> UInt8Array:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from ekd_ray.data import dataset_info
+from ekd_ray.config import DistillConfig
+from ekd_ray.data import Stage, dataset_info
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import TrainedStudent
-from ekd_ray.engine.evaluate import Evaluation, evaluate_model
+from ekd_ray.engine.evaluate import Evaluation, predict
+from ekd_ray.engine.measure.assessment import assess
 from ekd_ray.engine.measure.gallery import FILE as GALLERY
 from ekd_ray.engine.measure.gallery import (
     MOST_SHOWN,
@@ -20,6 +26,7 @@ from ekd_ray.engine.measure.gallery import (
 )
 from ekd_ray.engine.measure.predictions import Predictions, kept_images, teacher_predictions
 from ekd_ray.engine.measure.teacher_pass import teacher_priors
+from ekd_ray.engine.outside import generated_sets, set_names
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.resolve import input_normalization
 from ekd_ray.engine.run_stage import RunStage
@@ -27,12 +34,13 @@ from ekd_ray.engine.rundata import RunData, load_test_data
 from ekd_ray.models import save_weights
 
 WEIGHTS = "model.safetensors"
+Outside = tuple[Stage, np.ndarray | None]
 
 
 def evaluate_test(
     result: TrainedStudent, *, stage: RunStage, data_root: str | None, keep: Path | None = None
 ) -> dict[str, float]:
-    """Read the test split: metrics as `test_<name>`, see `classification_metrics`.
+    """Read the test split: metrics as `test_<name>`, see `assess_model`.
 
     Where there are several ranks, all of them must call: each looks at its share.
 
@@ -44,15 +52,61 @@ def evaluate_test(
     """
     config, precision, log_prior = result.config, result.precision, result.log_prior
     data = load_test_data(config, stage=stage, data_root=data_root, device=pick_device())
-    ids = data.validation_ids
-    found = evaluate_model(
-        result.model, data, ids, config=config, precision=precision, log_prior=log_prior
-    )
+    found = assess_model(
+        result.model, data, own_outside(config, data), config=config, precision=precision,
+        log_prior=log_prior,
+    )  # fmt: skip
     if keep and ranks.is_first():
         _keep_predictions(keep, found, data, result)
         if method_of(config).needs_teacher:
             _keep_inheritance(keep, found, data, result)
     return {f"test_{name}": value for name, value in found.metrics.items()}
+
+
+def own_outside(config: DistillConfig, data: RunData) -> dict[str, Outside]:
+    """The out-of-distribution sets of a final evaluation: the run's own, and generated images."""
+    found = {kind: (stage, None) for kind, stage in generated_sets(data).items()}
+    if config.ood_dataset is None or data.ood_images is None:
+        return dict(found)
+    name, *_ = set_names([config.ood_dataset])
+    return {name: (data.ood_images, data.ood_ids), **found}
+
+
+def assess_model(
+    model: nn.Module,
+    data: RunData,
+    outside: Mapping[str, Outside],
+    *,
+    config: DistillConfig,
+    precision: str,
+    log_prior: float | None,
+    classes: Tensor | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Evaluate a model on the images that `data` holds out, with all metrics of `assess`.
+
+    Where there are several ranks, all of them must call: each looks at its share.
+
+    Args:
+        outside: a stage of each out-of-distribution set, and which of its images (None: all).
+        classes: int64 [K], the student's class of each of the data's; None where they are equal.
+        **options: of `assess`.
+    """
+    model.eval()
+    logits, labels = predict(model, data, data.images, data.validation_ids, config, precision)
+    labels = labels if classes is None else classes.to(labels.device)[labels]
+    others = {}
+    for name, (stage, ids) in outside.items():
+        chosen = np.arange(len(stage)) if ids is None else ids
+        others[name], _ = predict(model, data, stage, chosen, config, precision)
+    metrics = {}
+    if ranks.is_first():  # one set of figures must decide
+        metrics = assess(logits, labels, log_prior=log_prior, outside=others, **options)
+        if config.ood_dataset is not None and data.ood_images is not None:
+            name, *_ = set_names([config.ood_dataset])
+            if f"ood_{name}_auroc" in metrics:
+                metrics["ood_auroc"] = metrics[f"ood_{name}_auroc"]
+    return Evaluation(logits, labels, ranks.from_first(metrics))
 
 
 def _keep_predictions(path: Path, found: Evaluation, data: RunData, result: TrainedStudent) -> None:

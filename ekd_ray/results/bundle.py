@@ -28,10 +28,10 @@ from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
 from ekd_ray.data import check_class_names, dataset_info, load_dataset
 from ekd_ray.engine.data_pin import check_pinned
 from ekd_ray.engine.determinism import arithmetic
-from ekd_ray.engine.evaluate import evaluate_model, predict
-from ekd_ray.engine.final import WEIGHTS
+from ekd_ray.engine.final import WEIGHTS, assess_model, own_outside
 from ekd_ray.engine.history import HISTORY, read_history
-from ekd_ray.engine.measure.metrics import class_recalls, classification_metrics
+from ekd_ray.engine.measure.assessment import COVERAGES as SHARES
+from ekd_ray.engine.measure.metrics import class_recalls
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.precision import environment, pick_device
@@ -54,6 +54,7 @@ from ekd_ray.files import (
 from ekd_ray.models import WeightsMetadata, load_model, read_metadata
 from ekd_ray.remote.hub import PREFIX, fetch_folder, parse_hub_name, push_folder
 from ekd_ray.results.card import UNKNOWN_LICENSE, check_license, model_card
+from ekd_ray.results.evaluation import check_options, find_outside
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
 from ekd_ray.results.html import facts_html
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
@@ -289,40 +290,60 @@ class Bundle:
 
     @checks_arguments
     def evaluate(
-        self, *, dataset: str | None = None, data_root: str | None = None
+        self,
+        *,
+        dataset: str | None = None,
+        data_root: str | None = None,
+        ood_datasets: Sequence[str] | None = None,
+        scores: Sequence[str] = (),
+        coverages: Sequence[float] = SHARES,
+        resamples: int = 0,
     ) -> dict[str, float]:
-        """Metrics of the stored weights on a test split, as `test_<name>`.
+        """Metrics of the stored weights on a test split, as `test_<name>`, see `assess`.
 
         Args:
             dataset: where the bundle's own is, or another one, whose classes are among the bundle's
                 by name; images of another size are resized as the student needs them.
+            ood_datasets: out-of-distribution sets: data sets by name (their test split),
+                `folder:PATH` also of pictures without classes, `noise` and `constant`, which are
+                generated; by default those and the one of the study.
+            scores: further ones that rank the images, such as `entropy`, or `all`.
+            coverages: shares of the images, the most certain, on which accuracy is given.
+            resamples: of the images, for the 95 % intervals; 0 gives none.
 
         Raises:
-            UserError: there are no such data, or one of its classes is none of the bundle's.
+            UserError: there are no such data, one of its classes is none of the bundle's, or a set
+                is none from outside.
         """
         device = pick_device()
+        precision, log_prior = self.config.precision, self.weights.log_prior
+        scores = check_options(scores, coverages, resamples, log_prior)
         own = dataset is None or self._is_own(dataset, data_root)
         config = self.locate_data(dataset) if own else self._config_on(str(dataset))
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         data = load_test_data(config, stage=RunStage.FINAL, data_root=data_root, device=device)
+        classes = None
+        if not own:
+            classes = self._classes_of(data.class_names, str(dataset))
+            mean, std = (
+                tuple(values.flatten().tolist())
+                for values in (self.preprocessing().mean, self.preprocessing().std)
+            )
+            data = replace(data, num_classes=len(self.class_names), mean=mean, std=std)
+        if ood_datasets is None:
+            outside = own_outside(config, data)
+        else:
+            prints = (data.fingerprint, self.config.data_fingerprint)
+            outside = find_outside(
+                ood_datasets, self.config, self.class_names, prints, size=data.images.image_size,
+                data_root=data_root, device=device,
+            )  # fmt: skip
         model = self.model().to(device).to(memory_format=layout)
-        precision, log_prior = self.config.precision, self.weights.log_prior
         with arithmetic(deterministic=self.environment().get("deterministic", False)):
-            if own:
-                metrics = evaluate_model(
-                    model, data, data.validation_ids, config=config, precision=precision,
-                    log_prior=log_prior,
-                ).metrics  # fmt: skip
-            else:
-                there = self._classes_of(data.class_names, str(dataset)).to(device)
-                mean, std = (
-                    tuple(values.flatten().tolist())
-                    for values in (self.preprocessing().mean, self.preprocessing().std)
-                )
-                data = replace(data, num_classes=len(self.class_names), mean=mean, std=std)
-                ids = data.validation_ids
-                logits, labels = predict(model, data, data.images, ids, config, precision)
-                metrics = classification_metrics(logits, there[labels], log_prior=log_prior)
+            metrics = assess_model(
+                model, data, outside, config=config, precision=precision, log_prior=log_prior,
+                classes=classes, scores=scores, coverages=coverages, resamples=resamples,
+            ).metrics  # fmt: skip
         return {f"test_{name}": value for name, value in metrics.items()}
 
     def locate_data(self, dataset: str | None = None) -> DistillConfig:

@@ -22,6 +22,7 @@ from torch import nn
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import check_keywords, checks_arguments
 from ekd_ray.config.plugins import files_trusted, load_plugin, module_in_name
+from ekd_ray.engine.measure.assessment import COVERAGES
 from ekd_ray.errors import Interrupted, UserError
 from ekd_ray.models.given import as_model_name, write_given_weights
 from ekd_ray.results.bundle import Bundle
@@ -288,24 +289,43 @@ def train_teacher(
 
 @checks_arguments
 def evaluate(
-    bundle: Bundle | PathLike, *, dataset: str | None = None, data_root: PathLike | None = None
+    bundle: Bundle | PathLike,
+    *,
+    dataset: str | None = None,
+    data_root: PathLike | None = None,
+    ood_datasets: Sequence[str] | None = None,
+    scores: Sequence[str] = (),
+    coverages: Sequence[float] = COVERAGES,
+    resamples: int = 0,
 ) -> dict[str, float]:
-    """Every metric of a bundle's student on a test split, as `test_<name>`.
+    """Every metric of a bundle's student on a test split, as `ekd-ray evaluate` prints them.
 
     Args:
         bundle: a bundle or its folder.
         dataset: another data set, whose classes are among the bundle's by name (its own).
         data_root: folder of the data sets ($EKD_DATA_ROOT).
+        ood_datasets: out-of-distribution sets: names of data sets, "folder:PATH" (also of pictures
+            without classes), "noise", "constant" (the latter two, and that of the study).
+        scores: further ones by which images are ranked: "max_probability", "entropy", "energy", and
+            of an evidential student "expected_entropy", "mutual_information", "vacuity",
+            "differential_entropy"; or "all".
+        coverages: shares of the images, the most certain, on which the accuracy is given.
+        resamples: of the images, for 95 % intervals; 0 gives none.
 
     Returns:
-        Accuracies, errors and areas are fractions, losses in nats.
+        `test_<name>`: accuracies, errors and areas are fractions, losses in nats; with resamples
+        also `test_<name>_low` and `test_<name>_high`.
 
     Raises:
-        UserError: there is no bundle, no such data, or a class that the student does not know.
+        UserError: there is no bundle, no such data, a class that the student does not know, or an
+            out-of-distribution set of the student's own classes.
     """
     with _in_python():
         found = bundle if isinstance(bundle, Bundle) else Bundle.load(_text(bundle))
-        return found.evaluate(dataset=dataset, data_root=find_data_root(_optional(data_root)))
+        return found.evaluate(
+            dataset=dataset, data_root=find_data_root(_optional(data_root)),
+            ood_datasets=ood_datasets, scores=scores, coverages=coverages, resamples=resamples,
+        )  # fmt: skip
 
 
 # Ranges of a search space

@@ -18,6 +18,7 @@ def classification_metrics(
     *,
     log_prior: float | None = None,
     ood_logits: Tensor | None = None,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
     """Metrics of one split, from the logits of all of its images.
 
@@ -26,6 +27,7 @@ def classification_metrics(
         log_prior: log of the prior mass per class, for an evidential student, whose
             class probabilities are the expectation of its Dirichlet; None for a softmax one.
         ood_logits: [M, C] float, of images from outside the data set.
+        temperature: of the probabilities, see `log_probabilities`.
 
     Returns:
         `top1` and `top5` (fractions in [0, 1]; `top5` only with more than 5 classes),
@@ -42,7 +44,7 @@ def classification_metrics(
     """
     logits = logits.float()
     uncertain = uncertainty_metrics(logits, target, log_prior=log_prior, ood_logits=ood_logits)
-    log_probs = log_probabilities(logits, log_prior)
+    log_probs = log_probabilities(logits, log_prior, temperature)
     num_classes = logits.shape[1]
     ranked = log_probs.topk(min(5, num_classes), dim=1).indices == target[:, None]
     recalls = class_recalls(ranked[:, 0], target, num_classes)
@@ -73,11 +75,17 @@ def class_recalls(correct: Tensor, target: Tensor, num_classes: int) -> Tensor:
     return zeros.index_add(0, target, correct.double()) / counts
 
 
-def log_probabilities(logits: Tensor, log_prior: float | None) -> Tensor:
-    """Log of a softmax's probabilities, or of a Dirichlet's mean with a prior: [N, C], nats."""
+def log_probabilities(logits: Tensor, log_prior: float | None, temperature: float = 1.0) -> Tensor:
+    """Log of a softmax's probabilities, or of a Dirichlet's mean with a prior: [N, C], nats.
+
+    Another temperature T than 1 gives `softmax(log p / T)` of these, which of a softmax network is
+    `softmax(z / T)`; the order of the classes stays.
+    """
     if log_prior is None:
-        return functional.log_softmax(logits, dim=1)
-    return log_expectation(logits, 1.0, log_prior)
+        found = functional.log_softmax(logits, dim=1)
+    else:
+        found = log_expectation(logits, 1.0, log_prior)
+    return found if temperature == 1.0 else functional.log_softmax(found / temperature, dim=1)
 
 
 def expected_calibration_error(confidence: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
