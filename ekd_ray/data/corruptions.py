@@ -198,9 +198,9 @@ def _elastic(x: Pictures, rngs: Rngs, amount: float, sigma: float, jitter: float
     # The affine maps [N, 3, 2] that take the moved corners back to where they were.
     ones = torch.ones(len(x), 3, 1)
     back = torch.linalg.solve(torch.cat([moved, ones], dim=2), corners.expand(len(x), -1, -1))
-    waves = _draw(rngs, lambda rng: rng.uniform(-1, 1, (2, *x.shape[2:]))).numpy()
+    drawn = _draw(rngs, lambda rng: rng.uniform(-1, 1, (2, *x.shape[2:]))).numpy()
     spread = sigma * side
-    waves = torch.from_numpy(ndimage.gaussian_filter(waves, (0, 0, spread, spread), truncate=3))
+    waves = torch.from_numpy(ndimage.gaussian_filter(drawn, (0, 0, spread, spread), truncate=3))
     y, z = (at + amount * side * wave for at, wave in zip(_places(x), waves.unbind(1), strict=True))
     at = torch.stack([y, z, torch.ones_like(y)], dim=3).flatten(1, 2) @ back
     y, z = at.view(*y.shape, 2).unbind(3)
@@ -215,9 +215,9 @@ def _by_pillow(x: Pictures, change: Callable[[Image.Image], Image.Image]) -> Pic
 
 
 def _pixelate(x: Pictures, rngs: Rngs, share: float) -> Pictures:
-    size = x.shape[3], x.shape[2]
-    small, box = tuple(max(1, int(side * share)) for side in size), Image.Resampling.BOX
-    return _by_pillow(x, lambda image: image.resize(small, box).resize(size, box))
+    (height, width), box = x.shape[2:], Image.Resampling.BOX
+    small = max(1, int(width * share)), max(1, int(height * share))
+    return _by_pillow(x, lambda image: image.resize(small, box).resize((width, height), box))
 
 
 def _jpeg(x: Pictures, rngs: Rngs, quality: int) -> Pictures:

@@ -28,9 +28,9 @@ from ekd_ray.engine.checkpoint import (
 from ekd_ray.engine.compiling import CompiledForward, wants_compilation
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
+from ekd_ray.engine.learner import Learner, make_optimizer
 from ekd_ray.engine.measure.inheritance import compare_uncertainty
 from ekd_ray.engine.measure.teacher_pass import teacher_priors
-from ekd_ray.engine.learner import Learner, make_optimizer
 from ekd_ray.engine.precision import (
     autocast,
     cpu_threads,

@@ -120,15 +120,16 @@ def _check_watched(config: StudyConfig) -> None:
     for metric in config.watched:
         if metric in OF_OTHERS and base.ood_dataset is None:
             raise UserError(f"{metric} needs a second data set: give --ood-dataset NAME.")
-        lacking = {
-            "val_mi_auroc": ("no Dirichlet", [n for n, m in known.items() if not m.evidential]),
-            "val_vacuity_corr": ("no teacher", [n for n, m in known.items() if not m.needs_teacher]),
-        }.get(metric, ("", []))
-        if lacking[1]:
-            raise UserError(
-                f"{metric} cannot be watched, because method {lacking[1][0]} has {lacking[0]}: "
-                "choose another metric, or another --method."
-            )
+        for name, method in known.items():
+            lacks = {
+                "val_mi_auroc": "Dirichlet" * (not method.evidential),
+                "val_vacuity_corr": "teacher" * (not method.needs_teacher),
+            }.get(metric)
+            if lacks:
+                raise UserError(
+                    f"{metric} cannot be watched, because method {name} has no {lacks}: choose "
+                    "another metric, or another --method."
+                )
 
 
 @checkpoints_kept()

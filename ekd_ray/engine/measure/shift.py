@@ -185,8 +185,8 @@ def measure_shift(
         ids = sample_ids
         if isinstance(stage, _Published):
             ids = np.arange(len(stage.labels))
-        logits, labels = predict(model, data, cast(Stage, stage), ids, config, precision)
-        found = classification_metrics(logits, labels, log_prior=log_prior)
+        logits, target = predict(model, data, cast(Stage, stage), ids, config, precision)
+        found = classification_metrics(logits, target, log_prior=log_prior)
         rows.append(
             ShiftRow(corruption=name, severity=severity, **{key: found[key] for key in METRICS})
         )

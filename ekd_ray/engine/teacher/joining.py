@@ -18,7 +18,7 @@ from ekd_ray.models.ensemble import Ensemble
 from ekd_ray.models.weights import WeightsMetadata
 
 # The images of an ensemble come as they are: every member has its own normalisation.
-AS_THEY_ARE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def join_teachers(
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(
-        ensemble, out, model_name=name, num_classes=classes, **AS_THEY_ARE,
+        ensemble, out, model_name=name, num_classes=classes, mean=NO_MEAN, std=NO_STD,
         dataset=facts[0].dataset, extra={"members": members},
     )  # fmt: skip
     return JoinedTeachers(path=out, model=name, num_classes=classes, members=tuple(paths))

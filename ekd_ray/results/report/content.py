@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -45,8 +46,11 @@ from ekd_ray.results.words import (
 
 if TYPE_CHECKING:
     from ekd_ray.engine.measure.gallery import Gallery
+    from ekd_ray.engine.measure.inheritance import Inheritance
     from ekd_ray.engine.measure.predictions import Predictions
     from ekd_ray.engine.measure.shift import Shift
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,11 @@ class Content:
     def exported(self) -> tuple[Predictions, Gallery | None] | None:
         """The predictions on test images of the exported weights, the winner's first final run."""
         return _read_exported(self.study, self.winner.name) if self.winner else None
+
+    @cached_property
+    def inherited(self) -> Inheritance | None:
+        """The uncertainty of the exported weights beside their teacher's, where it was kept."""
+        return _read_inherited(self.study, self.winner.name) if self.winner else None
 
     @property
     def winner(self) -> Row | None:
@@ -136,15 +145,21 @@ def _read_predictions(study: StudyReader) -> dict[str, list[Predictions]]:
     return found
 
 
+def _exported_run(study: StudyReader, name: str) -> RunRecord | None:
+    """A row's first final run, unless it failed."""
+    finals = (r for r in study.confirm_runs if r.stage is RunStage.FINAL and r.name == name)
+    run = next(finals, None)
+    return None if run is None or run.reason else run
+
+
 def _read_exported(study: StudyReader, name: str) -> tuple[Predictions, Gallery | None] | None:
     # As above.
     from ekd_ray.engine.measure.gallery import FILE as GALLERY
     from ekd_ray.engine.measure.gallery import Gallery
     from ekd_ray.engine.measure.predictions import FILE, Predictions
 
-    finals = (r for r in study.confirm_runs if r.stage is RunStage.FINAL and r.name == name)
-    run = next(finals, None)
-    if run is None or run.reason or not (run.folder / FILE).is_file():
+    run = _exported_run(study, name)
+    if run is None or not (run.folder / FILE).is_file():
         return None
     try:
         found = Predictions.load(run.folder / FILE)
@@ -163,11 +178,22 @@ def _read_exported(study: StudyReader, name: str) -> tuple[Predictions, Gallery 
 def _read_shift(study: StudyReader) -> Shift | None:
     from ekd_ray.engine.measure.shift import FILE, Shift  # loads torch
 
-    path = study.path / FILE
+    return _read_if_there(study.path / FILE, Shift.load)
+
+
+def _read_inherited(study: StudyReader, name: str) -> Inheritance | None:
+    from ekd_ray.engine.measure.inheritance import FILE, Inheritance  # as above
+
+    run = _exported_run(study, name)
+    return None if run is None else _read_if_there(run.folder / FILE, Inheritance.load)
+
+
+def _read_if_there(path: Path, load: Callable[[Path], T]) -> T | None:
+    """The content of a file that a study may have; damage is said, and left out."""
     if not path.is_file():
         return None
     try:
-        return Shift.load(path)
+        return load(path)
     except UserError as error:
         warnings.warn(str(error), stacklevel=2)
         return None

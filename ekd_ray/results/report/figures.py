@@ -121,7 +121,7 @@ def draw_figures(content: Content) -> dict[str, list[Chart]]:
         "trade-off": [draw_trade_off],
         "errors": [draw_confusion, draw_class_accuracy],
         "calibration": [draw_reliability, draw_risk_coverage, draw_shift],
-        "teacher": [draw_correlation_maps, draw_embeddings],
+        "teacher": [draw_inherited, draw_correlation_maps, draw_embeddings],
         "time-section": [draw_time],
     }
     drawn = {
@@ -461,6 +461,39 @@ def draw_correlation_maps(content: Content) -> Iterator[Chart]:
             summary="Difference between the correlations of class logits in student and teacher.",
             figure=figure, height=330, small=True,
         )  # fmt: skip
+
+
+def draw_inherited(content: Content) -> Iterator[Chart]:
+    """The student's vacuity over the teacher's, image by image, for each set of images."""
+    found = content.inherited
+    if found is None:
+        return
+    figure = go.Figure(
+        layout={"xaxis": {"title": {"text": "teacher: -log total evidence"}},
+                "yaxis": {"title": {"text": "student: -log total evidence"}}}
+    )  # fmt: skip
+    colors = itertools.cycle(CLASS_COLORS)
+    for (name, pairs), color in zip(found.points.items(), colors, strict=False):
+        teacher, student = zip(*pairs, strict=True)
+        figure.add_scatter(
+            x=teacher, y=student, mode="markers", name=name,
+            marker={"color": color, "size": 5, "opacity": 0.55},
+            hovertemplate="teacher %{x:.2f}, student %{y:.2f}<extra></extra>",
+        )  # fmt: skip
+    names = ("vacuity_corr", "entropy_corr", "teacher_kl")
+    cells = {
+        of: [f"{values[name]:.3f}" if name in values else DASH for name in names]
+        for of, values in found.figures.items()
+    }
+    told = "; ".join(f"{of}: rank correlation {texts[0]}" for of, texts in cells.items())
+    yield Chart(
+        name="inherited",
+        title="What the student inherits: its uncertainty over the teacher's",
+        summary=f"Each dot is an image; higher and further right is less certain. {told}.",
+        figure=figure,
+        columns=("images", "rank correlation of vacuity", "of entropy", "KL to the teacher (nats)"),
+        rows=[[of, *texts] for of, texts in cells.items()], small=True,
+    )  # fmt: skip
 
 
 def draw_embeddings(content: Content) -> Iterator[Chart]:
