@@ -328,8 +328,8 @@ def _check_ensemble(settings: Any) -> None:
     if normalization is not None and parse_normalization(normalization) != _AS_IT_IS:
         raise UserError(
             f"the members of an ensemble have each their own normalisation, got "
-            f"teacher_normalization {normalization}: leave it out, or set {_AS_IT_IS.as_text()} in "
-            "the place of a recipe's.",
+            f"teacher_normalization {normalization}: leave it out, or give 0,0,0/1,1,1 in the "
+            "place of a recipe's.",
             keys=("teacher_normalization",),
         )
     if prior is not None:

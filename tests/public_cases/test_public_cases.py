@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ensemble_cases
 import folder_cases
 import machine_cases
 import picture_cases
@@ -17,7 +18,8 @@ def launch(name: str, *argv: object) -> Answer:
     return Answer(done.returncode, done.stdout + done.stderr)
 
 
-CASES = parameters(picture_cases, teacher_cases, folder_cases, machine_cases, ray_cases)
+CASES = parameters(picture_cases, teacher_cases, folder_cases, machine_cases, ray_cases,
+                   ensemble_cases)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)

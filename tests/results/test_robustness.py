@@ -10,9 +10,12 @@ import torch
 from report_studies import EVIL, finished
 from sklearn.metrics import accuracy_score, log_loss
 
+from ekd_ray.cli.main import run_command
 from ekd_ray.data import load_dataset
 from ekd_ray.data.corruptions import corrupt
 from ekd_ray.engine.measure import shift
+from ekd_ray.engine.measure.inheritance import FILE as INHERITED
+from ekd_ray.engine.measure.inheritance import Inheritance
 from ekd_ray.engine.measure.shift import FILE, METRICS, Shift, ShiftRow
 from ekd_ray.errors import UserError
 from ekd_ray.results.report import figures, write_report
@@ -134,3 +137,49 @@ def test_the_report_shows_them_and_leaves_damage_out(maker):
     (study.path / FILE).write_text("{")
     with pytest.warns(UserWarning, match="is damaged"):
         assert "Under corruptions" not in write_report(study).read_text()
+
+
+def test_the_report_shows_what_the_student_inherits(maker):
+    study = finished(maker)
+    name = study.leaderboard()[0].name
+    run = next(r for r in study.confirm_runs if r.stage == "final" and r.name == name)
+    pairs = {kind: (torch.randn(60, 5), torch.randn(60, 5)) for kind in ("test", EVIL, "noise")}
+    kept = Inheritance.of(pairs, log_prior=None, teacher_log_prior=None)
+    kept.save(run.folder / INHERITED)
+    page = write_report(study).read_text()
+    assert "What the student inherits" in page and EVIL not in page
+    (chart,) = figures.draw_inherited(gather(study, study.importance()))
+    assert [len(trace.x) for trace in chart.figure.data] == [60, 60, 60]
+    assert chart.figure.data[0].name == "test"
+    drawn = next(trace for trace in chart.figure.data if trace.name == "noise")
+    teacher, student = pairs["noise"][1], pairs["noise"][0]
+    np.testing.assert_allclose(drawn.x, -teacher.logsumexp(1), atol=1e-3)
+    np.testing.assert_allclose(drawn.y, -student.logsumexp(1), atol=1e-3)
+    correlation = kept.figures["test"]["vacuity_corr"]
+    assert chart.rows[0][:2] == ["test", f"{correlation:.3f}"]
+    (run.folder / INHERITED).write_text("[]")
+    with pytest.warns(UserWarning, match=r"inherited\.json"):
+        assert "What the student inherits" not in write_report(study).read_text()
+
+
+def test_the_command_prints_a_row_for_each_and_refuses_other_flags(bundle, capsys, monkeypatch):
+    asked = []
+
+    def measured(of, **options):
+        asked.append(options)
+        return shift_of(0.9)
+
+    monkeypatch.setattr("ekd_ray.results.robustness.measure_corruptions", measured)
+    command = ["evaluate", str(bundle.path)]
+    assert run_command([*command, "--corruptions", "--images", "9", "--seed", "4"], None) == 0
+    printed = capsys.readouterr().out
+    assert "89.00%" in printed and "15.50%" in printed and "snow" in printed  # 0.9 - 0.01 * 5.5
+    assert run_command([*command, "--corruptions", "folder", "--json"], None) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["mean_corruption_error"] == pytest.approx(0.155) and len(said["rows"]) == 11
+    assert [options["images"] for options in asked] == [9, None]
+    assert [options["published"] for options in asked] == [None, "folder"]
+    assert asked[0]["seed"] == 4
+    for flags in (["--images", "9"], ["--corruptions", "--score", "all"]):
+        with pytest.raises(UserError, match=flags[0] if len(flags) == 2 else "--score"):
+            run_command([*command, *flags], None)

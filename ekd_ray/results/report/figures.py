@@ -472,9 +472,9 @@ def draw_inherited(content: Content) -> Iterator[Chart]:
         layout={"xaxis": {"title": {"text": "teacher: -log total evidence"}},
                 "yaxis": {"title": {"text": "student: -log total evidence"}}}
     )  # fmt: skip
-    colors = itertools.cycle(CLASS_COLORS)
-    for (name, pairs), color in zip(found.points.items(), colors, strict=False):
-        teacher, student = zip(*pairs, strict=True)
+    kinds = sorted(found.points, key=lambda of: (of != "test", of))
+    for name, color in zip(kinds, itertools.cycle(CLASS_COLORS), strict=False):
+        teacher, student = zip(*found.points[name], strict=True)
         figure.add_scatter(
             x=teacher, y=student, mode="markers", name=name,
             marker={"color": color, "size": 5, "opacity": 0.55},
@@ -483,7 +483,8 @@ def draw_inherited(content: Content) -> Iterator[Chart]:
     names = ("vacuity_corr", "entropy_corr", "teacher_kl")
     cells = {
         of: [f"{values[name]:.3f}" if name in values else DASH for name in names]
-        for of, values in found.figures.items()
+        for of in kinds
+        for values in (found.figures[of],)
     }
     told = "; ".join(f"{of}: rank correlation {texts[0]}" for of, texts in cells.items())
     yield Chart(
