@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ekd_ray.engine.distill import distill
 from ekd_ray.engine.measure.gallery import FILE as GALLERY
 from ekd_ray.engine.measure.gallery import Gallery
 from ekd_ray.engine.measure.predictions import FILE, Predictions, kept_images
+from ekd_ray.engine.pictures import validation_predictions
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.files import file_name, write_json
@@ -204,6 +205,10 @@ def real_study(winner_config, tmp_path_factory):
     result = distill(run, out=folder, threads=1)
     record = RunRecord(folder=folder, stage=RunStage.FINAL, name="trial 1", config=run.to_dict())
     metrics = finish_run(record, result, data_root=None).metrics
+    twin = maker.path / "confirm" / "select-trial 1-1"
+    twin.mkdir()
+    held = replace(result, config=run.replace(validation_fraction=0.4))
+    validation_predictions(held, data_root=None)[1].save(twin)
     chosen, whole = winner_config.replace(seed=1), run
     relative = str(folder.relative_to(maker.path))
     maker.confirm(

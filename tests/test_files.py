@@ -17,6 +17,7 @@ from ekd_ray.data.shards import _open_table
 from ekd_ray.data.store import _load_array
 from ekd_ray.engine.checkpoint import DamagedCheckpoint, _read
 from ekd_ray.engine.history import read_rows
+from ekd_ray.engine.measure.calibration import Calibration
 from ekd_ray.engine.measure.inheritance import Inheritance
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.measure.shift import Shift
@@ -67,6 +68,7 @@ READERS = {
     "what is inherited": ("inherited.json", Inheritance.load),
     "published pictures": ("fog.npy", lambda path: published_pictures(path.parent, "fog", 10)),
     "teacher's figures": ("teacher.json", lambda path: TeacherFigures.read(path.parent)),
+    "calibration": ("calibration.json", lambda path: Calibration.load(path.parent)),
     "manifest": ("MANIFEST", lambda path: manifest_problems(path.parent)),
 }
 ENDLESS = {"FIFO": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero")}

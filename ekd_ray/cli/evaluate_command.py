@@ -68,6 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resamples", type=flags.whole_number, default=RESAMPLES, metavar="N",
         help=f"resamples of the images for the 95 %% intervals, 0 for none (default: {RESAMPLES})",
     )  # fmt: skip
+    parser.add_argument(
+        "--calibrated", action="store_true",
+        help="probabilities by the temperature that was fitted on validation images",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set-coverage", action="append", default=[], type=float, metavar="SHARE",
+        help="how often the class is in a set of this coverage (predict --set-coverage), and how "
+        "large the sets are; repeatable",
+    )  # fmt: skip
     group = parser.add_argument_group("under corruptions, in place of the above")
     group.add_argument(
         "--corruptions", nargs="?", const=MADE, metavar="FOLDER",
@@ -105,14 +114,20 @@ def run(args: argparse.Namespace) -> int:
         found = bundle.evaluate(
             dataset=args.dataset, data_root=find_data_root(args.data_root),
             ood_datasets=args.ood_dataset, scores=args.score, coverages=shares,
-            resamples=args.resamples,
+            resamples=args.resamples, calibrated=args.calibrated, set_coverages=args.set_coverage,
         )  # fmt: skip
     if args.json:
         print_json(found)
         return 0
     values = {name.removeprefix("test_"): value for name, value in found.items()}
     default = default_score(bundle.weights.log_prior)
-    table, console = table_of_figures(values, shares, default, list(SCORES)), Console()
+    sets = {
+        f"set_{figure}_{100 * share:g}": f"{text} at {share:g}"
+        for share in args.set_coverage
+        for figure, text in (("coverage", "class in its set"), ("size", "classes in a set"))
+    }
+    table = table_of_figures(values, FIGURES | sets, shares, default, list(SCORES))
+    console = Console()
     # A line that the terminal breaks is better than one cut short.
     wanted = console.measure(table, options=console.options.update(width=MOST_WIDTH)).maximum
     console.width = max(console.width, wanted)
@@ -135,7 +150,8 @@ def _corrupt(bundle: Bundle, args: argparse.Namespace) -> int:
 
     for name, value, usual in (
         ("--ood-dataset", args.ood_dataset, None), ("--score", args.score, []),
-        ("--coverage", args.coverage, None),
+        ("--coverage", args.coverage, None), ("--set-coverage", args.set_coverage, []),
+        ("--calibrated", args.calibrated, False),
     ):  # fmt: skip
         if value != usual:
             raise UserError(f"{name} is not for --corruptions, got {value}: leave one out.")
@@ -167,7 +183,11 @@ def _corrupt(bundle: Bundle, args: argparse.Namespace) -> int:
 
 
 def table_of_figures(
-    values: dict[str, float], coverages: Sequence[float], default: str, scores: Sequence[str]
+    values: dict[str, float],
+    figures: dict[str, str],
+    coverages: Sequence[float],
+    default: str,
+    scores: Sequence[str],
 ) -> Table:
     """Figures in words, those of a ranking with a column a score, the default one first."""
     from rich import box
@@ -185,7 +205,7 @@ def table_of_figures(
                 table.add_row(text, *(_cell(values, f"{p}{name}") for p in prefixes))
 
     prefixes = ["", *(f"{name}_" for name in others)]
-    add_rows(FIGURES)
+    add_rows(figures)
     add_rows(ORDER)
     add_rows(
         {f"top1_at_{100 * share:g}": f"accuracy at coverage {share:.3g}" for share in coverages}

@@ -15,7 +15,7 @@ EXAMPLES = (
     "ekd-ray predict best PICTURES",
     "ekd-ray predict best a.jpg b.jpg --out predictions.parquet --coverage 0.9",
 )
-FIRST = ("--out", "--coverage")
+FIRST = ("--out", "--coverage", "--set-coverage", "--calibrated")
 DEFAULT_TABLE = "predictions.csv"
 NAMED = 10  # damaged pictures that are named on the terminal
 
@@ -32,6 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coverage", type=float, metavar="SHARE",
         help="keep this share of pictures like the test split's, 0 to 1; the others abstain",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrated", action="store_true",
+        help="probabilities by the temperature that was fitted on validation images",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set-coverage", type=float, metavar="SHARE",
+        help="also a set of classes for each picture, which holds the true one for this share of "
+        "pictures like the test split's, 0.5 to 0.995; no picture abstains by it",
     )  # fmt: skip
     flags.add_common(parser, "--quiet", "--json")
     flags.add_plugins(parser)
@@ -58,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     with Progress(console=console, transient=True, disable=silent) as bar:
         task = bar.add_task("predict", total=len(pictures))
         found = bundle.predict_files(
-            pictures, out, coverage=args.coverage,
+            pictures, out, coverage=args.coverage, calibrated=args.calibrated,
+            set_coverage=args.set_coverage,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     for problem in found.damaged[:NAMED]:

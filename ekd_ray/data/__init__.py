@@ -19,7 +19,13 @@ from ekd_ray.data.datasets import (
     num_train,
     training_labels,
 )
-from ekd_ray.data.registry import DATASETS, DatasetInfo, check_class_names, register_dataset
+from ekd_ray.data.registry import (
+    DATASETS,
+    DatasetInfo,
+    check_class_names,
+    check_outside,
+    register_dataset,
+)
 from ekd_ray.data.splits import fitted_held_out, held_out_size, stratified_split, stratified_subset
 from ekd_ray.data.staging import (
     Stage,
@@ -45,6 +51,7 @@ __all__ = [
     "ImageArrays",
     "check_class_names",
     "check_dataset",
+    "check_outside",
     "dataset_info",
     "default_cache_dir",
     "load_dataset",

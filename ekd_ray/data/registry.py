@@ -22,6 +22,7 @@ Load = Callable[..., Any]
 
 IMAGE_SIZES = (8, 1024)  # bounds of the side of an image, in pixels
 _MOST_CLASSES = 1_000_000
+_MOST_SHARED = 3  # classes that a message names
 FOLDER_PREFIX, HUB_PREFIX = "folder:", "hf:"
 
 
@@ -101,6 +102,24 @@ def check_class_names(where: str, names: Iterable[str]) -> None:
                 f"{where} has a class with control characters in its name, {name[:40]!r}: "
                 "rename it."
             )
+
+
+def check_outside(name: str, classes: Iterable[str], own_classes: Iterable[str]) -> None:
+    """Raise `UserError` if images of these classes are none from outside.
+
+    Numbers are what classes without a name are called: they are the same only where all are.
+    """
+    there, here = ({label.casefold(): label for label in found} for found in (classes, own_classes))
+    shared = [there[label] for label in there if label in here]
+    if there.keys() != here.keys():
+        shared = [label for label in shared if not label.isdecimal()]
+    if shared:
+        more = f" and {len(shared) - _MOST_SHARED} more" if len(shared) > _MOST_SHARED else ""
+        named = f"{', '.join(shared[:_MOST_SHARED])}{more}"
+        raise UserError(
+            f"the out-of-distribution set {name} shares classes with the data set ({named}), whose "
+            "images are none from outside: give one of other classes."
+        )
 
 
 UNKNOWN: Triple = (0.0, 0.0, 0.0)  # a standard deviation that nobody has given

@@ -19,7 +19,6 @@ from ekd_ray.errors import UserError
 
 # Of generated images so many, fewer where they are large.
 MOST_GENERATED, LEAST_GENERATED, GENERATED_VALUES = 500, 100, 2**24
-_NAMED = 3  # classes in a message
 
 
 class OutsideStage(Stage):
@@ -77,24 +76,6 @@ def stage_outside(
         return fit_picture(image, size, margin=margin)
 
     return OutsideStage(read, len(arrays), size, device)
-
-
-def check_outside(name: str, classes: Iterable[str], own_classes: Iterable[str]) -> None:
-    """Raise `UserError` if images of these classes are none from outside.
-
-    Numbers are what classes without a name are called: they are the same only where all are.
-    """
-    there, here = ({label.casefold(): label for label in found} for found in (classes, own_classes))
-    shared = [there[label] for label in there if label in here]
-    if there.keys() != here.keys():
-        shared = [label for label in shared if not label.isdecimal()]
-    if shared:
-        more = f" and {len(shared) - _NAMED} more" if len(shared) > _NAMED else ""
-        raise UserError(
-            f"the out-of-distribution set {name} shares classes with the data set "
-            f"({', '.join(shared[:_NAMED])}{more}), whose images are none from outside: give one "
-            "of other classes."
-        )
 
 
 def check_other_data(name: str, fingerprint: str, own: Iterable[str | None]) -> None:

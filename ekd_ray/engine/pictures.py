@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ekd_ray.engine.distill import TrainedStudent
 from ekd_ray.engine.evaluate import predict
+from ekd_ray.engine.measure.calibration import Calibration
 from ekd_ray.engine.measure.metrics import CALIBRATION_BINS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.precision import pick_device
@@ -20,14 +21,18 @@ MOST_NAMED_CLASSES = 25
 _ACCENT, _GREY = "#2454c6", "#98a1ab"
 
 
-def validation_predictions(result: TrainedStudent, *, data_root: str | None) -> Predictions:
-    """The predictions of a run's model on its validation split."""
+def validation_predictions(
+    result: TrainedStudent, *, data_root: str | None
+) -> tuple[Predictions, Calibration]:
+    """The predictions of a run's model on its validation split, and its calibration there."""
     data = load_run_data(result.config, data_root=data_root, device=pick_device())
     logits, labels = predict(
         result.model.eval(), data, data.images, data.validation_ids, result.config,
         result.precision,
     )  # fmt: skip
-    return Predictions.of(logits, labels, log_prior=result.log_prior, class_names=data.class_names)
+    prior = result.log_prior
+    predictions = Predictions.of(logits, labels, log_prior=prior, class_names=data.class_names)
+    return predictions, Calibration.fit(logits, labels, prior)
 
 
 def reliability_bins(

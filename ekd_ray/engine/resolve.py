@@ -20,6 +20,7 @@ from ekd_ray.config.plugins import check_loaded, load_installed, stamps_of
 from ekd_ray.data import (
     DatasetInfo,
     check_dataset,
+    check_outside,
     check_view_scheme,
     dataset_info,
     held_out_size,
@@ -175,6 +176,11 @@ def _check_ood(config: DistillConfig, data_root: str | None) -> None:
             f"ood_dataset must be another data set than dataset, got {config.ood_dataset!r} twice."
         )
     check_dataset(config.ood_dataset, data_root=data_root)
+    names = (config.ood_dataset, config.dataset)
+    check_outside(
+        config.ood_dataset,
+        *(dataset_info(name, data_root=data_root).class_names for name in names),
+    )
 
 
 def without_teacher(config: DistillConfig) -> DistillConfig:

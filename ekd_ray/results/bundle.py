@@ -31,7 +31,12 @@ from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.final import WEIGHTS, assess_model, own_outside
 from ekd_ray.engine.history import HISTORY, read_history
 from ekd_ray.engine.measure.assessment import COVERAGES as SHARES
-from ekd_ray.engine.measure.metrics import class_recalls
+from ekd_ray.engine.measure.calibration import Calibration, measure_sets
+from ekd_ray.engine.measure.metrics import (
+    class_recalls,
+    classification_metrics,
+    log_probabilities,
+)
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.precision import environment, pick_device
@@ -93,6 +98,7 @@ _PATTERNS = (MANIFEST, *FILES, *EXPORTS.values(), f"{SOURCES}/*.py")
 # Another processor, GPU or torch rounds otherwise: a few images may change sides.
 ELSEWHERE = 0.005
 MOST_THREADS = 4096
+STATED_COVERAGES = (0.9, 0.95)  # of sets of classes, which the card has
 
 
 @dataclass(frozen=True)
@@ -188,8 +194,28 @@ class Bundle:
     def _classifier(self) -> Classifier:
         return self.classifier()
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Temperature and thresholds of sets, fitted on validation images.
+
+        By a run of the same configuration and seed that was not trained on these, because the
+        bundle's weights were.
+
+        Raises:
+            UserError: the bundle has none, as those of an older ekd_ray.
+        """
+        values = self.metrics.get("calibration")
+        if values is None:
+            raise UserError(
+                f"{self.path} has no calibration, because its study was confirmed by an older "
+                "ekd_ray: confirm it anew, or predict without calibration and sets."
+            )
+        return Calibration.from_dict(values)
+
     @checks_arguments
-    def predict(self, images: Any) -> Prediction:
+    def predict(
+        self, images: Any, *, calibrated: bool = False, coverage: float | None = None
+    ) -> Prediction:
         """Class probabilities and uncertainty of pictures, on the CPU in float32.
 
         Args:
@@ -198,11 +224,29 @@ class Bundle:
                 those of folders in it included, by path. Arrays and tensors are one image
                 ([H, W, 3] or [3, H, W]; grey [H, W] or with one channel) or a batch of them,
                 uint8, or floating in [0, 1].
+            calibrated: probabilities by the temperature that was fitted on validation images; the
+                classes predicted and the uncertainty stay as they are.
+            coverage: also give each picture a set of classes, which holds the true one for this
+                share of pictures like those of the data set, 0.5 to 0.995. No picture abstains:
+                that is `predict_files(coverage=...)`.
 
         Raises:
-            UserError: something else, or a file that is not a picture.
+            UserError: something else, a file that is not a picture, or a bundle without a
+                calibration.
         """
-        return classify(self._classifier, images, self.config, self.class_names)
+        return classify(
+            self._classifier, images, self.config, self.class_names,
+            **self._calibrate(calibrated, coverage),
+        )  # fmt: skip
+
+    def _calibrate(self, calibrated: bool, set_coverage: float | None) -> dict[str, Any]:
+        """What `classify` and `write_predictions` take of the calibration."""
+        return {
+            "temperature": self.calibration.temperature if calibrated else 1.0,
+            "set_threshold": (
+                None if set_coverage is None else self.calibration.threshold(set_coverage)
+            ),
+        }
 
     @checks_arguments
     def predict_files(
@@ -211,6 +255,8 @@ class Bundle:
         out: str | Path,
         *,
         coverage: float | None = None,
+        calibrated: bool = False,
+        set_coverage: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> PredictedFiles:
         """Write the predictions of picture files to a table; see `write_predictions`.
@@ -218,12 +264,16 @@ class Bundle:
         Args:
             pictures: files, or folders of them. out: ends with `.parquet` or `.csv`.
             coverage: the share of pictures like the test split's that is kept; others abstain.
+            calibrated: probabilities by the fitted temperature, see `predict`.
+            set_coverage: the share of pictures whose class is in the set of classes that each then
+                has; `coverage` of `predict`.
             progress: called with the pictures done and in all.
         """
         return write_predictions(
             self.classifier, self.config, self.class_names, list_pictures(pictures), out,
             coverage=coverage, thresholds=self.metrics.get("coverage_thresholds"),
-            about={"study": self.metrics.get("study")}, progress=progress,
+            about={"study": self.metrics.get("study"), "set_coverage": set_coverage},
+            progress=progress, **self._calibrate(calibrated, set_coverage),
         )  # fmt: skip
 
     @checks_arguments
@@ -298,6 +348,8 @@ class Bundle:
         scores: Sequence[str] = (),
         coverages: Sequence[float] = SHARES,
         resamples: int = 0,
+        calibrated: bool = False,
+        set_coverages: Sequence[float] = (),
     ) -> dict[str, float]:
         """Metrics of the stored weights on a test split, as `test_<name>`, see `assess`.
 
@@ -310,14 +362,18 @@ class Bundle:
             scores: further ones that rank the images, such as `entropy`, or `all`.
             coverages: shares of the images, the most certain, on which accuracy is given.
             resamples: of the images, for the 95 % intervals; 0 gives none.
+            calibrated: probabilities by the fitted temperature, see `predict`.
+            set_coverages: of sets of classes (`coverage` of `predict`): what they hold here.
 
         Raises:
-            UserError: there are no such data, one of its classes is none of the bundle's, or a set
-                is none from outside.
+            UserError: there are no such data, one of its classes is none of the bundle's, a set
+                is none from outside, or the bundle has no calibration.
         """
         device = pick_device()
         precision, log_prior = self.config.precision, self.weights.log_prior
         scores = check_options(scores, coverages, resamples, log_prior)
+        temperature = self.calibration.temperature if calibrated else 1.0
+        thresholds = {share: self.calibration.threshold(share) for share in set_coverages}
         own = dataset is None or self._is_own(dataset, data_root)
         config = self.locate_data(dataset) if own else self._config_on(str(dataset))
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -343,6 +399,7 @@ class Bundle:
             metrics = assess_model(
                 model, data, outside, config=config, precision=precision, log_prior=log_prior,
                 classes=classes, scores=scores, coverages=coverages, resamples=resamples,
+                temperature=temperature, set_thresholds=thresholds,
             ).metrics  # fmt: skip
         return {f"test_{name}": value for name, value in metrics.items()}
 
@@ -641,6 +698,7 @@ def bundle_metrics(
         "log_prior": read_metadata(run.folder / WEIGHTS).log_prior,
         # The labels of the test images have no part in them.
         "coverage_thresholds": None if said is None else coverage_thresholds(said.uncertainty),
+        "calibration": _find_calibration(study, winner, run, said),
         "seeds": list(seeds),
         "workers": config.workers_per_trial,
         "seconds": run.seconds,
@@ -675,6 +733,39 @@ def _read_predictions(folder: Path) -> Predictions | None:
     with contextlib.suppress(UserError):
         return Predictions.load(folder / PREDICTIONS)
     return None
+
+
+def _find_calibration(
+    study: StudyReader, winner: Row, run: RunRecord, said: Predictions | None
+) -> dict[str, Any] | None:
+    """That of the run of the same configuration and seed that has held the validation images out
+    (another seed's where its file is lost), and what it gives on the test images of which the
+    logits were kept; None without one."""
+    twins = [
+        other for other in study.confirm_runs
+        if other.stage is RunStage.SELECT and other.name == winner.name
+    ]  # fmt: skip
+    for twin in sorted(twins, key=lambda other: other.seed != run.seed):
+        with contextlib.suppress(UserError, OSError):
+            found = Calibration.load(twin.folder)
+            measured = None if said is None else _measure_calibration(found, said, run)
+            return {**asdict(found), "seed": twin.seed, "measured": measured}
+    return None
+
+
+def _measure_calibration(found: Calibration, said: Predictions, run: RunRecord) -> dict[str, float]:
+    prior, labels = read_metadata(run.folder / WEIGHTS).log_prior, said.labels[said.kept]
+    logits = said.logits.float()
+    measured: dict[str, float] = {"images": len(labels)}
+    for suffix, temperature in (("", 1.0), ("_calibrated", found.temperature)):
+        figures = classification_metrics(logits, labels, log_prior=prior, temperature=temperature)
+        measured |= {f"{name}{suffix}": figures[name] for name in ("nll", "ece")}
+    log_probs = log_probabilities(logits, prior)
+    for share in STATED_COVERAGES:
+        with contextlib.suppress(UserError):  # too few validation images for that
+            threshold = found.threshold(share)
+            measured |= measure_sets(log_probs, labels, {share: threshold})
+    return measured
 
 
 def _list_classes(found: Predictions) -> list[dict[str, Any]]:
@@ -725,6 +816,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         and all(isinstance(entry, dict) for entry in exports.values())
         and type(metrics.get("workers")) is int
         and (thresholds is None or _are_thresholds(thresholds))
+        and _is_calibration(metrics.get("calibration"))
     )
     if not sound:
         raise _damaged(path)
@@ -735,6 +827,17 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def _are_figures(found: Any) -> bool:
     """Whether it is a mapping to numbers."""
     return isinstance(found, dict) and all(type(v) in (int, float) for v in found.values())
+
+
+def _is_calibration(found: Any) -> bool:
+    """Whether it is one, or None, which bundles of an older ekd_ray have."""
+    if found is None:
+        return True
+    try:
+        Calibration.from_dict(found)
+    except ValueError:
+        return False
+    return found.get("measured") is None or _are_figures(found["measured"])
 
 
 def _are_thresholds(found: Any) -> bool:

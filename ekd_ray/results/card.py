@@ -98,6 +98,7 @@ def model_card(
         lead=describe_lead(board),
         teacher=_describe_teacher(TeacherFigures(**teacher)) if teacher else None,
         log_prior=metrics["log_prior"],
+        calibration=metrics.get("calibration"),
         exports=exports,
         crops="resize" if varies_in_size(config) else "square",
         short_side=short_side(config.image_size or 0),

@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.data import load_dataset
+from ekd_ray.data import check_outside, load_dataset
 from ekd_ray.data.registry import FOLDER_PREFIX
 from ekd_ray.engine.final import Outside
 from ekd_ray.engine.measure.uncertainty import SCORES, score_names
 from ekd_ray.engine.outside import (
     GENERATED,
     check_other_data,
-    check_outside,
     generate_images,
     set_names,
     stage_files,

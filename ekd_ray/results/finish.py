@@ -64,10 +64,14 @@ def finish_run(
 def _draw(
     result: TrainedStudent, folder: Path, tested: dict[str, float], data_root: str | None
 ) -> None:
-    """Reliability and confusion for TensorBoard; a run that cannot draw them is as good."""
+    """Reliability and confusion for TensorBoard, and of a run that has held images out the
+    calibration for its configuration; a run that cannot draw them is as good."""
     try:
-        # All ranks look at the validation images, each at its share.
-        found = None if tested else validation_predictions(result, data_root=data_root)
+        found = None
+        if not tested:  # all ranks look at the validation images, each at its share
+            found, calibration = validation_predictions(result, data_root=data_root)
+            if ranks.is_first():
+                calibration.save(folder)
         if ranks.is_first():
             found = found or Predictions.load(folder / PREDICTIONS)
             split, step = "test" if tested else "val", result.metrics["epoch"]

@@ -21,6 +21,8 @@ from ekd_ray.data.decode import fit_file, fit_picture
 from ekd_ray.data.facts import LARGEST_DECODED
 from ekd_ray.data.sources import SUFFIXES
 from ekd_ray.data.views import VIEW_SCHEMES
+from ekd_ray.engine.measure.calibration import make_sets
+from ekd_ray.engine.measure.metrics import log_probabilities
 from ekd_ray.errors import UserError
 
 BATCH = 64
@@ -33,13 +35,16 @@ class Prediction:
 
     `probabilities` float32 [B, C]; `labels` int64 [B] the most probable classes, `names`
     their names; `uncertainty` float32 [B] in [0, 1]: the vacuity of an evidential student
-    (1 is no evidence at all), 1 minus the largest probability of any other.
+    (1 is no evidence at all), 1 minus the largest probability (before calibration) of any other.
+    `sets`, where they were asked for: the names of the classes in each image's set, the most
+    probable first.
     """
 
     probabilities: Tensor
     labels: Tensor
     names: tuple[str, ...]
     uncertainty: Tensor
+    sets: tuple[tuple[str, ...], ...] | None = None
 
 
 class Preprocessing(nn.Module):
@@ -218,19 +223,54 @@ def as_pictures(images: np.ndarray | Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def classify(
-    classifier: nn.Module, images: Any, config: DistillConfig, class_names: Sequence[str]
+    classifier: Classifier,
+    images: Any,
+    config: DistillConfig,
+    class_names: Sequence[str],
+    *,
+    temperature: float = 1.0,
+    set_threshold: float | None = None,
 ) -> Prediction:
-    """Run a `Classifier` over pictures, see `pixels`, in batches of 64."""
+    """Run a `Classifier` over pictures, see `pixels`, in batches of 64.
+
+    Args:
+        temperature: of the probabilities, see `log_probabilities`.
+        set_threshold: of the sets of classes, see `make_sets`; None makes none.
+    """
     found = pixels(images, config)
     if not found:
         raise UserError("there is no image to predict: give at least one.")
     batches = (np.stack(found[i : i + BATCH]) for i in range(0, len(found), BATCH))
     parts = [classifier(torch.from_numpy(batch).float() / 255) for batch in batches]
-    _, probabilities, uncertainty = (torch.cat(column) for column in zip(*parts, strict=True))
+    logits, probabilities, uncertainty = (torch.cat(column) for column in zip(*parts, strict=True))
     labels = probabilities.argmax(dim=1)
+    prior = classifier.log_prior
+    sets = None
+    if set_threshold is not None:
+        inside = make_sets(log_probabilities(logits, prior), set_threshold)
+        sets = name_sets(inside, probabilities, class_names)
+    if temperature != 1.0:
+        probabilities = log_probabilities(logits, prior, temperature).exp()
     return Prediction(
         probabilities=probabilities,
         labels=labels,
         names=tuple(class_names[label] for label in labels.tolist()),
         uncertainty=uncertainty,
+        sets=sets,
+    )
+
+
+def name_sets(
+    inside: Tensor, probabilities: Tensor, class_names: Sequence[str]
+) -> tuple[tuple[str, ...], ...]:
+    """The names of the classes in each set, the most probable first.
+
+    Args:
+        inside: bool [N, C]; probabilities: [N, C].
+    """
+    order = probabilities.masked_fill(~inside, -1.0).argsort(dim=1, descending=True, stable=True)
+    sizes = inside.sum(dim=1).tolist()
+    return tuple(
+        tuple(class_names[index] for index in row[:size])
+        for row, size in zip(order.tolist(), sizes, strict=True)
     )

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.determinism import arithmetic
+from ekd_ray.engine.measure.calibration import make_sets
+from ekd_ray.engine.measure.metrics import log_probabilities
 from ekd_ray.engine.measure.uncertainty import dissonance, entropies, uncertainty
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.errors import UserError
 from ekd_ray.files import atomic_path, check_name, expand_home
-from ekd_ray.results.inference import BATCH, Classifier, pictures_below, pixels
+from ekd_ray.results.inference import BATCH, Classifier, name_sets, pictures_below, pixels
 
 TABLES = (".parquet", ".csv")
 # A spreadsheet takes a cell that begins so for a formula, and runs it.
@@ -111,6 +113,8 @@ def write_predictions(
     *,
     coverage: float | None = None,
     thresholds: Sequence[float] | None = None,
+    temperature: float = 1.0,
+    set_threshold: float | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PredictedFiles:
@@ -118,14 +122,16 @@ def write_predictions(
 
     Columns: `path`, `predicted` (the class's name), `probability`, `uncertainty` as in
     `Prediction`, of an evidential student `dissonance`, `aleatoric_entropy` and
-    `epistemic_entropy`, with `coverage` also `abstain`, then `p_<class>` of every class. Parquet
-    keeps in its metadata (`ekd_ray`) whose predictions they are.
+    `epistemic_entropy`, with `coverage` also `abstain`, with `set_threshold` `set_size` and `set`
+    (the names of the classes as a JSON list), then `p_<class>` of every class. Parquet keeps in its
+    metadata (`ekd_ray`) whose predictions they are.
 
     Args:
         load: gives the student. config: its run, by which pictures are cut.
         pictures: see `list_pictures`. out: a file that ends with `.parquet` or `.csv`.
         coverage: the share of pictures like those of the test split that is to be kept, in (0, 1];
             the more uncertain ones abstain. thresholds: see `coverage_thresholds`.
+        temperature, set_threshold: see `classify`.
         about: what else the table's metadata say. progress: called with the pictures done and in
             all.
 
@@ -135,7 +141,7 @@ def write_predictions(
     path = check_table(out)
     threshold = None if coverage is None else find_threshold(thresholds, coverage)
     told = {**(about or {}), "student": config.student, "coverage": coverage,
-            "threshold": threshold}  # fmt: skip
+            "threshold": threshold, "temperature": temperature}  # fmt: skip
     damaged: list[str] = []
     rows = abstained = done = 0
     with contextlib.ExitStack() as stack:
@@ -154,7 +160,15 @@ def write_predictions(
                 batch = torch.from_numpy(np.stack([image for _, image in readable])).to(device)
                 found = (part.cpu() for part in classifier(batch.float() / 255))
                 logits, probabilities, certainty = found
-                best, labels = probabilities.max(dim=1)
+                inside = None
+                if set_threshold is not None:
+                    plain = log_probabilities(logits, classifier.log_prior)
+                    inside = make_sets(plain, set_threshold)
+                labels = probabilities.argmax(dim=1)
+                if temperature != 1.0:
+                    prior = classifier.log_prior
+                    probabilities = log_probabilities(logits, prior, temperature).exp()
+                best = probabilities.gather(1, labels[:, None]).squeeze(1)
                 columns: dict[str, Any] = {
                     "path": [_text(name) for name, _ in readable],
                     "predicted": [class_names[label] for label in labels.tolist()],
@@ -166,6 +180,10 @@ def write_predictions(
                     scores = uncertainty(logits, classifier.log_prior).numpy()
                     columns["abstain"] = scores > threshold
                     abstained += int(columns["abstain"].sum())
+                if inside is not None:
+                    columns["set_size"] = inside.sum(dim=1).numpy()
+                    sets = name_sets(inside, probabilities, class_names)
+                    columns["set"] = [json.dumps(names, ensure_ascii=False) for names in sets]
                 write(columns | _class_columns(class_names, probabilities))
                 rows += len(readable)
             if progress:

@@ -297,6 +297,8 @@ def evaluate(
     scores: Sequence[str] = (),
     coverages: Sequence[float] = COVERAGES,
     resamples: int = 0,
+    calibrated: bool = False,
+    set_coverages: Sequence[float] = (),
 ) -> dict[str, float]:
     """Every metric of a bundle's student on a test split, as `ekd-ray evaluate` prints them.
 
@@ -311,6 +313,8 @@ def evaluate(
             "differential_entropy"; or "all".
         coverages: shares of the images, the most certain, on which the accuracy is given.
         resamples: of the images, for 95 % intervals; 0 gives none.
+        calibrated: probabilities by the temperature that was fitted on validation images.
+        set_coverages: of sets of classes (`coverage` of `Bundle.predict`): what they hold here.
 
     Returns:
         `test_<name>`: accuracies, errors and areas are fractions, losses in nats; with resamples
@@ -325,6 +329,7 @@ def evaluate(
         return found.evaluate(
             dataset=dataset, data_root=find_data_root(_optional(data_root)),
             ood_datasets=ood_datasets, scores=scores, coverages=coverages, resamples=resamples,
+            calibrated=calibrated, set_coverages=set_coverages,
         )  # fmt: skip
 
 

@@ -110,6 +110,17 @@ def test_a_second_data_set_that_cannot_serve_is_refused_in_the_plan(name, words,
     assert "\n" not in str(refused.value)
 
 
+def test_a_second_data_set_of_the_same_classes_is_refused_in_the_plan(tiny, tmp_path):
+    for split in ("train", "test"):
+        for kind in ("birds", "Pattern3"):
+            place = tmp_path / "pets" / split / kind
+            place.mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(place / "a.png")
+    with pytest.raises(UserError, match=r"shares classes .*\(Pattern3\)") as refused:
+        resolve(tiny(ood_dataset=f"folder:{tmp_path / 'pets'}"))
+    assert "\n" not in str(refused.value)
+
+
 def test_pictures_of_any_size_are_brought_to_the_students(tiny, tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
     for split in ("train", "test"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import ensemble_cases
 import folder_cases
 import machine_cases
+import outside_cases
 import picture_cases
 import pytest
 import ray_cases
@@ -18,8 +19,10 @@ def launch(name: str, *argv: object) -> Answer:
     return Answer(done.returncode, done.stdout + done.stderr)
 
 
-CASES = parameters(picture_cases, teacher_cases, folder_cases, machine_cases, ray_cases,
-                   ensemble_cases)  # fmt: skip
+CASES = parameters(
+    picture_cases, teacher_cases, folder_cases, machine_cases, ray_cases, outside_cases,
+    ensemble_cases,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import ekd_ray as ekd
 from ekd_ray.cli.main import run_command
-from ekd_ray.data import load_dataset
+from ekd_ray.data import check_outside, load_dataset
 from ekd_ray.engine.measure.uncertainty import SCORES
 
 
@@ -147,8 +147,6 @@ def test_a_set_of_the_same_classes_is_refused_by_their_names(exported, folder, t
     ],
 )
 def test_which_classes_are_the_same(there, here, refused):
-    from ekd_ray.engine.outside import check_outside
-
     with pytest.raises(ekd.UserError) if refused else contextlib.nullcontext():
         check_outside("other", there, here)
 

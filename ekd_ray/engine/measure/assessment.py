@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ekd_ray.engine.measure.calibration import measure_sets
 from ekd_ray.engine.measure.metrics import (
     CALIBRATION_BINS,
     classification_metrics,
@@ -101,22 +102,25 @@ def assess(
     scores: Sequence[str] = (),
     coverages: Sequence[float] = COVERAGES,
     resamples: int = 0,
+    set_thresholds: Mapping[float, float] | None = None,
 ) -> dict[str, float]:
     """All metrics of one split, from the logits of all of its images.
 
     Args:
         logits: [N, C] float; target: [N] int64; log_prior: as of `classification_metrics`.
-        temperature: of the probabilities, see `engine.measure.calibration`; scores have none.
+        temperature: of the probabilities, see `log_probabilities`; scores have none.
         outside: logits [M, C] of the images of each out-of-distribution set, by its name.
         scores: further ones that rank the images, of `SCORES`; `default_score` always does.
         coverages: shares of the images, in (0, 1], on which the accuracy is given.
         resamples: of the images, with replacement, for the 95 % intervals (percentile bootstrap);
             0 gives none.
+        set_thresholds: of sets of classes by their coverage, see `measure_sets`.
 
     Returns:
         What `classification_metrics` gives; `brier`; `ece_adaptive` and `ece_classwise` (bins of
         equally many images; the mean over the classes); `eaurc`; `top1_at_90` and so on; of each
-        set `ood_<set>_auroc`, `_aupr_in`, `_aupr_out` and `_fpr95`, see `separate`. Those that a
+        set `ood_<set>_auroc`, `_aupr_in`, `_aupr_out` and `_fpr95`, see `separate`; what
+        `measure_sets` gives. Those that a
         further score gives begin with its name: `entropy_aurc`. `<name>_low` and `<name>_high` are
         the ends of intervals. Where a logit is not finite, only what `classification_metrics`
         gives.
@@ -151,6 +155,8 @@ def assess(
         for score in ranked
     }
     found |= _figures(images, prefixes, coverages)
+    plain = log_probabilities(logits, log_prior)
+    found |= measure_sets(plain, target, set_thresholds or {})
     found["ece_classwise"] = classwise_calibration_error(log_probs, target)
     own = torch.arange(len(logits))
     found |= _separations(
