@@ -168,8 +168,8 @@ def _corrupt(bundle: Bundle, args: argparse.Namespace) -> int:
         print_json({**asdict(found), "mean_corruption_error": found.mean_corruption_error})
         return 0
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "clean", *(f"severity {severity}" for severity in SEVERITIES), "mean error"):
-        table.add_column(column, no_wrap=True, justify="left" if not column else "right")
+    for column in ("severity", "clean", *map(str, SEVERITIES), "mean error"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "severity" else "right")
     for name, error in found.corruption_errors.items():
         accuracies = [row.top1 for row in found.rows if row.corruption == name]
         table.add_row(name.replace("_", " "), "", *(f"{v:.2%}" for v in accuracies), f"{error:.2%}")
