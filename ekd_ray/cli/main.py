@@ -72,7 +72,6 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 _EXAMPLES = (
     "ekd-ray quickstart",
     "ekd-ray tune --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
-    "ekd-ray show runs/quickstart",
 )
 
 
