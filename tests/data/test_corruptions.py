@@ -62,6 +62,8 @@ def test_a_picture_is_spoiled_alike_in_any_batch_and_otherwise_under_another_see
         "jpeg_compression",
     }
     assert draws == (name not in drawless)
+    one, other = corrupt(images[:1].repeat(2, 1, 1, 1), name, 5, seed=0, sample_ids=[0, 1])
+    assert draws == (not torch.equal(one, other))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (20, 33), (96, 64)])

@@ -23,6 +23,7 @@ from ekd_ray.engine.measure.inheritance import (
     spearman,
 )
 from ekd_ray.engine.measure.ranking import auroc
+from ekd_ray.engine.measure.teacher_pass import teacher_priors
 from ekd_ray.engine.measure.uncertainty import uncertainty_metrics
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
@@ -138,6 +139,12 @@ def test_every_epoch_compares_with_the_teacher_and_trains_as_without(
         student = result.model.eval()((images / 255 - mean) / std)
     expected = spearmanr(student.logsumexp(1), teacher.logsumexp(1)).statistic
     assert found["val_vacuity_corr"] == pytest.approx(expected, abs=0.02)
+    prior, own = (result.log_prior, teacher_priors(full)[1]) if method == "ekd" else (None, None)
+    p_s, p_t = (
+        of.double().softmax(1) if lam is None else Dirichlet(of.double().exp() + math.exp(lam)).mean
+        for of, lam in ((student, prior), (teacher, own))
+    )
+    assert found["val_teacher_kl"] == pytest.approx(entropy(p_t, p_s, axis=1).mean(), rel=0.01)
     # A warm run asks no teacher.
     teachers._network.cache_clear()
     monkeypatch.setattr(teachers, "load_model", None)
