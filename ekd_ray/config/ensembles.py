@@ -9,7 +9,7 @@ _PREFIX = "ensemble:"
 
 def is_ensemble(model: str | None) -> bool:
     """Whether a model's name is that of several networks, whose answers are joined."""
-    return (model or "").startswith(_PREFIX)
+    return str(model or "").startswith(_PREFIX)
 
 
 def ensemble_name(members: Iterable[str]) -> str:

@@ -43,7 +43,6 @@ from ekd_ray.losses.dirichlet import (
     prior_kl_loss,
     vacuity,
 )
-from ekd_ray.losses.ensemble import ensemble_log_concentration
 from ekd_ray.losses.evidential import EKD_WEIGHT, LOG_PRIOR, evidential
 from ekd_ray.losses.inputs import Scalar, at_least_float32, checked
 from ekd_ray.losses.kd import KD_CE_WEIGHT, KD_TERM, KD_WEIGHT, STANDARDIZE, TEMPERATURE
@@ -57,6 +56,7 @@ from ekd_ray.losses.methods import (
     resolve_method,
     share_of_epochs,
 )
+from ekd_ray.losses.moments import ensemble_log_concentration
 
 if TYPE_CHECKING:
     from ekd_ray.losses.objective import Objective

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from ekd_ray.data.corruptions import CORRUPTIONS
+from ekd_ray.engine.corrupted import measure_shift
 from ekd_ray.engine.determinism import arithmetic
-from ekd_ray.engine.measure.shift import FILE, Shift, measure_shift
+from ekd_ray.engine.measure.shift import FILE, Shift
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data

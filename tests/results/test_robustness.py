@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from ekd_ray.cli.main import run_command
 from ekd_ray.data import load_dataset
 from ekd_ray.data.corruptions import corrupt
-from ekd_ray.engine.measure import shift
+from ekd_ray.engine import corrupted
 from ekd_ray.engine.measure.inheritance import FILE as INHERITED
 from ekd_ray.engine.measure.inheritance import Inheritance
 from ekd_ray.engine.measure.shift import FILE, METRICS, Shift, ShiftRow
@@ -113,7 +113,7 @@ def test_published_files_take_the_place_of_what_is_made(bundle, tmp_path):
 
 
 def test_an_unknown_corruption_is_refused_before_compute(bundle, monkeypatch):
-    monkeypatch.setattr(shift, "predict", None)
+    monkeypatch.setattr(corrupted, "predict", None)
     with pytest.raises(UserError, match="Did you mean 'fog'"):
         measure_corruptions(bundle, corruptions=("snow", "fogg"))
 

@@ -36,6 +36,7 @@ from ekd_ray.engine.teacher.table import (
     tables_dir,
 )
 from ekd_ray.losses.methods import method_of
+from ekd_ray.losses.moments import ensemble_log_concentration
 from ekd_ray.models import load_model
 from ekd_ray.models.ensemble import Ensemble
 
@@ -86,12 +87,17 @@ class LiveTeacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits [B, C] float32 of uint8 images [B, 3, H, W], already augmented."""
+        """Logits [B, C] float32 of uint8 images [B, 3, H, W], already augmented.
+
+        Those of an ensemble are the log of the concentration of the members' Dirichlet.
+        """
         mean, std = self.normalization.mean, self.normalization.std
         inputs = normalize(images, mean, std, channels_last=self.channels_last)
         # The bits of a row are not to depend on the run that happens to ask for it.
         with fixed_convolutions(), autocast(self.precision, images.device):
-            return self.model(inputs).float()
+            if not isinstance(self.model, Ensemble):
+                return self.model(inputs).float()
+            return ensemble_log_concentration(*self.model.answers(inputs)).float()
 
 
 class Teacher:
