@@ -82,7 +82,7 @@ def test_its_answer_has_the_moments_of_its_members(taught, members, joined):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["ekd", "kd", "mlkd+ekd"])
+@pytest.mark.parametrize("method", ["ekd", "kd", pytest.param("mlkd+ekd", marks=pytest.mark.slow)])
 def test_a_warm_run_needs_none_of_its_members(method, taught, own_cache, monkeypatch):
     config = taught(method, view_pool=3) if method == "mlkd+ekd" else taught(method)
     expected = distill(config.replace(teacher_cache="off"), threads=1)
