@@ -39,7 +39,7 @@ def draw(n=300, classes=6, scale=2.0, seed=0, skill=1.0):
 SCORE_LISTS = st.lists(st.integers(0, 4), min_size=1, max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(certain=SCORE_LISTS, uncertain=SCORE_LISTS)
 def test_separation_equals_scikit_learn(certain, uncertain):
     from sklearn.metrics import average_precision_score, roc_auc_score
@@ -154,8 +154,8 @@ def test_intervals_are_those_of_scipy():
     from scipy.stats import bootstrap
 
     logits, target = draw(400)
-    outside = draw(150, seed=1, scale=0.5)[0]
-    found = assess(logits, target, outside={"o": outside}, resamples=600)
+    outside = draw(40, seed=1, scale=0.5)[0]
+    found = assess(logits, target, outside={"o": outside}, resamples=300)
     right = (logits.argmax(1) == target).double().numpy()
     scores = score_images("max_probability", logits, None)
     others = score_images("max_probability", outside, None)
@@ -169,13 +169,13 @@ def test_intervals_are_those_of_scipy():
     }
     for name, (data, statistic, vectorized) in cases.items():
         expected = bootstrap(
-            data, statistic, n_resamples=400, method="percentile", vectorized=vectorized, rng=0
+            data, statistic, n_resamples=300, method="percentile", vectorized=vectorized, rng=0
         ).confidence_interval
         width = expected.high - expected.low
         assert found[f"{name}_low"] == pytest.approx(expected.low, abs=0.25 * width), name
         assert found[f"{name}_high"] == pytest.approx(expected.high, abs=0.25 * width), name
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
-    assert found == assess(logits, target, outside={"o": outside}, resamples=600)  # seeded
+    assert found == assess(logits, target, outside={"o": outside}, resamples=300)  # seeded
 
 
 @settings(max_examples=25, deadline=None)

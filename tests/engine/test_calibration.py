@@ -63,6 +63,15 @@ def test_no_other_temperature_is_likelier(log_prior):
     assert loss(found) <= min(map(loss, np.geomspace(0.05, 20, 400))) + 1e-12
 
 
+def test_of_very_many_images_some_tell_the_temperature(monkeypatch):
+    monkeypatch.setattr("ekd_ray.engine.measure.calibration.MOST_FITTED", 100)
+    logits, target = draw(250, sure=2.0)
+    found = Calibration.fit(logits, target, None)
+    some = Calibration.fit(logits[::3], target[::3], None)
+    assert found.temperature == some.temperature and found.images == 250
+    assert found.set_thresholds != some.set_thresholds
+
+
 def test_a_network_without_errors_is_not_made_certain():
     target = draw(50)[1]
     sure = 9.0 * torch.nn.functional.one_hot(target, 5)

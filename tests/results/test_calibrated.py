@@ -156,6 +156,8 @@ def test_a_study_whose_runs_left_none_is_exported_without(copied_study, tmp_path
     other.mkdir()
     fitted = dataclasses.replace(Calibration.load(twin.parent), temperature=3.0)
     fitted.save(other)
+    found = export_bundle(copied_study, tmp_path / "both")
+    assert found.metrics["calibration"]["seed"] == 1  # that of the weights
     twin.write_text("{}")  # damaged: that of another seed serves
     found = export_bundle(copied_study, tmp_path / "one")
     assert found.metrics["calibration"]["seed"] == 2 and found.calibration == fitted

@@ -120,10 +120,9 @@ def assess(
         What `classification_metrics` gives; `brier`; `ece_adaptive` and `ece_classwise` (bins of
         equally many images; the mean over the classes); `eaurc`; `top1_at_90` and so on; of each
         set `ood_<set>_auroc`, `_aupr_in`, `_aupr_out` and `_fpr95`, see `separate`; what
-        `measure_sets` gives. Those that a
-        further score gives begin with its name: `entropy_aurc`. `<name>_low` and `<name>_high` are
-        the ends of intervals. Where a logit is not finite, only what `classification_metrics`
-        gives.
+        `measure_sets` gives. Those of a further score begin with its name: `entropy_aurc`.
+        `<name>_low` and `<name>_high` are the ends of intervals. Where a logit is not finite, only
+        what `classification_metrics` gives.
 
     Raises:
         UserError: a score that there is not.
@@ -155,8 +154,8 @@ def assess(
         for score in ranked
     }
     found |= _figures(images, prefixes, coverages)
-    plain = log_probabilities(logits, log_prior)
-    found |= measure_sets(plain, target, set_thresholds or {})
+    if set_thresholds:
+        found |= measure_sets(log_probabilities(logits, log_prior), target, set_thresholds)
     found["ece_classwise"] = classwise_calibration_error(log_probs, target)
     own = torch.arange(len(logits))
     found |= _separations(

@@ -19,6 +19,7 @@ FILE = "calibration.json"
 # Shares of images whose class is to be in its set, for which there are thresholds.
 SET_COVERAGES = tuple(round(0.5 + step / 200, 3) for step in range(100))
 TEMPERATURES = (0.01, 100.0)
+MOST_FITTED = 20_000  # images, evenly spaced, for one number: more would only take memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,12 @@ class Calibration:
     @classmethod
     def fit(cls, logits: Tensor, target: Tensor, log_prior: float | None) -> Self:
         """From logits [N, C] float and target [N] int64 of images that are as those to come."""
-        log_probs = log_probabilities(logits.detach().cpu().double(), log_prior)
+        log_probs = log_probabilities(logits.detach().cpu().float(), log_prior)
         target = target.cpu()
+        every = -(-len(target) // MOST_FITTED)
         return cls(
             images=len(target),
-            temperature=fit_temperature(log_probs, target),
+            temperature=fit_temperature(log_probs[::every].double(), target[::every]),
             set_thresholds=fit_thresholds(log_probs, target),
         )
 
@@ -138,8 +140,8 @@ def fit_thresholds(log_probs: Tensor, target: Tensor) -> tuple[float | None, ...
     Sadinle, Lei and Wasserman, "Least ambiguous set-valued classifiers with bounded error levels",
     JASA 2019; Papadopoulos et al., ECML 2002.
     """
-    scores = -log_probs.double().gather(1, target[:, None]).squeeze(1)
-    ordered = scores.clamp(min=0).sort().values.tolist()
+    scores = -log_probs.gather(1, target[:, None]).squeeze(1)
+    ordered = scores.double().clamp(min=0).sort().values.tolist()
     wanted = [math.ceil((len(ordered) + 1) * share - 1e-9) for share in SET_COVERAGES]
     return tuple(ordered[rank - 1] if rank <= len(ordered) else None for rank in wanted)
 
@@ -152,7 +154,7 @@ def make_sets(log_probs: Tensor, threshold: float) -> Tensor:
     Args:
         log_probs: [N, C] float, without a temperature.
     """
-    likely = -log_probs.double() <= threshold
+    likely = -log_probs <= threshold
     return likely.scatter(1, log_probs.argmax(dim=1, keepdim=True), True)
 
 
