@@ -156,13 +156,13 @@ def _keep_inheritance(
     """
     config, precision, model = result.config, result.precision, result.model.eval()
     classes, device = data.num_classes, data.images.device
-    network = live_teacher(config, classes, precision=precision, device=device)
     pairs = {}
     for name, (stage, chosen) in {"test": (data.images, data.validation_ids), **outside}.items():
         ids = np.arange(len(stage)) if chosen is None else chosen
         ids = ids[kept_images(len(ids), classes).numpy()]
         student, _ = predict(model, data, stage, ids, config, precision)
         if ranks.is_first():
+            network = live_teacher(config, classes, precision=precision, device=device)
             asked = sized_images(data, stage, ids, TEACHER_BATCH)
             pairs[name] = student.cpu(), torch.cat([network(images).cpu() for images, _ in asked])
     if ranks.is_first():

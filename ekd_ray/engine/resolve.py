@@ -79,6 +79,8 @@ def resolve(
     if method.features:
         _check_feature_limits(config)
     with error_context("student"):
+        if is_ensemble(config.student):
+            raise UserError(f"a student must be one network, got {config.student}: name a model.")
         size = student_size(config)
         layers = method.student_layers
         check_model(config.student, info.num_classes, size, "student_image_size", layers)

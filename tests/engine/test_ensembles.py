@@ -185,6 +185,7 @@ def test_one_file_an_ensemble_again_and_a_file_that_is_there_are_refused(members
         ("ekd", {"teacher_log_prior": 0.3}, ("teacher_log_prior", "0.3")),
         ("wkd", {}, ("linear layer", "another method")),
         ("kd", {"teacher": "resnet14"}, ("ensemble:resnet8,resnet14",)),
+        ("kd", {"student": "ensemble:resnet8,resnet8"}, ("student must be one network",)),
         ("kd", {"dataset": "cifar100"}, ("classes",)),
     ],
 )
