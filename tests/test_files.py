@@ -11,13 +11,16 @@ import ekd_ray
 from ekd_ray import files
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.plugins import load_plugin
+from ekd_ray.data.corruptions import published_pictures
 from ekd_ray.data.decode import fit_file
 from ekd_ray.data.shards import _open_table
 from ekd_ray.data.store import _load_array
 from ekd_ray.engine.checkpoint import DamagedCheckpoint, _read
 from ekd_ray.engine.history import read_rows
 from ekd_ray.engine.measure.calibration import Calibration
+from ekd_ray.engine.measure.inheritance import Inheritance
 from ekd_ray.engine.measure.predictions import Predictions
+from ekd_ray.engine.measure.shift import Shift
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.teacher import classifier
 from ekd_ray.engine.teacher.table import read_spec
@@ -61,6 +64,9 @@ READERS = {
     "plugin": ("own_part.py", lambda path: load_plugin(str(path))),
     "result": ("result.json", lambda path: read_record(path.parent)),
     "settings": ("config.yaml", lambda path: read_record(path.parent)),
+    "corruptions": ("corruptions.json", Shift.load),
+    "what is inherited": ("inherited.json", Inheritance.load),
+    "published pictures": ("fog.npy", lambda path: published_pictures(path.parent, "fog", 10)),
     "teacher's figures": ("teacher.json", lambda path: TeacherFigures.read(path.parent)),
     "calibration": ("calibration.json", lambda path: Calibration.load(path.parent)),
     "manifest": ("MANIFEST", lambda path: manifest_problems(path.parent)),
@@ -218,6 +224,7 @@ OWN = {
     "checkpoint.py": "io.BytesIO",
     "decode.py": "io.BytesIO",
     "method_checks.py": "torch.load(file",
+    "corruptions.py": "Image.open(file",  # in memory
     "scan.py": "Image.open(file",  # which `open_plain` has opened
     "files.py": "open(",
     "node_probe.py": "open(path)",  # sent to nodes that may lack the package
@@ -227,7 +234,7 @@ BY_PATH = {
     "predictions.py": "safe_open", "gallery.py": "safe_open", "weights.py": "(path",
     "checkpoints.py": "(path",
     "study_reader.py": "pq.read_table(path)", "reproduce.py": "load_file",
-    "store.py": "path", "shards.py": "path",
+    "store.py": "path", "shards.py": "path", "corruptions.py": "np.load(path",
 }  # fmt: skip
 OPENERS = ("open", "os.open", "torch.load", "np.load", "np.memmap", "safe_open", "load_file",
            "safetensors.torch.load_file", "pq.read_table", "pq.ParquetFile", "pa.memory_map",

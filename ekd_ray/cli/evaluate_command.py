@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json, show_during
+from ekd_ray.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ekd_ray.results.bundle import Bundle
+
 EXAMPLES = (
     "ekd-ray evaluate best --ood-dataset digits --ood-dataset folder:textures",
     "ekd-ray evaluate best --score all --resamples 0",
+    "ekd-ray evaluate best --corruptions --images 2000",
 )
-FIRST = ("--data-root", "--dataset", "--ood-dataset", "--score", "--coverage", "--resamples")
+FIRST = ("--data-root", "--dataset", "--ood-dataset", "--score", "--coverage", "--resamples",
+         "--corruptions")  # fmt: skip
 RESAMPLES = 1000
+MADE = ""  # in the place of a folder of corrupted pictures
 MOST_WIDTH = 1000
 # Of the first table: name -> words.
 FIGURES = {
@@ -70,6 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how often the class is in a set of this coverage (predict --set-coverage), and how "
         "large the sets are; repeatable",
     )  # fmt: skip
+    group = parser.add_argument_group("under corruptions, in place of the above")
+    group.add_argument(
+        "--corruptions", nargs="?", const=MADE, metavar="FOLDER",
+        help="the 15 corruptions of CIFAR-10-C at 5 severities: made from the test pictures, or "
+        "read from a FOLDER of published files (fog.npy, ..., labels.npy)",
+    )  # fmt: skip
+    group.add_argument(
+        "--images", type=flags.whole_number, metavar="N",
+        help="so many test pictures, evenly spaced (default: all)",
+    )  # fmt: skip
+    group.add_argument(
+        "--seed", type=flags.whole_number, default=0, metavar="N",
+        help="of what the corruptions draw (default: 0)",
+    )  # fmt: skip
     flags.add_common(parser, "--quiet", "--json")
     flags.add_plugins(parser)
 
@@ -84,6 +105,10 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.studies.places import find_data_root
 
     bundle = Bundle.load(args.bundle)
+    if args.corruptions is not None:
+        return _corrupt(bundle, args)
+    if args.images is not None:
+        raise UserError("--images is about --corruptions: give that too, or leave it out.")
     shares = args.coverage or COVERAGES
     with show_during("evaluating ...", quiet=args.quiet or args.json):
         found = bundle.evaluate(
@@ -107,6 +132,53 @@ def run(args: argparse.Namespace) -> int:
     wanted = console.measure(table, options=console.options.update(width=MOST_WIDTH)).maximum
     console.width = max(console.width, wanted)
     console.print(table)
+    return 0
+
+
+def _corrupt(bundle: Bundle, args: argparse.Namespace) -> int:
+    """Measure and print what is left under corruptions."""
+    # As above.
+    from rich import box
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from ekd_ray.cli.console import Console
+    from ekd_ray.data.corruptions import SEVERITIES
+    from ekd_ray.engine.measure.shift import METRICS
+    from ekd_ray.results.robustness import measure_corruptions
+    from ekd_ray.studies.places import find_data_root
+
+    for name, value, usual in (
+        ("--ood-dataset", args.ood_dataset, None), ("--score", args.score, []),
+        ("--coverage", args.coverage, None), ("--set-coverage", args.set_coverage, []),
+        ("--calibrated", args.calibrated, False),
+    ):  # fmt: skip
+        if value != usual:
+            raise UserError(f"{name} is not for --corruptions, got {value}: leave one out.")
+    console = Console(stderr=True)
+    silent = args.quiet or args.json or not console.is_terminal
+    with Progress(console=console, transient=True, disable=silent) as bar:
+        task = bar.add_task("corruptions", total=None)
+        found = measure_corruptions(
+            bundle, dataset=args.dataset, data_root=find_data_root(args.data_root),
+            images=args.images, seed=args.seed, published=args.corruptions or None,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    if args.json:
+        print_json({**asdict(found), "mean_corruption_error": found.mean_corruption_error})
+        return 0
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("severity", "clean", *map(str, SEVERITIES), "mean error"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "severity" else "right")
+    for name, error in found.corruption_errors.items():
+        accuracies = [row.top1 for row in found.rows if row.corruption == name]
+        table.add_row(name.replace("_", " "), "", *(f"{v:.2%}" for v in accuracies), f"{error:.2%}")
+    table.add_section()
+    for metric, text in zip(METRICS, ("accuracy", "NLL (nats)", "ECE", "AURC"), strict=True):
+        mean = found.mean_corruption_error if metric == "top1" else None
+        values = (f"{value:.4f}" for value in found.by_severity(metric))
+        table.add_row(text, *values, "" if mean is None else f"{mean:.2%}")
+    Console().print(table)
     return 0
 
 

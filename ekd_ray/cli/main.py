@@ -44,6 +44,7 @@ GROUPS = {
         "tune": ("tune_command", "search the best distillation, confirm and export it"),
         "distill": ("distill_command", "one student from one teacher, without a search"),
         "train-teacher": ("teacher_command", "a teacher, or any network alone"),
+        "join-teachers": ("join_command", "several teachers as one, an ensemble"),
     },
     "look": {
         "show": ("show_command", "a study in the terminal, running or finished"),
@@ -71,7 +72,6 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 _EXAMPLES = (
     "ekd-ray quickstart",
     "ekd-ray tune --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
-    "ekd-ray show runs/quickstart",
 )
 
 

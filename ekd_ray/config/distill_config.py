@@ -155,6 +155,10 @@ class DistillConfig(Settings):
         None, "stop before compute if the teacher has less on the validation images", low=0, high=1,
         effect="free", neutral=None,
     )  # fmt: skip
+    compare_teacher: bool = setting(
+        False, "hold the student's uncertainty against the teacher's on the validation images in "
+        "every epoch: val_vacuity_corr, val_entropy_corr, val_teacher_kl", neutral=False,
+    )  # fmt: skip
 
     teacher_cache: str = setting(
         "auto", "keep the teacher's logits on disk: on, off, or auto (where the disk has room)",

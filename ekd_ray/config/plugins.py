@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from ekd_ray.config.ensembles import member_names
 from ekd_ray.errors import UserError, shorten
 from ekd_ray.files import expand_home, read_text, write_text
 
@@ -304,11 +305,12 @@ def stamps_of(parts: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
         UserError: a part was registered where its source cannot be found.
     """
     found = set()
-    for kind, name in parts:
-        part = _parts.get((kind, name or ""))
+    each = [(kind, part) for kind, name in parts for part in member_names(name or "")]
+    for kind, name in each:
+        part = _parts.get((kind, name))
         if part is not None:
             found.add(_plugin_of(part).stamp)
-        elif kind == "model" and (module := module_in_name(name or "")) in _loaded:
+        elif kind == "model" and (module := module_in_name(name)) in _loaded:
             found.add(_loaded[str(module)].stamp)
     return tuple(sorted(found))
 

@@ -19,11 +19,14 @@ DIRECTIONS = {
     "val_ece": "min",
     "val_aurc": "min",
     "val_ood_auroc": "max",
+    "val_mi_auroc": "max",
+    "val_vacuity_corr": "max",
     "parameters": "min",
     "flops": "min",
     "latency_ms": "min",
 }
 METRICS = tuple(name for name in DIRECTIONS if name.startswith("val_"))
+OF_OTHERS = ("val_ood_auroc", "val_mi_auroc")  # of images of a second data set
 OF_CLASSES = ("val_balanced_top1", "val_worst_recall")  # made of the recall of each class
 COSTS = tuple(name for name in DIRECTIONS if name not in METRICS)  # of the student alone
 # Validation images: of fewer the 95 % interval of an accuracy is wider than 10 points to each side.

@@ -29,6 +29,8 @@ from ekd_ray.engine.compiling import CompiledForward, wants_compilation
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.learner import Averages, Learner, make_optimizer
+from ekd_ray.engine.measure.inheritance import compare_uncertainty
+from ekd_ray.engine.measure.teacher_pass import teacher_priors
 from ekd_ray.engine.precision import (
     autocast,
     cpu_threads,
@@ -42,7 +44,12 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.runlog import RunLog, Session
 from ekd_ray.engine.schedule import learning_rate
-from ekd_ray.engine.teacher.source import Teacher, TeacherOutputs, load_teacher
+from ekd_ray.engine.teacher.source import (
+    Teacher,
+    TeacherOutputs,
+    evaluation_logits,
+    load_teacher,
+)
 from ekd_ray.losses.objective import Objective
 from ekd_ray.losses.wkd import class_cosines
 from ekd_ray.models import build_model, load_backbone
@@ -87,8 +94,10 @@ class Run:
     """Everything that one run holds while it trains; `epoch` counts from 1, `step` from 0.
 
     `teachers` are none, that of the weak views, or it and that of the strong ones; `class_cosines`
-    are of its classifier, where the method reads them. `forward` is the learner as a step calls it,
-    and `averages` has the moving averages of its weights, where the configuration asks for them.
+    are of its classifier, where the method reads them; `taught` are its logits [N, C] on the
+    validation images, with `compare_teacher`, and `teacher_log_prior` what they are read with.
+    `forward` is the learner as a step calls it, and `averages` has the moving averages of its
+    weights, where the configuration asks for them.
     `draws` tells whether a layer of the student draws random numbers, None until a step of the
     epoch has shown it; `seeded` is the state that it begins with.
     """
@@ -105,6 +114,8 @@ class Run:
     steps_per_epoch: int
     class_cosines: Tensor | None = None
     averages: Averages | None = None
+    taught: Tensor | None = None
+    teacher_log_prior: float | None = None
     epoch: int = 1
     step: int = 0
     draws: bool | None = None
@@ -265,6 +276,12 @@ def start_run(config: DistillConfig, data_root: str | None) -> Run:
     cosines = None
     if objective.method.class_cosines:
         cosines = class_cosines(teachers[0].classifier).to(device)
+    taught, teacher_log_prior = None, None
+    if config.compare_teacher and teachers and len(data.validation_ids):
+        taught = evaluation_logits(
+            config, data, data.validation_ids, precision=precision, device=device
+        )
+        teacher_log_prior = teacher_priors(config)[1]
     run = Run(
         config=config,
         data=data,
@@ -278,6 +295,8 @@ def start_run(config: DistillConfig, data_root: str | None) -> Run:
         steps_per_epoch=count_steps(len(data.train_ids), config.batch_size),
         class_cosines=cosines,
         averages=averages,
+        taught=taught,
+        teacher_log_prior=teacher_log_prior,
     )
     if wants_compilation(config, device, config.epochs * run.steps_per_epoch):
         run.compile()
@@ -439,6 +458,12 @@ def _epoch_row(run: Run) -> dict[str, Any]:
             log_prior=objective.log_prior_value,
         )
         row |= {f"val_{name}": value for name, value in evaluation.metrics.items()}
+        if run.taught is not None:
+            found = compare_uncertainty(
+                evaluation.logits, run.taught, log_prior=objective.log_prior_value,
+                teacher_log_prior=run.teacher_log_prior,
+            )  # fmt: skip
+            row |= {f"val_{name}": value for name, value in ranks.from_first(found).items()}
     _check_finite(row, run)
     return row
 

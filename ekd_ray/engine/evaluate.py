@@ -112,9 +112,18 @@ def predict(
 def _batches(
     data: RunData, stage: Stage, sample_ids: np.ndarray, config: DistillConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    native = data.images.image_size
-    side = max(native, config.student_image_size or 0)
+    side = max(data.images.image_size, config.student_image_size or 0)
     count = max(1, min(EVAL_BATCH, EVAL_PIXELS // side**2))
+    for images, target in sized_images(data, stage, sample_ids, count):
+        yield student_inputs(images, data, config), target
+
+
+def sized_images(
+    data: RunData, stage: Stage, sample_ids: np.ndarray, count: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images uint8 [B, 3, H, W], labels int64 [B]) of a stage, `count` at once, in the size of
+    the images of `data`."""
+    native = data.images.image_size
     with contextlib.closing(stage.evaluation(sample_ids, count)) as batches:
         for images, target in batches:
             if images.shape[-1] != native:  # another data set's images
@@ -123,4 +132,4 @@ def _batches(
                     images.float(), size, mode="bilinear", antialias=True
                 )
                 images = images.round().clamp(0, 255).to(torch.uint8)
-            yield student_inputs(images, data, config), target
+            yield images, target

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ekd_ray.errors import UserError, nearest_names
+from ekd_ray.models.ensemble import Ensemble
 
 
 @contextlib.contextmanager
@@ -50,6 +51,8 @@ def find_classifier(model: nn.Module, num_classes: int) -> nn.Linear:
         UserError: there is none.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if isinstance(model, Ensemble):
+        layers = []  # each member has its own
     for layer in reversed(layers):
         if layer.out_features == num_classes:
             return layer

@@ -14,7 +14,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.data import Stage, dataset_info
 from ekd_ray.engine import ranks
 from ekd_ray.engine.distill import TrainedStudent
-from ekd_ray.engine.evaluate import Evaluation, predict
+from ekd_ray.engine.evaluate import Evaluation, predict, sized_images
 from ekd_ray.engine.measure.assessment import assess
 from ekd_ray.engine.measure.gallery import FILE as GALLERY
 from ekd_ray.engine.measure.gallery import (
@@ -24,13 +24,22 @@ from ekd_ray.engine.measure.gallery import (
     measure_distances,
     shrink_images,
 )
-from ekd_ray.engine.measure.predictions import Predictions, kept_images, teacher_predictions
+from ekd_ray.engine.measure.inheritance import FILE as INHERITED
+from ekd_ray.engine.measure.inheritance import Inheritance
+from ekd_ray.engine.measure.predictions import (
+    TEACHER_BATCH,
+    Predictions,
+    kept_images,
+    teacher_predictions,
+)
 from ekd_ray.engine.measure.teacher_pass import teacher_priors
 from ekd_ray.engine.outside import generated_sets, set_names
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.resolve import input_normalization
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import RunData, load_test_data
+from ekd_ray.engine.teacher.source import live_teacher
+from ekd_ray.losses.methods import method_of
 from ekd_ray.models import save_weights
 
 WEIGHTS = "model.safetensors"
@@ -44,20 +53,22 @@ def evaluate_test(
 
     Where there are several ranks, all of them must call: each looks at its share.
 
-    With `keep`, the model's `Predictions` are written there, and a `Gallery` beside them, so that
-    nothing in a report has to read the split again.
+    With `keep`, the model's `Predictions` are written there, and beside them a `Gallery` and, where
+    there is a teacher, the `Inheritance`, so that nothing in a report has to read the split again.
 
     Raises:
         ValueError: a run of this stage must not open the test split.
     """
     config, precision, log_prior = result.config, result.precision, result.log_prior
     data = load_test_data(config, stage=stage, data_root=data_root, device=pick_device())
+    outside = own_outside(config, data)
     found = assess_model(
-        result.model, data, own_outside(config, data), config=config, precision=precision,
-        log_prior=log_prior,
-    )  # fmt: skip
+        result.model, data, outside, config=config, precision=precision, log_prior=log_prior
+    )
     if keep and ranks.is_first():
         _keep_predictions(keep, found, data, result)
+    if keep and method_of(config).needs_teacher:
+        _keep_inheritance(keep, data, outside, result)
     return {f"test_{name}": value for name, value in found.metrics.items()}
 
 
@@ -134,6 +145,30 @@ def _keep_predictions(path: Path, found: Evaluation, data: RunData, result: Trai
         mistakes=len(mistakes), images=shown, teacher=teacher, distances=distances.float(),
         thumbnails=shrink_images(data.images, ids[shown.numpy()]),
     ).save(path.with_name(GALLERY))  # fmt: skip
+
+
+def _keep_inheritance(
+    path: Path, data: RunData, outside: Mapping[str, Outside], result: TrainedStudent
+) -> None:
+    """Write the `Inheritance` on as many images of each set as have their logits kept.
+
+    Where there are several ranks, all of them must call: each looks at its share.
+    """
+    config, precision, model = result.config, result.precision, result.model.eval()
+    classes, device = data.num_classes, data.images.device
+    pairs = {}
+    for name, (stage, chosen) in {"test": (data.images, data.validation_ids), **outside}.items():
+        ids = np.arange(len(stage)) if chosen is None else chosen
+        ids = ids[kept_images(len(ids), classes).numpy()]
+        student, _ = predict(model, data, stage, ids, config, precision)
+        if ranks.is_first():
+            network = live_teacher(config, classes, precision=precision, device=device)
+            asked = sized_images(data, stage, ids, TEACHER_BATCH)
+            pairs[name] = student.cpu(), torch.cat([network(images).cpu() for images, _ in asked])
+    if ranks.is_first():
+        Inheritance.of(
+            pairs, log_prior=result.log_prior, teacher_log_prior=teacher_priors(config)[1]
+        ).save(path.with_name(INHERITED))
 
 
 def save_student(result: TrainedStudent, path: Path, *, data_root: str | None) -> None:

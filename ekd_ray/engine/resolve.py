@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.ensembles import is_ensemble
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.normalization import NORMALIZATIONS, Normalization, parse_normalization
 from ekd_ray.config.phrases import several
@@ -46,6 +47,9 @@ from ekd_ray.models import (
     read_metadata,
 )
 
+# Of the images that an ensemble gets, whose members normalise them.
+_AS_IT_IS = Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
 
 def resolve(
     config: DistillConfig, *, data_root: str | None = None, download: bool = False
@@ -75,6 +79,8 @@ def resolve(
     if method.features:
         _check_feature_limits(config)
     with error_context("student"):
+        if is_ensemble(config.student):
+            raise UserError(f"a student must be one network, got {config.student}: name a model.")
         size = student_size(config)
         layers = method.student_layers
         check_model(config.student, info.num_classes, size, "student_image_size", layers)
@@ -214,7 +220,7 @@ def with_teacher(config: DistillConfig, weights: str | None) -> DistillConfig:
     config = config.replace(teacher_weights=weights, teacher_sha256=None, teacher_key=None)
     if (
         weights is None
-        or _stated_normalization(read_metadata(weights, whole_classifier=False)) is None
+        or stated_normalization(read_metadata(weights, whole_classifier=False)) is None
     ):
         return config
     return config.replace(teacher_normalization=None)
@@ -263,7 +269,7 @@ def _try_start(model: str, num_classes: int, path: str, stamp: object) -> Weight
 
 def _weights_normalization(model: str, weights: WeightsMetadata) -> Normalization | None:
     """The normalisation that a file, or the model's library or plugin, states."""
-    if stated := _stated_normalization(weights):
+    if stated := stated_normalization(weights):
         return stated
     if registered := model_normalization(model):
         return parse_normalization(registered)
@@ -306,7 +312,9 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
             f"{config.teacher_top}: leave it out to keep every logit."
         )
     path, key = config.teacher_weights, config.teacher_key
-    if is_of_library(config.teacher) or is_own_model(config.teacher):
+    if is_ensemble(config.teacher):
+        _check_ensemble(config)
+    if any(of(config.teacher) for of in (is_of_library, is_own_model, is_ensemble)):
         weights = read_metadata(path, key=key)
     else:  # of a plugin: only the network itself says what its weights look like
         weights = load_weights(build_model(config.teacher, num_classes), path, key=key)
@@ -320,6 +328,24 @@ def _resolve_teacher(config: DistillConfig, num_classes: int) -> DistillConfig:
     if method.evidential:
         changes |= _resolve_priors(config, weights.log_prior)
     return config.replace(**changes)
+
+
+def _check_ensemble(settings: Any) -> None:
+    """Raise `UserError` for what only a single teacher can have."""
+    normalization, prior = settings.teacher_normalization, settings.teacher_log_prior
+    if normalization is not None and parse_normalization(normalization) != _AS_IT_IS:
+        raise UserError(
+            f"the members of an ensemble have each their own normalisation, got "
+            f"teacher_normalization {normalization}: leave it out, or give 0,0,0/1,1,1 in the "
+            "place of a recipe's.",
+            keys=("teacher_normalization",),
+        )
+    if prior is not None:
+        raise UserError(
+            f"the members of an ensemble have each their own prior, got teacher_log_prior {prior}: "
+            "leave it out; log_prior is the student's.",
+            keys=("teacher_log_prior",),
+        )
 
 
 def _resolve_priors(settings: Any, teacher_prior: float | None) -> dict[str, object]:
@@ -341,7 +367,7 @@ def _resolve_priors(settings: Any, teacher_prior: float | None) -> dict[str, obj
     return {"log_prior": 0.0 if teacher_prior is None else teacher_prior}
 
 
-def _stated_normalization(weights: WeightsMetadata) -> Normalization | None:
+def stated_normalization(weights: WeightsMetadata) -> Normalization | None:
     """The normalisation that a file names, or that all of its layout have."""
     if weights.mean is not None and weights.std is not None:
         return Normalization(mean=weights.mean, std=weights.std)  # type: ignore[arg-type]
@@ -349,7 +375,7 @@ def _stated_normalization(weights: WeightsMetadata) -> Normalization | None:
 
 
 def _own_normalization(config: DistillConfig, weights: WeightsMetadata) -> Normalization:
-    if stated := _stated_normalization(weights):
+    if stated := stated_normalization(weights):
         return stated
     if registered := model_normalization(str(config.teacher)):
         return parse_normalization(registered)

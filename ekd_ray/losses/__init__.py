@@ -11,7 +11,8 @@ float64 if an input is that, inside autocast too. No gradient reaches the teache
 
 Every loss raises `ValueError` for logits whose shapes differ or are not a floating [B, C] with
 B >= 1 and C >= 2, a target that is not int64 [B], T <= 0, and a prior that is not finite or not
-0-d; and `UserError` for an unknown evidence function.
+0-d (but the teacher's may be `-inf`: its logits are the log of a concentration); and `UserError`
+for an unknown evidence function.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ from ekd_ray.losses.methods import (
     resolve_method,
     share_of_epochs,
 )
+from ekd_ray.losses.moments import ensemble_log_concentration
 
 if TYPE_CHECKING:
     from ekd_ray.losses.objective import Objective
@@ -101,6 +103,7 @@ __all__ = [
     "distribution_kd_loss",
     "prior_kl_loss",
     "dirichlet_kl",
+    "ensemble_log_concentration",
     # what they are made of
     "log_concentration",
     "log_expectation",

@@ -49,12 +49,23 @@ def teacher_prior(log_prior: Scalar, teacher_log_prior: Scalar | None) -> Scalar
     return prior.detach() if isinstance(prior, torch.Tensor) else prior
 
 
+def is_concentration(teacher_log_prior: Scalar | None) -> bool:
+    """Whether it says that the teacher's logits are the log of its concentration: minus infinity.
+
+    The number, that is: no tensor's value is read.
+    """
+    return not isinstance(teacher_log_prior, torch.Tensor) and teacher_log_prior == -math.inf
+
+
 def prior_like(log_prior: Scalar, like: Tensor) -> Tensor:
-    """`log_prior` as a 0-d tensor of the dtype and device of `like`; raises `ValueError`."""
+    """`log_prior` as a 0-d tensor of the dtype and device of `like`; raises `ValueError`.
+
+    Minus infinity is no prior mass: the logits are the log of the concentration itself.
+    """
     if isinstance(log_prior, torch.Tensor):
         if log_prior.dim():
             raise ValueError(f"log_prior must be 0-d, got shape {tuple(log_prior.shape)}")
-    elif not math.isfinite(log_prior):
+    elif not log_prior < math.inf:
         raise ValueError(f"log_prior must be finite, got {log_prior}")
     return scalar_like(log_prior, like)
 
@@ -201,7 +212,9 @@ def distribution_kd_loss(
 
     `a = evidence(z / T) + e^lambda`, from logits [B, C], T > 0 and a name of
     `EVIDENCE_FUNCTIONS`: 0-d, nats, computed in float64, returned in float32 unless an input is
-    float64. Inputs and what is raised: `ekd_ray.losses`.
+    float64. Inputs and what is raised: `ekd_ray.losses`. With the number `-inf` as
+    `teacher_log_prior` the teacher's logits are the log of its concentration, which is taken as it
+    is, whatever T and `evidence` (up to e^20): those of `ensemble_log_concentration`.
 
     EKD (ICCV 2025), second order: in the authors' current release T = 1 and `softplus`, in their
     first one the T of the first order and `log1p_softplus`.
@@ -210,12 +223,12 @@ def distribution_kd_loss(
         soften(logits.double(), temperature) for logits in (student_logits, teacher_logits.detach())
     )
     prior = prior_like(log_prior, student).exp()
-    teacher_prior = prior.detach()
-    if teacher_log_prior is not None:
-        teacher_prior = prior_like(teacher_log_prior, teacher).exp().detach()
-    kl = _dirichlet_kl(
-        _evidence(teacher, evidence) + teacher_prior, _evidence(student, evidence) + prior
-    )
+    if is_concentration(teacher_log_prior):
+        target = EVIDENCE_FUNCTIONS["exp"](teacher_logits.detach().double())
+    else:
+        own = teacher_prior(log_prior, teacher_log_prior)
+        target = _evidence(teacher, evidence) + prior_like(own, teacher).exp().detach()
+    kl = _dirichlet_kl(target, _evidence(student, evidence) + prior)
     return times_square(kl.mean(), temperature).to(_float_dtype(student_logits, teacher_logits))
 
 

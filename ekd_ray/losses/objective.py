@@ -5,6 +5,7 @@ Every weight is multiplied in exactly one place, `Objective.forward`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.ensembles import is_ensemble
 from ekd_ray.losses.ctkd import INITIAL_LOGIT
 from ekd_ray.losses.dirichlet import log_concentration
 from ekd_ray.losses.inputs import Scalar, at_least_float32, without_autocast
@@ -113,7 +115,10 @@ class Objective(nn.Module):
     def statistics(self) -> dict[str, Any]:
         """How the method's losses read logits, see `Outputs`."""
         if self.method.evidential:
-            return {"log_prior": self.log_prior, "teacher_log_prior": self.teacher_log_prior}
+            # An ensemble's logits are the log of its concentration, with all of its mass.
+            joined = is_ensemble(self.config.teacher)
+            own = -math.inf if joined else self.teacher_log_prior
+            return {"log_prior": self.log_prior, "teacher_log_prior": own}
         standardizes = "standardize" in self.method.setting_names
         return {"standardize": self.settings.standardize} if standardizes else {}
 

@@ -11,9 +11,11 @@ from functools import partial
 from torch import Tensor, nn
 
 from ekd_ray.config.arguments import checks_arguments
+from ekd_ray.config.ensembles import is_ensemble, member_names
 from ekd_ray.config.normalization import parse_normalization
 from ekd_ray.config.plugins import LIBRARIES, is_loaded, load_installed, module_in_name, registers
 from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.models.ensemble import Ensemble
 from ekd_ray.models.mobilenetv2 import MobileNetV2
 from ekd_ray.models.pvt import PvtTiny
 from ekd_ray.models.resnet import CifarResNet
@@ -121,12 +123,12 @@ def model_names() -> list[str]:
 def build_model(name: str, num_classes: int) -> nn.Module:
     """Build an untrained classifier: images `[B, 3, H, W]` -> logits `[B, num_classes]`.
 
-    `name` is one of `model_names()` or `ALIASES`, `torchvision:<name>`, `timm:<name>`, or
-    `package.module:function` of a plugin that was loaded. Initial weights are float32 and a
-    function of torch's global random state alone: seed or fork it around the call. The model
-    carries `ekd_name` (an alias stays the alias) and `ekd_num_classes`, which `load_weights`
-    compares with a file. Models for one image size (vision transformers, 224 x 224) raise
-    UserError in the forward for another.
+    `name` is one of `model_names()` or `ALIASES`, `torchvision:<name>`, `timm:<name>`,
+    `package.module:function` of a plugin that was loaded, or `ensemble:<name>,<name>`
+    (`Ensemble`). Initial weights are float32 and a function of torch's global random state alone:
+    seed or fork it around the call. The model carries `ekd_name` (an alias stays the alias) and
+    `ekd_num_classes`, which `load_weights` compares with a file. Models for one image size (vision
+    transformers, 224 x 224) raise UserError in the forward for another.
 
     Raises UserError for an unknown name, fewer than two classes, a library that is not installed, a
     module that is no plugin, and a builder of a plugin that fails or builds no `nn.Module`.
@@ -138,6 +140,11 @@ def build_model(name: str, num_classes: int) -> nn.Module:
         model = _torchvision(library_name, num_classes)
     elif colon and library == "timm":
         model = _timm(library_name, num_classes)
+    elif is_ensemble(name):
+        members = member_names(name)
+        if len(members) < 2:
+            raise UserError(f"an ensemble has at least 2 members, got {name!r}: name the model.")
+        model = Ensemble([build_model(member, num_classes) for member in members])
     elif name in MODELS:
         model = MODELS[name](num_classes)
     else:

@@ -26,6 +26,8 @@ METRIC_NAMES = {
     "ece": "calibration error (ECE)",
     "aurc": "risk over coverage (AURC)",
     "ood_auroc": "out-of-distribution AUROC",
+    "mi_auroc": "out-of-distribution AUROC of the mutual information",
+    "vacuity_corr": "rank correlation of vacuity with the teacher's",
     "parameters": "parameters",
     "flops": "FLOPs of one image",
     "latency_ms": "latency of one image (ms)",

@@ -25,6 +25,7 @@ from ekd_ray.config.phrases import command_text, several
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.settings import Settings
 from ekd_ray.config.study_config import EXTENDED_FROM
+from ekd_ray.config.targets import OF_OTHERS
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.data.scan import Say
 from ekd_ray.engine.checkpoint import forget_checkpoint
@@ -110,6 +111,27 @@ MOST_NAMED = 3  # settings that differ
 LEAST_FREE_BYTES = 200 * 2**20
 
 
+def _check_watched(config: StudyConfig) -> None:
+    """Raise `UserError` for a metric that some of the study's trials would not have."""
+    base = config.distill
+    searched = (config.space or {}).get("method") or {}
+    methods = {name: METHODS.get(name) for name in (searched.get("choices") or (base.method,))}
+    known = {name: method for name, method in methods.items() if method is not None}
+    for metric in config.watched:
+        if metric in OF_OTHERS and base.ood_dataset is None:
+            raise UserError(f"{metric} needs a second data set: give --ood-dataset NAME.")
+        for name, method in known.items():
+            lacks = {
+                "val_mi_auroc": "Dirichlet" * (not method.evidential),
+                "val_vacuity_corr": "teacher" * (not method.needs_teacher),
+            }.get(metric)
+            if lacks:
+                raise UserError(
+                    f"{metric} cannot be watched, because method {name} has no {lacks}: choose "
+                    "another metric, or another --method."
+                )
+
+
 @checkpoints_kept()
 def check_study(
     config: StudyConfig, *, download: bool = False, say: Say = lambda done, total: None
@@ -130,8 +152,10 @@ def check_study(
     check_storage(config)
     check_tracking(config)
     base = config.distill
-    if "val_ood_auroc" in config.watched and base.ood_dataset is None:
-        raise UserError("val_ood_auroc needs a second data set: give --ood-dataset NAME.")
+    _check_watched(config)
+    if "val_vacuity_corr" in config.watched:
+        base = base.replace(compare_teacher=True)
+        config = config.replace(distill=base)
     with error_context("distill"):
         check_teacher_settings(base)
     with error_context("distill", "dataset"):

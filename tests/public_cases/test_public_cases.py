@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ensemble_cases
 import folder_cases
 import machine_cases
 import outside_cases
@@ -27,6 +28,7 @@ CASES = parameters(
     ray_cases,
     outside_cases,
     training_cases,
+    ensemble_cases,
 )
 
 

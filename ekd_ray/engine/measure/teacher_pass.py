@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ekd_ray.config import DistillConfig
+from ekd_ray.config.ensembles import is_ensemble
 from ekd_ray.config.normalization import NORMALIZATIONS
 from ekd_ray.data import check_dataset, dataset_info
 from ekd_ray.engine.determinism import arithmetic
@@ -212,11 +213,12 @@ def _logits(network: LiveTeacher, data: RunData, ids: np.ndarray) -> Tensor:
 def teacher_priors(config: DistillConfig) -> tuple[float | None, float | None]:
     """The log prior in the teacher's file, and the one that makes its class probabilities.
 
-    Either is None where there is none: the latter for a softmax.
+    Either is None where there is none: the latter for a softmax, and for an ensemble, the softmax
+    of whose logits is its mean.
     """
     path, key = config.teacher_weights, config.teacher_key
     learned = read_metadata(str(path), whole_classifier=False, key=key).log_prior
-    if learned is not None or not method_of(config).evidential:
+    if learned is not None or not method_of(config).evidential or is_ensemble(config.teacher):
         return learned, learned
     settings: Any = config  # the settings of methods are found by name
     own = settings.teacher_log_prior

@@ -317,7 +317,8 @@ def uncertainty_metrics(
         images of `vacuity`, `dissonance` (both in [0, 1]), `aleatoric_entropy` and
         `epistemic_entropy` (nats). With more than 64 classes the mean dissonance is that of
         evenly spaced rows, as many as 4e8 elementary operations allow (at least one): 16,000 at
-        C = 100, 160 at C = 1,000. `ood_auroc` with `ood_logits`.
+        C = 100, 160 at C = 1,000. `ood_auroc` with `ood_logits`, and for an evidential network
+        `mi_auroc`, by the mutual information (the epistemic entropy) in the place of `uncertainty`.
 
     Raises:
         ValueError: logits that are not a floating [N, C] with N >= 1 and C >= 2, or that differ
@@ -344,6 +345,8 @@ def uncertainty_metrics(
         if got != expected:
             raise ValueError(f"ood_logits must have C = {expected} like logits, got {got}")
         values["ood_auroc"] = auroc(scores, uncertainty(ood_logits, log_prior).cpu())
+        if log_prior is not None:
+            values["mi_auroc"] = auroc(epistemic.cpu(), entropies(ood_logits, log_prior)[1].cpu())
     return values
 
 

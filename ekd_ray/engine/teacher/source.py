@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import shutil
@@ -37,7 +38,9 @@ from ekd_ray.engine.teacher.table import (
     tables_dir,
 )
 from ekd_ray.losses.methods import method_of
+from ekd_ray.losses.moments import ensemble_log_concentration
 from ekd_ray.models import load_model
+from ekd_ray.models.ensemble import Ensemble
 
 # The network sees a multiple of this many images. On a CPU the last bits of a row depend on how
 # many are computed together: a matrix product of 1 to 3 rows (of a thread) takes another kernel.
@@ -78,19 +81,25 @@ class LiveTeacher:
     ) -> None:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.eval().requires_grad_(False).to(memory_format=layout)
-        float32_head(self.model)
+        for network in _members(self.model):
+            float32_head(network)
         self.normalization = parse_normalization(normalization)
         self.precision = precision
         self.channels_last = channels_last
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits [B, C] float32 of uint8 images [B, 3, H, W], already augmented."""
+        """Logits [B, C] float32 of uint8 images [B, 3, H, W], already augmented.
+
+        Those of an ensemble are the log of the concentration of the members' Dirichlet.
+        """
         mean, std = self.normalization.mean, self.normalization.std
         inputs = normalize(images, mean, std, channels_last=self.channels_last)
         # The bits of a row are not to depend on the run that happens to ask for it.
         with fixed_convolutions(), autocast(self.precision, images.device):
-            return self.model(inputs).float()
+            if not isinstance(self.model, Ensemble):
+                return self.model(inputs).float()
+            return ensemble_log_concentration(*self.model.answers(inputs)).float()
 
 
 class Teacher:
@@ -195,6 +204,11 @@ class Teacher:
                 self._unwritten.clear()
 
 
+def _members(model: nn.Module) -> list[nn.Module]:
+    """The networks that give logits: those of an ensemble, or the model itself."""
+    return list(model.members) if isinstance(model, Ensemble) else [model]
+
+
 @functools.lru_cache(maxsize=2)
 def _network(
     name: str, path: str, sha256: str, key: str | None, normalization: str, num_classes: int,
@@ -203,7 +217,8 @@ def _network(
 ) -> LiveTeacher:  # fmt: skip
     model = load_model(name, num_classes, path, key=key)
     if folded:
-        fold_batch_norms(model, image_size)
+        for network in _members(model):
+            fold_batch_norms(network, image_size)
     return LiveTeacher(
         model.to(device), normalization, precision=precision, channels_last=channels_last
     )
@@ -253,6 +268,29 @@ def load_teacher(
     size = _table_bytes(config, len(data.images), data.num_views, data.num_classes)
     wanted = _wants_tables(config, size)
     return Teacher(network, spec.row_format, _open(config, spec, wanted=wanted), layers)
+
+
+def evaluation_logits(
+    config: DistillConfig, data: RunData, sample_ids: Ids, *, precision: str, device: torch.device
+) -> Tensor:
+    """The teacher's logits float32 [N, C], on the device, on images as evaluation sees them.
+
+    They have a table of their own beside that of the views, so that a warm run needs no teacher.
+    """
+    spec = table_spec(config, data, precision=precision)
+    facts = {**spec.facts, "view_scheme": "evaluation", "view_seed": None}
+    spec = dataclasses.replace(spec, num_views=1, facts=facts)
+    network = functools.partial(
+        live_teacher, config, data.num_classes, precision=precision, device=device
+    )
+    table = _open(config, spec, wanted=_wants_tables(config, spec.size))
+    teacher, parts, start = Teacher(network, spec.row_format, table), [], 0
+    for images, _ in data.images.evaluation(sample_ids, ROWS_ON_GPU):
+        ids = sample_ids[start : start + len(images)]
+        start += len(images)
+        parts.append(teacher.logits(images, ids, np.zeros_like(ids)))
+    teacher.flush()
+    return torch.cat(parts)
 
 
 def table_spec(

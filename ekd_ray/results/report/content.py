@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import hide_folders, joined, several, short_name
@@ -52,8 +53,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ekd_ray.engine.measure.gallery import Gallery
+    from ekd_ray.engine.measure.inheritance import Inheritance
     from ekd_ray.engine.measure.predictions import Predictions
+    from ekd_ray.engine.measure.shift import Shift
     from ekd_ray.results.model_figures import StudyModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,11 @@ class Content:
     model: StudyModel | None = None
 
     @cached_property
+    def shift(self) -> Shift | None:
+        """What the exported weights keep under corruptions, where that was measured."""
+        return _read_shift(self.study)
+
+    @cached_property
     def predictions(self) -> dict[str, list[Predictions]]:
         """By leaderboard row, one per final run."""
         return _read_predictions(self.study)
@@ -86,6 +96,11 @@ class Content:
     def exported(self) -> tuple[Predictions, Gallery | None] | None:
         """The predictions on test images of the exported weights, the winner's first final run."""
         return _read_exported(self.study, self.winner.name) if self.winner else None
+
+    @cached_property
+    def inherited(self) -> Inheritance | None:
+        """The uncertainty of the exported weights beside their teacher's, where it was kept."""
+        return _read_inherited(self.study, self.winner.name) if self.winner else None
 
     @property
     def winner(self) -> Row | None:
@@ -156,15 +171,21 @@ def _read_predictions(study: StudyReader) -> dict[str, list[Predictions]]:
     return found
 
 
+def _exported_run(study: StudyReader, name: str) -> RunRecord | None:
+    """A row's first final run, unless it failed."""
+    finals = (r for r in study.confirm_runs if r.stage is RunStage.FINAL and r.name == name)
+    run = next(finals, None)
+    return None if run is None or run.reason else run
+
+
 def _read_exported(study: StudyReader, name: str) -> tuple[Predictions, Gallery | None] | None:
     # As above.
     from ekd_ray.engine.measure.gallery import FILE as GALLERY
     from ekd_ray.engine.measure.gallery import Gallery
     from ekd_ray.engine.measure.predictions import FILE, Predictions
 
-    finals = (r for r in study.confirm_runs if r.stage is RunStage.FINAL and r.name == name)
-    run = next(finals, None)
-    if run is None or run.reason or not (run.folder / FILE).is_file():
+    run = _exported_run(study, name)
+    if run is None or not (run.folder / FILE).is_file():
         return None
     try:
         found = Predictions.load(run.folder / FILE)
@@ -178,6 +199,30 @@ def _read_exported(study: StudyReader, name: str) -> tuple[Predictions, Gallery 
     except UserError as error:
         warnings.warn(str(error), stacklevel=2)
         return found, None
+
+
+def _read_shift(study: StudyReader) -> Shift | None:
+    from ekd_ray.engine.measure.shift import FILE, Shift  # loads torch
+
+    return _read_if_there(study.path / FILE, Shift.load)
+
+
+def _read_inherited(study: StudyReader, name: str) -> Inheritance | None:
+    from ekd_ray.engine.measure.inheritance import FILE, Inheritance  # as above
+
+    run = _exported_run(study, name)
+    return None if run is None else _read_if_there(run.folder / FILE, Inheritance.load)
+
+
+def _read_if_there(path: Path, load: Callable[[Path], T]) -> T | None:
+    """The content of a file that a study may have; damage is said, and left out."""
+    if not path.is_file():
+        return None
+    try:
+        return load(path)
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
 
 
 def measure_correlation_gaps(content: Content) -> dict[str, tuple[Row, np.ndarray]]:

@@ -22,6 +22,7 @@ from ekd_ray.config.targets import (
     total_violation,
 )
 from ekd_ray.engine.measure.predictions import Predictions
+from ekd_ray.engine.measure.shift import METRICS
 from ekd_ray.engine.pictures import confusion, reliability_bins
 from ekd_ray.results.importance import LEAST_TRIALS, describe_error, judged_trials, thin_out
 from ekd_ray.results.leaderboard import Row, mean_sd
@@ -120,8 +121,8 @@ def draw_figures(content: Content) -> dict[str, list[Chart]]:
         "parameters": [draw_importance, draw_parallel, draw_contour, draw_slices],
         "trade-off": [draw_trade_off],
         "errors": [draw_confusion, draw_class_accuracy],
-        "calibration": [draw_reliability, draw_risk_coverage],
-        "teacher": [draw_correlation_maps, draw_embeddings],
+        "calibration": [draw_reliability, draw_risk_coverage, draw_shift],
+        "teacher": [draw_inherited, draw_correlation_maps, draw_embeddings],
         "time-section": [draw_time],
     }
     drawn = {
@@ -317,6 +318,44 @@ def draw_risk_coverage(content: Content) -> Iterator[Chart]:
     )  # fmt: skip
 
 
+def draw_shift(content: Content) -> Iterator[Chart]:
+    """Accuracy, calibration and risk by the severity of corruptions, where they were measured."""
+    found = content.shift
+    if found is None:
+        return
+    shown = {"range": [0, 1.02], "tickformat": ".0%"}
+    figure = go.Figure(
+        layout={"xaxis": {"title": {"text": "severity (0: clean)"}, "dtick": 1},
+                "yaxis": {**shown, "title": {"text": "mean over the corruptions"}}}
+    )  # fmt: skip
+    names = {"top1": "accuracy", "ece": "calibration error (ECE)", "aurc": "area under risk (AURC)"}
+    by_severity = {metric: found.by_severity(metric) for metric in METRICS}
+    for (metric, name), dash in zip(names.items(), ("solid", "dash", "dot"), strict=True):
+        figure.add_scatter(
+            x=[*range(6)], y=by_severity[metric], mode="lines+markers", name=name,
+            line={"color": WINNER, "dash": dash, "width": 2},
+            hovertemplate=f"severity %{{x}}: {name} %{{y:.3f}}<extra></extra>",
+        )  # fmt: skip
+    errors = sorted(found.corruption_errors.items(), key=lambda entry: -entry[1])
+    worst = ", ".join(f"{name.replace('_', ' ')} ({error:.0%})" for name, error in errors[:3])
+    made = (
+        "the published files" if found.seed is None else f"pictures made here (seed {found.seed})"
+    )
+    yield Chart(
+        name="shift",
+        title="Under corruptions: accuracy and calibration by severity",
+        summary=f"The exported weights on {found.images:,} test images and on {len(errors)} "
+        f"corruptions of them, {made}. Mean corruption error {found.mean_corruption_error:.1%} (a "
+        f"plain mean, against no baseline); the worst are {worst}. A calibrated model is less "
+        "confident where it is less often right: its calibration error stays low.",
+        figure=figure, columns=("severity", "accuracy", "NLL", "ECE", "AURC"),
+        rows=[
+            [at, *(f"{by_severity[metric][at]:.3f}" for metric in METRICS)] for at in range(6)
+        ],
+        small=True,
+    )  # fmt: skip
+
+
 def draw_confusion(content: Content) -> Iterator[Chart]:
     """Labels against predictions of the exported weights, as shares of each label."""
     if content.exported is None:
@@ -423,6 +462,40 @@ def draw_correlation_maps(content: Content) -> Iterator[Chart]:
             summary="Difference between the correlations of class logits in student and teacher.",
             figure=figure, height=330, small=True,
         )  # fmt: skip
+
+
+def draw_inherited(content: Content) -> Iterator[Chart]:
+    """The student's vacuity over the teacher's, image by image, for each set of images."""
+    found = content.inherited
+    if found is None:
+        return
+    figure = go.Figure(
+        layout={"xaxis": {"title": {"text": "teacher: -log total evidence"}},
+                "yaxis": {"title": {"text": "student: -log total evidence"}}}
+    )  # fmt: skip
+    kinds = sorted(found.points, key=lambda of: (of != "test", of))
+    for name, color in zip(kinds, itertools.cycle(CLASS_COLORS), strict=False):
+        teacher, student = zip(*found.points[name], strict=True)
+        figure.add_scatter(
+            x=teacher, y=student, mode="markers", name=name,
+            marker={"color": color, "size": 5, "opacity": 0.55},
+            hovertemplate="teacher %{x:.2f}, student %{y:.2f}<extra></extra>",
+        )  # fmt: skip
+    names = ("vacuity_corr", "entropy_corr", "teacher_kl")
+    cells = {
+        of: [f"{values[name]:.3f}" if name in values else DASH for name in names]
+        for of in kinds
+        for values in (found.figures[of],)
+    }
+    told = "; ".join(f"{of}: rank correlation {texts[0]}" for of, texts in cells.items())
+    yield Chart(
+        name="inherited",
+        title="What the student inherits: its uncertainty over the teacher's",
+        summary=f"Each dot is an image; higher and further right is less certain. {told}.",
+        figure=figure,
+        columns=("images", "rank correlation of vacuity", "of entropy", "KL to the teacher (nats)"),
+        rows=[[of, *texts] for of, texts in cells.items()], small=True,
+    )  # fmt: skip
 
 
 def draw_embeddings(content: Content) -> Iterator[Chart]:
