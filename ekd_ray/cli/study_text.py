@@ -18,6 +18,7 @@ from ekd_ray.cli.terminal import (
     winner_settings,
 )
 from ekd_ray.config.phrases import command_text, joined, several
+from ekd_ray.config.study_config import TESTED_AT
 from ekd_ray.results.importance import has_enough, judged_trials, read_importance
 from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
 from ekd_ray.results.paired import share_interval
@@ -32,6 +33,7 @@ from ekd_ray.results.report.content import (
 )
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
+    describe_choice,
     describe_damage,
     describe_missed_gain,
     describe_teacher,
@@ -102,7 +104,7 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
         *_selection_gap(study, board[0]),
         *_teacher(study),
         *describe_damage(study.damaged()),
-        "The winner was chosen on validation; the test split was read once, after.",
+        describe_choice(study.header.get(TESTED_AT, ())),
         f"bundle: {bundle.path}",
         *([f"report: {report}"] if report.is_file() else []),
         f"curves: tensorboard --logdir {shlex.quote(str(study.path))}",

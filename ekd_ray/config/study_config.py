@@ -24,6 +24,8 @@ MOST_TRIALS = 10**6
 LEAST_SHARE = 0.001  # of a GPU
 # In a study's file, from its extension to its next end: how many trials it had before.
 EXTENDED_FROM = "extended_from"
+# And for good: how many it had whenever it was extended after its test figures had been shown.
+TESTED_AT = "tested_at"
 # GPUs per worker of a run.
 Gpus = float | Literal["auto"]
 

@@ -225,9 +225,11 @@ def distribution_kd_loss(
     prior = prior_like(log_prior, student).exp()
     if is_concentration(teacher_log_prior):
         target = EVIDENCE_FUNCTIONS["exp"](teacher_logits.detach().double())
+    elif teacher_log_prior is None:
+        target = _evidence(teacher, evidence) + prior.detach()
     else:
-        own = teacher_prior(log_prior, teacher_log_prior)
-        target = _evidence(teacher, evidence) + prior_like(own, teacher).exp().detach()
+        own = prior_like(teacher_log_prior, teacher).exp().detach()
+        target = _evidence(teacher, evidence) + own
     kl = _dirichlet_kl(target, _evidence(student, evidence) + prior)
     return times_square(kl.mean(), temperature).to(_float_dtype(student_logits, teacher_logits))
 

@@ -25,6 +25,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import checks_arguments, made_by_load
 from ekd_ray.config.phrases import joined, short_name
 from ekd_ray.config.plugins import SOURCES, files_trusted, write_sources
+from ekd_ray.config.study_config import TESTED_AT
 from ekd_ray.data import check_class_names, dataset_info, load_dataset
 from ekd_ray.engine.data_pin import check_pinned
 from ekd_ray.engine.determinism import arithmetic
@@ -700,6 +701,7 @@ def bundle_metrics(
         "coverage_thresholds": None if said is None else coverage_thresholds(said.uncertainty),
         "calibration": _find_calibration(study, winner, run, said),
         "seeds": list(seeds),
+        TESTED_AT: study.header.get(TESTED_AT, []),
         "workers": config.workers_per_trial,
         "seconds": run.seconds,
         "teacher": asdict(teacher) if teacher else None,  # on the validation split

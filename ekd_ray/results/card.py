@@ -10,6 +10,7 @@ import yaml
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.phrases import short_name
+from ekd_ray.config.study_config import TESTED_AT
 from ekd_ray.data.views import short_side
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.errors import UserError
@@ -19,6 +20,7 @@ from ekd_ray.results.inference import varies_in_size
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
 from ekd_ray.results.templating import render
 from ekd_ray.results.words import (
+    describe_choice,
     describe_lead,
     describe_missed_gain,
     describe_teacher,
@@ -95,6 +97,7 @@ def model_card(
         spread=mean_sd(board[0].test),
         rows=[(label(row.name), row.role, *mean_sd(row.test)) for row in board if row.test],
         missed=describe_missed_gain(board),
+        choice=describe_choice(metrics.get(TESTED_AT, ())),
         lead=describe_lead(board),
         teacher=_describe_teacher(TeacherFigures(**teacher)) if teacher else None,
         log_prior=metrics["log_prior"],

@@ -40,6 +40,22 @@ def label(name: str) -> str:
     return LABELS.get(name, name)
 
 
+def describe_choice(tested_at: Sequence[int]) -> str:
+    """The split that a winner was chosen on, and whether test figures had been seen before.
+
+    Args:
+        tested_at: numbers of trials at which the study was extended after they had been shown.
+    """
+    chosen = "The winner was chosen on the validation split; the test split was read"
+    if not tested_at:
+        return f"{chosen} once, after."
+    trials = joined([*map(str, tested_at)])
+    return (
+        f"{chosen} after, and before that for the winner of {trials} trials: whoever "
+        "went on because of these figures has chosen by them too."
+    )
+
+
 def noun_of(name: str) -> str:
     """A leaderboard row as a sentence has it: `the student alone`, `the point from runs/a`."""
     if name.startswith("from "):

@@ -90,15 +90,19 @@ def fresh_seeds(config: StudyConfig, base: DistillConfig) -> list[int]:
 def list_entries(config: StudyConfig, base: DistillConfig, study: StudyReader) -> list[Entry]:
     """The champions, then the finalists; equal configurations once, under the first one's name.
 
-    A champion that is a trial's configuration, confirmed or not, has its number; that of the full
-    run, where a trial was stopped and run again.
+    The finalists of an extended study are also those that it had before: their runs are there, and
+    one of them may still be the best. A champion that is a trial's configuration, confirmed or
+    not, has its number; that of the full run, where a trial was stopped and run again.
     """
     known = {
         name: resolve(champion, data_root=config.data_root)
         for name, champion in champions(config, base).items()
     }
     found = [Entry(name=n, config=c, role="champion") for n, c in known.items()]
-    for trial in study.finalists():
+    before = {run.number for run in study.confirm_runs if run.role == "finalist"}
+    finalists = study.finalists()
+    chosen = {trial.number for trial in finalists}
+    for trial in [*finalists, *(t for t in study.ranked() if t.number in before - chosen)]:
         settings = DistillConfig.from_dict(trial.config)
         if settings.teacher_weights is not None:  # the study may come from another machine
             settings = settings.replace(teacher_weights=base.teacher_weights)

@@ -24,7 +24,7 @@ from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.phrases import command_text, several
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.settings import Settings
-from ekd_ray.config.study_config import EXTENDED_FROM
+from ekd_ray.config.study_config import EXTENDED_FROM, TESTED_AT
 from ekd_ray.config.targets import OF_OTHERS
 from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.data.scan import Say
@@ -63,6 +63,7 @@ from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.failure_log import error_kept
 from ekd_ray.results.records import (
     BEST,
+    CONFIRMED,
     DATA,
     FORMAT_VERSION,
     JOURNAL_LOCKS,
@@ -314,11 +315,14 @@ def open_run(
     check_writable(out)
     now = environment()
     before: int | None = None
+    tested: list[int] = []
     if resume:
         there = Study.load(out)
+        tested = there.header.get(TESTED_AT, [])
         before = there.header.get(EXTENDED_FROM)
         if before is None and there.config.trials < config.trials:
             before = there.config.trials
+            tested = [*tested, *([before] if (out / CONFIRMED).exists() else [])]
         check_versions(out, there.header.get("environment"), now, accept=accept_versions)
         with contextlib.suppress(KeyError, TypeError):  # where nothing, or nonsense, is recorded
             warn_of_change(out, hardware(there.header["environment"]), hardware(now))
@@ -328,6 +332,7 @@ def open_run(
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": now,
         **({} if before is None else {EXTENDED_FROM: before}),
+        **({TESTED_AT: tested} if tested else {}),
         **({} if location is None else {PLACE: str(location)}),
         # Decoded once here: every trial of this node then maps the same pages.
         DATA: pin_data(config.distill, config.data_root),

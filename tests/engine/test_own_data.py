@@ -70,9 +70,11 @@ def test_other_data_under_the_name_is_another_fingerprint(mine):
     config, root = mine
     own = resolve(config.replace(dataset="mine", method="none", epochs=1), data_root=root)
     known = distill(own, data_root=root, threads=1).data_fingerprint
-    del DATASETS["mine"]
+    names = DATASETS.pop("mine").class_names
     register_dataset(
-        "mine", lambda split: (255 - synthetic_split(split)[0], synthetic_split(split)[1])
+        "mine",
+        lambda split: (255 - synthetic_split(split)[0], synthetic_split(split)[1]),
+        class_names=names,
     )
     with pytest.raises(UserError, match=f"its fingerprint must be {known}"):
         distill(own.replace(data_fingerprint=known), threads=1)

@@ -37,6 +37,13 @@ def test_accuracy(share, claimed, word):
     assert [word in warning for warning in found] == [True] * (word is not None)
 
 
+@pytest.mark.parametrize(("share", "warned"), [(0.9, False), (0.1, True)])
+def test_one_that_the_study_trained_is_to_be_trained_for_longer(share, warned):
+    found = judge_accuracy(right_in(share), LABELS)
+    assert len(found) == warned
+    assert all("teacher_training" in text and "--teacher-weights" not in text for text in found)
+
+
 def test_few_images_do_not_show_that_a_teacher_is_near_chance():
     labels = np.arange(20) % CLASSES
     half_right = np.where(np.arange(20) < 5, labels, labels + 1)

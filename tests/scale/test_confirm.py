@@ -195,6 +195,25 @@ def test_an_extended_study_runs_no_champion_again(searched, made_up, tmp_path):
     assert board[0].name == "trial 1" and set(asked) == {"trial 1"}
 
 
+def test_those_confirmed_before_an_extension_can_still_win(searched, made_up, tmp_path):
+    asked = []
+
+    def score(name, seed):
+        asked.append(name)
+        return 0.5 - 0.1 * (name == "trial 1") + seed / 100
+
+    made_up(score)
+    confirmed(tmp_path, searched([0.1], champions=[], confirm_top_k=1))
+    asked.clear()
+    lucky = searched([0.1, 0.2], champions=[], confirm_top_k=1)
+    first = tmp_path / "trials" / "0000"
+    record = read_record(first)
+    replace(record, history=[{"epoch": 1, "val_top1": 0.7}], metrics={"val_top1": 0.7}).write()
+    board = confirmed(tmp_path, lucky)
+    assert (board[0].name, board[0].winner) == ("trial 0", True)
+    assert {row.name for row in board} >= {"trial 0", "trial 1"} and "trial 0" not in asked
+
+
 def test_trials_of_an_extension_are_held_against_those_before(searched, tmp_path):
     said = []
     searched([0.1, 0.2])

@@ -31,7 +31,9 @@ from ekd_ray.losses.methods import with_method
 from ekd_ray.results import Study
 from ekd_ray.results.records import RunRecord
 from ekd_ray.results.study_file import read_study_file, write_study_file
+from ekd_ray.results.words import describe_choice
 from ekd_ray.scale.worker import TrainOptions, train_run
+from ekd_ray.studies import pipeline
 from ekd_ray.studies.overlay import count_extended
 from ekd_ray.studies.pipeline import check_study, check_unchanged, open_run, run_study
 from ekd_ray.studies.training import check_run_folder
@@ -292,6 +294,22 @@ def test_an_extension_that_was_killed_is_not_begun_again(
     monkeypatch.setattr("ekd_ray.studies.pipeline._run_stages", Mock())
     run_study(Study.load(tmp_path), Mock())
     assert count_extended(header, 3) == 10, "it has come to its end"
+
+
+def test_an_extension_after_test_figures_were_shown_is_told_for_good(tmp_path: Path) -> None:
+    config = StudyConfig(distill=TINY, space=SPACE, trials=4)
+    open_run(tmp_path, config, resume=False)
+    open_run(tmp_path, config.replace(trials=5), resume=True)
+    assert "tested_at" not in Study.load(tmp_path).header, "none were shown"
+    pipeline._end_extension(tmp_path)
+    (tmp_path / "confirm.parquet").touch()
+    for _ in range(2):
+        open_run(tmp_path, config.replace(trials=7), resume=True)
+    pipeline._end_extension(tmp_path)
+    open_run(tmp_path, config.replace(trials=7), resume=True)
+    tested = Study.load(tmp_path).header["tested_at"]
+    assert tested == [5]
+    assert "once" in describe_choice(()) and "winner of 5 trials" in describe_choice(tested)
 
 
 # What changes with the machine is said.

@@ -18,8 +18,18 @@ _DEVIATIONS = 2.0
 _MOST_NAMED = 3
 
 
-def judge_accuracy(predicted: np.ndarray, labels: np.ndarray, claims: Claims) -> list[str]:
-    """Warnings, with what to do, about predictions int64 [N] for labels int64 [N]."""
+_CHECK = "check --teacher-weights, --teacher-normalization and the order of the classes"
+_TRAIN = "train it for longer (--set 'teacher_training={epochs: N}')"
+
+
+def judge_accuracy(
+    predicted: np.ndarray, labels: np.ndarray, claims: Claims | None = None
+) -> list[str]:
+    """Warnings, with what to do, about predictions int64 [N] for labels int64 [N].
+
+    Args:
+        claims: of a given teacher's file; None of a teacher that the study has trained.
+    """
     count = len(labels)
     top1 = float((predicted == labels).mean())
     chance = float(np.bincount(labels).max() / count)
@@ -30,16 +40,14 @@ def judge_accuracy(predicted: np.ndarray, labels: np.ndarray, claims: Claims) ->
         found.append(
             f"it may be no better than chance, which {count} images do not tell ({top1:.1%} of "
             f"them, 95 % interval {low:.1%} to {high:.1%}; one class alone gives {chance:.1%}): "
-            "hold out more (validation_fraction), and check --teacher-weights and "
-            "--teacher-normalization"
+            f"hold out more (validation_fraction), and {_CHECK if claims else _TRAIN}"
         )
     elif top1 <= chance + error:
         found.append(
             f"it is near chance ({top1:.1%} of {count} validation images; one class alone gives "
-            f"{chance:.1%}): train it longer, or check --teacher-weights, --teacher-normalization "
-            "and the order of the classes"
+            f"{chance:.1%}): {_CHECK if claims else _TRAIN}"
         )
-    elif claims.accuracy is not None and top1 < claims.accuracy - FAR_BELOW - error:
+    elif claims and claims.accuracy is not None and top1 < claims.accuracy - FAR_BELOW - error:
         found.append(
             f"it has {top1:.1%} here, where its file claims {claims.accuracy:.1%}: check "
             "--teacher-normalization, the data set and the order of the classes"

@@ -160,8 +160,9 @@ def _measure(
         logits = _logits(network, data, ids)
         learned, prior = teacher_priors(config)
         found: dict[str, Any] = classification_metrics(logits, labels, log_prior=prior)
-        warnings: list[str] = []
-        if not candidates:  # one that the study trained is what it is
+        if candidates:  # its normalisation and classes are the study's own
+            warnings = judge_accuracy(logits.argmax(dim=1).numpy(), labels.numpy())
+        else:
             warnings = _judge(config, network, data, ids, logits, labels, min(others, count))
     return TeacherFigures(
         model=config.teacher,

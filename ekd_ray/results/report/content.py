@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import hide_folders, joined, several, short_name
 from ekd_ray.config.ranges import reach_tried
+from ekd_ray.config.study_config import TESTED_AT
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
@@ -34,6 +35,7 @@ from ekd_ray.results.records import RunRecord, trial_name
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_better_on_test,
+    describe_choice,
     describe_lead,
     describe_win,
     duration,
@@ -263,10 +265,10 @@ def write_headline(content: Content) -> tuple[str, str]:
         parts = [f"{missed}: {noun_of(winner.name)}, best on validation, at {accuracy} on test"]
     parts += filter(None, [_describe_verdict(content)])
     spread_text = f", standard deviation {100 * deviation:.2f} points." if n > 1 else "."
+    choice = describe_choice(content.study.header.get(TESTED_AT, ()))
     lead = (
         f"{winner.config.student} distilled from {subject} Mean of {several(n, 'seed')}"
-        f"{spread_text} The winner was chosen on the validation split; the test split was read "
-        f"once, after. {_describe_winners_curse(content)}"
+        f"{spread_text} {choice} {_describe_winners_curse(content)}"
     ).rstrip()
     tips = suggest_gain(content.board.gain) if content.board.gain else ""
     return f"{', '.join(parts)}.", f"{lead} {tips}".rstrip()
