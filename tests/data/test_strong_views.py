@@ -142,6 +142,7 @@ def test_values_at_the_border_of_two_outcomes(name, value):
     assert torch.equal(strong_augment(batch, draw), pillow(batch, draw))
 
 
+@pytest.mark.slow
 def test_autocontrast_of_every_range():
     """Lowest, highest and all levels between: many results are whole up to the last bit."""
     low, high = (ends[::3] for ends in np.triu_indices(256))

@@ -131,6 +131,7 @@ def test_in_parts_too_a_compiled_run_is_the_run(ramped, backend, no_warning):
     assert_near(found, expected, weights)
 
 
+@pytest.mark.slow
 def test_what_a_graph_changes_lies_where_it_is(ramped, backend):
     """Else torch would record no CUDA graph of it."""
     seen = []

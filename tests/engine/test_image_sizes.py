@@ -93,6 +93,7 @@ def test_the_students_views_are_enlarged_and_the_teachers_are_not(
     torch.testing.assert_close(seen[3], enlarged(plain, 64).float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_test_images_are_enlarged_as_well(large):
     result = distill(large, threads=1)
     shapes = set()

@@ -51,6 +51,7 @@ def test_the_teacher_sees_its_own_normalisation() -> None:
     assert accuracy("0,0,0/1,1,1") < own - 0.1
 
 
+@pytest.mark.slow
 def test_a_run_from_the_real_teachers_table_is_the_live_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,7 @@ def test_a_bundle_without_thresholds_predicts_and_says_why_it_does_not_abstain(
         Bundle.load(bundle.path)
 
 
+@pytest.mark.slow
 def test_a_damaged_picture_is_named_and_the_others_are_predicted(
     exported, folder, tmp_path, capsys
 ):

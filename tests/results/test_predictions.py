@@ -145,6 +145,7 @@ def test_a_confirm_run_leaves_its_images(winner_config, tmp_path, fraction, spli
     assert (tmp_path / "predictions.safetensors").exists() == (split == "test")
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_draw_is_as_good(winner_config, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise OSError("disk full")

@@ -25,6 +25,7 @@ from tuned_runs import tune_with
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
+from ekd_ray.files import write_json
 from ekd_ray.results import Study
 from ekd_ray.results.failure_log import FAILURE_LOG
 from ekd_ray.results.records import (
@@ -258,14 +259,23 @@ def test_memory_that_is_refused_ends_the_process_and_then_the_run(
     assert record is None or (record.status, record.reason) == ("failed", reason)
 
 
-@pytest.mark.parametrize("left", [RESULT, FAILURE])
-def test_a_trial_that_begins_again_is_not_said_to_have_failed(tmp_path: Path, left: str) -> None:
+@pytest.mark.parametrize(
+    ("left", "said"), [(RESULT, "diverged"), (FAILURE, "no memory"), (None, None)]
+)
+def test_a_trial_that_begins_again_is_not_said_to_have_failed(
+    tmp_path: Path, left: str | None, said: str | None
+) -> None:
     run = RunRecord(folder=tmp_path, stage=RunStage.SEARCH, name="trial 3", number=3)
     trial, ended = SimpleNamespace(config={RUN: run.to_dict()}), []
-    observer: Any = SimpleNamespace(ended=lambda number, failed: ended.append((number, failed)))
+    observer: Any = SimpleNamespace(ended=lambda number, failure: ended.append((number, failure)))
     callback = ObserverCallback(observer)
     callback.on_trial_error(0, [], trial)
     assert ended == []
-    (tmp_path / left).write_text("{}")
+    if left == RESULT:
+        run.close("failed", reason=said)
+    elif left:
+        write_json(tmp_path / left, {"reason": said})
     callback.on_trial_error(0, [], trial)
-    assert ended == [(3, True)]
+    assert ended == [(3, said)] * bool(left)
+    callback.on_trial_complete(0, [], trial)
+    assert ended[-1] == (3, said if left == FAILURE else None), "one that diverged ends so"
