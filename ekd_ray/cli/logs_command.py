@@ -120,6 +120,11 @@ def _show(found: tuple[str, Path], *, as_json: bool) -> int:
 
 
 def _title(name: str) -> str:
+    from ekd_ray.results.progress import CONFIRM_STAGES
+
+    for stage, words in CONFIRM_STAGES.items():
+        if name.startswith(f"{stage}-"):
+            return f"{name} ({words})"
     return f"trial {name}" if name.isdecimal() else name or "the run"
 
 

@@ -35,7 +35,7 @@ from ekd_ray.engine.measure.teacher_pass import can_look, look_at_teacher
 from ekd_ray.engine.precision import describe_slowness, planned_precision
 from ekd_ray.engine.resolve import describe_images, left_out, read_start, split_sizes, student_size
 from ekd_ray.engine.rundata import count_pictures
-from ekd_ray.engine.teacher.source import table_bytes, uses_cache
+from ekd_ray.engine.teacher.source import table_bytes, table_settings, uses_cache
 from ekd_ray.engine.teacher.table import tables_dir
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
@@ -72,6 +72,7 @@ from ekd_ray.scale.space import (
     around_prior,
     first_points,
     known_prior,
+    point_config,
     with_pairs_prior,
 )
 from ekd_ray.scale.trainer import Workers
@@ -233,6 +234,7 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
         *_teacher_warnings(found),
         *_warnings(count_pictures(base, config.data_root), config.watched),
         *_search_warnings(config.trials, listed),
+        *_table_warnings(base, space, config.data_root),
         *_setup(base, config.data_root, teacher),
         *_priors(config),
         *([f"recipe     {config.recipe_name}"] if config.recipe_name else []),
@@ -264,7 +266,7 @@ def _trials_there(out: Path) -> list[str]:
     """The stage and trials of a study that is to be continued."""
     if not (out / STUDY_FILE).is_file():
         return []
-    return [f"there      {describe_stage(progress(StudyReader.load(out)))}"]
+    return [f"so far     {describe_stage(progress(StudyReader.load(out)))}"]
 
 
 def _search_warnings(trials: int, listed: int) -> list[str]:
@@ -275,6 +277,26 @@ def _search_warnings(trials: int, listed: int) -> list[str]:
         f"warning    {several(trials, 'trial')} for {several(listed, 'configuration')} with known "
         f"values, which come first: nothing else is tried; give --trials more than {listed}"
     ]
+
+
+def _table_warnings(base: DistillConfig, space: Space, data_root: str | None) -> list[str]:
+    """A warning for each range that gives every trial a teacher's table of its own."""
+    lines = []
+    for name, parameter in space.parameters.items():
+        if parameter.choices is not None:
+            continue
+        point = {other: legal[0] for other, legal in parameter.when.items()}
+        low, high = (
+            point_config(base, {**point, name: parameter.nearest(value)})
+            for value in (parameter.low, parameter.high)
+        )
+        if table_settings(low) != table_settings(high) and uses_cache(high, data_root):
+            lines.append(
+                f"warning    {name} is searched in a range: a trial with another value shares none "
+                f"of the teacher's logits, and fills a cache of its own; give a few values (--set "
+                f"{name}=choice:{parameter.low:g},{parameter.high:g})"
+            )
+    return lines
 
 
 def _at_once(config: StudyConfig) -> str:

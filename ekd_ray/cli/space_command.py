@@ -154,7 +154,9 @@ def _show(args: argparse.Namespace) -> int:
         console.print(f"{name:16s} {parameter.describe()}")
     print_points(console, ("point", *space.parameters), rows)
     console.print("shared by all trials:")
-    for name, value in base.to_dict().items():
+    written = recipe.written.get("distill") or {}
+    whose = {} if written.get("dataset") else {"dataset": "your pictures"}
+    for name, value in {**base.to_dict(), **whose}.items():
         if value is not None and name not in space.parameters:
             console.print(f"  {name}: {value}")
     return 0

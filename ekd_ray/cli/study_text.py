@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,7 @@ from ekd_ray.cli.terminal import (
 from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.config.study_config import TESTED_AT
 from ekd_ray.results.importance import has_enough, judged_trials, read_importance
-from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
-from ekd_ray.results.paired import share_interval
+from ekd_ray.results.leaderboard import Leaderboard, Row, gain_values, mean_sd
 from ekd_ray.results.records import REPORT
 from ekd_ray.results.report.content import (
     Content,
@@ -41,7 +41,9 @@ from ekd_ray.results.words import (
     figure_text,
     label,
     metric_name,
+    name_missed,
     resume_command,
+    suggest_gain,
     value_text,
 )
 
@@ -73,14 +75,13 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
         parts += [
             leaderboard_table(content.board, content.config),
             *_other_names(content.board),
-            _intervals(content.board),
             winner_settings(content.board, content.config),
             *difference_lines(study),
         ]
     elif content.ranked:
         parts.append(_search_table(content))
     parts += _importance(content)
-    parts += [_time(content), *_savings(content)]
+    parts += [*_time(content), *_savings(content)]
     parts += _failures(study, content.board, content.ended)
     parts += describe_damage(content.damaged)
     if other is not None:
@@ -93,7 +94,7 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     board, config = study.leaderboard(), study.config
     report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
     parts: list[str | Table] = [
-        *filter(None, [describe_missed_gain(board)]),
+        *_missed_gain(board),
         *_warnings(study),
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
@@ -130,6 +131,14 @@ def _other_names(board: list[Row]) -> list[str]:
         for row in board
         if (names := list_other_names(row))
     ]
+
+
+def _missed_gain(board: Leaderboard) -> list[str]:
+    """What the winner does not beat, and what to try. By how much, in accuracy, stands below."""
+    head, gain = name_missed(board), board.gain
+    if not head or gain is None or gain.metric != "test_top1":
+        return [*filter(None, [describe_missed_gain(board)])]
+    return [f"{head}. {suggest_gain(gain)}"]
 
 
 def _selection_gap(study: StudyReader, winner: Row) -> list[str]:
@@ -188,7 +197,7 @@ def describe_stage(now: Progress) -> str:
     stage = now.stage
     if stage != "finished" and now.driven is not None:
         stage += ", running" if now.driven else ", interrupted"
-    return f"stage: {stage}; trials: {', '.join(parts) or 'none yet'}"
+    return f"stage: {stage}" + (f"; trials: {', '.join(parts)}" if parts else "")
 
 
 def _status(content: Content) -> str:
@@ -202,18 +211,6 @@ def _status(content: Content) -> str:
     if now.stage != "finished" and now.driven is False:
         text += f"\ncontinue with: {resume_command(content.config, content.study.place)}"
     return text
-
-
-def _intervals(board: list[Row]) -> str:
-    lines = []
-    for row in board:
-        bounds = share_interval(row.test)
-        if bounds:
-            lines.append(
-                f"{label(row.name)}: mean test_top1 {100 * mean_sd(row.test)[0]:.2f} %, "
-                f"95 % interval {100 * bounds[0]:.2f} to {100 * bounds[1]:.2f} %"
-            )
-    return "\n".join(lines) or "too few seeds for intervals of the means"
 
 
 def _search_table(content: Content) -> Table:
@@ -232,6 +229,8 @@ def _search_table(content: Content) -> Table:
 def _importance(content: Content) -> list[str | Table]:
     """What the last report has found by the study's model, which takes seconds."""
     found = content.findings
+    if not content.ended:
+        return []
     if found is None:
         if not has_enough(judged_trials(content.ended, content.config.metric)):
             return [describe_parameters(content)]
@@ -253,12 +252,13 @@ def _teacher(study: StudyReader) -> list[str]:
     return [describe_teacher(found)] if found else []
 
 
-def _time(content: Content) -> Table:
+def _time(content: Content) -> list[Table]:
     table = plain_table("stage", "runs", "epochs", "time", title="time, all runs together")
     for row in content.time:
         counts = ("" if row[name] is None else str(row[name]) for name in ("runs", "epochs"))
-        table.add_row(row["stage"], *counts, duration(row["hours"]))
-    return table
+        time = duration(row["hours"]) if row["hours"] else "not measured"
+        table.add_row(row["stage"], *counts, time)
+    return [table] * bool(content.time)
 
 
 def _savings(content: Content) -> list[str]:
@@ -306,5 +306,19 @@ def _comparison(found: pa.Table, other: str) -> list[Table]:
     for name in ("this", "other"):
         settings.add_column(name, overflow="fold")
     for row in (row for row in rows if row["kind"] == "setting"):
-        settings.add_row(row["name"], row["this_value"], row["other_value"])
+        settings.add_row(row["name"], *_setting_texts(row["this_value"], row["other_value"]))
     return [figures, settings] if settings.row_count else [figures]
+
+
+def _setting_texts(this: str, other: str) -> list[str]:
+    """JSON values as a table has them; of points and known studies how many there are."""
+    values = [json.loads(text) for text in (this, other)]
+    members = [[*v.values()] if isinstance(v, dict) else v for v in values]
+    if not any(isinstance(m, list) and m and isinstance(m[0], dict | list) for m in members):
+        return [this, other]
+    own, others = (m or [] for m in members)
+    return [
+        f"{len(a)}" + (f", {differ} of them not in the other" if differ else "")
+        for a, b in ((own, others), (others, own))
+        for differ in [sum(entry not in b for entry in a)]
+    ]

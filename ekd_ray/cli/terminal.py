@@ -23,9 +23,11 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.method_settings import REGISTRY
 from ekd_ray.config.phrases import several
 from ekd_ray.config.targets import total_violation
+from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import spell_controls
 from ekd_ray.losses.methods import METHODS
 from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.progress import CONFIRM_STAGES
 from ekd_ray.results.records import RunRecord
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
@@ -49,7 +51,7 @@ OTHER_COLUMNS = 62  # beside their settings
 # A loss so many times that of guessing, ln C, will hardly come down again.
 MOST_LOSS = 10
 # Stages whose runs read the test split when their epochs are done.
-_TESTED = ("confirm: final", "reproduction")
+_TESTED = (CONFIRM_STAGES[RunStage.FINAL], "reproduction")
 REDRAW_SECONDS = 0.25
 SAY_SECONDS = 30.0  # between the lines of a step that ends soon, off a terminal
 # Below this width settings would be broken into single letters.
@@ -442,14 +444,12 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     One column for each objective and bounded metric, then the test split's.
     """
     seeds = max((len(row.test) for row in board), default=0)
-    title = f"leaderboard: mean ± sd over {several(seeds, 'seed')}, gap to the winner"
+    title = f"leaderboard: mean ± sd over {several(seeds, 'seed')}"
     names = [f"{name} %" if is_share(name) else name for name in config.watched]
-    columns = ("configuration", *names, "test_top1 %", "gap", "test_nll", "test_ece")
+    columns = ("configuration", *names, "test_top1 %", "test_nll", "test_ece")
     table = plain_table(*columns, title=title)
-    top = mean_sd(board[0].test)[0] if board and board[0].test else 0.0
     longest = max((len(row.val) for row in board), default=0)
     for row in board:
-        difference = f"{100 * (mean_sd(row.test)[0] - top):+.2f}" if row.test else ""
         # What was clearly worse was given fewer seeds.
         fewer = f" (n={len(row.val)})" if 0 < len(row.val) < longest else ""
         table.add_row(
@@ -457,7 +457,6 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
             short_spread(row.val, config.metric),
             *(short_spread(row.figures(name), name) for name in config.watched[1:]),
             short_spread(row.test, "test_top1") if not row.failed else "failed",
-            difference if not row.winner else "",
             _mean(row.figures("test_nll")),
             _mean(row.figures("test_ece")),
             style="bold" if row.winner else None,

@@ -83,6 +83,21 @@ def count_views(config: DistillConfig, scheme: str) -> int:
     return view_count(config.augment or scheme, config.view_pool)
 
 
+def drawn_settings(config: DistillConfig) -> dict[str, Any]:
+    """The settings that decide what is drawn; empty where nothing is."""
+    found: dict[str, Any] = {}
+    if config.auto_augment != "none":
+        found["auto_augment"] = config.auto_augment
+    if config.auto_augment == "randaugment":
+        found["randaugment_ops"] = config.randaugment_ops
+        found["randaugment_magnitude"] = config.randaugment_magnitude
+    if config.random_erasing:
+        found["random_erasing"] = config.random_erasing
+    if config.mixes_pictures:
+        found |= {name: getattr(config, name) for name in _MIXING}
+    return found
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DrawnViews:
     """The drawn views of a run.
@@ -104,17 +119,8 @@ class DrawnViews:
     @property
     def facts(self) -> dict[str, Any]:
         """Plain values that decide a view, beside seed, scheme, size and the data."""
-        config = self.config
-        found: dict[str, Any] = {}
-        if config.auto_augment != "none":
-            found["auto_augment"] = config.auto_augment
-        if config.auto_augment == "randaugment":
-            found["randaugment_ops"] = config.randaugment_ops
-            found["randaugment_magnitude"] = config.randaugment_magnitude
-        if config.random_erasing:
-            found["random_erasing"] = config.random_erasing
-        if config.mixes_pictures:
-            found |= {name: getattr(config, name) for name in _MIXING}
+        found = drawn_settings(self.config)
+        if self.config.mixes_pictures:
             # Those of another split are other pictures.
             ids = self.partners.astype("<i8").tobytes()
             found["partners"] = hashlib.sha256(ids).hexdigest()[:16]

@@ -35,7 +35,7 @@ from ekd_ray.files import (
     write_json,
 )
 
-_VERSION = 2  # raise it when the same files would be called something else
+_VERSION = 3  # raise it when the same files would be called something else
 _SAMPLE = 500  # pictures of a split that are decoded
 _HEAD = 4096  # bytes by which pictures are first compared
 _TAIL = 64  # bytes in which a whole file has its end
@@ -63,7 +63,8 @@ class Scan:
     `damaged` has for each split [position, name, reason] of every such picture, of those that
     were decoded; `in_test` and `repeated` are the positions of training pictures that are test
     pictures, or earlier training pictures, too, byte for byte (`relabelled` of these have two
-    labels); `notes` are sentences on what else is worth a word.
+    labels); `notes` are sentences on what else is worth a word; `side` is the median of the
+    pictures' shorter sides in pixels, where they are files.
     """
 
     images: dict[str, int]
@@ -72,6 +73,7 @@ class Scan:
     repeated: list[int] = field(default_factory=list)
     relabelled: int = 0
     notes: list[str] = field(default_factory=list)
+    side: int | None = None
 
     def check(self, name: str) -> None:
         """Raise UserError where a picture is damaged."""
@@ -86,9 +88,16 @@ class Scan:
             "--skip-damaged (skip_damaged: true)."
         )
 
-    def lines(self, *, skip_damaged: bool, exclude_duplicates: bool) -> list[str]:
-        """Sentences for the plan and the bundle, on what the settings leave out too."""
+    def lines(self, *, size: int, skip_damaged: bool, exclude_duplicates: bool) -> list[str]:
+        """Sentences for the plan and the bundle, on what the settings leave out too.
+
+        Args:
+            size: side of the square in pixels that is trained at.
+        """
         lines = list(self.notes)
+        if self.side and self.side != size:
+            how = "enlarged" if self.side < size else "reduced"
+            lines.append(f"shorter sides of {self.side} pixels (median), {how} to {size}")
         for split, found in self.damaged.items():
             if found and skip_damaged:
                 count = several(len(found), "damaged picture")
@@ -227,6 +236,7 @@ class _Seen(NamedTuple):
     key: int  # equal for equal pictures, and for few others
     kinds: tuple[str, ...]
     damage: str | None
+    side: int | None = None  # the shorter one, in pixels
 
 
 def _look(
@@ -241,6 +251,7 @@ def _look(
     kinds: Counter[str] = Counter()
     examples: dict[str, str] = {}
     damaged: dict[str, list[tuple[int, str, str]]] = {split: [] for split in splits}
+    sides: list[int] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(READERS) as pool:
         warnings.simplefilter("ignore")  # PIL's, of what is counted here
         for split, arrays in splits.items():
@@ -253,6 +264,8 @@ def _look(
                                    strict=True):  # fmt: skip
                     found[i] = seen.key
                     kinds.update(seen.kinds)
+                    if seen.side is not None:
+                        sides.append(seen.side)
                     if isinstance(arrays, EncodedImages) and (seen.kinds or seen.damage):
                         name = arrays.pictures.name(i).replace(places[split], "")
                         name = name.removeprefix("the image ") if places[split] else name
@@ -270,6 +283,7 @@ def _look(
     return Scan(
         images={split: len(arrays) for split, arrays in splits.items()},
         damaged=damaged, in_test=in_test, repeated=repeated, relabelled=relabelled, notes=notes,
+        side=int(np.median(sides)) if sides else None,
     )  # fmt: skip
 
 
@@ -288,7 +302,7 @@ def _see(arrays: ImageArrays | EncodedImages, index: int, decode: bool) -> _Seen
                 kinds = tuple(_kinds_of(image))
                 if decode or _ENDS.get(str(image.format), b"") not in tail:
                     convert_to_rgb(image, "it").load()
-            return _Seen(key, kinds, None)
+                return _Seen(key, kinds, None, min(image.size))
     except Exception as error:  # PIL raises a dozen kinds for damaged files
         # Its own text names a file object by address, which helps nobody.
         text = type(error).__name__ if "_io." in str(error) else one_line(error)

@@ -491,11 +491,14 @@ def check_images(
 def describe_images(config: DistillConfig, data_root: str | None) -> list[str]:
     """Sentences on what is skipped, left out or odd among a configuration's pictures."""
     found = scan_images(config, data_root)
-    settings = {
-        "skip_damaged": config.skip_damaged,
-        "exclude_duplicates": config.exclude_duplicates,
-    }
-    return found.lines(**settings) if found is not None else []
+    if found is None:
+        return []
+    info = dataset_info(config.dataset, data_root=data_root)
+    return found.lines(
+        size=config.image_size or info.image_size,
+        skip_damaged=config.skip_damaged,
+        exclude_duplicates=config.exclude_duplicates,
+    )
 
 
 def left_out(config: DistillConfig, split: str, data_root: str | None) -> np.ndarray:

@@ -109,14 +109,15 @@ class Leaderboard(list[Row]):
         return self.to_table().to_pandas()  # pyarrow imports pandas, which nothing else here needs
 
     def __repr__(self) -> str:
+        from ekd_ray.results.words import label, name_missed  # which imports this file
+
         if not self:
             return "\n".join(["Leaderboard: no configuration is confirmed yet", *self.damaged])
         lines = [("name", "role", self.config.metric, "test_top1")]
         for row in self:
             figures = ("failed", "") if row.failed else (_spread(row.val), _spread(row.test))
-            lines.append((row.name, row.role, *figures))
-        missed = self.missed()
-        head = [f"no gain shown over {', '.join(missed)}"] if missed else []
+            lines.append((label(row.name), row.role, *figures))
+        head = [*filter(None, [name_missed(self)])]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()

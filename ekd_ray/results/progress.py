@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.engine.history import HISTORY
+from ekd_ray.engine.measure.teacher_figures import FILE as TEACHER_FIGURES
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import Damaged, UserError
 from ekd_ray.files import read_json
@@ -60,7 +61,7 @@ def progress(study: StudyReader) -> Progress:
         stage = "finished"
     elif any((study.path / "confirm").glob("*")):
         stage = "confirm"
-    elif any((study.path / "trials").glob("*")):
+    elif any((study.path / "trials").glob("*")) or _has_teacher(study):
         stage = "search"
     written = []
     for run in (*study.runs, *study.teacher_runs):
@@ -73,6 +74,12 @@ def progress(study: StudyReader) -> Progress:
         quiet_seconds=max(0.0, time.time() - max(written)) if written else None,
         driven=_is_locked(study.path / LOCK),
     )
+
+
+def _has_teacher(study: StudyReader) -> bool:
+    """Whether the teacher's stage is over: measured, or not needed."""
+    needed = method_of(study.config.distill).needs_teacher and study.config.distill.teacher
+    return not needed or (study.path / TEACHER_FIGURES).exists()
 
 
 def _is_locked(path: Path) -> bool | None:
@@ -125,7 +132,12 @@ def time_rows(study: StudyReader) -> list[dict[str, Any]]:
         after_teacher = 1 if rows and rows[0]["stage"] == "teacher" else 0
         rows.insert(
             after_teacher,
-            {"stage": "teacher's cache", "runs": None, "epochs": None, "hours": hours},
+            {
+                "stage": "teacher's cache: network",
+                "runs": None,
+                "epochs": None,
+                "hours": hours,
+            },
         )
     return rows
 

@@ -123,7 +123,8 @@ class Study(StudyReader):
         with contextlib.suppress(UserError, OSError):  # its folder may be gone
             found = type(self).load(self.path)  # what this one has not read stays unread
             now, best = progress(found), found.ranked()[:1]
-            text += f", {now.stage}, {sum(now.trials.values())} of {several(now.asked, 'trial')}"
+            ended = sum(now.trials.values()) - now.trials.get("running", 0)
+            text += f", {now.stage}, {ended} of {several(now.asked, 'trial')} ended"
             text += "".join(f", best{list_figures(trial.last, (metric,))[1:]}" for trial in best)
             for row in found.leaderboard():
                 if row.winner and row.test:

@@ -320,9 +320,11 @@ def percent(value: float | None) -> str:
 
 
 def duration(hours: float) -> str:
-    """Hours in words: `2.3 h`, `14 min`, `40 s`."""
+    """Hours in words: `2.3 h`, `14 min`, `40 s`, `< 1 s`."""
     if hours >= 2:
         return f"{hours:.1f} h"
+    if 0 < hours * 3600 < 1:
+        return "< 1 s"
     return f"{hours * 60:.0f} min" if hours * 60 >= 2 else f"{hours * 3600:.0f} s"
 
 

@@ -16,6 +16,7 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.runlog import end_session
 from ekd_ray.errors import Interrupted, UserError, name_continuation
 from ekd_ray.files import write_json
+from ekd_ray.results.progress import CONFIRM_STAGES
 from ekd_ray.results.records import (
     FAILURE,
     RESULT,
@@ -73,9 +74,9 @@ def run_all(
             (run.folder / FAILURE).unlink(missing_ok=True)
             run.write_config()
             waiting[run.folder] = run
+    stage = runs[0].stage if runs else RunStage.TEACHER
+    title = CONFIRM_STAGES.get(stage, str(stage))
     if waiting:
-        stage = runs[0].stage
-        title = "teacher" if stage is RunStage.TEACHER else f"confirm: {stage}"
         if stage is RunStage.TEACHER:
             for run in waiting.values():
                 note_continued(observer, run.name, run.folder, config.distill.epochs)
@@ -93,7 +94,7 @@ def run_all(
         if (run.folder / FAILURE).exists():
             name = run.folder.name
             raise UserError(
-                f"{run.name} (seed {run.seed}) did not finish the {run.stage} step: "
+                f"{title}: {run.name} (seed {run.seed}) did not finish: "
                 f"{failure_reason(run.folder).rstrip('.')}; see "
                 f"{command_text('logs', study, name)}, and continue with {name_continuation()}."
             )

@@ -91,7 +91,7 @@ def place_studies(studies: Mapping[str, StudyReader]) -> dict[Place, StudyReader
     for path, study in studies.items():
         method = shared[path].method
         if count[pairs[path], method] > 1:
-            method = f"{method} ({path})"
+            method = f"{method} in {path}"
         found[pairs[path], method] = study
     return found
 
@@ -111,10 +111,10 @@ def collect_cells(studies: Mapping[Place, StudyReader | str]) -> list[Cell]:
             rows = [searched] * entry.winner
             if entry.name in _SHARED:
                 # Baselines of a pair are the same runs in each of its studies, unless the
-                # method brings a schedule of its own.
+                # method brings a schedule of its own, or the user settings.
                 row, run = _SHARED[entry.name], entry.config.fingerprint()
                 if shared.setdefault((pair, row), run) != run:
-                    row = f"{row} ({method}'s schedule)"
+                    row = f"{row} (settings of {method})"
                 rows.append(row)
             elif entry.entered_as != "finalist":
                 rows.append(f"{method}, {label(entry.name)}")
@@ -130,7 +130,9 @@ def _grid(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of text."""
     pairs = list(dict.fromkeys(cell.pair for cell in cells))
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    shared = [row for row in _SHARED.values() if row in rows]
+    kinds = [*_SHARED.values()]
+    # `KD (settings of mlkd)` is below `KD`.
+    shared = [row for kind in kinds for row in rows if row.partition(" (")[0] == kind]
     rest = sorted((row for row in rows if row not in shared), key=lambda row: row.partition(", "))
     by_place = {(cell.row, cell.pair): cell.text() for cell in cells}
     seeds = {cell.n for cell in cells if cell.n}

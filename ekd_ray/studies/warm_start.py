@@ -32,7 +32,7 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
     search is left out, a number becomes the nearest one of the range. From studies with at least
     `LEAST_TRIALS` of full length the search learns, see `learn_from`; of a smaller one the best
     `POINTS` are tried first. First points are champions by the name of their study (`from
-    cifar10, trial 4`; `from cifar10` and `from cifar10 (2)` are those of which it expects most),
+    cifar10 trial 4`; `from cifar10` and `from cifar10 (2)` are those of which it expects most),
     and judged like any other.
 
     Raises:
@@ -56,7 +56,7 @@ def warm_started(config: StudyConfig, runs: Sequence[str | Path]) -> StudyConfig
             )
         name = Path(run).absolute().name
         if len(fitting) < LEAST_TRIALS:
-            named = {f"from {name}, trial {n}": mapped[n] for n in fitting[:POINTS]}
+            named = {f"from {name} trial {n}": mapped[n] for n in fitting[:POINTS]}
             config = _with_points(config, space, named)
             continue
         outcomes = [
@@ -108,7 +108,7 @@ def learn_from(config: StudyConfig, known: Mapping[str, Sequence[Outcome]]) -> S
         return basis(rows) + fade(0) * coordinates.log_prior(rows)
 
     tried = {name for trials in kept.values() for trial in trials for name in trial["point"]}
-    sources = ", ".join(kept) if len(kept) <= POINTS else f"{len(kept)} studies"
+    sources = " + ".join(kept) if len(kept) <= POINTS else f"{len(kept)} studies"
     points: dict[str, dict[str, Any]] = {}
     for point in distinct_maxima(worth, space, POINTS):
         name = _free_name(f"from {sources}", {*points, *(config.warm_points or {})})

@@ -54,7 +54,7 @@ def test_the_verdict_is_that_of_a_paired_t_test(maker, alone, settled, said):
         assert said in text and said in refusal
         difference = 100 * (np.mean(WINNER) - np.mean(alone))
         assert f"{abs(difference):.2f}" in text
-        assert repr(board).startswith("no gain shown over none")
+        assert repr(board).startswith("No gain shown over the student alone")
     else:
         assert not repr(board).startswith("no gain")
 
@@ -106,7 +106,7 @@ def test_a_row_that_failed_is_said_and_settles_nothing(maker):
     text = describe_missed_gain(board)
     assert text.startswith("No gain shown over the student alone") and "failed" in text
     assert "nan" in refuse_without_gain(board)
-    assert repr(board).startswith("no gain shown over none")
+    assert repr(board).startswith("No gain shown over the student alone")
 
 
 def test_the_first_line_says_it_at_the_end_of_tune_and_on_the_card(real_study, exported, capsys):

@@ -133,7 +133,7 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
         ("student alone", "a-b"): "52.00 ± 2.83",
         ("ekd, authors' values", "a-b"): "60.00 ± 0.00",
         ("mlkd, searched", "a-b"): "67.00 ± 1.41",
-        ("student alone (mlkd's schedule)", "a-b"): "55.00 ± 0.00",
+        ("student alone (settings of mlkd)", "a-b"): "55.00 ± 0.00",
         ("ekd, searched", "c-d"): "70.00 ± 0.00",
         ("KD", "c-d"): "60.00",
         ("mlkd, searched", "c-d"): "failed",
@@ -142,8 +142,8 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
     table = (tmp_path / "comparison.md").read_text().splitlines()
     assert table[2] == "| student alone | 52.00 ± 2.83 |  |"
     assert [line.split(" | ")[0].removeprefix("| ") for line in table[2:]] == [
-        "student alone", "KD", "ekd, authors' values", "ekd, searched", "mlkd, searched",
-        "student alone (mlkd's schedule)",
+        "student alone", "student alone (settings of mlkd)", "KD", "ekd, authors' values",
+        "ekd, searched", "mlkd, searched",
     ]  # fmt: skip
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert [Cell(**cell) for cell in written] == cells
@@ -158,7 +158,7 @@ def test_studies_are_found_by_folder_or_below_one(tmp_path):
         tmp_path / place for place in ("many/a-b/ekd", "many/a-b/kd", "one")
     ]
     # All of one pair and method: only their paths tell them apart.
-    assert set(found) == {("none-resnet8", f"none ({study.path})") for study in found.values()}
+    assert set(found) == {("none-resnet8", f"none in {study.path}") for study in found.values()}
     with pytest.raises(UserError, match="holds no study"):
         find_studies([str(tmp_path)])
 

@@ -59,7 +59,7 @@ def test_the_best_of_full_length_come_after_the_studys_own_by_its_name(finished,
     trials = [(point(1), 0.3), (point(2), 0.5), (point(3), None), (point(4), 0.4), (point(5), 0.1)]
     result = warm_started(config, [finished("a", trials)])
     found = [(name, brought["kd_weight"]) for name, brought in result.warm_points.items()]
-    assert found == [("from a, trial 1", 2), ("from a, trial 3", 4), ("from a, trial 0", 1)]
+    assert found == [("from a trial 1", 2), ("from a trial 3", 4), ("from a trial 0", 1)]
     assert result.replace(warm_points=None) == config
     assert list(first_points(result)) == [point(9.0), point(2), point(4), point(1)]
 
@@ -70,10 +70,10 @@ def test_each_study_adds_its_own_and_no_point_comes_twice(finished, config):
     result = warm_started(config, [first, second])
     weights = {name: p["kd_weight"] for name, p in result.warm_points.items()}
     assert list(weights.values()) == [*range(1, POINTS + 1), 9.0, 12]
-    assert weights["from b, trial 1"] == 9.0 and result.first_points == (), "by hand, too"
+    assert weights["from b trial 1"] == 9.0 and result.first_points == (), "by hand, too"
     assert warm_started(result, [first, second]) == result
     known = config.replace(authors={**point(12), "lr": 0.1}, first_points=[])
-    assert list(warm_started(known, [second]).warm_points) == ["from b, trial 0", "from b, trial 1"]
+    assert list(warm_started(known, [second]).warm_points) == ["from b trial 0", "from b trial 1"]
 
 
 def test_points_are_mapped_onto_the_space(finished, config):
@@ -82,7 +82,7 @@ def test_points_are_mapped_onto_the_space(finished, config):
         "a", [({"kd_weight": 90.0, "lr": 0.1}, 0.5)],
         space={"kd_weight": {"low": 0.5, "high": 99.0}, "lr": {"low": 0.01, "high": 0.2}},
     )  # fmt: skip
-    assert warm_started(config, [run]).warm_points == {"from a, trial 0": {"kd_weight": 20.0}}
+    assert warm_started(config, [run]).warm_points == {"from a trial 0": {"kd_weight": 20.0}}
 
 
 def test_points_keep_the_evidence_function_that_they_were_found_under(finished):
@@ -94,7 +94,7 @@ def test_points_keep_the_evidence_function_that_they_were_found_under(finished):
         space={"kd_weight": {"low": 0.5, "high": 9.0}},
     )  # fmt: skip
     points = warm_started(config, [run]).warm_points
-    assert points == {"from a, trial 0": {"kd_weight": 3.0, "evidence": "log1p_softplus"}}
+    assert points == {"from a trial 0": {"kd_weight": 3.0, "evidence": "log1p_softplus"}}
 
 
 def test_a_searched_method_takes_the_method_of_the_other_study(finished):
@@ -110,7 +110,7 @@ def test_a_searched_method_takes_the_method_of_the_other_study(finished):
                    space={"temperature": {"low": 1.0, "high": 4.0},
                           "dkd_beta": {"low": 1.0, "high": 9.0}})  # fmt: skip
     assert warm_started(config, [run]).warm_points == {
-        "from a, trial 0": {"method": "dkd", "temperature": 3.0, "dkd_beta": 2.0}
+        "from a trial 0": {"method": "dkd", "temperature": 3.0, "dkd_beta": 2.0}
     }
 
 
@@ -145,7 +145,7 @@ def test_larger_studies_are_learned_from(finished, config):
     result = warm_started(config, runs)
     assert list(result.known_studies) == ["a", "b"]
     assert all(len(trials) == 20 for trials in result.known_studies.values())
-    assert list(result.warm_points) == ["from a, b", "from a, b (2)", "from a, b (3)"]
+    assert list(result.warm_points) == ["from a + b", "from a + b (2)", "from a + b (3)"]
     assert all(2.0 < p["kd_weight"] < 8.0 for p in result.warm_points.values())
     assert (config.chosen_sampler, result.chosen_sampler) == ("tpe", "model")
     assert result.replace(sampler="tpe").chosen_sampler == "tpe"

@@ -22,7 +22,7 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.config.normalization import parse_normalization
 from ekd_ray.config.plugins import stamps_of
 from ekd_ray.data import HostCopy, dataset_info, normalize, num_train, to_device
-from ekd_ray.data.drawn_views import count_views
+from ekd_ray.data.drawn_views import count_views, drawn_settings
 from ekd_ray.engine.determinism import FLOAT32, fixed_convolutions
 from ekd_ray.engine.features import find_classifier, record_features
 from ekd_ray.engine.precision import autocast, float32_head
@@ -327,6 +327,12 @@ def table_spec(
         row_format=RowFormat(num_classes=data.num_classes, top=config.teacher_top),
         facts=facts,
     )
+
+
+def table_settings(config: DistillConfig) -> dict[str, Any]:
+    """The settings that tell one table of a teacher and data set from another."""
+    names = ("augment", "image_size", "view_seed", "teacher_top")
+    return {name: getattr(config, name) for name in names} | drawn_settings(config)
 
 
 def _open(config: DistillConfig, spec: TableSpec, *, wanted: bool) -> TeacherTable | None:

@@ -254,9 +254,10 @@ def write_headline(content: Content) -> tuple[str, str]:
     winner = content.winner
     if winner is None or not winner.test:
         searched = sum(run.full_run_of is None for run in content.ended)
+        ended = f"{searched} of {content.progress.asked} trials have ended. " * bool(searched)
         return _write_unfinished_headline(content), (
-            f"{shared.student} distilled from {subject} {searched} of "
-            f"{content.progress.asked} trials have ended. Test figures come with the final runs."
+            f"{shared.student} distilled from {subject} {ended}Test figures come with the final "
+            "runs."
         )
     mean, deviation, n = mean_sd(winner.test)
     accuracy = f"{100 * mean:.1f}\N{NO-BREAK SPACE}%"
@@ -277,7 +278,8 @@ def write_headline(content: Content) -> tuple[str, str]:
 def _write_unfinished_headline(content: Content) -> str:
     stage, metric = content.progress.stage, content.config.metric
     if not content.ranked:
-        return f"The study is in its {stage} stage; no trial is complete."
+        missing = "of full length" if content.ended else "has ended yet"
+        return f"The study is in its {stage} stage: no trial {missing}."
     top = content.ranked[0]
     return (
         f"The study is in its {stage} stage: {top.name} leads with "

@@ -357,7 +357,8 @@ def draw_shift(content: Content) -> Iterator[Chart]:
 
 
 def draw_confusion(content: Content) -> Iterator[Chart]:
-    """Labels against predictions of the exported weights, as shares of each label."""
+    """Labels against predictions of the exported weights: images, coloured by the share of each
+    label."""
     if content.exported is None:
         return
     found = content.exported[0]
@@ -391,7 +392,7 @@ def draw_confusion(content: Content) -> Iterator[Chart]:
     pairs = count_confusions(found)[:MOST_PAIRS]
     yield Chart(
         name="confusion",
-        title=f"Confusion matrix of the exported weights: {some}share of each label",
+        title=f"Confusion matrix of the exported weights: {some}images of each label",
         summary="; ".join(f"{names[i]} taken for {names[j]} {n} times" for n, i, j in pairs[:3]),
         figure=figure, height=520,
         columns=("label", "taken for", "images", "share of the label"),
@@ -868,7 +869,7 @@ def draw_trade_off(content: Content) -> Iterator[Chart]:
     figure.add_scatter(
         x=[rows[i][cost] for i in line], y=[rows[i][config.metric] for i in line], mode="lines",
         name="Pareto front", line={"color": WINNER, "width": 1.5, "shape": "hv"},
-        hoverinfo="skip",
+        hoverinfo="skip", showlegend=len(line) > 1,
     )  # fmt: skip
     for status, (title, color) in STATUS.items():
         members = [i for i, r in enumerate(records) if r.status == status]
