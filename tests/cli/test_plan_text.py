@@ -118,3 +118,27 @@ def test_trials_that_end_with_the_known_values_are_warned_of(trials, said, tmp_p
     )
     text = plan_text.study_plan(config, tmp_path / "out")
     assert ("--trials more than 3" in text) is said
+
+
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [
+        ({"mixup_alpha": {"low": 0.2, "high": 0.8}}, "mixup_alpha"),
+        ({"mixup_alpha": {"choices": [0.2, 0.8]}}, None),
+        ({"lr": {"low": 0.01, "high": 0.1}}, None),
+        (
+            {
+                "auto_augment": {"choices": ["none", "randaugment"]},
+                "randaugment_magnitude": {
+                    "low": 5, "high": 15, "when": {"auto_augment": ["randaugment"]}
+                },
+            },
+            "randaugment_magnitude",
+        ),
+    ],
+)  # fmt: skip
+def test_a_range_that_gives_each_trial_a_cache_of_its_own_is_warned_of(space, named, tmp_path):
+    shared = DistillConfig(dataset="synthetic", teacher="resnet14", student="resnet8", method="kd")
+    text = plan_text.study_plan(StudyConfig(distill=shared, space=space), tmp_path / "out")
+    found = [line for line in text.splitlines() if "shares none" in line]
+    assert len(found) == (named is not None) and all(f"{named}=choice:" in line for line in found)

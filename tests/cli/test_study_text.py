@@ -1,5 +1,6 @@
 """A study in the terminal: its plan, its figures."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -65,3 +66,12 @@ def test_no_figure_of_a_table_is_cut_on_a_narrow_terminal(monkeypatch, capsys):
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     for name in ("configuration", *(f"{name} %" for name in config.watched), "test_ece"):
         assert name in text
+
+
+def test_of_points_that_differ_there_is_a_number():
+    points = [json.dumps({name: {"lr": value} for name, value in found.items()})
+              for found in ({"a": 1, "b": 2}, {"a": 1, "c": 3, "d": 4})]  # fmt: skip
+    texts = ["2, 1 of them not in the other", "3, 2 of them not in the other"]
+    assert study_text._setting_texts(*points) == texts
+    assert study_text._setting_texts("null", points[0])[0] == "0"
+    assert study_text._setting_texts("[1, 2]", "0.5") == ["[1, 2]", "0.5"]

@@ -108,7 +108,7 @@ def look(
     """The words of the plan on such a folder, or the refusal."""
     hands.patch.setenv("EKD_CACHE_DIR", str(hands.folder / "cache"))
     hands.patch.setattr(scan, "_SAMPLE", sample)
-    config = DistillConfig(dataset=folder(hands, added, gone), **settings)
+    config = DistillConfig(dataset=folder(hands, added, gone), image_size=24, **settings)
 
     def plan() -> list[str]:
         check_dataset(config.dataset)
@@ -212,12 +212,16 @@ def looked_once(hands: Hands) -> Answer:
     hands.patch.setattr(scan, "_known", {})
     real = scan._see
     hands.patch.setattr(scan, "_see", lambda *args: (looked.append(1), real(*args))[1])
-    assert describe_images(DistillConfig(dataset=f"folder:{hands.folder / 'pets'}"), None) == []
+    config = DistillConfig(dataset=f"folder:{hands.folder / 'pets'}", image_size=24)
+    assert describe_images(config, None) == []
+    for size, way in ((32, "enlarged"), (16, "reduced")):
+        (text,) = describe_images(config.replace(image_size=size), None)
+        assert "of 24 pixels" in text and f"{way} to {size}" in text
     assert not looked
     (kept,) = (hands.folder / "cache").rglob("*-scan-*.json")
     kept.write_text('{"scan": {"images": {}, "damaged": {}}, "sha256": ""}')  # what we never write
     hands.patch.setattr(scan, "_known", {})
-    assert describe_images(DistillConfig(dataset=f"folder:{hands.folder / 'pets'}"), None) == []
+    assert describe_images(config, None) == []
     assert looked
     path = hands.folder / "pets/train/cat/03.jpg"
     size = path.stat().st_size

@@ -197,11 +197,21 @@ def test_the_leaderboard_as_a_table_has_mean_sd_and_n(maker, tmp_path):
 def test_what_is_printed_is_short(maker, tmp_path):
     study = confirmed(maker, tmp_path / "a", (0.5, 0.6, 0.8))
     missed, head, *rows = str(study.leaderboard()).splitlines()
-    assert missed.endswith("none"), "differences without a spread show nothing"
+    assert missed.endswith("student alone"), "differences without a spread show nothing"
     assert head.split() == ["name", "role", "val_top1", "test_top1"]
     won = "trial 4 winner 0.5333 ± 0.1528 (n = 3) 0.6333 ± 0.1528 (n = 3)"
     assert rows[0].split() == won.split()
-    assert rows[1].split() == ["none", "baseline", "0.4333", "±", "0.1528", "(n", "=", "3)"]
+    assert rows[1].split() == [
+        "student",
+        "alone",
+        "baseline",
+        "0.4333",
+        "±",
+        "0.1528",
+        "(n",
+        "=",
+        "3)",
+    ]
     assert rows[1].index("0.43") == head.index("test_top1")
     shown = str(study)
     first, second = shown.splitlines()
@@ -222,9 +232,9 @@ def test_a_leaderboard_before_the_end_is_printed(maker):
         ]
     )  # fmt: skip
     missed, _, *rows = str(Study.load(study.path).leaderboard()).splitlines()
-    assert missed.endswith("kd"), "nothing is known of a gain over what failed"
+    assert missed.endswith("KD"), "nothing is known of a gain over what failed"
     assert "0.5000 (n = 1)" in rows[0] and "0.2500 (n = 1)" in rows[0]
-    assert rows[1].split() == ["kd", "baseline", "failed"]
+    assert rows[1].split() == ["KD", "baseline", "failed"]
 
 
 def test_two_studies_are_compared_by_welchs_interval(maker, tmp_path):
@@ -259,7 +269,12 @@ def test_studies_of_other_data_are_not_compared(maker, tmp_path):
 
 def test_progress_of_a_running_study(maker):
     study = maker.study(space=SPACE)
-    assert progress(study).stage == "teacher" and progress(study).quiet_seconds is None
+    assert progress(study).stage == "search" and progress(study).quiet_seconds is None
+    shared = study.config.distill.replace(method="kd", teacher="resnet14")
+    taught = Study(path=study.path, config=study.config.replace(distill=shared), header={})
+    assert progress(taught).stage == "teacher"
+    (study.path / "teacher.json").write_text("{}")  # once its figures are known
+    assert progress(taught).stage == "search"
     maker.trial(0, [0.5] * 9, lr=0.1)
     folder = maker.path / "trials" / "0001"
     folder.mkdir()

@@ -107,3 +107,18 @@ def test_the_end_of_a_study_names_what_is_better_on_the_test_split(maker, capsys
     own_study = Study(path=study.path, config=study.config.replace(distill=own), header={})
     study_text.print_study(own_study, bundle)
     assert f"ekd-ray show {study.path} --trust-plugins" in capsys.readouterr().out
+
+
+def test_differences_stand_once_in_the_end_of_a_study(maker, capsys):
+    study = maker.study()
+    maker.confirm(
+        [select("trial 1", seed, 0.5) for seed in (1, 2, 3)]
+        + [
+            {**final(name, seed, value + seed / 1000), "test_nll": 1.0, "test_ece": 0.1}
+            for name, value in {"trial 1": 0.5, "none": 0.6125}.items()
+            for seed in (1, 2, 3)
+        ]
+    )
+    study_text.print_study(study, SimpleNamespace(path=study.path / "best"))
+    said = capsys.readouterr().out
+    assert said.count("-11.25") == 1 and "No gain shown" in said and "--seeds" in said

@@ -278,8 +278,8 @@ def write_headline(content: Content) -> tuple[str, str]:
 def _write_unfinished_headline(content: Content) -> str:
     stage, metric = content.progress.stage, content.config.metric
     if not content.ranked:
-        missing = "of full length" if content.ended else "has ended yet"
-        return f"The study is in its {stage} stage: no trial {missing}."
+        missing = "is complete" if content.ended else "has ended"
+        return f"The study is in its {stage} stage; no trial {missing}."
     top = content.ranked[0]
     return (
         f"The study is in its {stage} stage: {top.name} leads with "
