@@ -42,12 +42,12 @@ from ekd_ray.losses.methods import method_of
 from ekd_ray.models import locate_weights, read_metadata
 from ekd_ray.results.progress import progress
 from ekd_ray.results.records import milestone_epochs
+from ekd_ray.results.row_names import label
 from ekd_ray.results.study_file import STUDY_FILE
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_few_pictures,
     describe_teacher,
-    label,
     value_text,
     warn_of_teacher,
 )

@@ -31,6 +31,7 @@ from ekd_ray.results.report.content import (
     list_other_names,
     write_headline,
 )
+from ekd_ray.results.row_names import label, name_missed
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_choice,
@@ -39,9 +40,7 @@ from ekd_ray.results.words import (
     describe_teacher,
     duration,
     figure_text,
-    label,
     metric_name,
-    name_missed,
     resume_command,
     suggest_gain,
     value_text,
@@ -135,7 +134,7 @@ def _other_names(board: list[Row]) -> list[str]:
 
 def _missed_gain(board: Leaderboard) -> list[str]:
     """What the winner does not beat, and what to try. By how much, in accuracy, stands below."""
-    head, gain = name_missed(board), board.gain
+    head, gain = name_missed(board.missed()), board.gain
     if not head or gain is None or gain.metric != "test_top1":
         return [*filter(None, [describe_missed_gain(board)])]
     return [f"{head}. {suggest_gain(gain)}"]

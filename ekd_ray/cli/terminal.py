@@ -29,6 +29,7 @@ from ekd_ray.losses.methods import METHODS
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.progress import CONFIRM_STAGES
 from ekd_ray.results.records import RunRecord
+from ekd_ray.results.row_names import label
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     countdown,
@@ -37,7 +38,6 @@ from ekd_ray.results.words import (
     difference_text,
     exact_figure,
     is_share,
-    label,
     short_spread,
     value_text,
 )

@@ -18,13 +18,13 @@ from ekd_ray.models import ALIASES, WeightsMetadata
 from ekd_ray.results.exports import EXPORTS
 from ekd_ray.results.inference import varies_in_size
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
+from ekd_ray.results.row_names import label
 from ekd_ray.results.templating import render
 from ekd_ray.results.words import (
     describe_choice,
     describe_lead,
     describe_missed_gain,
     describe_teacher,
-    label,
     warn_of_teacher,
 )
 

@@ -13,6 +13,7 @@ from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import spell_controls
 from ekd_ray.results.paired import SETTLED_LEVEL, Paired, paired_difference
 from ekd_ray.results.records import RunRecord, table_of_rows
+from ekd_ray.results.row_names import label, name_missed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,15 +110,13 @@ class Leaderboard(list[Row]):
         return self.to_table().to_pandas()  # pyarrow imports pandas, which nothing else here needs
 
     def __repr__(self) -> str:
-        from ekd_ray.results.words import label, name_missed  # which imports this file
-
         if not self:
             return "\n".join(["Leaderboard: no configuration is confirmed yet", *self.damaged])
         lines = [("name", "role", self.config.metric, "test_top1")]
         for row in self:
             figures = ("failed", "") if row.failed else (_spread(row.val), _spread(row.test))
             lines.append((label(row.name), row.role, *figures))
-        head = [*filter(None, [name_missed(self)])]
+        head = [*filter(None, [name_missed(self.missed())])]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()

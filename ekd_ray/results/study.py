@@ -17,8 +17,9 @@ from ekd_ray.results.bundle import Bundle, export_bundle
 from ekd_ray.results.html import facts_html, table_html
 from ekd_ray.results.progress import Progress, progress
 from ekd_ray.results.report.plots import StudyPlots
+from ekd_ray.results.row_names import label
 from ekd_ray.results.study_reader import StudyReader
-from ekd_ray.results.words import figure_text, label, list_figures, metric_name, spread, value_text
+from ekd_ray.results.words import figure_text, list_figures, metric_name, spread, value_text
 
 SHOWN = 5  # trials that a notebook shows while none is confirmed
 # Of a study in a process of its own.

@@ -13,11 +13,10 @@ from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.errors import hide_secrets
 from ekd_ray.results.leaderboard import STUDENT_ALONE, Gain, Leaderboard, mean_sd
 from ekd_ray.results.paired import LEAST_SEEDS, Paired
+from ekd_ray.results.row_names import PLURALS, label, name_missed, noun_of
 
 DASH = "\N{EN DASH}"  # where there is no value
 MOST_NAMED = 10  # of what is damaged
-LABELS = {"none": "student alone", "kd": "KD", "ekd-softmax": "EKD, softmax teacher"}
-_PLURALS = ("authors' values", "defaults")
 METRIC_NAMES = {
     "top1": "accuracy",
     "balanced_top1": "balanced accuracy",
@@ -35,11 +34,6 @@ METRIC_NAMES = {
 }
 
 
-def label(name: str) -> str:
-    """A leaderboard row in words: a baseline's, or `trial 7`."""
-    return LABELS.get(name, name)
-
-
 def describe_choice(tested_at: Sequence[int]) -> str:
     """The split that a winner was chosen on, and whether test figures had been seen before.
 
@@ -54,13 +48,6 @@ def describe_choice(tested_at: Sequence[int]) -> str:
         f"{chosen} after, and before that for the winner of {trials} trials: whoever "
         "went on because of these figures has chosen by them too."
     )
-
-
-def noun_of(name: str) -> str:
-    """A leaderboard row as a sentence has it: `the student alone`, `the point from runs/a`."""
-    if name.startswith("from "):
-        return f"the point {name}"
-    return f"the {label(name)}" if name in ("none", *_PLURALS) else label(name)
 
 
 def metric_name(name: str) -> str:
@@ -194,7 +181,7 @@ def width_text(name: str, value: float) -> str:
 def describe_win(name: str) -> str:
     """A champion or trial that has won, as a clause: `The authors' values win`."""
     noun = noun_of(name)
-    return f"{noun[0].upper()}{noun[1:]} {'win' if name in _PLURALS else 'wins'}"
+    return f"{noun[0].upper()}{noun[1:]} {'win' if name in PLURALS else 'wins'}"
 
 
 def difference_text(name: str, found: Paired, metric: str) -> str:
@@ -238,21 +225,15 @@ def describe_better_on_test(board: Leaderboard) -> str:
     )
 
 
-def name_missed(board: Leaderboard) -> str:
-    """The rows that the winner does not beat: `No gain shown over KD`; empty where it beats all."""
-    missed = board.missed()
-    return f"No gain shown over {joined([noun_of(name) for name in missed])}" if missed else ""
-
-
 def describe_missed_gain(board: Leaderboard) -> str:
     """Where the winner does not beat the student alone, KD or the authors' values: by how much,
     how sure that is, and what to try; empty where it beats all."""
-    gain, head = board.gain, name_missed(board)
+    gain, head = board.gain, name_missed(board.missed())
     if not head:
         return ""
     parts, tips = [], suggest_gain(gain) if gain else ""
     if gain and gain.missed():
-        verb = "are" if board[0].name in _PLURALS else "is"
+        verb = "are" if board[0].name in PLURALS else "is"
         clauses = joined([_compare_with(name, gain) for name in gain.missed()])
         parts.append(f"{noun_of(board[0].name)} {verb} {clauses}")
     unknown = [noun_of(name) for name in board.missed() if not gain or name not in gain.over]

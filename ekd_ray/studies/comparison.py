@@ -22,8 +22,8 @@ from ekd_ray.remote.location import is_uri
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import LEAST_SEEDS, LEVEL
 from ekd_ray.results.records import STUDY_FILE
+from ekd_ray.results.row_names import label
 from ekd_ray.results.study_reader import StudyReader
-from ekd_ray.results.words import label
 
 COMPARISON = "comparison"
 SCHEMA = pa.schema(

@@ -29,6 +29,8 @@ def test_a_full_run_is_not_said_to_equal_itself():
     assert study_text._other_names([Row(name=name, number=2, config=DistillConfig())]) == []
     (line,) = study_text._other_names([Row(name="defaults", number=2, config=DistillConfig())])
     assert line.endswith("as trial 2")
+    row = Row(name="from a trial 5", number=2, config=DistillConfig())
+    assert study_text._other_names([row])[0].endswith("as trial 2 of this study")
 
 
 def test_nothing_is_better_than_the_best():

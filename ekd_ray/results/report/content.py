@@ -32,6 +32,7 @@ from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.progress import Progress, Savings, progress, savings, time_rows
 from ekd_ray.results.records import RunRecord, trial_name
+from ekd_ray.results.row_names import label, name_missed, noun_of
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_better_on_test,
@@ -40,10 +41,7 @@ from ekd_ray.results.words import (
     describe_win,
     duration,
     figure_text,
-    label,
     metric_name,
-    name_missed,
-    noun_of,
     percent,
     points,
     spread,
@@ -262,7 +260,7 @@ def write_headline(content: Content) -> tuple[str, str]:
     mean, deviation, n = mean_sd(winner.test)
     accuracy = f"{100 * mean:.1f}\N{NO-BREAK SPACE}%"
     parts = [f"{describe_win(winner.name)} with {accuracy} test accuracy"]
-    if missed := name_missed(content.board):
+    if missed := name_missed(content.board.missed()):
         parts = [f"{missed}: {noun_of(winner.name)}, best on validation, at {accuracy} on test"]
     parts += filter(None, [_describe_verdict(content)])
     spread_text = f", standard deviation {100 * deviation:.2f} points." if n > 1 else "."
@@ -406,9 +404,13 @@ def _describe_leaderboard(content: Content) -> str:
 
 def list_other_names(row: Row) -> list[str]:
     """Other champions, and the trial, that have the row's configuration."""
-    number = [] if row.number is None else [trial_name(row.number)]
     own = row.name.partition(" (")[0]  # of `trial 2 (full run of trial 0)`
-    return [name for name in (*row.equals, *number) if name not in (row.name, own)]
+    names = [name for name in row.equals if name != row.name]
+    if row.number is not None and trial_name(row.number) != own:
+        # Beside a trial of the study that a warm start learned from.
+        brought = any(name.startswith("from ") for name in (row.name, *names))
+        names.append(trial_name(row.number) + " of this study" * brought)
+    return names
 
 
 def row_label(row: Row) -> str:

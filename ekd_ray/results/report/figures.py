@@ -42,12 +42,12 @@ from ekd_ray.results.report.measures import (
     risk_over_coverage,
     wilson_interval,
 )
+from ekd_ray.results.row_names import label
 from ekd_ray.results.words import (
     DASH,
     duration,
     figure_text,
     is_share,
-    label,
     metric_name,
     percent,
     points,
