@@ -104,12 +104,16 @@ def test_published_files_take_the_place_of_what_is_made(bundle, tmp_path):
     found = measure_corruptions(bundle, published=tmp_path, images=20, corruptions=("fog", "snow"))
     assert found.seed is None
     by_split = {(row.corruption, row.severity): row.top1 for row in found.rows}
-    expected = bundle.predict(torch.from_numpy(arrays.images[:20])).labels.numpy()
-    clean = accuracy_score(arrays.labels[:20], expected)
+    ids = np.arange(20) * count // 20  # as those of the clean pictures are chosen
+    expected = bundle.predict(torch.from_numpy(arrays.images[ids])).labels.numpy()
+    clean = accuracy_score(arrays.labels[ids], expected)
     assert {by_split["fog", severity] for severity in range(1, 6)} == {clean}
     assert by_split["snow", 1] == clean
-    black = arrays.labels[:20] == bundle.predict(torch.zeros(1, 3, 32, 32)).labels[0].item()
+    black = arrays.labels[ids] == bundle.predict(torch.zeros(1, 3, 32, 32)).labels[0].item()
     assert by_split["snow", 5] == pytest.approx(black.mean())
+    # More would be taken from the next severity.
+    with pytest.raises(UserError, match=f"{count} pictures a severity"):
+        measure_corruptions(bundle, published=tmp_path, images=count + 1, corruptions=("fog",))
 
 
 def test_an_unknown_corruption_is_refused_before_compute(bundle, monkeypatch):
