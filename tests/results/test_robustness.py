@@ -178,12 +178,14 @@ def test_the_command_prints_a_row_for_each_and_refuses_other_flags(bundle, capsy
     assert run_command([*command, "--corruptions", "--images", "9", "--seed", "4"], None) == 0
     printed = capsys.readouterr().out
     assert "89.00%" in printed and "15.50%" in printed and "snow" in printed  # 0.9 - 0.01 * 5.5
+    assert "…" not in printed  # a figure is whole, on a narrow terminal too
     assert run_command([*command, "--corruptions", "folder", "--json"], None) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["mean_corruption_error"] == pytest.approx(0.155) and len(said["rows"]) == 11
     assert [options["images"] for options in asked] == [9, None]
     assert [options["published"] for options in asked] == [None, "folder"]
     assert asked[0]["seed"] == 4
-    for flags in (["--images", "9"], ["--corruptions", "--score", "all"]):
-        with pytest.raises(UserError, match=flags[0] if len(flags) == 2 else "--score"):
+    others = (["--score", "all"], ["--resamples", "9"])
+    for flags in (["--images", "9"], *([*other, "--corruptions"] for other in others)):
+        with pytest.raises(UserError, match=flags[0]):
             run_command([*command, *flags], None)
