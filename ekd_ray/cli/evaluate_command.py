@@ -98,7 +98,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the test split once, and print what was measured."""
     # These load torch and rich.
-    from ekd_ray.cli.console import Console
     from ekd_ray.engine.measure.assessment import COVERAGES
     from ekd_ray.engine.measure.uncertainty import SCORES, default_score
     from ekd_ray.results.bundle import Bundle
@@ -127,12 +126,18 @@ def run(args: argparse.Namespace) -> int:
         for figure, text in (("coverage", "class in its set"), ("size", "classes in a set"))
     }
     table = table_of_figures(values, FIGURES | sets, shares, default, list(SCORES))
+    _print_whole(table)
+    return 0
+
+
+def _print_whole(table: Table) -> None:
+    """Print it as wide as it is: a line that the terminal breaks is better than one cut short."""
+    from ekd_ray.cli.console import Console  # loads rich
+
     console = Console()
-    # A line that the terminal breaks is better than one cut short.
     wanted = console.measure(table, options=console.options.update(width=MOST_WIDTH)).maximum
     console.width = max(console.width, wanted)
     console.print(table)
-    return 0
 
 
 def _corrupt(bundle: Bundle, args: argparse.Namespace) -> int:
@@ -151,7 +156,7 @@ def _corrupt(bundle: Bundle, args: argparse.Namespace) -> int:
     for name, value, usual in (
         ("--ood-dataset", args.ood_dataset, None), ("--score", args.score, []),
         ("--coverage", args.coverage, None), ("--set-coverage", args.set_coverage, []),
-        ("--calibrated", args.calibrated, False),
+        ("--calibrated", args.calibrated, False), ("--resamples", args.resamples, RESAMPLES),
     ):  # fmt: skip
         if value != usual:
             raise UserError(f"{name} is not for --corruptions, got {value}: leave one out.")
@@ -178,7 +183,7 @@ def _corrupt(bundle: Bundle, args: argparse.Namespace) -> int:
         mean = found.mean_corruption_error if metric == "top1" else None
         values = (f"{value:.4f}" for value in found.by_severity(metric))
         table.add_row(text, *values, "" if mean is None else f"{mean:.2%}")
-    Console().print(table)
+    _print_whole(table)
     return 0
 
 

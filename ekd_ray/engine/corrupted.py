@@ -18,7 +18,7 @@ from ekd_ray.engine.evaluate import predict
 from ekd_ray.engine.measure.metrics import classification_metrics
 from ekd_ray.engine.measure.shift import METRICS, Shift, ShiftRow
 from ekd_ray.engine.rundata import RunData
-from ekd_ray.errors import unknown_name
+from ekd_ray.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,16 @@ class _Corrupted:
 
 @dataclass(frozen=True)
 class _Published:
-    """One severity of published pictures, with what `predict` asks of a `Stage`."""
+    """Published pictures, `chosen` by their places, with what `predict` asks of a `Stage`."""
 
     images: np.ndarray
     labels: np.ndarray
+    chosen: np.ndarray
     device: torch.device
 
     def evaluation(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(ids), batch_size):
-            part = ids[start : start + batch_size]
+            part = self.chosen[ids[start : start + batch_size]]
             images = torch.from_numpy(self.images[part]).permute(0, 3, 1, 2).contiguous()
             yield images.to(self.device), torch.from_numpy(self.labels[part]).to(self.device)
 
@@ -75,8 +76,8 @@ def measure_shift(
 
     Args:
         model: in evaluation mode, on the device of `data`.
-        sample_ids: int64 [N], of the images of `data` that are spoiled; of published files the
-            first N pictures are taken.
+        sample_ids: int64 [N], of the images of `data` that are spoiled; of published files N
+            pictures, evenly spaced.
         log_prior: of an evidential model, log of the prior mass per class; None for a softmax.
         seed: of what the corruptions draw.
         published: folder of `NAME.npy` and `labels.npy` to be read in their place; those of
@@ -85,8 +86,8 @@ def measure_shift(
         on_progress: called with (splits done, splits in all).
 
     Raises:
-        UserError: an unknown corruption, or published files that are missing or no such files;
-            before the first picture is looked at.
+        UserError: an unknown corruption, or published files that are missing, too short or no such
+            files; before the first picture is looked at.
     """
     if not corruptions or not {*corruptions} <= {*CORRUPTIONS}:
         strange = next((name for name in corruptions if name not in CORRUPTIONS), "")
@@ -96,9 +97,15 @@ def measure_shift(
         if published is not None:
             images, labels = published_pictures(published, name, data.num_classes)
             count = len(labels) // len(SEVERITIES)
-            parts = [slice(s * count, s * count + len(sample_ids)) for s in range(len(SEVERITIES))]
+            if count < len(sample_ids):
+                raise UserError(
+                    f"{published} holds {count} pictures a severity, fewer than the "
+                    f"{len(sample_ids)} that are measured: give --images {count} at most."
+                )
+            chosen = np.arange(len(sample_ids)) * count // len(sample_ids)
             stages: list[Any] = [
-                _Published(images[part], labels[part], data.images.device) for part in parts
+                _Published(images, labels, step * count + chosen, data.images.device)
+                for step in range(len(SEVERITIES))
             ]
         else:
             stages = [_Corrupted(data.images, name, severity, seed) for severity in SEVERITIES]
@@ -108,7 +115,7 @@ def measure_shift(
         on_progress(number, len(splits))
         ids = sample_ids
         if isinstance(stage, _Published):
-            ids = np.arange(len(stage.labels))
+            ids = np.arange(len(stage.chosen))
         logits, target = predict(model, data, cast(Stage, stage), ids, config, precision)
         found = classification_metrics(logits, target, log_prior=log_prior)
         rows.append(

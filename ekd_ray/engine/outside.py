@@ -94,7 +94,7 @@ def set_names(datasets: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in datasets:
-        plain = re.sub(r"\W+", "-", short_name(name).rpartition(":")[2]).strip("-") or "set"
+        plain = re.sub(r"\W+", "-", short_name(name.rstrip("/")).rpartition(":")[2]).strip("-") or "set"
         if plain in found:
             both = joined([found[plain], name])
             raise UserError(

@@ -97,7 +97,7 @@ def test_pictures_without_classes_are_seen_as_predict_sees_them(exported, tmp_pa
     for index in range(9):
         pixels = draw.integers(0, 256, (20 + 5 * index, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
-    found = exported.evaluate(ood_datasets=[f"folder:{tmp_path}"], resamples=20)
+    found = exported.evaluate(ood_datasets=[f"folder:{tmp_path}/"], resamples=20)
     name = f"test_ood_{re.sub(r'[^0-9A-Za-z_]+', '-', tmp_path.name)}"
     own = exported.predict(torch.from_numpy(np.array(load_dataset("synthetic", "test").images)))
     expected = separate(own.uncertainty, exported.predict(tmp_path).uncertainty)

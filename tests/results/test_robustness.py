@@ -104,12 +104,16 @@ def test_published_files_take_the_place_of_what_is_made(bundle, tmp_path):
     found = measure_corruptions(bundle, published=tmp_path, images=20, corruptions=("fog", "snow"))
     assert found.seed is None
     by_split = {(row.corruption, row.severity): row.top1 for row in found.rows}
-    expected = bundle.predict(torch.from_numpy(arrays.images[:20])).labels.numpy()
-    clean = accuracy_score(arrays.labels[:20], expected)
+    ids = np.arange(20) * count // 20  # as those of the clean pictures are chosen
+    expected = bundle.predict(torch.from_numpy(arrays.images[ids])).labels.numpy()
+    clean = accuracy_score(arrays.labels[ids], expected)
     assert {by_split["fog", severity] for severity in range(1, 6)} == {clean}
     assert by_split["snow", 1] == clean
-    black = arrays.labels[:20] == bundle.predict(torch.zeros(1, 3, 32, 32)).labels[0].item()
+    black = arrays.labels[ids] == bundle.predict(torch.zeros(1, 3, 32, 32)).labels[0].item()
     assert by_split["snow", 5] == pytest.approx(black.mean())
+    # More would be taken from the next severity.
+    with pytest.raises(UserError, match=f"{count} pictures a severity"):
+        measure_corruptions(bundle, published=tmp_path, images=count + 1, corruptions=("fog",))
 
 
 def test_an_unknown_corruption_is_refused_before_compute(bundle, monkeypatch):
@@ -174,12 +178,14 @@ def test_the_command_prints_a_row_for_each_and_refuses_other_flags(bundle, capsy
     assert run_command([*command, "--corruptions", "--images", "9", "--seed", "4"], None) == 0
     printed = capsys.readouterr().out
     assert "89.00%" in printed and "15.50%" in printed and "snow" in printed  # 0.9 - 0.01 * 5.5
+    assert "…" not in printed  # a figure is whole, on a narrow terminal too
     assert run_command([*command, "--corruptions", "folder", "--json"], None) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["mean_corruption_error"] == pytest.approx(0.155) and len(said["rows"]) == 11
     assert [options["images"] for options in asked] == [9, None]
     assert [options["published"] for options in asked] == [None, "folder"]
     assert asked[0]["seed"] == 4
-    for flags in (["--images", "9"], ["--corruptions", "--score", "all"]):
-        with pytest.raises(UserError, match=flags[0] if len(flags) == 2 else "--score"):
+    others = (["--score", "all"], ["--resamples", "9"])
+    for flags in (["--images", "9"], *([*other, "--corruptions"] for other in others)):
+        with pytest.raises(UserError, match=flags[0]):
             run_command([*command, *flags], None)
