@@ -224,7 +224,7 @@ def test_a_champion_that_wins_is_named_and_what_is_not_settled_is_said(maker):
     assert (content.board[0].role, content.board[1].role) == ("winner", "champion")
     text = " ".join(Elements(write_report(study).read_text(encoding="utf-8")).text)
     assert "Not settled: 3 seeds do not tell the winner from the next best, defaults (90 %" in text
-    assert "authors' values (winner, also from other and trial 0)" in text
+    assert "authors' values (winner, also from other and trial 0 of this study)" in text
 
 
 def test_a_champion_that_was_out_after_fewer_seeds_is_compared_over_these(maker):
