@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ekd_ray.config.ensembles import member_names
+from ekd_ray.config.ensembles import is_ensemble, member_names
 from ekd_ray.errors import UserError, shorten
 from ekd_ray.files import expand_home, read_text, write_text
 
@@ -343,7 +343,8 @@ def check_loaded(stamps: Iterable[str]) -> None:
 def module_in_name(model: str) -> str | None:
     """The module of a model that is named as `package.module:function`; None for other names."""
     module, colon, function = model.partition(":")
-    if not colon or not function.isidentifier() or module in LIBRARIES:
+    known = module in LIBRARIES or is_ensemble(model)
+    if not colon or not function.isidentifier() or known:
         return None
     return module if all(part.isidentifier() for part in module.split(".")) else None
 

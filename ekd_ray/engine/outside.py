@@ -94,7 +94,8 @@ def set_names(datasets: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name in datasets:
-        plain = re.sub(r"\W+", "-", short_name(name.rstrip("/")).rpartition(":")[2]).strip("-") or "set"
+        last = short_name(name.rstrip("/")).rpartition(":")[2]
+        plain = re.sub(r"\W+", "-", last).strip("-") or "set"
         if plain in found:
             both = joined([found[plain], name])
             raise UserError(

@@ -172,6 +172,8 @@ def test_one_file_an_ensemble_again_and_a_file_that_is_there_are_refused(members
         join_teachers([members[0], joined.path], tmp_path / "out")
     with pytest.raises(UserError, match="there already"):
         join_teachers(members, joined.path)
+    with pytest.raises(UserError, match="cannot write"):
+        join_teachers(members, joined.path / "out")  # below a file
     with pytest.raises(UserError, match="at least 2 members"):
         build_model("ensemble:resnet8", 10)
     with pytest.raises(UserError, match="resnet9"):
@@ -185,6 +187,7 @@ def test_one_file_an_ensemble_again_and_a_file_that_is_there_are_refused(members
         ("ekd", {"teacher_log_prior": 0.3}, ("teacher_log_prior", "0.3")),
         ("wkd", {}, ("linear layer", "another method")),
         ("kd", {"teacher": "resnet14"}, ("ensemble:resnet8,resnet14",)),
+        ("kd", {"teacher": "ensemble:resnet8"}, ("at least 2 members",)),
         ("kd", {"student": "ensemble:resnet8,resnet8"}, ("student must be one network",)),
         ("kd", {"dataset": "cifar100"}, ("classes",)),
     ],

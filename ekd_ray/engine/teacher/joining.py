@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def join_teachers(
 
     Raises:
         UserError: fewer than 2 files, one twice (or the same weights), other numbers of classes or
-            data sets, a file that is an ensemble or says too little, or `out` is there.
+            data sets, a file that is an ensemble or says too little, or `out` is there or cannot be
+            written.
     """
     paths, out = [Path(file) for file in files], Path(out)
     if len(paths) < 2:
@@ -84,7 +86,12 @@ def join_teachers(
         {"model": found.model, "sha256": found.sha256, "log_prior": found.log_prior}
         for found in facts
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}): choose another --out.") from None
     save_weights(
         ensemble, out, model_name=name, num_classes=classes, mean=NO_MEAN, std=NO_STD,
         dataset=facts[0].dataset, extra={"members": members},
