@@ -68,10 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resamples", type=flags.whole_number, default=RESAMPLES, metavar="N",
         help=f"resamples of the images for the 95 %% intervals, 0 for none (default: {RESAMPLES})",
     )  # fmt: skip
-    parser.add_argument(
-        "--calibrated", action="store_true",
-        help="probabilities by the temperature that was fitted on validation images",
-    )  # fmt: skip
+    flags.add_common(parser, "--calibrated")
     parser.add_argument(
         "--set-coverage", action="append", default=[], type=float, metavar="SHARE",
         help="how often the class is in a set of this coverage (predict --set-coverage), and how "

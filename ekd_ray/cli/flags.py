@@ -159,6 +159,10 @@ _COMMON: dict[str, dict[str, Any]] = {
         "help": "with --dry-run: plan for N nodes with M GPUs each, cpus=NxM for CPUs, or both "
         "with a comma between",
     },
+    "--calibrated": {
+        "action": "store_true",
+        "help": "probabilities by the temperature that was fitted on validation images",
+    },
     "--data-root": {"metavar": "DIR", "help": "folder of the data sets (default: $EKD_DATA_ROOT)"},
     "--download": {"action": "store_true", "help": "fetch missing CIFAR archives"},
     "--dry-run": {"action": "store_true", "help": "print the resolved plan and stop"},

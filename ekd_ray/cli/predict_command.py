@@ -33,10 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coverage", type=float, metavar="SHARE",
         help="keep this share of pictures like the test split's, 0 to 1; the others abstain",
     )  # fmt: skip
-    parser.add_argument(
-        "--calibrated", action="store_true",
-        help="probabilities by the temperature that was fitted on validation images",
-    )  # fmt: skip
+    flags.add_common(parser, "--calibrated")
     parser.add_argument(
         "--set-coverage", type=float, metavar="SHARE",
         help="also a set of classes for each picture, which holds the true one for this share of "

@@ -133,7 +133,7 @@ def _other_names(board: list[Row]) -> list[str]:
 
 
 def _missed_gain(board: Leaderboard) -> list[str]:
-    """What the winner does not beat, and what to try. By how much, in accuracy, stands below."""
+    """The rows that the winner does not beat, and remedies; by how much stands below."""
     head, gain = name_missed(board.missed()), board.gain
     if not head or gain is None or gain.metric != "test_top1":
         return [*filter(None, [describe_missed_gain(board)])]
@@ -226,7 +226,7 @@ def _search_table(content: Content) -> Table:
 
 
 def _importance(content: Content) -> list[str | Table]:
-    """What the last report has found by the study's model, which takes seconds."""
+    """The findings of the study's model that the last report kept: they take seconds."""
     found = content.findings
     if not content.ended:
         return []

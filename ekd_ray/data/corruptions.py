@@ -40,7 +40,7 @@ def _unit(x: Pictures) -> float:
 
 
 def _draw(rngs: Rngs, draw: Callable[[np.random.Generator], Any]) -> Tensor:
-    """What each picture's generator gives, float32 [N, ...]."""
+    """The draws of each picture's own generator, float32 [N, ...]."""
     return torch.from_numpy(np.stack([np.float32(draw(rng)) for rng in rngs]))
 
 

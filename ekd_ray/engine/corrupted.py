@@ -1,4 +1,4 @@
-"""What a classifier keeps of its accuracy and its calibration on corrupted pictures."""
+"""Accuracy and calibration of a classifier on corrupted pictures."""
 
 from __future__ import annotations
 
@@ -45,16 +45,15 @@ class _Corrupted:
 
 @dataclass(frozen=True)
 class _Published:
-    """Published pictures, `chosen` by their places, with what `predict` asks of a `Stage`."""
+    """Published pictures of all severities, with what `predict` asks of a `Stage`."""
 
     images: np.ndarray
     labels: np.ndarray
-    chosen: np.ndarray
     device: torch.device
 
     def evaluation(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(ids), batch_size):
-            part = self.chosen[ids[start : start + batch_size]]
+            part = ids[start : start + batch_size]
             images = torch.from_numpy(self.images[part]).permute(0, 3, 1, 2).contiguous()
             yield images.to(self.device), torch.from_numpy(self.labels[part]).to(self.device)
 
@@ -92,9 +91,14 @@ def measure_shift(
     if not corruptions or not {*corruptions} <= {*CORRUPTIONS}:
         strange = next((name for name in corruptions if name not in CORRUPTIONS), "")
         raise unknown_name("corruption", strange, CORRUPTIONS)
-    splits: list[tuple[str, int, Any]] = [("", 0, data.images)]
+    splits: list[tuple[str, int, Any, np.ndarray]] = [("", 0, data.images, sample_ids)]
     for name in corruptions:
-        if published is not None:
+        if published is None:
+            splits += [
+                (name, severity, _Corrupted(data.images, name, severity, seed), sample_ids)
+                for severity in SEVERITIES
+            ]
+        else:
             images, labels = published_pictures(published, name, data.num_classes)
             count = len(labels) // len(SEVERITIES)
             if count < len(sample_ids):
@@ -103,20 +107,15 @@ def measure_shift(
                     f"{len(sample_ids)} that are measured: give --images {count} at most."
                 )
             chosen = np.arange(len(sample_ids)) * count // len(sample_ids)
-            stages: list[Any] = [
-                _Published(images, labels, step * count + chosen, data.images.device)
-                for step in range(len(SEVERITIES))
+            stage = _Published(images, labels, data.images.device)
+            splits += [
+                (name, severity, stage, step * count + chosen)
+                for step, severity in enumerate(SEVERITIES)
             ]
-        else:
-            stages = [_Corrupted(data.images, name, severity, seed) for severity in SEVERITIES]
-        splits += [(name, *split) for split in zip(SEVERITIES, stages, strict=True)]
     rows = []
-    for number, (name, severity, stage) in enumerate(splits):
+    for number, (name, severity, split, ids) in enumerate(splits):
         on_progress(number, len(splits))
-        ids = sample_ids
-        if isinstance(stage, _Published):
-            ids = np.arange(len(stage.chosen))
-        logits, target = predict(model, data, cast(Stage, stage), ids, config, precision)
+        logits, target = predict(model, data, cast(Stage, split), ids, config, precision)
         found = classification_metrics(logits, target, log_prior=log_prior)
         rows.append(
             ShiftRow(corruption=name, severity=severity, **{key: found[key] for key in METRICS})

@@ -129,7 +129,7 @@ class Run:
 
     @property
     def result(self) -> Learner:
-        """What is evaluated and exported: the learner, or the averages of its weights."""
+        """The learner that is evaluated and exported, or the averages of its weights."""
         return self.averages.learner if self.averages else self.learner
 
     def compile(self) -> None:

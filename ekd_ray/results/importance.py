@@ -45,14 +45,32 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What the model of a study says, in the unit of the metric.
+class Validation:
+    """How well a model foretells trials of full length that it has not seen, see
+    `Surrogate.leave_one_out`; in the unit of their scores.
 
     Attributes:
-        trials: of full length, that the model is fitted to.
-        error: root mean square, of what it foretells of each of these without having seen it.
-        spread: the same, if the mean of the others is what is foretold.
-        coverage: the share of these in the 95 % interval that is foretold of a run.
+        trials: how many, which are those of full length that it is fitted to.
+        error: root mean square; spread: the same, if the mean of the others is foretold.
+        coverage: the share of them in the 95 % interval that is foretold of a run.
+    """
+
+    trials: int
+    error: float
+    spread: float
+    coverage: float
+
+    @property
+    def informed(self) -> bool:
+        """Whether the model foretells trials better than their mean does."""
+        return self.error < self.spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings(Validation):
+    """All that the model of a study says, its validation first, in the unit of the metric.
+
+    Attributes:
         effects: of the parameters, the largest first.
         best: the number of the winner's trial, before confirm the best trial's; None without any.
         expected: of full length of `best`, as a mean over seeds; low, high: its 95 % interval.
@@ -60,21 +78,12 @@ class Findings:
     """
 
     metric: str
-    trials: int
-    error: float
-    spread: float
-    coverage: float
     effects: list[Effect]
     best: int | None = None
     expected: float | None = None
     low: float | None = None
     high: float | None = None
     regret: float | None = None
-
-    @property
-    def informed(self) -> bool:
-        """Whether the model foretells trials better than their mean does."""
-        return self.error < self.spread
 
 
 def effects_table(found: Findings | None) -> pa.Table:

@@ -244,13 +244,9 @@ def classify(
     parts = [classifier(torch.from_numpy(batch).float() / 255) for batch in batches]
     logits, probabilities, uncertainty = (torch.cat(column) for column in zip(*parts, strict=True))
     labels = probabilities.argmax(dim=1)
-    prior = classifier.log_prior
-    sets = None
-    if set_threshold is not None:
-        inside = make_sets(log_probabilities(logits, prior), set_threshold)
-        sets = name_sets(inside, probabilities, class_names)
+    sets = name_sets(logits, classifier.log_prior, class_names, set_threshold)
     if temperature != 1.0:
-        probabilities = log_probabilities(logits, prior, temperature).exp()
+        probabilities = log_probabilities(logits, classifier.log_prior, temperature).exp()
     return Prediction(
         probabilities=probabilities,
         labels=labels,
@@ -261,14 +257,19 @@ def classify(
 
 
 def name_sets(
-    inside: Tensor, probabilities: Tensor, class_names: Sequence[str]
-) -> tuple[tuple[str, ...], ...]:
-    """The names of the classes in each set, the most probable first.
+    logits: Tensor, log_prior: float | None, class_names: Sequence[str], threshold: float | None
+) -> tuple[tuple[str, ...], ...] | None:
+    """The names of the classes in the set of each image, the most probable first; None without a
+    threshold.
 
     Args:
-        inside: bool [N, C]; probabilities: [N, C].
+        logits: [N, C]; threshold: see `make_sets`.
     """
-    order = probabilities.masked_fill(~inside, -1.0).argsort(dim=1, descending=True, stable=True)
+    if threshold is None:
+        return None
+    log_probs = log_probabilities(logits, log_prior)
+    inside = make_sets(log_probs, threshold)
+    order = log_probs.masked_fill(~inside, -math.inf).argsort(dim=1, descending=True, stable=True)
     sizes = inside.sum(dim=1).tolist()
     return tuple(
         tuple(class_names[index] for index in row[:size])

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.determinism import arithmetic
-from ekd_ray.engine.measure.calibration import make_sets
 from ekd_ray.engine.measure.metrics import log_probabilities
 from ekd_ray.engine.measure.uncertainty import dissonance, entropies, uncertainty
 from ekd_ray.engine.precision import pick_device
@@ -160,10 +159,7 @@ def write_predictions(
                 batch = torch.from_numpy(np.stack([image for _, image in readable])).to(device)
                 found = (part.cpu() for part in classifier(batch.float() / 255))
                 logits, probabilities, certainty = found
-                inside = None
-                if set_threshold is not None:
-                    plain = log_probabilities(logits, classifier.log_prior)
-                    inside = make_sets(plain, set_threshold)
+                sets = name_sets(logits, classifier.log_prior, class_names, set_threshold)
                 labels = probabilities.argmax(dim=1)
                 if temperature != 1.0:
                     prior = classifier.log_prior
@@ -180,9 +176,8 @@ def write_predictions(
                     scores = uncertainty(logits, classifier.log_prior).numpy()
                     columns["abstain"] = scores > threshold
                     abstained += int(columns["abstain"].sum())
-                if inside is not None:
-                    columns["set_size"] = inside.sum(dim=1).numpy()
-                    sets = name_sets(inside, probabilities, class_names)
+                if sets is not None:
+                    columns["set_size"] = np.array([len(names) for names in sets])
                     columns["set"] = [json.dumps(names, ensure_ascii=False) for names in sets]
                 write(columns | _class_columns(class_names, probabilities))
                 rows += len(readable)

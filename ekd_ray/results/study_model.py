@@ -15,6 +15,7 @@ import numpy as np
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.ranges import place_in_range, reach_tried
 from ekd_ray.config.targets import as_loss, evenly_spaced
+from ekd_ray.results.importance import Validation
 from ekd_ray.results.records import RunRecord, milestone_epochs
 from ekd_ray.results.surrogate import Array, Basis, Observations, Surrogate
 
@@ -124,28 +125,6 @@ def fit_model(
     places, levels, scores = (np.array(column) for column in zip(*scored, strict=True))
     inputs = encode_points([outcome.params for outcome in known], space)[places]
     return Surrogate(Observations(inputs, levels, scores.astype(float)), basis=basis)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """How well a model foretells trials of full length that it has not seen, see
-    `Surrogate.leave_one_out`; in the unit of their scores.
-
-    Attributes:
-        trials: how many.
-        error: root mean square; spread: the same, if the mean of the others is foretold.
-        coverage: the share of them in the 95 % interval that is foretold of a run.
-    """
-
-    trials: int
-    error: float
-    spread: float
-    coverage: float
-
-    @property
-    def informed(self) -> bool:
-        """Whether the model foretells trials better than their mean does."""
-        return self.error < self.spread
 
 
 def validate_model(model: Surrogate) -> Validation:

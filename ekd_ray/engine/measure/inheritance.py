@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ekd_ray.engine.measure.metrics import log_probabilities
+from ekd_ray.engine.measure.uncertainty import score_images
 from ekd_ray.errors import UserError, require
 from ekd_ray.files import read_json, write_json
 from ekd_ray.losses.inputs import categorical_kl
@@ -40,7 +41,7 @@ def _mean_ranks(scores: Tensor) -> Tensor:
 def dirichlet_vacuity(logits: Tensor) -> Tensor:
     """The negative log of the total evidence [N], which ranks images as vacuity does, from logits
     [N, C] or an ensemble's log of the concentration; of a softmax's logits it is the energy."""
-    return -logits.double().logsumexp(dim=1)
+    return score_images("energy", logits, None)
 
 
 def compare_uncertainty(
@@ -69,14 +70,13 @@ def compare_uncertainty(
     theirs = log_probabilities(teacher.double().to(student.device), teacher_log_prior)
     values = {
         "vacuity_corr": spearman(dirichlet_vacuity(student), dirichlet_vacuity(teacher)),
-        "entropy_corr": spearman(_entropy(mine), _entropy(theirs)),
+        "entropy_corr": spearman(
+            score_images("entropy", student, log_prior),
+            score_images("entropy", teacher, teacher_log_prior),
+        ),
     }
     found = {name: value for name, value in values.items() if not math.isnan(value)}
     return found | {"teacher_kl": float(categorical_kl(theirs, mine).mean())}
-
-
-def _entropy(log_p: Tensor) -> Tensor:
-    return -(log_p.exp() * log_p).sum(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

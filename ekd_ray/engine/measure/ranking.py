@@ -135,7 +135,10 @@ def auroc(certain: Tensor, uncertain: Tensor) -> float:
     counts = _count_by_rank(certain, uncertain)
     if counts is None:
         return math.nan
-    below, above = counts
+    return _share_won(*counts)
+
+
+def _share_won(below: Tensor, above: Tensor) -> float:
     won = above @ (below.cumsum(dim=0) - below / 2)  # against equals, half of the pairs
     return float(won / (above.sum() * below.sum()))
 
@@ -158,7 +161,7 @@ def separate(certain: Tensor, uncertain: Tensor) -> dict[str, float]:
     below, above = counts
     kept = below.cumsum(dim=0) >= KEPT_SHARE * below.sum() - 1e-9
     return {
-        "auroc": auroc(certain, uncertain),
+        "auroc": _share_won(below, above),
         "aupr_in": _average_precision(below, above),
         "aupr_out": _average_precision(above.flip(0), below.flip(0)),
         "fpr95": float(above[: int(kept.int().argmax()) + 1].sum() / above.sum()),
