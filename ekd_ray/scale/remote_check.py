@@ -16,6 +16,7 @@ from ekd_ray.scale.cluster import REACH_SECONDS
 from ekd_ray.scale.cluster_check import QUESTIONS
 
 LOOK_SECONDS = 1.0
+AWAY_LOOKS = 4
 JOB_SECONDS = 120.0  # for a job to start, beside what its questions may take
 
 
@@ -91,11 +92,16 @@ def _delete(client: Any, job: str) -> None:
     """Stop a job that has not ended, and remove it from the list of jobs."""
     if not client.get_job_status(job).is_terminal():
         client.stop_job(job)
-    for _ in range(10):  # what watches over a job writes it down once more when it has ended
-        if job not in [known.submission_id for known in client.list_jobs()]:
+    # Ray looks after a job once a second, and writes one that it no longer finds down as failed:
+    # a job is away when it stays away.
+    away = 0
+    for _ in range(20):
+        if job in [known.submission_id for known in client.list_jobs()]:
+            away = 0
+            with contextlib.suppress(RuntimeError):  # it has not ended yet
+                client.delete_job(job)
+        elif (away := away + 1) == AWAY_LOOKS:
             return
-        with contextlib.suppress(RuntimeError):  # it has not ended yet
-            client.delete_job(job)
         time.sleep(LOOK_SECONDS)
 
 

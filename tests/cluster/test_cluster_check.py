@@ -14,10 +14,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from clusters import ROOT, cluster
+from ray.job_submission import JobStatus
 
 from ekd_ray.errors import UserError
 from ekd_ray.scale import cluster_check, node_probe, remote_check
@@ -127,6 +129,18 @@ def test_the_answer_of_a_job_is_found_among_what_ray_says() -> None:
     assert remote_check._values_in("Running\n{\n}\n") is None
     assert "no ekd_ray" in remote_check._describe_failure("http://h", "No module named ekd_ray")
     assert "error: why" in remote_check._describe_failure("http://h", "x\nerror: why\nbye")
+
+
+def test_a_job_that_ray_writes_down_again_is_deleted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_check, "LOOK_SECONDS", 0.0)
+    looks = iter([True, False, False, True, *[False] * 9])
+    deleted: list[str] = []
+    client = SimpleNamespace(
+        get_job_status=lambda job: JobStatus.SUCCEEDED, delete_job=deleted.append,
+        list_jobs=lambda: [SimpleNamespace(submission_id="a")] if next(looks) else [],
+    )  # fmt: skip
+    remote_check._delete(client, "a")
+    assert deleted == ["a", "a"]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ class FakeCuda(TorchDispatchMode):
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> FakeCuda:
+        # With PYTORCH_NVML_BASED_CUDA_CHECK in the environment, which importing lightning_fabric
+        # sets, torch would take the one device counted below for real, and copy to it.
+        self._stack.enter_context(mock.patch.object(FakeTensorMode, "avoid_device_init", True))
         self._stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         self._stack.enter_context(mock.patch.object(nn.Module, "_apply", _replace_tensors))
         self._stack.enter_context(mock.patch.object(Tensor, "backward"))
