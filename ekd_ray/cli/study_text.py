@@ -21,7 +21,7 @@ from ekd_ray.cli.terminal import (
 from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.config.study_config import TESTED_AT
 from ekd_ray.results.importance import has_enough, judged_trials, read_importance
-from ekd_ray.results.leaderboard import Leaderboard, Row, gain_values, mean_sd
+from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
 from ekd_ray.results.records import REPORT
 from ekd_ray.results.report.content import (
     Content,
@@ -31,7 +31,7 @@ from ekd_ray.results.report.content import (
     list_other_names,
     write_headline,
 )
-from ekd_ray.results.row_names import label, name_missed
+from ekd_ray.results.row_names import label
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_choice,
@@ -42,7 +42,6 @@ from ekd_ray.results.words import (
     figure_text,
     metric_name,
     resume_command,
-    suggest_gain,
     value_text,
 )
 
@@ -92,8 +91,9 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     """Print a finished study: leaderboard, winner, differences, and where its files are."""
     board, config = study.leaderboard(), study.config
     report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
+    on_test = board.gain is not None and board.gain.metric == "test_top1"
     parts: list[str | Table] = [
-        *_missed_gain(board),
+        *filter(None, [describe_missed_gain(board, size=not on_test)]),
         *_warnings(study),
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
@@ -130,14 +130,6 @@ def _other_names(board: list[Row]) -> list[str]:
         for row in board
         if (names := list_other_names(row))
     ]
-
-
-def _missed_gain(board: Leaderboard) -> list[str]:
-    """The rows that the winner does not beat, and remedies; by how much stands below."""
-    head, gain = name_missed(board.missed()), board.gain
-    if not head or gain is None or gain.metric != "test_top1":
-        return [*filter(None, [describe_missed_gain(board)])]
-    return [f"{head}. {suggest_gain(gain)}"]
 
 
 def _selection_gap(study: StudyReader, winner: Row) -> list[str]:
@@ -189,19 +181,24 @@ def _best(content: Content) -> dict[str, Any] | None:
     return {"name": best.name, "confirmed": best.winner, "params": searched}
 
 
-def describe_stage(now: Progress) -> str:
-    """The stage that a study has come to, and its trials by how they ended."""
+def describe_stage(now: Progress, *, named: bool = True) -> str:
+    """The stage that a study has come to, unless it is `named` beside this already, whether the
+    study runs, and its trials by how they ended."""
     states = STATUSES if now.driven is not False else {**STATUSES, "running": "not ended"}
-    parts = [f"{now.trials[name]} {text}" for name, text in states.items() if now.trials.get(name)]
-    stage = now.stage
-    if stage != "finished" and now.driven is not None:
-        stage += ", running" if now.driven else ", interrupted"
-    return f"stage: {stage}" + (f"; trials: {', '.join(parts)}" if parts else "")
+    counts = [f"{now.trials[name]} {text}" for name, text in states.items() if now.trials.get(name)]
+    driven = {None: "", True: "running", False: "interrupted"}[now.driven]
+    parts = [
+        f"stage: {now.stage}" if named else "",
+        driven if now.stage != "finished" else "",
+        f"trials: {', '.join(counts)}" if counts else "",
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def _status(content: Content) -> str:
     now = content.progress
-    text = describe_stage(now)
+    # Before there is a tested winner the headline names the stage.
+    text = describe_stage(now, named=bool(content.winner and content.winner.test))
     in_full = sum(run.full_run_of is not None for run in content.ended)
     if in_full:
         text += f"; {several(in_full, 'full run')} of stopped trials among them"

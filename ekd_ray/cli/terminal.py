@@ -494,7 +494,8 @@ def difference_lines(study: StudyReader) -> list[str]:
         *((name, f, "test_top1") for name, f in study.differences().items()),
     ]
     lines = [difference_text(*difference) for difference in found]
-    return [*lines, *filter(None, [describe_lead(board), describe_better_on_test(board)])]
+    better = describe_better_on_test(board, size=not study.differences())
+    return [*lines, *filter(None, [describe_lead(board), better])]
 
 
 def _assignments(settings: Mapping[str, Any], names: Iterable[str]) -> str:

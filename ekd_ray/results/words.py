@@ -211,30 +211,36 @@ def describe_lead(board: Leaderboard) -> str:
     return f"{text}, {label(lead.over)}{interval}."
 
 
-def describe_better_on_test(board: Leaderboard) -> str:
-    """The row that is better than the winner on the test split, and by how much; empty if none."""
+def describe_better_on_test(board: Leaderboard, *, size: bool = True) -> str:
+    """The row that is better than the winner on the test split; empty if none.
+
+    Args:
+        size: also by how much, where no difference to it stands beside this.
+    """
     if not (board and board[0].winner and board[0].test):
         return ""
     best = max((row for row in board if row.test), key=lambda row: mean_sd(row.test)[0])
     if best.winner:
         return ""
     above = mean_sd(best.test)[0] - mean_sd(board[0].test)[0]
-    return (
-        f"The winner by validation is not the best by test: {noun_of(best.name)} is "
-        f"{100 * above:.2f} points above."
-    )
+    text = f"The winner by validation is not the best by test: {noun_of(best.name)} is"
+    return f"{text} {100 * above:.2f} points above." if size else f"{text} above it."
 
 
-def describe_missed_gain(board: Leaderboard) -> str:
-    """Where the winner does not beat the student alone, KD or the authors' values: by how much,
-    how sure that is, and what to try; empty where it beats all."""
+def describe_missed_gain(board: Leaderboard, *, size: bool = True) -> str:
+    """Where the winner does not beat the student alone, KD or the authors' values, and what to
+    try; empty where it beats all.
+
+    Args:
+        size: also by how much and how sure that is, where the differences do not stand beside this.
+    """
     gain, head = board.gain, name_missed(board.missed())
     if not head:
         return ""
     parts, tips = [], suggest_gain(gain) if gain else ""
     if gain and gain.missed():
         verb = "are" if board[0].name in PLURALS else "is"
-        clauses = joined([_compare_with(name, gain) for name in gain.missed()])
+        clauses = joined([_compare_with(name, gain, size) for name in gain.missed()])
         parts.append(f"{noun_of(board[0].name)} {verb} {clauses}")
     unknown = [noun_of(name) for name in board.missed() if not gain or name not in gain.over]
     if unknown:
@@ -242,18 +248,20 @@ def describe_missed_gain(board: Leaderboard) -> str:
     return f"{head}: {'; '.join(parts)}. {tips}".rstrip()
 
 
-def _compare_with(name: str, gain: Gain) -> str:
+def _compare_with(name: str, gain: Gain, size: bool = True) -> str:
     """How the winner stands to a row that it has no gain over, as a clause."""
     found, (scale, digits, unit) = gain.over[name], _scale_of(gain.metric)
+    if not size:
+        return f"{'behind' if found.sign == -1 else 'not told apart from'} {noun_of(name)}"
     unit += metric_name(gain.metric)
     interval = _interval_text(found, gain.metric)
     sure = f"95 % interval {interval}, " if interval else ""
     sure = f"{sure}{several(found.n, 'seed')}"
     if found.sign == -1:
-        size = f"{abs(scale * found.mean):.{digits}f}"
-        return f"behind {noun_of(name)} by {size} {unit} ({sure})"
-    size = f"{scale * found.mean:+.{digits}f}"
-    return f"not told apart from {noun_of(name)} ({size} {unit}, {sure})"
+        shown = f"{abs(scale * found.mean):.{digits}f}"
+        return f"behind {noun_of(name)} by {shown} {unit} ({sure})"
+    shown = f"{scale * found.mean:+.{digits}f}"
+    return f"not told apart from {noun_of(name)} ({shown} {unit}, {sure})"
 
 
 def suggest_gain(gain: Gain) -> str:

@@ -9,6 +9,7 @@ from ekd_ray.cli import plan_text, study_text
 from ekd_ray.cli.terminal import leaderboard_table
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.results.leaderboard import Leaderboard, Row
+from ekd_ray.results.progress import Progress
 from ekd_ray.results.words import describe_better_on_test
 
 
@@ -40,6 +41,26 @@ def test_nothing_is_better_than_the_best():
     ]
     assert describe_better_on_test(Leaderboard(rows, StudyConfig())) == ""
     assert describe_better_on_test(Leaderboard(rows[1:], StudyConfig())) == ""
+
+
+def test_a_difference_that_stands_beside_is_not_said_again():
+    rows = [
+        Row(name="trial 1", config=DistillConfig(), test=(0.5, 0.6), winner=True),
+        Row(name="kd", config=DistillConfig(), test=(0.6, 0.7)),
+    ]
+    board = Leaderboard(rows, StudyConfig())
+    assert "KD is 10.00 points above" in describe_better_on_test(board)
+    assert describe_better_on_test(board, size=False).endswith("KD is above it.")
+
+
+@pytest.mark.parametrize(("named", "driven", "text"), [
+    (True, False, "stage: search; interrupted; trials: 2 of full length, 1 not ended"),
+    (False, True, "running; trials: 2 of full length, 1 running"),
+])  # fmt: skip
+def test_a_stage_is_named_once(named, driven, text):
+    trials = {"complete": 2, "running": 1}
+    now = Progress(stage="search", trials=trials, asked=4, quiet_seconds=None, driven=driven)
+    assert study_text.describe_stage(now, named=named) == text
 
 
 def test_the_estimate_of_a_trial_is_what_halving_leaves_of_it():

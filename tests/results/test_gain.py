@@ -66,6 +66,9 @@ def test_rows_are_judged_one_by_one(maker):
     text = describe_missed_gain(board)
     assert "not told apart from KD" in text and "behind the authors' values" in text
     assert "the student alone" not in text and "defaults" not in text
+    short = describe_missed_gain(board, size=False)
+    assert "not told apart from KD" in short and "behind the authors' values" in short
+    assert "points" in text and "points" not in short
     values = json.loads(json.dumps(gain_values(board)))
     assert values["settled"] and values["over"]["kd"]["n"] == 3
 
