@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import Diverged, distill
-from ekd_ray.engine.precision import environment
+from ekd_ray.engine.environment import environment
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.space import Space, point_config
 from ekd_ray.studies.fitting import with_epochs

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ekd_ray.engine.precision import environment, pick_device, resolve_precision
+from ekd_ray.engine.environment import environment
+from ekd_ray.engine.precision import pick_device, resolve_precision
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from ekd_ray.engine.teacher.table import list_tables
 from ekd_ray.files import write_json
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.results import Bundle
-from ekd_ray.results.bundle import FILES, write_manifest
+from ekd_ray.results.bundle_files import FILES, write_manifest
 from ekd_ray.results.exports import export_programs
 from ekd_ray.results.records import FORMAT_VERSION
 

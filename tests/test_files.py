@@ -27,7 +27,7 @@ from ekd_ray.engine.teacher.table import read_spec
 from ekd_ray.errors import UserError
 from ekd_ray.files import NoSuchFile, check_name, check_own_folder, expand_home
 from ekd_ray.models import read_metadata
-from ekd_ray.results.bundle import manifest_problems
+from ekd_ray.results.bundle_files import manifest_problems
 from ekd_ray.results.records import read_record
 from ekd_ray.results.study_reader import read_parquet
 from ekd_ray.studies.pipeline import check_writable

@@ -78,7 +78,7 @@ def test_a_table_cannot_have_a_file_from_elsewhere_exported(tmp_path):
 
     from ekd_ray.config import DistillConfig, StudyConfig
     from ekd_ray.errors import UserError
-    from ekd_ray.results.bundle import export_bundle
+    from ekd_ray.results.bundle_export import export_bundle
     from ekd_ray.results.study import Study
     from ekd_ray.results.study_reader import write_parquet
 

@@ -101,7 +101,7 @@ def hide_secrets(text: str) -> str:
 
 
 def _versions() -> Iterator[str]:
-    from ekd_ray.engine.precision import environment  # loads torch
+    from ekd_ray.engine.environment import environment  # loads torch
 
     found = environment()
     changed = ", changed" if found["git_dirty"] else ""
@@ -123,7 +123,8 @@ def _variables() -> Iterator[str]:
 
 def _processor() -> Iterator[str]:
     from ekd_ray.engine.control_groups import cpu_quota
-    from ekd_ray.engine.precision import environment, local_cpus
+    from ekd_ray.engine.environment import environment
+    from ekd_ray.engine.precision import local_cpus
 
     found = environment()
     cpus = f"{local_cpus()} of {found['cores']} CPUs"
@@ -135,7 +136,7 @@ def _processor() -> Iterator[str]:
 def _gpus() -> Iterator[str]:
     import torch
 
-    from ekd_ray.engine.precision import environment
+    from ekd_ray.engine.environment import environment
 
     found = environment()
     for index, name in enumerate(found["gpus"]):

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     # These load torch.
     from ekd_ray.cli.terminal import Terminal
     from ekd_ray.remote.hub import check_login, parse_hub_name
-    from ekd_ray.results.bundle import check_replaceable, export_bundle
+    from ekd_ray.results.bundle_export import check_replaceable, export_bundle
     from ekd_ray.results.card import check_license
     from ekd_ray.results.exports import check_exports
     from ekd_ray.results.study import Study

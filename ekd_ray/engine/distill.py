@@ -27,6 +27,7 @@ from ekd_ray.engine.checkpoint import (
 )
 from ekd_ray.engine.compiling import CompiledForward, wants_compilation
 from ekd_ray.engine.determinism import arithmetic
+from ekd_ray.engine.environment import warn_of_change
 from ekd_ray.engine.evaluate import evaluate_model, student_inputs
 from ekd_ray.engine.learner import Averages, Learner, make_optimizer
 from ekd_ray.engine.measure.inheritance import compare_uncertainty
@@ -37,19 +38,13 @@ from ekd_ray.engine.precision import (
     make_scaler,
     pick_device,
     resolve_precision,
-    warn_of_change,
 )
 from ekd_ray.engine.random_state import random_state, restore_random_state, seed_generator
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.rundata import RunData, load_run_data, strong_images
 from ekd_ray.engine.runlog import RunLog, Session
 from ekd_ray.engine.schedule import learning_rate
-from ekd_ray.engine.teacher.source import (
-    Teacher,
-    TeacherOutputs,
-    evaluation_logits,
-    load_teacher,
-)
+from ekd_ray.engine.teacher.source import Teacher, TeacherOutputs, evaluation_logits, load_teacher
 from ekd_ray.losses.objective import Objective
 from ekd_ray.losses.wkd import class_cosines
 from ekd_ray.models import build_model, load_backbone

@@ -1,16 +1,10 @@
-"""The arithmetic of a run on this machine, and the record of what it ran on."""
+"""The arithmetic of a run on this machine."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import platform
-import subprocess
-import warnings
-from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,15 +12,9 @@ from torch import Tensor, nn
 
 from ekd_ray.config.settings import MOST_THREADS
 from ekd_ray.engine.control_groups import cpu_quota
-from ekd_ray.engine.determinism import FLOAT32
+from ekd_ray.engine.environment import output_of, processor_name
 from ekd_ray.engine.gpu_share import uses_gpu
 from ekd_ray.errors import UserError, shorten
-
-PACKAGES = (
-    *("ekd_ray", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn"),
-    *("pillow", "safetensors", "pyarrow", "ray", "optuna", "cmaes"),
-)
-
 
 # CUDA's compute capabilities from which on a precision is computed in hardware, at a multiple of
 # float32's speed: tensor cores came with 7.0 (V100, T4), their bfloat16 with 8.0 (A100).
@@ -80,7 +68,7 @@ def describe_slowness(precision: str, *, on_gpu: bool) -> str | None:
     if on_gpu:
         slow = [name for capability, name in _gpus() if capability < CAPABILITIES[precision]]
     else:
-        slow = [] if _cpu_has_bfloat16() else [_processor()]
+        slow = [] if _cpu_has_bfloat16() else [processor_name()]
     return f"{slow[0]} has not got it in hardware" if slow else None
 
 
@@ -90,7 +78,7 @@ def _gpus() -> Iterator[tuple[tuple[int, ...], str]]:
     Asked by way of their driver: this process may be one that is to leave them alone.
     """
     query = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
-    for line in (_output_of(query) or "").splitlines():
+    for line in (output_of(query) or "").splitlines():
         capability, _, name = line.partition(", ")
         found = tuple(int(part) for part in capability.split(".") if part.isdecimal())
         if found:  # it may say "[N/A]"
@@ -159,97 +147,3 @@ def pick_device() -> torch.device:
     if uses_gpu():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def environment() -> dict[str, Any]:
-    """Versions, processor, threads and git revision, as plain values for JSON.
-
-    Nothing in it tells whose machine it was: no names of users or hosts, no paths, no
-    environment variables.
-    """
-    cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "driver": _driver() if cuda else None,
-        "float32": FLOAT32,
-        **_git(),
-    }
-
-
-def hardware(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an `environment` that decides a run's bits, for `warn_of_change`."""
-    names = ("processor", "gpus", "cuda", "cudnn")
-    return {"torch": found["packages"]["torch"], **{name: found[name] for name in names}}
-
-
-def warn_of_change(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Warn that what began in a folder goes on under other conditions, by name: they may decide
-    its bits."""
-    changed = [
-        f"{name} {here[name]} instead of {there[name]}"
-        for name in here.keys() & there.keys()
-        if there[name] != here[name]
-    ]
-    if changed:
-        warnings.warn(
-            f"{folder} goes on with {', '.join(sorted(changed))}: what is trained from here on "
-            "need not have the bits that it would have had.",
-            stacklevel=2,
-        )
-
-
-def deciding_versions() -> dict[str, dict[str, str | None]]:
-    """The part of an `environment` that a record has whose run was not finished."""
-    return {"packages": {name: _version(name) for name in ("ekd_ray", "torch", "ray", "optuna")}}
-
-
-@functools.cache
-def _version(package: str) -> str | None:
-    with contextlib.suppress(PackageNotFoundError):
-        return version(package)
-    return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _driver() -> str | None:
-    """Version of the NVIDIA driver."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return (_output_of(query) or "").partition("\n")[0] or None
-
-
-def _git() -> dict[str, Any]:
-    """The revision of this library and whether its files differ from it; None outside of git."""
-    room = Path(__file__).parent.parent
-    git = ["git", "-C", str(room)]
-    # An installed copy may lie in a repository that is not ours.
-    if _output_of([*git, "ls-files", "--error-unmatch", "__init__.py"]) is None:
-        return {"git_revision": None, "git_dirty": None}
-    changed = _output_of([*git, "status", "--porcelain", "--", "."])
-    return {
-        "git_revision": _output_of([*git, "rev-parse", "HEAD"]),
-        "git_dirty": None if changed is None else bool(changed),
-    }
-
-
-def _output_of(command: list[str]) -> str | None:
-    """The output of a command; None if it fails or is not there."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    return None

@@ -7,13 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ekd_ray.results.bundle import Bundle, Verification, export_bundle
+    from ekd_ray.results.bundle import Bundle, Verification
+    from ekd_ray.results.bundle_export import export_bundle
     from ekd_ray.results.leaderboard import Leaderboard, Row
     from ekd_ray.results.records import RunRecord
     from ekd_ray.results.study import Study
 
 _PLACES = {
-    "Bundle": "bundle", "Verification": "bundle", "export_bundle": "bundle",
+    "Bundle": "bundle", "Verification": "bundle", "export_bundle": "bundle_export",
     "Leaderboard": "leaderboard", "Row": "leaderboard", "RunRecord": "records", "Study": "study",
 }  # fmt: skip
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from ekd_ray.engine import ranks
 from ekd_ray.engine.determinism import arithmetic
 from ekd_ray.engine.distill import TrainedStudent
+from ekd_ray.engine.environment import environment
 from ekd_ray.engine.final import WEIGHTS, evaluate_test, save_student
 from ekd_ray.engine.measure.predictions import FILE as PREDICTIONS
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.pictures import validation_predictions, write_pictures
-from ekd_ray.engine.precision import environment
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.results.records import RunRecord
 

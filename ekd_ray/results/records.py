@@ -195,7 +195,7 @@ class RunRecord:
             reason: of a failure; without it the one that the run has left.
         """
         # They load torch, which a reader does not need.
-        from ekd_ray.engine.precision import deciding_versions
+        from ekd_ray.engine.environment import deciding_versions
         from ekd_ray.engine.runlog import end_session
 
         if status == "failed" and reason is None:

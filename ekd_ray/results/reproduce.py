@@ -18,14 +18,15 @@ from ekd_ray.config import DistillConfig
 from ekd_ray.engine.data_pin import check_pinned
 from ekd_ray.engine.determinism import decide_determinism
 from ekd_ray.engine.distill import OnEpoch, distill
+from ekd_ray.engine.environment import GPU_FACTS, compared, environment
 from ekd_ray.engine.final import WEIGHTS
-from ekd_ray.engine.precision import cpu_threads, environment
+from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.files import sha256_file
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import cached_weights
-from ekd_ray.results.bundle import GPU_FACTS, Bundle, compared
+from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.finish import finish_run
 from ekd_ray.results.leaderboard import select_metrics
 from ekd_ray.results.records import DATA, single_run

@@ -13,7 +13,8 @@ from ekd_ray.config.arguments import checks_arguments, made_by_load
 from ekd_ray.config.phrases import several, short_name
 from ekd_ray.errors import EXIT_INTERRUPTED, UserError, spell_controls
 from ekd_ray.files import read_bytes
-from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.bundle_export import export_bundle
 from ekd_ray.results.html import facts_html, table_html
 from ekd_ray.results.progress import Progress, progress
 from ekd_ray.results.report.plots import StudyPlots

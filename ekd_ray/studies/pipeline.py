@@ -30,6 +30,7 @@ from ekd_ray.data import check_dataset, load_dataset
 from ekd_ray.data.scan import Say
 from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.data_pin import check_pinned, pin_data
+from ekd_ray.engine.environment import environment, hardware, warn_of_change
 from ekd_ray.engine.gpu_share import share_of_gpu
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import (
@@ -39,7 +40,6 @@ from ekd_ray.engine.measure.teacher_pass import (
     refuse_weak_teacher,
 )
 from ekd_ray.engine.out_of_memory import refused_memory_reported
-from ekd_ray.engine.precision import environment, hardware, warn_of_change
 from ekd_ray.engine.resolve import (
     check_images,
     check_teacher_settings,
@@ -59,7 +59,8 @@ from ekd_ray.models import checkpoints_kept, read_metadata
 from ekd_ray.remote.location import Location
 from ekd_ray.remote.mirror import STATE as MIRROR_STATE
 from ekd_ray.remote.session import mirrored
-from ekd_ray.results.bundle import Bundle, export_bundle
+from ekd_ray.results.bundle import Bundle
+from ekd_ray.results.bundle_export import export_bundle
 from ekd_ray.results.failure_log import error_kept
 from ekd_ray.results.records import (
     BEST,

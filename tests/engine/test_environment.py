@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 import ekd_ray
-from ekd_ray.engine import precision
-from ekd_ray.engine.precision import environment
+from ekd_ray.engine import environment as environments
+from ekd_ray.engine.environment import environment
 
 ROOM = Path(ekd_ray.__file__).parent
 
@@ -46,8 +46,8 @@ def test_it_does_not_tell_whose_machine_it_was() -> None:
 
 def test_a_copy_outside_of_git_has_no_revision(monkeypatch) -> None:
     """Nor has one that lies in somebody else's repository."""
-    monkeypatch.setattr(precision, "_output_of", lambda command: None)
-    assert precision._git() == {"git_revision": None, "git_dirty": None}
+    monkeypatch.setattr(environments, "output_of", lambda command: None)
+    assert environments._git() == {"git_revision": None, "git_dirty": None}
     outputs = {"ls-files": "__init__.py", "rev-parse": "abc", "status": " M loop.py"}
-    monkeypatch.setattr(precision, "_output_of", lambda command: outputs[command[3]])
-    assert precision._git() == {"git_revision": "abc", "git_dirty": True}
+    monkeypatch.setattr(environments, "output_of", lambda command: outputs[command[3]])
+    assert environments._git() == {"git_revision": "abc", "git_dirty": True}

@@ -265,7 +265,7 @@ def test_auto_takes_what_a_gpu_has_in_hardware(name, monkeypatch):
     assert resolve_precision("auto", cuda) == expected
     assert resolve_precision("bfloat16", cuda) == "bfloat16"
     lines = f"[N/A], unknown\n{capability[0]}.{capability[1]}, {name}\n9.0, H100"
-    monkeypatch.setattr("ekd_ray.engine.precision._output_of", lambda command: lines)
+    monkeypatch.setattr("ekd_ray.engine.precision.output_of", lambda command: lines)
     for precision, slow in (
         ("bfloat16", not native), ("float16", expected == "float32"), ("float32", False),
         ("auto", False),

@@ -111,7 +111,7 @@ POINTS: dict[str, dict[str, Callable[[Any], Any]]] = {
         ),
     },
     "ekd_ray.results.finish": {"finish_run": _before("finish", lambda *_, **__: "")},
-    "ekd_ray.results.bundle": {"_swap": _before("swap", lambda new, out: out)},
+    "ekd_ray.results.bundle_export": {"_swap": _before("swap", lambda new, out: out)},
     "ekd_ray.results.report": {"write_report": _before("report", lambda *_, **__: "")},
     "ekd_ray.scale.worker": {"train_run": _in_run},
     "ekd_ray.scale.searcher": {

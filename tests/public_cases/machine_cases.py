@@ -17,7 +17,7 @@ from ekd_ray.cli import plan_text
 from ekd_ray.cli.main import run as run_main
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.control_groups import cpu_quota, memory_limit
-from ekd_ray.engine.precision import environment
+from ekd_ray.engine.environment import environment
 from ekd_ray.errors import UserError, user_error
 from ekd_ray.scale import cluster
 from ekd_ray.scale.ray_folder import private_folder

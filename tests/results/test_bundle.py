@@ -12,14 +12,16 @@ import pytest
 import torch
 from report_studies import select
 
-import ekd_ray.results.bundle as bundles
+import ekd_ray.results.bundle_export as bundle_export
 from ekd_ray.data import dataset_info, load_dataset
 from ekd_ray.engine.data_pin import pin_data
+from ekd_ray.engine.final import WEIGHTS
+from ekd_ray.engine.history import HISTORY
 from ekd_ray.errors import UserError
 from ekd_ray.losses.dirichlet import log_expectation
 from ekd_ray.models import read_metadata
 from ekd_ray.results import Bundle, export_bundle
-from ekd_ray.results.bundle import FILES, HISTORY, MANIFEST, WEIGHTS, write_manifest
+from ekd_ray.results.bundle_files import FILES, MANIFEST, write_manifest
 
 # What it holds
 
@@ -194,7 +196,7 @@ def test_a_failed_export_leaves_nothing_half_written(
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(shutil if name == "copyfile" else bundles, name, full)
+    monkeypatch.setattr(shutil if name == "copyfile" else bundle_export, name, full)
     with pytest.raises(OSError, match="no space"):
         export_bundle(real_study[0], out)
     monkeypatch.undo()

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.errors import UserError
 from ekd_ray.results import Bundle
-from ekd_ray.results.bundle import FILES, MANIFEST, WEIGHTS, write_manifest
+from ekd_ray.results.bundle_files import FILES, MANIFEST, write_manifest
 
 
 def change_json(path, **values):

@@ -12,9 +12,10 @@ import pytest
 from hub_server import READER, TOKEN, Hub, serve_hub
 from huggingface_hub import constants
 
+from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.errors import UserError
 from ekd_ray.results import Bundle
-from ekd_ray.results.bundle import FILES, MANIFEST, WEIGHTS, write_manifest
+from ekd_ray.results.bundle_files import FILES, MANIFEST, write_manifest
 
 WHOLE = {*FILES, MANIFEST, ".gitattributes"}
 

@@ -18,11 +18,13 @@ from filelock import FileLock
 from safetensors import safe_open
 
 from ekd_ray.engine.data_pin import pin_data
+from ekd_ray.engine.environment import same_arithmetic
+from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.precision import cpu_threads
 from ekd_ray.errors import UserError
 from ekd_ray.models import build_model, save_weights
 from ekd_ray.results import Bundle, Study, export_bundle
-from ekd_ray.results.bundle import FILES, WEIGHTS, same_arithmetic, write_manifest
+from ekd_ray.results.bundle_files import FILES, write_manifest
 from ekd_ray.results.report import list_commands, write_report
 from ekd_ray.results.reproduce import (
     _elsewhere,
