@@ -31,7 +31,7 @@ from ekd_ray.errors import UserError
 from ekd_ray.results import Study
 from ekd_ray.results.leaderboard import Lead, Leaderboard, Row
 from ekd_ray.results.paired import Paired
-from ekd_ray.results.report import figures, script_json, write_report
+from ekd_ray.results.report import script_json, search_figures, winner_figures, write_report
 from ekd_ray.results.report.content import describe_parameters, gather_all, write_headline
 from ekd_ray.results.report.measures import (
     correlation_gap,
@@ -101,7 +101,7 @@ def test_no_figure_is_empty(page):
 def test_slices_show_our_trials_and_what_the_model_expects(reported):
     content = gather(reported[0])
     scores = {r.number: r.last["val_top1"] for r in content.ended if r.status == "complete"}
-    for chart in figures.draw_slices(content):
+    for chart in search_figures.draw_slices(content):
         name, (*expected_there, trace) = chart.title, chart.figure.data
         shown = str if name == "optimizer" else float
         record = content.best_trial
@@ -115,7 +115,7 @@ def test_slices_show_our_trials_and_what_the_model_expects(reported):
                     for r in content.ended if r.number in scores}  # fmt: skip
         assert set(zip(trace.text, trace.x, trace.y, strict=True)) == expected
     best = max(scores, key=lambda number: scores[number])
-    strongest = next(figures.draw_parallel(content)).figure.data[-1]
+    strongest = next(search_figures.draw_parallel(content)).figure.data[-1]
     assert dict(strongest.customdata)["lr"] == f"{content.ended[best].params['lr']:.3g}"
 
 
@@ -198,7 +198,7 @@ def test_the_headline_names_once_what_the_winner_does_not_beat(maker):
     sentence, _ = write_headline(content)
     assert sentence.count("KD") == 1 and sentence.count("student alone") == 1
     assert "not told apart from them" in sentence
-    chart = next(figures.draw_leaderboard(content)).figure
+    chart = next(winner_figures.draw_leaderboard(content)).figure
     ends = [
         (mark.x[0] - mark.error_x.arrayminus[0], mark.x[0] + mark.error_x.array[0])
         for mark in chart.data
@@ -268,7 +268,7 @@ def test_a_trial_beyond_the_range_that_the_recipe_begins_with_is_drawn_and_model
         prior = number / 4 - 0.5
         maker.trial(number, [0.4 + (1.25 - prior) ** 2 / 9] * 9, status="complete", log_prior=prior)
     content = gather_all(Study.load(study.path))
-    (chart,) = figures.draw_slices(content)
+    (chart,) = search_figures.draw_slices(content)
     low, high = chart.figure.layout.xaxis.range
     assert low < -3 and high > 1.5, "no dot lies outside of its axis"
     (one, other), *_ = content.model.expect([{"log_prior": 1.0}, {"log_prior": 1.5}])
@@ -296,7 +296,7 @@ def test_few_trials_of_full_length_rank_no_parameter(maker):
     maker.trial(30, [0.99] * 9, lr=0.05, momentum=0.9, optimizer="adamw")
     content = gather(Study.load(study.path))
     assert "mattered most" in describe_parameters(content)
-    (parallel,) = figures.draw_parallel(content)
+    (parallel,) = search_figures.draw_parallel(content)
     assert {row[0] for row in parallel.rows} == {*range(7), 30}
 
 
@@ -334,7 +334,7 @@ def test_no_image_is_read(maker, monkeypatch):
 
 def test_several_objectives_show_their_front(maker):
     study = finished(maker, objectives=("parameters",))
-    (front,) = figures.draw_trade_off(gather(study))
+    (front,) = search_figures.draw_trade_off(gather(study))
     expected = {(r.last["parameters"], r.last["val_top1"]) for r in study.pareto()}
     line = front.figure.data[0]
     assert set(zip(line.x, line.y, strict=True)) == expected
@@ -350,7 +350,7 @@ def test_confusions_and_classes_are_those_of_the_exported_weights(reported):
     study = reported[0]
     found = Predictions.load(exported_folder(study) / FILE)
     content = gather(study)
-    (matrix,) = figures.draw_confusion(content)
+    (matrix,) = winner_figures.draw_confusion(content)
     expected = confusion_matrix(found.labels, found.predicted, labels=range(len(CLASSES)))
     drawn = matrix.figure.data[0]
     np.testing.assert_array_equal(drawn.customdata, expected)
@@ -359,22 +359,22 @@ def test_confusions_and_classes_are_those_of_the_exported_weights(reported):
     np.fill_diagonal(expected, 0)
     assert sum(row[2] for row in matrix.rows) == expected.sum()
     assert [row[2] for row in matrix.rows] == sorted((row[2] for row in matrix.rows), reverse=True)
-    (classes,) = figures.draw_class_accuracy(content)
+    (classes,) = winner_figures.draw_class_accuracy(content)
     by_name = {row[0]: row[2] for row in classes.rows}
     assert by_name == {name: f"{shares[i, i]:.1%}" for i, name in enumerate(CLASSES)}
     assert f"wrong on {expected.sum()} of {len(found.labels)} test images" in reported[1]
 
 
 def test_of_many_classes_those_with_most_errors_are_drawn(reported, monkeypatch):
-    monkeypatch.setattr(figures, "MOST_CLASSES", 2)
-    monkeypatch.setattr(figures, "MOST_BARS", 2)
+    monkeypatch.setattr(winner_figures, "MOST_CLASSES", 2)
+    monkeypatch.setattr(winner_figures, "MOST_BARS", 2)
     content = gather(reported[0])
     found = content.exported[0]
     wrong = found.labels[found.predicted != found.labels]
     taken = found.predicted[found.predicted != found.labels]
     errors = torch.bincount(torch.cat((wrong, taken)), minlength=len(CLASSES))
-    (matrix,) = figures.draw_confusion(content)
-    (classes,) = figures.draw_class_accuracy(content)
+    (matrix,) = winner_figures.draw_confusion(content)
+    (classes,) = winner_figures.draw_class_accuracy(content)
     assert len(matrix.figure.data[0].x) == len(classes.figure.data[0].x) == 2
     chosen = [CLASSES.index(name) for name in matrix.figure.data[0].x]
     rest = [i for i in range(len(CLASSES)) if i not in chosen]
@@ -423,15 +423,15 @@ def _written(path, content):
 
 def test_how_a_trial_ended_is_its_colour_and_only_whole_ones_are_on_the_front(maker):
     study = searched(maker)
-    (chart,) = figures.draw_trade_off(gather(study))
+    (chart,) = search_figures.draw_trade_off(gather(study))
     status = {record.number: record.status for record in study.records()}
     line, *traces = chart.figure.data
     whole = {r.seconds for r in study.records() if r.status == "complete"}
     assert set(line.x) <= whole
-    names = dict(figures.STATUS.values())
+    names = dict(search_figures.STATUS.values())
     for trace in traces:
         ended = {status[int(text.split()[1])] for text in trace.text}
-        assert [figures.STATUS[name][0] for name in ended] == [trace.name]
+        assert [search_figures.STATUS[name][0] for name in ended] == [trace.name]
         assert trace.marker.color == names[trace.name]
 
 
@@ -440,22 +440,22 @@ def test_epochs_are_whole_numbers(maker, reach, step):
     study = maker.study(distill=DistillConfig(dataset="synthetic", student="resnet8",
                                               method="none", epochs=reach))  # fmt: skip
     maker.trial(0, [0.1] * reach)
-    (chart,) = figures.draw_learning_curves(gather(study))
+    (chart,) = search_figures.draw_learning_curves(gather(study))
     assert (chart.figure.layout.xaxis.tick0, chart.figure.layout.xaxis.dtick) == (0, step)
 
 
 def test_trials_that_break_a_constraint_are_crosses(maker):
     study = searched(maker, constraints=("parameters<=2500",))
-    (front,) = figures.draw_trade_off(gather(study))
+    (front,) = search_figures.draw_trade_off(gather(study))
     for trace in front.figure.data[1:]:
         broken = [int(text.split()[1]) % 3 == 2 for text in trace.text]  # 3,000 parameters
         assert [symbol == "x" for symbol in trace.marker.symbol] == broken
 
 
 def test_bins_of_few_predictions_are_in_the_table_only(reported):
-    (chart,) = figures.draw_reliability(gather(reported[0]))
+    (chart,) = winner_figures.draw_reliability(gather(reported[0]))
     drawn = [int(text.split()[0]) for trace in chart.figure.data[1:] for text in trace.text]
-    assert min(drawn) >= figures.LEAST_IN_BIN > min(row[-1] for row in chart.rows)
+    assert min(drawn) >= winner_figures.LEAST_IN_BIN > min(row[-1] for row in chart.rows)
 
 
 def test_a_report_that_fails_is_no_failure_of_the_study(maker, monkeypatch):

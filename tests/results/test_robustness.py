@@ -18,7 +18,7 @@ from ekd_ray.engine.measure.inheritance import FILE as INHERITED
 from ekd_ray.engine.measure.inheritance import Inheritance
 from ekd_ray.engine.measure.shift import FILE, METRICS, Shift, ShiftRow
 from ekd_ray.errors import UserError
-from ekd_ray.results.report import figures, write_report
+from ekd_ray.results.report import winner_figures, write_report
 from ekd_ray.results.report.content import gather
 from ekd_ray.results.robustness import measure_corruptions
 
@@ -134,7 +134,7 @@ def test_the_report_shows_them_and_leaves_damage_out(maker):
     evil.save(study.path / FILE)
     page = write_report(study).read_text()
     assert "Under corruptions" in page and EVIL not in page
-    (chart,) = figures.draw_shift(gather(study, study.importance()))
+    (chart,) = winner_figures.draw_shift(gather(study, study.importance()))
     assert list(chart.figure.data[0].y) == evil.by_severity("top1")
     assert [row[0] for row in chart.rows] == [0, 1, 2, 3, 4, 5]
     assert len(chart.rows[0]) == 1 + len(METRICS)
@@ -152,7 +152,7 @@ def test_the_report_shows_what_the_student_inherits(maker):
     kept.save(run.folder / INHERITED)
     page = write_report(study).read_text()
     assert "What the student inherits" in page and EVIL not in page
-    (chart,) = figures.draw_inherited(gather(study, study.importance()))
+    (chart,) = winner_figures.draw_inherited(gather(study, study.importance()))
     assert [len(trace.x) for trace in chart.figure.data] == [60, 60, 60]
     assert chart.figure.data[0].name == "test"
     drawn = next(trace for trace in chart.figure.data if trace.name == "noise")

@@ -10,7 +10,7 @@ from ekd_ray.results.study_reader import StudyReader
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ekd_ray.results.report.figures import Chart
+    from ekd_ray.results.report.chart import Chart
 
 
 class StudyPlots:
@@ -80,11 +80,12 @@ class StudyPlots:
 
     def _charts(self, name: str) -> list[Chart]:
         # Slow to import, and a study is mostly loaded without it.
-        from ekd_ray.results.report import figures
+        from ekd_ray.results.report import search_figures, winner_figures
         from ekd_ray.results.report.content import describe_parameters, gather_all
 
         content = gather_all(self._study)
-        charts = list(getattr(figures, f"draw_{name}")(content))
+        drawers = vars(winner_figures) | vars(search_figures)
+        charts = list(drawers[f"draw_{name}"](content))
         if not charts:
             why = "let the study go on."
             if name in ("importance", "parallel", "contour") and content.findings is None:
