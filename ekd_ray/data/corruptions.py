@@ -320,6 +320,11 @@ def published_pictures(
             f"pictures at 5 severities, got {labels.dtype} {list(labels.shape)}: give the "
             "published files, of this data set."
         )
+    if np.any(labels != np.tile(labels[: count // len(SEVERITIES)], len(SEVERITIES))):
+        raise UserError(
+            f"{folder / 'labels.npy'} must name the same classes at each of the 5 severities: give "
+            "the published file."
+        )
     square = images.ndim == 4 and images.shape[3] == 3 and images.shape[1] == images.shape[2]
     if images.dtype != np.uint8 or not square or len(images) != count:
         raise UserError(

@@ -106,6 +106,13 @@ def measure_shift(
                     f"{published} holds {count} pictures a severity, fewer than the "
                     f"{len(sample_ids)} that are measured: give --images {count} at most."
                 )
+            own = data.images.labels.cpu().numpy()
+            if count == len(own) and np.any(np.sort(labels[:count]) != np.sort(own)):
+                raise UserError(
+                    f"{published / 'labels.npy'} names as many pictures as the test split of "
+                    f"{config.dataset} has, with other numbers of each class: give the published "
+                    "files of this data set."
+                )
             chosen = np.arange(len(sample_ids)) * count // len(sample_ids)
             stage = _Published(images, labels, data.images.device)
             splits += [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,13 @@ import torch
 from ekd_ray.data.corruptions import CORRUPTIONS
 from ekd_ray.engine.corrupted import measure_shift
 from ekd_ray.engine.determinism import arithmetic
+from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.measure.shift import FILE, Shift
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.engine.rundata import load_test_data
 from ekd_ray.errors import UserError
+from ekd_ray.files import sha256_file
 from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.study_file import STUDY_FILE
 
@@ -33,7 +38,8 @@ def measure_corruptions(
 ) -> Shift:
     """Metrics of a bundle's student on its clean test split and under the 15 corruptions.
 
-    Those of a bundle in a study are written to the study too, for its report.
+    Those of a bundle in a study are written to the study too, for its report; there more pictures
+    of the same weights are not replaced by fewer.
 
     Args:
         dataset: where the bundle's data are, if they are a folder that lies elsewhere here.
@@ -66,7 +72,21 @@ def measure_corruptions(
             published=None if published is None else Path(published), corruptions=corruptions,
             on_progress=on_progress,
         )  # fmt: skip
+    found = replace(found, weights=sha256_file(bundle.path / WEIGHTS))
     home = bundle.path.absolute().parent
     if (home / STUDY_FILE).is_file():
-        found.save(home / FILE)
+        _keep(found, home / FILE)
     return found
+
+
+def _keep(found: Shift, path: Path) -> None:
+    """Write a measurement, unless the file holds a fuller one of the same weights."""
+    with contextlib.suppress(UserError):  # no such file, or a damaged one
+        if (there := Shift.load(path)).covers(found):
+            warnings.warn(
+                f"{path} stays as it is, because it is of {there.images} pictures: remove it to "
+                f"keep these {found.images}.",
+                stacklevel=3,
+            )
+            return
+    found.save(path)

@@ -208,6 +208,7 @@ def test_published_files_are_read_as_they_are(published):
         ("labels", np.zeros(19, np.uint8), "5 severities"),
         ("labels", np.full(20, 7, np.uint8), "0 to 4"),
         ("labels", np.zeros((4, 5), np.uint8), "[4, 5]"),
+        ("labels", np.repeat(np.arange(4, dtype=np.uint8), 5), "same classes"),
         ("fog", np.array([{}], dtype=object), "damaged or no array"),
     ],
 )

@@ -14,16 +14,19 @@ from ekd_ray.cli.main import run_command
 from ekd_ray.data import load_dataset
 from ekd_ray.data.corruptions import corrupt
 from ekd_ray.engine import corrupted
+from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.engine.measure.inheritance import FILE as INHERITED
 from ekd_ray.engine.measure.inheritance import Inheritance
 from ekd_ray.engine.measure.shift import FILE, METRICS, Shift, ShiftRow
 from ekd_ray.errors import UserError
+from ekd_ray.files import sha256_file
+from ekd_ray.results import robustness
 from ekd_ray.results.report import winner_figures, write_report
 from ekd_ray.results.report.content import gather
 from ekd_ray.results.robustness import measure_corruptions
 
 
-def shift_of(top1, *, names=("fog", "snow"), seed=0):
+def shift_of(top1, *, names=("fog", "snow"), seed=0, images=7, weights=None):
     """Every corruption and severity has its own accuracy: `top1` less steps of a hundredth."""
     splits = [("", 0), *((name, severity) for name in names for severity in range(1, 6))]
     rows = [
@@ -31,7 +34,7 @@ def shift_of(top1, *, names=("fog", "snow"), seed=0):
                  aurc=0.2)
         for n, (name, severity) in enumerate(splits)
     ]  # fmt: skip
-    return Shift(rows=tuple(rows), images=7, seed=seed)
+    return Shift(rows=tuple(rows), images=images, seed=seed, weights=weights)
 
 
 def test_the_mean_error_is_that_of_all_corruptions_and_severities():
@@ -46,13 +49,15 @@ def test_the_mean_error_is_that_of_all_corruptions_and_severities():
 
 
 def test_it_is_read_as_it_was_written_and_damage_is_refused(tmp_path):
-    shift_of(0.9).save(tmp_path / FILE)
-    assert Shift.load(tmp_path / FILE) == shift_of(0.9)
+    shift_of(0.9, weights="ab").save(tmp_path / FILE)
+    assert Shift.load(tmp_path / FILE) == shift_of(0.9, weights="ab")
     whole = json.loads((tmp_path / FILE).read_text())
     broken = [
         {},
         {**whole, "rows": whole["rows"][:4]},
         {**whole, "images": "7"},
+        {**whole, "weights": 7},
+        {**whole, "more": 7},
         {**whole, "rows": [{**row, "ece": None} for row in whole["rows"]]},
         {**whole, "rows": [{**row, "more": 1} for row in whole["rows"]]},
     ]
@@ -116,6 +121,18 @@ def test_published_files_take_the_place_of_what_is_made(bundle, tmp_path):
         measure_corruptions(bundle, published=tmp_path, images=count + 1, corruptions=("fog",))
 
 
+def test_published_files_of_other_classes_are_refused(bundle, tmp_path):
+    if bundle.config.dataset != "synthetic":
+        pytest.skip("the bundle is of other pictures")
+    labels = load_dataset("synthetic", "test").labels
+    np.save(tmp_path / "fog.npy", np.zeros((5 * len(labels), 32, 32, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.zeros(5 * len(labels), np.uint8))
+    with pytest.raises(UserError, match="other numbers of each class"):
+        measure_corruptions(bundle, published=tmp_path, images=20, corruptions=("fog",))
+    np.save(tmp_path / "labels.npy", np.tile(labels[::-1], 5))
+    measure_corruptions(bundle, published=tmp_path, images=20, corruptions=("fog",))
+
+
 def test_an_unknown_corruption_is_refused_before_compute(bundle, monkeypatch):
     monkeypatch.setattr(corrupted, "predict", None)
     with pytest.raises(UserError, match="Did you mean 'fog'"):
@@ -130,7 +147,10 @@ def test_as_many_pictures_as_there_are_can_be_taken(bundle, images):
 
 def test_the_report_shows_them_and_leaves_damage_out(maker):
     study = finished(maker)
-    evil = shift_of(0.9, names=(EVIL, "snow"))
+    name = study.leaderboard()[0].name
+    run = next(r for r in study.confirm_runs if r.stage == "final" and r.name == name)
+    (run.folder / WEIGHTS).write_bytes(b"weights")
+    evil = shift_of(0.9, names=(EVIL, "snow"), weights=sha256_file(run.folder / WEIGHTS))
     evil.save(study.path / FILE)
     page = write_report(study).read_text()
     assert "Under corruptions" in page and EVIL not in page
@@ -141,6 +161,23 @@ def test_the_report_shows_them_and_leaves_damage_out(maker):
     (study.path / FILE).write_text("{")
     with pytest.warns(UserWarning, match="is damaged"):
         assert "Under corruptions" not in write_report(study).read_text()
+    shift_of(0.9, weights="those of a winner before").save(study.path / FILE)
+    assert "Under corruptions" not in write_report(study).read_text()
+
+
+def test_more_pictures_of_the_same_weights_are_not_replaced_by_fewer(tmp_path):
+    path = tmp_path / FILE
+    many, few = (shift_of(0.9, images=n, weights="a") for n in (9, 5))
+    for found in (few, many):
+        robustness._keep(found, path)
+        assert Shift.load(path) == found
+    with pytest.warns(UserWarning, match="of 9 pictures"):
+        robustness._keep(few, path)
+    assert Shift.load(path) == many
+    for other in (shift_of(0.9, images=5, weights="b"), shift_of(0.9, names=("a", "b"), images=4,
+                                                                 weights="b")):  # fmt: skip
+        robustness._keep(other, path)
+        assert Shift.load(path) == other, "another student, or other corruptions"
 
 
 def test_the_report_shows_what_the_student_inherits(maker):

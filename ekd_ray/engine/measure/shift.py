@@ -31,12 +31,14 @@ class ShiftRow:
 class Shift:
     """Metrics of `images` pictures, clean first, then by corruption and severity.
 
-    `seed` is that of pictures made here, None for published files.
+    `seed` is that of pictures made here, None for published files; `weights` the SHA-256 of the
+    file of the model's weights, once it is known.
     """
 
     rows: tuple[ShiftRow, ...]
     images: int
     seed: int | None
+    weights: str | None = None
 
     @property
     def corruption_errors(self) -> dict[str, float]:
@@ -58,6 +60,11 @@ class Shift:
         rows = ([r for r in self.rows if r.severity == at] for at in (0, *SEVERITIES))
         return [fmean(getattr(row, metric) for row in found) for found in rows]
 
+    def covers(self, other: Shift) -> bool:
+        """Whether it is of the same weights, of more pictures, and of all its corruptions."""
+        names = {row.corruption for row in other.rows} <= {row.corruption for row in self.rows}
+        return self.weights == other.weights and self.images > other.images and names
+
     def save(self, path: Path) -> None:
         """Write to a JSON file, atomically."""
         write_json(path, asdict(self))
@@ -68,7 +75,7 @@ class Shift:
         values = read_json(path)
         try:
             rows = tuple(ShiftRow(**row) for row in values["rows"])
-            found = cls(rows=rows, images=values["images"], seed=values["seed"])
+            found = cls(**{**values, "rows": rows})
             found._check()
         except Exception as error:  # damage comes as errors of every kind
             raise UserError(f"{path} is damaged: measure it again.") from error
@@ -83,5 +90,6 @@ class Shift:
             and all(isinstance(row.corruption, str) for row in self.rows)
             and all(type(value) is float and abs(value) < float("inf") for value in figures)
             and type(self.images) is int
+            and isinstance(self.weights, str | None)
         )
         require(sound, "no metrics of corruptions")

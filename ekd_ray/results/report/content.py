@@ -21,6 +21,7 @@ from ekd_ray.config.study_config import TESTED_AT
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
+from ekd_ray.files import sha256_file
 from ekd_ray.results.importance import (
     LEAST_TRIALS,
     Findings,
@@ -85,7 +86,7 @@ class Content:
     @cached_property
     def shift(self) -> Shift | None:
         """What the exported weights keep under corruptions, where that was measured."""
-        return _read_shift(self.study)
+        return _read_shift(self.study, self.winner.name) if self.winner else None
 
     @cached_property
     def predictions(self) -> dict[str, list[Predictions]]:
@@ -201,10 +202,15 @@ def _read_exported(study: StudyReader, name: str) -> tuple[Predictions, Gallery 
         return found, None
 
 
-def _read_shift(study: StudyReader) -> Shift | None:
-    from ekd_ray.engine.measure.shift import FILE, Shift  # loads torch
+def _read_shift(study: StudyReader, name: str) -> Shift | None:
+    """Those of the exported weights: a study that was extended may have others since."""
+    from ekd_ray.engine.final import WEIGHTS  # loads torch
+    from ekd_ray.engine.measure.shift import FILE, Shift
 
-    return _read_if_there(study.path / FILE, Shift.load)
+    run, found = _exported_run(study, name), _read_if_there(study.path / FILE, Shift.load)
+    if run is None or found is None or not (run.folder / WEIGHTS).is_file():
+        return None
+    return found if found.weights == sha256_file(run.folder / WEIGHTS) else None
 
 
 def _read_inherited(study: StudyReader, name: str) -> Inheritance | None:
