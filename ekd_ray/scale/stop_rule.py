@@ -30,7 +30,9 @@ from ekd_ray.scale.storage import FULL_RUN, REPEATED
 LEAST_COMPLETE = 10  # trials of full length, before the model is asked
 GROWTH = 1.25  # of the trials that have ended, until it is asked again
 MOST_TRIALS = 75  # that it is fitted to: some thirty fits in a search of 5,000 take seconds
-_LOOKED, _GAIN = "trials at the last look", "expected gain"  # attributes of the study
+# Attributes of the study.
+_LOOKED, _GAIN = "trials at the last look", "expected gain"
+_WANTED = "trials wanted at the last look"
 
 
 class StopRule:
@@ -49,7 +51,10 @@ class StopRule:
         return known_basis(self._config)
 
     def holds(self) -> bool:
-        """Whether no further trial should start."""
+        """Whether no further trial should start: the study has not been extended since the model
+        was asked, because who extends one wants more."""
+        if self._study.user_attrs.get(_WANTED) != self._config.trials:
+            return False
         gain, bound = self._study.user_attrs.get(_GAIN), self._config.stop_below
         return gain is not None and bound is not None and gain < bound
 
@@ -77,6 +82,7 @@ class StopRule:
             return
         with threadpool_limits(limits=1):  # others would spin beside the trials
             gain = self._expected_gain(ended)
+        self._study.set_user_attr(_WANTED, self._config.trials)
         self._study.set_user_attr(_GAIN, gain)
         self._study.set_user_attr(_LOOKED, len(ended))
 

@@ -73,6 +73,14 @@ def test_a_search_ends_where_little_is_expected_and_killed_ones_there_too(tmp_pa
     assert make(tmp_path / "0.5", study_of()).remaining == MOST - LEAST_COMPLETE
 
 
+def test_an_extension_runs_until_the_model_is_asked_again(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert searched(run, study_of(stop_below=0.5), smooth, monkeypatch=monkeypatch) == 10
+    extended = study_of(stop_below=0.5).replace(trials=MOST + 4)
+    assert searched(run, extended, smooth, monkeypatch=monkeypatch) == 3, "10 * GROWTH are asked"
+    assert not make(run, extended).remaining
+
+
 def test_a_model_that_knows_nothing_ends_nothing(tmp_path, monkeypatch):
     config = study_of(stop_below=0.5)
     assert searched(tmp_path, config, noise, monkeypatch=monkeypatch) > LEAST_COMPLETE
