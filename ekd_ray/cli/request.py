@@ -12,6 +12,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, parse_yaml
 from ekd_ray.config.candidates import Candidates
+from ekd_ray.config.settings import value_type
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.errors import UserError, hide_secrets, shorten
 from ekd_ray.remote.location import Location
@@ -193,6 +194,7 @@ def _given(args: argparse.Namespace) -> Given:
     space: dict[str, Any] = {}
     for text in args.set:
         key, value = _parse_set(text)
+        _refuse_several(key, value)
         spec = _parse_range(key, value)
         if spec is not None and key in DistillConfig.names():
             space[key] = spec
@@ -265,6 +267,18 @@ def _parse_set(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set takes KEY=VALUE, got {shorten(text)}.")
     return key, parse_yaml(raw, where=f"--set {key}")
+
+
+def _refuse_several(key: str, value: Any) -> None:
+    """Raise `UserError` for `KEY=A,B` where the setting takes one number or one of a few words."""
+    field = DistillConfig.__dataclass_fields__.get(key)
+    if field is None or not isinstance(value, str) or "," not in value or ":" in value:
+        return
+    if field.metadata["choices"] or value_type(DistillConfig, key) in (int, float):
+        raise UserError(
+            f"--set {key} takes one value, got {shorten(value)}: to search several, give "
+            f"{key}=choice:A,B."
+        )
 
 
 _RANGES = (

@@ -226,6 +226,8 @@ def test_bad_extend(flags, words):
     [
         ("kd_weight=log:0.5", "--set kd_weight takes log:LOW:HIGH.* got 'log:0.5'"),
         ("kd_weight=choice:1,,2", "--set kd_weight takes"),
+        ("kd_weight=1,2", "kd_weight takes one value, got '1,2'.*kd_weight=choice:A,B"),
+        ("auto_augment=a,b", "auto_augment takes one value, got 'a,b'.*auto_augment=choice:A,B"),
         ("lr", "--set takes KEY=VALUE, got 'lr'"),
         ("lrr=1", "unknown setting 'lrr'.*Did you mean 'lr'"),
         ("=1", "unknown setting ''"),
