@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.config.study_config import EXTENDED_FROM
@@ -21,9 +21,6 @@ from ekd_ray.files import read_json
 from ekd_ray.losses.methods import method_of
 from ekd_ray.results.records import CACHE_COST, LOCK, RunRecord, spent_seconds
 from ekd_ray.results.study_reader import StudyReader
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SEARCH_STAGES = {
     "complete": "search: trials of full length",
@@ -97,14 +94,6 @@ def _is_locked(path: Path) -> bool | None:
     finally:
         os.close(descriptor)
     return False
-
-
-def time_table(study: StudyReader) -> pa.Table:
-    """`time_rows` as a table."""
-    import pyarrow as pa  # slow to import
-
-    kinds = {"stage": pa.string(), "runs": pa.int64(), "epochs": pa.int64(), "hours": pa.float64()}
-    return pa.Table.from_pylist(time_rows(study), schema=pa.schema(kinds))
 
 
 def time_rows(study: StudyReader) -> list[dict[str, Any]]:

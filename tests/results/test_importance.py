@@ -20,7 +20,7 @@ from ekd_ray.files import write_json
 from ekd_ray.results import Study
 from ekd_ray.results.importance import describe_error, read_importance, write_importance
 from ekd_ray.results.model_figures import find_effects, fit_study_model
-from ekd_ray.results.progress import _drawn_views, progress, savings, time_table
+from ekd_ray.results.progress import _drawn_views, progress, savings, time_rows
 from ekd_ray.results.records import LOCK
 from ekd_ray.studies.comparison import compare_studies
 from ekd_ray.studies.pipeline import lock_folder
@@ -312,7 +312,7 @@ def test_time_is_that_of_all_epochs_and_stops_save_the_rest(maker):
     study = maker.study(space=SPACE)
     maker.trial(0, [0.5] * 9, lr=0.1)
     maker.trial(1, [0.5] * 3, status="pruned", lr=0.2)
-    rows = {row["stage"]: row for row in time_table(study).to_pylist()}
+    rows = {row["stage"]: row for row in time_rows(study)}
     assert rows["search: trials of full length"]["hours"] == pytest.approx(4.5 / 3600)
     assert rows["search: stopped early"]["epochs"] == 3
     saved = savings(study)

@@ -17,7 +17,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results import Study
 from ekd_ray.results.leaderboard import mean_sd
-from ekd_ray.results.progress import time_table
+from ekd_ray.results.progress import time_rows
 from ekd_ray.results.records import (
     RESULT,
     RunRecord,
@@ -289,7 +289,7 @@ def test_a_study_is_read_once(maker, monkeypatch):
     study = Study.load(maker.path)
     for _ in range(2):
         assert study.ranked().to_table() == study.trials()
-        assert study.running() == [] and time_table(study).num_rows == 1
+        assert study.running() == [] and len(time_rows(study)) == 1
     assert reads.count(RESULT) == 1
 
 
