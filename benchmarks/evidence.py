@@ -4,8 +4,10 @@ python -m benchmarks.evidence methods --pair resnet56a-resnet8 --train-subset 10
     --seeds 5 --json out.json
 
 Every row trains under every seed, with one split for all, and reads the test split once at its
-end; differences to the first row are paired by seed. Nothing is chosen by what is found here. With
-`--keep FILE` a run that was cut off goes on where it was.
+end; differences to the first row are paired by seed. Nothing is chosen by what is found here;
+`--tuned kd=runs/kd` adds a row at the values that a study has chosen on its validation split.
+`--evidential-teacher FILE` adds the forms of EKD under that teacher. With `--keep FILE` a run that
+was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import sys
 import tempfile
@@ -25,6 +28,7 @@ from benchmarks.measure import machine
 from ekd_ray.config import DistillConfig
 from ekd_ray.files import write_json
 from ekd_ray.losses.methods import METHODS, with_method
+from ekd_ray.results import Study
 from ekd_ray.results.paired import LEVEL, Paired, mean_interval, paired_difference
 from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.studies.recipes import load_recipe
@@ -41,6 +45,7 @@ FORMS: dict[str, Row] = {
     for evidence in ("softplus", "log1p_softplus")
     for orders, weights in ORDERS.items()
 }
+UNDER_EVIDENTIAL = ", evidential teacher"  # ends the name of a row with that teacher
 PUBLISHED: dict[str, Row] = {
     "kd": {"method": "kd"},
     "dkd": {"method": "dkd"},
@@ -57,7 +62,16 @@ TABLES: dict[str, dict[str, Row]] = {
             if "standardize" in method.setting_names
         },
     },
-    "forms": {**PUBLISHED, **FORMS},
+    "forms": {
+        **PUBLISHED,
+        **FORMS,
+        # With neither order no teacher has a part.
+        **{
+            f"{name}{UNDER_EVIDENTIAL}": row
+            for name, row in FORMS.items()
+            if not name.endswith("neither")
+        },
+    },
     # The cost of speed in accuracy.
     "arithmetic": {
         "bfloat16, cached logits": {"precision": "bfloat16", "teacher_cache": "on"},
@@ -75,13 +89,21 @@ def parse() -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--rows", metavar="NAME,...", help="these, beside the first (all)")
+    parser.add_argument("--rows", metavar="'NAME; ...'", help="these, beside the first (all)")
     parser.add_argument("--pair", default="resnet56a-resnet8", metavar="T-S")
     parser.add_argument("--dataset", default="cifar10", metavar="NAME")
     parser.add_argument("--method", metavar="NAME", help="of rows that name none (the recipe's)")
     parser.add_argument("--data-root", default=os.environ.get("EKD_DATA_ROOT"), metavar="DIR")
     parser.add_argument("--teacher-weights", metavar="FILE", help=f"(DIR/{TEACHER_FILE})")
     parser.add_argument("--teacher-normalization", default="imagenet", metavar="NAME")
+    parser.add_argument("--evidential-teacher", metavar="FILE", help="weights as we write them")
+    parser.add_argument(
+        "--tuned",
+        action="append",
+        default=[],
+        metavar="ROW=RUN",
+        help="also ROW at what the study RUN found; repeatable",
+    )
     parser.add_argument("--ood-dataset", default="digits", metavar="NAME")
     parser.add_argument("--train-subset", type=int, default=10_000, metavar="N")
     parser.add_argument("--validation-fraction", type=float, default=0.2, metavar="X")
@@ -97,15 +119,28 @@ def parse() -> argparse.Namespace:
         parser.error("needs a teacher: give --teacher-weights, or --data-root with one in it")
     if args.seeds < 3:
         parser.error(f"--seeds must be >= 3 for an interval, got {args.seeds}")
-    names = args.rows.split(",") if args.rows else list(TABLES[args.table])
-    if unknown := [name for name in names if name not in TABLES[args.table]]:
-        parser.error(f"--rows does not know {unknown[0]!r}: {', '.join(TABLES[args.table])}")
-    first = next(iter(TABLES[args.table]))
-    args.rows = [first, *(name for name in names if name != first)]
+    there = {
+        name: row for name, row in TABLES[args.table].items()
+        if args.evidential_teacher or not name.endswith(UNDER_EVIDENTIAL)
+    }  # fmt: skip
+    names = args.rows.split("; ") if args.rows else [*there]
+    tuned = dict(text.split("=", 1) for text in args.tuned if "=" in text)
+    if unknown := [name for name in (*names, *tuned) if name not in there]:
+        parser.error(f"there is no row {unknown[0]!r}: {'; '.join(there)}")
+    first = next(iter(there))
+    args.rows = {name: there[name] for name in dict.fromkeys([first, *names])}
+    for name, study in tuned.items():
+        args.rows[f"{name}, tuned"] = {**there[name], **values_found(study)}
     return args
 
 
-def configuration(args: argparse.Namespace, row: Row, seed: int) -> DistillConfig:
+def values_found(study: str) -> Row:
+    """The searched settings of a study's winner, or of its best trial before it is confirmed."""
+    found = Study.load(study)
+    return {name: getattr(found.best().config, name) for name in found.config.space or {}}
+
+
+def configuration(args: argparse.Namespace, name: str, seed: int) -> DistillConfig:
     """The run of a row under a seed: the pair's recipe, its solver, and the method's defaults."""
     recipe = load_recipe(f"{args.dataset}/{args.pair}")["distill"]
     teacher, _, student = args.pair.partition("-")
@@ -116,9 +151,11 @@ def configuration(args: argparse.Namespace, row: Row, seed: int) -> DistillConfi
         "validation_fraction": args.validation_fraction, "epochs": args.epochs,
         "seed": seed, "split_seed": 0,
     }  # fmt: skip
+    if name.endswith(UNDER_EVIDENTIAL):  # its file says how it was normalised
+        given |= {"teacher_weights": args.evidential_teacher, "teacher_normalization": None}
     solver = {name: recipe[name] for name in ("batch_size", "lr", "schedule") if name in recipe}
     solver |= {"lr": args.lr} if args.lr else {}
-    settings = dict(row)
+    settings = dict(args.rows[name])
     method = settings.pop("method", args.method or recipe["method"])
     return with_method(DistillConfig(**given, **solver), method, **settings)
 
@@ -151,9 +188,8 @@ def read_kept(path: Path | None) -> dict[tuple[str, int], dict[str, float]]:
 def measure(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """The figures of each row, in the order of the seeds."""
     known = read_kept(args.keep)
-    rows = TABLES[args.table]
     jobs = {
-        (name, seed): configuration(args, rows[name], seed)
+        (name, seed): configuration(args, name, seed)
         for seed in range(args.seeds)  # all rows under a seed, then the next
         for name in args.rows
     }
@@ -223,18 +259,21 @@ def main() -> None:
     if args.json:
         write_json(args.json, {
             "machine": machine(1), "level": LEVEL, "seeds": list(range(args.seeds)),
-            "command": " ".join(["python -m benchmarks.evidence", *_typed(sys.argv[1:])]),
-            "settings": configuration(args, {}, 0).without_places().to_dict(), "rows": rows,
+            "command": f"python -m benchmarks.evidence {shlex.join(_typed(sys.argv[1:]))}",
+            "settings": {name: configuration(args, name, 0).without_places().to_dict()
+                         for name in args.rows},
+            "rows": rows,
         })  # fmt: skip
 
 
 def _typed(words: list[str]) -> list[str]:
-    """The command's words without places of this machine."""
-    places = ("--data-root", "--teacher-weights", "--keep", "--json")
+    """The command's words without places of this machine; of a study its folder's name."""
+    places = ("--data-root", "--teacher-weights", "--evidential-teacher", "--keep", "--json")
     return [
-        word for before, word in zip(["", *words], words, strict=False)
+        f"{word.partition('=')[0]}={Path(word).name}" if before == "--tuned" else word
+        for before, word in zip(["", *words], words, strict=False)
         if before not in places and word not in places
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

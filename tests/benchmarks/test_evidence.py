@@ -1,11 +1,13 @@
 """Rows of configurations under the same seeds: what is trained, kept and compared."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 from scipy import stats
 
 from benchmarks import evidence
+from ekd_ray.config import DistillConfig
 from ekd_ray.losses import METHODS
 from ekd_ray.results.paired import Paired
 
@@ -24,21 +26,51 @@ def args(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("table", evidence.TABLES)
 def test_every_row_is_a_run_and_no_two_are_the_same(args, table):
-    given = args(table)
-    rows = evidence.TABLES[table]
-    runs = {name: evidence.configuration(given, row, seed=1) for name, row in rows.items()}
-    assert len({run.fingerprint() for run in runs.values()}) == len(rows)
+    given = args(table, "--evidential-teacher", "own.safetensors")
+    runs = {name: evidence.configuration(given, name, seed=1) for name in given.rows}
+    assert list(runs) == list(evidence.TABLES[table])
+    assert len({run.fingerprint() for run in runs.values()}) == len(runs)
     assert all((run.seed, run.split_seed) == (1, 0) for run in runs.values())
 
 
 def test_every_method_is_a_row(args):
-    rows = evidence.TABLES["methods"].values()
     given = args("methods")
-    assert {evidence.configuration(given, row, 0).method for row in rows} == {*METHODS}
+    assert {evidence.configuration(given, name, 0).method for name in given.rows} == {*METHODS}
+
+
+def test_a_form_is_tried_under_either_teacher(args):
+    assert not [name for name in args("forms").rows if "evidential teacher" in name]
+    given = args("forms", "--evidential-teacher", "own.safetensors")
+    plain, evidential = (
+        evidence.configuration(given, f"softplus, second order{end}", 0)
+        for end in ("", ", evidential teacher")
+    )
+    assert (evidential.teacher_weights, evidential.teacher_normalization) == (
+        "own.safetensors", None
+    )  # fmt: skip
+    same = ("method", "evidence", "kd_weight", "ekd_weight", "lr", "seed")
+    assert all(getattr(plain, name) == getattr(evidential, name) for name in same)
+    assert plain.teacher_normalization == "imagenet" and plain.kd_weight == 0
+
+
+def test_a_row_can_have_the_values_that_a_study_found(args, monkeypatch):
+    best = DistillConfig(temperature=7.0, lr=0.02, ekd_weight=3.0)
+    study = SimpleNamespace(
+        config=SimpleNamespace(space={"temperature": {}, "lr": {}}),
+        best=lambda: SimpleNamespace(config=best),
+    )
+    monkeypatch.setattr(evidence.Study, "load", {"runs/ekd": study}.get)
+    given = args("methods", "--rows", "ekd", "--tuned", "ekd=runs/ekd")
+    assert list(given.rows) == ["kd", "ekd", "ekd, tuned"]
+    found, usual = (evidence.configuration(given, name, 0) for name in ("ekd, tuned", "ekd"))
+    assert (found.temperature, found.lr) == (7.0, 0.02) != (usual.temperature, usual.lr)
+    assert found.ekd_weight == usual.ekd_weight, "it was not searched"
+    with pytest.raises(SystemExit):
+        args("methods", "--tuned", "edk=runs/ekd")
 
 
 def test_the_first_row_is_there_whatever_is_chosen(args):
-    assert args("methods", "--rows", "ekd,dkd").rows == ["kd", "ekd", "dkd"]
+    assert list(args("methods", "--rows", "ekd; dkd").rows) == ["kd", "ekd", "dkd"]
     with pytest.raises(SystemExit):
         args("methods", "--rows", "edk")
     with pytest.raises(SystemExit):
