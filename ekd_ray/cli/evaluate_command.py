@@ -197,7 +197,7 @@ def table_of_figures(
 
     others = [name for name in scores if name != default and f"{name}_aurc" in values]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("figure", default, *others):
+    for column in ("figure", *(f"by {name}" for name in (default, *others))):
         table.add_column(column, no_wrap=True)
 
     def add_rows(texts: dict[str, str]) -> None:
@@ -221,6 +221,8 @@ def table_of_figures(
 def _cell(values: dict[str, float], name: str) -> str:
     if name not in values:
         return ""
+    shown = ".2%" if "top1" in name or name.endswith("recall") else ".4f"
+    text = format(values[name], shown)
     if f"{name}_low" not in values:
-        return f"{values[name]:.4f}"
-    return f"{values[name]:.4f} [{values[f'{name}_low']:.4f}, {values[f'{name}_high']:.4f}]"
+        return text
+    return f"{text} [{values[f'{name}_low']:{shown}}, {values[f'{name}_high']:{shown}}]"

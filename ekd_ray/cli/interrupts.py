@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
+from typing import Any
 
 from ekd_ray.errors import EXIT_INTERRUPTED, continue_with, continuing_command, end_process
 
 _writer = -1  # of the pipe that hears of every signal
+_repeated = 0  # of what it hears, interrupts that this process sends itself
+AGAIN_SECONDS = 0.1
 
 
 def describe_interrupt() -> str:
@@ -28,6 +32,7 @@ def handle_interrupts() -> None:
     """
     global _writer
     continue_with(None)
+    sys.unraisablehook = _repeat_swallowed
     signal.signal(signal.SIGTERM, _handle_sigterm)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _handle_sigint)
@@ -40,12 +45,34 @@ def handle_interrupts() -> None:
 
 
 def _hear_signals(reader: int) -> None:
+    global _repeated
     asked = False
     with os.fdopen(reader, "rb", buffering=0) as signals:
         while number := signals.read(1):
-            if asked and number[0] == signal.SIGINT:
-                end_process("ended at once.", EXIT_INTERRUPTED)
-            asked |= number[0] in (signal.SIGINT, signal.SIGTERM)
+            if _repeated and number[0] == signal.SIGINT:
+                _repeated -= 1
+            elif asked and number[0] == signal.SIGINT:
+                command = continuing_command()
+                how = f"; continue with: {command}" if command else "."
+                end_process(f"ended at once{how}", EXIT_INTERRUPTED)
+            else:
+                asked |= number[0] in (signal.SIGINT, signal.SIGTERM)
+
+
+def _repeat_swallowed(found: Any) -> None:
+    """Interrupt again where Python prints what is raised and goes on: in hooks of a fork, such as
+    logging's, and in destructors."""
+    global _repeated
+    if not issubclass(found.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(found)
+        return
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, _handle_sigint)
+        _repeated += 1
+        main = threading.main_thread().ident
+        again = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, (main, signal.SIGINT))
+        again.daemon = True
+        again.start()
 
 
 def _handle_sigint(number: int, frame: FrameType | None) -> None:

@@ -228,6 +228,8 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
     seeds = several(config.most_seeds, "seed")
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {seeds}"
+    finalists = min(config.confirm_top_k, config.trials)
+    contenders = ", ".join((*known, *([f"best {finalists}"] if finalists else [])))
     final = ", ".join(("winner", *known, *map(label, compared)))
     found, teacher = _teacher_lines(config, out, judged=not begins)
     lines = [
@@ -243,7 +245,7 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
         f"search     {config.trials} trials by {_aims(config)} on the validation split; "
         f"sampler {config.chosen_sampler}{first}{_budget(config)}",
         f"stopping   {_stopping(config)}",
-        f"confirm    {', '.join((*known, f'best {config.confirm_top_k}'))} over {seeds}; "
+        f"confirm    {contenders} over {seeds}; "
         f"then {final} on all training images, test read once",
         f"resources  {_at_once(config)}",
         _arithmetic(
@@ -257,7 +259,7 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
         *_decoding(base, config.data_root, config.cpus_per_trial, config.gpus_per_trial, nodes),
         f"out        {out} ({_disk(config)}; {_free(out)})",
         *([] if begins else _trials_there(out)),
-        *_study_duration(config),
+        *_study_duration(config, continued=(out / STUDY_FILE).is_file()),
     ]
     return "\n".join(lines)
 
@@ -670,8 +672,9 @@ def _decoding(
     return [text]
 
 
-def _study_duration(config: StudyConfig) -> list[str]:
-    """The estimate of a study, and what makes a long one shorter.
+def _study_duration(config: StudyConfig, *, continued: bool) -> list[str]:
+    """The estimate of a study, whatever part of it is there already, and what makes a long one
+    shorter.
 
     More slots than runs do not help, and trials, choice and final runs come one after the other.
     """
@@ -681,7 +684,7 @@ def _study_duration(config: StudyConfig) -> list[str]:
     alone = _rate(*_used(config, most=1))
     used = _used(config, most=max(config.trials, selected))
     flops, least = _study_flops(config), serial / alone
-    lines = [f"estimate   {_duration(flops, *used, least=least)}"]
+    lines = [f"estimate   {_duration(flops, *used, least=least)}{', all of it' * continued}"]
     if max(flops / _rate(*used), least) > LONG:
         encoded = dataset_info(base.dataset, data_root=root).encoded
         side = "smaller images (--set image_size=64), " if encoded else ""

@@ -129,12 +129,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**asdict(found), "out": str(out)})
     else:
-        _print(found, quiet=args.quiet)
+        _print(found, out, quiet=args.quiet)
     good = (IDENTICAL,) if args.exact else (IDENTICAL, WITHIN)
     return 0 if found.verdict in good else EXIT_DIFFERENT
 
 
-def _print(found: Reproduction, *, quiet: bool) -> None:
+def _print(found: Reproduction, out: Path, *, quiet: bool) -> None:
     print_text(found.verdict)
     if quiet:
         return
@@ -149,3 +149,4 @@ def _print(found: Reproduction, *, quiet: bool) -> None:
     print_text(f"promised here: {found.promised}")
     for line in found.elsewhere:
         print_text(f"not as it was: {line}")
+    print_text(f"the run: {out}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ekd_ray.config import DistillConfig, StudyConfig, parse_yaml
 from ekd_ray.config.candidates import Candidates
+from ekd_ray.config.phrases import joined
 from ekd_ray.config.settings import value_type
 from ekd_ray.config.study_config import Gpus
 from ekd_ray.errors import UserError, hide_secrets, shorten
@@ -143,10 +144,18 @@ def run_request(args: argparse.Namespace) -> Request:
 def teacher_request(args: argparse.Namespace) -> Request:
     """A network trained alone: `--model`, evidential with a learned prior, or plain.
 
+    `--resume --out RUN` alone is the run that RUN holds.
+
     Raises:
         UserError: as `study_request`, and for candidates that are illegal or that go together
             with flags of a single training.
     """
+    if args.resume and args.out and not args.model:
+        file = find_header(args.out, "config.yaml")
+        run = with_settings(DistillConfig.from_yaml(file), _of_run(_given(args)), where=str(file))
+        return _request(args, run=run, role="teacher")
+    if not args.model:
+        raise UserError("name the network to train: --model NAME.")
     run, candidates = teacher_run(
         args.model, _of_run(_given(args)), evidential=args.evidential, seeds=args.seeds,
         candidates=args.candidate_count, choose_by=args.choose_by,
@@ -177,6 +186,8 @@ def _recipe(args: argparse.Namespace, given: Given) -> Recipe:
         given.settings["trials"] = _extended_trials(args)
     if _is_continued(args):
         recipe = Recipe.of_study(find_header(args.out, "study.yaml"), given.method)
+    elif args.resume and not (args.out or args.pair or args.student or args.recipe or args.dataset):
+        raise UserError("--resume goes on with what a folder holds: add --out RUN.")
     else:
         recipe = choose_recipe(
             recipe=args.recipe, pair=args.pair, given=given, home=args.home or args.dataset
@@ -232,8 +243,9 @@ def _is_continued(args: argparse.Namespace) -> bool:
 
 def _extended_trials(args: argparse.Namespace) -> int:
     """The number of trials of a study that is continued with --extend."""
-    if not args.resume or not args.out:
-        raise UserError("--extend continues a study: add --resume and --out RUN.")
+    missing = ["--resume"] * (not args.resume) + ["--out RUN"] * (not args.out)
+    if missing:
+        raise UserError(f"--extend continues a study: add {joined(missing)}.")
     if args.trials is not None or args.extend < 1:
         raise UserError(
             f"give --trials for the whole number, or --extend >= 1 for what is added, got "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.measure import Measurement
@@ -22,7 +23,7 @@ from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.config.study_config import TESTED_AT
 from ekd_ray.results.importance import has_enough, judged_trials, read_importance
 from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
-from ekd_ray.results.records import REPORT
+from ekd_ray.results.records import BEST, REPORT
 from ekd_ray.results.report.content import (
     Content,
     describe_model,
@@ -84,13 +85,15 @@ def print_progress(study: StudyReader, other: pa.Table | None, other_name: str) 
     parts += describe_damage(content.damaged)
     if other is not None:
         parts += _comparison(other, other_name)
+    if content.progress.stage == "finished":
+        parts += _places(study, study.path / BEST)
     _print(parts)
 
 
 def print_study(study: StudyReader, bundle: Bundle) -> None:
     """Print a finished study: leaderboard, winner, differences, and where its files are."""
     board, config = study.leaderboard(), study.config
-    report, again = study.path / REPORT, command_text("show", study.path, "--trust-plugins")
+    again = command_text("show", study.path, "--trust-plugins")
     on_test = board.gain is not None and board.gain.metric == "test_top1"
     parts: list[str | Table] = [
         *filter(None, [describe_missed_gain(board, size=not on_test)]),
@@ -105,12 +108,19 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
         *_teacher(study),
         *describe_damage(study.damaged()),
         describe_choice(study.header.get(TESTED_AT, ())),
-        f"bundle: {bundle.path}",
-        *([f"report: {report}"] if report.is_file() else []),
-        f"curves: tensorboard --logdir {shlex.quote(str(study.path))}",
+        *_places(study, bundle.path),
         *([f"again: {again}"] if config.distill.plugins else []),
     ]
     _print(parts)
+
+
+def _places(study: StudyReader, bundle: Path) -> list[str]:
+    """Where a study's results lie."""
+    places = {"bundle": bundle, "report": study.path / REPORT}
+    return [
+        *(f"{name}: {path}" for name, path in places.items() if path.exists()),
+        f"curves: tensorboard --logdir {shlex.quote(str(study.path))}",
+    ]
 
 
 def _print(parts: list[str | Table]) -> None:
@@ -261,7 +271,8 @@ def _savings(content: Content) -> list[str]:
     saved, lines = content.saved, []
     if saved.stopped_epochs:
         lines.append(
-            f"early stops saved {saved.stopped_epochs} epochs, {duration(saved.stopped_hours)}"
+            f"early stops saved {several(saved.stopped_epochs, 'epoch')}, "
+            f"{duration(saved.stopped_hours)}"
         )
     if saved.views:
         text = (

@@ -21,7 +21,7 @@ FIRST = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_run_settings(parser, in_recipe=False)
-    parser.add_argument("--model", required=True, help="architecture to train")
+    parser.add_argument("--model", metavar="NAME", help="architecture to train")
     parser.add_argument(
         "--evidential", action="store_true", help="evidential cross-entropy with a learned prior"
     )

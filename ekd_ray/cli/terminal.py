@@ -238,8 +238,8 @@ class Terminal:
         return _assignments(run.settings, self.shown)
 
     def best(self) -> _Progress | None:
-        """The run of this stage with the best latest metric."""
-        return functools.reduce(self._better, self._running.values(), self._best_ended)
+        """The run of this stage with the best last metric; before any has ended, the latest."""
+        return self._best_ended or functools.reduce(self._better, self._running.values(), None)
 
     def _better(self, best: _Progress | None, other: _Progress) -> _Progress | None:
         if self.metric not in other.row:

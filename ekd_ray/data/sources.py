@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from ekd_ray.config.phrases import several
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import decode_fixed, read_picture, readable
 from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo, check_class_names
@@ -379,6 +380,11 @@ def _and_more(count: int) -> str:
 def folder_classes(name: str) -> tuple[str, ...]:
     """The classes of `folder:PATH`: the folders in PATH/train, sorted. Raises UserError."""
     train = folder_path(name) / "train"
+    if not train.parent.is_dir():
+        raise UserError(
+            f"there is no folder {train.parent}: check the name of the data set, {name}; pictures "
+            "that were moved are found again through a link there."
+        )
     if not os.path.isdir(train):
         raise UserError(
             f"there is no folder {train}; {name} needs train/<class>/ and test/<class>/ (or val, "
@@ -388,8 +394,8 @@ def folder_classes(name: str) -> tuple[str, ...]:
     names = tuple(_list_classes(train))
     if len(names) < 2:
         raise UserError(
-            f"{train} has {len(names)} class folders, but a data set needs two or more; put "
-            "each class's images into its own folder there."
+            f"{train} has {several(len(names), 'class folder')}, but a data set needs two or more; "
+            "put each class's images into its own folder there."
         )
     return names
 

@@ -51,6 +51,7 @@ from ekd_ray.results.html import facts_html
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
 from ekd_ray.results.leaderboard import TESTED
 from ekd_ray.results.prediction_table import PredictedFiles, list_pictures, write_predictions
+from ekd_ray.results.records import BEST
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import figure_text, list_figures, metric_name
 
@@ -101,7 +102,9 @@ class Bundle:
                 f"there is no folder {path}: give the bundle that ekd-ray export wrote."
             )
         if not (path / MANIFEST).is_file():
-            raise UserError(f"{path} holds no bundle (no {MANIFEST}): export one first.")
+            below = path / BEST
+            cure = f"give {below}" if (below / MANIFEST).is_file() else "export one first"
+            raise UserError(f"{path} holds no bundle (no {MANIFEST}): {cure}.")
         missing = [name for name in FILES if not (path / name).is_file()]
         if missing:
             raise UserError(f"bundle {path} lacks {', '.join(missing)}: export it again.")

@@ -15,6 +15,7 @@ from ekd_ray.data.views import short_side
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.errors import UserError
 from ekd_ray.models import ALIASES, WeightsMetadata
+from ekd_ray.results.chance import warn_of_chance
 from ekd_ray.results.exports import EXPORTS
 from ekd_ray.results.inference import varies_in_size
 from ekd_ray.results.leaderboard import Leaderboard, mean_sd
@@ -97,6 +98,7 @@ def model_card(
         spread=mean_sd(board[0].test),
         rows=[(label(row.name), row.role, *mean_sd(row.test)) for row in board if row.test],
         missed=describe_missed_gain(board),
+        chance=warn_of_chance(metrics),
         choice=describe_choice(metrics.get(TESTED_AT, ())),
         lead=describe_lead(board),
         teacher=_describe_teacher(TeacherFigures(**teacher)) if teacher else None,

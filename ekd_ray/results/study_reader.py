@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.arguments import checks_arguments
 from ekd_ray.config.plugins import SOURCES, files_trusted, load_named, stamps_in_study
+from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.config.targets import (
     PictureCounts,
     as_loss,
@@ -24,13 +26,15 @@ from ekd_ray.engine.history import is_epoch
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import MOST_LISTED, Damaged, UserError, shorten
-from ekd_ray.files import atomic_path, check_format, check_name, check_plain
+from ekd_ray.files import atomic_path, check_format, check_name, check_plain, read_json
 from ekd_ray.remote.location import is_uri
 from ekd_ray.remote.session import open_folder
+from ekd_ray.results.chance import warn_of_chance
 from ekd_ray.results.importance import effects_table
 from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
 from ekd_ray.results.paired import Paired, paired_difference
 from ekd_ray.results.records import (
+    BEST,
     CONFIRMED,
     FORMAT_VERSION,
     PLACE,
@@ -124,10 +128,19 @@ class StudyReader:
         return self._counts.validation_images
 
     def warnings(self) -> list[str]:
-        """Sentences on what the teacher may not be, and on each split whose pictures are so few
-        that its figures tell little."""
+        """Sentences on what the winner and the teacher may not be, and on each split whose
+        pictures are so few that its figures tell little."""
         few = describe_few_pictures(self._counts, self.config.watched)
-        return [*warn_of_teacher(self.teacher()), *few]
+        return [*self._warn_of_winner(), *warn_of_teacher(self.teacher()), *few]
+
+    def _warn_of_winner(self) -> list[str]:
+        path = self.path / BEST / "metrics.json"
+        if EXTENDED_FROM in self.header or not path.is_file():  # of a winner of before
+            return []
+        # A damaged bundle is said where it is opened.
+        with contextlib.suppress(UserError, LookupError, TypeError, ValueError):
+            return [*filter(None, [warn_of_chance(read_json(path))])]
+        return []
 
     @property
     def _counts(self) -> PictureCounts:

@@ -240,7 +240,10 @@ def describe_missed_gain(board: Leaderboard, *, size: bool = True) -> str:
     parts, tips = [], suggest_gain(gain) if gain else ""
     if gain and gain.missed():
         verb = "are" if board[0].name in PLURALS else "is"
-        clauses = joined([_compare_with(name, gain, size) for name in gain.missed()])
+        if size:
+            clauses = joined([_compare_with(name, gain) for name in gain.missed()])
+        else:
+            clauses = _group_missed(gain)
         parts.append(f"{noun_of(board[0].name)} {verb} {clauses}")
     unknown = [noun_of(name) for name in board.missed() if not gain or name not in gain.over]
     if unknown:
@@ -248,11 +251,18 @@ def describe_missed_gain(board: Leaderboard, *, size: bool = True) -> str:
     return f"{head}: {'; '.join(parts)}. {tips}".rstrip()
 
 
-def _compare_with(name: str, gain: Gain, size: bool = True) -> str:
+def _group_missed(gain: Gain) -> str:
+    """`behind KD and not told apart from the student alone and the authors' values`."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(gain.missed(), key=lambda name: gain.over[name].sign != -1):
+        how = "behind" if gain.over[name].sign == -1 else "not told apart from"
+        groups.setdefault(how, []).append(noun_of(name))
+    return " and ".join(f"{how} {joined(names)}" for how, names in groups.items())
+
+
+def _compare_with(name: str, gain: Gain) -> str:
     """How the winner stands to a row that it has no gain over, as a clause."""
     found, (scale, digits, unit) = gain.over[name], _scale_of(gain.metric)
-    if not size:
-        return f"{'behind' if found.sign == -1 else 'not told apart from'} {noun_of(name)}"
     unit += metric_name(gain.metric)
     interval = _interval_text(found, gain.metric)
     sure = f"95 % interval {interval}, " if interval else ""

@@ -16,13 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.config.phrases import joined
 from ekd_ray.engine.resolve import resolve, with_teacher, without_teacher
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 from ekd_ray.files import file_name
 from ekd_ray.losses.methods import method_of, with_method
 from ekd_ray.results.leaderboard import Row, leaderboard_rows, rank_contenders
-from ekd_ray.results.records import CONFIRMED, RunRecord, confirm_table
+from ekd_ray.results.records import CONFIRMED, RESULT, RunRecord, confirm_table
+from ekd_ray.results.row_names import noun_of
 from ekd_ray.results.study_reader import StudyReader, write_parquet
 from ekd_ray.scale.fill_tasks import fill_cache
 from ekd_ray.scale.run_list import run_all
@@ -149,6 +151,9 @@ def _select(
                 run, RunStage.SELECT, [entry], seeds[done[entry.name] : wanted[entry.name]]
             )
         ]
+        if ended and not all((new.folder / RESULT).exists() for new in planned):
+            names = joined([noun_of(name) for name in wanted])
+            observer.note(f"further seeds for what can still win: {names}")
         ended += run_all(run, config, planned, observer)
         rows = leaderboard_rows(ended, config)
     return ended

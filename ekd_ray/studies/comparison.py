@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from ekd_ray.files import check_name, write_json, write_text
 from ekd_ray.remote.location import is_uri
 from ekd_ray.results.leaderboard import Row, mean_sd
 from ekd_ray.results.paired import LEAST_SEEDS, LEVEL
-from ekd_ray.results.records import STUDY_FILE
+from ekd_ray.results.records import CONFIG, STUDY_FILE
 from ekd_ray.results.row_names import label
 from ekd_ray.results.study_reader import StudyReader
 
@@ -60,14 +61,19 @@ class Cell:
 def find_studies(runs: Sequence[str]) -> dict[str, StudyReader]:
     """The studies at these paths or URIs, by path.
 
-    A folder that holds no study, but some in `<pair>/<method>/`, stands for these.
+    A folder that holds no study, but some in `<pair>/<method>/`, stands for these. Single runs,
+    which lie beside studies in `runs/*`, are left out with a warning.
 
     Raises:
-        UserError: no study at one of the paths.
+        UserError: neither a study nor a single run at one of the paths.
     """
     studies = {}
     for run in runs:
-        below = [] if is_uri(run) else sorted(map(str, check_name(run).glob(f"*/*/{STUDY_FILE}")))
+        folder = None if is_uri(run) else check_name(run)
+        below = sorted(map(str, folder.glob(f"*/*/{STUDY_FILE}"))) if folder else []
+        if folder and (folder / CONFIG).is_file() and not (folder / STUDY_FILE).exists():
+            warnings.warn(f"{run} is left out: it is a single run, not a study.", stacklevel=2)
+            continue
         for path in [path.removesuffix(f"/{STUDY_FILE}") for path in below] or [run]:
             studies[path] = StudyReader.load(path)
     return studies
@@ -235,7 +241,7 @@ def _costs(this: StudyReader, other: StudyReader) -> list[dict[str, Any]]:
 
 
 def _settings(this: StudyReader, other: StudyReader) -> list[dict[str, Any]]:
-    ours, theirs = (_flat(study.config.to_dict()) for study in (this, other))
+    ours, theirs = (_flat(_resolved(study)) for study in (this, other))
     return [
         {
             "kind": "setting", "name": name,
@@ -244,6 +250,19 @@ def _settings(this: StudyReader, other: StudyReader) -> list[dict[str, Any]]:
         for name in sorted(ours.keys() | theirs.keys())
         if ours.get(name) != theirs.get(name)
     ]  # fmt: skip
+
+
+def _resolved(study: StudyReader) -> dict[str, Any]:
+    """A study's settings: what it left open as its runs had it, and no training of a teacher
+    where one was given."""
+    values = study.config.to_dict()
+    run = next((record.config for record in study.records() if record.config), {})
+    left = {name for name, value in values["distill"].items() if value is None}
+    left -= {"teacher_weights", *(study.config.space or {})}
+    values["distill"] |= {name: run.get(name) for name in left}
+    if values["distill"]["teacher_weights"] is not None:
+        values["teacher_training"] = None
+    return values
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

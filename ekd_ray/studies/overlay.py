@@ -158,12 +158,13 @@ def lay_over(recipe: Recipe, given: Given) -> Recipe:
         values["softmax_teacher_weights"] = absolute(softmax)
     if isinstance(training := values.get("teacher_training"), Mapping):
         values["teacher_training"] = absolute_paths({**training})
-    named = {*given.settings, *given.space}
-    if recipe.fit:
-        known = named if given.epochs is None else {*named, "epochs"}
-        with recipe.locate_errors():
-            values = fit_values(values, recipe.fit, given=known, data_root=given.data_root)
-    return replace(recipe, values=values, given=frozenset(named))
+    named = {*given.settings, *given.space, *(() if given.epochs is None else ("epochs",))}
+    laid = replace(recipe, values=values, given=frozenset(named))
+    if not recipe.fit:
+        return laid
+    with laid.locate_errors():  # of a value that was given there is no line
+        fitted = fit_values(values, recipe.fit, given=named, data_root=given.data_root)
+    return replace(laid, values=fitted)
 
 
 def _with_setting(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:

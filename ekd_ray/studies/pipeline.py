@@ -442,8 +442,11 @@ def check_unchanged(
     first, *others = sorted(changed, key=derived)
     more = ", ".join(others) if len(others) < MOST_NAMED else several(len(others), "other setting")
     also = f" ({more} differ{'s' if len(others) == 1 else ''} too)" if others else ""
-    command = (resume_command(there, folder) if isinstance(there, StudyConfig)
-               else command_text("distill", "--resume", "--out", folder))  # fmt: skip
+    if isinstance(there, StudyConfig):
+        command = resume_command(there, folder)
+    else:
+        alone = isinstance(there, DistillConfig) and there.teacher is None
+        command = command_text("train-teacher" if alone else "distill", "--resume", "--out", folder)
     raise UserError(
         f"{folder} belongs to another configuration: {differ(first)}{also}: `{command}` continues "
         "it with its own settings; or choose another --out."
@@ -750,5 +753,6 @@ def _measure_teacher(
         )
         found = compute_off_driver(config, measure)
         found.write(out)
-    observer.note(" ".join([describe_teacher(found), *warn_of_teacher(found)]))
+    for line in (describe_teacher(found), *warn_of_teacher(found)):
+        observer.note(line)
     refuse_weak_teacher(base, found)

@@ -54,7 +54,7 @@ class Recipe:
         method: what `select_method` was given.
         written: what the file and its bases say together, before a method was selected.
         places: the `FILE:LINE` of each value in `written`.
-        given: the settings by name that were laid over it, but for method and epochs.
+        given: the settings by name that were laid over it, but for the method.
         fits: by method, settings that follow the data and the user's batch -> their rules
             (`fitting.RULES`); under None of methods that the recipe does not name.
     """

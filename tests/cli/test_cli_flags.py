@@ -10,6 +10,7 @@ from launchers_run import DIGITS
 from ekd_ray.cli import distill_command, flags, request, teacher_command, tune_command
 from ekd_ray.cli.main import all_parsers, root_parser
 from ekd_ray.config import DistillConfig, StudyConfig
+from ekd_ray.data import dataset_info
 from ekd_ray.errors import UserError
 
 
@@ -211,7 +212,9 @@ def test_extend_adds_to_the_trials_of_the_study(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--extend", 3, "--out", "run"), "add --resume and --out"),
+        (("--extend", 3), "add --resume and --out RUN"),
+        (("--extend", 3, "--out", "run"), r"add --resume\."),
+        (("--extend", 3, "--resume"), "add --out RUN"),
         (("--extend", 0, "--resume", "--out", "run"), "--extend >= 1"),
         (("--extend", 3, "--trials", 4, "--resume", "--out", "run"), "--trials 4"),
     ],
@@ -219,6 +222,32 @@ def test_extend_adds_to_the_trials_of_the_study(tmp_path):
 def test_bad_extend(flags, words):
     with pytest.raises(UserError, match=words):
         study(*DIGITS, *flags)
+
+
+@pytest.mark.parametrize("setting", ["lr=fast", "epochs=-1", "validation_fraction=1.5"])
+def test_what_a_flag_got_wrong_is_in_no_file(setting, monkeypatch):
+    """Of settings, too, that follow the data."""
+    info = dataset_info("digits")
+    monkeypatch.setattr("ekd_ray.data.dataset_info", lambda *_, **__: info)
+    with pytest.raises(UserError) as refused:
+        study("--dataset", "folder:pictures", "--set", "image_size=32", "--set", setting)
+    assert str(refused.value).startswith(setting.partition("=")[0]), str(refused.value)
+
+
+def test_a_flag_that_was_given_is_the_first_to_be_blamed():
+    args = parsed(tune_command, *DIGITS, "--epochs", 7)
+    assert "epochs" in request.study_request(args).studies[""].given
+
+
+def test_a_continued_run_needs_its_folder_and_no_more(tmp_path):
+    with pytest.raises(UserError, match="add --out RUN"):
+        study("--resume")
+    run = DistillConfig(dataset="digits", student="resnet20", method="none", lr=0.07)
+    (tmp_path / "config.yaml").write_text(run.to_yaml())
+    args = parsed(teacher_command, "--resume", "--out", tmp_path)
+    assert request.teacher_request(args).run == run
+    with pytest.raises(UserError, match="--model NAME"):
+        request.teacher_request(parsed(teacher_command, "--out", tmp_path))
 
 
 @pytest.mark.parametrize(

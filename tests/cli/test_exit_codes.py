@@ -187,6 +187,37 @@ main.{"main()" if name == "run_command" else "run(interrupted)"}
     assert done.stderr.count("\n") == 1, done.stderr
 
 
+# Where Python prints what is raised and goes on.
+SWALLOWED = {
+    "a destructor": "class Held:\n    __del__ = press\nHeld()",
+    "a hook of a fork": "import subprocess\nos.register_at_fork(after_in_parent=press)\n"
+    "subprocess.Popen(['true'], preexec_fn=lambda: None)",
+}
+
+
+@pytest.mark.parametrize("where", SWALLOWED)
+def test_an_interrupt_that_is_swallowed_is_raised_again(where) -> None:
+    code = f"""
+import os, signal, time
+{HEED}
+from ekd_ray.cli import main
+pressed = []
+def press(*_):
+    if not pressed:
+        pressed.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+def interrupted(*_):
+    exec({SWALLOWED[where]!r}, globals())
+    print("went on")
+    time.sleep(100)
+main.run(interrupted)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "went on\n")
+    assert done.stderr == "interrupted.\n"
+
+
 def test_a_reader_that_leaves_early_ends_the_command_quietly() -> None:
     """As `| head` does."""
     code = (

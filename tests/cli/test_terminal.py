@@ -220,6 +220,18 @@ def test_the_best_follows_the_metric(metric: str, mode: str, best: int) -> None:
     assert found.name == f"trial {best}"
 
 
+def test_what_still_trains_is_not_the_best_once_a_run_has_ended() -> None:
+    """Its figure may fall again until its last epoch."""
+    terminal, _ = make()
+    terminal.stage("search", 2, 9)
+    for number, value in enumerate((0.3, 0.9)):
+        terminal.started(f"trial {number}", number, {})
+        terminal.epoch(number, {"epoch": 9 - number, "train_loss": 1.0, "val_top1": value})
+    terminal.ended(0, failure=None)
+    best = terminal.best()
+    assert best is not None and best.name == "trial 0"
+
+
 def rows() -> list[Row]:
     metrics = ({"test_nll": 1.0, "test_ece": 0.1},) * 2
     config = DistillConfig(kd_weight=2.5)

@@ -101,12 +101,13 @@ def test_a_folder_that_does_not_serve(pets, tmp_path, make):
     assert "names no folder; give folder:PATH" in message(dataset_info, "folder:")
     assert "Known:" in message(dataset_info, "folders:x")
     assert "folder:PATH" in message(dataset_info, "x")
-    assert "no folder ~nobody-of-that-name/train" in message(
-        dataset_info, "folder:~nobody-of-that-name"
-    )
+    assert "no folder ~nobody-of-that-name:" in message(dataset_info, "folder:~nobody-of-that-name")
     missing = message(dataset_info, f"folder:{tmp_path}/nowhere")
-    assert re.search("there is no folder .*nowhere/train; .* needs train/<class>/", missing)
+    assert re.search("there is no folder .*nowhere: check the name", missing)
     assert refused(f"folder:{tmp_path}/nowhere") == missing
+    (tmp_path / "empty").mkdir()
+    missing = message(dataset_info, f"folder:{tmp_path}/empty")
+    assert re.search("there is no folder .*empty/train; .* needs train/<class>/", missing)
 
     shutil.move(pets / "test", tmp_path / "aside")
     assert f"{pets} has train/, but none of test/, val/, valid/, validation/" in refused(name)
@@ -129,7 +130,7 @@ def test_a_folder_that_does_not_serve(pets, tmp_path, make):
     assert f"class folder {pets}/train/eel holds no image" in refused(name)
     shutil.rmtree(pets / "train/eel")
     shutil.rmtree(pets / "train/dog")
-    assert "has 1 class folders, but a data set needs two" in refused(name)
+    assert "has 1 class folder, but a data set needs two" in refused(name)
 
 
 def test_loops_and_dead_links(pets, monkeypatch):

@@ -184,6 +184,13 @@ def test_a_bad_configuration_is_refused(bundle, text):
         Bundle.load(bundle.path)
 
 
+def test_of_a_study_its_bundle_is_named(tmp_path):
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    (tmp_path / "run" / "best" / MANIFEST).touch()
+    with pytest.raises(UserError, match=r"run holds no bundle .*: give \S*run/best\."):
+        Bundle.load(tmp_path / "run")
+
+
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("")])
 def test_what_is_no_bundle_is_refused(tmp_path, make):
     make(tmp_path / "x")

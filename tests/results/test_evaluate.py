@@ -159,7 +159,7 @@ def test_the_command_prints_figures_with_intervals(exported, capsys):
     for name in SCORES:
         assert name in shown
     accuracy = next(line for line in shown.splitlines() if line.strip().startswith("accuracy "))
-    value, low, high = map(float, re.findall(r"\d\.\d{4}", accuracy))
+    value, low, high = map(float, re.findall(r"(\d+\.\d\d)%", accuracy))
     assert low <= value <= high
     assert run_command([str(exported.path), "--resamples", "0", "--json"], "evaluate") == 0
     assert json.loads(capsys.readouterr().out) == exported.evaluate()

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from report_studies import final, select
+from report_studies import BASE, final, select
 from scipy import stats
 
 from ekd_ray.config import DistillConfig
@@ -254,6 +254,19 @@ def test_two_studies_are_compared_by_welchs_interval(maker, tmp_path):
     assert settings == {"sampler": ('"auto"', '"random"')}
     costs = {r["figure"]: r["this"] for r in table if r["kind"] == "cost"}
     assert costs == {"trials": 1, "epochs": 9, "hours": pytest.approx(4.5 / 3600)}
+
+
+def test_what_a_study_left_open_is_compared_as_its_runs_had_it(maker, tmp_path):
+    """One study names its augmentation, the other's is resolved to the same."""
+    found = []
+    for place, named in (("a", "flip_crop"), ("b", None)):
+        maker.path = tmp_path / place
+        study = maker.study(distill=BASE.replace(augment=named), space=SPACE)
+        record = maker.trial(0, [0.5] * 9, lr=0.1)
+        replace(record, config={**record.config, "augment": "flip_crop"}).write()
+        found.append(type(study).load(study.path))
+    settings = [r["name"] for r in compare_studies(*found).to_pylist() if r["kind"] == "setting"]
+    assert settings == []
 
 
 def test_studies_of_other_data_are_not_compared(maker, tmp_path):

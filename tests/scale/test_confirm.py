@@ -45,7 +45,8 @@ def made_up(monkeypatch):
     return use
 
 
-OBSERVER = SimpleNamespace(stage=lambda title, total, epochs: None)
+NOTES: list[str] = []
+OBSERVER = SimpleNamespace(stage=lambda title, total, epochs: None, note=NOTES.append)
 
 
 @pytest.fixture
@@ -68,8 +69,10 @@ def noise(name, seed):
 
 def test_who_is_clearly_worse_is_given_no_further_seeds(selected):
     quality = {"trial 0": 0.60, "trial 1": 0.61, "trial 2": 0.40, "trial 3": 0.61}
+    NOTES.clear()
     _, given = selected(lambda name, seed: quality[name] + noise(name, seed))
     assert given["trial 2"] == [1, 2] and given["trial 1"] == SEEDS
+    assert NOTES and "trial 1" in NOTES[0] and "trial 2" not in NOTES[0]
 
 
 def test_one_that_fails_is_out_and_a_single_one_gets_all_seeds(selected):

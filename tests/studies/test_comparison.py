@@ -163,6 +163,16 @@ def test_studies_are_found_by_folder_or_below_one(tmp_path):
         find_studies([str(tmp_path)])
 
 
+def test_single_runs_beside_studies_are_left_out(tmp_path):
+    """As a teacher's and a reproduction's in `runs/*`."""
+    write_study(tmp_path / "study", [("trial 3", BASE, (0.5,))])
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.yaml").write_text(BASE.to_yaml())
+    with pytest.warns(UserWarning, match="teacher is left out: it is a single run"):
+        found = find_studies([str(tmp_path / "study"), str(tmp_path / "teacher")])
+    assert [*found] == [str(tmp_path / "study")]
+
+
 def test_data_sets_are_named_where_they_differ(tmp_path):
     write_study(tmp_path / "a", [])
     write_study(tmp_path / "b", [])

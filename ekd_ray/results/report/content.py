@@ -33,7 +33,7 @@ from ekd_ray.results.leaderboard import Leaderboard, Row, mean_sd
 from ekd_ray.results.paired import Paired
 from ekd_ray.results.progress import Progress, Savings, progress, savings, time_rows
 from ekd_ray.results.records import RunRecord, trial_name
-from ekd_ray.results.row_names import label, name_missed, noun_of
+from ekd_ray.results.row_names import PLURALS, label, name_missed, noun_of
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import (
     describe_better_on_test,
@@ -546,7 +546,8 @@ def _describe_calibration(content: Content) -> str:
     if not winner or winner.name not in errors:
         return "What the final models claim to know, against what they know."
     best = min(errors, key=lambda name: errors[name])
-    rest = f"; {noun_of(best)} has the least with {errors[best]:.3f}."
+    verb = "have" if best in PLURALS else "has"
+    rest = f"; {noun_of(best)} {verb} the least with {errors[best]:.3f}."
     return (
         f"The winner's calibration error on the test split is {errors[winner.name]:.3f}"
         f"{', the least of all.' if best == winner.name else rest}"

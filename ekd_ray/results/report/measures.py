@@ -30,7 +30,8 @@ def wilson_interval(
     middle = (share + spare / 2) / (1 + spare)
     half = deviations * np.sqrt(share * (1 - share) / n + spare / (4 * n)) / (1 + spare)
     known = count > 0
-    return np.where(known, middle - half, 0.0), np.where(known, middle + half, 1.0)
+    low, high = np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)  # but for rounding
+    return np.where(known, low, 0.0), np.where(known, high, 1.0)
 
 
 def correlation_gap(student: torch.Tensor, teacher: torch.Tensor) -> np.ndarray:
