@@ -487,6 +487,9 @@ def test_wilsons_interval_is_scipys():
         found = binomtest(right, count).proportion_ci(0.95, "wilson")
         assert (low[index], high[index]) == pytest.approx((found.low, found.high), abs=1e-6)
     assert [float(v[0]) for v in wilson_interval(np.array([0]), np.array([0]))] == [0.0, 1.0]
+    for count in range(1, 60):
+        low, high = wilson_interval(np.array([0, count]), np.array([count, count]))
+        assert low[0] >= 0.0 and high[1] <= 1.0, "also where it is rounded"
 
 
 def test_the_mean_of_risk_over_coverage_is_the_aurc():
