@@ -209,8 +209,9 @@ def test_one_candidate_needs_no_ray_and_is_measured_once(
     weights = tmp_path / "run" / "teacher" / "teacher.safetensors"
     found = Study.load(opened.path).teacher()
     assert found and found.sha256 == sha256_file(weights) and found.candidates == 1
-    ((note,), _) = observer.note.call_args
-    assert "(trained by the study)" in note
+    notes = [call.args[0] for call in observer.note.call_args_list]
+    assert "(trained by the study)" in notes[0]
+    assert all(note.startswith("The teacher: ") for note in notes[1:]), "its warnings"
     alone = teacher_config(TAUGHT, "resnet8", {"epochs": 1})
     train_teacher(alone, tmp_path / "alone.safetensors", threads=local_cpus())
     assert (tmp_path / "alone.safetensors").read_bytes() == weights.read_bytes()
@@ -218,7 +219,7 @@ def test_one_candidate_needs_no_ray_and_is_measured_once(
     monkeypatch.setattr(pipeline, "measure_teacher", Mock(side_effect=AssertionError))
     with pytest.raises(Ended):
         run_study(opened, observer)
-    assert observer.note.call_count == 2
+    assert [call.args[0] for call in observer.note.call_args_list] == 2 * notes
 
 
 def test_no_device_is_picked_in_a_driver_beside_gpus(
