@@ -12,7 +12,7 @@ import pytest
 from agreement import check_ended, ended
 from kill_tally import TALLY, WITHOUT_RAY
 
-CHANGES = int(os.environ.get("EKD_CHAOS_CHANGES", "10"))  # 0: each of them
+CHANGES = int(os.environ.get("EKD_CHAOS_CHANGES", "3"))  # 0: each of them
 SEED = os.environ.get("EKD_CHAOS_SEED", "0")
 pytestmark = pytest.mark.timeout(5400)
 FIRST, AGAIN = (f"{WITHOUT_RAY}driver, {when}" for when in ("before a change of a file", "again"))

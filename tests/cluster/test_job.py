@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.error
 from collections.abc import Iterator
@@ -16,7 +17,13 @@ from ekd_ray.results import Bundle, Study
 
 # Faster: what fits on which nodes and who fills which disk (test_placement.py), what a job ships
 # (test_deploy.py), a study of several processes (test_study_run.py).
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+# tests/cluster/test_cluster_page.py submits a study to two nodes whenever the slow tests run.
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not os.environ.get("EKD_CHAOS_NODES"), reason="minutes: make chaos"),
+]
 TRIALS = 2
 
 
