@@ -13,6 +13,8 @@ import torch
 from launchers_run import run_here
 from memory_groups import MEMORY_LIMITS
 
+from ekd_ray.errors import continue_with
+
 
 @pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,6 +49,13 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["EKD_CACHE_DIR"]
     else:
         os.environ["EKD_CACHE_DIR"] = before
+
+
+@pytest.fixture(autouse=True)
+def _nothing_to_continue() -> Iterator[None]:
+    """A command that a test ran in this process is not what a later one's message names."""
+    yield
+    continue_with(None)
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def test_a_deep_folder_is_looked_through(tmp_path):
 # Where a file is opened past the readers: our own, written by this process, or the system's.
 OWN = {
     "plugins.py": "Path(module.__cached__).read_bytes",
-    "precision.py": "Path('/proc/cpuinfo').read_text",
+    "environment.py": "Path('/proc/cpuinfo').read_text",
     "control_groups.py": "read_text",  # the kernel's
     "doctor_command.py": "/",
     "exports.py": "open(path, 'rb')",  # what was just written
