@@ -124,7 +124,9 @@ def parse() -> argparse.Namespace:
         if args.evidential_teacher or not name.endswith(UNDER_EVIDENTIAL)
     }  # fmt: skip
     names = args.rows.split("; ") if args.rows else [*there]
-    tuned = dict(text.split("=", 1) for text in args.tuned if "=" in text)
+    if wrong := [text for text in args.tuned if "=" not in text]:
+        parser.error(f"--tuned takes ROW=RUN, got {wrong[0]!r}")
+    tuned = dict(text.split("=", 1) for text in args.tuned)
     if unknown := [name for name in (*names, *tuned) if name not in there]:
         parser.error(f"there is no row {unknown[0]!r}: {'; '.join(there)}")
     first = next(iter(there))

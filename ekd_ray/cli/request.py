@@ -137,8 +137,12 @@ def run_request(args: argparse.Namespace) -> Request:
         return _request(args, run=authors_run(recipe, given), teacher_training=training)
     if args.pair or args.recipe:
         raise UserError("--config is complete by itself: drop --pair and --space.")
-    base = DistillConfig.from_yaml(file)
-    return _request(args, run=with_settings(base, _of_run(given), where=str(file)))
+    return _request(args, run=_run_of_file(file, given))
+
+
+def _run_of_file(file: str | Path, given: Given) -> DistillConfig:
+    """The run in a `config.yaml` or `distill.yaml`, with what is given in the place of its own."""
+    return with_settings(DistillConfig.from_yaml(file), _of_run(given), where=str(file))
 
 
 def teacher_request(args: argparse.Namespace) -> Request:
@@ -150,9 +154,9 @@ def teacher_request(args: argparse.Namespace) -> Request:
         UserError: as `study_request`, and for candidates that are illegal or that go together
             with flags of a single training.
     """
-    if args.resume and args.out and not args.model:
-        file = find_header(args.out, "config.yaml")
-        run = with_settings(DistillConfig.from_yaml(file), _of_run(_given(args)), where=str(file))
+    other = args.model or args.evidential or args.candidate_count or args.seeds or args.choose_by
+    if args.resume and args.out and not other:
+        run = _run_of_file(find_header(args.out, "config.yaml"), _given(args))
         return _request(args, run=run, role="teacher")
     if not args.model:
         raise UserError("name the network to train: --model NAME.")

@@ -94,7 +94,8 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     """Print a finished study: leaderboard, winner, differences, and where its files are."""
     board, config = study.leaderboard(), study.config
     again = command_text("show", study.path, "--trust-plugins")
-    on_test = board.gain is not None and board.gain.metric == "test_top1"
+    gain = board.gain
+    on_test = gain is not None and gain.metric == "test_top1"  # its differences stand below
     parts: list[str | Table] = [
         *filter(None, [describe_missed_gain(board, size=not on_test)]),
         *_warnings(study),

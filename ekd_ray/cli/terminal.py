@@ -488,13 +488,13 @@ def winner_settings(board: list[Row], config: StudyConfig) -> str:
 def difference_lines(study: StudyReader) -> list[str]:
     """The winner against champions and baselines, a line each; then how sure its place is, and
     what is better on the test split."""
-    board = study.leaderboard()
+    board, on_test = study.leaderboard(), study.differences()
     found = [
         *((name, f, board.config.metric) for name, f in study.validation_differences().items()),
-        *((name, f, "test_top1") for name, f in study.differences().items()),
+        *((name, f, "test_top1") for name, f in on_test.items()),
     ]
     lines = [difference_text(*difference) for difference in found]
-    better = describe_better_on_test(board, size=not study.differences())
+    better = describe_better_on_test(board, size=not on_test)
     return [*lines, *filter(None, [describe_lead(board), better])]
 
 

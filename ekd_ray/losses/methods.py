@@ -84,8 +84,8 @@ class Outputs:
         return 2 * mean if self.method.strong_view else mean
 
     def softened_target(self) -> Tensor:
-        """What the cross-entropy compares `views` with: their target [..], or the shares of the
-        classes [.., C] where pictures are mixed or labels smoothed."""
+        """The target of the cross-entropy: that of `views` [..], or the shares of the classes
+        [.., C] where pictures are mixed or labels smoothed."""
         student, _, target = self.views
         if self.label_smoothing is None:
             return target if self.shares is None else self.shares

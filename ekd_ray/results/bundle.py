@@ -200,7 +200,7 @@ class Bundle:
         )  # fmt: skip
 
     def _calibrate(self, calibrated: bool, set_coverage: float | None) -> dict[str, Any]:
-        """What `classify` and `write_predictions` take of the calibration."""
+        """The arguments of `classify` and `write_predictions` that come of the calibration."""
         return {
             "temperature": self.calibration.temperature if calibrated else 1.0,
             "set_threshold": (

@@ -96,9 +96,9 @@ def _read_predictions(folder: Path) -> Predictions | None:
 def _find_calibration(
     study: StudyReader, winner: Row, run: RunRecord, said: Predictions | None
 ) -> dict[str, Any] | None:
-    """That of the run of the same configuration and seed that has held the validation images out
-    (another seed's where its file is lost), and what it gives on the test images of which the
-    logits were kept; None without one."""
+    """The calibration of the run of the same configuration and seed that has held the validation
+    images out (another seed's where its file is lost), and what it gives on the test images of
+    which the logits were kept; None without one."""
     twins = [
         other for other in study.confirm_runs
         if other.stage is RunStage.SELECT and other.name == winner.name

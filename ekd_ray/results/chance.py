@@ -15,8 +15,8 @@ def warn_of_chance(metrics: Mapping[str, Any]) -> str:
     """A sentence where the accuracy is within the 95 % interval of one class alone, else empty.
 
     Args:
-        metrics: the content of `metrics.json`; raises LookupError, TypeError or ValueError where it
-            is damaged.
+        metrics: the content of `metrics.json`; raises LookupError, TypeError, ValueError or
+            ArithmeticError where it is damaged.
     """
     counts = [entry["images"] for entry in metrics["classes"]]
     if not counts:

@@ -138,7 +138,7 @@ class StudyReader:
         if EXTENDED_FROM in self.header or not path.is_file():  # of a winner of before
             return []
         # A damaged bundle is said where it is opened.
-        with contextlib.suppress(UserError, LookupError, TypeError, ValueError):
+        with contextlib.suppress(UserError, LookupError, TypeError, ValueError, ArithmeticError):
             return [*filter(None, [warn_of_chance(read_json(path))])]
         return []
 

@@ -65,8 +65,9 @@ def test_a_row_can_have_the_values_that_a_study_found(args, monkeypatch):
     found, usual = (evidence.configuration(given, name, 0) for name in ("ekd, tuned", "ekd"))
     assert (found.temperature, found.lr) == (7.0, 0.02) != (usual.temperature, usual.lr)
     assert found.ekd_weight == usual.ekd_weight, "it was not searched"
-    with pytest.raises(SystemExit):
-        args("methods", "--tuned", "edk=runs/ekd")
+    for wrong in ("edk=runs/ekd", "runs/ekd"):
+        with pytest.raises(SystemExit):
+            args("methods", "--tuned", wrong)
 
 
 def test_the_first_row_is_there_whatever_is_chosen(args):

@@ -246,8 +246,9 @@ def test_a_continued_run_needs_its_folder_and_no_more(tmp_path):
     (tmp_path / "config.yaml").write_text(run.to_yaml())
     args = parsed(teacher_command, "--resume", "--out", tmp_path)
     assert request.teacher_request(args).run == run
-    with pytest.raises(UserError, match="--model NAME"):
-        request.teacher_request(parsed(teacher_command, "--out", tmp_path))
+    for more in ([], ["--resume", "--evidential"], ["--resume", "--candidates", 2]):
+        with pytest.raises(UserError, match="--model NAME"):
+            request.teacher_request(parsed(teacher_command, "--out", tmp_path, *more))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def test_a_study_warns_of_its_winner(maker, top1):
     assert len(said) == (top1 < 0.5)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"classes": [1], "test": {}}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"classes": [1], "test": {}}',
+    '{"classes": [{"images": 0}], "test": {"test_top1": {"mean": 0.1}}}',
+])  # fmt: skip
 def test_a_damaged_bundle_is_said_where_it_is_opened(maker, text):
     study = finished(maker)
     (study.path / "best" / "metrics.json").write_text(text)

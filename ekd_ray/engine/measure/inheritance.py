@@ -81,7 +81,7 @@ def compare_uncertainty(
 
 @dataclass(frozen=True, kw_only=True)
 class Inheritance:
-    """What `compare_uncertainty` gives by set of images (`test`, `noise`, ...), and some points.
+    """Figures of `compare_uncertainty` by set of images (`test`, `noise`, ...), and some points.
 
     `points` are [teacher's, student's] `dirichlet_vacuity` of up to `MOST_POINTS` images of each
     set, which is the negative log of the total evidence.

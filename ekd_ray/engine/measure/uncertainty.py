@@ -184,8 +184,8 @@ def _vacuity(of: Belief) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Belief:
-    """Of N images `logits`, `log_evidence` and `log_concentration`, [N, C] float64, which of a
-    softmax network are all its logits, and the prior, if there is one beside them."""
+    """`logits`, `log_evidence` and `log_concentration` of N images, [N, C] float64, all of which
+    are the logits of a softmax network, and the prior, if there is one beside them."""
 
     logits: Tensor
     log_evidence: Tensor

@@ -21,31 +21,6 @@ NAME_COLORS = {"kd": KD, "authors' values": AUTHORS, "defaults": DEFAULTS, "none
 FINALIST, FAILED = "#86a9ea", "#c8452d"
 FAINT, LINE = "rgba(125,138,153,.38)", "rgba(125,138,153,.8)"
 SEQUENTIAL = [[0, "#e8eefa"], [0.35, "#a9c3f2"], [0.7, "#4a7fe0"], [1, "#153a86"]]
-# Twenty classes can be told apart, ten hues in two shapes each.
-CLASS_COLORS = (
-    "#2f6bde", "#d9820f", "#2a9d6f", "#c8452d", "#8a63c9",
-    "#8f6b4f", "#d46aa7", "#7d8a99", "#a3a51f", "#29a9bd",
-)  # fmt: skip
-STATUS = {
-    "complete": ("full length", FINALIST),
-    "pruned": ("stopped early", FAINT),
-    "failed": ("failed", FAILED),
-    "running": ("running", KD),
-}
-MOST_CURVES, MOST_EPOCHS, MOST_POINTS, MOST_ROWS = 300, 120, 500, 200
-MOST_LINES, MOST_DOTS = 300, 250
-GRID = 40  # values of a parameter that the model is asked for
-MOST_CLASSES, MOST_EMBEDDED, NAMED_CLASSES = 100, 500, 20
-MOST_PAIRS, MOST_BARS = 30, 40
-LEAST_IN_BIN = 10  # a bin of fewer predictions is noise to the eye; the table has it
-
-# One colour per role on the whole page, readable on white and on near-black.
-WINNER, KD, ALONE = "#2f6bde", "#d9820f", "#7d8a99"
-AUTHORS, DEFAULTS, BROUGHT = "#8a63c9", "#2a9d6f", "#d46aa7"
-NAME_COLORS = {"kd": KD, "authors' values": AUTHORS, "defaults": DEFAULTS, "none": ALONE}
-FINALIST, FAILED = "#86a9ea", "#c8452d"
-FAINT, LINE = "rgba(125,138,153,.38)", "rgba(125,138,153,.8)"
-SEQUENTIAL = [[0, "#e8eefa"], [0.35, "#a9c3f2"], [0.7, "#4a7fe0"], [1, "#153a86"]]
 MOST_ROWS = 200  # of a figure's table
 
 
