@@ -41,7 +41,7 @@ from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config
 from ekd_ray.losses.methods import method_of
 from ekd_ray.models import locate_weights, read_metadata
 from ekd_ray.results.progress import progress
-from ekd_ray.results.records import milestone_epochs
+from ekd_ray.results.records import milestone_epochs, trial_folders
 from ekd_ray.results.row_names import label
 from ekd_ray.results.study_file import STUDY_FILE
 from ekd_ray.results.study_reader import StudyReader
@@ -259,7 +259,7 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
         *_decoding(base, config.data_root, config.cpus_per_trial, config.gpus_per_trial, nodes),
         f"out        {out} ({_disk(config)}; {_free(out)})",
         *([] if begins else _trials_there(out)),
-        *_study_duration(config, continued=(out / STUDY_FILE).is_file()),
+        *_study_duration(config, continued=bool(trial_folders(out))),
     ]
     return "\n".join(lines)
 

@@ -72,6 +72,21 @@ def test_the_estimate_of_a_trial_is_what_halving_leaves_of_it():
     assert more - few == pytest.approx(plan_text.run_flops(base, None))
 
 
+def test_the_estimate_says_that_it_is_of_a_whole_study_once_trials_have_begun(tmp_path):
+    """A study's file is there before its plan is printed."""
+    base = DistillConfig(dataset="digits", student="resnet8", method="none", epochs=1)
+    config = StudyConfig(distill=base, trials=2)
+
+    def estimate():
+        plan = plan_text.study_plan(config, tmp_path, begins=True)
+        return next(line for line in plan.splitlines() if line.startswith("estimate"))
+
+    (tmp_path / "study.yaml").touch()
+    assert not estimate().endswith("all of it")
+    (tmp_path / "trials" / "0000").mkdir(parents=True)
+    assert estimate().endswith("all of it")
+
+
 def test_a_row_keeps_validation_and_test_figures_apart():
     row = Row(
         name="kd", config=DistillConfig(),
