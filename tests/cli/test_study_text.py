@@ -75,7 +75,8 @@ def test_the_estimate_of_a_trial_is_what_halving_leaves_of_it():
 def test_the_estimate_says_that_it_is_of_a_whole_study_once_trials_have_begun(tmp_path):
     """A study's file is there before its plan is printed."""
     base = DistillConfig(dataset="digits", student="resnet8", method="none", epochs=1)
-    config = StudyConfig(distill=base, trials=2)
+    space = {"lr": {"low": 0.01, "high": 0.1}}
+    config = StudyConfig(distill=base, trials=2, space=space)
 
     def estimate():
         plan = plan_text.study_plan(config, tmp_path, begins=True)
