@@ -17,6 +17,7 @@ from ekd_ray.cli import main
 from ekd_ray.cli.help_text import HelpParser
 
 LAUNCHERS = Path(ekd_ray.__file__).parent.parent / "launchers"
+TRAINS = "a fork trains nothing: run it with `command`"
 DIGITS = ("--dataset", "digits", "--pair", "resnet20-resnet8")
 
 
@@ -51,8 +52,11 @@ def forked(name: str, *argv: object) -> subprocess.CompletedProcess[str]:
                 sys.stderr = os.fdopen(2, "w", closefd=False)
                 os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
                 # The threads of OpenMP that an earlier test began are not in the copy, which would
-                # wait for them.
-                with mock.patch("torch.set_num_threads"):
+                # wait for them. Those of autograd would end it, after some tests and not others.
+                with (
+                    mock.patch("torch.set_num_threads"),
+                    mock.patch("torch.autograd.backward", side_effect=AssertionError(TRAINS)),
+                ):
                     run_here(name, *argv)
             except SystemExit as left:
                 code = left.code

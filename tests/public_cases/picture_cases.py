@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from cases import Answer, Case, Hands
+from launchers_run import command
 from PIL import Image
 
 from ekd_ray.config import DistillConfig, StudyConfig
@@ -389,11 +390,12 @@ def run_again(hands: Hands, change: Callable[[Path], object], *, teacher: bool =
     given += [word for setting in settings for word in ("--set", setting)]
     name = "train-teacher" if teacher else "distill"
     given += ["--model", "resnet8"] if teacher else ["--student", "resnet8", "--method", "none"]
-    begun = hands.launch(name, *given)
-    assert begun.code == 0, begun
+    begun = command(name, *given)
+    assert begun.returncode == 0, begun
     (hands.folder / "run/result.json").unlink()  # as if it had been killed
     change(hands.folder / "pets")
-    return hands.launch(name, *given, "--resume")
+    done = command(name, *given, "--resume")
+    return Answer(done.returncode, done.stdout + done.stderr)
 
 
 def rename_class(pets: Path) -> None:
