@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ekd_ray.cli.help_text import ListSettings
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.plugins import load_plugin, module_in_name, trust_files
 from ekd_ray.config.setting_list import default_text
-from ekd_ray.config.settings import hints_of, limits_in_words, value_type, words_of
+from ekd_ray.config.settings import check_limits, hints_of, limits_in_words, value_type, words_of
 
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -51,7 +51,8 @@ def add_setting(
     options: dict[str, Any] = {}
     if number := _NUMBERS.get(kind):
         words = words_of(hints_of(cls)[name])
-        options = {"type": functools.partial(_number_or_word, number) if words else number}
+        read = functools.partial(_number_or_word, number) if words else number
+        options = {"type": _within(read, flags[0], field.metadata)}
     group.add_argument(
         *flags,
         dest=name,
@@ -75,6 +76,18 @@ def whole_number(text: str) -> int:
 
 whole_number.__name__ = "int"  # by which argparse names it to the user
 _NUMBERS: dict[Any, Callable[[str], float]] = {int: whole_number, float: float}
+
+
+def _within(number: Callable[[str], Any], flag: str, limits: Mapping[str, Any]) -> Any:
+    """`number`, which refuses what its setting would under the name of the flag."""
+
+    def read(text: str) -> Any:
+        value = number(text)
+        check_limits(flag, value, limits)
+        return value
+
+    read.__name__ = getattr(number, "__name__", "text")
+    return read
 
 
 def _number_or_word(number: Callable[[str], float], text: str) -> float | str:

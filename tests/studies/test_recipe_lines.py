@@ -220,7 +220,7 @@ def test_a_config_file(launch, tmp_path):
     assert_placed(done, "run.yaml", number, "epochs must be >= 1, got 0")
     (tmp_path / "run.yaml").write_text("dataset: digits")
     code, _, err = launch("distill", "--dry-run", "--config", "run.yaml", "--epochs", 0)
-    assert (code, err) == (2, "error: epochs must be >= 1, got 0.\n")
+    assert (code, err) == (2, "error: --epochs must be >= 1, got 0.\n")
 
 
 def test_a_number_of_the_flags_that_nobody_could_write(tmp_path):
