@@ -56,15 +56,17 @@ test-all: test test-slow test-lowest
 
 # Too long for `make test`: studies whose drivers, trials, workers, nodes and Ray are killed at named
 # points, commands that are, one study that is killed before every kind of change of its files,
-# disks that fill up, a node that is cut off, a submitted job, parts of one's own on a cluster, a
-# script with a Ray of its own (about an hour on two cores; the last table says what was killed and
-# what it cost); then ten minutes of hostile bundles, folders and recipes.
+# disks that fill up, memory that does, nodes that are cut off, differ or have GPUs, a submitted job,
+# parts of one's own on a cluster, a script with a Ray of its own (over an hour on two cores; the last
+# table says what was killed and what it cost); then ten minutes of hostile bundles, folders, recipes.
 # EKD_CHAOS_SEED draws other moments and inputs.
 chaos: install
 	EKD_CHAOS_KILLS=1 EKD_CHAOS_CHANGES=110 EKD_CHAOS_FILLS=40 EKD_CHAOS_NODES=1 EKD_WORKERS=1 \
 		EKD_CHAOS_JSON=chaos.json $(BIN)/python -m pytest -s tests/chaos \
 		tests/cluster/test_lost_nodes.py tests/cluster/test_namespaces.py \
 		tests/cluster/test_job.py tests/cluster/test_own_parts.py \
+		tests/cluster/test_gpu_nodes.py tests/cluster/test_secrets_left.py \
+		tests/cluster/test_cluster_check.py tests/scale/test_memory_groups.py \
 		tests/scale/test_effects.py tests/studies/test_background.py \
 		tests/scale/test_one_run.py tests/scale/test_groups_stopped.py tests/benchmarks/test_leaks.py
 	EKD_FUZZ_SECONDS=600 $(BIN)/python -m pytest --override-ini timeout=1200 tests/fuzz

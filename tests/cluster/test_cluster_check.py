@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from chaos_marks import IN_CHAOS
 from clusters import ROOT, cluster
 from ray.job_submission import JobStatus
 
@@ -163,8 +164,9 @@ def test_a_folder_of_which_nothing_exists_is_refused() -> None:
         cluster_check._existing(Path("/no-such-root/runs"))
 
 
+@IN_CHAOS
 @pytest.mark.ray
-@pytest.mark.slow  # the sentences: test_a_fault_is_one_sentence
+@pytest.mark.slow  # the sentences: test_a_fault_is_one_sentence; alike nodes: test_cluster_page.py
 @pytest.mark.timeout(600)
 def test_real_nodes_that_differ(tmp_path: Path) -> None:
     """One has another Optuna and GPUs that are not there; a second one hears nothing."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos_marks import IN_CHAOS
 from clusters import ROOT, cluster
 
 DRIVER = Path(__file__).with_name("gpu_places.py")
@@ -35,6 +36,7 @@ def seen(found: dict[str, Any], asked: str, kind: str) -> set[tuple[str, str]]:
     return {(place["node"], place["visible"]) for place in found[asked][kind]}
 
 
+@IN_CHAOS
 @pytest.mark.slow  # test_placement.py has the rules
 @pytest.mark.ray
 @pytest.mark.timeout(600)
@@ -47,6 +49,7 @@ def test_trials_and_fills_run_where_the_gpus_are_each_with_its_own(
     assert seen(found, "0.0", kind) == {(gpu, ""), (cpu, "")}, "hidden from all"
 
 
+@IN_CHAOS
 @pytest.mark.slow  # test_placement.py has the rules
 @pytest.mark.ray
 @pytest.mark.timeout(600)
@@ -59,6 +62,7 @@ def test_a_process_that_fills_on_a_gpu_ends_with_its_part(found: dict[str, Any])
     assert len(set(processes["0.0"])) < len(processes["0.0"])
 
 
+@IN_CHAOS
 @pytest.mark.slow  # test_placement.py has the rules
 @pytest.mark.ray
 @pytest.mark.timeout(600)

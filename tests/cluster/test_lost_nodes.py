@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from chaos_marks import IN_CHAOS
 from clusters import Cluster, cluster
 from holding import Holds
 from kill_tally import TALLY
@@ -19,7 +19,7 @@ from ekd_ray.results import Bundle, Study
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(not os.environ.get("EKD_CHAOS_NODES"), reason="minutes: make chaos"),
+    IN_CHAOS,
 ]
 TRIALS, EPOCHS = 6, 8
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chaos_marks import IN_CHAOS
 from clusters import Cluster, cluster
 from holding import Holds
 from test_job import nodes_of_trials, study
@@ -22,7 +23,7 @@ from test_lost_nodes import check, hold_two
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(not os.environ.get("EKD_CHAOS_NODES"), reason="minutes: make chaos"),
+    IN_CHAOS,
 ]
 NODES = 3
 FETCH = """

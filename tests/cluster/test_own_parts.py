@@ -3,13 +3,13 @@ compute, from a folder that holds the three files and nothing else."""
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from chaos_marks import IN_CHAOS
 from clusters import ROOT, cluster
 
 PAGE = ROOT / "docs/guide/own-parts.md"
@@ -46,7 +46,7 @@ def test_the_files_are_as_small_as_the_page_says():
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 # tests/cli/test_data_plugin.py and test_plugin_flags.py search with own parts on a Ray of one node.
-@pytest.mark.skipif(not os.environ.get("EKD_CHAOS_NODES"), reason="minutes: make chaos")
+@IN_CHAOS
 def test_parts_of_ones_own_from_search_to_prediction(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos_marks import IN_CHAOS
 from clusters import cluster
 
 from ekd_ray.results import Study
@@ -117,6 +118,7 @@ def test_a_study_with_a_ray_of_its_own(root: Path) -> None:
         os.umask(before)
 
 
+@IN_CHAOS  # faster: the one before
 def test_a_study_on_two_nodes(root: Path) -> None:
     before = os.umask(0o002)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -13,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import search_runs
 import yaml
+from chaos_marks import IN_CHAOS
 from miniature import write_miniature
 from safetensors.torch import load_file
 
@@ -142,7 +142,7 @@ def test_the_free_settings_of_a_study_change_no_run_and_no_suggestion(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not os.environ.get("EKD_CHAOS_NODES"), reason="minutes: make chaos")
+@IN_CHAOS
 def test_a_study_with_all_free_settings_changed_has_the_same_runs(
     teacher: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chaos_marks import IN_CHAOS
 from launchers_run import DIGITS
 from memory_groups import join_group, limit_memory
 from safetensors.torch import load_file
@@ -24,7 +25,8 @@ from ekd_ray.scale.worker import Report
 
 ROOM = 256 * 2**20
 GROUP = "EKD_TEST_MEMORY_GROUP"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+# Faster: processes that are killed (test_deaths.py), Ray's own limit (test_low_memory.py).
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), IN_CHAOS]
 
 
 def needs_much(job: RunRecord, report: Report) -> None:

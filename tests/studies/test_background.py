@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from chaos_marks import IN_CHAOS
 
 import ekd_ray as ekd
 from ekd_ray.results.records import STUDY_FILE
@@ -130,7 +131,7 @@ print(json.dumps({"told": told, "trials": trials, "more": len(done.records()),
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.skipif(not os.environ.get("EKD_CHAOS_NODES"), reason="minutes: make chaos")
+@IN_CHAOS
 def test_a_script_searches_on_its_own_ray_and_keeps_it(tmp_path: Path) -> None:
     # Without early stops, which full runs would make up for: trials of their own.
     given = {**STUDY, "out": str(tmp_path / "run"), "teacher_training": {"epochs": 1}}
