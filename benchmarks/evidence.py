@@ -78,10 +78,11 @@ TABLES: dict[str, dict[str, Row]] = {
         "float32, live teacher": {"precision": "float32", "teacher_cache": "off"},
     },
 }
-FIGURES = (
-    *("val_top1", "test_top1", "test_nll", "test_ece", "test_aurc"),
-    *("test_ood_noise_auroc", "test_ood_auroc"),
-)
+FIGURES = {  # as the table heads them
+    "val_top1": "validation top-1, %", "test_top1": "test top-1, %", "test_nll": "NLL",
+    "test_ece": "ECE", "test_aurc": "AURC", "test_ood_noise_auroc": "AUROC, noise",
+    "test_ood_auroc": "AUROC, other data",
+}  # fmt: skip
 TEACHER_FILE = "teachers/cifar10_resnet56a_jpeg.th"  # below the data root
 
 
@@ -232,24 +233,21 @@ def summarize(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def write_table(rows: dict[str, Any]) -> str:
-    """The rows as a table in Markdown, by test accuracy: mean [interval]; * differs from the first.
+    """The rows as a table in Markdown, by test accuracy: means; * differs from the first row.
 
-    Accuracies are in percent.
+    The test accuracy has its interval.
     """
-    lines = [
-        "| row | " + " | ".join(FIGURES) + " |",
-        "|---" * (1 + len(FIGURES)) + "|",
-    ]
+    lines = [f"| row | {' | '.join(FIGURES.values())} |", "|---" * (1 + len(FIGURES)) + "|"]
     for name in sorted(rows, key=lambda name: -rows[name]["test_top1"]["mean"]):
         cells = []
         for figure in FIGURES:
-            scale, digits = (100, 1) if figure.endswith("top1") else (1, 3)
+            scale, digits = (100, 1) if figure.endswith("top1") else (1, 2)
             entry = rows[name][figure]
             apart = "*" if Paired(**entry["difference"]).sign else ""
             ends = [f"{scale * end:.{digits}f}" for end in entry["interval"] or ()]
-            within = f" [{', '.join(ends)}]" if ends else ""
+            within = f" [{', '.join(ends)}]" if ends and figure == "test_top1" else ""
             cells.append(f"{scale * entry['mean']:.{digits}f}{apart}{within}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -116,4 +116,5 @@ def test_differences_are_paired_with_the_first_row():
     found = Paired(**rows["ekd"]["test_top1"]["difference"])
     assert (found.low, found.high) == pytest.approx((test.low, test.high))
     table = evidence.write_table(rows).splitlines()
-    assert table[2].startswith("| ekd | 58.0* [") and table[3].startswith("| kd | 55.3 [")
+    assert table[2].startswith("| `ekd` | 58.0* | 58.0* [")
+    assert table[3].startswith("| `kd` | 55.3 | 55.3 [")
