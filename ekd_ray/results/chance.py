@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from ekd_ray.config.phrases import several
-
-DEVIATIONS = 1.96
+from ekd_ray.engine.measure.chance import is_near_chance
 
 
 def warn_of_chance(metrics: Mapping[str, Any]) -> str:
-    """A sentence where the accuracy is within the 95 % interval of one class alone, else empty.
+    """A sentence where the accuracy is near that of one class alone, else empty.
 
     Args:
         metrics: the content of `metrics.json`; raises LookupError, TypeError, ValueError or
@@ -23,7 +21,7 @@ def warn_of_chance(metrics: Mapping[str, Any]) -> str:
         return ""
     images, top1 = sum(counts), metrics["test"]["test_top1"]["mean"]
     chance = max(counts) / images
-    if top1 > chance + DEVIATIONS * math.sqrt(chance * (1 - chance) / images):
+    if not is_near_chance(top1, chance, images):
         return ""
     return (
         f"the winner may be no better than chance: it names {top1:.1%} of "

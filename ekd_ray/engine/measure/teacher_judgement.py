@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ekd_ray.engine.measure.chance import DEVIATIONS, chance_error, is_near_chance
 from ekd_ray.errors import shorten
 from ekd_ray.models import Claims
 
@@ -14,7 +15,6 @@ FAR_BELOW = 0.10  # of the accuracy that a file claims: images and crops may dif
 MUCH_BETTER = 0.05
 # A permutation is found on half of the images, and has to gain this much on the others.
 _PERMUTED = 0.2
-_DEVIATIONS = 2.0
 _MOST_NAMED = 3
 
 
@@ -33,16 +33,16 @@ def judge_accuracy(
     count = len(labels)
     top1 = float((predicted == labels).mean())
     chance = float(np.bincount(labels).max() / count)
-    error = _DEVIATIONS * math.sqrt(max(top1 * (1 - top1), chance * (1 - chance)) / count)
+    near, error = is_near_chance(top1, chance, count), chance_error(top1, chance, count)
     found = []
     low, high = _wilson(top1, count)
-    if top1 <= chance + error and high > chance + FAR_BELOW:
+    if near and high > chance + FAR_BELOW:
         found.append(
             f"it may be no better than chance, which {count} images do not tell ({top1:.1%} of "
             f"them, 95 % interval {low:.1%} to {high:.1%}; one class alone gives {chance:.1%}): "
             f"hold out more (validation_fraction), and {_CHECK if claims else _TRAIN}"
         )
-    elif top1 <= chance + error:
+    elif near:
         found.append(
             f"it is near chance ({top1:.1%} of {count} validation images; one class alone gives "
             f"{chance:.1%}): {_CHECK if claims else _TRAIN}"
@@ -57,7 +57,7 @@ def judge_accuracy(
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
     """The interval of about 95 % around a share of so many images (Wilson 1927)."""
-    spread = _DEVIATIONS**2 / count
+    spread = DEVIATIONS**2 / count
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
     return centre - half, centre + half
@@ -77,7 +77,7 @@ def judge_normalizations(
     right, better = own == labels, others[best] == labels
     gain = float(better.mean() - right.mean())
     differ = int((right != better).sum())  # the images that tell the two apart
-    if gain <= MUCH_BETTER or gain * len(labels) <= _DEVIATIONS * math.sqrt(differ):
+    if gain <= MUCH_BETTER or gain * len(labels) <= DEVIATIONS * math.sqrt(differ):
         return []
     return [
         f"its images seem to be normalised in another way: {better.mean():.1%} of {len(labels)} "
