@@ -233,10 +233,8 @@ def summarize(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def write_table(rows: dict[str, Any]) -> str:
-    """The rows as a table in Markdown, by test accuracy: means; * differs from the first row.
-
-    The test accuracy has its interval.
-    """
+    """The rows as a table in Markdown, by test accuracy: mean ± half of its interval; * differs
+    from the first row."""
     lines = [f"| row | {' | '.join(FIGURES.values())} |", "|---" * (1 + len(FIGURES)) + "|"]
     for name in sorted(rows, key=lambda name: -rows[name]["test_top1"]["mean"]):
         cells = []
@@ -244,9 +242,10 @@ def write_table(rows: dict[str, Any]) -> str:
             scale, digits = (100, 1) if figure.endswith("top1") else (1, 2)
             entry = rows[name][figure]
             apart = "*" if Paired(**entry["difference"]).sign else ""
-            ends = [f"{scale * end:.{digits}f}" for end in entry["interval"] or ()]
-            within = f" [{', '.join(ends)}]" if ends and figure == "test_top1" else ""
-            cells.append(f"{scale * entry['mean']:.{digits}f}{apart}{within}")
+            low, high = entry["interval"]
+            cells.append(
+                f"{scale * entry['mean']:.{digits}f} ± {scale * (high - low) / 2:.{digits}f}{apart}"
+            )
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
