@@ -250,8 +250,9 @@ def meant_name(got: object, known: Iterable[str]) -> str:
 
 def _likeness(got: object, name: str) -> tuple[float, float]:
     """Two numbers from 0 to 1: in order, then whatever the order of the letters is, so that `lwo`
-    is nearer to `low` than to `log`. Capitals count as small letters."""
-    matcher = difflib.SequenceMatcher(None, str(got)[:100].casefold(), name.casefold())
+    is nearer to `low` than to `log`. Capitals count as small letters, a flag's dashes not."""
+    typed, there = (text.lstrip("-").casefold() for text in (str(got)[:100], name))
+    matcher = difflib.SequenceMatcher(None, typed, there)
     return matcher.ratio(), matcher.quick_ratio()
 
 

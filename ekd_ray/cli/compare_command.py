@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="folders or URIs of studies, or the folder of several (ekd-ray tune --pairs)",
+        help="folders or URIs of studies, or a folder of several",
     )
     parser.add_argument(
         "--out", metavar="DIR", help="also write comparison.md and comparison.json there"

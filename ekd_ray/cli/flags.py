@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ekd_ray.cli.help_text import ListSettings
@@ -99,13 +99,18 @@ def _number_or_word(number: Callable[[str], float], text: str) -> float | str:
 
 
 def add_run_settings(
-    parser: argparse.ArgumentParser, *, study: bool = False, in_recipe: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    study: bool = False,
+    in_recipe: bool = True,
+    without: Collection[str] = (),
 ) -> argparse._ArgumentGroup:
     """Flags that say which run is meant; returns their group.
 
     Args:
         study: the command has the settings of a study, too.
         in_recipe: it has a recipe.
+        without: settings that it refuses.
     """
     group = parser.add_argument_group("what to train")
     add_setting(group, "dataset", "--dataset", "--data", metavar="NAME", in_recipe=in_recipe)
@@ -123,9 +128,11 @@ def add_run_settings(
         "--list-settings",
         action=ListSettings,
         classes=(DistillConfig, StudyConfig) if study else (DistillConfig,),
+        without=without,
         help="all settings that --set takes, the most used first",
     )
-    for name in ("epochs", "train_subset", "seed"):
+    add_setting(group, "epochs", in_recipe=True)  # own pictures have one, whatever the command
+    for name in ("train_subset", "seed"):
         add_setting(group, name, in_recipe=in_recipe)
     add_setting(group, "ood_dataset", metavar="NAME")
     for name in ("check_images", "skip_damaged", "exclude_duplicates"):

@@ -6,7 +6,7 @@ import argparse
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from ekd_ray.cli.output import print_text
@@ -106,23 +106,26 @@ class _HelpAll(argparse.Action):
 
 
 class ListSettings(argparse.Action):
-    """`--list-settings`: prints every setting of some configurations, and leaves."""
+    """`--list-settings`: prints the settings of some configurations, and leaves."""
 
-    def __init__(self, *, classes: Sequence[type[Settings]], **options: Any) -> None:
+    def __init__(
+        self, *, classes: Sequence[type[Settings]], without: Collection[str], **options: Any
+    ) -> None:
         super().__init__(**{**options, "nargs": 0, "default": argparse.SUPPRESS})
-        self.classes = classes
+        self.classes, self.without = classes, without
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        print_text("\n\n".join(map(_settings_text, self.classes)))
+        print_text("\n\n".join(_settings_text(cls, self.without) for cls in self.classes))
         parser.exit()
 
 
-def _settings_text(cls: type[Settings]) -> str:
+def _settings_text(cls: type[Settings], without: Collection[str]) -> str:
     title = {"DistillConfig": "a run", "StudyConfig": "a study"}[cls.__name__]
     width = max(60, shutil.get_terminal_size().columns - 2)
     lines = []
     for subject, rows in list_settings(cls).items():
-        lines += ["", f"{title}: {subject}"]
+        rows = [row for row in rows if row.name not in without]
+        lines += ["", f"{title}: {subject}"] * bool(rows)
         for row in rows:
             text = f"{row.doc} (default: {row.default})" if row.default else row.doc
             lines += textwrap.wrap(
@@ -171,7 +174,10 @@ def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
 def _settings(parser: argparse.ArgumentParser) -> set[str]:
     """The names that `--set` of a command takes."""
     lists = (a for a in all_actions(parser) if isinstance(a, ListSettings))
-    return {name for action in lists for cls in action.classes for name in cls.names()}
+    return {
+        name for action in lists for cls in action.classes for name in cls.names()
+        if name not in action.without
+    }  # fmt: skip
 
 
 def all_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out", metavar="FILE",
-        help=f"table to write: FILE.parquet or FILE.csv (default: {DEFAULT_TABLE})",
+        help="table to write: FILE.parquet or FILE.csv, which is replaced where it exists "
+        f"(default: {DEFAULT_TABLE}, which is not)",
     )  # fmt: skip
     parser.add_argument(
         "--coverage", type=float, metavar="SHARE",

@@ -11,6 +11,7 @@ from pathlib import Path
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json, print_text
 from ekd_ray.config import DistillConfig, StudyConfig, YamlFile, json_schema
+from ekd_ray.config.phrases import joined
 from ekd_ray.errors import UserError
 from ekd_ray.studies.recipes import Recipe, list_recipes, locate_recipe
 
@@ -154,6 +155,8 @@ def _show(args: argparse.Namespace) -> int:
         console.print(f"{name:16s} {parameter.describe()}")
     print_points(console, ("point", *space.parameters), rows)
     console.print("shared by all trials:")
+    if recipe.fit:
+        console.print(f"  (fitted to the pictures, as --dry-run shows: {joined([*recipe.fit])})")
     written = recipe.written.get("distill") or {}
     whose = {} if written.get("dataset") else {"dataset": "your pictures"}
     for name, value in {**base.to_dict(), **whose}.items():

@@ -8,6 +8,7 @@ from ekd_ray.cli import flags
 from ekd_ray.cli.output import show_during
 from ekd_ray.cli.request import teacher_request
 from ekd_ray.config.candidates import CHOOSE_BY
+from ekd_ray.studies.overlay import OF_A_STUDENT
 
 EXAMPLES = (
     "ekd-ray train-teacher --dataset digits --model resnet20 --evidential --epochs 12",
@@ -20,7 +21,7 @@ FIRST = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    flags.add_run_settings(parser, in_recipe=False)
+    flags.add_run_settings(parser, in_recipe=False, without=OF_A_STUDENT)
     parser.add_argument("--model", metavar="NAME", help="architecture to train")
     parser.add_argument(
         "--evidential", action="store_true", help="evidential cross-entropy with a learned prior"

@@ -73,7 +73,7 @@ class Terminal:
     """An `Observer` that draws a live table on a TTY, writes a line per event elsewhere.
 
     Args:
-        shown: settings to show beside each run (the searched ones).
+        shown: settings to show beside each run.
         metric: the study's metric, for the best so far; rungs: epochs of early stopping.
         unit: what the filling of the teacher's cache is counted in.
         chance: the accuracy of guessing, to mark the runs that do no better.
@@ -470,13 +470,15 @@ def front_table(front: list[RunRecord], config: StudyConfig) -> Table:
     table.add_column("settings")
     for record in front:
         figures = [exact_figure(name, record.last[name]) for name in config.watched]
-        table.add_row(str(record.number), *figures, _assignments(record.config, config.space or {}))
+        table.add_row(
+            str(record.number), *figures, _assignments(record.config, config.shown_settings)
+        )
     return table
 
 
 def winner_settings(board: list[Row], config: StudyConfig) -> str:
-    """The winner's searched settings, one line; a second one if it breaks a constraint."""
-    text = f"winner: {_assignments(board[0].config.to_dict(), config.space or {})}"
+    """The winner's settings, one line; a second one if it breaks a constraint."""
+    text = f"winner: {_assignments(board[0].config.to_dict(), config.shown_settings)}"
     if total_violation(config.bounds, board[0].means()) > 0:
         text += (
             f"\nnone that ran keeps {', '.join(config.constraints)} in the mean over its seeds: "

@@ -290,7 +290,7 @@ def _run_study(
     terminal = Terminal(
         metric=config.metric,
         mode=config.mode,
-        shown=tuple(config.space or {}),
+        shown=config.shown_settings,
         rungs=milestone_epochs(config),
         chance=Chance.of_study(config.distill, config.data_root),
         quiet=request.quiet,

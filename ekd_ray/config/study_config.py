@@ -240,6 +240,13 @@ class StudyConfig(Settings):
         return tuple(dict.fromkeys([*self.all_objectives, *(b.metric for b in self.bounds)]))
 
     @property
+    def shown_settings(self) -> tuple[str, ...]:
+        """The searched settings, then those that the authors' values and brought points fix: by
+        these the rows of a study differ."""
+        points = [self.authors or {}, *(self.warm_points or {}).values()]
+        return tuple(dict.fromkeys([*(self.space or {}), *(name for p in points for name in p)]))
+
+    @property
     def costs(self) -> tuple[str, ...]:
         """The costs of the student among `watched`."""
         return tuple(name for name in self.watched if name in COSTS)

@@ -130,7 +130,7 @@ class Leaderboard(list[Row]):
             values = row.val if name == self.config.metric else row.figures(name)
             mean, deviation, count = mean_sd(values) if values else (None, None, 0)
             plain |= {f"{name}_mean": mean, f"{name}_sd": deviation, f"{name}_n": count}
-        for name in self.config.space or {}:
+        for name in self.config.shown_settings:
             value = getattr(row.config, name)
             simple = value is None or isinstance(value, bool | int | float | str)
             plain[f"param_{name}"] = value if simple else str(value)

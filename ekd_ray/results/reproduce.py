@@ -87,18 +87,17 @@ def prepare(
     bundle.environment()
     bundle.model()  # a student that its weights do not fit is not worth a training
     config = bundle.locate_data(dataset)
+    if isinstance(pinned := bundle.metrics.get(DATA), dict):  # before a teacher is blamed
+        sides = {split: pinned[split] for split in ("train", "test") if split in pinned}
+        cure = "name their folder with --data-root or --dataset"
+        check_pinned(bundle.path, sides, config, data_root, cure=cure)
     if method_of(config).needs_teacher:
         found = teacher_weights or _own_teacher(bundle)
         config = config.replace(teacher_weights=str(Path(found).absolute()))
     if config.student_sha256 is not None:
         found = student_weights or _own_start(bundle)
         config = config.replace(student_weights=str(Path(found).absolute()))
-    config = resolve(config, data_root=data_root)
-    if isinstance(pinned := bundle.metrics.get(DATA), dict):
-        sides = {split: pinned[split] for split in ("train", "test") if split in pinned}
-        cure = "name their folder with --data-root or --dataset"
-        check_pinned(bundle.path, sides, config, data_root, cure=cure)
-    return config
+    return resolve(config, data_root=data_root)
 
 
 def reproduce(

@@ -35,6 +35,7 @@ from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
 from ekd_ray.results.paired import Paired, paired_difference
 from ekd_ray.results.records import (
     BEST,
+    CONFIG,
     CONFIRMED,
     FORMAT_VERSION,
     PLACE,
@@ -105,7 +106,12 @@ class StudyReader:
             found = sorted(str(file.parent) for file in folder.glob(f"*/{STUDY_FILE}"))[
                 :MOST_LISTED
             ]
-            cure = f"there are {', '.join(found)}" if found else "give the folder of a run"
+            if found:
+                cure = f"there are {', '.join(found)}"
+            elif (folder / CONFIG).is_file():
+                cure = "it is a single run, whose figures are in its result.json"
+            else:
+                cure = "give the folder of a study"
             raise UserError(f"{path} holds no study (no {STUDY_FILE}): {cure}.")
         file = read_study_file(folder / STUDY_FILE)
         check_format(folder / STUDY_FILE, file.values.get("format_version", 1), FORMAT_VERSION)

@@ -433,8 +433,15 @@ def _check_names(
     function: Callable[..., Any], settings: Iterable[str], legal: Iterable[str]
 ) -> None:
     """Refuse a keyword that is neither an argument nor a setting, with the nearest there are."""
-    arguments = [*inspect.signature(function).parameters][:-1]
-    check_keywords(f"argument of {function.__name__}:", settings, {*arguments, *legal})
+    known = {*[*inspect.signature(function).parameters][:-1], *legal}
+    for name in settings:
+        keyword = _KEYWORDS.get(name.replace("_", "-"))
+        if name not in known and keyword in known:
+            raise UserError(
+                f"unknown argument of {function.__name__}: {name!r}, which is a flag's name: give "
+                f"{keyword}=."
+            )
+    check_keywords(f"argument of {function.__name__}:", settings, known)
 
 
 _FLAG = re.compile(r"--([a-z][a-z-]*)")

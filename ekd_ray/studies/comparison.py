@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import warnings
@@ -61,8 +62,8 @@ class Cell:
 def find_studies(runs: Sequence[str]) -> dict[str, StudyReader]:
     """The studies at these paths or URIs, by path.
 
-    A folder that holds no study, but some in `<pair>/<method>/`, stands for these. Single runs,
-    which lie beside studies in `runs/*`, are left out with a warning.
+    A folder that holds no study, but some in folders or in `<pair>/<method>/`, stands for these.
+    Single runs, which lie beside studies in `runs/*`, are left out with a warning.
 
     Raises:
         UserError: neither a study nor a single run at one of the paths.
@@ -70,7 +71,10 @@ def find_studies(runs: Sequence[str]) -> dict[str, StudyReader]:
     studies = {}
     for run in runs:
         folder = None if is_uri(run) else check_name(run)
-        below = sorted(map(str, folder.glob(f"*/*/{STUDY_FILE}"))) if folder else []
+        below: list[str] = []
+        if folder and not (folder / STUDY_FILE).exists():
+            found = (folder.glob(f"{depth}/{STUDY_FILE}") for depth in ("*", "*/*"))
+            below = sorted(map(str, itertools.chain(*found)))
         if folder and (folder / CONFIG).is_file() and not (folder / STUDY_FILE).exists():
             warnings.warn(f"{run} is left out: it is a single run, not a study.", stacklevel=2)
             continue

@@ -23,6 +23,7 @@ from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe, find_recipe, merge
 # Settings of a study by which its results, and the keys to a server, leave this machine: they are
 # used on the user's own word, whatever a recipe or a study's file says.
 BY_FLAG = {"optuna_storage": "--optuna-storage", "track": "--track"}
+OF_A_STUDENT = ("student", "teacher", "teacher_weights", "method")  # not of a network alone
 
 OWN_DATA = "folder"  # the recipes for data that have none of their own
 LEAST_LARGE = 64  # pixels a side from which on pictures are for the networks of ImageNet
@@ -260,9 +261,7 @@ def teacher_run(
     Raises:
         UserError: an illegal setting, or candidates that are.
     """
-    named = {"student", "teacher", "teacher_weights"} & {*given.settings}
-    if given.method is not None:
-        named.add("method")
+    named = {*OF_A_STUDENT} & {*given.settings, *(["method"] if given.method is not None else [])}
     for name in sorted(named):
         raise UserError(
             f"{name} is no setting of a network that is trained alone, which --model and "

@@ -430,9 +430,11 @@ def check_unchanged(
         return
     searched = there.space or {} if isinstance(there, StudyConfig) else {}
 
-    def derived(name: str) -> tuple[bool, bool, bool, str]:
+    causes = {"method": 0, "epochs": 1}  # others follow from them
+
+    def derived(name: str) -> tuple[bool, int, bool, str]:
         mappings = any(isinstance(value, dict | list) for value in changed[name])
-        return name not in given, name != "method", mappings, name
+        return name not in given, causes.get(name, len(causes)), mappings, name
 
     def differ(name: str) -> str:
         old, new = ("searched" if name in searched else _value_text(name, changed[name][0]),

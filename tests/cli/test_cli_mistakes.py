@@ -83,6 +83,19 @@ def test_settings_that_nobody_gives_are_not_offered():
             assert not {"fitted", "data_fingerprint"} & {*re.findall(r"\w+", str(refused.value))}
 
 
+def test_a_command_offers_no_setting_that_it_refuses(launch):
+    """A network that is trained alone has no teacher; nor are a flag's dashes a likeness."""
+    run = ("train-teacher", "--dataset", "digits", "--model", "resnet8", "--dry-run")
+    for flag in ("--teacher", "--method", "--trials"):
+        code, out, err = launch(*run, flag, "x")
+        assert_one_sentence(code, out, err)
+        assert f"unknown flag '{flag}'" in err and "Did you mean" not in err
+    assert "write --set lr=" in launch(*run, "--lr", "1")[2]
+    code, out, _ = launch("train-teacher", "--list-settings")
+    assert code == 0 and " lr " in out
+    assert not {"teacher", "method"} & {*re.findall(r"^  (\w+) ", out, re.MULTILINE)}
+
+
 @pytest.mark.parametrize("kind", [Study, Bundle])
 def test_what_load_reads_says_so_when_it_is_made_by_hand(kind):
     with pytest.raises(UserError, match=f"{kind.__name__}.load"):

@@ -59,6 +59,11 @@ def test_a_recipe_is_shown_by_name(launch) -> None:
     assert (code, err) == (0, "") and len(json.loads(out)["points"]) == 1
     code, out, err = launch("space", "show", "defualt")
     assert (code, out) == (2, "") and "Did you mean 'default'?" in err
+    fitted = [
+        "fitted to the pictures" in launch("space", "show", name, "--points", 1)[1]
+        for name in ("folder/from-scratch", "default")
+    ]
+    assert fitted == [True, False]
 
 
 def test_a_launcher_is_its_command(launch) -> None:

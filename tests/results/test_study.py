@@ -330,8 +330,14 @@ def test_a_record_comes_back_equal(maker):
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("")])
 def test_a_folder_without_a_study_is_refused(tmp_path, make):
     make(tmp_path / "x")
-    with pytest.raises(UserError, match=r"x holds no study .*give the folder of a run"):
+    with pytest.raises(UserError, match=r"x holds no study .*give the folder of a study"):
         Study.load(tmp_path / "x")
+
+
+def test_a_single_run_is_called_so(tmp_path):
+    (tmp_path / "config.yaml").write_text(BASE.to_yaml())
+    with pytest.raises(UserError, match=r"holds no study .*a single run"):
+        Study.load(tmp_path)
 
 
 def test_fewer_trials_than_there_are_is_refused(maker):

@@ -101,6 +101,8 @@ def test_the_space_has_what_is_given_on_top_of_the_recipe(asked):
         ({**PAIR, "trails": 3}, "unknown argument of tune: 'trails'. Did you mean 'trials'"),
         ({**PAIR, "resum": True}, "Did you mean 'resume'"),
         ({**PAIR, "distill": {}}, "unknown argument of tune: 'distill'"),
+        ({**PAIR, "seeds": 1}, "unknown argument of tune: 'seeds'.* give confirm_seeds="),
+        ({**PAIR, "top_k": 1}, "unknown argument of tune: 'top_k'.* give confirm_top_k="),
         ({"pair": "resnet20-resnet9", "dataset": "digits"}, "Did you mean 'resnet20-resnet8'"),
         ({}, "name what to distil: pair T-S, or teacher T student S"),
         ({**PAIR, "epochs": 0}, "epochs must be >= 1, got 0"),

@@ -159,8 +159,9 @@ def test_studies_are_found_by_folder_or_below_one(tmp_path):
     ]
     # All of one pair and method: only their paths tell them apart.
     assert set(found) == {("none-resnet8", f"none in {study.path}") for study in found.values()}
+    assert [*find_studies([str(tmp_path)])] == [str(tmp_path / "one")]
     with pytest.raises(UserError, match="holds no study"):
-        find_studies([str(tmp_path)])
+        find_studies([str(tmp_path / "many" / "a-b" / "kd") + "/trials"])
 
 
 def test_single_runs_beside_studies_are_left_out(tmp_path):

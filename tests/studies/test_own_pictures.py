@@ -23,8 +23,10 @@ from ekd_ray.data import fitted_held_out, load_dataset
 from ekd_ray.engine.resolve import split_sizes
 from ekd_ray.engine.rundata import split_ids
 from ekd_ray.errors import UserError
+from ekd_ray.losses.methods import resolve_method
 from ekd_ray.models import build_model
 from ekd_ray.results.words import describe_few_pictures
+from ekd_ray.scale.confirm import champions
 from ekd_ray.studies.fitting import _why_held
 from ekd_ray.studies.overlay import Given, choose_recipe, lay_over, teacher_run
 from ekd_ray.studies.recipes import SEARCH_SPACES, Recipe
@@ -133,6 +135,21 @@ def test_epochs_follow_the_steps(pictures: str, tmp_path: Path) -> None:
     assert config.lr_warmup == 2  # half of 3 of 60, rounded as `with_epochs` does
     assert fitted(pictures, recipe=str(path), epochs=7).distill.epochs == 7
     assert fitted(pictures, recipe=str(path), batch_size=8).distill.epochs == 6
+
+
+@pytest.mark.parametrize("epochs", [6, 12, 14, 20, 50])
+def test_authors_values_and_defaults_differ_in_nothing_that_is_not_shown(
+    pictures: str, epochs: int
+) -> None:
+    """Of the small networks they are the same values, and so the same warm-ups."""
+    config = fitted(pictures, image_size=32, epochs=epochs, teacher="resnet14")
+    rows = champions(config, resolve_method(config.distill))
+    first, second = (resolve_method(rows[name]) for name in ("authors' values", "defaults"))
+    assert {*first.changes(second)} <= {*config.shown_settings}
+    assert (first.ekd_warmup, first.prior_kl_warmup) == (second.ekd_warmup, second.prior_kl_warmup)
+    assert first.prior_kl_warmup <= epochs
+    larger = fitted(pictures, recipe="folder/from-scratch", epochs=epochs)
+    assert "ekd_warmup" in larger.shown_settings  # the authors' own, which nobody searches
 
 
 def test_values_of_a_recipe_of_ones_own_stay(pictures: str, tmp_path: Path) -> None:

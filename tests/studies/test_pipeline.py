@@ -118,6 +118,9 @@ def test_a_folder_is_one_study(tmp_path: Path) -> None:
         check_unchanged(out, config, other)
     with pytest.raises(UserError, match=r"configuration: lr is searched there and 0\.5 here"):
         check_unchanged(out, config, other, given=["lr"])
+    longer = config.replace(distill=config.distill.replace(epochs=9, batch_size=32))
+    with pytest.raises(UserError, match=r"configuration: epochs is \d+ there and 9 here"):
+        check_unchanged(out, config, longer)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo.txt").write_text("x")
     with pytest.raises(UserError, match="holds no study: choose another"):

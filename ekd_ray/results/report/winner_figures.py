@@ -174,7 +174,7 @@ def draw_reliability(content: Content) -> Iterator[Chart]:
         )  # fmt: skip
     yield Chart(
         name="reliability",
-        title="Reliability: accuracy by confidence",
+        title=f"Reliability: accuracy by confidence, bins of {LEAST_IN_BIN} images and more",
         summary="Below the diagonal a model claims more than it knows. Larger dots stand for more "
         f"images; bins of fewer than {LEAST_IN_BIN} are in the table only.",
         figure=figure, columns=("configuration", "confidence", "accuracy", "predictions"),
