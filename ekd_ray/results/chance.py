@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ekd_ray.config.phrases import several
-from ekd_ray.engine.measure.chance import is_near_chance
+from ekd_ray.engine.measure.near_chance import is_near_chance
 
 
 def warn_of_chance(metrics: Mapping[str, Any]) -> str:

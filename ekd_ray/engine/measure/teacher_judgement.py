@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ekd_ray.engine.measure.chance import DEVIATIONS, chance_error, is_near_chance
+from ekd_ray.engine.measure.near_chance import DEVIATIONS, chance_error, is_near_chance
 from ekd_ray.errors import shorten
 from ekd_ray.models import Claims
 
