@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ekd_ray.cli.help_text import ListSettings
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.plugins import load_plugin, module_in_name, trust_files
 from ekd_ray.config.setting_list import default_text
-from ekd_ray.config.settings import check_limits, hints_of, limits_in_words, value_type, words_of
+from ekd_ray.config.settings import Settings, hints_of, limits_in_words, value_type, words_of
+from ekd_ray.errors import UserError
 
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -52,7 +53,7 @@ def add_setting(
     if number := _NUMBERS.get(kind):
         words = words_of(hints_of(cls)[name])
         read = functools.partial(_number_or_word, number) if words else number
-        options = {"type": _within(read, flags[0], field.metadata)}
+        options = {"type": read if several else _within(read, name, "/".join(flags), cls)}
     group.add_argument(
         *flags,
         dest=name,
@@ -78,12 +79,15 @@ whole_number.__name__ = "int"  # by which argparse names it to the user
 _NUMBERS: dict[Any, Callable[[str], float]] = {int: whole_number, float: float}
 
 
-def _within(number: Callable[[str], Any], flag: str, limits: Mapping[str, Any]) -> Any:
-    """`number`, which refuses what its setting would under the name of the flag."""
+def _within(number: Callable[[str], Any], name: str, flag: str, cls: type[Settings]) -> Any:
+    """`number`, which refuses what its setting would, under the name of the flag."""
 
     def read(text: str) -> Any:
         value = number(text)
-        check_limits(flag, value, limits)
+        try:
+            cls.check_value(name, value)
+        except UserError as error:
+            raise UserError(str(error).replace(name, flag, 1)) from None
         return value
 
     read.__name__ = getattr(number, "__name__", "text")

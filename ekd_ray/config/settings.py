@@ -165,7 +165,7 @@ class Settings:
         if isinstance(value, bool) and _has_switch(field):
             value = "on" if value else "off"
         value = _coerce((name,), hints_of(cls)[name], value, field.metadata["choices"])
-        check_limits(name, value, field.metadata)
+        _check_limits(name, value, field.metadata)
         return value
 
     @classmethod
@@ -460,12 +460,7 @@ def _json_copy(keys: Keys, value: Any) -> Any:
     )
 
 
-def check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a value beyond the limits of a setting's field (its `metadata`).
-
-    Args:
-        name: by which the user knows the setting: its own, or that of its flag.
-    """
+def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     if value is None:
         return
     for item in value if isinstance(value, tuple) else (value,):

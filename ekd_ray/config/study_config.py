@@ -243,8 +243,10 @@ class StudyConfig(Settings):
     def shown_settings(self) -> tuple[str, ...]:
         """The searched settings, then those that the authors' values and brought points fix: by
         these the rows of a study differ."""
-        points = [self.authors or {}, *(self.warm_points or {}).values()]
-        return tuple(dict.fromkeys([*(self.space or {}), *(name for p in points for name in p)]))
+        points = [self.authors, *(self.warm_points or {}).values()]
+        fixed = (name for point in points if isinstance(point, dict) for name in point)
+        known = (name for name in fixed if name in DistillConfig.names())  # a file may be edited
+        return tuple(dict.fromkeys([*(self.space or {}), *known]))
 
     @property
     def costs(self) -> tuple[str, ...]:

@@ -81,8 +81,7 @@ _PRIOR = (
         doc="weight of the evidential regularisation",
     ),
     MethodSetting(
-        name="prior_kl_warmup", kind=int | None, default=share_of_epochs(10), low=0,
-        in_epochs=True, neutral=False,
+        name="prior_kl_warmup", kind=int, default=10, low=0, in_epochs=True, neutral=False,
         doc="epochs over which prior_kl_weight ramps up",
     ),
     MethodSetting(

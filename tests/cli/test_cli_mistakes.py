@@ -26,6 +26,8 @@ MISTAKES = [
     ((*NEW, "timm:resnet50.a1_x"), "unknown timm weights 'resnet50.a1_x'. Did you mean"),
     ((*DIGITS, "--epochs", 0), "--epochs must be >= 1, got 0"),
     ((*DIGITS, "--top-k", 0), "--top-k must be >= 1, got 0"),
+    ((*DIGITS, "--gpus-per-worker", -1), "/--gpus-per-worker must be >= 0, got -1"),
+    ((*DIGITS, "--gpus-per-trial", "foo"), "--gpus-per-trial/--gpus-per-worker must be a number"),
     ((*DIGITS, "--workers-per-trial", 2, "--set", "batch_size=1"), "workers must be <= 1"),
     ((*DIGITS, "--train-subset", 5000), "train_subset"),
     ((*DIGITS, "--set", "validation_fraction=0"), "validation_fraction must be > 0"),

@@ -259,3 +259,13 @@ def test_schema_describes_every_setting(cls):
     assert all(entry["description"] for entry in schema["properties"].values())
     defaults = {name: entry["default"] for name, entry in schema["properties"].items()}
     assert cls.from_dict(defaults) == cls()
+
+
+def test_what_the_rows_of_a_study_differ_by_is_shown():
+    study = StudyConfig(
+        space={"lr": {"low": 0.01, "high": 0.1}},
+        authors={"ekd_warmup": 1, "lr": 0.05, "a_name_of_an_edited_file": 1},
+        warm_points={"from runs/a": {"kd_weight": 2.0}, "edited": None},
+    )
+    assert study.shown_settings == ("lr", "ekd_warmup", "kd_weight")
+    assert StudyConfig().shown_settings == ()

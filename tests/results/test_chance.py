@@ -29,6 +29,7 @@ def test_the_bound_is_that_of_the_largest_class():
     assert "50 test pictures" in text and "36.0%" in text
     assert "may be no better than chance" in text
     assert warn_of_chance(metrics(0.0)), "worse than chance, too"
+    assert warn_of_chance(metrics(float("nan")))
     assert warn_of_chance({**metrics(0.1), "classes": []}) == ""
 
 

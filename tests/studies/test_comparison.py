@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shutil
 import statistics
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
 from ekd_ray.losses.methods import with_method
-from ekd_ray.results.records import RunRecord, trial_folder, trial_name
+from ekd_ray.results.records import STUDY_FILE, RunRecord, trial_folder, trial_name
 from ekd_ray.results.study import Study
 from ekd_ray.results.study_reader import write_parquet
 from ekd_ray.studies.comparison import (
@@ -160,6 +161,10 @@ def test_studies_are_found_by_folder_or_below_one(tmp_path):
     # All of one pair and method: only their paths tell them apart.
     assert set(found) == {("none-resnet8", f"none in {study.path}") for study in found.values()}
     assert [*find_studies([str(tmp_path)])] == [str(tmp_path / "one")]
+    (tmp_path / ".hidden").mkdir()
+    shutil.copy(tmp_path / "one" / STUDY_FILE, tmp_path / ".hidden")
+    again = [str(tmp_path), f"{tmp_path / 'one'}/"]
+    assert [*find_studies(again)] == [str(tmp_path / "one")], "once, and nothing hidden"
     with pytest.raises(UserError, match="holds no study"):
         find_studies([str(tmp_path / "many" / "a-b" / "kd") + "/trials"])
 

@@ -18,4 +18,4 @@ def chance_error(top1: float, chance: float, count: int) -> float:
 
 def is_near_chance(top1: float, chance: float, count: int) -> bool:
     """Whether so many images do not tell an accuracy from that of one class alone."""
-    return top1 <= chance + chance_error(top1, chance, count)
+    return not top1 > chance + chance_error(top1, chance, count)  # so is NaN
