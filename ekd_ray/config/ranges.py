@@ -23,9 +23,10 @@ def reach_tried(
 ) -> dict[str, Mapping[str, Any]]:
     """A study's space whose ranges with `around_prior` hold what its trials tried.
 
-    The teacher places these ranges once it is there; where, the study's file does not say.
+    The teacher places these ranges once it is there; where, the study's file does not say. Of an
+    edited file what is no range is left out.
     """
-    wide = dict(space or {})
+    wide = {name: entry for name, entry in (space or {}).items() if isinstance(entry, Mapping)}
     for name, entry in wide.items():
         if entry.get("around_prior"):
             tried = [point[name] for point in points if name in point]

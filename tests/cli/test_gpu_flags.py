@@ -73,8 +73,8 @@ def test_the_plan_of_candidates(launch, tmp_path, machine):
 
 
 @pytest.mark.parametrize(("flags", "said"), [
-    (("--gpus-per-trial", "two"), "gpus_per_trial must be a number or auto, got 'two'"),
-    (("--gpus-per-trial", "-1"), "gpus_per_trial must be >= 0, got -1.0"),
+    (("--gpus-per-trial", "two"), "/--gpus-per-worker must be a number or auto, got 'two'"),
+    (("--gpus-per-trial", "-1"), "/--gpus-per-worker must be >= 0, got -1.0"),
     (("--gpus-per-trial", "1"), "no GPU: leave --gpus-per-trial out (auto) or give 0, got 1."),
     (("--gpus-per-trial", "0.25"), "no GPU: leave --gpus-per-trial out (auto) or give 0, got 0.2"),
     (("--gpus-per-trial", "1.5"), "--gpus-per-trial must be a fraction of one or a whole number"),
