@@ -87,7 +87,7 @@ def _within(number: Callable[[str], Any], name: str, flag: str, cls: type[Settin
         try:
             cls.check_value(name, value)
         except UserError as error:
-            raise UserError(str(error).replace(name, flag, 1)) from None
+            raise UserError(f"{flag}{str(error).removeprefix(name)}") from None
         return value
 
     read.__name__ = getattr(number, "__name__", "text")

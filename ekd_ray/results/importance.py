@@ -1,4 +1,4 @@
-"""What the model of a study says of its parameters and of its best trial, and its own error.
+"""The answers of a study's model on its parameters and on its best trial, and its own error.
 
 It takes seconds to compute (`model_figures`): the report keeps it for `show`.
 """
@@ -148,7 +148,8 @@ def describe_error(found: Findings) -> str:
 
 
 def describe_expectation(found: Findings) -> str:
-    """What is expected of the best trial and of the rest of the space; empty without one."""
+    """Sentences on what is expected of the best trial and of the rest of the space; empty without
+    one."""
     if found.expected is None or found.regret is None:
         return ""
     figures = (found.expected, found.low, found.high)

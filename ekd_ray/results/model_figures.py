@@ -1,4 +1,4 @@
-"""What the model of a study says of its space: importance, slices, the best trial, its own error.
+"""The answers of a study's model on its space: importance, slices, the best trial, its own error.
 
 The model is the one that the search proposes by and finalists are chosen by (`study_model`).
 """

@@ -73,12 +73,12 @@ def find_studies(runs: Sequence[str]) -> dict[str, StudyReader]:
         folder = None if is_uri(run) else check_name(run)
         below: list[str] = []
         if folder and not (folder / STUDY_FILE).exists():
+            if (folder / CONFIG).is_file():
+                warnings.warn(f"{run} is left out: it is a single run, not a study.", stacklevel=2)
+                continue
             found = (folder.glob(f"{depth}/{STUDY_FILE}") for depth in ("[!.]*", "[!.]*/[!.]*"))
-            below = sorted(map(str, itertools.chain(*found)))
-        if folder and (folder / CONFIG).is_file() and not (folder / STUDY_FILE).exists():
-            warnings.warn(f"{run} is left out: it is a single run, not a study.", stacklevel=2)
-            continue
-        for path in [path.removesuffix(f"/{STUDY_FILE}") for path in below] or [str(folder or run)]:
+            below = [str(file.parent) for file in sorted(itertools.chain(*found), key=str)]
+        for path in below or [str(folder or run)]:
             studies[path] = StudyReader.load(path)
     return studies
 

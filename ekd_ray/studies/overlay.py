@@ -261,8 +261,8 @@ def teacher_run(
     Raises:
         UserError: an illegal setting, or candidates that are.
     """
-    named = {*OF_A_STUDENT} & {*given.settings, *(["method"] if given.method is not None else [])}
-    for name in sorted(named):
+    named = {*given.settings} if given.method is None else {*given.settings, "method"}
+    for name in sorted(named & {*OF_A_STUDENT}):
         raise UserError(
             f"{name} is no setting of a network that is trained alone, which --model and "
             "--evidential describe: drop it."

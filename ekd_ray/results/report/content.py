@@ -85,7 +85,7 @@ class Content:
 
     @cached_property
     def shift(self) -> Shift | None:
-        """What the exported weights keep under corruptions, where that was measured."""
+        """Figures of the exported weights under corruptions, where they were measured."""
         return _read_shift(self.study, self.winner.name) if self.winner else None
 
     @cached_property
@@ -456,7 +456,8 @@ def describe_parameters(content: Content) -> str:
 
 
 def describe_model(content: Content) -> str:
-    """What the model expects of the best trial, and how far to believe it; empty without one."""
+    """Sentences on what the model expects of the best trial, and how far to believe it; empty
+    without one."""
     found, best = content.findings, content.best_trial
     if found is None:
         return ""
