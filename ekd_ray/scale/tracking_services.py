@@ -114,7 +114,15 @@ class Wandb:
         settings = wandb.setup(wandb.Settings(silent=True)).settings
         if settings.mode in ("offline", "disabled", "dryrun"):
             return
-        if not wandb.login(prompt=False, verify=True, timeout=_SECONDS):
+        # It would ask a server that is gone for minutes, also while the process ends, and its
+        # sentence would say that its own service is busy. Runs keep its patience.
+        patience = settings.x_graphql_retry_max
+        settings.x_graphql_retry_max = 1
+        try:
+            logged_in = wandb.login(prompt=False, verify=True, timeout=_SECONDS)
+        finally:
+            settings.x_graphql_retry_max = patience
+        if not logged_in:
             raise UserError(
                 "track: wandb needs an API key: run `wandb login` or set WANDB_API_KEY; "
                 "WANDB_MODE=offline writes to files instead."
