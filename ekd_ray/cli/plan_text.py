@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ekd_ray.data.drawn_views import count_views
 from ekd_ray.engine.compiling import wants_compilation
 from ekd_ray.engine.control_groups import memory_limit
 from ekd_ray.engine.decoding import measure_decoding
-from ekd_ray.engine.measure.cost import model_cost
+from ekd_ray.engine.measure.cost import cpu_training_rate, model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import can_look, look_at_teacher
 from ekd_ray.engine.precision import describe_slowness, planned_precision
@@ -84,7 +85,8 @@ TRAINING_AIDS = (
     *("mixup_alpha", "cutmix_alpha", "mix_share", "label_smoothing", "max_grad_norm", "ema_decay"),
 )
 
-# Sustained rates for the rough estimate: one CPU core in float32, one GPU in bfloat16.
+# Sustained rates for the rough estimate: one CPU core in float32, where none is measured, and one
+# GPU in bfloat16.
 CPU_FLOPS = 25e9
 GPU_FLOPS = 2e13
 LONG = 8 * 3600  # seconds: a study that takes more is told what makes it shorter
@@ -182,7 +184,8 @@ def run_plan(
             cpus = min(cpus, int(sum(node_cpus for node_cpus, _ in nodes)))
     lines.append(_arithmetic(config, data_root, each[1], nodes, workers=group, exported=True))
     lines += _decoding(config, data_root, *each, nodes)
-    lines.append(f"estimate   {_duration(flops, cpus, gpus)}")
+    speed = _speed(config, data_root, cpus, gpus)
+    lines.append(f"estimate   {_duration(flops, speed)}")
     return "\n".join(lines)
 
 
@@ -660,7 +663,7 @@ def _decoding(
     decoded = measure_decoding(config, data_root, here) * cores / here
     source = "measured" if cores == here else f"{here} measured here, times {cores / here:g}"
     step = 3.0 * model_cost(config.student, info.num_classes, student_size(config, data_root))[1]
-    taken = (gpus * GPU_FLOPS or cpus * CPU_FLOPS) / step
+    taken = _speed(config, data_root, cpus, gpus).flops / step
     where = f" on {several(cores, 'core')}" if cores < threads else ""
     text = (
         f"reading    {several(threads, 'thread')} of a worker{where}: {decoded:,.0f} images/s "
@@ -681,11 +684,12 @@ def _study_duration(config: StudyConfig, *, continued: bool) -> list[str]:
     base, root = config.distill, config.data_root
     selected = (config.confirm_top_k + len(champions(config, base))) * config.most_seeds
     serial = 2 * run_flops(base, root) + run_flops(base, root, final=True)
-    alone = _rate(*_used(config, most=1))
-    used = _used(config, most=max(config.trials, selected))
-    flops, least = _study_flops(config), serial / alone
-    lines = [f"estimate   {_duration(flops, *used, least=least)}{', all of it' * continued}"]
-    if max(flops / _rate(*used), least) > LONG:
+    alone = _speed(base, root, *_used(config, most=1))
+    together = _speed(base, root, *_used(config, most=max(config.trials, selected)))
+    flops, least = _study_flops(config), serial / alone.flops
+    duration = _duration(flops, together, least=least)
+    lines = [f"estimate   {duration}{', all of it' * continued}"]
+    if max(flops / together.flops, least) > LONG:
         encoded = dataset_info(base.dataset, data_root=root).encoded
         side = "smaller images (--set image_size=64), " if encoded else ""
         lines.append(
@@ -695,19 +699,33 @@ def _study_duration(config: StudyConfig, *, continued: bool) -> list[str]:
     return lines
 
 
-def _rate(cpus: int, gpus: float) -> float:
-    """FLOP/s."""
-    return gpus * GPU_FLOPS if gpus else cpus * CPU_FLOPS
+@dataclass(frozen=True)
+class _Speed:
+    """FLOP/s of all that trains at once, and how that is made up."""
+
+    flops: float
+    text: str
 
 
-def _duration(flops: float, cpus: int, gpus: float, least: float = 0.0) -> str:
+def _speed(config: DistillConfig, data_root: str | None, cpus: int, gpus: float) -> _Speed:
+    if gpus:
+        return _Speed(gpus * GPU_FLOPS, f"{several(gpus, 'GPU')} at {GPU_FLOPS / 1e12:.0f} TFLOP/s")
+    core, source = None, ""
+    if not (on_cluster() or assumed_nodes()):  # of whose processors nothing is known here
+        classes = dataset_info(config.dataset, data_root=data_root).num_classes
+        precision = planned_precision(config.precision, on_gpu=False) or "float32"
+        size = student_size(config, data_root)
+        core, source = cpu_training_rate(config.student, classes, size, precision), ", measured"
+    if core is None:
+        core, source = CPU_FLOPS, ""
+    return _Speed(cpus * core, f"{several(cpus, 'CPU core')} at {core / 1e9:.0f} GFLOP/s{source}")
+
+
+def _duration(flops: float, speed: _Speed, least: float = 0.0) -> str:
     """The time in words; `least`: seconds that no further CPU or GPU would save."""
-    minutes = max(flops / _rate(cpus, gpus), least) / 60
+    minutes = max(flops / speed.flops, least) / 60
     time = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min"
-    device = f"{several(gpus, 'GPU')} at {GPU_FLOPS / 1e12:.0f} TFLOP/s"
-    if not gpus:
-        device = f"{several(cpus, 'CPU core')} at {CPU_FLOPS / 1e9:.0f} GFLOP/s"
-    return f"{flops / 1e12:.1f} TFLOP, very roughly {time} on {device}"
+    return f"{flops / 1e12:.1f} TFLOP, very roughly {time} on {speed.text}"
 
 
 def _disk(config: StudyConfig) -> str:

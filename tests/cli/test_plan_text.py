@@ -1,5 +1,7 @@
 """The plan's figures, against counts made by hand."""
 
+import re
+
 import pytest
 
 from ekd_ray.cli import plan_text
@@ -8,6 +10,7 @@ from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.scale.trainer import Workers
 
+CONFIG = resolve(DistillConfig(dataset="synthetic", student="resnet8", method="none", epochs=2))
 # resnet8 on 32 x 32: multiply-adds of its convolutions and of its linear layer, times two.
 STAGES = [(16, 16, 32), (16, 32, 16), (32, 64, 8)]
 RESNET8 = 2 * (
@@ -69,7 +72,7 @@ def test_the_precision_of_a_study_is_that_of_its_trials(asked, on_gpu, monkeypat
         distill=resolve(config), gpus_per_trial=asked, space={"lr": {"low": 0.01, "high": 0.1}}
     )
     plan = plan_text.study_plan(study, tmp_path)
-    assert seen == [on_gpu]
+    assert {*seen} == {on_gpu}
     line = "arithmetic float16 (auto), compile off (auto), deterministic in what is exported\n"
     assert line in plan
 
@@ -142,3 +145,20 @@ def test_a_range_that_gives_each_trial_a_cache_of_its_own_is_warned_of(space, na
     text = plan_text.study_plan(StudyConfig(distill=shared, space=space), tmp_path / "out")
     found = [line for line in text.splitlines() if "shares none" in line]
     assert len(found) == (named is not None) and all(f"{named}=choice:" in line for line in found)
+
+
+def test_the_estimate_follows_the_rate_that_this_machine_shows(monkeypatch, tmp_path):
+    def estimate(rate):
+        monkeypatch.setattr(plan_text, "cpu_training_rate", lambda *_: rate)
+        return run_plan(CONFIG, tmp_path, None).splitlines()[-1]
+
+    slow, fast = estimate(1e6), estimate(2e6)
+    hours = [float(re.search(r"roughly ([\d.]+) h", line)[1]) for line in (slow, fast)]
+    assert hours[0] == pytest.approx(2 * hours[1], rel=0.01)
+    assert slow.endswith("measured") and "measured" not in estimate(None)
+
+
+def test_nothing_is_measured_here_for_another_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan_text, "cpu_training_rate", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(plan_text, "assumed_nodes", lambda: [(8, 0)])
+    assert "25 GFLOP/s" in run_plan(CONFIG, tmp_path, None)

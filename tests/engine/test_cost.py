@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 from ekd_ray.config import DistillConfig
-from ekd_ray.engine.measure.cost import latency_ms, model_cost, student_costs
+from ekd_ray.engine.measure.cost import (
+    cpu_training_rate,
+    latency_ms,
+    model_cost,
+    student_costs,
+)
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.models import build_model
 from ekd_ray.results.records import single_run
@@ -45,6 +50,22 @@ def test_latency_is_the_median_of_the_passes_after_the_warm_up(monkeypatch):
     readings = iter([sum(range(i)) for i in range(36) for _ in (0, 1)][1:])
     monkeypatch.setattr(time, "perf_counter", lambda: next(readings))
     assert latency_ms.__wrapped__("resnet8", 10, 32, 1) == 19_500
+
+
+def test_a_cores_rate_is_that_of_the_best_step_after_the_first(monkeypatch):
+    """Steps of about 2 GFLOP take 9, .2, .1 and .3 seconds."""
+    readings = iter([0, 9, 10, 10.2, 11, 11.1, 12, 12.3])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(readings, 99))
+    images = round(2e9 / (3 * model_cost("resnet8", 10, 32)[1]))
+    random, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    found = cpu_training_rate.__wrapped__("resnet8", 10, 32, "float32")
+    assert found == pytest.approx(images * 3 * model_cost("resnet8", 10, 32)[1] / 0.1)
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert torch.get_num_threads() == threads
+
+
+def test_a_plan_does_not_wait_for_a_step_of_a_large_model():
+    assert cpu_training_rate("ResNet50", 1000, 224, "float32") is None
 
 
 def test_only_what_is_asked_for_is_measured(monkeypatch):
