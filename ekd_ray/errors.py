@@ -223,6 +223,23 @@ def require(condition: object, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
+# Names that other tools have, and ours.
+_ELSEWHERE = {
+    "acc": "top1", "accuracy": "top1", "loss": "nll", "params": "parameters",
+    "latency": "latency_ms", "learning_rate": "lr", "wd": "weight_decay", "bs": "batch_size",
+    "tau": "temperature", "max_epochs": "epochs", "num_epochs": "epochs", "n_trials": "trials",
+    "num_trials": "trials",
+}  # fmt: skip
+
+
+def usual_name(text: str) -> str:
+    """A name without a flag's dashes and capitals; one that other tools have becomes ours."""
+    plain = text.lstrip("-").casefold()
+    split = "val_" if plain.startswith("val_") else ""  # of a metric
+    rest = plain.removeprefix(split)
+    return split + _ELSEWHERE.get(rest.replace("-", "_"), rest)
+
+
 def unknown_name(
     kind: str, got: object, known: Iterable[object], *, keys: Keys | None = None
 ) -> UserError:
@@ -251,7 +268,7 @@ def meant_name(got: object, known: Iterable[str]) -> str:
 def _likeness(got: object, name: str) -> tuple[float, float]:
     """Two numbers from 0 to 1: in order, then whatever the order of the letters is, so that `lwo`
     is nearer to `low` than to `log`. Capitals count as small letters, a flag's dashes not."""
-    typed, there = (text.lstrip("-").casefold() for text in (str(got)[:100], name))
+    typed, there = usual_name(str(got)[:100]), name.lstrip("-").casefold()
     matcher = difflib.SequenceMatcher(None, typed, there)
     return matcher.ratio(), matcher.quick_ratio()
 

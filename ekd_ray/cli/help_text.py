@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ekd_ray.cli.output import print_text
 from ekd_ray.config.setting_list import list_settings
 from ekd_ray.config.settings import Settings
-from ekd_ray.errors import UserError, unknown_name
+from ekd_ray.errors import UserError, unknown_name, usual_name
 
 LINES = 25  # of the help at first
 _KINDS = {"int": "a whole number", "float": "a number"}
@@ -71,8 +71,8 @@ class HelpParser(argparse.ArgumentParser):
         for word in extra:
             if word.startswith("-"):
                 name = word.partition("=")[0]
-                setting = name.lstrip("-").replace("-", "_")
-                if setting in _settings(self):
+                setting = usual_name(name).replace("-", "_")
+                if setting in _settings(self) and f"--{setting}" not in _flags(self):
                     raise UserError(f"{name} is a setting: write --set {setting}=VALUE.")
                 raise unknown_name("flag", name, [*_flags(self)])
             raise UserError(f"unexpected argument {word!r}; see {self.prog} --help.")

@@ -267,6 +267,9 @@ def teacher_run(
             f"{name} is no setting of a network that is trained alone, which --model and "
             "--evidential describe: drop it."
         )
+    for name in sorted({*given.settings} - {*DistillConfig.names(), *DistillConfig.retired}):
+        legal = {*DistillConfig.given_names()} - {*OF_A_STUDENT}
+        raise unknown_name("setting in flags:", name, legal)
     base = _own_data_run(model, given) or DistillConfig(student=model, method="none")
     if evidential:
         base = base.replace(method="evidential", learn_log_prior=True)

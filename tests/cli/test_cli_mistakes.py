@@ -23,6 +23,11 @@ MISTAKES = [
     ((*NEW, "resnet9"), "'resnet9'"),
     ((*DIGITS, "--trials", 0), "--trials must be >= 1, got 0"),
     ((*DIGITS, "--set", "optimizer=SDG"), "one of sgd, adamw, got 'SDG'. Did you mean 'sgd'?"),
+    ((*DIGITS, "--set", "metric=val_acc"), "Did you mean 'val_top1'?"),  # as other tools say
+    ((*DIGITS, "--set", "metric=val_loss"), "Did you mean 'val_nll'?"),
+    ((*DIGITS, "--set", "tau=4"), "unknown setting 'tau'. Did you mean 'temperature'?"),
+    ((*DIGITS, "--learning-rate", 0.1), "--learning-rate is a setting: write --set lr=VALUE"),
+    ((*DIGITS, "--num-epochs", 3), "unknown flag '--num-epochs'. Did you mean '--epochs'?"),
     ((*NEW, "timm:resnet50.a1_x"), "unknown timm weights 'resnet50.a1_x'. Did you mean"),
     ((*DIGITS, "--epochs", 0), "--epochs must be >= 1, got 0"),
     ((*DIGITS, "--top-k", 0), "--top-k must be >= 1, got 0"),
@@ -56,6 +61,12 @@ def test_mistakes_end_with_one_sentence(argv, words, launch, tmp_path):
     ("name", "argv", "words"),
     [
         ("train_teacher", ("--dataset", "digits", "--model", "resnet9"), "'resnet9'"),
+        # A network that is trained alone has no teacher, and is offered none.
+        (
+            "train_teacher",
+            ("--dataset", "digits", "--model", "resnet8", "--set", "teachr=x"),
+            "Known: teacher_key, ",
+        ),
         ("distill", ("--config", "none.yaml"), "cannot read none.yaml"),
         ("distill", (*ALONE, "--workers", "8:2"), "--workers takes N or MIN:MAX"),
         ("distill", (*ALONE, "--workers", 17), "workers must be <= 16"),
