@@ -188,8 +188,8 @@ def _best(content: Content) -> dict[str, Any] | None:
     if not content.board and not content.ranked:
         return None
     best = content.study.best()
-    searched = {name: getattr(best.config, name) for name in content.config.space or {}}
-    return {"name": best.name, "confirmed": best.winner, "params": searched}
+    shown = {name: getattr(best.config, name) for name in content.config.shown_settings}
+    return {"name": best.name, "confirmed": best.winner, "params": shown}
 
 
 def describe_stage(now: Progress, *, named: bool = True) -> str:
