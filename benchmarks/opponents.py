@@ -253,5 +253,5 @@ OPPONENTS: dict[str, Contestant] = {
     "neps-priorband+transfer": Contestant(
         settings=OWN_STOPS, player=NePS, transfer=True, rival=True, package="neps"
     ),
-    "smac": Contestant(settings=OWN_STOPS, player=Smac, rival=True, package="smac"),
+    "smac": Contestant(settings=OWN_STOPS, player=Smac, rival=True, slow=True, package="smac"),
 }
