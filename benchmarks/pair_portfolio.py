@@ -81,8 +81,8 @@ def recipe() -> str:
         point["ekd_temperature"] = point["temperature"]
     trained = round(IMAGES * (1 - VALIDATION))
     lines = [
-        "# Written by python -m benchmarks.pair_portfolio --write. Ten configurations that together",
-        f"# are good for the recorded pairs, {EPOCHS} epochs on {trained:,} pictures each:",
+        "# Written by python -m benchmarks.pair_portfolio --write. Ten configurations that",
+        f"# together are good for the recorded pairs, {EPOCHS} epochs, {trained:,} pictures:",
         *(f"#   {name}: {len(source.rows)} configurations" for name, source in zip(
             pairs, sources, strict=True)),
         "# For short trainings of a pair that nobody has tried; longer ones were not measured.",

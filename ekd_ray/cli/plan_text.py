@@ -228,6 +228,8 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
     nodes = known_nodes()
     listed = len(first_points(config))
     first = f", after {several(listed, 'trial')} with known values" if listed else ""
+    if config.authors and config.try_authors is False:
+        first += " (without the authors')"
     seeds = several(config.most_seeds, "seed")
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {seeds}"

@@ -71,6 +71,10 @@ class StudyConfig(Settings):
     authors: dict[str, Any] | None = setting(
         None, "the authors' values for this pair: first point and champion"
     )
+    try_authors: bool | None = setting(
+        None, "the authors' values are tried in the search too; unset: unless the studies of "
+        "--warm-start expect less of them than of a random draw", neutral=None,
+    )  # fmt: skip
 
     trials: int = setting(16, "configurations to try", low=1, high=MOST_TRIALS, effect="free")
     budget_epochs: int | None = setting(

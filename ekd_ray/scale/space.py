@@ -194,6 +194,12 @@ def point_config(base: DistillConfig, point: Mapping[str, Any]) -> DistillConfig
 def first_points(config: StudyConfig) -> tuple[dict[str, Any], ...]:
     """The points that a study tries first: the authors' values, the recipe's others, then those
     that a warm start brought."""
+    known = known_points(config)
+    return known[1:] if config.authors and config.try_authors is False else known
+
+
+def known_points(config: StudyConfig) -> tuple[dict[str, Any], ...]:
+    """`first_points`, and the authors' values before them if they are only confirmed."""
     authors = (config.authors,) if config.authors else ()
     return (*authors, *config.first_points, *(config.warm_points or {}).values())
 
@@ -259,7 +265,7 @@ def around_prior(config: StudyConfig, base: DistillConfig) -> StudyConfig:
             max(least, known.value - entry["around_prior"]),
             min(most, known.value + entry["around_prior"]),
         ]
-        ends += [point[name] for point in first_points(config) if name in point]
+        ends += [point[name] for point in known_points(config) if name in point]
         space[name] = {**rest, "low": min(ends), "high": max(ends)}
     return config.replace(space=space)
 
@@ -278,7 +284,7 @@ def check_space(config: StudyConfig) -> Space:
     point_keys: list[Keys] = [("authors",)] if config.authors else []
     point_keys += [("first_points", index) for index in range(len(config.first_points))]
     point_keys += [("warm_points", name) for name in config.warm_points or {}]
-    for keys, point in zip(point_keys, first_points(config), strict=True):
+    for keys, point in zip(point_keys, known_points(config), strict=True):
         with _point_context(*keys, point=point):
             space.searched_part(point)
             point_config(config.distill, point)

@@ -12,7 +12,13 @@ from typing import Any
 from ekd_ray.config import StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.study import Study
-from ekd_ray.results.study_model import Outcome, known_basis, record_outcome, thin_out
+from ekd_ray.results.study_model import (
+    Outcome,
+    encode_points,
+    known_basis,
+    record_outcome,
+    thin_out,
+)
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.surrogate import Array
 from ekd_ray.scale.model_sampler import Coordinates, distinct_maxima
@@ -89,6 +95,10 @@ def learn_from(config: StudyConfig, known: Mapping[str, Sequence[Outcome]]) -> S
     and with the `POINTS` of which all of these together, and the user's priors, expect most among
     its `warm_points`.
 
+    Where they expect less of the authors' values than of a random draw, the search does not try
+    these (`try_authors`), because the first trials take the longest to learn from: they are
+    confirmed alone.
+
     Args:
         known: by the name of the study, with the searched values of this one's space.
     """
@@ -113,6 +123,9 @@ def learn_from(config: StudyConfig, known: Mapping[str, Sequence[Outcome]]) -> S
     for point in distinct_maxima(worth, space, POINTS):
         name = _free_name(f"from {sources}", {*points, *(config.warm_points or {})})
         points[name] = {key: value for key, value in point.items() if key in tried}
+    if config.authors and config.try_authors is None:
+        authors = encode_points([space.searched_part(config.authors)], config.space or {})
+        config = config.replace(try_authors=bool(basis(authors)[0] >= 0))
     return _with_points(config, space, points)
 
 
