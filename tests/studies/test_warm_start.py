@@ -11,8 +11,9 @@ import yaml
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import RESULT, STUDY_FILE, trial_folder
+from ekd_ray.scale.confirm import champions
 from ekd_ray.scale.model_sampler import ModelSampler
-from ekd_ray.scale.space import Space, first_points
+from ekd_ray.scale.space import Space, check_space, first_points
 from ekd_ray.studies.warm_start import LEAST_TRIALS, MOST_TRIALS, POINTS, warm_started
 
 SPACE = {
@@ -152,6 +153,24 @@ def test_larger_studies_are_learned_from(finished, config):
     assert result.replace(constraints=["val_ece<=0.1"]).chosen_sampler == "tpe"
     assert StudyConfig.from_dict(yaml.safe_load(yaml.safe_dump(result.to_dict()))) == result
     assert warm_started(result, runs) == result
+
+
+@pytest.mark.parametrize(("weight", "tried"), [(3.5, True), (19.0, False)])
+def test_authors_values_are_tried_where_others_expect_no_less_of_them_than_of_any(
+    finished, config, weight, tried
+):
+    """They stay a champion, legal and in the range either way; the user's word is kept."""
+    known = config.replace(authors={**point(weight), "lr": 0.1}, first_points=())
+    runs = [finished("a", searched(3.0)), finished("b", searched(4.0, seed=4))]
+    result = warm_started(known, runs)
+    assert result.try_authors is tried
+    assert (known.authors in first_points(result)) is tried
+    assert "authors' values" in champions(result, result.distill.replace(teacher="resnet20"))
+    for said in (True, False):
+        assert warm_started(known.replace(try_authors=said), runs).try_authors is said
+    assert known.authors in first_points(known), "nothing is known of others"
+    with pytest.raises(UserError, match="kd_weight"):
+        check_space(result.replace(authors=point(500.0)))
 
 
 def test_of_many_trials_some_are_kept_and_what_diverged_is_not(finished, config):
