@@ -216,7 +216,7 @@ CONTESTANTS = {
     "random": Contestant(settings={"sampler": "random", "scheduler": "none"}),
     "random+asha": Contestant(settings={"sampler": "random", "scheduler": "asha"}),
     "default": Contestant(rank=rank_by_expectation),
-    "default, by score": Contestant(),
+    "default+score": Contestant(),
     "default+transfer": Contestant(
         transfer=True, bring=learn_from_sources, rank=rank_by_expectation
     ),

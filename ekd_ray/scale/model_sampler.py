@@ -95,12 +95,13 @@ class ModelSampler(BaseSampler):
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
     def _propose(self, study: optuna.Study, number: int) -> dict[str, Any]:
-        ended, running = [], []
+        ended, running, tried = [], [], []
         for trial in study.get_trials(deepcopy=False):
             if trial.state == TrialState.RUNNING and trial.number != number:
                 running.append(trial.params)
             elif trial.state.is_finished():
                 ended.append(frozen_outcome(trial, self._config))
+            tried.append(trial.params)
         begins = self._basis is None and len(ended) < self._startup
         model = None if begins else fit_model(ended, self._entries, basis=self._basis)
         if model is None:
@@ -119,7 +120,14 @@ class ModelSampler(BaseSampler):
         worth += weight * self._coordinates.log_prior(rows)
         if costs_differ(self._config):
             worth -= self._log_seconds(study, rows)
-        return self._coordinates.point(rows[int(np.argmax(worth))])
+        return self._first_new(rows[np.argsort(-worth, kind="stable")], tried)
+
+    def _first_new(self, rows: Array, tried: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The first point of rows that is none of those that were tried, because a run that comes
+        again tells nothing and a corner of the space may be the best for ever; else the first."""
+        points = (self._coordinates.point(row) for row in rows)
+        new = next((point for point in points if point not in tried), None)
+        return self._coordinates.point(rows[0]) if new is None else new
 
     def _log_seconds(self, study: optuna.Study, rows: Array) -> Array:
         """The expected log of the seconds of full length at rows, [N]; 0 while too little is

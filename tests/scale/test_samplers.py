@@ -217,6 +217,23 @@ def test_the_model_goes_on_at_random_where_every_trial_failed():
     assert len(drawn) == STARTUP_TRIALS + 3
 
 
+@pytest.mark.parametrize(
+    "entry", [{"low": 0.0, "high": 1.0}, {"low": 0.0, "high": 1.0, "step": 0.01}]
+)
+def test_the_model_proposes_no_point_again_where_a_corner_is_best(entry):
+    """Too many repeated points in a row end a search, long before its trials are."""
+    config = StudyConfig(space={"kd_weight": entry, "ce_weight": entry}, sampler="model")
+    study = optuna.create_study(sampler=make_sampler(config), direction="maximize")
+    drawn = []
+    for _ in range(STARTUP_TRIALS + 20):
+        trial = study.ask()
+        drawn.append(Space(config.space)(trial))
+        trial.report(sum(drawn[-1].values()), config.distill.epochs)
+        study.tell(trial, sum(drawn[-1].values()))
+    assert len({tuple(point.values()) for point in drawn}) == len(drawn)
+    assert max(sum(point.values()) for point in drawn) > 1.99
+
+
 def test_trials_that_begin_at_once_are_spread_over_what_others_know():
     space = {"lr": {"low": 0.01, "high": 1.0, "log": True}}
     trials = [{"point": {"lr": 0.02 * k}, "scores": [-abs(k - 10) / 9]} for k in range(1, 20)]
