@@ -223,7 +223,8 @@ def describe_better_on_test(board: Leaderboard, *, size: bool = True) -> str:
     if best.winner:
         return ""
     above = mean_sd(best.test)[0] - mean_sd(board[0].test)[0]
-    text = f"The winner by validation is not the best by test: {noun_of(best.name)} is"
+    verb = "are" if best.name in PLURALS else "is"
+    text = f"The winner by validation is not the best by test: {noun_of(best.name)} {verb}"
     return f"{text} {100 * above:.2f} points above." if size else f"{text} above it."
 
 

@@ -88,22 +88,29 @@ def test_the_report_goes_where_it_is_told(maker, launch, tmp_path, extra):
     assert json.loads(out) == {"report": path} if extra == ("--json",) else out == expected[extra]
 
 
-def test_the_end_of_a_study_names_what_is_better_on_the_test_split(maker, capsys):
+@pytest.mark.parametrize(
+    ("better", "said"),
+    [
+        ("none", "the student alone is above it"),
+        ("authors' values", "the authors' values are above"),
+    ],
+)
+def test_the_end_of_a_study_names_what_is_better_on_the_test_split(better, said, maker, capsys):
     study = maker.study()
     maker.confirm(
         [select("trial 1", seed, 0.5) for seed in (1, 2)]
         + [
             {**final(name, seed, value), "test_nll": 1.0, "test_ece": 0.1}
-            for name, value in {"trial 1": 0.5, "none": 0.61, "kd": 0.4}.items()
+            for name, value in {"trial 1": 0.5, better: 0.61, "kd": 0.4}.items()
             for seed in (1, 2)
         ]
     )
     bundle = SimpleNamespace(path=study.path / "best")
     study_text.print_study(study, bundle)
-    said = capsys.readouterr().out
-    assert "not the best by test: the student alone is above it" in said
-    assert said.count("11.00") == 1, "the difference stands once"
-    assert "--trust-plugins" not in said
+    printed = capsys.readouterr().out
+    assert f"not the best by test: {said}" in printed
+    assert printed.count("11.00") == 1, "the difference stands once"
+    assert "--trust-plugins" not in printed
     # A study with parts of the user's says how to look at it again.
     own = BASE.replace(plugins=("mine@" + "0" * 64,))
     own_study = Study(path=study.path, config=study.config.replace(distill=own), header={})
