@@ -114,10 +114,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, metavar="FILE", help="figures of runs as JSON lines")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     args = parser.parse_args()
-    if args.data_root and not args.teacher_weights:
-        args.teacher_weights = os.path.join(args.data_root, TEACHER_FILE)
-    if not (args.teacher_weights and os.path.exists(args.teacher_weights)):
-        parser.error("needs a teacher: give --teacher-weights, or --data-root with one in it")
+    find_teacher(parser, args)
     if args.seeds < 3:
         parser.error(f"--seeds must be >= 3 for an interval, got {args.seeds}")
     there = {
@@ -135,6 +132,14 @@ def parse() -> argparse.Namespace:
     for name, study in tuned.items():
         args.rows[f"{name}, tuned"] = {**there[name], **values_found(study)}
     return args
+
+
+def find_teacher(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Set `args.teacher_weights` to those of the data root, unless others are given; refuse none."""
+    if args.data_root and not args.teacher_weights:
+        args.teacher_weights = os.path.join(args.data_root, TEACHER_FILE)
+    if not (args.teacher_weights and os.path.exists(args.teacher_weights)):
+        parser.error("needs a teacher: give --teacher-weights, or --data-root with one in it")
 
 
 def values_found(study: str) -> Row:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence import TEACHER_FILE, run
+from benchmarks.evidence import TEACHER_FILE, find_teacher, run
 from benchmarks.landscape import METRIC, Point
 from benchmarks.measure import machine
 from benchmarks.simulate import CONTESTANTS, Contestant, Game, Ledger, play
@@ -284,10 +284,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, required=True, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     args = parser.parse_args()
-    if args.data_root and not args.teacher_weights:
-        args.teacher_weights = os.path.join(args.data_root, TEACHER_FILE)
-    if not (args.teacher_weights and os.path.exists(args.teacher_weights)):
-        parser.error("needs a teacher: give --teacher-weights, or --data-root with one in it")
+    find_teacher(parser, args)
     return args
 
 
