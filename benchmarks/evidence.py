@@ -135,7 +135,7 @@ def parse() -> argparse.Namespace:
 
 
 def find_teacher(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Set `args.teacher_weights` to those of the data root, unless others are given; refuse none."""
+    """Set `args.teacher_weights` to those of the data root, unless others are given."""
     if args.data_root and not args.teacher_weights:
         args.teacher_weights = os.path.join(args.data_root, TEACHER_FILE)
     if not (args.teacher_weights and os.path.exists(args.teacher_weights)):

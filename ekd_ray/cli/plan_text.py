@@ -30,7 +30,7 @@ from ekd_ray.data.drawn_views import count_views
 from ekd_ray.engine.compiling import wants_compilation
 from ekd_ray.engine.control_groups import memory_limit
 from ekd_ray.engine.decoding import measure_decoding
-from ekd_ray.engine.measure.cost import cpu_training_rate, model_cost
+from ekd_ray.engine.measure.cost import BACKWARD, cpu_training_rate, model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import can_look, look_at_teacher
 from ekd_ray.engine.precision import describe_slowness, planned_precision
@@ -106,7 +106,7 @@ def run_flops(config: DistillConfig, data_root: str | None, *, final: bool = Fal
         evaluated = tested - len(left_out(config, "test", data_root))
     else:
         evaluated = config.epochs * split_sizes(config, data_root)[1]
-    return forward * (3.0 * _views(config, data_root, final=final) + evaluated)
+    return forward * (BACKWARD * _views(config, data_root, final=final) + evaluated)
 
 
 def teacher_flops(config: DistillConfig, data_root: str | None, *, final: bool = False) -> float:
@@ -664,7 +664,9 @@ def _decoding(
     here = min(cores, local_cpus())
     decoded = measure_decoding(config, data_root, here) * cores / here
     source = "measured" if cores == here else f"{here} measured here, times {cores / here:g}"
-    step = 3.0 * model_cost(config.student, info.num_classes, student_size(config, data_root))[1]
+    step = (
+        BACKWARD * model_cost(config.student, info.num_classes, student_size(config, data_root))[1]
+    )
     taken = _speed(config, data_root, cpus, gpus).flops / step
     where = f" on {several(cores, 'core')}" if cores < threads else ""
     text = (
