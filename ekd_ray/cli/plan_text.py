@@ -30,7 +30,7 @@ from ekd_ray.data.drawn_views import count_views
 from ekd_ray.engine.compiling import wants_compilation
 from ekd_ray.engine.control_groups import memory_limit
 from ekd_ray.engine.decoding import measure_decoding
-from ekd_ray.engine.measure.cost import BACKWARD, cpu_training_rate, model_cost
+from ekd_ray.engine.measure.cost import BACKWARD, core_rate, model_cost
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import can_look, look_at_teacher
 from ekd_ray.engine.precision import describe_slowness, planned_precision
@@ -719,7 +719,7 @@ def _speed(config: DistillConfig, data_root: str | None, cpus: int, gpus: float)
         classes = dataset_info(config.dataset, data_root=data_root).num_classes
         precision = planned_precision(config.precision, on_gpu=False) or "float32"
         size = student_size(config, data_root)
-        core, source = cpu_training_rate(config.student, classes, size, precision), ", measured"
+        core, source = core_rate(config.student, classes, size, precision), ", measured"
     if core is None:
         core, source = CPU_FLOPS, ""
     return _Speed(cpus * core, f"{several(cpus, 'CPU core')} at {core / 1e9:.0f} GFLOP/s{source}")

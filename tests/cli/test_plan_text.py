@@ -149,7 +149,7 @@ def test_a_range_that_gives_each_trial_a_cache_of_its_own_is_warned_of(space, na
 
 def test_the_estimate_follows_the_rate_that_this_machine_shows(monkeypatch, tmp_path):
     def estimate(rate):
-        monkeypatch.setattr(plan_text, "cpu_training_rate", lambda *_: rate)
+        monkeypatch.setattr(plan_text, "core_rate", lambda *_: rate)
         return run_plan(CONFIG, tmp_path, None).splitlines()[-1]
 
     slow, fast = estimate(1e6), estimate(2e6)
@@ -159,6 +159,6 @@ def test_the_estimate_follows_the_rate_that_this_machine_shows(monkeypatch, tmp_
 
 
 def test_nothing_is_measured_here_for_another_machine(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan_text, "cpu_training_rate", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(plan_text, "core_rate", lambda *_: pytest.fail("measured"))
     monkeypatch.setattr(plan_text, "assumed_nodes", lambda: [(8, 0)])
     assert "25 GFLOP/s" in run_plan(CONFIG, tmp_path, None)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ekd_ray.config import DistillConfig
 from ekd_ray.engine.measure.cost import (
-    cpu_training_rate,
+    core_rate,
     latency_ms,
     model_cost,
     student_costs,
@@ -52,20 +52,21 @@ def test_latency_is_the_median_of_the_passes_after_the_warm_up(monkeypatch):
     assert latency_ms.__wrapped__("resnet8", 10, 32, 1) == 19_500
 
 
-def test_a_cores_rate_is_that_of_the_best_step_after_the_first(monkeypatch):
-    """Steps of about 2 GFLOP take 9, .2, .1 and .3 seconds."""
+def test_a_cores_rate_is_that_of_the_best_pass_after_the_first(monkeypatch):
+    """Passes of about 0.7 GFLOP take 9, .2, .1 and .3 seconds."""
     readings = iter([0, 9, 10, 10.2, 11, 11.1, 12, 12.3])
     monkeypatch.setattr(time, "perf_counter", lambda: next(readings, 99))
-    images = round(2e9 / (3 * model_cost("resnet8", 10, 32)[1]))
+    flops = model_cost("resnet8", 10, 32)[1]
     random, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    found = cpu_training_rate.__wrapped__("resnet8", 10, 32, "float32")
-    assert found == pytest.approx(images * 3 * model_cost("resnet8", 10, 32)[1] / 0.1)
+    found = core_rate.__wrapped__("resnet8", 10, 32, "float32")
+    assert found == pytest.approx(round(7e8 / flops) * flops / 0.1)
     assert torch.equal(random, torch.random.get_rng_state())
     assert torch.get_num_threads() == threads
 
 
-def test_a_plan_does_not_wait_for_a_step_of_a_large_model():
-    assert cpu_training_rate("ResNet50", 1000, 224, "float32") is None
+@pytest.mark.parametrize("of", [("ResNet50", 1000, 224, "float32"), ("resnet8", 10, 32, "float16")])
+def test_a_plan_waits_for_no_large_model_and_no_emulated_precision(of):
+    assert core_rate(*of) is None
 
 
 def test_only_what_is_asked_for_is_measured(monkeypatch):

@@ -1,4 +1,4 @@
-"""The costs of a network: parameters, FLOPs, latency, and how fast this CPU trains it."""
+"""The costs of a network: parameters, FLOPs, latency, and how fast this CPU computes it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ekd_ray.models import build_model, is_of_library
 
 _WARM_UP, _PASSES = 5, 30
 BACKWARD = 3.0  # forward and backward pass, in forward passes
-_STEP_FLOPS, _STEP_IMAGES = 2e9, (2, 64)  # of a measured step: about so many, in these bounds
-_MOST_FLOPS = 2e10  # of the smallest step that is measured, because a plan is not to wait
+_PASS_FLOPS, _PASS_IMAGES = 7e8, (2, 64)  # of a measured pass: about so many, in these bounds
+_MOST_FLOPS = 7e9  # of the smallest pass that is measured, because a plan is not to wait
 
 
 def model_cost(name: str, num_classes: int, image_size: int) -> tuple[int, int]:
@@ -59,29 +59,29 @@ def latency_ms(name: str, num_classes: int, image_size: int, threads: int) -> fl
 
 
 @functools.cache
-def cpu_training_rate(name: str, num_classes: int, image_size: int, precision: str) -> float | None:
-    """FLOP/s at which one core of this machine trains a model, measured over half a second.
+def core_rate(name: str, num_classes: int, image_size: int, precision: str) -> float | None:
+    """FLOP/s at which one CPU core of this machine computes a model, measured over half a second.
 
-    None for a model of which a step of two images would take seconds.
+    Of forward passes in training mode: the backward pass takes about as long for each of its FLOPs.
+    None for a model of which two images take seconds, and for float16, which CPUs emulate.
 
     Args:
         precision: as `resolve_precision` gives it.
     """
-    flops = BACKWARD * model_cost(name, num_classes, image_size)[1]
-    images = min(max(round(_STEP_FLOPS / flops), _STEP_IMAGES[0]), _STEP_IMAGES[1])
-    if images * flops > _MOST_FLOPS:
+    flops = model_cost(name, num_classes, image_size)[1]
+    images = min(max(round(_PASS_FLOPS / flops), _PASS_IMAGES[0]), _PASS_IMAGES[1])
+    if precision == "float16" or images * flops > _MOST_FLOPS:
         return None
     seconds: list[float] = []
-    with torch.random.fork_rng(devices=[]), cpu_threads(1):
+    with torch.random.fork_rng(devices=[]), cpu_threads(1), torch.no_grad():
         model = build_model(name, num_classes)
         batch = torch.rand(images, 3, image_size, image_size)
         while len(seconds) < 3 or sum(seconds[1:]) < 0.5:
             began = time.perf_counter()
             with autocast(precision, torch.device("cpu")):
-                logits = model(batch)
-            logits.float().square().mean().backward()
+                model(batch)
             seconds.append(time.perf_counter() - began)
-    # The first step warms up; the least time is the one that other processes took least of.
+    # The first pass warms up; the least time is the one that other processes took least of.
     return images * flops / min(seconds[1:])
 
 
