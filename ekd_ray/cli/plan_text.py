@@ -90,6 +90,7 @@ TRAINING_AIDS = (
 CPU_FLOPS = 25e9
 GPU_FLOPS = 2e13
 LONG = 8 * 3600  # seconds: a study that takes more is told what makes it shorter
+SMALL = 64  # pixels a side, for less
 ROW = 66  # signs, beside the heads of the rows
 UNEVEN = 5  # between classes: by more, accuracy hides the small ones
 
@@ -694,8 +695,9 @@ def _study_duration(config: StudyConfig, *, continued: bool) -> list[str]:
     duration = _duration(flops, together, least=least)
     lines = [f"estimate   {duration}{', all of it' * continued}"]
     if max(flops / together.flops, least) > LONG:
-        encoded = dataset_info(base.dataset, data_root=root).encoded
-        side = "smaller images (--set image_size=64), " if encoded else ""
+        side = ""
+        if dataset_info(base.dataset, data_root=root).encoded and student_size(base, root) > SMALL:
+            side = f"smaller images (--set image_size={SMALL}), "
         lines.append(
             f"           for less: {side}fewer --epochs, --trials and --seeds; --budget-hours ends "
             "the search"
@@ -713,7 +715,9 @@ class _Speed:
 
 def _speed(config: DistillConfig, data_root: str | None, cpus: int, gpus: float) -> _Speed:
     if gpus:
-        return _Speed(gpus * GPU_FLOPS, f"{several(gpus, 'GPU')} at {GPU_FLOPS / 1e12:.0f} TFLOP/s")
+        each = " each" * (gpus > 1)
+        text = f"{several(gpus, 'GPU')} at {GPU_FLOPS / 1e12:.0f} TFLOP/s{each}"
+        return _Speed(gpus * GPU_FLOPS, text)
     core, source = None, ""
     if not (on_cluster() or assumed_nodes()):  # of whose processors nothing is known here
         classes = dataset_info(config.dataset, data_root=data_root).num_classes
@@ -722,7 +726,9 @@ def _speed(config: DistillConfig, data_root: str | None, cpus: int, gpus: float)
         core, source = core_rate(config.student, classes, size, precision), ", measured"
     if core is None:
         core, source = CPU_FLOPS, ""
-    return _Speed(cpus * core, f"{several(cpus, 'CPU core')} at {core / 1e9:.0f} GFLOP/s{source}")
+    each = " each" * (cpus > 1)
+    text = f"{several(cpus, 'CPU core')} at {core / 1e9:.0f} GFLOP/s{each}{source}"
+    return _Speed(cpus * core, text)
 
 
 def _duration(flops: float, speed: _Speed, least: float = 0.0) -> str:

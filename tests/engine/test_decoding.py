@@ -110,3 +110,17 @@ def test_images_of_one_size_are_not_measured(tmp_path):
         None,
     )
     assert "decoding" not in plan
+
+
+@pytest.mark.parametrize(("size", "advised"), [(32, False), (96, True)])
+def test_a_long_study_is_advised_no_images_that_are_larger(
+    size, advised, pictures, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(plan_text, "core_rate", lambda *_: 1.0)
+    study = StudyConfig(
+        distill=pictures.replace(image_size=size), gpus_per_trial=0.0,
+        space={"lr": {"low": 0.01, "high": 0.1}},
+    )  # fmt: skip
+    plan = plan_text.study_plan(study, tmp_path)
+    assert "for less: " in plan
+    assert ("image_size" in plan.partition("for less: ")[2]) == advised
