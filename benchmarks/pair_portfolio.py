@@ -20,7 +20,7 @@ from benchmarks.curves import EPOCHS, EVIDENCE, IMAGES, VALIDATION, recorded_stu
 from benchmarks.tables import TABLES, Source, open_target, show_source
 from ekd_ray.config.yaml_files import dump_yaml
 from ekd_ray.files import write_json, write_text
-from ekd_ray.results.study_model import Outcome, encode_points, mean_basis
+from ekd_ray.results.study_model import encode_points, mean_basis
 from ekd_ray.scale.model_sampler import distinct_maxima
 from ekd_ray.scale.space import Space
 from ekd_ray.studies.portfolio import OBSERVED, SIZE, choose_greedily
@@ -34,14 +34,10 @@ DRAWS = 4000
 def choose(sources: Sequence[Source]) -> list[dict[str, Any]]:
     """The portfolio of recorded pairs, as `ekd-ray portfolio` makes it of studies."""
     space = recorded_study().space or {}
-    bases = [
-        mean_basis([[Outcome(params=r.point, scores={0: r.scores[-1]}) for r in s.rows]], space)
-        for s in sources
-    ]
+    bases = [mean_basis([source.outcomes()], space) for source in sources]
     candidates: list[dict[str, Any]] = []
     for source, basis in zip(sources, bases, strict=True):
-        observed = sorted(source.rows, key=lambda row: -row.scores[-1])[:OBSERVED]
-        candidates += [dict(row.point) for row in observed]
+        candidates += [dict(row.point) for row in source.ranked()[:OBSERVED]]
         candidates += [dict(point) for point in distinct_maxima(basis, Space(space), SIZE)]
     places = encode_points(candidates, space)
     expected = np.array([basis(places) for basis in bases]).T

@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.evidence import TEACHER_FILE, find_teacher, run
 from benchmarks.landscape import METRIC, Point
 from benchmarks.measure import machine
-from benchmarks.simulate import CONTESTANTS, Contestant, Game, Ledger, play
+from benchmarks.simulate import CONTESTANTS, Contestant, Game, Ledger, play, usual_rungs
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.engine.distill import Diverged, distill
 from ekd_ray.engine.history import HISTORY, read_rows
@@ -144,9 +144,9 @@ class Found:
 def contestants(epochs: int) -> dict[str, Contestant]:
     """Those that search; Ray's adapter has the usual rungs of so many epochs."""
     found = {name: CONTESTANTS[name] for name in (WARM, *OTHERS)}
-    rungs = [3**k for k in range(9) if 3**k < epochs]
     ray = found["ray-adapter"]
-    return found | {"ray-adapter": replace(ray, settings={**ray.settings, "rungs": rungs})}
+    settings = {**ray.settings, "rungs": usual_rungs(epochs)}
+    return found | {"ray-adapter": replace(ray, settings=settings)}
 
 
 def make_study(args: argparse.Namespace) -> StudyConfig:
@@ -215,30 +215,27 @@ def judge(args: argparse.Namespace, point: Point, seed: int) -> dict[str, float]
 
 def measure(args: argparse.Namespace) -> dict[str, dict[int, dict[str, Any]]]:
     """Of each contestant and seed: what it found, and the figures of that under fresh seeds."""
-    jobs = [(name, seed) for seed in range(args.seeds) for name in contestants(args.epochs)]
+    names = [*contestants(args.epochs)]
+    jobs = [(name, seed) for seed in range(args.seeds) for name in names]
+    rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(local_cpus(), mp_context=context) as pool:
-        found = dict(zip(jobs, pool.map(partial(search, args), *_columns(jobs)), strict=True))
-        runs = [
-            (job, FRESH + args.fresh * job[1] + index)
+        searches = {job: pool.submit(search, args, *job) for job in jobs}
+        found = {job: searches[job].result() for job in jobs}
+        runs = {
+            job: [
+                pool.submit(judge, args, found[job].point, FRESH + args.fresh * job[1] + index)
+                for index in range(args.fresh)
+            ]
             for job in jobs
-            for index in range(args.fresh)
-        ]
-        points = [found[job].point for job, _ in runs]
-        figures = pool.map(partial(judge, args), points, [seed for _, seed in runs])
-        judged = dict(zip(runs, figures, strict=True))
-    rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name, _ in jobs}
-    for name, seed in jobs:
-        own = [figures for (job, _), figures in judged.items() if job == (name, seed)]
-        rows[name][seed] = {
-            **vars(found[name, seed]),
-            **{key: [figures[key] for figures in own] for key in FIGURES},
         }
+        for name, seed in jobs:
+            judged = [future.result() for future in runs[name, seed]]
+            rows[name][seed] = {
+                **vars(found[name, seed]),
+                **{key: [figures[key] for figures in judged] for key in FIGURES},
+            }
     return rows
-
-
-def _columns(jobs: Sequence[tuple[str, int]]) -> Iterator[tuple[Any, ...]]:
-    return zip(*jobs, strict=True)
 
 
 def summarize(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.results.leaderboard import Row, rank_contenders
 from ekd_ray.results.records import RunRecord
-from ekd_ray.results.study_model import Outcome as Known
 from ekd_ray.results.study_model import rank_by_model
 from ekd_ray.results.study_reader import rank_trials
 from ekd_ray.scale.confirm import champions
@@ -140,8 +139,7 @@ def bring_best_points(config: StudyConfig, sources: Sequence[Source], folder: Pa
     known = [Space(config.space).searched_part(config.authors or {})]
     points: dict[str, Any] = {}
     for source in sources:
-        ranked = sorted(source.rows, key=lambda row: -row.scores[-1])[:POINTS]
-        for index, row in enumerate(ranked, start=1):
+        for index, row in enumerate(source.ranked()[:POINTS], start=1):
             if row.point not in [*known, *points.values()]:
                 points[f"from {source.name} ({index})"] = dict(row.point)
     return config.replace(warm_points=points or None)
@@ -149,11 +147,7 @@ def bring_best_points(config: StudyConfig, sources: Sequence[Source], folder: Pa
 
 def learn_from_sources(config: StudyConfig, sources: Sequence[Source], folder: Path) -> StudyConfig:
     """The study that learns from its sources, as `--warm-start` makes it."""
-    known = {
-        source.name: [Known(params=row.point, scores={0: row.scores[-1]}) for row in source.rows]
-        for source in sources
-    }
-    return learn_from(config, known)
+    return learn_from(config, {source.name: source.outcomes() for source in sources})
 
 
 def rank_by_score(
@@ -204,10 +198,15 @@ class Contestant:
     package: str | None = None
 
 
-# Geometric rungs at 1, 3, ... epochs, by the last epoch's score, one in three kept.
+def usual_rungs(epochs: int) -> list[int]:
+    """Geometric rungs below so many epochs: 1, 3, 9, ..."""
+    return [3**k for k in range(9) if 3**k < epochs]
+
+
+# Geometric rungs, by the last epoch's score, one in three kept.
 USUAL = {
     "scheduler": "asha",
-    "rungs": [3**k for k in range(9) if 3**k < EPOCHS],
+    "rungs": usual_rungs(EPOCHS),
     "reduction_factor": 3,
     "rung_score": "last",
 }

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from benchmarks.curves import recorded_study
 from benchmarks.landscape import Landscape, Point, Recorded, read_recorded, repeated_noise
+from ekd_ray.results.study_model import Outcome
 from ekd_ray.scale.space import Space
 
 CURVES = Path(__file__).parent / "curves"
@@ -76,6 +77,14 @@ class Source:
 
     name: str
     rows: Sequence[SourceRow]
+
+    def ranked(self) -> list[SourceRow]:
+        """The rows, the best at full length first."""
+        return sorted(self.rows, key=lambda row: -row.scores[-1])
+
+    def outcomes(self) -> list[Outcome]:
+        """The rows as a study's model takes them: their scores of full length."""
+        return [Outcome(params=row.point, scores={0: row.scores[-1]}) for row in self.rows]
 
 
 @dataclass(frozen=True, kw_only=True)

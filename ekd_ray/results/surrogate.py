@@ -239,7 +239,7 @@ class Surrogate:
         return self._center + self._spread * drawn
 
     def leave_one_out(self) -> tuple[Array, Array, Array]:
-        """What the others foretell of each score of full length, in the unit of the scores.
+        """Each score of full length as the others foretell it, in the unit of the scores.
 
         A point is left out with its rungs, which would tell its end. The hyperparameters stay as
         they are (Rasmussen and Williams, Gaussian processes for machine learning, 2006, equations

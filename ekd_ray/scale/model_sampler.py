@@ -69,8 +69,8 @@ class ModelSampler(BaseSampler):
 
     @cached_property
     def _basis(self) -> Basis | None:
-        """What other studies expect, fitted when the first point is drawn: a finished study that
-        is opened again draws none."""
+        """The expectation of other studies, fitted when the first point is drawn: a finished study
+        that is opened again draws none."""
         return known_basis(self._config)
 
     def infer_relative_search_space(

@@ -59,7 +59,7 @@ class StopRule:
         return gain is not None and bound is not None and gain < bound
 
     def describe(self) -> str:
-        """What is said once it holds."""
+        """The sentence that is said once it holds."""
         gain, looked = (self._study.user_attrs[name] for name in (_GAIN, _LOOKED))
         return (
             f"the search ends: after {looked} trials the model expects a further one to improve "

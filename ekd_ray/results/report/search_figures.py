@@ -216,7 +216,7 @@ def draw_parallel(content: Content) -> Iterator[Chart]:
 
 
 def draw_contour(content: Content) -> Iterator[Chart]:
-    """What the model expects over the two most important numbers, the others as in the best
+    """The expectation of the model over the two most important numbers, the others as in the best
     trial."""
     space, scored, best = content.config.space or {}, _judge_trials(content), content.best_trial
     if content.model is None or content.findings is None or best is None:
@@ -307,7 +307,7 @@ def draw_slices(content: Content) -> Iterator[Chart]:
 
 
 def _expected_slice(model: StudyModel, best: RunRecord, name: str) -> list[go.Scatter]:
-    """What the model expects of a trial with other values of a parameter, with the interval."""
+    """The expectation of a trial with other values of a parameter, with its interval."""
     values = _grid_values(name, model.space)
     found = model.expect([{**best.params, name: value} for value in values])
     mean, low, high = (figures.tolist() for figures in found)
