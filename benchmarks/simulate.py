@@ -215,15 +215,15 @@ CONTESTANTS = {
     "random": Contestant(settings={"sampler": "random", "scheduler": "none"}),
     "random+asha": Contestant(settings={"sampler": "random", "scheduler": "asha"}),
     "default": Contestant(rank=rank_by_expectation),
-    "default+score": Contestant(),
     "default+transfer": Contestant(
         transfer=True, bring=learn_from_sources, rank=rank_by_expectation
     ),
     "default+reversed": Contestant(
         transfer=True, reversed_prior=True, bring=learn_from_sources, rank=rank_by_expectation
     ),
+    "tpe": Contestant(settings={"sampler": "tpe"}, rank=rank_by_expectation),
+    "tpe+score": Contestant(settings={"sampler": "tpe"}),
     "tpe+points": Contestant(settings={"sampler": "tpe"}, transfer=True),
-    "model": Contestant(settings={"sampler": "model"}, rank=rank_by_expectation),
     "ray-adapter": Contestant(settings={**USUAL, **NO_CHAMPIONS}, player=RaysAdapter, rival=True),
     "optuna-gp": Contestant(
         settings={"sampler": "gp", "scheduler": "none", **NO_CHAMPIONS}, rival=True
@@ -233,11 +233,9 @@ CONTESTANTS = {
 TOLD = {
     "default+prior": Contestant(believes="best", rank=rank_by_expectation),
     "default+wrong-prior": Contestant(believes="worst", rank=rank_by_expectation),
-    "model+prior": Contestant(
-        settings={"sampler": "model"}, believes="best", rank=rank_by_expectation
-    ),
-    "model+wrong-prior": Contestant(
-        settings={"sampler": "model"}, believes="worst", rank=rank_by_expectation
+    "tpe+prior": Contestant(settings={"sampler": "tpe"}, believes="best", rank=rank_by_expectation),
+    "tpe+wrong-prior": Contestant(
+        settings={"sampler": "tpe"}, believes="worst", rank=rank_by_expectation
     ),
 }
 

@@ -102,7 +102,7 @@ class StudyConfig(Settings):
     constraints: tuple[str, ...] = setting((), "bounds to keep, such as val_ece<=0.05")
     sampler: str = setting(
         "auto",
-        "what proposes trials (auto: tpe, or model where --warm-start brought what others know)",
+        "what proposes trials (auto: model, or tpe with several objectives or constraints)",
         choices=("auto", *SAMPLERS),
     )
     scheduler: str = setting(
@@ -205,7 +205,7 @@ class StudyConfig(Settings):
         if self.sampler != "auto":
             return self.sampler
         plain = not (self.objectives or self.constraints)
-        return "model" if self.known_studies and plain else "tpe"
+        return "model" if plain else "tpe"
 
     @property
     def gpus(self) -> float:

@@ -107,12 +107,16 @@ def _place(value: float, entry: Mapping[str, Any]) -> float:
 
 
 def fit_model(
-    outcomes: Iterable[Outcome], space: Entries, *, basis: Basis | None = None
-) -> Surrogate | None:
+    outcomes: Iterable[Outcome], space: Entries, *, basis: Basis | None = None,
+    like: Surrogate | None = None,
+) -> Surrogate | None:  # fmt: skip
     """The surrogate of what trials have scored; None without any score or
     searched setting.
 
     Of more than `MOST_TRIALS` some stand for all, see `thin_out`.
+
+    Args:
+        basis, like: see `Surrogate`.
     """
     known = thin_out(list(outcomes), MOST_TRIALS)
     if not (known and space):
@@ -124,7 +128,7 @@ def fit_model(
     ]
     places, levels, scores = (np.array(column) for column in zip(*scored, strict=True))
     inputs = encode_points([outcome.params for outcome in known], space)[places]
-    return Surrogate(Observations(inputs, levels, scores.astype(float)), basis=basis)
+    return Surrogate(Observations(inputs, levels, scores.astype(float)), basis=basis, like=like)
 
 
 def validate_model(model: Surrogate) -> Validation:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
@@ -87,18 +88,22 @@ class Surrogate:
         basis: `m`, from inputs [N, D] to [N], with mean 0 and variance 1 over the space; None
             without other studies.
         winsorised: what lies far below the others counts as less far.
+        like: a surrogate of earlier observations whose hyperparameters are kept, because their fit
+            is nearly all of the cost; they are fitted anew where it knew other rungs.
     """
 
     def __init__(
-        self, seen: Observations, *, basis: Basis | None = None, winsorised: bool = True
-    ) -> None:
+        self, seen: Observations, *, basis: Basis | None = None, winsorised: bool = True,
+        like: Surrogate | None = None,
+    ) -> None:  # fmt: skip
         self._basis = basis or (lambda inputs: np.zeros(len(inputs)))
         self._inputs, self._levels, self._scores = seen.inputs, seen.levels, seen.scores
         self._dims, self._rungs = seen.inputs.shape[1], int(seen.levels.max())
         self._targets, self._center, self._spread = _standardise(seen, winsorised)
         self._m = self._basis(self._inputs)
         self._same = self._levels[:, None] == self._levels[None, :]
-        self._hyper = self._fit()
+        kept = like is not None and like._rungs == self._rungs
+        self._hyper = like._hyper if like is not None and kept else self._fit()
         kernel = self._kernel(self._hyper, self._matern(self._hyper, self._inputs, self._inputs))
         self._factor = cho_factor(kernel, lower=True)
         self._weights = cho_solve(self._factor, self._away(self._hyper))
@@ -107,6 +112,7 @@ class Surrogate:
         """The hyperparameters of largest posterior density."""
         mean, spread = _priors(self._dims, self._rungs)
         squares = (self._inputs[:, None, :] - self._inputs[None, :, :]) ** 2
+        squares = squares.reshape(-1, self._dims)
 
         def loss(vector: Array) -> tuple[float, Array]:
             hyper = _Hyper.from_vector(vector, self._dims, self._rungs)
@@ -123,23 +129,24 @@ class Surrogate:
         """The one of the targets, and its gradient by the vector of hyperparameters.
 
         Args:
-            squares: squared distances of the inputs by dimension [N, N, D].
+            squares: squared distances of the inputs by dimension [N * N, D].
         """
-        matern = self._matern(hyper, self._inputs, self._inputs)
+        distance = _ROOT5 * self._distance(hyper, self._inputs, self._inputs)
+        decay = np.exp(-distance)
+        matern = _matern(distance, decay)
         factor = cho_factor(self._kernel(hyper, matern), lower=True)
         away = self._away(hyper)
         weights = cho_solve(factor, away)
         value = 0.5 * float(away @ weights) + float(np.log(np.diag(factor[0])).sum())
         # d value / d t = tr((K^-1 - w w^T) dK/dt) / 2 - w^T d mean/dt
-        inner = cho_solve(factor, np.eye(len(away))) - np.outer(weights, weights)
+        inner = _invert(factor) - np.outer(weights, weights)
         slopes = self._slopes(hyper)
         pairs = np.outer(slopes, slopes)
         own = np.exp(hyper.scale) * matern
         gap = self._gaps(hyper)
         shared = own + BETA_VARIANCE * np.outer(self._m, self._m)
-        distance = self._distance(hyper, self._inputs, self._inputs)
         # Of the Matern correlation by the logarithm of a length, without its square.
-        falling = 5 / 3 * (1 + _ROOT5 * distance) * np.exp(-_ROOT5 * distance)
+        falling = 5 / 3 * (1 + distance) * decay
         by_square = inner * (np.exp(hyper.scale) * pairs + gap) * falling
         by_slope = (inner * shared) @ slopes - BETA_MEAN * weights * self._m
         by_gap = (inner * gap * matern).sum(axis=1)
@@ -147,7 +154,7 @@ class Surrogate:
         levels = range(self._rungs + 1)
         rungs = [self._levels == level for level in levels]
         gradient = _Hyper(
-            lengths=0.5 * np.einsum("ij,ijd->d", by_square, squares) * np.exp(-2 * hyper.lengths),
+            lengths=0.5 * (by_square.ravel() @ squares) * np.exp(-2 * hyper.lengths),
             scale=np.array([0.5 * (inner * pairs * own).sum()]),
             rho=np.array([by_slope[at].sum() for at in rungs[1:]]),
             gap=np.array([0.5 * by_gap[at].sum() for at in rungs[1:]]),
@@ -163,7 +170,7 @@ class Surrogate:
 
     def _matern(self, hyper: _Hyper, left: Array, right: Array) -> Array:
         distance = _ROOT5 * self._distance(hyper, left, right)
-        return (1 + distance + distance**2 / 3) * np.exp(-distance)
+        return _matern(distance, np.exp(-distance))
 
     def _slopes(self, hyper: _Hyper) -> Array:
         return np.concatenate([[1.0], hyper.rho])[self._levels]
@@ -211,7 +218,8 @@ class Surrogate:
         cross = self._cross(inputs, m)
         mean = BETA_MEAN * m + cross @ self._weights
         variance = np.exp(self._hyper.scale) + BETA_VARIANCE * m**2 + LEVEL_VARIANCE
-        variance = variance - np.einsum("ij,ji->i", cross, cho_solve(self._factor, cross.T))
+        solved = solve_triangular(self._factor[0], cross.T, lower=True)
+        variance = variance - (solved**2).sum(axis=0)
         if pending is not None and len(pending):
             of_pending = self._basis(pending)
             other = self._cross(pending, of_pending)
@@ -249,7 +257,7 @@ class Surrogate:
             The scores of the F points that did not diverge, the means that are expected without
             them, and the standard deviations with their noise, [F] each.
         """
-        inverse = cho_solve(self._factor, np.eye(len(self._levels)))
+        inverse = _invert(self._factor)
         points = np.unique(self._inputs, axis=0, return_inverse=True)[1].ravel()
         rows = np.flatnonzero((self._levels == 0) & np.isfinite(self._scores))
         means, variances = np.zeros(len(rows)), np.zeros(len(rows))
@@ -260,6 +268,17 @@ class Surrogate:
             variances[index] = among[own == row][0]
         means = self._center + self._spread * means
         return self._scores[rows], means, self._spread * np.sqrt(variances)
+
+
+def _matern(distance: Array, decay: Array) -> Array:
+    """The Matern 5/2 correlation at sqrt(5) times a distance, of which `decay` is exp(-)."""
+    return (1 + distance + distance**2 / 3) * decay
+
+
+def _invert(factor: tuple[Array, bool]) -> Array:
+    """The inverse of a kernel, from its lower Cholesky factor."""
+    lower = np.tril(dpotri(factor[0], lower=True)[0])
+    return lower + np.tril(lower, -1).T
 
 
 def _standardise(seen: Observations, winsorised: bool) -> tuple[Array, float, float]:

@@ -22,6 +22,7 @@ from ekd_ray.results.study_model import (
     fit_model,
     is_divergence,
     known_basis,
+    thin_out,
     trial_outcome,
 )
 from ekd_ray.results.surrogate import Array, Basis, Observations, Surrogate
@@ -38,6 +39,7 @@ DRAWN = 20_000  # points of which these are the best
 COSTLY = ("student", "epochs", "image_size")  # where these are searched, trials cost differently
 SECONDS = "seconds per epoch"  # attribute of a trial of such a study that has ended
 LEAST_TIMED = 4  # trials, for a model of what others cost
+REFIT = 1.1  # the hyperparameters, once so many times as many trials have ended
 
 
 def costs_differ(config: StudyConfig) -> bool:
@@ -66,6 +68,9 @@ class ModelSampler(BaseSampler):
         self._random = RandomSampler(seed=seed)
         self._drawn: int | None = None
         self._point: dict[str, Any] = {}
+        self._outcomes: dict[int, Outcome] = {}  # of the trials that have ended, by number
+        self._fitted: Surrogate | None = None  # the last one whose hyperparameters were fitted
+        self._fitted_to = 0  # trials
 
     @cached_property
     def _basis(self) -> Basis | None:
@@ -95,15 +100,16 @@ class ModelSampler(BaseSampler):
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
     def _propose(self, study: optuna.Study, number: int) -> dict[str, Any]:
-        ended, running, tried = [], [], []
+        running, tried = [], []
         for trial in study.get_trials(deepcopy=False):
             if trial.state == TrialState.RUNNING and trial.number != number:
                 running.append(trial.params)
-            elif trial.state.is_finished():
-                ended.append(frozen_outcome(trial, self._config))
+            elif trial.state.is_finished() and trial.number not in self._outcomes:
+                self._outcomes[trial.number] = frozen_outcome(trial, self._config)
             tried.append(trial.params)
+        ended = [*self._outcomes.values()]
         begins = self._basis is None and len(ended) < self._startup
-        model = None if begins else fit_model(ended, self._entries, basis=self._basis)
+        model = None if begins else self._model(ended)
         if model is None:
             rows = self._coordinates.draw(
                 self._rng, 1 if self._basis is None else FEW, believed=begins_by_prior(number)
@@ -114,13 +120,22 @@ class ModelSampler(BaseSampler):
             return self._coordinates.point(rows[int(np.argmax(worth))])
         weight = fade(len(ended))
         rows, worth = expected_improvements(
-            model, self._encode([outcome.params for outcome in ended if outcome.scores]),
+            model, self._encode([outcome.params for outcome in thin_out(ended, MOST_TRIALS)]),
             self._coordinates, self._rng, pending=self._encode(running) if running else None,
         )  # fmt: skip
         worth += weight * self._coordinates.log_prior(rows)
         if costs_differ(self._config):
             worth -= self._log_seconds(study, rows)
         return self._first_new(rows[np.argsort(-worth, kind="stable")], tried)
+
+    def _model(self, ended: Sequence[Outcome]) -> Surrogate | None:
+        """The model of the trials that have ended, with the hyperparameters of the last fit until
+        some more have."""
+        like = self._fitted if len(ended) < REFIT * self._fitted_to else None
+        model = fit_model(ended, self._entries, basis=self._basis, like=like)
+        if like is None:
+            self._fitted, self._fitted_to = model, len(ended)
+        return model
 
     def _first_new(self, rows: Array, tried: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The first point of rows that is none of those that were tried, because a run that comes

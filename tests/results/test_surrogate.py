@@ -66,7 +66,7 @@ def rising(inputs):
 @pytest.mark.parametrize("basis", [None, rising])
 def test_the_gradient_is_that_of_finite_differences(basis):
     model = Surrogate(observe(25), basis=basis)
-    squares = (model._inputs[:, None] - model._inputs[None]) ** 2
+    squares = ((model._inputs[:, None] - model._inputs[None]) ** 2).reshape(-1, 3)
 
     def at(vector):
         return model._negative_log_likelihood(_Hyper.from_vector(vector, 3, 2), squares)
@@ -126,6 +126,22 @@ def joint_oracle(model, inputs, pending):
     known = np.arange(first, count)
     taken = np.einsum("ij,ij->j", kernel[np.ix_(known, range(first))], condition(known))
     return mean, np.sqrt(np.diag(kernel)[:first] - taken)
+
+
+def test_hyperparameters_are_kept_for_more_observations_of_the_same_rungs():
+    few, more, fewer_rungs = observe(12), observe(18), observe(18, levels=2)
+    earlier = Surrogate(few, basis=rising)
+    model = Surrogate(more, basis=rising, like=earlier)
+    assert model._hyper is earlier._hyper
+    inputs = RNG.random((6, 3))
+    mean, deviation = joint_oracle(model, inputs, np.empty((0, 3)))
+    found = model.predict(inputs)
+    np.testing.assert_allclose(found[0], model._center + model._spread * mean, atol=1e-6)
+    np.testing.assert_allclose(found[1], model._spread * deviation, rtol=1e-4)
+    refitted = Surrogate(fewer_rungs, basis=rising, like=earlier)
+    np.testing.assert_array_equal(
+        refitted._hyper.to_vector(), Surrogate(fewer_rungs, basis=rising)._hyper.to_vector()
+    )
 
 
 @pytest.mark.parametrize("pending", [0, 3])

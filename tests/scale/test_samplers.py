@@ -17,6 +17,7 @@ from ekd_ray.config.study_config import SCHEDULERS
 from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import read_record, trial_folder
+from ekd_ray.results.surrogate import Surrogate
 from ekd_ray.scale.samplers import SAMPLERS, STARTUP_TRIALS, make_sampler
 from ekd_ray.scale.schedulers import RULES
 from ekd_ray.scale.searcher import OptunaSearcher
@@ -243,3 +244,37 @@ def test_trials_that_begin_at_once_are_spread_over_what_others_know():
     drawn = [Space(space)(study.ask())["lr"] for _ in range(16)]
     assert len({*drawn}) == 16
     assert all(0.1 < lr < 0.4 for lr in drawn)
+
+
+def test_a_model_is_told_every_trial_and_fitted_anew_now_and_then(monkeypatch):
+    """The fit is nearly all of what a draw costs, and hardly changes with one trial more."""
+    seen, fitted = [], []
+    made, fit = Surrogate.__init__, Surrogate._fit
+    monkeypatch.setattr(
+        Surrogate, "__init__", lambda self, known, **more: (seen.append(len(known.scores)),
+        made(self, known, **more))[1],
+    )  # fmt: skip
+    monkeypatch.setattr(Surrogate, "_fit", lambda self: (fitted.append(len(seen)), fit(self))[1])
+    config = StudyConfig(space=FLOATS, sampler="model")
+    study = optuna.create_study(sampler=make_sampler(config), direction="maximize")
+    for number in range(STARTUP_TRIALS + 40):
+        trial = study.ask()
+        Space(config.space)(trial)
+        trial.report(number % 7, config.distill.epochs)
+        study.tell(trial, number % 7)
+    assert seen == list(range(STARTUP_TRIALS, STARTUP_TRIALS + 40))
+    assert fitted[:3] == [1, 2, 3]
+    assert 12 <= len(fitted) <= 20
+
+
+@pytest.mark.parametrize(
+    ("more", "sampler"),
+    [
+        ({}, "model"),
+        ({"sampler": "tpe"}, "tpe"),
+        ({"objectives": ["val_nll"]}, "tpe"),
+        ({"constraints": ["val_ece<=0.1"]}, "tpe"),
+    ],
+)
+def test_the_sampler_is_the_model_where_it_can_be(more, sampler):
+    assert StudyConfig(space=FLOATS, **more).chosen_sampler == sampler
