@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,6 +202,25 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_folder_place(folder: Path) -> None:
+    """Make the folder if need be; raises `UserError` if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:  # no name that a link could wait at
+            probe.write(b"probe")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): choose another --out."
+        ) from None
+
+
+def check_file_place(path: Path) -> None:
+    """Raise `UserError` if no file can be written at the path, whose folder is made if need be."""
+    if path.is_dir():
+        raise UserError(f"--out must be a file, and {path} is a folder: give another name.")
+    check_folder_place(path.parent)
 
 
 def temporary_folder(path: Path) -> Path:

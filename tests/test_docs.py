@@ -129,6 +129,13 @@ def test_the_reference_has_every_setting_flag_and_name() -> None:
         assert f"\n### {name}\n" in pages["reference/python.md"]
 
 
+def test_the_page_of_commands_begins_with_all_of_them() -> None:
+    page = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    table = page.partition("| command | |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(rows))) == sorted(COMMANDS)
+
+
 def test_the_tables_of_methods_show_what_is_registered():
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert re.search(

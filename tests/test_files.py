@@ -284,3 +284,16 @@ def test_the_home_of_nobody_is_a_plain_name():
     others = {p.name for p in LIBRARY.rglob("*.py") if "expanduser" in p.read_text()}
     # The probe has none of ours where it runs, and `os.path`'s raises nothing.
     assert others == {"files.py", "node_probe.py"}, "Path's own raises for an unknown user"
+
+
+def test_a_place_to_write_is_tried_before_it_is_needed(tmp_path):
+    files.check_file_place(tmp_path / "new" / "report.html")
+    assert [*(tmp_path / "new").iterdir()] == []
+    (tmp_path / "file").touch()
+    for check, path, word in (
+        (files.check_file_place, tmp_path / "new", "is a folder"),
+        (files.check_file_place, tmp_path / "file" / "report.html", "cannot write to"),
+        (files.check_folder_place, tmp_path / "file", "cannot write to"),
+    ):
+        with pytest.raises(UserError, match=word):
+            check(path)

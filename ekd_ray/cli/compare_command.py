@@ -10,6 +10,7 @@ from pathlib import Path
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json, print_text
 from ekd_ray.errors import UserError
+from ekd_ray.files import check_folder_place
 
 EXAMPLES = (
     "ekd-ray compare runs/ekd runs/dkd runs/kd",
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("there is nothing to compare: give studies that have come to their end.")
     cells = collect_cells(place_studies(studies))
     if args.out:
+        check_folder_place(Path(args.out))
         write_comparison(Path(args.out), cells)
     if args.json:
         print_json([asdict(cell) for cell in cells])

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ekd_ray.cli.output import wrap_words
 from ekd_ray.errors import spell_controls
 
 
@@ -22,6 +23,14 @@ class Console(rich.console.Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; on a terminal texts are broken between words."""
+        if self.is_terminal:
+            objects = tuple(
+                wrap_words(each, self.width) if isinstance(each, str) else each for each in objects
+            )
+        super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
         """Leave it to the command's end, which says nothing and is no failure."""

@@ -14,7 +14,7 @@ from ekd_ray.config.setting_list import list_settings
 from ekd_ray.config.settings import Settings
 from ekd_ray.errors import UserError, unknown_name, usual_name
 
-LINES = 25  # of the help at first
+LINES = 30  # of the help at first
 _KINDS = {"int": "a whole number", "float": "a number"}
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +18,26 @@ from ekd_ray.errors import spell_controls
 def print_text(text: str, **options: Any) -> None:
     """`print` for people: foreign text is shown, not obeyed."""
     print(spell_controls(text), **options)
+
+
+def wrap_words(text: str, width: int) -> str:
+    """The text with lines of at most so many signs, broken between words and continued below the
+    text behind a label (`estimate   3 min`); a line with a command stays, to be copied."""
+    return "\n".join(
+        line
+        if len(line) <= width or "ekd-ray " in line or "python " in line
+        else textwrap.fill(
+            line, width, subsequent_indent=" " * _text_column(line, width),
+            break_long_words=False, break_on_hyphens=False, drop_whitespace=True,
+        )
+        for line in text.split("\n")
+    )  # fmt: skip
+
+
+def _text_column(line: str, width: int) -> int:
+    found = re.match(r"\S+\s{2,}|\s*", line)
+    column = found.end() if found else 0
+    return column if column < width // 2 else 0
 
 
 def show_passing(text: str) -> None:
@@ -50,7 +73,12 @@ def print_plan(text: str, values: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(values)
     else:
-        print_text(text)
+        print_text(wrap_words(text, _terminal_width()))
+
+
+def _terminal_width() -> int:
+    """Of standard output; as good as none where that is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
 def set_up_ray(address: str | None, *, keep_logs: bool = False) -> None:

@@ -18,7 +18,7 @@ from ekd_ray.config.candidates import Candidates
 from ekd_ray.config.phrases import joined, several, size_text
 from ekd_ray.config.plugins import describe_plugins
 from ekd_ray.config.study_config import FIRST_SEEDS, Gpus
-from ekd_ray.config.targets import PictureCounts
+from ekd_ray.config.targets import OF_CLASSES, PictureCounts
 from ekd_ray.data import (
     DatasetInfo,
     dataset_info,
@@ -234,6 +234,8 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
     seeds = several(config.most_seeds, "seed")
     if config.confirm_seeds == "auto":
         seeds = f"{FIRST_SEEDS} to {seeds}"
+    elif config.confirm_elimination and config.most_seeds > FIRST_SEEDS:
+        seeds += f" ({FIRST_SEEDS} where clearly worse)"
     finalists = min(config.confirm_top_k, config.trials)
     contenders = ", ".join((*known, *([f"best {finalists}"] if finalists else [])))
     final = ", ".join(("winner", *known, *map(label, compared)))
@@ -243,7 +245,7 @@ def study_plan(config: StudyConfig, out: Path, *, begins: bool = False) -> str:
         *_warnings(count_pictures(base, config.data_root), config.watched),
         *_search_warnings(config.trials, listed),
         *_table_warnings(base, space, config.data_root),
-        *_setup(base, config.data_root, teacher),
+        *_setup(base, config.data_root, teacher, study=config),
         *_priors(config),
         *([f"recipe     {config.recipe_name}"] if config.recipe_name else []),
         f"space      {parameters[0]}",
@@ -510,6 +512,7 @@ def _setup(
     teacher_lines: Iterable[str] = (),
     *,
     role: str = "student",
+    study: StudyConfig | None = None,
 ) -> list[str]:
     info = dataset_info(config.dataset, data_root=data_root)
     kept, held = split_sizes(config, data_root)
@@ -518,7 +521,7 @@ def _setup(
     lines = [
         f"data       {config.dataset}: {kept} training and {held} validation images of "
         f"{size} x {size}, {info.num_classes} classes, {several(views, 'view')} each",
-        *_imbalance(config, data_root),
+        *_imbalance(config, data_root, study),
         *(f"pictures   {line}" for line in describe_images(config, data_root)),
         f"{role:<10} {_model(config.student, info, student_size(config, data_root))}",
         *_start(config, info),
@@ -547,7 +550,9 @@ def _setup(
     return [*lines, *(f"plugin     {text}" for text in describe_plugins(config.plugins))]
 
 
-def _imbalance(config: DistillConfig, data_root: str | None) -> list[str]:
+def _imbalance(
+    config: DistillConfig, data_root: str | None, study: StudyConfig | None
+) -> list[str]:
     """The sizes of the least and the largest class, and what to do, where they differ much."""
     labels = training_labels(config.dataset, data_root=data_root)
     counts = [0] if labels is None else np.unique(labels, return_counts=True)[1]
@@ -566,11 +571,15 @@ def _imbalance(config: DistillConfig, data_root: str | None) -> list[str]:
             *unseen,
             f"{text}; class_balance {config.class_balance:g} gives them more even shares",
         ]
+    advice = []
+    if study is None or "class_balance" not in (study.space or {}):
+        advice.append("--set class_balance=1" + " (or choice:0,0.5,1)" * (study is not None))
+    if study and not {*study.all_objectives} & {*OF_CLASSES}:
+        advice.append("--set metric=val_balanced_top1")
     return [
         *unseen,
         f"{text}: accuracy counts the large ones",
-        "           consider --set class_balance=1 (or choice:0,0.5,1) and "
-        "--set metric=val_balanced_top1",
+        *([f"           consider {' and '.join(advice)}"] if advice else []),
     ]
 
 

@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{shorten(args.out)} is there already: name another file by --out.")
     # These load torch and rich.
     from ekd_ray.cli.console import Console, print_points
-    from ekd_ray.files import write_text
+    from ekd_ray.files import check_file_place, write_text
     from ekd_ray.studies.comparison import find_studies
     from ekd_ray.studies.portfolio import choose_portfolio
 
+    check_file_place(target)
     found = choose_portfolio(find_studies(args.runs), size=args.size)
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, found.to_yaml())
     if args.json:
         expected = [[None if x != x else x for x in row] for row in found.expected.tolist()]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_text
+from ekd_ray.files import check_file_place
 
 EXAMPLES = ("ekd-ray report runs/quickstart",)
 FIRST = ("--out", "--no-pictures")
@@ -33,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
     study = Study.load(args.run)
     out = Path(args.out) if args.out else None
+    if out:
+        check_file_place(out)
     path = write_report(study, out, pictures=not args.no_pictures)
     for line in describe_damage(study.damaged()):
         print_text(line, file=sys.stderr)

@@ -287,16 +287,21 @@ def _parse_set(text: str) -> tuple[str, Any]:
 
 def _refuse_several(key: str, value: Any) -> None:
     """Raise `UserError` for `KEY=A,B` where the setting takes one number or one of a few words."""
-    field = DistillConfig.__dataclass_fields__.get(key)
-    if field is None or not isinstance(value, str) or "," not in value or ":" in value:
+    if not isinstance(value, str) or "," not in value or ":" in value:
         return
-    if field.metadata["choices"] or value_type(DistillConfig, key) in (int, float):
+    words = {field.name for field in DistillConfig.fields() if field.metadata["choices"]}
+    if _is_number(key) or key in words:
         raise UserError(
             f"--set {key} takes one value, got {shorten(value)}: to search several, give "
             f"{key}=choice:A,B."
         )
 
 
+def _is_number(key: str) -> bool:
+    return key in DistillConfig.names() and value_type(DistillConfig, key) in (int, float)
+
+
+_KINDS = ("log", "range", "choice", "prior")
 _RANGES = (
     "log:LOW:HIGH, range:LOW:HIGH, range:LOW:HIGH:STEP, choice:A,B,... or prior:CENTER[:CONFIDENCE]"
 )
@@ -307,10 +312,16 @@ _AS_PRINTED = re.compile(r"-?\d\S*? *\.\. *-?\d.*")  # `1 .. 4 (log)`, as a plan
 
 def _parse_range(key: str, value: Any) -> dict[str, Any] | None:
     """A range on the command line as an entry of the space; None for any other value."""
+    wrong = f"--set {key} takes {_RANGES} to search it, got "
+    if isinstance(value, dict) and {*value} & {*_KINDS}:  # so YAML reads `choice:` and `log: 1:2`
+        (kind, rest), *_ = value.items()
+        raise UserError(f"{wrong}{kind}: {'nothing' if rest is None else shorten(rest)}.")
     if isinstance(value, str) and _AS_PRINTED.fullmatch(value):
-        raise UserError(f"--set {key} takes {_RANGES} to search it, got {shorten(value)}.")
+        raise UserError(f"{wrong}{shorten(value)}.")
     kind, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if not colon or kind not in ("log", "range", "choice", "prior"):
+    if kind not in _KINDS or not colon:
+        if colon and _is_number(key):
+            raise UserError(f"{wrong}{shorten(value)}.")
         return None
     parts = rest.split("," if kind == "choice" else ":")
     items = [parse_yaml(part, where=f"--set {key}") if part.strip() else None for part in parts]
@@ -323,4 +334,4 @@ def _parse_range(key: str, value: Any) -> dict[str, Any] | None:
         return {"low": items[0], "high": items[1], "log": True}
     if numbers and kind == "range" and len(items) in (2, 3):
         return dict(zip(("low", "high", "step"), items, strict=False))
-    raise UserError(f"--set {key} takes {_RANGES} to search it, got {shorten(value)}.")
+    raise UserError(f"{wrong}{shorten(value)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -62,6 +63,15 @@ def train(request: Request) -> int:
 
             result = run_training(training, terminal, on_begin=show_plan)
     _print(result, training, as_json=request.json)
+    top1 = result.metrics.get("val_top1")
+    at_chance = terminal.chance and top1 is not None and terminal.chance.explains(top1)
+    if request.role == "teacher" and at_chance:
+        print_text(
+            f"warning: this teacher may be no better than chance (val_top1 {top1:.1%}), and a "
+            "student learns no more than it knows: train it for longer (--epochs N), or a larger "
+            "--model",
+            file=sys.stderr,
+        )
     if request.role == "teacher" and not (request.json or training.config.plugins):
         print_text(f"a study with this teacher: {_command_with(result.weights, training)}")
     return 0

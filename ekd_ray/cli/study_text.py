@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from ekd_ray.config.phrases import command_text, joined, several
 from ekd_ray.config.study_config import TESTED_AT
 from ekd_ray.results.importance import has_enough, judged_trials, read_importance
 from ekd_ray.results.leaderboard import Row, gain_values, mean_sd
+from ekd_ray.results.paired import LEAST_SEEDS
 from ekd_ray.results.records import BEST, REPORT
 from ekd_ray.results.report.content import (
     Content,
@@ -43,6 +45,7 @@ from ekd_ray.results.words import (
     figure_text,
     metric_name,
     resume_command,
+    signed_text,
     value_text,
 )
 
@@ -94,10 +97,8 @@ def print_study(study: StudyReader, bundle: Bundle) -> None:
     """Print a finished study: leaderboard, winner, differences, and where its files are."""
     board, config = study.leaderboard(), study.config
     again = command_text("show", study.path, "--trust-plugins")
-    gain = board.gain
-    on_test = gain is not None and gain.metric == "test_top1"  # its differences stand below
     parts: list[str | Table] = [
-        *filter(None, [describe_missed_gain(board, size=not on_test)]),
+        *filter(None, [describe_missed_gain(board, size=False)]),  # the differences stand below
         *_warnings(study),
         *([front_table(study.pareto(), config)] if config.objectives else []),
         leaderboard_table(board, config),
@@ -263,7 +264,7 @@ def _time(content: Content) -> list[Table]:
     table = plain_table("stage", "runs", "epochs", "time", title="time, all runs together")
     for row in content.time:
         counts = ("" if row[name] is None else str(row[name]) for name in ("runs", "epochs"))
-        time = duration(row["hours"]) if row["hours"] else "not measured"
+        time = duration(row["hours"]) if row["hours"] else "too short to measure"
         table.add_row(row["stage"], *counts, time)
     return [table] * bool(content.time)
 
@@ -306,16 +307,30 @@ def _comparison(found: pa.Table, other: str) -> list[Table]:
     columns = ("what", "this", "other", "difference", "95 % interval")
     figures = plain_table(*columns, title=f"this study and {other}")
     for row in (row for row in rows if row["kind"] != "setting"):
-        bounds = "" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
-        name = f"{label(row['name'])}: {row['figure']}"
-        values = (f"{row['this']:.4f}", f"{row['other']:.4f}", f"{row['difference']:+.4f}")
-        figures.add_row(name, *values, bounds)
+        figures.add_row(f"{label(row['name'])}: {row['figure']}", *_difference_cells(row))
     settings = plain_table("setting", title="settings that differ")
     for name in ("this", "other"):
         settings.add_column(name, overflow="fold")
     for row in (row for row in rows if row["kind"] == "setting"):
         settings.add_row(row["name"], *_setting_texts(row["this_value"], row["other_value"]))
     return [figures, settings] if settings.row_count else [figures]
+
+
+def _difference_cells(row: Mapping[str, Any]) -> list[str]:
+    """Both values of a figure or cost, their difference and its interval."""
+    name, values = row["figure"], [row["this"], row["other"]]
+    if row["kind"] == "cost":
+        if name == "hours":
+            sign = "+" if row["difference"] > 0 else "-"
+            return [*map(duration, values), sign + duration(abs(row["difference"])), ""]
+        return [*(f"{value:.0f}" for value in values), f"{row['difference']:+.0f}", ""]
+    interval = "-"
+    if row["low"] is not None:
+        interval = " to ".join(signed_text(name, row[end]) for end in ("low", "high"))
+    elif min(row["this_n"], row["other_n"]) < LEAST_SEEDS:
+        interval = f"needs {LEAST_SEEDS} seeds"
+    shown = [figure_text(name, value) for value in values]
+    return [*shown, signed_text(name, row["difference"]), interval]
 
 
 def _setting_texts(this: str, other: str) -> list[str]:

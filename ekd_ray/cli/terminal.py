@@ -26,7 +26,7 @@ from ekd_ray.config.targets import total_violation
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import spell_controls
 from ekd_ray.losses.methods import METHODS
-from ekd_ray.results.leaderboard import Row, mean_sd
+from ekd_ray.results.leaderboard import Row, find_test_metric, mean_sd
 from ekd_ray.results.progress import CONFIRM_STAGES
 from ekd_ray.results.records import RunRecord
 from ekd_ray.results.row_names import label
@@ -445,8 +445,11 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
     """
     seeds = max((len(row.test) for row in board), default=0)
     title = f"leaderboard: mean ± sd over {several(seeds, 'seed')}"
-    names = [f"{name} %" if is_share(name) else name for name in config.watched]
-    columns = ("configuration", *names, "test_top1 %", "test_nll", "test_ece")
+    tested = find_test_metric(board, config)
+    of_test = [*dict.fromkeys([tested, "test_top1"])]
+    names = [f"{n} %" if is_share(n) else n for n in (*config.watched, *of_test)]
+    rest = [name for name in ("test_nll", "test_ece") if name != tested]
+    columns = ("configuration", *names, *rest)
     table = plain_table(*columns, title=title)
     longest = max((len(row.val) for row in board), default=0)
     for row in board:
@@ -456,9 +459,9 @@ def leaderboard_table(board: list[Row], config: StudyConfig) -> Table:
             f"{row.name} (winner)" if row.winner else label(row.name) + fewer,
             short_spread(row.val, config.metric),
             *(short_spread(row.figures(name), name) for name in config.watched[1:]),
-            short_spread(row.test, "test_top1") if not row.failed else "failed",
-            _mean(row.figures("test_nll")),
-            _mean(row.figures("test_ece")),
+            *(["failed"] if row.failed else [short_spread(row.tested(of_test[0]), of_test[0])]),
+            *(short_spread(row.tested(name), name) for name in of_test[1:]),
+            *(_mean(row.figures(name)) for name in rest),
             style="bold" if row.winner else None,
         )
     return table
@@ -493,7 +496,7 @@ def difference_lines(study: StudyReader) -> list[str]:
     board, on_test = study.leaderboard(), study.differences()
     found = [
         *((name, f, board.config.metric) for name, f in study.validation_differences().items()),
-        *((name, f, "test_top1") for name, f in on_test.items()),
+        *((name, f, board.test_metric) for name, f in on_test.items()),
     ]
     lines = [difference_text(*difference) for difference in found]
     better = describe_better_on_test(board, size=not on_test)

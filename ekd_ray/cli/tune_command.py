@@ -41,8 +41,9 @@ EXAMPLES = (
     "ekd-ray tune --resume --out runs/first",
 )
 FIRST = (
-    *("--dataset", "--pair", "--teacher-weights", "--method", "--set"),
-    *("--list-settings", "--epochs", "--trials", "--out", "--data-root", "--resume", "--dry-run"),
+    *("--dataset", "--pair", "--teacher", "--student", "--teacher-weights", "--method", "--set"),
+    *("--list-settings", "--epochs", "--trials", "--seeds", "--out", "--data-root", "--resume"),
+    "--dry-run",
 )
 
 

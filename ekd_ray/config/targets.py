@@ -129,6 +129,11 @@ def pareto_front(
     return sorted(front)
 
 
+def largest_is_best(name: str) -> bool:
+    """Whether a metric, of whichever split, is the better the larger."""
+    return DIRECTIONS.get(name.replace("test_", "val_", 1), "max") == "max"
+
+
 def as_loss(value: float, name: str) -> float:
     """A metric's value, or its negative where larger is better: the smaller the better."""
     return -value if DIRECTIONS[name] == "max" else value

@@ -117,8 +117,8 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
         raise UserError(f"batch_size must be >= 1, got {batch_size}.")
     if n < batch_size:
         raise UserError(
-            f"{n} training samples do not fill one batch of {batch_size}; choose a "
-            f"batch_size <= {n} (--set batch_size=...)."
+            f"{n} training samples do not fill one batch of {batch_size}: add pictures, or "
+            f"choose a batch_size <= {n} (--set batch_size=...)."
         )
     return n // batch_size
 

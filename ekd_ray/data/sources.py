@@ -380,6 +380,10 @@ def _and_more(count: int) -> str:
 def folder_classes(name: str) -> tuple[str, ...]:
     """The classes of `folder:PATH`: the folders in PATH/train, sorted. Raises UserError."""
     train = folder_path(name) / "train"
+    if train.parent.is_file():
+        raise UserError(
+            f"{train.parent} is a file: {name} names a folder with a folder of pictures a class."
+        )
     if not train.parent.is_dir():
         raise UserError(
             f"there is no folder {train.parent}: check the name of the data set, {name}; pictures "

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ekd_ray.config import DistillConfig, StudyConfig
-from ekd_ray.config.targets import COSTS, DIRECTIONS, as_loss, total_violation
+from ekd_ray.config.targets import COSTS, DIRECTIONS, as_loss, largest_is_best, total_violation
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import spell_controls
 from ekd_ray.results.paired import SETTLED_LEVEL, Paired, paired_difference
@@ -60,6 +60,10 @@ class Row:
         metrics = self.test_metrics if name.startswith("test_") else self.val_metrics
         return tuple(found[name] for found in metrics if name in found)
 
+    def tested(self, metric: str) -> tuple[float, ...]:
+        """The values of a metric of the test split over the seeds."""
+        return self.test if metric == "test_top1" else self.figures(metric)
+
     def means(self) -> dict[str, float | None]:
         """The mean of every metric and cost over the seeds; None where there is none."""
         found = {name: self.figures(name) for name in DIRECTIONS}
@@ -92,6 +96,11 @@ class Leaderboard(list[Row]):
         return find_lead(self, self.config)
 
     @property
+    def test_metric(self) -> str:
+        """The study's metric as the test split has it: see `find_test_metric`."""
+        return find_test_metric(self, self.config)
+
+    @property
     def gain(self) -> Gain | None:
         """The winner's gain over what needs no search: see `find_gain`."""
         return find_gain(self, self.config)
@@ -112,9 +121,10 @@ class Leaderboard(list[Row]):
     def __repr__(self) -> str:
         if not self:
             return "\n".join(["Leaderboard: no configuration is confirmed yet", *self.damaged])
-        lines = [("name", "role", self.config.metric, "test_top1")]
+        lines = [("name", "role", self.config.metric, self.test_metric)]
         for row in self:
-            figures = ("failed", "") if row.failed else (_spread(row.val), _spread(row.test))
+            tested = row.tested(self.test_metric)
+            figures = ("failed", "") if row.failed else (_spread(row.val), _spread(tested))
             lines.append((label(row.name), row.role, *figures))
         head = [*filter(None, [name_missed(self.missed())])]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -126,7 +136,7 @@ class Leaderboard(list[Row]):
 
     def _plain_row(self, row: Row) -> dict[str, Any]:
         plain = {"name": row.name, "role": row.role, "winner": row.winner, "failed": row.failed}
-        for name in dict.fromkeys((*self.config.watched, *TESTED)):
+        for name in dict.fromkeys((*self.config.watched, self.test_metric, *TESTED)):
             values = row.val if name == self.config.metric else row.figures(name)
             mean, deviation, count = mean_sd(values) if values else (None, None, 0)
             plain |= {f"{name}_mean": mean, f"{name}_sd": deviation, f"{name}_n": count}
@@ -257,6 +267,14 @@ def gain_values(board: Leaderboard) -> dict[str, Any] | None:
     return {**asdict(gain), "settled": gain.settled, "missed": gain.missed()} if gain else None
 
 
+def find_test_metric(rows: Iterable[Row], config: StudyConfig) -> str:
+    """The study's metric as the test split has it; accuracy where that is not recorded of the
+    winner."""
+    metric = config.metric.replace("val_", "test_", 1)
+    winner = next((row for row in rows if row.winner and row.test), None)
+    return metric if winner and winner.figures(metric) else "test_top1"
+
+
 def find_gain(rows: Sequence[Row], config: StudyConfig) -> Gain | None:
     """The winner's gain over the student alone, KD and the authors' values; None without a winner
     on the test split or without such rows.
@@ -268,10 +286,8 @@ def find_gain(rows: Sequence[Row], config: StudyConfig) -> Gain | None:
     winner = next((row for row in found.values() if row.winner), None)
     if winner is None:
         return None
-    metric = config.metric.replace("val_", "test_", 1)
-    if not winner.figures(metric):
-        metric = "test_top1"
-    better = 1 if DIRECTIONS[metric.replace("test_", "val_", 1)] == "max" else -1
+    metric = find_test_metric(rows, config)
+    better = 1 if largest_is_best(metric) else -1
     own, over = winner.figures(metric), {}
     for name in WITHOUT_SEARCH:
         others = found[name].figures(metric) if name in found else ()

@@ -25,7 +25,7 @@ from ekd_ray.engine.measure.metrics import log_probabilities
 from ekd_ray.engine.measure.uncertainty import dissonance, entropies, uncertainty
 from ekd_ray.engine.precision import pick_device
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path, check_name, expand_home
+from ekd_ray.files import atomic_path, check_file_place, check_name, expand_home
 from ekd_ray.results.inference import BATCH, Classifier, name_sets, pictures_below, pixels
 
 TABLES = (".parquet", ".csv")
@@ -73,8 +73,7 @@ def check_table(out: str | os.PathLike[str]) -> Path:
     path = expand_home(check_name(out))
     if path.suffix not in TABLES:
         raise UserError(f"--out must end with {' or '.join(TABLES)}, got {str(out)!r}.")
-    if path.is_dir():
-        raise UserError(f"--out must be a file, and {path} is a folder: give another name.")
+    check_file_place(path)
     return path
 
 
@@ -144,10 +143,7 @@ def write_predictions(
     damaged: list[str] = []
     rows = abstained = done = 0
     with contextlib.ExitStack() as stack:
-        try:
-            temporary = stack.enter_context(atomic_path(path))
-        except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror}): choose another.") from None
+        temporary = stack.enter_context(atomic_path(path))
         device = pick_device()
         classifier = load().to(device)
         stack.enter_context(arithmetic(deterministic=False))

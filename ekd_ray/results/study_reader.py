@@ -319,15 +319,18 @@ class StudyReader:
         return board
 
     def differences(self) -> dict[str, Paired]:
-        """The winner's test top-1 minus that of each champion and baseline, paired over the seeds.
+        """The winner's metric on the test split (`Leaderboard.test_metric`) minus that of each
+        champion and baseline, paired over the seeds.
 
         What failed under a seed is left out. Before confirm: empty.
         """
         board = self.leaderboard()
+        metric = board.test_metric
+        own = board[0].tested(metric) if board and not board[0].failed else ()
         return {
-            row.name: paired_difference(board[0].test, row.test)
+            row.name: paired_difference(own, row.tested(metric))
             for row in board[1:]
-            if len(row.test) == len(board[0].test) > 0 and not (row.failed or board[0].failed)
+            if len(row.tested(metric)) == len(own) > 0 and not row.failed
         }
 
     def validation_differences(self) -> dict[str, Paired]:

@@ -103,7 +103,7 @@ class Surrogate:
         self._m = self._basis(self._inputs)
         self._same = self._levels[:, None] == self._levels[None, :]
         kept = like is not None and like._rungs == self._rungs
-        self._hyper = like._hyper if like is not None and kept else self._fit()
+        self._hyper: _Hyper = like._hyper if like is not None and kept else self._fit()
         kernel = self._kernel(self._hyper, self._matern(self._hyper, self._inputs, self._inputs))
         self._factor = cho_factor(kernel, lower=True)
         self._weights = cho_solve(self._factor, self._away(self._hyper))

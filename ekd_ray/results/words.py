@@ -8,7 +8,13 @@ from typing import Any
 
 from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import command_text, joined, several
-from ekd_ray.config.targets import COSTS, LEAST_HELD_OUT, OF_CLASSES, PictureCounts
+from ekd_ray.config.targets import (
+    COSTS,
+    LEAST_HELD_OUT,
+    OF_CLASSES,
+    PictureCounts,
+    largest_is_best,
+)
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.errors import hide_secrets
 from ekd_ray.results.leaderboard import STUDENT_ALONE, Gain, Leaderboard, mean_sd
@@ -172,6 +178,12 @@ def points(value: float) -> str:
     return f"{100 * value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
+def signed_text(name: str, value: float) -> str:
+    """A difference of a metric without its unit: `+1.21`, of points, or `-0.0412`."""
+    scale, digits, _ = _scale_of(name)
+    return f"{scale * value:+.{digits}f}"
+
+
 def width_text(name: str, value: float) -> str:
     """A difference of a metric without its sign: `1.21 points`, `0.0412`."""
     scale, digits, _ = _scale_of(name)
@@ -186,8 +198,8 @@ def describe_win(name: str) -> str:
 
 def difference_text(name: str, found: Paired, metric: str) -> str:
     """`winner - KD: +1.40 points of test_top1, 95 % interval -1.38 to +4.17 (paired, 5 seeds)`."""
-    scale, digits, unit = _scale_of(metric)
-    text = f"winner - {label(name)}: {scale * found.mean:+.{digits}f} {unit}{metric}"
+    unit = _scale_of(metric)[2]
+    text = f"winner - {label(name)}: {signed_text(metric, found.mean)} {unit}{metric}"
     if interval := _interval_text(found, metric):
         text += f", {100 * found.level:g} % interval {interval}"
     return f"{text} (paired, {several(found.n, 'seed')})"
@@ -198,13 +210,15 @@ def describe_lead(board: Leaderboard) -> str:
     if sum(bool(row.val) for row in board) < 2:
         return ""
     if (lead := board.lead) is None:
-        return "Settled: the others were clearly worse after fewer seeds, or break a constraint."
+        fewest = min(len(row.val) for row in board if row.val)
+        text = f"each of the others was clearly worse after {several(fewest, 'seed')} or more"
+        broken = ", or breaks a constraint" if board.config.constraints else ""
+        return f"Settled on the validation pictures: {text}{broken}."
     found, metric = lead.difference, board.config.metric
-    one = found.n == 1
-    verdict, tell = "Settled", "tells" if one else "tell"
-    if not lead.settled:
-        verdict, tell = "Not settled", "does not tell" if one else "do not tell"
-    text = f"{verdict}: {several(found.n, 'seed')} {tell} the winner from the next best"
+    verdict = "Settled" if lead.settled else "Not settled"
+    verb = {True: ("tells", "tell"), False: ("does not tell", "do not tell")}[lead.settled]
+    text = f"{verdict} on the validation pictures: {several(found.n, 'seed')} "
+    text += f"{verb[found.n > 1]} the winner from the next best"
     if interval := _interval_text(found, metric):
         subject = f"{_scale_of(metric)[2]}{metric_name(metric)}"
         interval = f" ({100 * found.level:g} % interval {interval} {subject})"
@@ -219,13 +233,16 @@ def describe_better_on_test(board: Leaderboard, *, size: bool = True) -> str:
     """
     if not (board and board[0].winner and board[0].test):
         return ""
-    best = max((row for row in board if row.test), key=lambda row: mean_sd(row.test)[0])
+    metric = board.test_metric
+    sign = 1 if largest_is_best(metric) else -1
+    tested = [row for row in board if row.tested(metric)]
+    best = max(tested, key=lambda row: sign * mean_sd(row.tested(metric))[0])
     if best.winner:
         return ""
-    above = mean_sd(best.test)[0] - mean_sd(board[0].test)[0]
-    verb = "are" if best.name in PLURALS else "is"
+    gap = abs(mean_sd(best.tested(metric))[0] - mean_sd(board[0].tested(metric))[0])
+    verb, side = "are" if best.name in PLURALS else "is", "above" if sign > 0 else "below"
     text = f"The winner by validation is not the best by test: {noun_of(best.name)} {verb}"
-    return f"{text} {100 * above:.2f} points above." if size else f"{text} above it."
+    return f"{text} {width_text(metric, gap)} {side}." if size else f"{text} {side} it."
 
 
 def describe_missed_gain(board: Leaderboard, *, size: bool = True) -> str:
@@ -310,8 +327,7 @@ def _scale_of(metric: str) -> tuple[int, int, str]:
 def _interval_text(found: Paired, metric: str) -> str:
     if found.low is None or found.high is None:
         return ""
-    scale, digits, _ = _scale_of(metric)
-    return f"{scale * found.low:+.{digits}f} to {scale * found.high:+.{digits}f}"
+    return f"{signed_text(metric, found.low)} to {signed_text(metric, found.high)}"
 
 
 def percent(value: float | None) -> str:

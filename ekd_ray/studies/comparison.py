@@ -109,7 +109,7 @@ def place_studies(studies: Mapping[str, StudyReader]) -> dict[Place, StudyReader
 def collect_cells(studies: Mapping[Place, StudyReader | str]) -> list[Cell]:
     """The cells of finished studies, or of one that failed: then why it has no result."""
     cells: dict[tuple[str, str], Cell] = {}
-    shared: dict[tuple[str, str], str] = {}
+    shared: dict[tuple[str, str], Row] = {}
     for (pair, method), study in studies.items():
         searched = f"{method}, searched"
         if isinstance(study, str):
@@ -121,11 +121,16 @@ def collect_cells(studies: Mapping[Place, StudyReader | str]) -> list[Cell]:
             rows = [searched] * entry.winner
             if entry.name in _SHARED:
                 # Baselines of a pair are the same runs in each of its studies, unless the
-                # method brings a schedule of its own, or the user settings.
-                row, run = _SHARED[entry.name], entry.config.fingerprint()
-                if shared.setdefault((pair, row), run) != run:
+                # method brings a schedule of its own, or the user settings: then that with
+                # most seeds is shown.
+                row = _SHARED[entry.name]
+                known = shared.setdefault((pair, row), entry)
+                if known.config.fingerprint() != entry.config.fingerprint():
                     row = f"{row} (settings of {method})"
-                rows.append(row)
+                    rows.append(row)
+                elif known is entry or len(known.test) < len(entry.test):
+                    shared[pair, row] = entry
+                    rows.append(row)
             elif entry.entered_as != "finalist":
                 rows.append(f"{method}, {label(entry.name)}")
             found = mean_sd(entry.test) if entry.test else (None, None, 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -53,7 +52,13 @@ from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.teacher.tried import try_teacher
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
 from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
-from ekd_ray.files import check_own_folder, is_temporary, remove_path, remove_temporaries
+from ekd_ray.files import (
+    check_folder_place,
+    check_own_folder,
+    is_temporary,
+    remove_path,
+    remove_temporaries,
+)
 from ekd_ray.losses.methods import METHODS, method_of, resolve_method, with_method
 from ekd_ray.models import checkpoints_kept, read_metadata
 from ekd_ray.remote.location import Location
@@ -109,7 +114,7 @@ from ekd_ray.studies.warm_start import warm_started
 
 TEACHER = Path("teacher") / "teacher.safetensors"
 SOFTMAX_TEACHER = Path("teacher-softmax") / TEACHER.name
-MOST_NAMED = 3  # settings that differ
+MOST_NAMED = 5  # settings that differ
 LEAST_FREE_BYTES = 200 * 2**20
 
 
@@ -490,16 +495,9 @@ def _check_continues(study: Study) -> None:
 def check_writable(out: Path) -> None:
     """Create the folder if need be; raises `UserError` if it is read-only or full, or one would
     write through a link in it (`check_own_folder`)."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        check_own_folder(out, but=(JOURNAL_LOCKS,))
-        with tempfile.TemporaryFile(dir=out) as probe:  # no name that a link could wait at
-            probe.write(b"probe")
-        free = shutil.disk_usage(out).free
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {out} ({error.strerror}): choose another --out."
-        ) from None
+    check_folder_place(out)
+    check_own_folder(out, but=(JOURNAL_LOCKS,))
+    free = shutil.disk_usage(out).free
     if free < LEAST_FREE_BYTES:
         raise UserError(
             f"{out} has {free // 2**20} MiB free, a study needs >= {LEAST_FREE_BYTES // 2**20}: "

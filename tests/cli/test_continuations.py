@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launchers_run import DIGITS, forked
+from launchers_run import DIGITS, command, forked
 
 from ekd_ray.cli.single_run import _command_with
 from ekd_ray.config import DistillConfig
@@ -82,6 +82,16 @@ def test_no_folder_need_be_given(stop, tmp_path) -> None:
     done = forked("train-teacher", *TEACHER, "--quiet")
     assert paste(done.stderr.partition("continue with: ")[2])[0] == 130
     assert len((tmp_path / "reached").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "poor"), [("1e-6", True), ("0.05", False)])
+def test_a_teacher_that_may_guess_is_called_so(rate, poor, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = (*TEACHER[:-1], "6", "--train-subset", "600", "--set", f"lr={rate}", "--quiet")
+    done = command("train-teacher", *flags, "--set", "validation_fraction=0.5")
+    assert done.returncode == 0, done.stderr
+    assert ("no better than chance" in done.stderr) == poor
 
 
 def test_a_full_disk_names_the_command_too(stop) -> None:

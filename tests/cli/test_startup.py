@@ -57,6 +57,16 @@ def test_settings_of_methods_need_no_torch_and_their_losses_get_it():
     )
 
 
+def test_a_list_is_refused_by_the_first_look_at_a_methods_setting():
+    """These are declared beside the losses, which are loaded when a setting is asked for."""
+    modules_after(
+        "from ekd_ray.cli import request; from ekd_ray.errors import UserError\n"
+        "try: request._refuse_several('kd_weight', '1,2')\n"
+        "except UserError: pass\n"
+        "else: raise SystemExit('not refused')"
+    )
+
+
 def after_command(*words, start="runpy.run_module('ekd_ray', run_name='__main__')"):
     """Names of the modules that a command has loaded when it ends."""
     return modules_after(

@@ -4,13 +4,16 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ekd_ray.cli import plan_text, study_text
+from ekd_ray.cli.output import wrap_words
 from ekd_ray.cli.terminal import leaderboard_table
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.results.leaderboard import Leaderboard, Row
 from ekd_ray.results.progress import Progress
-from ekd_ray.results.words import describe_better_on_test
+from ekd_ray.results.words import describe_better_on_test, describe_lead
 
 
 def test_the_winners_score_in_the_search_comes_before_that_over_fresh_seeds():
@@ -21,6 +24,53 @@ def test_the_winners_score_in_the_search_comes_before_that_over_fresh_seeds():
     assert line == "winner's val_top1: 90.00 % in the search, 70.00 % over 2 fresh seeds"
     champion = Row(name="defaults", config=DistillConfig(), val=(0.6, 0.8), winner=True)
     assert study_text._selection_gap(study, champion) == []
+
+
+words = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=9)
+
+
+@given(
+    st.lists(words, max_size=40), st.sampled_from(["", "estimate   ", "  "]), st.integers(30, 80)
+)
+def test_lines_are_broken_between_words(words, label, width):
+    line = label + " ".join(words)
+    found = wrap_words(line, width)
+    assert found.split() == line.split()
+    assert all(len(part) <= width for part in found.split("\n"))
+    if len(line) <= width:
+        assert found == line
+    elif label.strip():
+        assert all(part.startswith(" " * len(label)) for part in found.split("\n")[1:])
+
+
+def test_a_command_is_not_broken():
+    line = f"goes on by: ekd-ray tune --resume --out {'a' * 60}"
+    assert wrap_words(f"{line}\n{'word ' * 9}", 40).split("\n")[0] == line
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_constraints_are_named_where_there_are_some(bound):
+    """Who is alone at the end has left the others behind."""
+    config = StudyConfig(constraints=["val_ece<=0.1"] * bound)
+    rows = [
+        Row(name="trial 1", config=DistillConfig(), val=(0.5, 0.6, 0.6), winner=True),
+        Row(name="defaults", config=DistillConfig(), val=(0.1, 0.2), entered_as="champion"),
+    ]
+    board = Leaderboard(rows, config)
+    assert board.lead is None
+    assert "2 seeds" in describe_lead(board)
+    assert ("constraint" in describe_lead(board)) == bound
+
+
+def test_figures_of_two_studies_have_their_units():
+    row = {"kind": "result", "figure": "test_top1", "this": 0.5, "other": 0.4, "difference": 0.1,
+           "low": 0.05, "high": 0.15, "this_n": 3, "other_n": 3}  # fmt: skip
+    cells = study_text._difference_cells(row)
+    assert cells == ["50.00 %", "40.00 %", "+10.00", "+5.00 to +15.00"]
+    few = study_text._difference_cells({**row, "low": None, "high": None, "this_n": 2})
+    assert few[3] == "needs 3 seeds"
+    cost = {**row, "kind": "cost", "figure": "trials", "this": 8.0, "other": 4.0, "difference": 4.0}
+    assert study_text._difference_cells(cost) == ["8", "4", "+4", ""]
 
 
 def test_a_full_run_is_not_said_to_equal_itself():

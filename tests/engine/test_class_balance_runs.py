@@ -8,6 +8,7 @@ from engine_runs import Killed, assert_same_run, kill_at_step, state, watch_step
 
 from ekd_ray.cli import plan_text
 from ekd_ray.cli.plan_text import UNEVEN, run_plan
+from ekd_ray.config import StudyConfig
 from ekd_ray.data import DATASETS, load_dataset, register_dataset
 from ekd_ray.engine.distill import distill
 from ekd_ray.engine.resolve import resolve
@@ -74,6 +75,19 @@ def test_the_plan_says_how_uneven_the_classes_are(uneven, tmp_path, balance, sai
     assert "times as many" not in run_plan(
         resolve(uneven.replace(dataset="synthetic", data_fingerprint=None)), tmp_path, None
     )
+
+
+def test_a_plan_advises_what_is_not_done_yet(uneven, tmp_path):
+    def advised(**settings):
+        study = StudyConfig(distill=uneven.replace(class_balance=0.0), **settings)
+        plan = "\n".join(plan_text._imbalance(study.distill, None, study))
+        return [word in plan for word in ("class_balance", "val_balanced_top1")]
+
+    searched = {"class_balance": {"choices": [0.0, 1.0]}}
+    assert advised() == [True, True]
+    assert advised(space=searched) == [False, True]
+    assert advised(metric="val_worst_recall") == [True, False]
+    assert advised(metric="val_balanced_top1", space=searched) == [False, False]
 
 
 def test_the_plan_names_classes_that_nothing_validates(uneven, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ekd_ray.engine.measure.teacher_judgement import (
+    TRAIN_AGAIN,
     judge_accuracy,
     judge_normalizations,
     judge_order,
@@ -42,6 +43,11 @@ def test_one_that_the_study_trained_is_to_be_trained_for_longer(share, warned):
     found = judge_accuracy(right_in(share), LABELS)
     assert len(found) == warned
     assert all("teacher_training" in text and "--teacher-weights" not in text for text in found)
+
+
+def test_of_a_file_of_ours_nothing_is_to_be_checked():
+    (found,) = judge_accuracy(right_in(0.1), LABELS, Claims(), TRAIN_AGAIN)
+    assert "--teacher-normalization" not in found and "train-teacher" in found
 
 
 def test_few_images_do_not_show_that_a_teacher_is_near_chance():

@@ -223,7 +223,7 @@ def test_a_champion_that_wins_is_named_and_what_is_not_settled_is_said(maker):
     assert write_headline(content)[0].startswith("The authors' values win with 60.0")
     assert (content.board[0].role, content.board[1].role) == ("winner", "champion")
     text = " ".join(Elements(write_report(study).read_text(encoding="utf-8")).text)
-    assert "Not settled: 3 seeds do not tell the winner from the next best, defaults (90 %" in text
+    assert "pictures: 3 seeds do not tell the winner from the next best, defaults (90 %" in text
     assert "authors' values (winner, also from other and trial 0 of this study)" in text
 
 

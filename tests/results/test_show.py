@@ -21,7 +21,7 @@ def test_a_finished_study_in_the_terminal(reported, launch):
     for words in (
         f"No gain shown over KD: {best}", "stage: finished", "8 stopped early, 1 failed",
         "trial 5 failed: loss became nan", "defaults failed", f"{best} (winner)",
-        "winner - authors' values: +0.67 points of val_top1", "Settled: 3 seeds tell",
+        "winner - authors' values: +0.67 points of val_top1", "pictures: 3 seeds tell",
         "95 % interval", "winner: lr=", "mattered most", "search: stopped early",
         "early stops saved 48",
     ):  # fmt: skip
@@ -64,7 +64,7 @@ def test_two_studies_in_the_terminal_are_compared_whole(reported, maker, launch)
     assert code == 0 and "…" not in out
     shown = " ".join(out.split())
     assert "what this other difference 95 % interval" in shown
-    assert "search: trials 24.0000 1.0000 +23.0000" in shown
+    assert "search: trials 24 1 +23" in shown
     assert "settings that differ" in shown and "space.momentum" in shown
 
 

@@ -151,6 +151,17 @@ def test_rows_are_methods_and_columns_are_pairs(tmp_path):
     assert comparison_table(cells).row_count == 6
 
 
+@pytest.mark.parametrize("order", [("few", "many"), ("many", "few")])
+def test_of_a_shared_baseline_that_with_most_seeds_is_shown(tmp_path, order):
+    kd = with_method(BASE, "kd")
+    for name, values in (("few", (0.5,)), ("many", (0.5, 0.7))):
+        write_study(tmp_path / name, [("trial 3", kd, (0.6,)), ("none", BASE, values)])
+    studies = {("a-b", f"kd in {name}"): Study.load(tmp_path / name) for name in order}
+    found = {cell.row: cell.text() for cell in collect_cells(studies)}
+    assert found["student alone"] == "60.00 ± 14.14"
+    assert sorted(found) == ["kd in few, searched", "kd in many, searched", "student alone"]
+
+
 def test_studies_are_found_by_folder_or_below_one(tmp_path):
     for place in ("many/a-b/ekd", "many/a-b/kd", "one"):
         write_study(tmp_path / place, [("trial 3", BASE, (0.5,))])

@@ -20,16 +20,19 @@ _MOST_NAMED = 3
 
 _CHECK = "check --teacher-weights, --teacher-normalization and the order of the classes"
 _TRAIN = "train it for longer (--set 'teacher_training={epochs: N}')"
+TRAIN_AGAIN = "train it for longer (ekd-ray train-teacher --epochs N), or take a larger --teacher"
 
 
 def judge_accuracy(
-    predicted: np.ndarray, labels: np.ndarray, claims: Claims | None = None
+    predicted: np.ndarray, labels: np.ndarray, claims: Claims | None = None, cure: str | None = None
 ) -> list[str]:
     """Warnings, with what to do, about predictions int64 [N] for labels int64 [N].
 
     Args:
         claims: of a given teacher's file; None of a teacher that the study has trained.
+        cure: of one near chance, where its file leaves nothing to check.
     """
+    cure = cure or (_CHECK if claims else _TRAIN)
     count = len(labels)
     top1 = float((predicted == labels).mean())
     chance = float(np.bincount(labels).max() / count)
@@ -40,12 +43,12 @@ def judge_accuracy(
         found.append(
             f"it may be no better than chance, which {count} images do not tell ({top1:.1%} of "
             f"them, 95 % interval {low:.1%} to {high:.1%}; one class alone gives {chance:.1%}): "
-            f"hold out more (validation_fraction), and {_CHECK if claims else _TRAIN}"
+            f"hold out more (validation_fraction), and {cure}"
         )
     elif near:
         found.append(
             f"it is near chance ({top1:.1%} of {count} validation images; one class alone gives "
-            f"{chance:.1%}): {_CHECK if claims else _TRAIN}"
+            f"{chance:.1%}): {cure}"
         )
     elif claims and claims.accuracy is not None and top1 < claims.accuracy - FAR_BELOW - error:
         found.append(

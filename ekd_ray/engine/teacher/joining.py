@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ekd_ray.config.ensembles import ensemble_name, is_ensemble
 from ekd_ray.config.normalization import NORMALIZATIONS, parse_normalization
 from ekd_ray.engine.resolve import stated_normalization
 from ekd_ray.errors import UserError
+from ekd_ray.files import check_file_place
 from ekd_ray.models import build_model, load_model, model_normalization, read_metadata, save_weights
 from ekd_ray.models.ensemble import Ensemble
 from ekd_ray.models.weights import WeightsMetadata
@@ -86,12 +86,7 @@ def join_teachers(
         {"model": found.model, "sha256": found.sha256, "log_prior": found.log_prior}
         for found in facts
     ]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror}): choose another --out.") from None
+    check_file_place(out)
     save_weights(
         ensemble, out, model_name=name, num_classes=classes, mean=NO_MEAN, std=NO_STD,
         dataset=facts[0].dataset, extra={"members": members},

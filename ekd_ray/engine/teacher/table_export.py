@@ -30,7 +30,7 @@ from ekd_ray.data import RESIZED_CROP, view_count
 from ekd_ray.data.views import view_scheme
 from ekd_ray.engine.teacher.table import Ids, Rows, TableSpec, TeacherTable, read_spec
 from ekd_ray.errors import UserError
-from ekd_ray.files import atomic_path
+from ekd_ray.files import atomic_path, check_file_place
 
 EXPORT_VERSION = 1
 METADATA = "ekd_ray"
@@ -56,6 +56,7 @@ def export_table(folder: Path, out: Path) -> int:
     spec = read_spec(folder)
     if spec is None:
         raise UserError(f"{folder} is not a table of this version: remove it with rm.")
+    check_file_place(out)
     table = TeacherTable(folder, spec)
     try:
         if not table.sound()[0]:

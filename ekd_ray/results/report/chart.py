@@ -21,6 +21,8 @@ NAME_COLORS = {"kd": KD, "authors' values": AUTHORS, "defaults": DEFAULTS, "none
 FINALIST, FAILED = "#86a9ea", "#c8452d"
 FAINT, LINE = "rgba(125,138,153,.38)", "rgba(125,138,153,.8)"
 SEQUENTIAL = [[0, "#e8eefa"], [0.35, "#a9c3f2"], [0.7, "#4a7fe0"], [1, "#153a86"]]
+# For cells with figures in them, which are readable on each colour of it.
+PALE, INK = [[0, "#e8eefa"], [0.5, "#a9c3f2"], [1, "#5b8be6"]], "#0b0d12"
 MOST_ROWS = 200  # of a figure's table
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from ekd_ray.config import StudyConfig
 from ekd_ray.config.phrases import hide_folders, joined, several, short_name
 from ekd_ray.config.ranges import reach_tried
 from ekd_ray.config.study_config import TESTED_AT
+from ekd_ray.config.targets import largest_is_best
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
@@ -42,12 +43,15 @@ from ekd_ray.results.words import (
     describe_win,
     duration,
     figure_text,
+    is_share,
     metric_name,
     percent,
     points,
+    signed_text,
     spread,
     suggest_gain,
     value_text,
+    width_text,
 )
 
 if TYPE_CHECKING:
@@ -263,13 +267,15 @@ def write_headline(content: Content) -> tuple[str, str]:
             f"{shared.student} distilled from {subject} {ended}Test figures come with the final "
             "runs."
         )
-    mean, deviation, n = mean_sd(winner.test)
-    accuracy = f"{100 * mean:.1f}\N{NO-BREAK SPACE}%"
-    parts = [f"{describe_win(winner.name)} with {accuracy} test accuracy"]
+    metric = content.board.test_metric
+    mean, deviation, n = mean_sd(winner.tested(metric))
+    value = f"{100 * mean:.1f}\N{NO-BREAK SPACE}%" if is_share(metric) else f"{mean:.3f}"
+    parts = [f"{describe_win(winner.name)} with {value} {metric_name(metric)}"]
     if missed := name_missed(content.board.missed()):
-        parts = [f"{missed}: {noun_of(winner.name)}, best on validation, at {accuracy} on test"]
+        where = "on test" if metric == "test_top1" else metric_name(metric)
+        parts = [f"{missed}: {noun_of(winner.name)}, best on validation, at {value} {where}"]
     parts += filter(None, [_describe_verdict(content)])
-    spread_text = f", standard deviation {100 * deviation:.2f} points." if n > 1 else "."
+    spread_text = f", standard deviation {width_text(metric, deviation)}." if n > 1 else "."
     choice = describe_choice(content.study.header.get(TESTED_AT, ()))
     lead = (
         f"{winner.config.student} distilled from {subject} Mean of {several(n, 'seed')}"
@@ -295,7 +301,7 @@ def _describe_verdict(content: Content) -> str:
     """How the winner compares with champions and baselines, as a clause; empty without any."""
     groups: dict[str, list[str]] = {}
     for name, found in content.differences.items():
-        groups.setdefault(_judge(found), []).append(noun_of(name))
+        groups.setdefault(_judge(found, content.board.test_metric), []).append(noun_of(name))
     headed = {noun_of(name) for name in content.board.missed()}
     if len(headed) > 1 and set(groups.get("open", ())) == headed:
         groups["open"] = ["them"]  # the headline has begun with those
@@ -311,8 +317,11 @@ def _describe_verdict(content: Content) -> str:
     return text
 
 
-def _judge(found: Paired) -> str:
-    return {None: "few", 1: "better", -1: "worse", 0: "open"}[found.sign]
+def _judge(found: Paired, metric: str) -> str:
+    if found.sign is None:
+        return "few"
+    better = 1 if largest_is_best(metric) else -1
+    return {1: "better", -1: "worse", 0: "open"}[found.sign * better]
 
 
 def _describe_winners_curse(content: Content) -> str:
@@ -331,17 +340,22 @@ def _describe_winners_curse(content: Content) -> str:
 def list_tiles(content: Content) -> list[tuple[str, str]]:
     """The figures under the headline."""
     counts, saved = content.progress.trials, content.saved
-    tested = content.winner.test if content.winner else ()
-    hours_saved = saved.stopped_hours + (saved.cache_hours or 0.0)
+    metrics = dict.fromkeys([content.board.test_metric, "test_top1"])
+    tested = {name: content.winner.tested(name) if content.winner else () for name in metrics}
     shown: list[tuple[str, str, Any]] = [
-        ("test accuracy", spread(tested, "test_top1").split(" (")[0], tested),
+        *((metric_name(name), _without_n(values, name), values) for name, values in tested.items()),
         ("trials", str(len(content.ended)), True),
         ("stopped early", str(counts.get("pruned")), counts.get("pruned")),
         ("training time", duration(sum(row["hours"] for row in content.time)), True),
-        ("time saved", duration(hours_saved), hours_saved > 0),
+        ("saved by early stops", duration(saved.stopped_hours), saved.stopped_hours > 0),
         ("failed trials", str(counts.get("failed")), counts.get("failed")),
     ]
     return [(name, text) for name, text, known in shown if known]
+
+
+def _without_n(values: Sequence[float], name: str) -> str:
+    """Mean and standard deviation, which a line break does not part from their unit."""
+    return spread(values, name).partition(" (")[0].replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 # The sections: a sentence on each.
@@ -387,16 +401,21 @@ def list_sections(content: Content, drawn: Container[str]) -> list[Section]:
 
 
 def _describe_certainty(content: Content) -> str:
-    found = content.differences
-    parts = [f"{points(d.mean)} points against {noun_of(name)}" for name, d in found.items()]
-    judged = [_judge(difference) for difference in found.values()]
+    found, metric = content.differences, content.board.test_metric
+
+    def text(value: float) -> str:
+        return f"{points(value)} points" if is_share(metric) else signed_text(metric, value)
+
+    parts = [f"{text(difference.mean)} against {noun_of(n)}" for n, difference in found.items()]
+    judged = [_judge(difference, metric) for difference in found.values()]
     crossing = judged.count("open")
     end = f"{crossing or 'none'} of the intervals {'crosses' if crossing == 1 else 'cross'} zero"
     if "few" in judged:
         end = "an interval needs three seeds"
     elif crossing == len(found):
         end = f"{'every' if crossing > 1 else 'its'} interval crosses zero"
-    against = f"On the test split the winner has {joined(parts)}; {end}." if found else ""
+    named = f" in {metric_name(metric)}" * (metric != "test_top1")
+    against = f"On the test split the winner has{named} {joined(parts)}; {end}." if found else ""
     return f"{describe_lead(content.board)} {against}".strip()
 
 
@@ -405,7 +424,7 @@ def _describe_leaderboard(content: Content) -> str:
     if not tested or not content.winner:
         return "Champions and finalists by validation; the final runs have not ended yet."
     better = describe_better_on_test(content.board)
-    return better or "The winner has the best mean on the test split too."
+    return better or "On the test split no row has a better mean than the winner."
 
 
 def list_other_names(row: Row) -> list[str]:
@@ -556,17 +575,20 @@ def _describe_calibration(content: Content) -> str:
 
 
 def _describe_teacher(content: Content) -> str:
-    gaps = {
-        "the winner" if row.winner else label(row.name): float(gap.mean())
-        for row, gap in measure_correlation_gaps(content).values()
-    }
-    if not gaps:
+    found = measure_correlation_gaps(content)
+    if not found:
         return "How the final models see the classes."
+    gaps = {name: float(gap.mean()) for name, (_, gap) in found.items()}
+    nouns = {
+        name: "the winner" if row.winner else noun_of(name) for name, (row, _) in found.items()
+    }
     nearest = min(gaps, key=lambda name: gaps[name])
-    others = [f"{value:.3f} for {name}" for name, value in gaps.items() if name != nearest]
+    plural = nearest in PLURALS and nouns[nearest] != "the winner"
+    verb, its = ("relate", "their") if plural else ("relates", "its")
+    others = [f"{value:.3f} for {nouns[name]}" for name, value in gaps.items() if name != nearest]
     return (
-        f"{nearest[:1].upper()}{nearest[1:]} relates the classes most as the teacher does: "
-        f"its logits' correlations differ by {gaps[nearest]:.3f} in the mean"
+        f"{nouns[nearest][:1].upper()}{nouns[nearest][1:]} {verb} the classes most as the teacher "
+        f"does: {its} logits' correlations differ by {gaps[nearest]:.3f} in the mean"
         + (f", against {joined(others)}." if others else ".")
     )
 

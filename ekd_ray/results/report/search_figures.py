@@ -104,7 +104,7 @@ def draw_learning_curves(content: Content) -> Iterator[Chart]:
         if reached:  # each a line lower: on a phone they would lie on each other
             figure.add_annotation(
                 x=epoch, y=1 - 0.06 * index, yref="paper", yanchor="top", xanchor="left",
-                text=f" {reached} {'to' if index else 'came to epoch'} {epoch}",
+                text=f" {reached} came to epoch {epoch}",
             )  # fmt: skip
     where = "no rungs"
     if rungs:

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from ekd_ray.config.targets import DIRECTIONS, evenly_spaced
+from ekd_ray.config.targets import evenly_spaced, largest_is_best
 from ekd_ray.engine.measure.predictions import Predictions
 from ekd_ray.engine.measure.shift import METRICS
 from ekd_ray.engine.pictures import confusion, reliability_bins
@@ -18,9 +18,11 @@ from ekd_ray.results.paired import Paired, share_interval
 from ekd_ray.results.report.chart import (
     BROUGHT,
     FAINT,
+    INK,
     LINE,
     MOST_ROWS,
     NAME_COLORS,
+    PALE,
     SEQUENTIAL,
     WINNER,
     Chart,
@@ -53,14 +55,14 @@ def draw_differences(content: Content) -> Iterator[Chart]:
         yield _draw_paired(found, metric, "validation-differences", "Winner minus champion")
     if found := content.differences:
         yield _draw_paired(
-            found, "test_top1", "differences", "Winner minus champions and baselines"
+            found, content.board.test_metric, "differences", "Winner minus champions and baselines"
         )
 
 
 def _draw_paired(found: Mapping[str, Paired], metric: str, name: str, subject: str) -> Chart:
     """Mean differences of a metric with their intervals, against zero."""
     scale, unit = (100, "points of ") if is_share(metric) else (1, "")
-    sides = ["worse", "better"] if DIRECTIONS.get(metric, "max") == "max" else ["better", "worse"]
+    sides = ["worse", "better"] if largest_is_best(metric) else ["better", "worse"]
 
     def text(value: float | None) -> str:
         if value is None:
@@ -270,10 +272,10 @@ def draw_confusion(content: Content) -> Iterator[Chart]:
     figure = go.Figure(
         go.Heatmap(
             z=np.round(rates[part], 4).tolist(), customdata=counts[part].tolist(), x=ticks,
-            y=ticks, zmin=0, zmax=1, colorscale=SEQUENTIAL,
+            y=ticks, zmin=0, zmax=1, colorscale=PALE,
             colorbar={"thickness": 10, "outlinewidth": 0, "tickformat": ".0%"},
-            text=[[str(n) if n else "" for n in line] for line in counts[part]] if few else None,
-            texttemplate="%{text}" if few else None,
+            text=counts[part].tolist() if few else None,
+            texttemplate="%{text}" if few else None, textfont={"color": INK},
             hovertemplate="%{y}, taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
         ),
         {"showlegend": False,
