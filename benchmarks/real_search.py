@@ -11,12 +11,14 @@ these runs the test split is read once. Every epoch is kept in `--keep`: what wa
 from __future__ import annotations
 
 import argparse
+import fcntl
 import itertools
 import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -48,6 +50,7 @@ from ekd_ray.studies.warm_start import warm_started
 CLASSES = 10
 AT_CHANCE = 1 / CLASSES  # the score of a run that diverged, from there on
 FRESH = 1000  # the first seed of the runs that judge
+IN_USE = 75  # exit code of a training that another search is at
 WARM, OTHERS = "default+transfer", ("random", "ray-adapter")
 FIGURES = ("val_top1", "test_top1", "test_nll", "test_ece")
 
@@ -56,15 +59,15 @@ class Training:
     """A run of the search, trained an epoch further when that is asked for.
 
     Args:
-        folder: of the run; epochs that it has are not trained again.
+        folder: of the run; epochs that it has are not trained again. Two searches that ask for one
+            run at the same time share it: one trains, the other reads.
     """
 
     def __init__(self, config: DistillConfig, folder: Path, data_root: str | None) -> None:
         self._epochs = config.epochs
         self._begin = partial(_train, config.to_dict(), folder, data_root)
+        self._history = folder / HISTORY
         self._scores: dict[int, float] = {}
-        if (folder / HISTORY).exists():
-            self._scores = {row["epoch"]: row[METRIC] for row in read_rows(folder / HISTORY)}
         self._process: Any = None
         self._pipe: Connection | None = None
 
@@ -72,6 +75,11 @@ class Training:
         """The score after epoch `index` + 1."""
         while (epoch := index + 1) not in self._scores:
             if self._pipe is None:
+                if self._history.exists():
+                    rows = read_rows(self._history)
+                    self._scores |= {row["epoch"]: row[METRIC] for row in rows}
+                    if epoch in self._scores:
+                        break
                 context = multiprocessing.get_context("spawn")
                 self._pipe, theirs = context.Pipe()
                 self._process = context.Process(target=self._begin, args=(theirs,))
@@ -79,7 +87,15 @@ class Training:
                 theirs.close()
             else:
                 self._pipe.send(True)
-            trained, score = self._pipe.recv()
+            try:
+                trained, score = self._pipe.recv()
+            except EOFError:
+                self._process.join()
+                self.close()
+                if self._process.exitcode != IN_USE:
+                    raise
+                time.sleep(1)
+                continue
             if score is None:
                 self._scores |= dict.fromkeys(range(epoch, self._epochs + 1), AT_CHANCE)
             else:
@@ -100,15 +116,21 @@ def _train(settings: dict[str, Any], folder: Path, data_root: str | None, pipe: 
         pipe.send((row["epoch"], row[METRIC]))
         pipe.recv()  # until the next epoch is due
 
-    try:
-        distill(
-            DistillConfig.from_dict(settings), data_root=data_root, out=folder, on_epoch=tell,
-            threads=1, checkpoint_seconds=0,
-        )  # fmt: skip
-    except Diverged:
-        pipe.send((0, None))
-    except EOFError:  # the search has ended the trial
-        pass
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{folder}.lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(IN_USE)
+        try:
+            distill(
+                DistillConfig.from_dict(settings), data_root=data_root, out=folder, on_epoch=tell,
+                threads=1, checkpoint_seconds=0,
+            )  # fmt: skip
+        except Diverged:
+            pipe.send((0, None))
+        except EOFError:  # the search has ended the trial
+            pass
 
 
 class RealCurves:

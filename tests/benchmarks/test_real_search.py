@@ -1,5 +1,7 @@
 """The search on real pictures: trials that are trained epoch by epoch, and what is made of them."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,22 @@ def test_a_trial_trains_as_far_as_it_is_asked_and_goes_on_as_if_never_stopped(tm
         assert [training[index] for index in range(asked)] == whole[:asked]
         training.close()
         assert len(read_rows(folder / HISTORY)) == asked
+
+
+def test_two_searches_share_a_run(tmp_path: Path):
+    whole = [row["val_top1"] for row in distill(TINY, threads=1).history]
+    one, other = (real_search.Training(TINY, tmp_path / "run", None) for _ in range(2))
+    assert one[0] == whole[0]
+    waits = threading.Thread(target=lambda: found.append(other[1]))  # which `one` is to train
+    found: list[float] = []
+    waits.start()
+    time.sleep(1)
+    assert one[1] == whole[1]
+    waits.join(60)
+    assert found == [whole[1]]
+    one.close()
+    assert other[2] == whole[2]
+    other.close()
 
 
 def test_what_diverges_stays_at_chance(tmp_path: Path):
