@@ -10,7 +10,7 @@ from ekd_ray.cli.request import run_request
 
 EXAMPLES = (
     "ekd-ray distill --pair resnet56-resnet20 --teacher-weights FILE --data-root data",
-    "ekd-ray distill --config best/distill.yaml --seed 1 --test --out runs/again",
+    "ekd-ray distill --config best/distill.yaml --teacher-weights FILE --seed 1 --out runs/again",
 )
 FIRST = (
     *("--dataset", "--pair", "--teacher-weights", "--method", "--set", "--list-settings"),

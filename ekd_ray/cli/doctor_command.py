@@ -90,7 +90,11 @@ def hide_secrets(text: str) -> str:
     homes = {str(Path.home()), os.path.realpath(Path.home())} - {"/"}
     for home in sorted(homes, key=len, reverse=True):
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
-    values = {value: name for name, value in os.environ.items() if len(value) >= _SHORTEST_VALUE}
+    values = {
+        value: name
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST_VALUE and name != "OLDPWD"  # by chance the present one
+    }
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, f"${values[value]}")
     text = re.sub(r"/(?:home|Users)/[^/\s]+", "~", text)

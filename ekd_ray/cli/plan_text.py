@@ -529,6 +529,12 @@ def _setup(
     if method_of(config).needs_teacher:
         source = config.teacher_weights or "to be trained first"
         lines.append(f"teacher    {_model(str(config.teacher), info, size)}, {source}")
+        student, teacher = (
+            model_cost(str(name), info.num_classes, size)[0]
+            for name in (config.student, config.teacher)
+        )
+        if student > teacher:
+            lines.append("           the student is larger: --student takes a smaller one")
         lines += teacher_lines
         lines.append(f"cache      {_cache(config, data_root)}")
     if config.ood_dataset:

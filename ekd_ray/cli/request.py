@@ -201,24 +201,28 @@ def _recipe(args: argparse.Namespace, given: Given) -> Recipe:
 
 def _given(args: argparse.Namespace) -> Given:
     """The settings that have flags of their own, then each --set KEY=VALUE or KEY=RANGE."""
-    flags = vars(args)
+    typed = vars(args)
     names = dict.fromkeys((*StudyConfig.names(), *DistillConfig.__dataclass_fields__))
-    settings = {name: flags[name] for name in names if flags.get(name) is not None}
+    settings = {name: typed[name] for name in names if typed.get(name) is not None}
     plugins = settings.pop("plugins", ())
-    method, epochs = settings.pop("method", None), settings.pop("epochs", None)
+    flags = dict(settings)
     space: dict[str, Any] = {}
     for text in args.set:
         key, value = _parse_set(text)
         _refuse_several(key, value)
         spec = _parse_range(key, value)
+        if key in flags and flags[key] != (spec or value):
+            raise UserError(
+                f"{key} is given twice, as {shorten(flags[key])} by its flag and by --set as "
+                f"{shorten(value)}: leave one out."
+            )
         if spec is not None and key in DistillConfig.names():
             space[key] = spec
             settings.pop(key, None)
-        elif key == "method":
-            method = value
         else:
             settings[key] = value
             space.pop(key, None)
+    method, epochs = settings.pop("method", None), settings.pop("epochs", None)
     return Given(
         settings=settings, space=space, method=method, epochs=epochs,
         data_root=find_data_root(args.data_root), teacher_zoo=getattr(args, "teacher_zoo", None),
@@ -313,9 +317,10 @@ _AS_PRINTED = re.compile(r"-?\d\S*? *\.\. *-?\d.*")  # `1 .. 4 (log)`, as a plan
 def _parse_range(key: str, value: Any) -> dict[str, Any] | None:
     """A range on the command line as an entry of the space; None for any other value."""
     wrong = f"--set {key} takes {_RANGES} to search it, got "
-    if isinstance(value, dict) and {*value} & {*_KINDS}:  # so YAML reads `choice:` and `log: 1:2`
-        (kind, rest), *_ = value.items()
-        raise UserError(f"{wrong}{kind}: {'nothing' if rest is None else shorten(rest)}.")
+    if isinstance(value, dict) and len(value) == 1:  # so YAML reads `choice:` and `log: 1:2`
+        ((kind, rest),) = value.items()
+        if str(kind).partition(":")[0] in _KINDS:
+            raise UserError(f"{wrong}{kind}: {'nothing' if rest is None else shorten(rest)}.")
     if isinstance(value, str) and _AS_PRINTED.fullmatch(value):
         raise UserError(f"{wrong}{shorten(value)}.")
     kind, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")

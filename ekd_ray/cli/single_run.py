@@ -86,7 +86,7 @@ def _command_with(weights: Path, training: Training) -> str:
     if config.image_size != dataset_info(config.dataset, data_root=root).image_size:
         words += ["--set", f"image_size={config.image_size}"]
     if is_own_data(config.dataset):
-        words += ["--teacher", config.student]
+        words += ["--teacher", config.student, "--student", "MODEL"]
     elif pairs := sorted((SEARCH_SPACES / config.dataset).glob(f"{config.student}-*.yaml")):
         words += ["--pair", pairs[0].stem]
     else:

@@ -276,7 +276,7 @@ def _savings(content: Content) -> list[str]:
             f"early stops saved {several(saved.stopped_epochs, 'epoch')}, "
             f"{duration(saved.stopped_hours)}"
         )
-    if saved.views:
+    if saved.views and saved.views > (saved.asked or 0):  # else the runs that asked are to come
         text = (
             f"of {saved.views:,} answers of the teacher {saved.asked:,} were computed, the rest "
             "came from the cache"

@@ -133,6 +133,7 @@ def _repair(args: argparse.Namespace) -> None:
 
 
 def _run_one(recipe: Recipe, request: Request) -> int:
+    _check_gain_can_settle(recipe.config, request)
     with show_during("reading the data and checking the study ...", quiet=request.quiet):
         from ekd_ray.cli.plan_text import study_plan
         from ekd_ray.cli.study_text import print_study
@@ -146,7 +147,6 @@ def _run_one(recipe: Recipe, request: Request) -> int:
             recipe, warm_start=request.warm_start, download=request.download,
             resumed=out if request.resume else None, **_progress(request),
         )  # fmt: skip
-    _check_gain_can_settle(config, request)
     if request.dry_run:
         if request.location is None:
             check_folder(out, config, resume=request.resume)
@@ -175,8 +175,8 @@ def _check_gain_can_settle(config: StudyConfig, request: Request) -> None:
         return
     if STUDENT_ALONE not in config.baselines:
         raise UserError(
-            f"--require-gain compares with the student alone: baselines must hold {STUDENT_ALONE}, "
-            f"got {', '.join(config.baselines) or 'no'} baselines."
+            f"--require-gain compares with the student alone, the baseline '{STUDENT_ALONE}', and "
+            f"the baselines are {', '.join(config.baselines) or 'left out'}: add it to --baselines."
         )
     if config.most_seeds < LEAST_SEEDS:
         cure = f"give --seeds {LEAST_SEEDS} or more"

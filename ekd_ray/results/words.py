@@ -23,6 +23,7 @@ from ekd_ray.results.row_names import PLURALS, label, name_missed, noun_of
 
 DASH = "\N{EN DASH}"  # where there is no value
 MOST_NAMED = 10  # of what is damaged
+UNEVEN = 0.02  # between accuracy and balanced accuracy: by more, both are shown
 METRIC_NAMES = {
     "top1": "accuracy",
     "balanced_top1": "balanced accuracy",
@@ -255,7 +256,7 @@ def describe_missed_gain(board: Leaderboard, *, size: bool = True) -> str:
     gain, head = board.gain, name_missed(board.missed())
     if not head:
         return ""
-    parts, tips = [], suggest_gain(gain) if gain else ""
+    parts, tips = [], suggest_gain(board)
     if gain and gain.missed():
         verb = "are" if board[0].name in PLURALS else "is"
         if size:
@@ -292,8 +293,11 @@ def _compare_with(name: str, gain: Gain) -> str:
     return f"not told apart from {noun_of(name)} ({shown} {unit}, {sure})"
 
 
-def suggest_gain(gain: Gain) -> str:
+def suggest_gain(board: Leaderboard) -> str:
     """Remedies to try where the winner does not beat a row; empty where it beats all."""
+    gain = board.gain
+    if gain is None:
+        return ""
     missed = [gain.over[name] for name in gain.missed()]
     tips = []
     if any(found.n < LEAST_SEEDS for found in missed):
@@ -301,7 +305,8 @@ def suggest_gain(gain: Gain) -> str:
     elif any(found.sign != -1 for found in missed):
         tips.append("more seeds (--seeds) or more images, which tell smaller differences")
     if STUDENT_ALONE in gain.missed():
-        tips.append("a better teacher (of a given one check --teacher-normalization)")
+        given = board.config.distill.teacher_weights is not None
+        tips.append("a better teacher" + " (check --teacher-normalization)" * given)
     if missed:
         tips.append("more epochs and lower weights of the teacher's terms")
     return f"Try {'; '.join(tips)}." if tips else ""
@@ -367,9 +372,11 @@ def describe_teacher(found: TeacherFigures) -> str:
         origin = "given; it may have been trained on these images"
     elif found.candidates > 1:
         origin = f"the best of {found.candidates} that the study trained"
+    top1, balanced = (found.metrics.get(f"val_{name}", 0.0) for name in ("top1", "balanced_top1"))
+    shown = ("top1", *(["balanced_top1"] if abs(top1 - balanced) > UNEVEN else []), "nll", "ece")
     figures = [
         f"{metric_name(name)} {figure_text(name, found.metrics.get(f'val_{name}'))}"
-        for name in ("top1", "nll", "ece")
+        for name in shown
     ]
     prior = "none" if found.log_prior is None else f"{found.log_prior:.4g}"
     return (

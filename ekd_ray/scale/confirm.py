@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.phrases import joined
+from ekd_ray.config.study_config import EXTENDED_FROM
 from ekd_ray.engine.resolve import resolve, with_teacher, without_teacher
 from ekd_ray.engine.run_stage import RunStage
 from ekd_ray.errors import UserError
@@ -53,7 +54,11 @@ def confirm(run: Path, config: StudyConfig, base: DistillConfig, observer: Obser
         UserError: everything failed, or a run's process died twice.
         Interrupted: stopped by the user.
     """
-    entries = list_entries(config, base, StudyReader.load(run))
+    study = StudyReader.load(run)
+    entries = list_entries(config, base, study)
+    before = {run.number for run in study.confirm_runs if run.role == "finalist"}
+    if EXTENDED_FROM in study.header and {trial.number for trial in study.finalists()} <= before:
+        observer.note("no further trial is a finalist: the study's model expects less of them")
     select = _select(run, config, base, entries, observer)
     rows = {row.name: row for row in leaderboard_rows(select, config)}
     ranked = rank_contenders(list(rows.values()), config)

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.config.method_settings import REGISTRY
+from ekd_ray.config.normalization import parse_normalization
 from ekd_ray.config.phrases import command_text, several
 from ekd_ray.config.plugins import write_sources
 from ekd_ray.config.settings import Settings
@@ -31,6 +32,7 @@ from ekd_ray.engine.checkpoint import forget_checkpoint
 from ekd_ray.engine.data_pin import check_pinned, pin_data
 from ekd_ray.engine.environment import environment, hardware, warn_of_change
 from ekd_ray.engine.gpu_share import share_of_gpu
+from ekd_ray.engine.measure import teacher_figures
 from ekd_ray.engine.measure.teacher_figures import TeacherFigures
 from ekd_ray.engine.measure.teacher_pass import (
     WeakTeacher,
@@ -51,7 +53,7 @@ from ekd_ray.engine.rundata import count_pictures
 from ekd_ray.engine.runlog import Session, metric_tag, write_experiment
 from ekd_ray.engine.teacher.tried import try_teacher
 from ekd_ray.engine.train_teacher import teacher_candidates, teacher_config, train_teacher
-from ekd_ray.errors import Damaged, UserError, error_context, hide_secrets, shorten
+from ekd_ray.errors import Damaged, Halted, UserError, error_context, hide_secrets, shorten
 from ekd_ray.files import (
     check_folder_place,
     check_own_folder,
@@ -76,6 +78,7 @@ from ekd_ray.results.records import (
     LOCK,
     PLACE,
     STUDY_FILE,
+    trial_folders,
 )
 from ekd_ray.results.study import DRIVER_LOG, Study
 from ekd_ray.results.study_file import (
@@ -184,6 +187,8 @@ def check_study(
         config = check_teaching(config, download=download)
         base = config.distill
     else:
+        if base.teacher and config.teacher_training:
+            _teacher_run(base, config.teacher_training)
         with error_context("distill"):
             base = with_pairs_prior(config, resolve_method(base))
             base = resolve(base, data_root=config.data_root, download=download)
@@ -220,12 +225,15 @@ def check_teaching(config: StudyConfig, *, download: bool = False) -> StudyConfi
         UserError: the teacher or the student cannot be trained, or nothing says how the teacher is.
     """
     base, root = config.distill, config.data_root
+    if base.teacher_normalization is not None:  # unused, and yet no place for a slip
+        parse_normalization(base.teacher_normalization)
     if not config.teacher_training or base.teacher is None:
         with error_context("distill"):  # says what is missing
             resolve(base, data_root=root, download=download)
     training = config.teacher_training or {}
-    with error_context("teacher_training"):
-        teacher = teacher_config(base, str(base.teacher), training)
+    with error_context("distill"):
+        alone = resolve(with_method(base, "none"), data_root=root, download=download)
+    teacher = _teacher_run(base, training)
     try:
         teacher = resolve(teacher, data_root=root, download=download)
     except UserError as error:
@@ -233,11 +241,18 @@ def check_teaching(config: StudyConfig, *, download: bool = False) -> StudyConfi
         raise UserError(sentence, keys=error.keys) from None
     if teacher.student_sha256 is not None:
         training = {**training, "student_sha256": teacher.student_sha256}
-    with error_context("distill"):
-        alone = resolve(with_method(base, "none"), data_root=root, download=download)
     names = ("student_weights", "student_sha256", "student_normalization")
     base = resolve_method(base.replace(**{name: getattr(alone, name) for name in names}))
     return config.replace(distill=base, teacher_training=training or None)
+
+
+def _teacher_run(base: DistillConfig, training: dict[str, Any]) -> DistillConfig:
+    """The training of a study's teacher; a mistake in its settings names where they stand."""
+    with error_context("teacher_training"):
+        try:
+            return teacher_config(base, str(base.teacher), training)
+        except UserError as error:
+            raise UserError(f"teacher_training: {error}", keys=error.keys) from None
 
 
 def prepare_study(
@@ -546,11 +561,21 @@ def conduct_study(
             on_begin()
             try:
                 return run_study(study, observer)
-            except WeakTeacher:
-                # Of a given one nothing is there but the study's head.
-                if not resume and location is None and config.distill.teacher_weights:
+            except UserError as error:
+                given = config.distill.teacher_weights is not None
+                weak = isinstance(error, WeakTeacher) and given
+                if not (resume or location) and (weak or _is_untouched(out, error)):
                     _empty_folder(out)
                 raise
+
+
+def _is_untouched(out: Path, error: UserError) -> bool:
+    """Whether nothing is there but the study's head, so that the same command may begin again."""
+    begun = (out / teacher_figures.FILE, out / TEACHER.parent, out / SOFTMAX_TEACHER.parent)
+    # After a full disk the sentence says how to go on.
+    return not (
+        isinstance(error, Halted) or trial_folders(out) or any(path.exists() for path in begun)
+    )
 
 
 def _empty_folder(out: Path) -> None:

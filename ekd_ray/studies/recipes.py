@@ -433,5 +433,10 @@ def find_recipe(folder: Path, home: str | None, pair: str) -> Path:
         return folder / (home or DistillConfig().dataset) / f"{pair}.yaml"
     if home is None and len(elsewhere) == 1:
         return folder / f"{elsewhere[0]}.yaml"
+    if pair.startswith(("folder:", "hf:")) or pair in DATASETS:
+        raise UserError(
+            f"{pair!r} names a data set, and a pair of networks is asked for: give it by "
+            "--dataset, in Python by dataset=."
+        )
     where = f" for {home}" if home else ""
     raise unknown_name(f"pair{where}", pair, elsewhere or known)

@@ -196,6 +196,14 @@ def test_set_says_where_in_its_range_to_look_first():
         study(*DIGITS, "--set", "kd_weight=prior:2:high:3")
 
 
+@pytest.mark.parametrize("text", ["trials=5", "epochs=9", "epochs=choice:7,9"])
+def test_a_flag_and_another_value_by_set_contradict(text):
+    flags = ("--trials", 3, "--epochs", 7)
+    assert study(*DIGITS, *flags, "--set", "trials=3", "--set", "epochs=7")
+    with pytest.raises(UserError, match="is given twice"):
+        study(*DIGITS, *flags, "--set", text)
+
+
 def test_the_last_set_of_a_setting_stands():
     fixed, searched = "kd_weight=2", "kd_weight=log:1:3"
     assert "kd_weight" not in study(*DIGITS, "--set", searched, "--set", fixed).space
@@ -258,6 +266,7 @@ def test_a_continued_run_needs_its_folder_and_no_more(tmp_path):
         ("kd_weight=choice:1,,2", "--set kd_weight takes"),
         ("kd_weight=1,2", "kd_weight takes one value, got '1,2'.*kd_weight=choice:A,B"),
         ("kd_weight=choice:", "--set kd_weight takes .* got choice: nothing"),
+        ("kd_weight=range:1:", "--set kd_weight takes .* got range:1: nothing"),
         ("kd_weight=choice: 1,2", "--set kd_weight takes .* got choice: '1,2'"),
         ("kd_weight=rang:1:4", "--set kd_weight takes log:LOW:HIGH.* got 'rang:1:4'"),
         ("auto_augment=a,b", "auto_augment takes one value, got 'a,b'.*auto_augment=choice:A,B"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -196,6 +197,23 @@ def test_an_extended_study_runs_no_champion_again(searched, made_up, tmp_path):
     asked.clear()
     board = confirmed(tmp_path, searched([0.1, 0.2], champions=["defaults"], confirm_top_k=2))
     assert board[0].name == "trial 1" and set(asked) == {"trial 1"}
+
+
+@pytest.mark.parametrize(("better", "said"), [(0.1, False), (-0.1, True)])
+def test_an_extension_without_a_further_finalist_says_so(
+    searched, made_up, tmp_path, better, said, monkeypatch
+):
+    made_up(lambda name, seed: 0.5 + seed / 100)
+    config = searched([0.1], confirm_top_k=1)
+    confirmed(tmp_path, config)
+    config = searched([0.1, 0.2], confirm_top_k=1)
+    header = {"format_version": 2, "study": config.to_dict(), "extended_from": 1}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(header))
+    ranked = sorted(Study.load(tmp_path).records(), key=lambda trial: -better * trial.number)
+    monkeypatch.setattr(StudyReader, "finalists", lambda self: ranked[:1])
+    notes = Mock()
+    confirm.confirm(tmp_path, config, resolve(BASE), notes)
+    assert any("finalist" in str(call) for call in notes.note.call_args_list) == said
 
 
 def test_those_confirmed_before_an_extension_can_still_win(searched, made_up, tmp_path):

@@ -56,6 +56,9 @@ def test_an_untrained_teacher_is_planned_or_refused() -> None:
         check_study(StudyConfig(distill=shared, space=SPACE))
 
 
+TAUGHT = DistillConfig(dataset="digits", student="resnet8", teacher="resnet14", method="kd")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -66,6 +69,12 @@ def test_an_untrained_teacher_is_planned_or_refused() -> None:
             {"distill": DistillConfig(dataset="digits", student="resnet8", method="none",
                                       validation_fraction=0.0)},
             "validation_fraction must be > 0",
+        ),
+        ({"distill": TAUGHT.replace(teacher_normalization="imagent")}, "Did you mean 'imagenet'"),
+        ({"teacher_training": {"epoch": 5}, "distill": TAUGHT}, "teacher_training: .*'epoch'"),
+        (
+            {"teacher_training": {"epoch": 5}, "distill": TAUGHT.replace(teacher_weights="w")},
+            "teacher_training: .*'epoch'",
         ),
     ],
 )  # fmt: skip
@@ -98,6 +107,25 @@ def test_a_teacher_that_is_too_weak_leaves_no_folder_behind(
     if given:
         with pytest.raises(WeakTeacher):  # the folder is free
             conduct_study(config, tmp_path / "run", Mock())
+
+
+@pytest.mark.parametrize("begun", ["", "trials/0000", "teacher", "teacher.json"])
+def test_a_study_that_is_refused_before_it_computes_leaves_its_folder_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: str
+) -> None:
+    """Such as one whose cluster is not there; the same command may begin again."""
+
+    def stop(study: Study, observer: object) -> None:
+        if begun:
+            (study.path / begun).mkdir(parents=True)
+        raise UserError("there is no Ray at that address")
+
+    config = StudyConfig(distill=DistillConfig(dataset="digits", method="none"), space=SPACE)
+    monkeypatch.setattr(pipeline, "run_study", stop)
+    with pytest.raises(UserError, match="no Ray"):
+        conduct_study(config, tmp_path / "run", Mock())
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert ("study.yaml" in left) == bool(begun)
 
 
 def test_a_folder_is_one_study(tmp_path: Path) -> None:

@@ -195,6 +195,12 @@ def test_a_pair_that_is_elsewhere_is_refused_with_its_place():
         find_recipe(SEARCH_SPACES, "cifar10", "resnet20-resnet8")
 
 
+@pytest.mark.parametrize("name", ["folder:pictures", "hf:data", "cifar10"])
+def test_a_data_set_in_the_place_of_a_pair_is_told_from_one(name):
+    with pytest.raises(UserError, match="names a data set"):
+        find_recipe(SEARCH_SPACES, None, name)
+
+
 def test_a_circle_of_extends_is_refused(tmp_path):
     path = write(tmp_path, a="extends: b.yaml", b="extends: c.yaml", c="extends: a.yaml")
     with pytest.raises(UserError, match="circle") as refused:

@@ -281,7 +281,7 @@ def write_headline(content: Content) -> tuple[str, str]:
         f"{winner.config.student} distilled from {subject} Mean of {several(n, 'seed')}"
         f"{spread_text} {choice} {_describe_winners_curse(content)}"
     ).rstrip()
-    tips = suggest_gain(content.board.gain) if content.board.gain else ""
+    tips = suggest_gain(content.board)
     return f"{', '.join(parts)}.", f"{lead} {tips}".rstrip()
 
 
