@@ -18,6 +18,7 @@ from ekd_ray.engine.resolve import resolve
 from ekd_ray.errors import UserError
 from ekd_ray.results.records import read_record, trial_folder
 from ekd_ray.results.surrogate import Surrogate
+from ekd_ray.scale import model_sampler
 from ekd_ray.scale.samplers import SAMPLERS, STARTUP_TRIALS, make_sampler
 from ekd_ray.scale.schedulers import RULES
 from ekd_ray.scale.searcher import OptunaSearcher
@@ -255,6 +256,7 @@ def test_a_model_is_told_every_trial_and_fitted_anew_now_and_then(monkeypatch):
         made(self, known, **more))[1],
     )  # fmt: skip
     monkeypatch.setattr(Surrogate, "_fit", lambda self: (fitted.append(len(seen)), fit(self))[1])
+    monkeypatch.setattr(model_sampler, "ALWAYS_FITTED", 20)
     config = StudyConfig(space=FLOATS, sampler="model")
     study = optuna.create_study(sampler=make_sampler(config), direction="maximize")
     for number in range(STARTUP_TRIALS + 40):
@@ -263,8 +265,12 @@ def test_a_model_is_told_every_trial_and_fitted_anew_now_and_then(monkeypatch):
         trial.report(number % 7, config.distill.epochs)
         study.tell(trial, number % 7)
     assert seen == list(range(STARTUP_TRIALS, STARTUP_TRIALS + 40))
-    assert fitted[:3] == [1, 2, 3]
-    assert 12 <= len(fitted) <= 20
+    often = 20 - STARTUP_TRIALS + 1  # models of as many trials or fewer
+    assert fitted[:often] == list(range(1, often + 1))
+    # 1.1 times 20, 22, 25, 28, ... or the next whole number
+    assert fitted[often:] == [
+        trials - STARTUP_TRIALS + 1 for trials in (22, 25, 28, 31, 35, 39, 43)
+    ]
 
 
 @pytest.mark.parametrize(
