@@ -46,8 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the table, and say what is in it and which pictures could not be read."""
-    if args.out is None and Path(DEFAULT_TABLE).exists():
-        raise UserError(f"{DEFAULT_TABLE} is there already: say with --out FILE where to write.")
     # These load torch.
     from rich.progress import Progress
 
@@ -57,9 +55,11 @@ def run(args: argparse.Namespace) -> int:
     from ekd_ray.results.prediction_table import check_table, list_pictures
 
     continue_with(shlex.join(args.typed), keeps=False)
-    out = check_table(args.out or DEFAULT_TABLE)
-    pictures = list_pictures(args.pictures)
     bundle = Bundle.load(args.bundle)
+    pictures = list_pictures(args.pictures)
+    if args.out is None and Path(DEFAULT_TABLE).exists():
+        raise UserError(f"{DEFAULT_TABLE} is there already: say with --out FILE where to write.")
+    out = check_table(args.out or DEFAULT_TABLE)
     console = Console(stderr=True)
     silent = args.quiet or args.json or not console.is_terminal
     with Progress(console=console, transient=True, disable=silent) as bar:

@@ -28,7 +28,7 @@ from ekd_ray.config.phrases import several
 from ekd_ray.data.counter import Int64Array
 from ekd_ray.data.decode import decode_fixed, read_picture, readable
 from ekd_ray.data.registry import FOLDER_PREFIX, DatasetInfo, check_class_names
-from ekd_ray.errors import UserError
+from ekd_ray.errors import UserError, meant_name
 from ekd_ray.files import expand_home, open_plain, read_text
 
 SPLITS = ("train", "test")
@@ -377,6 +377,12 @@ def _and_more(count: int) -> str:
     return f" and {count} more" if count else ""
 
 
+def _meant_folder(folder: Path) -> str:
+    """Which folder beside one that is not there was meant."""
+    beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+    return meant_name(folder.name, beside)
+
+
 def folder_classes(name: str) -> tuple[str, ...]:
     """The classes of `folder:PATH`: the folders in PATH/train, sorted. Raises UserError."""
     train = folder_path(name) / "train"
@@ -386,8 +392,8 @@ def folder_classes(name: str) -> tuple[str, ...]:
         )
     if not train.parent.is_dir():
         raise UserError(
-            f"there is no folder {train.parent}: check the name of the data set, {name}; pictures "
-            "that were moved are found again through a link there."
+            f"there is no folder {train.parent}: check the name of the data set, {name}."
+            f"{_meant_folder(train.parent)} A study finds pictures that were moved by a link there."
         )
     if not os.path.isdir(train):
         raise UserError(

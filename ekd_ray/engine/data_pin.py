@@ -74,10 +74,11 @@ def check_pinned(
         ]
         what = ", ".join(changed) or "as many images and classes, but others or of other labels"
         name = config.ood_dataset if split == "unknown" else config.dataset
+        prints = [shorten(side.get("fingerprint")) for side in (old, new)]
         raise OtherData(
             f"{where} was made with other data: the fingerprint of the {split} images of {name} is "
-            f"{shorten(old.get('fingerprint'))} there and {new['fingerprint']} here ({what}); "
-            f"restore the data as they were, or {cure}."
+            f"{prints[0]} there and {prints[1]} here ({what}); restore the data as they were, or "
+            f"{cure}."
         )
 
 

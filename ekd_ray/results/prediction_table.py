@@ -93,7 +93,7 @@ def find_threshold(known: Sequence[float] | None, coverage: float) -> float:
         UserError: a coverage that is none, or no thresholds, as in bundles of an older ekd_ray.
     """
     if not 0 < coverage <= 1:
-        raise UserError(f"coverage must be above 0 and at most 1, got {coverage}.")
+        raise UserError(f"coverage must be above 0 and at most 1 (0.9 is 90 %), got {coverage}.")
     if known is None:
         raise UserError(
             "the bundle has no thresholds by coverage: export it again, or leave coverage out."

@@ -105,6 +105,7 @@ def test_a_folder_that_does_not_serve(pets, tmp_path, make):
     missing = message(dataset_info, f"folder:{tmp_path}/nowhere")
     assert re.search("there is no folder .*nowhere: check the name", missing)
     assert refused(f"folder:{tmp_path}/nowhere") == missing
+    assert "Did you mean 'pets'?" in message(dataset_info, f"folder:{pets.parent}/petz")
     (tmp_path / "picture.png").touch()
     assert "picture.png is a file" in message(dataset_info, f"folder:{tmp_path}/picture.png")
     (tmp_path / "empty").mkdir()
