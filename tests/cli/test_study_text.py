@@ -13,6 +13,7 @@ from ekd_ray.cli.terminal import leaderboard_table
 from ekd_ray.config import DistillConfig, StudyConfig
 from ekd_ray.results.leaderboard import Leaderboard, Row
 from ekd_ray.results.progress import Progress
+from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import describe_better_on_test, describe_lead
 
 
@@ -60,6 +61,35 @@ def test_constraints_are_named_where_there_are_some(bound):
     assert board.lead is None
     assert "2 seeds" in describe_lead(board)
     assert ("constraint" in describe_lead(board)) == bound
+
+
+@pytest.mark.parametrize(
+    ("metric", "own", "other", "better", "columns"),
+    [
+        ("val_nll", (1.0, 1.2), (0.9, 1.0), "below", ["val_nll", "test_nll", "test_top1 %"]),
+        ("val_balanced_top1", (0.3, 0.4), (0.5, 0.4), "above",
+         ["val_balanced_top1 %", "test_balanced_top1 %", "test_top1 %"]),
+        ("val_balanced_top1", (0.6, 0.7), (0.5, 0.4), "", None),
+        ("val_top1", (0.9, 0.9), (0.1, 0.1), "", ["val_top1 %", "test_top1 %", "test_nll"]),
+    ],
+)  # fmt: skip
+def test_figures_of_the_test_split_are_in_the_studys_metric(metric, own, other, better, columns):
+    """Accuracy stands beside it, and is that of a study that watches nothing else."""
+    config, name = StudyConfig(metric=metric), metric.replace("val_", "test_")
+    rows = [
+        Row(name=row, config=DistillConfig(), val=(0.5, 0.5), test=tops, winner=row == "trial 1",
+            test_metrics=tuple({"test_top1": tops[0], name: value} for value in values))
+        for row, tops, values in (("trial 1", (0.9, 0.9), own), ("none", (0.1, 0.1), other))
+    ]  # fmt: skip
+    board = Leaderboard(rows, config)
+    assert board.test_metric == name
+    (found,) = StudyReader.differences(SimpleNamespace(leaderboard=lambda: board)).values()
+    assert found.mean == pytest.approx(sum(own) / 2 - sum(other) / 2)
+    assert bool(describe_better_on_test(board)) == bool(better)
+    assert better in describe_better_on_test(board)
+    heads = [column.header for column in leaderboard_table(board, config).columns]
+    assert columns is None or heads[1:4] == columns
+    assert len({*heads}) == len(heads)
 
 
 def test_figures_of_two_studies_have_their_units():
