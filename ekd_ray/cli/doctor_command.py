@@ -23,7 +23,7 @@ from pathlib import Path
 from ekd_ray.cli import flags
 from ekd_ray.cli.output import print_json, print_text, set_up_ray, show_passing
 from ekd_ray.config import DistillConfig
-from ekd_ray.config.phrases import size_text
+from ekd_ray.config.phrases import several, size_text
 from ekd_ray.files import default_cache_dir
 
 EXAMPLES = ("ekd-ray doctor", "ekd-ray doctor --address auto")
@@ -214,7 +214,7 @@ def _ray() -> Iterator[str]:
         seconds, nodes = time.monotonic() - started, live_nodes().values()
     done = "joined" if on_cluster() else "started"
     cpus, gpus = (sum(amounts) for amounts in zip(*nodes, strict=True))
-    yield f"{done} in {seconds:.1f} s: {len(nodes)} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
+    yield f"{done} in {seconds:.1f} s: {several(len(nodes), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs"
 
 
 def _step() -> Iterator[str]:

@@ -72,10 +72,12 @@ def _schema(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     """Names, with data set and epochs; with `--json` also teacher and student."""
-    rows = {}
+    rows, fitted = {}, set()
     for name in list_recipes():
-        written = Recipe.load(name).written
-        run = written.get("distill") or {}
+        recipe = Recipe.load(name)
+        run = recipe.written.get("distill") or {}
+        if any("epochs" in rules for rules in recipe.fits.values()):
+            fitted.add(name)
         rows[name] = {key: run.get(key) for key in ("dataset", "teacher", "student", "epochs")}
     if args.json:
         print_json(rows)
@@ -83,7 +85,8 @@ def _list(args: argparse.Namespace) -> int:
     said = {}
     for name, row in rows.items():
         data = row["dataset"] or "your pictures"
-        said[name] = f"{data}, {row['epochs']} epochs" if row["student"] else "a base of others"
+        epochs = "epochs by their number" if name in fitted else f"{row['epochs']} epochs"
+        said[name] = f"{data}, {epochs}" if row["student"] else "a base of others"
     _print_names(said)
     return 0
 

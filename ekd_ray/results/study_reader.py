@@ -29,6 +29,7 @@ from ekd_ray.errors import MOST_LISTED, Damaged, UserError, shorten
 from ekd_ray.files import atomic_path, check_format, check_name, check_plain, read_json
 from ekd_ray.remote.location import is_uri
 from ekd_ray.remote.session import open_folder
+from ekd_ray.results.bundle_files import MANIFEST
 from ekd_ray.results.chance import warn_of_chance
 from ekd_ray.results.importance import effects_table
 from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
@@ -110,6 +111,8 @@ class StudyReader:
                 cure = f"there are {', '.join(found)}"
             elif (folder / CONFIG).is_file():
                 cure = "it is a single run, whose figures are in its result.json"
+            elif (folder / MANIFEST).is_file():
+                cure = "it is a bundle, whose figures ekd-ray evaluate has"
             else:
                 cure = "give the folder of a study"
             raise UserError(f"{path} holds no study (no {STUDY_FILE}): {cure}.")

@@ -63,7 +63,6 @@ class ModelSampler(BaseSampler):
 
     def __init__(self, config: StudyConfig, *, seed: int, n_startup_trials: int) -> None:
         self._config = config
-        self._coordinates = Coordinates(Space(config.space))
         self._entries: Mapping[str, Any] = config.space or {}
         self._startup = n_startup_trials
         self._rng = np.random.default_rng(seed)
@@ -73,6 +72,10 @@ class ModelSampler(BaseSampler):
         self._outcomes: dict[int, Outcome] = {}  # of the trials that have ended, by number
         self._fitted: Surrogate | None = None  # the last one whose hyperparameters were fitted
         self._fitted_to = 0  # trials
+
+    @cached_property
+    def _coordinates(self) -> Coordinates:
+        return Coordinates(Space(self._config.space))
 
     @cached_property
     def _basis(self) -> Basis | None:

@@ -384,6 +384,8 @@ def check_folder(out: Path, config: StudyConfig, *, resume: bool) -> None:
         raise UserError(f"{out} exists and holds no study: choose another --out.")
     elif resume:
         raise UserError(f"{out} holds no study to resume: check --out, or drop --resume.")
+    else:
+        _check_room(next(folder for folder in (out, *out.absolute().parents) if folder.exists()))
 
 
 # Of each package, how many parts of its version must be equal for results to compare: a minor
@@ -512,10 +514,14 @@ def check_writable(out: Path) -> None:
     write through a link in it (`check_own_folder`)."""
     check_folder_place(out)
     check_own_folder(out, but=(JOURNAL_LOCKS,))
-    free = shutil.disk_usage(out).free
+    _check_room(out)
+
+
+def _check_room(folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
     if free < LEAST_FREE_BYTES:
         raise UserError(
-            f"{out} has {free // 2**20} MiB free, a study needs >= {LEAST_FREE_BYTES // 2**20}: "
+            f"{folder} has {free // 2**20} MiB free, a study needs >= {LEAST_FREE_BYTES // 2**20}: "
             "free some or choose another --out."
         )
 

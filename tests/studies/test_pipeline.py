@@ -27,6 +27,7 @@ from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.scale.confirm import baselines
 from ekd_ray.studies import pipeline
 from ekd_ray.studies.pipeline import (
+    check_folder,
     check_study,
     check_unchanged,
     conduct_study,
@@ -328,3 +329,13 @@ def test_a_teacher_that_goes_on_from_its_checkpoint_is_announced_so(
         pipeline.teach(path, StudyConfig(distill=base, gpus_per_trial=0), {"epochs": 3}, observer)
     (note,) = notes
     assert "teacher is continued" in note and "2 of 3 epochs" in note
+
+
+def test_a_plan_refuses_a_disk_without_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is made there."""
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: Mock(free=2**20))
+    with pytest.raises(UserError, match="1 MiB free"):
+        check_folder(tmp_path / "new" / "run", study(), resume=False)
+    assert not [*tmp_path.iterdir()]

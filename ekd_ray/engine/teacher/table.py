@@ -343,8 +343,6 @@ def find_table(name: str) -> Path:
     """The folder of a table by its name or the beginning of it; raises `UserError`."""
     found = [folder for folder in table_folders() if folder.name.startswith(name)]
     if len(found) != 1:
-        state = "no table" if not found else f"{len(found)} tables"
-        raise UserError(
-            f"{state} of the teacher cache begin(s) with {name!r}: see ekd-ray cache ls."
-        )
+        state = f"{len(found)} tables of the teacher cache begin" if found else "no table begins"
+        raise UserError(f"{state} with {name!r}: see ekd-ray cache ls.")
     return found[0]
