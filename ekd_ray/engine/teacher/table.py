@@ -343,6 +343,8 @@ def find_table(name: str) -> Path:
     """The folder of a table by its name or the beginning of it; raises `UserError`."""
     found = [folder for folder in table_folders() if folder.name.startswith(name)]
     if len(found) != 1:
-        state = f"{len(found)} tables of the teacher cache begin" if found else "no table begins"
-        raise UserError(f"{state} with {name!r}: see ekd-ray cache ls.")
+        tables, begin = (f"{len(found)} tables", "begin") if found else ("no table", "begins")
+        raise UserError(
+            f"{tables} of the teacher cache {begin} with {name!r}: see ekd-ray cache ls."
+        )
     return found[0]
