@@ -71,5 +71,5 @@ def test_the_whole_of_it(launch, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     code, out, _ = launch("doctor")
     assert code == 0, out
-    assert "a step, a validation and a checkpoint" in out and "1 node(s)" in out
+    assert "a step, a validation and a checkpoint" in out and "1 node, " in out
     assert str(Path.home()) not in out
