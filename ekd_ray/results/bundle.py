@@ -38,7 +38,6 @@ from ekd_ray.remote.hub import PREFIX, fetch_folder, parse_hub_name, push_folder
 from ekd_ray.results.bundle_files import (
     CARD,
     FILES,
-    MANIFEST,
     PATTERNS,
     damaged,
     list_names,
@@ -51,7 +50,7 @@ from ekd_ray.results.html import facts_html
 from ekd_ray.results.inference import Classifier, Prediction, Preprocessing, classify
 from ekd_ray.results.leaderboard import TESTED
 from ekd_ray.results.prediction_table import PredictedFiles, list_pictures, write_predictions
-from ekd_ray.results.records import BEST
+from ekd_ray.results.records import BEST, MANIFEST
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import figure_text, list_figures, metric_name
 

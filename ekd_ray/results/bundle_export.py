@@ -23,7 +23,6 @@ from ekd_ray.results.bundle import Bundle
 from ekd_ray.results.bundle_files import (
     CARD,
     FILES,
-    MANIFEST,
     find_unlisted,
     read_mapping,
     write_manifest,
@@ -31,7 +30,7 @@ from ekd_ray.results.bundle_files import (
 from ekd_ray.results.bundle_metrics import bundle_metrics
 from ekd_ray.results.card import UNKNOWN_LICENSE, check_license, model_card
 from ekd_ray.results.exports import EXPORTS, check_exports, export_programs
-from ekd_ray.results.records import CONFIRMED, DATA, RESULT, RunRecord, read_record
+from ekd_ray.results.records import CONFIRMED, DATA, MANIFEST, RESULT, RunRecord, read_record
 from ekd_ray.results.study_reader import StudyReader
 from ekd_ray.results.words import resume_command
 

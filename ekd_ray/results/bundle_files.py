@@ -18,9 +18,8 @@ from ekd_ray.errors import UserError
 from ekd_ray.files import MOST_TEXT, check_format, read_bytes, read_json, sha256_file, write_text
 from ekd_ray.results.exports import EXPORTS
 from ekd_ray.results.prediction_table import COVERAGES
-from ekd_ray.results.records import FORMAT_VERSION
+from ekd_ray.results.records import FORMAT_VERSION, MANIFEST
 
-MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
 CARD = "README.md"
 FILES = (WEIGHTS, "distill.yaml", "metrics.json", HISTORY, "environment.json", CARD)
 _SOURCE = re.compile(rf"{SOURCES}/(\w+/)*\w+\.py")  # a plugin's

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 REPORT = Path("report") / "index.html"
 BEST = "best"  # the bundle of its winner
+MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
 PLACE = "uri"  # in that file: where the study is kept, of which its folder is a copy
 DATA = "data"  # another: what `pin_data` found; in a bundle a key of metrics.json
 PIN = "data-pin.json"  # the same of a run of no study

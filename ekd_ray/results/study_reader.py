@@ -29,7 +29,6 @@ from ekd_ray.errors import MOST_LISTED, Damaged, UserError, shorten
 from ekd_ray.files import atomic_path, check_format, check_name, check_plain, read_json
 from ekd_ray.remote.location import is_uri
 from ekd_ray.remote.session import open_folder
-from ekd_ray.results.bundle_files import MANIFEST
 from ekd_ray.results.chance import warn_of_chance
 from ekd_ray.results.importance import effects_table
 from ekd_ray.results.leaderboard import Leaderboard, Row, make_leaderboard
@@ -39,6 +38,7 @@ from ekd_ray.results.records import (
     CONFIG,
     CONFIRMED,
     FORMAT_VERSION,
+    MANIFEST,
     PLACE,
     STUDY_FILE,
     RunRecord,

@@ -14,7 +14,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ekd_ray.results import Bundle, Study
-from ekd_ray.results.bundle_files import FILES, MANIFEST
+from ekd_ray.results.bundle_files import FILES
+from ekd_ray.results.records import MANIFEST
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of each journal that is read
 STATES = {

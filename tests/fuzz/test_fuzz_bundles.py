@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mutations import Data, changed_file
 
 from ekd_ray.results import Bundle
-from ekd_ray.results.bundle_files import FILES, MANIFEST, write_manifest
+from ekd_ray.results.bundle_files import FILES, write_manifest
+from ekd_ray.results.records import MANIFEST
 from ekd_ray.results.reproduce import prepare
 
 PICTURE = np.zeros((40, 48, 3), np.uint8)

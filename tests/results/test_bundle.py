@@ -21,7 +21,8 @@ from ekd_ray.errors import UserError
 from ekd_ray.losses.dirichlet import log_expectation
 from ekd_ray.models import read_metadata
 from ekd_ray.results import Bundle, export_bundle
-from ekd_ray.results.bundle_files import FILES, MANIFEST, write_manifest
+from ekd_ray.results.bundle_files import FILES, write_manifest
+from ekd_ray.results.records import MANIFEST
 
 # What it holds
 

@@ -15,7 +15,8 @@ from huggingface_hub import constants
 from ekd_ray.engine.final import WEIGHTS
 from ekd_ray.errors import UserError
 from ekd_ray.results import Bundle
-from ekd_ray.results.bundle_files import FILES, MANIFEST, write_manifest
+from ekd_ray.results.bundle_files import FILES, write_manifest
+from ekd_ray.results.records import MANIFEST
 
 WHOLE = {*FILES, MANIFEST, ".gitattributes"}
 
