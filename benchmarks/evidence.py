@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.measure import machine
 from ekd_ray.config import DistillConfig
-from ekd_ray.files import write_json
+from ekd_ray.files import sha256_file, write_json
 from ekd_ray.losses.methods import METHODS, with_method
 from ekd_ray.results import Study
 from ekd_ray.results.paired import LEVEL, Paired, mean_interval, paired_difference
@@ -38,7 +38,6 @@ ORDERS: dict[str, Row] = {
     "both orders": {},
     "first order": {"ekd_weight": 0.0},
     "second order": {"kd_weight": 0.0},
-    "neither": {"kd_weight": 0.0, "ekd_weight": 0.0},
 }
 FORMS: dict[str, Row] = {
     f"{evidence}, {orders}": {"method": "ekd", "evidence": evidence, **weights}
@@ -50,6 +49,10 @@ PUBLISHED: dict[str, Row] = {
     "kd": {"method": "kd"},
     "dkd": {"method": "dkd"},
     "kd-standardized": {"method": "kd", "standardize": True},
+}
+ALONE: dict[str, Row] = {  # `evidential` is EKD with neither order
+    "none": {"method": "none"},
+    "evidential": {"method": "evidential"},
 }
 # The first row is what the others are compared with.
 TABLES: dict[str, dict[str, Row]] = {
@@ -64,13 +67,9 @@ TABLES: dict[str, dict[str, Row]] = {
     },
     "forms": {
         **PUBLISHED,
+        **ALONE,
         **FORMS,
-        # With neither order no teacher has a part.
-        **{
-            f"{name}{UNDER_EVIDENTIAL}": row
-            for name, row in FORMS.items()
-            if not name.endswith("neither")
-        },
+        **{f"{name}{UNDER_EVIDENTIAL}": row for name, row in FORMS.items()},
     },
     # The cost of speed in accuracy.
     "arithmetic": {
@@ -168,6 +167,17 @@ def configuration(args: argparse.Namespace, name: str, seed: int) -> DistillConf
     return with_method(DistillConfig(**given, **solver), method, **settings)
 
 
+def name_run(config: DistillConfig, args: argparse.Namespace) -> str:
+    """The fingerprint of a run's settings, and of the evidential teacher where it has that one.
+
+    Fingerprints say nothing of weights, and an evidential teacher can be trained anew.
+    """
+    given = args.evidential_teacher
+    if given is None or config.teacher_weights != given:
+        return config.fingerprint()
+    return f"{config.fingerprint()}-{sha256_file(Path(given))[:8]}"
+
+
 def run(settings: dict[str, Any], data_root: str) -> dict[str, float]:
     """Train one configuration on one thread; figures of its last epoch and of the test split."""
     import ekd_ray
@@ -201,7 +211,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
         for seed in range(args.seeds)  # all rows under a seed, then the next
         for name in args.rows
     }
-    keys = {job: (config.fingerprint(), job[1]) for job, config in jobs.items()}
+    keys = {job: (name_run(config, args), job[1]) for job, config in jobs.items()}
     due = {job: config for job, config in jobs.items() if keys[job] not in known}
     # The runs are many and small: one thread each, as many at once as there are cores.
     with ProcessPoolExecutor(local_cpus(), mp_context=get_context("spawn")) as pool:

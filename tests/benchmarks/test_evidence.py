@@ -53,6 +53,17 @@ def test_a_form_is_tried_under_either_teacher(args):
     assert plain.teacher_normalization == "imagenet" and plain.kd_weight == 0
 
 
+def test_a_run_under_another_evidential_teacher_is_another(args, tmp_path):
+    names = set()
+    teacher = tmp_path / "own.safetensors"
+    for weights in (b"one", b"two", b"two"):
+        teacher.write_bytes(weights)
+        given = args("forms", "--evidential-teacher", str(teacher))
+        for row in ("softplus, both orders", "softplus, both orders, evidential teacher"):
+            names.add(evidence.name_run(evidence.configuration(given, row, 0), given))
+    assert len(names) == 3
+
+
 def test_a_row_can_have_the_values_that_a_study_found(args, monkeypatch):
     best = DistillConfig(temperature=7.0, lr=0.02, ekd_weight=3.0)
     study = SimpleNamespace(
