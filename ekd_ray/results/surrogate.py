@@ -5,7 +5,8 @@ with `f(x)` the score there, the score at a rung is `rho f(x) + g(x)`, the autor
 Kennedy and O'Hagan (Predicting the output from a complex computer code when fast approximations
 are available, 2000, equation 1) read from the dear level. `f` and each `g` have Matern 5/2 kernels
 with one length per dimension (ARD). What other studies have found, `m(x)`, is one linear term:
-`f(x) = beta m(x) + h(x)` with `beta ~ N(1, 1)`, which data can turn off or around.
+`f(x) = beta m(x) + h(x)` with `beta ~ N(1/2, 4)`, which data can turn off or around. It is as wide
+as that because others may mislead (docs/search.md, What was tried).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from scipy.optimize import minimize
 Array = NDArray[np.float64]
 Basis = Callable[[Array], Array]
 
-BETA_MEAN, BETA_VARIANCE = 1.0, 1.0
+BETA_MEAN, BETA_VARIANCE = 0.5, 4.0
 LEVEL_VARIANCE = 1.0  # of the mean of each level, in standardised scores
 WINSORISED = 2.0  # interquartile ranges below the median, below which a score counts as that
 JITTER = 1e-6  # added to all variances of noise, which keeps the kernel positive
