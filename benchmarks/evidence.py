@@ -34,15 +34,13 @@ from ekd_ray.scale.cluster import local_cpus
 from ekd_ray.studies.recipes import load_recipe
 
 Row = dict[str, Any]  # the settings in which a row differs
-ORDERS: dict[str, Row] = {
-    "both orders": {},
-    "first order": {"ekd_weight": 0.0},
-    "second order": {"kd_weight": 0.0},
-}
 FORMS: dict[str, Row] = {
-    f"{evidence}, {orders}": {"method": "ekd", "evidence": evidence, **weights}
-    for evidence in ("softplus", "log1p_softplus")
-    for orders, weights in ORDERS.items()
+    "first order": {"method": "ekd", "ekd_weight": 0.0},  # it has no evidence function
+    **{
+        f"{evidence}, {orders}": {"method": "ekd", "evidence": evidence, **weights}
+        for evidence in ("softplus", "log1p_softplus")
+        for orders, weights in {"both orders": {}, "second order": {"kd_weight": 0.0}}.items()
+    },
 }
 UNDER_EVIDENTIAL = ", evidential teacher"  # ends the name of a row with that teacher
 PUBLISHED: dict[str, Row] = {
