@@ -229,7 +229,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 
 
 def summarize(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Of each row and figure: values, mean, interval, and the difference to the first row."""
+    """Values, mean, interval, and difference to the first row, of each row and figure."""
     first = next(iter(found.values()))
     return {
         name: {

@@ -236,7 +236,7 @@ def judge(args: argparse.Namespace, point: Point, seed: int) -> dict[str, float]
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[int, dict[str, Any]]]:
-    """Of each contestant and seed: what it found, and the figures of that under fresh seeds."""
+    """The finds of each contestant and seed, and their figures under fresh seeds."""
     names = [*contestants(args.epochs)]
     jobs = [(name, seed) for seed in range(args.seeds) for name in names]
     rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
@@ -261,8 +261,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def summarize(rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Of each contestant and figure: a mean for each seed of the search, their mean and interval,
-    and the default minus it, paired by seed."""
+    """A mean for each seed of the search, their mean and interval, and the default minus it, paired
+    by seed, of each contestant and figure."""
     means = {
         name: {
             figure: [statistics.fmean(own[figure]) for own in found.values()] for figure in FIGURES

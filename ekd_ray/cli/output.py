@@ -77,7 +77,7 @@ def print_plan(text: str, values: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _terminal_width() -> int:
-    """Of standard output; as good as none where that is no terminal."""
+    """The width of standard output; as good as none where that is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 

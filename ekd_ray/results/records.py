@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 # without their settings, and those of trials without what finished runs have.
 FORMAT_VERSION = 2
 REPORT = Path("report") / "index.html"
-BEST = "best"  # the bundle of its winner
+BEST = "best"  # the bundle of a study's winner
 MANIFEST = "MANIFEST"  # the files of a bundle, and the SHA-256 of each
-PLACE = "uri"  # in that file: where the study is kept, of which its folder is a copy
-DATA = "data"  # another: what `pin_data` found; in a bundle a key of metrics.json
+PLACE = "uri"  # in the study's file: where the study is kept, of which its folder is a copy
+DATA = "data"  # in that file: what `pin_data` found; in a bundle a key of metrics.json
 PIN = "data-pin.json"  # the same of a run of no study
 JOURNAL = "optuna.journal"
 JOURNAL_LOCKS = f"{JOURNAL}.lock*"  # Optuna's, symbolic links
